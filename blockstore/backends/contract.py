@@ -1,0 +1,215 @@
+"""The whole promise between blockstore and a storage plugin; this page is the plugin author's manual.
+
+A plugin is a subclass of ``Backend`` registered under the entry-point group ``blockstore.backends``. One instance is
+one pool of storage. It sees names and sizes, never rows, requests or tenants. Plugins import this module,
+``blockstore.backends.process`` and ``blockstore.errors``, and nothing else of blockstore.
+
+Rules for every method:
+
+* **Idempotent.** The service may be killed at any instant and asks again after the restart. Doing a thing that is
+  already done succeeds and changes nothing. A half-done thing of a former call is completed or replaced.
+* **All or nothing.** A method that raises leaves nothing behind that it made.
+* **Blocking and thread-safe.** Called from several threads at once; never twice at once for the same name.
+* **Raises only** subclasses of ``errors.BackendError``.
+* **Never shows old bytes.** What a new volume, the grown part of a volume, or a snapshot reads is what was written
+  to it, else zeros: never a byte of anything deleted before.
+
+Sizes are GiB (2**30 bytes) and exact. Names are ASCII, at most 63 characters, start with a letter and hold letters,
+digits, ``-`` and ``_``; ``check_name`` says so. The service uses ``volume-UUID`` and ``snap-UUID``.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Literal
+
+from blockstore.errors import BackendError, NotSupported
+
+GIB = 2**30
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+
+Progress = Callable[[int], None]
+"""Tells how far a long action is, in percent; may raise ``OrderCancelled``, which the plugin lets through."""
+
+
+def no_progress(_percent: int) -> None:
+    """Ignore progress."""
+
+
+def check_name(name: str) -> str:
+    """Return the name if it is safe in a path and on a command line, else raise BackendError."""
+    if not _NAME.fullmatch(name):
+        raise BackendError(f"{name!r} is not a name a backend accepts: a letter, then letters, digits, - and _.")
+    return name
+
+
+def option(help: str, default: Any = ..., *, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    """Declare one option of a plugin: its sentence for config.example.ini, its default, whether logs must hide it."""
+    metadata = {"help": help, "secret": secret, "choices": choices}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """Options of a plugin; subclass it and add fields made by ``option``.
+
+    Field types understood by the configuration reader: str, int, float, bool, Path, each also ``| None``.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What this configured instance can do. What is not declared raises NotSupported."""
+
+    snapshots: bool = False
+    clone: bool = False
+    """Volumes from snapshots and from volumes, without the service copying bytes."""
+    revert: bool = False
+    online_extend: bool = False
+    """A volume may grow while something has it open."""
+    multiattach: bool = False
+    thin: bool = False
+    """Space is taken when written, so the pool may be over-subscribed."""
+    thick: bool = False
+    """Space is taken when created."""
+    storage_protocol: str = "local"
+    """The wire's word for how a consumer reaches it: iSCSI, nfs, ceph, file, local."""
+    vendor_name: str = "Open Source"
+    version: str = "1.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What the pool has now, in GiB, read from the storage itself."""
+
+    total_gib: float
+    free_gib: float
+    provisioned_gib: float | None = None
+    """Sum of virtual sizes on the pool, also of volumes that are not ours; None when the backend cannot tell."""
+
+
+Mode = Literal["rb", "r+b"]
+
+
+class Backend(ABC):
+    """One configured pool of storage."""
+
+    Options: ClassVar[type[BackendOptions]] = BackendOptions
+
+    def __init__(self, name: str, options: BackendOptions, state_dir: Path):
+        """Keep the configuration; touch nothing. ``state_dir``: a private directory this backend may use."""
+        self.name = name
+        self.pool = name
+        self.options = options
+        self.state_dir = state_dir
+
+    @classmethod
+    def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
+        """Return an instance for each pool of a configuration section; most plugins have one, named as the section."""
+        return (cls(name, options, state_dir),)
+
+    # --- health and figures ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self) -> None:
+        """Prove that the pool is usable and safe: tools present, pool reachable, rights sufficient, zeroing on.
+
+        Called at start, every report interval, and by ``blockstore backend check``. May create what the pool needs
+        (its directory, its thin pool). Raises Unreachable with a sentence that says what to do.
+        """
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Return what this instance can do. Cheap, and valid after ``check``."""
+
+    @abstractmethod
+    def capacity(self) -> Capacity:
+        """Return the pool's figures, read from the storage."""
+
+    @abstractmethod
+    def list_volumes(self) -> Mapping[str, float]:
+        """Return name and size in GiB of every volume on the pool, snapshots and unfinished things excluded."""
+
+    @abstractmethod
+    def list_snapshots(self) -> Mapping[str, str]:
+        """Return name and volume name of every snapshot on the pool; the volume may be gone (empty string)."""
+
+    # --- volumes -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def create_volume(self, name: str, size_gib: int) -> None:
+        """Make a volume that reads as zeros.
+
+        Raises: NoSpace; NameTaken when the name exists with another size or is a snapshot.
+        """
+
+    @abstractmethod
+    def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
+        """Remove a volume, so that none of its bytes can be read again. A volume that is not there is a success.
+
+        Also removes what an unfinished creation of it left. Raises: InUse when it has snapshots or is open.
+        """
+
+    @abstractmethod
+    def extend_volume(self, name: str, size_gib: int) -> None:
+        """Grow a volume; the new part reads as zeros. A volume that already has the size is a success.
+
+        Raises: VolumeMissing; NoSpace; BackendError when it is larger already; InUse when it is open and
+        ``online_extend`` is not declared.
+        """
+
+    @abstractmethod
+    def open_volume(self, name: str, mode: Mode) -> AbstractContextManager[BinaryIO]:
+        """Open the volume's bytes as its consumer sees them: exactly its size, seekable, unbuffered writes flushed
+        at the end. The primitive under every generic copy. Raises: VolumeMissing."""
+
+    def device_path(self, name: str) -> Path | None:
+        """Return the local path of the volume's bytes in raw form, or None when there is no such path."""
+        return None
+
+    # --- optional: declare it in capabilities() ----------------------------------------------------------
+
+    def create_snapshot(self, volume: str, snapshot: str) -> None:
+        """Freeze the volume's present bytes under a name. The volume may be in use.
+
+        Raises: VolumeMissing; NoSpace; NameTaken when the name belongs to another volume's snapshot or to a volume.
+        """
+        raise self._not_supported("snapshots")
+
+    def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        """Remove a snapshot; volumes made from it live on. A snapshot that is not there is a success."""
+        raise self._not_supported("snapshots")
+
+    def open_snapshot(self, volume: str, snapshot: str) -> AbstractContextManager[BinaryIO]:
+        """Open a snapshot's bytes for reading. Raises: VolumeMissing."""
+        raise self._not_supported("snapshots")
+
+    def create_volume_from_snapshot(
+        self, name: str, size_gib: int, volume: str, snapshot: str, progress: Progress = no_progress
+    ) -> None:
+        """Make a volume with a snapshot's bytes, independent of both; the part beyond the snapshot reads as zeros.
+
+        Raises: VolumeMissing when the snapshot is gone; NoSpace; NameTaken.
+        """
+        raise self._not_supported("clone")
+
+    def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
+        """Make a volume with another volume's present bytes, independent of it. The source may be in use.
+
+        Leaves no helper snapshot behind. Raises: VolumeMissing when the source is gone; NoSpace; NameTaken.
+        """
+        raise self._not_supported("clone")
+
+    def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        """Give the volume the bytes and size of its snapshot; the snapshot stays. Killed half-way and called
+        again, it completes: after success the volume equals the snapshot, never a mixture."""
+        raise self._not_supported("revert")
+
+    def _not_supported(self, capability: str) -> NotSupported:
+        return NotSupported(f"Backend {self.name} does not offer {capability}.")

@@ -1,0 +1,86 @@
+"""The only place that starts processes: argv lists, no shell, C locale, a time limit, secrets hidden.
+
+Called by plugins. Never interprets what a tool says: that is the plugin's ``commands.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+
+from blockstore.errors import ToolFailed, ToolTimeout, Unreachable
+
+log = logging.getLogger(__name__)
+
+HIDDEN = "***"
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float = 60,
+    stdin: bytes | None = None,
+    secrets: Sequence[str] = (),
+    package: str | None = None,
+) -> str:
+    """Run a tool and return what it printed.
+
+    ``secrets`` are replaced in logs and errors. ``package`` is the Debian package named when the tool is missing.
+    Raises: Unreachable when the tool is missing; ToolTimeout; ToolFailed with the tool's words.
+    """
+    shown = tuple(_hide(word, secrets) for word in argv)
+    started = time.monotonic()
+    try:
+        done = subprocess.run(  # noqa: S603 - argv list, no shell
+            list(argv),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+            env={"PATH": _search_path(), "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1", **_inherited()},
+        )
+    except FileNotFoundError as exc:
+        raise Unreachable(missing_tool(argv[0], package)) from exc
+    except PermissionError as exc:
+        raise Unreachable(f"{argv[0]} may not be run by this user: {exc.strerror}.") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise ToolTimeout(f"{' '.join(shown)} did not end within {timeout_s:g} s and was stopped.") from exc
+    took_ms = (time.monotonic() - started) * 1000
+    log.debug("ran %s: status %d in %.0f ms", " ".join(shown), done.returncode, took_ms)
+    if done.returncode:
+        raise ToolFailed(shown, done.returncode, _hide(done.stderr.decode(errors="replace"), secrets))
+    return done.stdout.decode(errors="replace")
+
+
+def have(tool: str) -> bool:
+    """Say whether a tool is installed."""
+    return shutil.which(tool, path=_search_path()) is not None
+
+
+def missing_tool(tool: str, package: str | None) -> str:
+    """Return the sentence for a tool that is not installed."""
+    hint = f" Install it: apt-get install {package}." if package else ""
+    return f"The tool {tool} is not installed, or not in {_search_path()}.{hint}"
+
+
+def _hide(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _search_path() -> str:
+    """PATH with the administrator's directories, which an ordinary user's PATH lacks."""
+    given = [part for part in os.environ.get("PATH", "").split(":") if part]
+    return ":".join([*given, *(part for part in ("/usr/sbin", "/usr/bin", "/sbin", "/bin") if part not in given)])
+
+
+def _inherited() -> dict[str, str]:
+    """Pass on what a tool needs from the environment, and nothing that may hold a secret."""
+    return {key: os.environ[key] for key in ("HOME", "TMPDIR", "DM_DISABLE_UDEV") if key in os.environ}
