@@ -1,1 +1,15 @@
-"""Placeholder."""
+"""blockstore: the OpenStack Block Storage API v3 on LVM, NFS or Ceph, in one process, with no message broker.
+
+The map of the rooms::
+
+    request -> api/ -> [order] -> scheduler/ -> [order] -> manager/ -> backends/contract.py -> plugins/NAME/ -> tool
+
+* ``api/`` accepts or refuses; ``scheduler/`` decides where; ``manager/`` lets a backend do it.
+* ``orders.py`` is everything one room can ask of another; ``bus.py`` carries it; the ``orders`` table remembers it.
+* ``states.py`` is the only writer of a status, ``settling.py`` sees to it that each one settles.
+* ``service.py`` puts all of it together; ``cli.py`` is the command.
+
+docs/architecture.md tells the way of a request, and why the house is built so.
+"""
+
+__version__ = "0.1.0"

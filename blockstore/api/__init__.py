@@ -1,1 +1,63 @@
-"""Placeholder."""
+"""The room that speaks HTTP: accepts or refuses, and never does storage work.
+
+``ROOMS`` is its contents page. What it accepts it hands over as orders; it calls no other room.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask
+from werkzeug.routing import BaseConverter
+
+from blockstore.api import (
+    endpoint,
+    extensions,
+    faults,
+    limits,
+    messages,
+    pools,
+    services,
+    snapshot_metadata,
+    snapshots,
+    types,
+    versions,
+    volume_actions,
+    volume_metadata,
+    volumes,
+)
+
+ROOMS = (
+    volumes.room,
+    volume_actions.room,
+    volume_metadata.room,
+    snapshots.room,
+    snapshot_metadata.room,
+    types.room,
+    pools.room,
+    services.room,
+    limits.room,
+    messages.room,
+    extensions.room,
+)
+
+
+class ProjectConverter(BaseConverter):
+    """A project id in a path."""
+
+    regex = r"[0-9A-Za-z_\-]{1,64}"
+
+
+def create_app(core: endpoint.Core) -> Flask:
+    """Return the WSGI application."""
+    app = Flask("blockstore", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
+    app.url_map.converters["project"] = ProjectConverter
+    app.url_map.strict_slashes = False
+    app.extensions[endpoint.CORE] = core
+    blueprint = Blueprint("v3", __name__)
+    endpoint.mount(blueprint, ROOMS)
+    app.register_blueprint(versions.blueprint)
+    app.register_blueprint(blueprint)
+    app.before_request(endpoint.before_request)
+    app.after_request(endpoint.after_request)
+    app.register_error_handler(Exception, faults.reply)
+    return app

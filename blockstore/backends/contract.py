@@ -24,10 +24,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal
 
+from blockstore.config import option as option
 from blockstore.errors import BackendError, NotSupported
 
 GIB = 2**30
@@ -47,12 +48,6 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BackendError(f"{name!r} is not a name a backend accepts: a letter, then letters, digits, - and _.")
     return name
-
-
-def option(help: str, default: Any = ..., *, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    """Declare one option of a plugin: its sentence for config.example.ini, its default, whether logs must hide it."""
-    metadata = {"help": help, "secret": secret, "choices": choices}
-    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)

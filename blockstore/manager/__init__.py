@@ -1,1 +1,29 @@
-"""Placeholder."""
+"""The room that lets backends do the work. ``HANDLERS`` is its contents page.
+
+Its orders come from the scheduler and the API; what it cannot do it explains, and settles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from blockstore.manager import snapshots, volumes
+from blockstore.orders import (
+    CreateSnapshot,
+    CreateVolume,
+    DeleteSnapshot,
+    DeleteVolume,
+    ExtendVolume,
+    Order,
+    RevertVolume,
+)
+
+HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
+    CreateVolume: volumes.create_volume,
+    DeleteVolume: volumes.delete_volume,
+    ExtendVolume: volumes.extend_volume,
+    RevertVolume: volumes.revert_volume,
+    CreateSnapshot: snapshots.create_snapshot,
+    DeleteSnapshot: snapshots.delete_snapshot,
+}

@@ -1,1 +1,264 @@
-"""Placeholder."""
+"""Volumes as logical volumes of an LVM volume group, in a thin pool or thick.
+
+Says what is offered and decides which of the two; ``thin.py`` and ``thick.py`` say how, ``commands.py`` spells the
+commands, ``devices.py`` clears and copies bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from blockstore.backends.contract import (
+    GIB,
+    Backend,
+    BackendOptions,
+    Capabilities,
+    Capacity,
+    Mode,
+    Progress,
+    check_name,
+    no_progress,
+    option,
+)
+from blockstore.errors import BackendError, ConfigError, NameTaken, Unreachable
+
+from . import devices, names
+from .commands import Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
+from .thick import Thick
+from .thin import Thin
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LvmOptions(BackendOptions):
+    """Options of an LVM backend."""
+
+    volume_group: str = option("Volume group that holds the volumes. It must exist.", "cinder-volumes")
+    lvm_type: str = option(
+        "thin, thick, or auto: thin if the pool exists or the volume group is empty, else thick.",
+        "auto",
+        choices=("auto", "thin", "thick"),
+    )
+    thin_pool: str = option("Name of the thin pool; by default VOLUME_GROUP-pool. Made when it is not there.", "")
+    thin_pool_size: str = option("Size of a thin pool that is made: such as 500G, or a part of the space.", "95%FREE")
+    volume_clear: str = option(
+        "What becomes of the bytes of a deleted thick volume or snapshot: zero, or none. New volumes read as zeros"
+        " either way.",
+        "zero",
+        choices=("zero", "none"),
+    )
+    volume_clear_size: int = option("MiB at the start of a deleted thick volume to clear; 0 is all of it.", 0)
+    discard: bool = option("Tell the disks which bytes are not needed any more, where they can use that.", True)
+    use_sudo: bool = option("Run LVM by sudo -n; the service's user must be in the group disk.", False)
+    timeout_s: float = option("Seconds that one LVM command may take.", 120.0)
+
+
+class LvmBackend(Backend):
+    """One volume group, or one thin pool in it."""
+
+    Options = LvmOptions
+
+    def __init__(self, name: str, options: BackendOptions, state_dir: Path):
+        super().__init__(name, options, state_dir)
+        if not isinstance(options, LvmOptions):
+            raise ConfigError(f"[backend:{name}] needs the options of the plugin lvm.")
+        self._options = options
+        where = f"[backend:{name}]"
+        vg = check_group_name(options.volume_group, f"{where} volume_group")
+        self._pool = check_group_name(options.thin_pool or f"{vg}-pool", f"{where} thin_pool")
+        check_pool_size(options.thin_pool_size, f"{where} thin_pool_size")
+        if options.volume_clear_size < 0:
+            raise ConfigError(f"{where} volume_clear_size is {options.volume_clear_size}; it must be 0 or more.")
+        self._lvm = Lvm(vg, use_sudo=options.use_sudo, timeout_s=options.timeout_s)
+        self._thin = Thin(self._lvm, self._pool, discard=options.discard)
+        self._thick = Thick(
+            self._lvm,
+            clear=options.volume_clear == "zero",
+            clear_bytes=options.volume_clear_size * 2**20,
+            discard=options.discard,
+        )
+        self._chosen: Thin | Thick | None = None
+        self._choosing = threading.Lock()
+
+    # --- health and figures ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Prove that the volume group is there, whole and ours to use, and that its thin pool zeroes."""
+        group = self._lvm.group()
+        vg = self._lvm.vg
+        if group.exported:
+            raise Unreachable(f"The volume group {vg} is exported: vgimport {vg}")
+        if group.partial:
+            raise Unreachable(f"The volume group {vg} misses a physical volume; bring the disk back.")
+        if GIB % group.extent:
+            raise Unreachable(f"The extents of {vg} have {group.extent} bytes; 1 GiB must be a multiple of that.")
+        if self._kind() is self._thin:
+            self._check_pool()
+
+    def _check_pool(self) -> None:
+        what = f"{self._lvm.vg}/{self._pool}"
+        pool = self._lvm.lvs().get(self._pool)
+        if pool is None:
+            pool = self._made_pool()
+        if pool is None:
+            return
+        if pool.kind != "pool":
+            raise Unreachable(f"{what} is not a thin pool. Rename it, or set thin_pool to another name.")
+        if not pool.zeroes:
+            raise Unreachable(
+                f"The thin pool {what} does not zero what it hands out, so that tenants would read each other's old"
+                f" bytes. Switch it on: lvchange -Zy {what}"
+            )
+        if pool.health in ("failed", "metadata_read_only", "check needed"):
+            raise Unreachable(f"The thin pool {what} is not usable ({pool.health}). See lvconvert --repair {what}")
+        if not pool.active:
+            self._lvm.activate(self._pool)
+        if self._options.discard and pool.discards and pool.discards != "passdown":
+            log.info("thin pool %s keeps discards to itself; the disk below is not told: --discards passdown", what)
+
+    def _made_pool(self) -> Lv | None:
+        """Make the pool and return it; None when ``auto`` has to be thick for want of a thin target."""
+        try:
+            self._lvm.create_pool(self._pool, self._options.thin_pool_size)
+        except NameTaken:
+            pass  # another process made it at this moment
+        except NoThinTarget:
+            if self._options.lvm_type != "auto":
+                raise
+            log.warning("backend %s is thick, since the kernel has no thin provisioning", self.name)
+            self._chosen = self._thick
+            return None
+        made = self._lvm.lvs().get(self._pool)
+        if made is None:
+            raise Unreachable(f"The thin pool {self._lvm.vg}/{self._pool} vanished while it was made.")
+        return made
+
+    def _kind(self) -> Thin | Thick:
+        """Return thin or thick; ``auto`` is decided once, else an emptied volume group would change its nature."""
+        with self._choosing:
+            if self._chosen is None:
+                self._chosen = self._thin if self._is_to_be_thin() else self._thick
+            return self._chosen
+
+    def _is_to_be_thin(self) -> bool:
+        if self._options.lvm_type != "auto":
+            return self._options.lvm_type == "thin"
+        lvs = self._lvm.lvs()
+        pool = lvs.get(self._pool)
+        return not lvs or (pool is not None and pool.kind == "pool")
+
+    def capabilities(self) -> Capabilities:
+        """Return what LVM offers; thin or thick is the difference."""
+        thin = self._kind() is self._thin
+        return Capabilities(
+            snapshots=True,
+            clone=True,
+            revert=True,
+            online_extend=True,
+            multiattach=True,
+            thin=thin,
+            thick=not thin,
+        )
+
+    def capacity(self) -> Capacity:
+        """Return the figures of the pool, or of the volume group."""
+        return self._kind().capacity()
+
+    def list_volumes(self) -> Mapping[str, float]:
+        """Return the volumes, also those that are not the service's."""
+        lvs, kind = self._lvm.lvs(), self._kind()
+        listed = {
+            lv.name: lv.size / GIB
+            for lv in lvs.values()
+            if kind.owns(lv) and names.snapshot_of(lv) is None and not names.is_unfinished(lv)
+        }
+        for lv in lvs.values():
+            if lv.name.startswith(names.WAS) and kind.owns(lv):
+                # In the middle of a revert, by which the volume does not cease to be.
+                listed.setdefault(lv.name.removeprefix(names.WAS), lv.size / GIB)
+        return listed
+
+    def list_snapshots(self) -> Mapping[str, str]:
+        """Return the snapshots and their volumes."""
+        lvs, kind = self._lvm.lvs(), self._kind()
+        listed = {}
+        for lv in lvs.values():
+            volume = names.snapshot_of(lv)
+            if volume is None or not kind.owns(lv) or names.is_unfinished(lv):
+                continue
+            there = volume in lvs or names.WAS + volume in lvs
+            half_made = lv.kind == "plain" and not (there and names.RESIZING in lvs[volume].tags)
+            if not half_made:
+                listed[lv.name] = volume if there else ""
+        return listed
+
+    # --- volumes --------------------------------------------------------------------------------------------
+
+    def create_volume(self, name: str, size_gib: int) -> None:
+        """Make a volume that reads as zeros."""
+        self._kind().create_volume(check_name(name), _size(size_gib))
+
+    def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
+        """Remove a volume and what an unfinished action on it left."""
+        self._kind().delete_volume(check_name(name), progress)
+
+    def extend_volume(self, name: str, size_gib: int) -> None:
+        """Grow a volume; the new part reads as zeros."""
+        self._kind().extend_volume(check_name(name), _size(size_gib))
+
+    @contextmanager
+    def open_volume(self, name: str, mode: Mode) -> Iterator[BinaryIO]:
+        """Open the volume's device."""
+        path = self._kind().open_volume(check_name(name))
+        with devices.opened(path, mode) as file:
+            yield file
+
+    def device_path(self, name: str) -> Path:
+        """Return the volume's device."""
+        return self._lvm.path(check_name(name))
+
+    # --- snapshots and clones -------------------------------------------------------------------------------
+
+    def create_snapshot(self, volume: str, snapshot: str) -> None:
+        """Freeze the volume's present bytes."""
+        self._kind().create_snapshot(check_name(volume), check_name(snapshot))
+
+    def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        """Remove a snapshot."""
+        self._kind().delete_snapshot(check_name(volume), check_name(snapshot), progress)
+
+    @contextmanager
+    def open_snapshot(self, volume: str, snapshot: str) -> Iterator[BinaryIO]:
+        """Open the snapshot's device for reading."""
+        path = self._kind().open_snapshot(check_name(volume), check_name(snapshot))
+        with devices.opened(path, "rb") as file:
+            yield file
+
+    def create_volume_from_snapshot(
+        self, name: str, size_gib: int, volume: str, snapshot: str, progress: Progress = no_progress
+    ) -> None:
+        """Make a volume with a snapshot's bytes."""
+        self._kind().create_volume_from_snapshot(
+            check_name(name), _size(size_gib), check_name(volume), check_name(snapshot), progress
+        )
+
+    def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
+        """Make a volume with another volume's bytes."""
+        self._kind().clone_volume(check_name(name), _size(size_gib), check_name(source), progress)
+
+    def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        """Give the volume the bytes and size of its snapshot."""
+        self._kind().revert_volume(check_name(volume), check_name(snapshot), progress)
+
+
+def _size(gib: int) -> int:
+    if gib < 1:
+        raise BackendError(f"A volume has at least 1 GiB, not {gib}.")
+    return gib

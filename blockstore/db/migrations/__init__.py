@@ -1,1 +1,69 @@
-"""Placeholder."""
+"""Brings a database to the present shape at start; sets a copy of a SQLite file aside first.
+
+Alembic is imported only when there is something to do, because importing it takes longer than starting.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import inspect, text
+
+from blockstore.db.session import Database
+from blockstore.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+REVISIONS = sorted(path.name.split("_")[0] for path in (HERE / "versions").glob("[0-9]*.py"))
+HEAD = REVISIONS[-1]
+
+
+def current(db: Database) -> str | None:
+    """Return the revision a database is at; None when it is empty."""
+    with db.engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return None if found is None else str(found)
+
+
+def upgrade(db: Database) -> Path | None:
+    """Apply what is missing; return the copy that was set aside, if any. Raises ConfigError on a newer database."""
+    if db.path is not None:
+        db.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        db.path.touch(mode=0o600)
+    at = current(db)
+    if at == HEAD:
+        return None
+    if at is not None and at not in REVISIONS:
+        raise ConfigError(f"The database is at revision {at}, newer than this blockstore knows ({HEAD}). Upgrade it.")
+    aside = _set_aside(db.path, at) if at is not None and db.path is not None else None
+    _apply(db)
+    log.info("database brought from revision %s to %s%s", at or "nothing", HEAD, f"; copy: {aside}" if aside else "")
+    return aside
+
+
+def _set_aside(path: Path, revision: str) -> Path:
+    copy = path.with_name(f"{path.name}.before-{HEAD}-at-{revision}")
+    copy.touch(mode=0o600)
+    source, target = sqlite3.connect(path), sqlite3.connect(copy)
+    try:
+        source.backup(target)  # includes what is still in the write-ahead log
+    finally:
+        source.close()
+        target.close()
+    return copy
+
+
+def _apply(db: Database) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(HERE))
+    with db.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,5 @@
+"""``python -m blockstore``."""
+
+from blockstore.cli import main
+
+main()

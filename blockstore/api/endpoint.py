@@ -1,0 +1,314 @@
+"""The one decorator: what happens around every function of this room, in a fixed order.
+
+authenticate → microversion → load body and query → policy → session → your function → dump → commit → cast.
+A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is testable without a client.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response, current_app, g, request
+from sqlalchemy.orm import Session
+
+from blockstore import policies
+from blockstore.api import faults, links
+from blockstore.api.authentication import authenticate, global_request_id_of
+from blockstore.board import Board
+from blockstore.bus import Bus
+from blockstore.config import Config
+from blockstore.context import RequestContext, new_request_id
+from blockstore.db.session import Database
+from blockstore.errors import BadRequest, InvalidInput, NotAcceptable, NotFound, UnsupportedMediaType
+from blockstore.microversions import HEADER, MINIMUM, Version, negotiate
+from blockstore.schemas.base import Schema, load
+
+log = logging.getLogger("blockstore.api")
+
+MAX_BODY_BYTES = 114688
+MAX_DEPTH = 32
+JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
+CORE = "blockstore"
+"""Where the application keeps its ``Core``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """What endpoints work with, beside the request."""
+
+    config: Config
+    db: Database
+    board: Board
+    bus: Bus
+    started_at: float = field(default_factory=time.time)
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request, for an endpoint function."""
+
+    ctx: RequestContext
+    session: Session
+    query: Mapping[str, str]
+    """The query string; of a key that stands there twice, the last."""
+    links: links.Links
+    core: Core
+    if_match: str | None = None
+
+    @property
+    def version(self) -> Version:
+        """Return the microversion in force."""
+        return self.ctx.microversion
+
+    def may(self, rule: str) -> bool:
+        """Say whether the caller satisfies a policy rule."""
+        return policies.allowed(self.ctx, rule)
+
+    def enforce(self, rule: str) -> None:
+        """Raise Forbidden unless the caller satisfies a policy rule."""
+        policies.enforce(self.ctx, rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A reply that is not plain JSON: exact bytes with headers."""
+
+    body: bytes
+    mimetype: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One method on one path, or one action of it."""
+
+    function: Function
+    policy: str
+    body: type[Schema] | None
+    since: Version
+    status: int
+    writes: bool
+
+
+class Room:
+    """Collects the endpoints of one module; ``api/__init__.py`` lists the modules."""
+
+    def __init__(self) -> None:
+        self.routes: dict[tuple[str, str], Endpoint | dict[str, Endpoint]] = {}
+
+    def get(self, path: str, *, policy: str, since: Version = MINIMUM) -> Callable[[Function], Function]:
+        """Declare an endpoint that only looks."""
+        return self._declare("GET", path, policy=policy, body=None, since=since, status=200, writes=False)
+
+    def post(
+        self, path: str, *, policy: str, body: type[Schema], status: int = 202, since: Version = MINIMUM
+    ) -> Callable[[Function], Function]:
+        """Declare an endpoint that makes something."""
+        return self._declare("POST", path, policy=policy, body=body, since=since, status=status, writes=True)
+
+    def put(
+        self, path: str, *, policy: str, body: type[Schema], status: int = 200, since: Version = MINIMUM,
+        writes: bool = True,
+    ) -> Callable[[Function], Function]:
+        """Declare an endpoint that changes something."""
+        return self._declare("PUT", path, policy=policy, body=body, since=since, status=status, writes=writes)
+
+    def delete(
+        self, path: str, *, policy: str, status: int = 202, since: Version = MINIMUM
+    ) -> Callable[[Function], Function]:
+        """Declare an endpoint that removes something."""
+        return self._declare("DELETE", path, policy=policy, body=None, since=since, status=status, writes=True)
+
+    def action(
+        self, path: str, name: str, *, policy: str, body: type[Schema], status: int = 202, since: Version = MINIMUM
+    ) -> Callable[[Function], Function]:
+        """Declare an action: POST with a body whose one key is the action's name."""
+
+        def declare(function: Function) -> Function:
+            actions = self.routes.setdefault(("POST", path), {})
+            assert isinstance(actions, dict)
+            actions[name] = Endpoint(
+                function=function, policy=policy, body=body, since=since, status=status, writes=True
+            )
+            return function
+
+        return declare
+
+    def _declare(self, method: str, path: str, **facts: Any) -> Callable[[Function], Function]:
+        def declare(function: Function) -> Function:
+            assert (method, path) not in self.routes, f"{method} {path} is declared twice"
+            self.routes[(method, path)] = Endpoint(function=function, **facts)
+            return function
+
+        return declare
+
+
+def mount(blueprint: Blueprint, rooms: tuple[Room, ...]) -> None:
+    """Route every endpoint, with and without the project in its path, with and without the suffix .json."""
+    for room in rooms:
+        for (method, path), target in room.routes.items():
+            view = _view(target)
+            name = f"{method} {path}"
+            for prefix in ("/v3/<project:project_id>", "/v3"):
+                for suffix in ("", ".json"):
+                    blueprint.add_url_rule(
+                        f"{prefix}{path}{suffix}",
+                        endpoint=f"{name} {prefix}{suffix}".replace(".", "_"),
+                        view_func=view,
+                        methods=[method],
+                        provide_automatic_options=False,
+                    )
+
+
+def _view(target: Endpoint | dict[str, Endpoint]) -> Callable[..., Response]:
+    def view(project_id: str | None = None, **path: str) -> Response:
+        g.in_controller = True
+        return serve(target, project_id, path)
+
+    return view
+
+
+def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: Mapping[str, str]) -> Response:
+    """Answer one request."""
+    core: Core = current_app.extensions[CORE]
+    ctx = authenticate(request, project_id, g.request_id)
+    ctx = with_microversion(ctx)
+    data, endpoint = _body_and_endpoint(target)
+    if ctx.microversion < endpoint.since:
+        raise NotFound(faults.NO_SUCH_RESOURCE)
+    arguments: dict[str, Any] = dict(path)
+    if endpoint.body is not None:
+        arguments["body"] = load(endpoint.body, data, ctx.microversion)
+    policies.enforce(ctx, endpoint.policy)
+    with (core.db.write if endpoint.writes else core.db.read)() as session:
+        call = Call(
+            ctx=ctx,
+            session=session,
+            query=_query(),
+            links=links.Links.of(request, core.config.service.public_endpoint, project_id),
+            core=core,
+            if_match=request.headers.get("If-Match"),
+        )
+        result = endpoint.function(call, **arguments)
+        response = _dump(result, endpoint.status)
+    return response
+
+
+def with_microversion(ctx: RequestContext) -> RequestContext:
+    """Return the context with the negotiated microversion; a refused one is still echoed."""
+    header = request.headers.get(HEADER)
+    try:
+        version = negotiate(header)
+    except NotAcceptable:
+        g.version_text = (header or "").replace("volume", "", 1).strip()
+        raise
+    g.version_text = str(version)
+    return RequestContext(
+        request_id=ctx.request_id,
+        user_id=ctx.user_id,
+        project_id=ctx.project_id,
+        roles=ctx.roles,
+        is_admin=ctx.is_admin,
+        microversion=version,
+    )
+
+
+def before_request() -> None:
+    """Give the request its id."""
+    g.request_id = new_request_id()
+    g.started = time.perf_counter()
+
+
+def after_request(response: Response) -> Response:
+    """Complete the headers and log one line."""
+    faults.set_common_headers(response)
+    level = logging.INFO if request.method != "GET" or response.status_code >= 400 else logging.DEBUG
+    if log.isEnabledFor(level):
+        log.log(
+            level,
+            "%s %s %d in %.1f ms",
+            request.method,
+            request.path,
+            response.status_code,
+            (time.perf_counter() - g.get("started", time.perf_counter())) * 1000,
+            extra={"request_id": g.get("request_id"), "global_request_id": global_request_id_of(request)},
+        )
+    return response
+
+
+def _body_and_endpoint(target: Endpoint | dict[str, Endpoint]) -> tuple[Any, Endpoint]:
+    if isinstance(target, Endpoint):
+        return (read_json() if target.body is not None else None), target
+    data = read_json()
+    if not isinstance(data, dict) or len(data) != 1:
+        raise BadRequest("Malformed request body")
+    name = next(iter(data))
+    if name not in target:
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        raise BadRequest(
+            f"There is no such action: {shown}. Verify the request body and Content-Type header and try again."
+        )
+    return data, target[name]
+
+
+def read_json() -> Any:
+    """Return the body. Raises BadRequest when it is not JSON of a bounded depth, UnsupportedMediaType for others."""
+    raw = request.get_data(cache=False)
+    if not raw:
+        raise BadRequest("Malformed request body: a JSON object is needed.")
+    if request.mimetype and request.mimetype not in JSON_TYPES:
+        raise UnsupportedMediaType("Unsupported Content-Type")
+    try:
+        data = orjson.loads(raw)
+    except (orjson.JSONDecodeError, RecursionError):
+        raise BadRequest("Malformed request body: it is not valid JSON.") from None
+    if not isinstance(data, dict):
+        raise BadRequest("Malformed request body: it must be a JSON object.")
+    _check_depth(data)
+    return data
+
+
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise BadRequest(f"Malformed request body: it is nested more than {MAX_DEPTH} levels deep.")
+
+
+def _query() -> dict[str, str]:
+    query = {key: values[-1] for key, values in request.args.lists()}
+    for key, value in query.items():
+        if "\0" in key or "\0" in value:
+            raise InvalidInput(key.replace("\0", ""), value, "It must not hold the character NUL.")
+    return query
+
+
+def _dump(result: Any, status: int) -> Response:
+    if isinstance(result, Text):
+        return Response(result.body, status=result.status, mimetype=result.mimetype, headers=dict(result.headers))
+    if result is None:
+        response = Response(status=status)
+        response.headers.pop("Content-Type", None)
+        return response
+    return Response(orjson.dumps(result), status=status, mimetype=_accepted())
+
+
+def _accepted() -> str:
+    asked = request.headers.get("Accept", "")
+    return asked if asked in JSON_TYPES else "application/json"

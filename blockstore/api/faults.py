@@ -1,0 +1,76 @@
+"""From an error to a reply: the only place that knows the wire's error bodies.
+
+Called by ``endpoint.py`` and by the application's error handlers. An unexpected error is logged in full and answered
+with a sentence that carries the request id and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import orjson
+from flask import Response, g
+from werkzeug.exceptions import HTTPException
+
+from blockstore.errors import BlockstoreError
+
+log = logging.getLogger(__name__)
+
+UNEXPECTED = "The server has either erred or is incapable of performing the requested operation."
+NO_SUCH_RESOURCE = "The resource could not be found."
+
+
+def reply(error: Exception) -> Response:
+    """Return the reply for any error that a request ended with."""
+    if isinstance(error, BlockstoreError) and error.status < 500:
+        return fault(error.status, error.fault, error.message)
+    if isinstance(error, BlockstoreError) and error.status in (501, 503):
+        return fault(error.status, error.fault, error.message)
+    if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
+        return from_router(error)
+    log.error("request failed unexpectedly", exc_info=error)
+    return fault(500, "computeFault", UNEXPECTED)
+
+
+def fault(status: int, name: str, message: str) -> Response:
+    """Return an error body of the wire."""
+    if status == 412:
+        return Response(status=412)  # compat: an empty body
+    inner: dict[str, Any] = {"code": status, "message": message}
+    response = Response(status=status, mimetype="application/json")
+    if status == 413:
+        inner["retryAfter"] = "0"
+        response.headers["Retry-After"] = "0"
+    response.set_data(orjson.dumps({name: inner}))
+    return response
+
+
+def from_router(error: HTTPException) -> Response:
+    """Return what the reference's router says, in plain text, before any controller is reached."""
+    code = error.code or 500
+    # compat: an unknown method on a known URL is 404 there, too
+    if code in (404, 405):
+        return Response("404 Not Found\n\nThe resource could not be found.\n", status=404, mimetype="text/plain")
+    if code == 413:
+        return Response(
+            "413 Request Entity Too Large\n\nThe body of a request may have at most 114688 bytes.\n",
+            status=413,
+            mimetype="text/plain",
+        )
+    if code in (301, 302, 308):
+        return error.get_response()  # type: ignore[return-value]
+    return fault(code, "badRequest" if code == 400 else "computeFault", error.description or NO_SUCH_RESOURCE)
+
+
+def set_common_headers(response: Response) -> Response:
+    """Put the request id on a reply, and the microversion that was used."""
+    request_id = g.get("request_id", "")
+    response.headers["x-openstack-request-id"] = request_id
+    if g.get("in_controller"):
+        response.headers["x-compute-request-id"] = request_id
+    version = g.get("version_text")
+    if version:
+        response.headers["OpenStack-API-Version"] = f"volume {version}"
+        response.headers["Vary"] = "OpenStack-API-Version"
+    return response

@@ -1,0 +1,297 @@
+"""The one pager: filters, sorting, marker, limit, links and count of every list.
+
+A module of this room describes its list as a ``Listing`` and calls ``page``. Pages by key, so that page 1,000 costs
+what page 1 costs.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from marshmallow import ValidationError
+from sqlalchemy import Boolean, ColumnElement, DateTime, Integer, Select, String, and_, false, func, or_, select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute
+
+from blockstore.api.endpoint import Call
+from blockstore.errors import BadRequest, InvalidInput, NotFound
+from blockstore.microversions import FILTERS_CHECKED, LIKE_FILTERS, MINIMUM, WITH_COUNT, Version
+from blockstore.schemas.base import bool_like, load
+from blockstore.schemas.listing import SWITCHES, CountedQuery, PageQuery
+
+Condition = ColumnElement[bool]
+Filter = Callable[[Call, str], Condition]
+
+_TIME_OPERATORS: Mapping[str, Callable[[Any, Any], Condition]] = {
+    "gt": lambda column, at: column > at,
+    "gte": lambda column, at: column >= at,
+    "eq": lambda column, at: column == at,
+    "neq": lambda column, at: column != at,
+    "lt": lambda column, at: column < at,
+    "lte": lambda column, at: column <= at,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """One list of the API."""
+
+    model: Any
+    noun: str
+    """What one item is called in a 404."""
+    collection: str
+    links_key: str
+    columns: Mapping[str, InstrumentedAttribute[Any]]
+    """Wire names that may be sorted by, and that an administrator may filter by."""
+    special: Mapping[str, Filter] = field(default_factory=dict)
+    """Filters that are more than equality of a column."""
+    public: frozenset[str] = frozenset()
+    """Filters that a caller who is not an administrator may use."""
+    since: Mapping[str, Version] = field(default_factory=dict)
+    """Filters that older requests do not have: they are dropped."""
+    counted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One page of rows, as the select gave them."""
+
+    rows: Sequence[Any]
+    envelope: dict[str, Any]
+    """Links and count, ready to be put beside the items."""
+
+
+def columns_of(model: Any, **aliases: InstrumentedAttribute[Any]) -> dict[str, InstrumentedAttribute[Any]]:
+    """Return every plain column of a model by name, and aliases."""
+    return {
+        **{c.key: getattr(model, c.key) for c in model.__table__.columns if isinstance(c.type, _FILTERABLE)},
+        **aliases,
+    }
+
+
+_FILTERABLE = (String, Integer, Boolean, DateTime)
+
+
+def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = "") -> Page:
+    """Return the page that the query asks for.
+
+    ``statement`` selects what is visible to the caller at all. Raises: InvalidInput, BadRequest, NotFound (marker).
+    """
+    asked = load(CountedQuery if listing.counted and call.version >= WITH_COUNT else PageQuery, dict(call.query), call.version)
+    conditions = _conditions(call, listing, drop={"with_count"} if "with_count" in asked and call.version >= WITH_COUNT else set())
+    keys = _sort_keys(listing, asked)
+    limit = min(asked.get("limit", call.core.config.service.max_limit), call.core.config.service.max_limit)
+    envelope: dict[str, Any] = {}
+    narrowed = statement.where(*conditions)
+    if asked.get("with_count") is True and listing.counted and call.version >= WITH_COUNT:
+        inner = narrowed.with_only_columns(listing.model.id).order_by(None).subquery()
+        envelope["count"] = call.session.execute(select(func.count()).select_from(inner)).scalar_one()
+    if asked.get("marker"):
+        narrowed = narrowed.where(_after(call, listing, statement, asked["marker"], keys))
+    dialect = call.session.get_bind().dialect.name
+    for column, down in keys:
+        narrowed = narrowed.order_by(_ordered(column, down, dialect))
+    if asked.get("offset"):
+        narrowed = narrowed.offset(asked["offset"])
+    rows = call.session.execute(narrowed.limit(limit)).all() if limit else []
+    if rows and len(rows) >= limit:
+        query = {k: v for k, v in call.query.items() if k != "limit"} | {"limit": str(limit)}
+        last = rows[-1][0].id
+        envelope[listing.links_key] = call.links.next_page(listing.collection + suffix, query, last)
+    return Page(rows=rows, envelope=envelope)
+
+
+def visible_projects(call: Call, model: Any, *, strict: bool = True) -> list[Condition]:
+    """Return the condition that keeps a list to the caller's project, unless an administrator asks for all.
+
+    ``all_tenants`` of others is dropped silently. ``strict``: a value that is no boolean is 400, else it is false.
+    """
+    try:
+        everything = bool_like(call.query.get("all_tenants", "0"))
+    except ValidationError as exc:
+        if strict and call.ctx.is_admin:
+            raise InvalidInput("all_tenants", call.query["all_tenants"], exc.messages[0]) from None
+        everything = False
+    if everything and call.ctx.is_admin:
+        return []
+    return [model.project_id == call.ctx.project_id]
+
+
+# --- filters -----------------------------------------------------------------------------------------------
+
+
+def _conditions(call: Call, listing: Listing, drop: set[str]) -> list[Condition]:
+    given = {
+        name: value
+        for name, value in call.query.items()
+        if name not in SWITCHES
+        and name not in drop
+        and call.version >= listing.since.get(name.removesuffix("~"), MINIMUM)
+    }
+    if not call.ctx.is_admin:
+        refused = sorted(name for name in given if name not in listing.public)
+        if refused and call.version >= FILTERS_CHECKED:
+            raise BadRequest(f"Invalid filters {', '.join(refused)} are found in query options.")
+        given = {name: value for name, value in given.items() if name in listing.public}
+    return [_condition(call, listing, name, value) for name, value in given.items()]
+
+
+def _condition(call: Call, listing: Listing, name: str, value: str) -> Condition:
+    if name.endswith("~") and call.version >= LIKE_FILTERS:
+        column = listing.columns.get(name[:-1])
+        if column is None or not isinstance(column.type, String):
+            return false()
+        return column.contains(value, autoescape=True)
+    if name in listing.special:
+        return listing.special[name](call, value)
+    column = listing.columns.get(name)
+    if column is None:
+        return false()  # compat: an administrator's unknown filter matches nothing
+    return equals(column, name, value)
+
+
+def equals(column: InstrumentedAttribute[Any], name: str, value: str) -> Condition:
+    """Compare a column with a query's text; text that cannot be such a value matches nothing."""
+    if isinstance(column.type, Boolean):
+        try:
+            return column == bool_like(value)
+        except ValidationError:
+            return false()
+    if isinstance(column.type, Integer):
+        return column == int(value) if re.fullmatch(r"-?[0-9]{1,9}", value, re.ASCII) else false()
+    if isinstance(column.type, DateTime):
+        return column == parse_time(name, value)
+    return column == value
+
+
+def boolean(column: InstrumentedAttribute[Any], name: str, since: Version) -> Filter:
+    """Return a filter that refuses what is no boolean, from a microversion on."""
+
+    def condition(call: Call, value: str) -> Condition:
+        try:
+            return column == bool_like(value)
+        except ValidationError as exc:
+            if call.version >= since:
+                raise InvalidInput(name, value, exc.messages[0]) from None
+            return false()
+
+    return condition
+
+
+def compared_time(column: InstrumentedAttribute[Any], name: str, since: Version) -> Filter:
+    """Return a filter that compares times: OP:TIME,OP:TIME."""
+
+    def condition(call: Call, value: str) -> Condition:
+        if call.version < since:
+            return column == parse_time(name, value)
+        terms = []
+        for term in value.split(","):
+            operator, colon, at = term.strip().partition(":")
+            if operator not in _TIME_OPERATORS or not colon:
+                raise InvalidInput(name, value, f"It must be OP:TIME, OP one of {', '.join(_TIME_OPERATORS)}.")
+            terms.append(_TIME_OPERATORS[operator](column, parse_time(name, at)))
+        return and_(*terms)
+
+    return condition
+
+
+def parse_time(name: str, text: str) -> datetime.datetime:
+    """Return an ISO 8601 time as UTC without zone. Raises InvalidInput."""
+    try:
+        # A plus sign in a query arrives as a blank.
+        at = datetime.datetime.fromisoformat(text.strip().replace(" +", "+").replace("Z", "+00:00"))
+        return at.astimezone(datetime.UTC).replace(tzinfo=None) if at.tzinfo else at
+    except (ValueError, OverflowError):
+        raise InvalidInput(name, text, "It must be a time such as 2026-01-31T12:00:00.") from None
+
+
+def pairs(owner: InstrumentedAttribute[Any], table: Any, foreign_key: InstrumentedAttribute[Any], name: str) -> Filter:
+    """Return a filter on key and value rows: all pairs of a dictionary literal must be there."""
+
+    def condition(call: Call, value: str) -> Condition:
+        return and_(
+            *(
+                owner.in_(select(foreign_key).where(table.key == key, table.value == wanted))
+                for key, wanted in dictionary(name, value).items()
+            )
+        )
+
+    return condition
+
+
+def dictionary(name: str, text: str) -> dict[str, str]:
+    """Return a dictionary literal such as {"k": "v"} or {'k': 'v'}. Raises InvalidInput."""
+    try:
+        value = ast.literal_eval(text) if len(text) <= 4096 else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        value = None
+    if not isinstance(value, dict) or not value or len(value) > 50:
+        raise InvalidInput(name, text, 'It must be a dictionary such as {"key": "value"}, of at most 50 keys.')
+    return {str(k): str(v) for k, v in value.items()}
+
+
+# --- order -------------------------------------------------------------------------------------------------
+
+Key = tuple[InstrumentedAttribute[Any], bool]
+"""A column, and whether it goes down."""
+
+
+def _sort_keys(listing: Listing, asked: Mapping[str, Any]) -> list[Key]:
+    if asked.get("sort") and (asked.get("sort_key") or asked.get("sort_dir")):
+        raise BadRequest("The 'sort_key' and 'sort_dir' parameters are deprecated and cannot be used with 'sort'.")
+    if asked.get("sort"):
+        words = [term.strip().partition(":") for term in asked["sort"].split(",")]
+        pairs_given = [(name.strip(), direction.strip() or "desc") for name, _, direction in words]
+    else:
+        pairs_given = [(asked.get("sort_key", "").strip() or "created_at", asked.get("sort_dir", "").strip() or "desc")]
+    if len(pairs_given) > 10:
+        raise InvalidInput("sort", asked["sort"], "At most 10 keys are allowed.")
+    keys: list[Key] = []
+    for name, direction in pairs_given:
+        if direction not in ("asc", "desc"):
+            raise BadRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.")
+        if name not in listing.columns:
+            raise BadRequest("Invalid input received: Invalid sort key")
+        keys.append((listing.columns[name], direction == "desc"))
+    down = keys[0][1]
+    # Ties are broken as the reference breaks them, and the id makes the order total, so that a marker is a place.
+    for column in (listing.columns["created_at"], listing.columns["id"]):
+        if all(column is not key for key, _ in keys):
+            keys.append((column, down))
+    return keys
+
+
+def _after(call: Call, listing: Listing, statement: Select[Any], marker: str, keys: list[Key]) -> Condition:
+    place = call.session.execute(
+        statement.with_only_columns(*(column for column, _ in keys)).where(listing.model.id == marker)
+    ).one_or_none()
+    if place is None:
+        raise NotFound.resource(listing.noun, marker)
+    down = keys[0][1]
+    if all(not column.property.columns[0].nullable and direction == down for column, direction in keys):
+        # A row comparison, because an index can seek to it.
+        left, right = tuple_(*(column for column, _ in keys)), tuple(place)
+        return left < right if down else left > right
+    terms, equal = [], []
+    for (column, direction), value in zip(keys, place, strict=True):
+        terms.append(and_(*equal, _beyond(column, value, direction)))
+        equal.append(column.is_(None) if value is None else column == value)
+    return or_(*terms)
+
+
+def _beyond(column: InstrumentedAttribute[Any], value: Any, down: bool) -> Condition:
+    """Null sorts below everything."""
+    if value is None:
+        return false() if down else column.is_not(None)
+    return or_(column < value, column.is_(None)) if down else column > value
+
+
+def _ordered(column: InstrumentedAttribute[Any], down: bool, dialect: str) -> Any:
+    ordered = column.desc() if down else column.asc()
+    if dialect == "postgresql" and column.property.columns[0].nullable:
+        return ordered.nulls_last() if down else ordered.nulls_first()
+    return ordered  # SQLite sorts null below everything by itself

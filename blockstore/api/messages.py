@@ -1,0 +1,76 @@
+"""Messages: why an operation failed after it was accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, select
+
+from blockstore.api import listing
+from blockstore.api.endpoint import Call, Room
+from blockstore.db.models import Message
+from blockstore.errors import NotFound
+from blockstore.microversions import MESSAGES, MESSAGES_PAGING
+from blockstore.schemas.base import is_uuid, timestamp
+
+room = Room()
+
+_FILTERS = ("resource_uuid", "resource_type", "event_id", "request_id", "message_level")
+
+LISTING = listing.Listing(
+    model=Message,
+    noun="Message",
+    collection="messages",
+    links_key="messages_links",
+    columns=listing.columns_of(Message),
+    public=frozenset(_FILTERS),
+    since=dict.fromkeys(_FILTERS, MESSAGES_PAGING),
+)
+
+
+@room.get("/messages", policy="message:get_all", since=MESSAGES)
+def index(call: Call) -> dict[str, Any]:
+    """List the project's messages."""
+    page = listing.page(call, LISTING, _visible(call))
+    return {"messages": [_shown(call, row) for (row,) in page.rows], **page.envelope}
+
+
+@room.get("/messages/<message_id>", policy="message:get", since=MESSAGES)
+def show(call: Call, message_id: str) -> dict[str, Any]:
+    """Show one message."""
+    return {"message": _shown(call, _find(call, message_id))}
+
+
+@room.delete("/messages/<message_id>", policy="message:delete", status=204, since=MESSAGES)
+def remove(call: Call, message_id: str) -> None:
+    """Remove one message."""
+    call.session.delete(_find(call, message_id))
+
+
+def _visible(call: Call) -> Select[Any]:
+    return select(Message).where(Message.project_id == call.ctx.project_id)
+
+
+def _find(call: Call, message_id: str) -> Message:
+    row = call.session.get(Message, message_id) if is_uuid(message_id) else None
+    if row is None or not call.ctx.may_see(row.project_id):
+        raise NotFound.resource("Message", message_id)
+    return row
+
+
+def _shown(call: Call, row: Message) -> dict[str, Any]:
+    item = {
+        "id": row.id,
+        "event_id": row.event_id,
+        "user_message": row.user_message,
+        "message_level": row.message_level,
+        "created_at": timestamp(row.created_at),
+        "guaranteed_until": timestamp(row.expires_at),
+        "request_id": row.request_id,
+        "links": call.links.of_resource("messages", row.id),
+    }
+    if row.resource_type:
+        item["resource_type"] = row.resource_type
+    if row.resource_uuid:
+        item["resource_uuid"] = row.resource_uuid
+    return item

@@ -1,0 +1,63 @@
+"""Pools as the scheduler sees them, and the zones they are in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError
+
+from blockstore import claims
+from blockstore.api.endpoint import Call, Room
+from blockstore.api.types import find_type
+from blockstore.board import NO_USAGE
+from blockstore.db.models import ServiceRow
+from blockstore.errors import BadRequest, InvalidInput
+from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_TYPE
+from blockstore.schemas.base import bool_like
+
+room = Room()
+
+FILTERS = frozenset({"name", "volume_type"})
+
+
+@room.get("/scheduler-stats/get_pools", policy="scheduler_extension:scheduler_stats:get_pools")
+def get_pools(call: Call) -> dict[str, Any]:
+    """List the pools, with their capabilities on request."""
+    try:
+        detail = bool_like(call.query.get("detail", "False"))
+    except ValidationError as exc:
+        raise InvalidInput("detail", call.query["detail"], exc.messages[0]) from None
+    given = {name: value for name, value in call.query.items() if name != "detail"}
+    if call.version < POOL_FILTERS:
+        given = {}
+    refused = sorted(set(given) - FILTERS)
+    if refused and call.version >= FILTERS_CHECKED:
+        raise BadRequest(f"Invalid filters {', '.join(refused)} are found in query options.")
+    wanted_backend = None
+    if "volume_type" in given and call.version >= POOL_VOLUME_TYPE:
+        wanted_backend = find_type(call, given["volume_type"]).extra_specs.get("volume_backend_name")
+    usages = claims.ledger(call.session)
+    pools = []
+    for name, report in sorted(call.core.board.reports().items()):
+        capabilities = report.wire(usages.get(name, NO_USAGE))
+        if given.get("name", name) != name:
+            continue
+        if wanted_backend is not None and capabilities["volume_backend_name"] != wanted_backend:
+            continue
+        pools.append({"name": name, "capabilities": capabilities} if detail else {"name": name})
+    return {"pools": pools}
+
+
+@room.get("/os-availability-zone", policy="none")
+def availability_zones(call: Call) -> dict[str, Any]:
+    """List the zones and whether one of their backends takes volumes."""
+    available: dict[str, bool] = {}
+    for report in call.core.board.reports().values():
+        row = call.session.get(ServiceRow, ("cinder-volume", report.backend))
+        enabled = not (row and row.disabled)
+        available[report.availability_zone] = available.get(report.availability_zone, False) or enabled
+    return {
+        "availabilityZoneInfo": [
+            {"zoneName": zone, "zoneState": {"available": state}} for zone, state in sorted(available.items())
+        ]
+    }

@@ -1,0 +1,138 @@
+"""The services an administrator sees: one scheduler, and one volume service for each backend; and their log levels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sqlalchemy import select
+
+from blockstore.api.endpoint import Call, Room
+from blockstore.board import PoolReport
+from blockstore.db.models import ServiceRow, now
+from blockstore.errors import NotFound
+from blockstore.microversions import BACKEND_STATE, LOG_LEVELS, SERVICES_CLUSTER
+from blockstore.schemas import services as schemas
+from blockstore.schemas.base import timestamp
+
+room = Room()
+log = logging.getLogger(__name__)
+
+SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
+"""compat: binaries are called as in the reference; tools look for these names."""
+
+
+@room.get("/os-services", policy="volume_extension:services:index")
+def index(call: Call) -> dict[str, Any]:
+    """List the services."""
+    said = {(row.binary, row.host): row for row in call.session.scalars(select(ServiceRow))}
+    items = []
+    for binary, host, zone, reports in _services(call):
+        if call.query.get("binary", binary) != binary or call.query.get("host", host) != host:
+            continue
+        row = said.get((binary, host))
+        disabled = bool(row and row.disabled)
+        item: dict[str, Any] = {
+            "binary": binary,
+            "host": host,
+            "zone": zone,
+            "status": "disabled" if disabled else "enabled",
+            "state": "up",  # what answers here is what would be down
+            "updated_at": timestamp(max((r.at for r in reports), default=now())),
+            "disabled_reason": row.disabled_reason if row and disabled else None,
+        }
+        if call.version >= SERVICES_CLUSTER:
+            item["cluster"] = None
+        if binary == VOLUME:
+            item |= {"replication_status": "disabled", "active_backend_id": None, "frozen": bool(row and row.frozen)}
+            if call.version >= BACKEND_STATE:
+                item["backend_state"] = "up" if reports and all(r.up for r in reports) else "down"
+        items.append(item)
+    return {"services": items}
+
+
+@room.put("/os-services/enable", policy="volume_extension:services:update", body=schemas.Switch)
+def enable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the scheduler use a service again."""
+    _switch(call, body, disabled=False)
+    return {**_named(body), "status": "enabled", "disabled": False}
+
+
+@room.put("/os-services/disable", policy="volume_extension:services:update", body=schemas.Switch)
+def disable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep new volumes away from a service."""
+    _switch(call, body, disabled=True)
+    return {**_named(body), "status": "disabled", "disabled": True}
+
+
+@room.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOff)
+def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep new volumes away from a service, and say why."""
+    reason = body.get("disabled_reason")
+    _switch(call, body, disabled=True, reason=reason)
+    return {**_named(body), "status": "disabled", "disabled": True, "disabled_reason": reason}
+
+
+@room.put(
+    "/os-services/get-log", policy="volume_extension:services:update", body=schemas.Log, since=LOG_LEVELS, writes=False
+)
+def get_log(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Show the log levels; all services share one process, and so one log."""
+    prefix = body.get("prefix") or ""
+    names = sorted(n for n in ["", *logging.root.manager.loggerDict] if n.startswith("blockstore") or n == "")
+    levels = {
+        n or "root": logging.getLevelName(logging.getLogger(n).getEffectiveLevel())
+        for n in names
+        if (n or "root").startswith(prefix)
+    }
+    return {
+        "log_levels": [
+            {"host": host, "binary": binary, "levels": levels} for binary, host, _, _ in _addressed(call, body)
+        ]
+    }
+
+
+@room.put(
+    "/os-services/set-log", policy="volume_extension:services:update", body=schemas.SetLog, status=202,
+    since=LOG_LEVELS, writes=False,
+)  # fmt: skip
+def set_log(call: Call, body: Mapping[str, Any]) -> None:
+    """Change the level of the log, or of the part of it whose names start with a prefix, while the service runs."""
+    level = {"warn": "warning"}.get(body["level"], body["level"]).upper()
+    if not list(_addressed(call, body)):
+        return
+    logging.getLogger(body.get("prefix") or None).setLevel(level)
+    log.warning("log level of %s set to %s by %s", body.get("prefix") or "everything", level, call.ctx.user_id)
+
+
+def _services(call: Call) -> Iterator[tuple[str, str, str, list[PoolReport]]]:
+    config = call.core.config
+    yield SCHEDULER, config.service.node, config.service.availability_zone, []
+    by_backend: dict[str, list[PoolReport]] = {}
+    for report in call.core.board.reports().values():
+        by_backend.setdefault(report.backend, []).append(report)
+    for backend, reports in sorted(by_backend.items()):
+        yield VOLUME, backend, reports[0].availability_zone, reports
+
+
+def _addressed(call: Call, body: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[PoolReport]]]:
+    binary, server = body.get("binary") or "*", body.get("server")
+    for service in [("cinder-api", call.core.config.service.node, "", []), *_services(call)]:
+        if binary in ("*", service[0]) and (not server or server == service[1]):
+            yield service
+
+
+def _named(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"host": body["host"], "service": body.get("service", ""), "binary": body.get("binary", "")}
+
+
+def _switch(call: Call, body: Mapping[str, Any], *, disabled: bool, reason: str | None = None) -> None:
+    binary, host = body.get("binary") or body["service"], body["host"]
+    if not any((b, h) == (binary, host) for b, h, _, _ in _services(call)):
+        raise NotFound(f"Service {binary} on host {host} could not be found.")
+    row = call.session.get(ServiceRow, (binary, host))
+    if row is None:
+        row = ServiceRow(binary=binary, host=host)
+        call.session.add(row)
+    row.disabled, row.disabled_reason, row.updated_at = disabled, reason, now()

@@ -1,0 +1,274 @@
+"""Snapshots: create, list, show, update, delete, and their actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, delete, insert, select, update
+
+from blockstore import policies, quotas, states
+from blockstore.api import listing
+from blockstore.api.endpoint import Call, Room
+from blockstore.api.volumes import MIGRATION_IDLE, find_volume
+from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
+from blockstore.errors import InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE
+from blockstore.orders import DeleteSnapshot, PlaceSnapshot, new_order_id
+from blockstore.schemas import snapshots as schemas
+from blockstore.schemas.base import is_uuid
+from blockstore.states import S, V
+
+room = Room()
+
+DELETABLE = (S.AVAILABLE, S.ERROR)
+
+LISTING = listing.Listing(
+    model=Snapshot,
+    noun="Snapshot",
+    collection="snapshots",
+    links_key="snapshots_links",
+    columns=listing.columns_of(
+        Snapshot,
+        display_name=Snapshot.name,
+        display_description=Snapshot.description,
+        size=Snapshot.volume_size,
+    ),
+    special={
+        "metadata": listing.pairs(Snapshot.id, SnapshotMetadata, SnapshotMetadata.snapshot_id, "metadata"),
+        "availability_zone": lambda call, value: Snapshot.volume_id.in_(
+            select(Volume.id).where(Volume.availability_zone == value)
+        ),
+    },
+    public=frozenset({"name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"}),
+    since={"metadata": SNAPSHOT_FILTER_METADATA, "consumes_quota": CONSUMES_QUOTA},
+    counted=True,
+)
+
+
+@dataclass(slots=True)
+class View:
+    """A snapshot as replies show it."""
+
+    row: Snapshot
+    metadata: Mapping[str, str]
+
+
+@room.get("/snapshots", policy="volume:get_all_snapshots")
+def index(call: Call) -> dict[str, Any]:
+    """List the plain fields."""
+    page = listing.page(call, LISTING, _visible(call))
+    return {"snapshots": shown(call, [row for (row,) in page.rows], kind="plain"), **page.envelope}
+
+
+@room.get("/snapshots/detail", policy="volume:get_all_snapshots")
+def detail(call: Call) -> dict[str, Any]:
+    """List every field."""
+    page = listing.page(call, LISTING, _visible(call), suffix="/detail")
+    return {"snapshots": shown(call, [row for (row,) in page.rows], kind="detailed"), **page.envelope}
+
+
+@room.get("/snapshots/<snapshot_id>", policy="volume:get_snapshot")
+def show(call: Call, snapshot_id: str) -> dict[str, Any]:
+    """Show one snapshot."""
+    return {"snapshot": shown(call, [find_snapshot(call, snapshot_id)], kind="detailed")[0]}
+
+
+def find_snapshot(call: Call, snapshot_id: str) -> Snapshot:
+    """Return a snapshot that the caller may see. Raises NotFound for others, as if they were not there."""
+    snapshot = call.session.get(Snapshot, snapshot_id) if is_uuid(snapshot_id) else None
+    if snapshot is None or not call.ctx.may_see(snapshot.project_id) or not call.may("volume:get_snapshot"):
+        raise NotFound.resource("Snapshot", snapshot_id)
+    return snapshot
+
+
+def shown(call: Call, rows: Sequence[Snapshot], *, kind: str) -> list[dict[str, Any]]:
+    """Return snapshots as replies show them: ``plain``, ``accepted`` (create, update) or ``detailed``."""
+    visible = set()
+    if kind != "plain":
+        visible.add(schemas.DETAIL)
+    if kind == "detailed" and policies.allowed(call.ctx, schemas.EXTENDED):
+        visible.add(schemas.EXTENDED)
+    getters = schemas.SNAPSHOT.getters(call.version, frozenset(visible))
+    metadata = metadata_of(call, [row.id for row in rows])
+    views = [View(row, metadata.get(row.id, {})) for row in rows]
+    return [{name: get(view) for name, get in getters} for view in views]
+
+
+def metadata_of(call: Call, snapshot_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the metadata of snapshots, by id."""
+    found: dict[str, dict[str, str]] = {}
+    table = SnapshotMetadata.__table__
+    for start in range(0, len(snapshot_ids), 500):
+        chosen = table.c.snapshot_id.in_(snapshot_ids[start : start + 500])
+        for snapshot_id, key, value in call.session.execute(select(table).where(chosen)):
+            found.setdefault(snapshot_id, {})[key] = value
+    return found
+
+
+def replace_metadata(call: Call, snapshot_id: str, pairs: Mapping[str, str], *, merge: bool = False) -> None:
+    """Write a snapshot's metadata: all of it, or what is given on top of what is there."""
+    statement = delete(SnapshotMetadata).where(SnapshotMetadata.snapshot_id == snapshot_id)
+    call.session.execute(statement.where(SnapshotMetadata.key.in_(list(pairs))) if merge else statement)
+    if pairs:
+        call.session.execute(
+            insert(SnapshotMetadata), [{"snapshot_id": snapshot_id, "key": k, "value": v} for k, v in pairs.items()]
+        )
+
+
+def touch(call: Call, snapshot: Snapshot, **values: Any) -> None:
+    """Change columns of a snapshot."""
+    call.session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(updated_at=now(), **values))
+
+
+def _visible(call: Call) -> Select[Any]:
+    return select(Snapshot).where(*listing.visible_projects(call, Snapshot, strict=False))
+
+
+# --- changing ----------------------------------------------------------------------------------------------
+
+
+@room.post("/snapshots", policy="volume:create_snapshot", body=schemas.CreateSnapshot)
+def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept a new snapshot."""
+    asked = body["snapshot"]
+    volume = find_volume(call, asked["volume_id"])
+    _check_snapshot_of(call, volume, asked)
+    snapshot = Snapshot(
+        id=new_id(),
+        project_id=volume.project_id,
+        user_id=call.ctx.user_id,
+        volume_id=volume.id,
+        name=asked.get("name"),
+        description=asked.get("description"),
+        volume_size=volume.size,
+        volume_type_id=volume.volume_type_id,
+        progress="0%",
+        created_at=now(),
+    )
+    quotas.charge(call.session, call.core.config.quota, volume.project_id, snapshots=1, gigabytes=volume.size)
+    order = PlaceSnapshot(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        snapshot_id=snapshot.id,
+        volume_id=volume.id,
+    )
+    states.born(call.session, snapshot, order)
+    replace_metadata(call, snapshot.id, asked.get("metadata") or {})
+    return {"snapshot": shown(call, [snapshot], kind="accepted")[0]}
+
+
+def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> None:
+    """Refuse a volume whose status does not allow a snapshot.
+
+    The transaction holds the right to write, so the status cannot change between this look and the insert; on
+    PostgreSQL the row is locked for it.
+    """
+    call.session.execute(select(Volume.id).where(Volume.id == volume.id).with_for_update())
+    call.session.refresh(volume)
+    if call.version >= SNAPSHOT_IN_USE:
+        if asked.get("force") is False:
+            raise InvalidInput("snapshot.force", False, "Since 3.66 volumes in use need no force; leave it out.")
+        in_use_too = True
+    else:
+        in_use_too = bool(asked.get("force"))
+    allowed = (V.AVAILABLE, V.IN_USE) if in_use_too else (V.AVAILABLE,)
+    if volume.status not in allowed:
+        hint = "" if in_use_too or volume.status != V.IN_USE else ", or use force"
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; to take a snapshot it must be"
+            f" {' or '.join(allowed)}{hint}."
+        )
+    if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} is being migrated ({volume.migration_status}).")
+    if volume.host is None:
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} is on no backend.")
+
+
+@room.put("/snapshots/<snapshot_id>", policy="volume:update_snapshot", body=schemas.UpdateSnapshot)
+def change(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Change name and description."""
+    snapshot = find_snapshot(call, snapshot_id)
+    touch(call, snapshot, **body["snapshot"])
+    call.session.refresh(snapshot)
+    return {"snapshot": shown(call, [snapshot], kind="accepted")[0]}
+
+
+@room.delete("/snapshots/<snapshot_id>", policy="volume:delete_snapshot")
+def remove(call: Call, snapshot_id: str) -> None:
+    """Accept the deletion of a snapshot."""
+    delete_snapshot(call, snapshot_id, force=False)
+
+
+def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
+    """File the order that removes a snapshot. Raises InvalidStatus."""
+    snapshot = find_snapshot(call, snapshot_id)
+    if snapshot.group_snapshot_id is not None:
+        raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
+    order = DeleteSnapshot(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=snapshot.project_id,
+        snapshot_id=snapshot_id,
+        volume_id=snapshot.volume_id,
+    )
+    conditions = [Snapshot.status != S.DELETING]
+    if not force:
+        conditions.append(Snapshot.status.in_(DELETABLE))
+    try:
+        states.move(call.session, states.SNAPSHOT, snapshot_id, S.DELETING, where=conditions, order=order)
+    except StateConflict as conflict:
+        raise InvalidStatus(
+            f"Invalid snapshot: snapshot {snapshot_id} is {conflict.present}; it must be {' or '.join(DELETABLE)}."
+        ) from None
+
+
+# --- actions -----------------------------------------------------------------------------------------------
+
+ACTION = "/snapshots/<snapshot_id>/action"
+
+
+@room.action(
+    ACTION, "os-reset_status", policy="volume_extension:snapshot_admin_actions:reset_status", body=schemas.ResetStatus
+)
+def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
+    """Set the status of a snapshot by force."""
+    find_snapshot(call, snapshot_id)
+    states.force(call.session, states.SNAPSHOT, snapshot_id, body["reset"]["status"], by=call.ctx.user_id)
+
+
+@room.action(
+    ACTION, "os-force_delete", policy="volume_extension:snapshot_admin_actions:force_delete", body=schemas.ForceDelete
+)
+def force_delete(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
+    """Accept the deletion of a snapshot whatever its status."""
+    delete_snapshot(call, snapshot_id, force=True)
+
+
+MAY_BECOME = {
+    S.CREATING: (S.CREATING, S.AVAILABLE, S.ERROR),
+    S.DELETING: (S.DELETING, S.ERROR_DELETING),
+}
+
+
+@room.action(
+    ACTION,
+    "os-update_snapshot_status",
+    policy="snapshot_extension:snapshot_actions:update_snapshot_status",
+    body=schemas.UpdateStatus,
+)
+def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
+    """Take what a hypervisor reports of a snapshot that it is making or removing."""
+    snapshot = find_snapshot(call, snapshot_id)
+    asked = body["update"]
+    allowed = MAY_BECOME.get(S(snapshot.status), ())
+    if asked["status"] not in allowed:
+        raise InvalidStatus(
+            f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a hypervisor may not make it"
+            f" {asked['status']}."
+        )
+    touch(call, snapshot, progress=asked.get("progress", snapshot.progress))
+    if asked["status"] != snapshot.status:
+        states.force(call.session, states.SNAPSHOT, snapshot_id, asked["status"], by=call.ctx.user_id)

@@ -1,0 +1,72 @@
+"""What is asked before anything else: the versions document, and whether the service is well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response, current_app, g, redirect, request
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.wrappers import Response as BaseResponse
+
+from blockstore.api import endpoint, links
+from blockstore.api.authentication import authenticate
+from blockstore.microversions import MAXIMUM, MINIMUM
+
+blueprint = Blueprint("versions", __name__)
+
+
+@blueprint.get("/")
+def discover() -> Response:
+    """List the versions to anybody."""
+    g.in_controller = True
+    g.version_text = str(MINIMUM)
+    return _document(300)
+
+
+@blueprint.get("/v3/")
+def show() -> Response:
+    """List the versions to an authenticated caller."""
+    g.in_controller = True
+    endpoint.with_microversion(authenticate(request, None, g.request_id))
+    return _document(200)
+
+
+@blueprint.get("/v3", strict_slashes=True)
+def slash() -> BaseResponse:
+    """Lead to the document."""
+    return redirect(f"{_base()}/v3/", code=302)
+
+
+@blueprint.get("/healthcheck")
+def healthcheck() -> Response:
+    """Say OK when the database answers; with 503, why not."""
+    core: endpoint.Core = current_app.extensions[endpoint.CORE]
+    try:
+        with core.db.read() as session:
+            session.execute(text("SELECT 1"))
+    except SQLAlchemyError:
+        return Response("DATABASE UNREACHABLE", status=503, mimetype="text/plain")
+    return Response("OK", mimetype="text/plain")
+
+
+def _base() -> str:
+    core: endpoint.Core = current_app.extensions[endpoint.CORE]
+    return links.Links.of(request, core.config.service.public_endpoint, None).base
+
+
+def _document(status: int) -> Response:
+    version: dict[str, Any] = {
+        "id": "v3.0",
+        "status": "CURRENT",
+        "version": str(MAXIMUM),
+        "min_version": str(MINIMUM),
+        "updated": "2023-08-31T00:00:00Z",
+        "links": [
+            {"rel": "describedby", "type": "text/html", "href": "https://docs.openstack.org/"},
+            {"rel": "self", "href": f"{_base()}/v3/"},
+        ],
+        "media-types": [{"base": "application/json", "type": "application/vnd.openstack.volume+json;version=3"}],
+    }
+    return Response(orjson.dumps({"versions": [version]}), status=status, mimetype="application/json")

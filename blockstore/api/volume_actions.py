@@ -1,0 +1,156 @@
+"""Actions on a volume: extend, revert, reset_status, force_delete, set_bootable, update_readonly_flag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import or_, select, update
+
+from blockstore import quotas, states
+from blockstore.api.endpoint import Call, Room
+from blockstore.api.types import size_bounds
+from blockstore.api.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
+from blockstore.db.models import Snapshot, Volume, VolumeType, now
+from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
+from blockstore.orders import PlaceExtension, RevertVolume, new_order_id
+from blockstore.schemas import volumes as schemas
+from blockstore.schemas.base import is_uuid
+from blockstore.states import S, V
+
+room = Room()
+
+ACTION = "/volumes/<volume_id>/action"
+
+
+@room.action(ACTION, "os-extend", policy="volume:extend", body=schemas.Extend)
+def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Accept that a volume grows."""
+    volume = find_volume(call, volume_id)
+    new_size: int = body["extend"]["new_size"]
+    growth = new_size - volume.size
+    if growth <= 0:
+        raise InvalidInput(
+            "os-extend.new_size", new_size, f"It must be greater than the present size, {volume.size} GiB."
+        )
+    allowed = [V.AVAILABLE]
+    if call.version >= EXTEND_ATTACHED:
+        allowed.append(V.IN_USE)
+        if volume.status == V.IN_USE:
+            call.enforce("volume:extend_attached_volume")
+    size_bounds(call.session.get_one(VolumeType, volume.volume_type_id), new_size)
+    quotas.check_volume_size(call.core.config.quota, new_size)
+    order = PlaceExtension(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume_id,
+        new_size_gib=new_size,
+        growth_gib=growth,
+    )
+    try:
+        states.move(
+            call.session,
+            states.VOLUME,
+            volume_id,
+            V.EXTENDING,
+            only_from=allowed,
+            where=[Volume.size == volume.size, _not_migrating()],
+            order=order,
+            previous_status=Volume.status,
+        )
+    except StateConflict:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume_id} is {volume.status}; to be extended it must be"
+            f" {' or '.join(allowed)} and not migrating."
+        ) from None
+    quotas.charge(call.session, call.core.config.quota, volume.project_id, gigabytes=growth)
+
+
+@room.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.Revert, since=VOLUME_REVERT)
+def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Accept that a volume goes back to its newest snapshot."""
+    volume = find_volume(call, volume_id)
+    snapshot_id = body["revert"].get("snapshot_id") or ""
+    snapshot = call.session.get(Snapshot, snapshot_id) if is_uuid(snapshot_id) else None
+    if snapshot is None or not call.ctx.may_see(snapshot.project_id):
+        raise NotFound.resource("Snapshot", snapshot_id)
+    newest = call.session.execute(
+        select(Snapshot.id)
+        .where(Snapshot.volume_id == volume_id)
+        .order_by(Snapshot.created_at.desc(), Snapshot.id.desc())
+        .limit(1)
+    ).scalar()
+    if snapshot.volume_id != volume_id or newest != snapshot_id:
+        raise BadRequest(f"Invalid input received: snapshot {snapshot_id} is not the newest snapshot of volume {volume_id}.")
+    if snapshot.volume_size != volume.size:
+        raise BadRequest(
+            f"Invalid input received: the volume has {volume.size} GiB and its snapshot {snapshot.volume_size} GiB;"
+            " a volume that was extended since cannot be reverted."
+        )
+    order = RevertVolume(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume_id,
+        snapshot_id=snapshot_id,
+    )
+    try:
+        states.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
+        states.move(
+            call.session, states.VOLUME, volume_id, V.REVERTING, where=[_not_migrating()], order=order
+        )
+    except StateConflict as conflict:
+        # compat: 409 here, where other actions answer 400
+        raise Conflict(f"{conflict.message} Volume and snapshot must be available.") from None
+
+
+@room.action(
+    ACTION, "os-reset_status", policy="volume_extension:volume_admin_actions:reset_status", body=schemas.ResetStatus
+)
+def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Set the statuses of a volume by force."""
+    volume = find_volume(call, volume_id)
+    asked = body["reset"]
+    if asked.get("status") == V.IN_USE and volume.attach_status != "attached":
+        raise InvalidStatus(f"Invalid volume: volume {volume_id} has no attachment, so it cannot be in-use.")
+    values: dict[str, Any] = {}
+    if asked.get("attach_status"):
+        values["attach_status"] = asked["attach_status"]
+    if asked.get("migration_status"):
+        values["migration_status"] = None if asked["migration_status"] == "none" else asked["migration_status"]
+    if values:
+        call.session.execute(update(Volume).where(Volume.id == volume_id).values(updated_at=now(), **values))
+    if asked.get("status"):
+        states.force(call.session, states.VOLUME, volume_id, asked["status"], by=call.ctx.user_id)
+
+
+@room.action(
+    ACTION, "os-force_delete", policy="volume_extension:volume_admin_actions:force_delete", body=schemas.ForceDelete
+)
+def force_delete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Accept the deletion of a volume whatever its status."""
+    delete_volume(call, volume_id, force=True)
+
+
+@room.action(ACTION, "os-set_bootable", policy="volume:update", body=schemas.SetBootable, status=200)
+def set_bootable(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Mark a volume as bootable or not."""
+    touch(call, find_volume(call, volume_id), bootable=body["set_bootable"]["bootable"])
+
+
+@room.action(
+    ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlag
+)
+def update_readonly_flag(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Mark a volume as read-only or not, while nobody uses it."""
+    volume = find_volume(call, volume_id)
+    if volume.status != V.AVAILABLE:
+        raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it must be available.")
+    readonly = str(body["flag"]["readonly"])
+    touch(call, volume, admin_metadata={**volume.admin_metadata, "readonly": readonly})
+
+
+def _not_migrating() -> Any:
+    return or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE))

@@ -1,0 +1,111 @@
+"""Metadata of a volume: all of it, and key by key, with an Etag."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import delete
+
+from blockstore.api.endpoint import Call, Room, Text
+from blockstore.api.volumes import find_volume, metadata_of, replace_metadata, touch
+from blockstore.db.models import VolumeMetadata
+from blockstore.errors import BadRequest, NotFound, PreconditionFailed
+from blockstore.microversions import METADATA_ETAG
+from blockstore.schemas import volumes as schemas
+from blockstore.states import V
+
+room = Room()
+
+PATH = "/volumes/<volume_id>/metadata"
+LOCKED = (V.MAINTENANCE, V.UPLOADING)
+
+
+@room.get(PATH, policy="volume:get_volume_metadata")
+def index(call: Call, volume_id: str) -> Any:
+    """Show all pairs."""
+    find_volume(call, volume_id)
+    body = _body(call, volume_id)
+    if call.version < METADATA_ETAG:
+        return json.loads(body)
+    # compat: the media type that the reference sends with an Etag
+    return Text(body=body, mimetype="text/html", headers={"Etag": _etag(body)})
+
+
+@room.post(PATH, policy="volume:create_volume_metadata", body=schemas.Metadata, status=200)
+def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Add pairs to those that are there."""
+    touch(call, find_volume(call, volume_id), not_while=LOCKED)
+    replace_metadata(call, volume_id, body["metadata"], merge=True)
+    return {"metadata": _pairs(call, volume_id)}
+
+
+@room.put(PATH, policy="volume:update_volume_metadata", body=schemas.Metadata)
+def replace(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace all pairs."""
+    volume = find_volume(call, volume_id)
+    _check_if_match(call, volume_id)
+    touch(call, volume, not_while=LOCKED)
+    replace_metadata(call, volume_id, body["metadata"])
+    return {"metadata": _pairs(call, volume_id)}
+
+
+@room.get(f"{PATH}/<key>", policy="volume:get_volume_metadata")
+def show(call: Call, volume_id: str, key: str) -> dict[str, Any]:
+    """Show one pair."""
+    find_volume(call, volume_id)
+    return {"meta": {key: _value(call, volume_id, key)}}
+
+
+@room.put(f"{PATH}/<key>", policy="volume:update_volume_metadata", body=schemas.MetadataItem)
+def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Set one pair."""
+    volume = find_volume(call, volume_id)
+    if key not in body["meta"]:
+        raise BadRequest(f"The body's one key must be that of the URL, {key}.")
+    _check_if_match(call, volume_id)
+    touch(call, volume, not_while=LOCKED)
+    replace_metadata(call, volume_id, body["meta"], merge=True)
+    return {"meta": body["meta"]}
+
+
+@room.delete(f"{PATH}/<key>", policy="volume:delete_volume_metadata", status=200)
+def remove(call: Call, volume_id: str, key: str) -> None:
+    """Remove one pair."""
+    volume = find_volume(call, volume_id)
+    _value(call, volume_id, key)
+    touch(call, volume, not_while=LOCKED)
+    call.session.execute(
+        delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id, VolumeMetadata.key == key)
+    )
+
+
+def _pairs(call: Call, volume_id: str) -> dict[str, str]:
+    return metadata_of(call, [volume_id]).get(volume_id, {})
+
+
+def _value(call: Call, volume_id: str, key: str) -> str:
+    pairs = _pairs(call, volume_id)
+    if key not in pairs:
+        raise NotFound(f"Volume {volume_id} has no metadata with key {key}.")
+    return pairs[key]
+
+
+def _body(call: Call, volume_id: str) -> bytes:
+    # compat: the Etag is the MD5 of the body written with these separators
+    return json.dumps({"metadata": _pairs(call, volume_id)}).encode()
+
+
+def _etag(body: bytes) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+
+def _check_if_match(call: Call, volume_id: str) -> None:
+    if call.version < METADATA_ETAG or not call.if_match:
+        return
+    present = _etag(_body(call, volume_id))
+    wanted = {tag.strip().removeprefix("W/").strip('"') for tag in call.if_match.split(",")}
+    if present not in wanted and "*" not in wanted:
+        raise PreconditionFailed(f"The metadata of volume {volume_id} has changed; its Etag is {present}.")

@@ -1,0 +1,442 @@
+"""Volumes: create, list, show, update, delete, totals.
+
+Accepts or refuses. What is accepted is a row in a transitional status and an order, in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import ValidationError
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, false, func, insert, or_, select, update
+
+from blockstore import policies, quotas, states
+from blockstore.api import listing
+from blockstore.api.endpoint import Call, Room
+from blockstore.api.types import default_type, find_type, size_bounds
+from blockstore.db.models import Snapshot, Volume, VolumeMetadata, VolumeType, new_id, now
+from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.microversions import (
+    BOOTABLE_STRICT,
+    CONSUMES_QUOTA,
+    DELETE_FORCE,
+    FILTER_GLANCE_METADATA,
+    FILTER_GROUP_ID,
+    SUMMARY_METADATA,
+    TIME_FILTERS,
+    VOLUME_SUMMARY,
+)
+from blockstore.orders import DeleteSnapshot, DeleteVolume, PlaceVolume, new_order_id
+from blockstore.schemas import volumes as schemas
+from blockstore.schemas.base import bool_like, is_uuid
+from blockstore.states import S, V
+
+room = Room()
+
+DELETABLE = (V.AVAILABLE, V.ERROR, V.ERROR_RESTORING, V.ERROR_EXTENDING, V.ERROR_MANAGING)
+MIGRATION_IDLE = ("deleting", "error", "success")
+
+LISTING = listing.Listing(
+    model=Volume,
+    noun="Volume",
+    collection="volumes",
+    links_key="volumes_links",
+    columns=listing.columns_of(Volume, display_name=Volume.name, display_description=Volume.description),
+    special={
+        "metadata": listing.pairs(Volume.id, VolumeMetadata, VolumeMetadata.volume_id, "metadata"),
+        "glance_metadata": lambda call, value: false(),
+        "bootable": listing.boolean(Volume.bootable, "bootable", BOOTABLE_STRICT),
+        "created_at": listing.compared_time(Volume.created_at, "created_at", TIME_FILTERS),
+        "updated_at": listing.compared_time(Volume.updated_at, "updated_at", TIME_FILTERS),
+    },
+    public=frozenset(
+        {
+            "name", "status", "metadata", "bootable", "migration_status", "availability_zone", "group_id", "size",
+            "created_at", "updated_at", "consumes_quota", "glance_metadata",
+        }
+    ),
+    since={
+        "glance_metadata": FILTER_GLANCE_METADATA,
+        "group_id": FILTER_GROUP_ID,
+        "consumes_quota": CONSUMES_QUOTA,
+    },
+    counted=True,
+)  # fmt: skip
+
+
+# --- looking -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class View:
+    """A volume as replies show it."""
+
+    row: Volume
+    type_name: str | None
+    metadata: Mapping[str, str]
+    links: list[dict[str, str]]
+    shared_targets: bool | None
+
+
+@room.get("/volumes", policy="volume:get_all")
+def index(call: Call) -> dict[str, Any]:
+    """List id and name."""
+    page = listing.page(call, LISTING, _visible(call, select(Volume)))
+    items = [
+        {"id": v.id, "name": v.name, "links": call.links.of_resource("volumes", v.id)} for (v,) in page.rows
+    ]
+    return {"volumes": items, **page.envelope}
+
+
+@room.get("/volumes/detail", policy="volume:get_all")
+def detail(call: Call) -> dict[str, Any]:
+    """List every field."""
+    page = listing.page(call, LISTING, _visible(call, _with_type()), suffix="/detail")
+    return {"volumes": shown(call, page.rows, detailed=True), **page.envelope}
+
+
+@room.get("/volumes/summary", policy="volume:get_all", since=VOLUME_SUMMARY)
+def summary(call: Call) -> dict[str, Any]:
+    """Tell number and size of all volumes, and their metadata."""
+    conditions = listing.visible_projects(call, Volume)
+    count, size = call.session.execute(
+        select(func.count(), func.coalesce(func.sum(Volume.size), 0)).select_from(Volume).where(*conditions)
+    ).one()
+    totals: dict[str, Any] = {"total_count": count, "total_size": int(size)}
+    if call.version >= SUMMARY_METADATA:
+        pairs = call.session.execute(
+            select(VolumeMetadata.key, VolumeMetadata.value)
+            .join(Volume, Volume.id == VolumeMetadata.volume_id)
+            .where(*conditions)
+            .distinct()
+            .order_by(VolumeMetadata.key, VolumeMetadata.value)
+        )
+        totals["metadata"] = {}
+        for key, value in pairs:
+            totals["metadata"].setdefault(key, []).append(value)
+    return {"volume-summary": totals}
+
+
+@room.get("/volumes/<volume_id>", policy="volume:get")
+def show(call: Call, volume_id: str) -> dict[str, Any]:
+    """Show one volume."""
+    return one(call, volume_id, detailed=True)
+
+
+def find_volume(call: Call, volume_id: str, rule: str = "volume:get") -> Volume:
+    """Return a volume that the caller may see. Raises NotFound for others, as if they were not there."""
+    volume = call.session.get(Volume, volume_id) if is_uuid(volume_id) else None
+    if volume is None or not call.ctx.may_see(volume.project_id) or not policies.allowed(call.ctx, rule):
+        raise NotFound.resource("Volume", volume_id)
+    return volume
+
+
+def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
+    """Return the reply that holds one volume."""
+    row = call.session.execute(_with_type().where(Volume.id == volume_id)).one_or_none() if is_uuid(volume_id) else None
+    if row is None or not call.ctx.may_see(row[0].project_id) or not call.may("volume:get"):
+        raise NotFound.resource("Volume", volume_id)
+    return {"volume": shown(call, [row], detailed=detailed)[0]}
+
+
+def shown(call: Call, rows: Sequence[Any], *, detailed: bool) -> list[dict[str, Any]]:
+    """Return volumes as replies show them; rows are pairs of volume and type name."""
+    visible = {rule for rule in schemas.VOLUME.rules() - {schemas.ADMIN_ONLY} if call.may(rule)}
+    if not detailed:
+        visible -= schemas.DETAIL_ONLY
+    if call.ctx.is_admin:
+        visible.add(schemas.ADMIN_ONLY)
+    getters = schemas.VOLUME.getters(call.version, frozenset(visible))
+    metadata = metadata_of(call, [volume.id for volume, _ in rows])
+    items = []
+    for volume, type_name in rows:
+        pairs = metadata.get(volume.id, {})
+        if volume.admin_metadata:
+            pairs = {**pairs, **{k: v for k, v in volume.admin_metadata.items() if k in ("readonly", "attached_mode")}}
+        view = View(
+            volume,
+            type_name,
+            pairs,
+            call.links.of_resource("volumes", volume.id),
+            schemas.shared_targets(volume.shared_targets, call.version),
+        )
+        items.append({name: get(view) for name, get in getters})
+    return items
+
+
+def metadata_of(call: Call, volume_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the metadata of volumes, by id."""
+    found: dict[str, dict[str, str]] = {}
+    table = VolumeMetadata.__table__
+    for start in range(0, len(volume_ids), 500):
+        for volume_id, key, value in call.session.execute(
+            select(table.c.volume_id, table.c.key, table.c.value).where(
+                table.c.volume_id.in_(volume_ids[start : start + 500])
+            )
+        ):
+            found.setdefault(volume_id, {})[key] = value
+    return found
+
+
+def _with_type() -> Select[Any]:
+    return select(Volume, VolumeType.name).join(VolumeType, VolumeType.id == Volume.volume_type_id)
+
+
+def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
+    statement = statement.where(*listing.visible_projects(call, Volume))
+    if not call.ctx.is_admin:
+        # The hidden destination of a migration.
+        statement = statement.where(
+            or_(Volume.migration_status.is_(None), Volume.migration_status.not_like("target:%"))
+        )
+    return statement
+
+
+# --- creating ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a volume is made from."""
+
+    size: int
+    volume_type_id: str
+    availability_zone: str | None
+    bootable: bool
+
+
+@room.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
+def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept a new volume: empty, from a snapshot, or from a volume."""
+    asked = body["volume"]
+    source = _source(call, asked)
+    volume_type = _type(call, asked, source)
+    size = _size(asked, source)
+    size_bounds(volume_type, size)
+    volume = Volume(
+        id=new_id(),
+        project_id=call.ctx.project_id,
+        user_id=call.ctx.user_id,
+        name=asked.get("name"),
+        description=asked.get("description"),
+        size=size,
+        volume_type_id=volume_type.id,
+        availability_zone=_zone(call, asked, source, volume_type),
+        snapshot_id=asked.get("snapshot_id"),
+        source_volid=asked.get("source_volid"),
+        bootable=source.bootable if source else False,
+        multiattach=(volume_type.extra_specs.get("multiattach") or "").strip() == "<is> True",
+        created_at=now(),
+    )
+    limits = call.core.config.quota
+    quotas.check_volume_size(limits, size)
+    quotas.charge(call.session, limits, call.ctx.project_id, volumes=1, gigabytes=size)
+    order = PlaceVolume(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume.id,
+        hints=body.get("hints") or body.get("short_hints") or {},
+    )
+    states.born(call.session, volume, order)
+    replace_metadata(call, volume.id, asked.get("metadata") or {})
+    return {"volume": shown(call, [(volume, volume_type.name)], detailed=False)[0]}
+
+
+def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
+    named = [
+        name for name in ("snapshot_id", "source_volid", "imageRef", "image_id", "backup_id") if asked.get(name)
+    ]
+    if len(named) > 1 and set(named) != {"imageRef", "image_id"}:
+        raise BadRequest(f"Only one source may be given, not {' and '.join(named)}.")
+    if asked.get("multiattach"):
+        raise InvalidInput("volume.multiattach", True, "Ask for a volume type whose extra spec multiattach is '<is> True'.")
+    for name, noun in (("group_id", "Group"), ("consistencygroup_id", "Consistency group"), ("backup_id", "Backup")):
+        if asked.get(name):
+            raise NotFound.resource(noun, asked[name])
+    if not named:
+        return None
+    if named[0] in ("imageRef", "image_id"):
+        raise InvalidInput(f"volume.{named[0]}", asked[named[0]], "This service does not offer images yet.")
+    if named[0] == "snapshot_id":
+        return _snapshot_source(call, asked["snapshot_id"])
+    volume = find_volume(call, asked["source_volid"])
+    if volume.status not in (V.AVAILABLE, V.IN_USE):
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; a source must be available or in-use."
+        )
+    return Source(volume.size, volume.volume_type_id, volume.availability_zone, volume.bootable)
+
+
+def _snapshot_source(call: Call, snapshot_id: str) -> Source:
+    snapshot = call.session.get(Snapshot, snapshot_id)
+    if snapshot is None or not call.ctx.may_see(snapshot.project_id) or not call.may("volume:get_snapshot"):
+        raise NotFound.resource("Snapshot", snapshot_id)
+    if snapshot.status != S.AVAILABLE:
+        raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available.")
+    origin = call.session.get_one(Volume, snapshot.volume_id)
+    return Source(snapshot.volume_size, origin.volume_type_id, origin.availability_zone, origin.bootable)
+
+
+def _type(call: Call, asked: Mapping[str, Any], source: Source | None) -> VolumeType:
+    if asked.get("volume_type"):
+        return find_type(call, asked["volume_type"])
+    if source is not None:
+        return call.session.get_one(VolumeType, source.volume_type_id)
+    return default_type(call)
+
+
+def _size(asked: Mapping[str, Any], source: Source | None) -> int:
+    size: int | None = asked.get("size")
+    if size is None:
+        if source is None:
+            raise InvalidInput("volume.size", None, "It is needed unless the volume is made from a snapshot or a volume.")
+        return source.size
+    if source is not None and size < source.size:
+        raise InvalidInput("volume.size", size, f"It must not be less than the source's size, {source.size} GiB.")
+    return size
+
+
+def _zone(call: Call, asked: Mapping[str, Any], source: Source | None, volume_type: VolumeType) -> str | None:
+    zone: str | None = asked.get("availability_zone")
+    zones = {report.availability_zone for report in call.core.board.reports().values()}
+    zones.add(call.core.config.service.availability_zone)
+    if zone is not None and zone not in zones:
+        raise BadRequest(f"Invalid input received: Availability zone '{zone}' is invalid. Known: {', '.join(sorted(zones))}.")
+    if source is not None and source.availability_zone:
+        if zone is not None and zone != source.availability_zone:
+            raise BadRequest(
+                f"Invalid input received: a copy stays in its source's zone, {source.availability_zone}, not {zone}."
+            )
+        return source.availability_zone
+    if zone is None and volume_type.extra_specs.get("RESKEY:availability_zones"):
+        return None  # the scheduler picks one that the type allows
+    return zone or call.core.config.service.availability_zone
+
+
+def replace_metadata(call: Call, volume_id: str, pairs: Mapping[str, str], *, merge: bool = False) -> None:
+    """Write a volume's metadata: all of it, or what is given on top of what is there."""
+    statement = delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id)
+    call.session.execute(statement.where(VolumeMetadata.key.in_(list(pairs))) if merge else statement)
+    if pairs:
+        call.session.execute(
+            insert(VolumeMetadata), [{"volume_id": volume_id, "key": k, "value": v} for k, v in pairs.items()]
+        )
+
+
+# --- changing ----------------------------------------------------------------------------------------------
+
+
+@room.put("/volumes/<volume_id>", policy="volume:update", body=schemas.UpdateVolume)
+def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Change name, description, metadata."""
+    volume = find_volume(call, volume_id)
+    asked = body["volume"]
+    touch(call, volume, **{name: asked[name] for name in ("name", "description") if name in asked})
+    if "metadata" in asked:
+        replace_metadata(call, volume_id, asked["metadata"])
+    return one(call, volume_id, detailed=False)
+
+
+def touch(call: Call, volume: Volume, *, not_while: Iterable[str] = (V.MAINTENANCE,), **values: Any) -> None:
+    """Change columns of a volume unless its status forbids it. Raises InvalidStatus."""
+    refused = sorted(not_while)
+    done = call.session.execute(
+        update(Volume).where(Volume.id == volume.id, Volume.status.not_in(refused)).values(updated_at=now(), **values)
+    )
+    if done.rowcount != 1:  # type: ignore[attr-defined]
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; it cannot be changed while {' or '.join(refused)}."
+        )
+
+
+@room.delete("/volumes/<volume_id>", policy="volume:delete")
+def remove(call: Call, volume_id: str) -> None:
+    """Accept the deletion of a volume; with ``cascade``, of its snapshots too."""
+    force = call.version >= DELETE_FORCE and _switch(call, "force")
+    if force:
+        call.enforce("volume:force_delete")
+    delete_volume(call, volume_id, force=force, cascade=_switch(call, "cascade"))
+
+
+def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
+    """File the orders that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
+    volume = find_volume(call, volume_id)
+    if cascade:
+        _delete_snapshots(call, volume, force=force)
+    order = DeleteVolume(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume_id,
+    )
+    conditions = _removable(force=force, cascade=cascade)
+    try:
+        states.move(call.session, states.VOLUME, volume_id, V.DELETING, where=conditions, order=order)
+    except StateConflict:
+        raise InvalidStatus(_why_not_removable(call, volume, cascade=cascade)) from None
+
+
+def _removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [
+        Volume.status != V.DELETING,
+        Volume.attach_status != "attached",
+        or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
+        Volume.group_id.is_(None),
+    ]
+    if not force:
+        # compat: what was never placed can be removed in any status
+        conditions.append(or_(Volume.status.in_(DELETABLE), and_(Volume.host.is_(None))))
+    if not cascade:
+        conditions.append(~exists().where(Snapshot.volume_id == Volume.id))
+    return conditions
+
+
+def _why_not_removable(call: Call, volume: Volume, *, cascade: bool) -> str:
+    said = f"Invalid volume: volume {volume.id} cannot be deleted: "
+    if volume.attach_status == "attached":
+        return said + "it is attached."
+    if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
+        return said + f"it is being migrated ({volume.migration_status})."
+    if volume.group_id:
+        return said + f"it belongs to group {volume.group_id}."
+    count = call.session.execute(
+        select(func.count()).select_from(Snapshot).where(Snapshot.volume_id == volume.id)
+    ).scalar_one()
+    if count and not cascade:
+        return said + f"it has {count} snapshot{'s' if count > 1 else ''}; delete them first, or with cascade."
+    return said + f"its status is {volume.status}; it must be {', '.join(DELETABLE[:-1])} or {DELETABLE[-1]}."
+
+
+def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
+    snapshots = call.session.scalars(
+        select(Snapshot).where(Snapshot.volume_id == volume.id).order_by(Snapshot.created_at.desc())
+    ).all()
+    for snapshot in snapshots:
+        if snapshot.group_snapshot_id is not None:
+            raise InvalidStatus(f"Invalid volume: its snapshot {snapshot.id} belongs to a group snapshot.")
+        if not call.ctx.may_see(snapshot.project_id):
+            raise InvalidStatus(f"Invalid volume: volume {volume.id} has snapshots of another project.")
+        if snapshot.status == S.DELETING:
+            continue
+        if not force and snapshot.status not in (S.AVAILABLE, S.ERROR):
+            raise InvalidStatus(
+                f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
+            )
+        order = DeleteSnapshot(
+            order_id=new_order_id(),
+            request_id=call.ctx.request_id,
+            project_id=snapshot.project_id,
+            snapshot_id=snapshot.id,
+            volume_id=volume.id,
+        )
+        states.move(call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), order=order)
+
+
+def _switch(call: Call, name: str) -> bool:
+    try:
+        return bool_like(call.query.get(name, "False"))
+    except ValidationError as exc:
+        raise InvalidInput(name, call.query[name], exc.messages[0]) from None

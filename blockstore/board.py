@@ -1,0 +1,112 @@
+"""The board where each pool's last report hangs: what the manager knows of a pool, for the scheduler and the API.
+
+Reports are facts about now, so they live in memory only; what is claimed of a pool lives in ``claims.py``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blockstore.backends.contract import Capabilities, Capacity
+from blockstore.config import PoolConfig
+from blockstore.db.models import PoolUsage, now
+
+NO_USAGE = PoolUsage(pool="", volumes=0, volume_gib=0, snapshot_gib=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolReport:
+    """What one pool said of itself, and when."""
+
+    name: str
+    """NODE@BACKEND#POOL."""
+    config: PoolConfig
+    availability_zone: str
+    up: bool
+    reason: str | None
+    """Why it is down; a sentence."""
+    capabilities: Capabilities
+    capacity: Capacity
+    ours_gib: int
+    """What the ledger said when the figures were read: tells how much of them is not ours."""
+    at: datetime.datetime
+
+    @property
+    def backend(self) -> str:
+        """Return NODE@BACKEND."""
+        return self.name.partition("#")[0]
+
+    def free_gib(self, usage: PoolUsage) -> float:
+        """Return free space less what was claimed since the report."""
+        since = usage.volume_gib + usage.snapshot_gib - self.ours_gib
+        free = self.capacity.free_gib
+        return free if self.capabilities.thin else max(0.0, free - since)
+
+    def provisioned_gib(self, usage: PoolUsage) -> float:
+        """Return what is promised: ours by the ledger, and what others had on the pool at the report."""
+        ours = usage.volume_gib + usage.snapshot_gib
+        if self.capacity.provisioned_gib is None:
+            return float(ours)
+        return ours + max(0.0, self.capacity.provisioned_gib - self.ours_gib)
+
+    def wire(self, usage: PoolUsage) -> dict[str, Any]:
+        """Return the capabilities as the wire names them."""
+        caps, config = self.capabilities, self.config
+        return {
+            "pool_name": self.name.partition("#")[2],
+            "volume_backend_name": config.volume_backend_name or self.backend.partition("@")[2],
+            "vendor_name": caps.vendor_name,
+            "driver_version": caps.version,
+            "storage_protocol": caps.storage_protocol,
+            "total_capacity_gb": round(self.capacity.total_gib, 2),
+            "free_capacity_gb": round(self.free_gib(usage), 2),
+            "provisioned_capacity_gb": round(self.provisioned_gib(usage), 2),
+            "allocated_capacity_gb": usage.volume_gib,
+            "total_volumes": usage.volumes,
+            "reserved_percentage": config.reserved_percentage,
+            "max_over_subscription_ratio": config.max_over_subscription_ratio,
+            "thin_provisioning_support": caps.thin,
+            "thick_provisioning_support": caps.thick,
+            "multiattach": caps.multiattach,
+            "online_extend_support": caps.online_extend,
+            "QoS_support": False,
+            "replication_enabled": False,
+            "backend_state": "up" if self.up else "down",
+            "filter_function": config.filter_function or None,
+            "goodness_function": config.goodness_function or None,
+            "location_info": None,
+            "timestamp": self.at.isoformat(),
+            "updated": self.at.isoformat(),
+        }
+
+
+class Board:
+    """All reports; any thread may pin and read."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, PoolReport] = {}
+        self._lock = threading.Lock()
+
+    def pin(self, report: PoolReport) -> None:
+        """Replace a pool's report."""
+        with self._lock:
+            self._reports[report.name] = report
+
+    def mark_down(self, name: str, reason: str) -> None:
+        """Note that a pool does not answer, keeping its last figures."""
+        with self._lock:
+            if name in self._reports:
+                self._reports[name] = replace(self._reports[name], up=False, reason=reason, at=now())
+
+    def reports(self) -> Mapping[str, PoolReport]:
+        """Return all reports by pool name."""
+        with self._lock:
+            return dict(self._reports)
+
+    def get(self, name: str) -> PoolReport | None:
+        """Return one pool's report."""
+        return self._reports.get(name)

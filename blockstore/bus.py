@@ -1,0 +1,177 @@
+"""The corridor between rooms: casts an order to its handler. The only asyncio in the package.
+
+An order waits for the resources it names (``Order.keys``), then for a free worker thread of its room: first come,
+first served for one resource, parallel across resources, a bounded number at once. What is queued here is also in
+the database; losing this process loses no order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from blockstore.orders import Order
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Order], None]
+
+RETRY_DELAYS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
+"""Waits before an order whose handler could not even settle it (the database is away) is tried again."""
+
+
+@dataclass
+class _Room:
+    handlers: Mapping[type[Order], Handler]
+    workers: asyncio.Semaphore
+    threads: ThreadPoolExecutor
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """An order's place in the line of every resource it names."""
+
+    order: Order
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Bus:
+    """Lines in front of resources, and worker threads behind them."""
+
+    def __init__(self, *, on_slow: Callable[[Order], None] | None = None, slow_after_s: float = 1.0) -> None:
+        """``on_slow`` is called from a worker thread once for an order that runs longer than ``slow_after_s``."""
+        self._rooms: dict[str, _Room] = {}
+        self._lines: dict[str, deque[_Ticket]] = {}
+        self._on_slow = on_slow
+        self._slow_after_s = slow_after_s
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="bus", daemon=True)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._change = threading.Condition()
+        self._pending: dict[str, int] = {}
+        self._running: dict[str, Order] = {}
+        self._closing = False
+
+    def open_room(self, name: str, handlers: Mapping[type[Order], Handler], *, workers: int) -> None:
+        """Give a room its handlers and its number of worker threads; before ``start``."""
+        threads = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._rooms[name] = _Room(handlers, asyncio.Semaphore(workers), threads)
+        self._pending[name] = 0
+
+    def start(self) -> None:
+        """Begin to hand out orders."""
+        self._thread.start()
+
+    def cast(self, order: Order) -> None:
+        """Queue an order; from any thread; returns at once. After ``drain`` it is left to the next start."""
+        with self._change:
+            if self._closing:
+                return
+            self._pending[order.room] += 1  # raised before the hand-over, so drain has no blind moment
+        self._loop.call_soon_threadsafe(self._begin, order)
+
+    def depth(self) -> dict[str, int]:
+        """Return, by room, the orders that wait or run."""
+        with self._change:
+            return dict(self._pending)
+
+    def running(self) -> list[Order]:
+        """Return the orders whose handlers run now."""
+        with self._change:
+            return list(self._running.values())
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing waits or runs; say whether that came true in time."""
+        with self._change:
+            return self._change.wait_for(lambda: not any(self._pending.values()), timeout_s)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Start nothing more, and let what runs come to its end; say whether all of it did."""
+        with self._change:
+            self._closing = True
+            return self._change.wait_for(lambda: not self._running, timeout_s)
+
+    def stop(self) -> None:
+        """Stop the loop; unfinished orders stay in the database."""
+        with self._change:
+            self._closing = True
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks and not self._loop.is_closed():
+            self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._loop.close()
+        for room in self._rooms.values():
+            room.threads.shutdown(wait=False, cancel_futures=True)
+
+    # --- on the loop ---------------------------------------------------------------------------------------
+
+    def _begin(self, order: Order) -> None:
+        # Standing in every line in one step keeps first come, first served, and leaves nothing to deadlock.
+        ticket = _Ticket(order)
+        for name in order.keys():
+            self._lines.setdefault(name, deque()).append(ticket)
+        task = self._loop.create_task(self._process(ticket))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _process(self, ticket: _Ticket) -> None:
+        room = self._rooms[ticket.order.room]
+        try:
+            if not self._is_first(ticket):
+                await ticket.turn.wait()
+            async with room.workers:
+                await self._attempt(room, ticket.order)
+        finally:
+            self._leave(ticket)
+            with self._change:
+                self._pending[ticket.order.room] -= 1
+                self._change.notify_all()
+
+    def _is_first(self, ticket: _Ticket) -> bool:
+        return all(self._lines[name][0] is ticket for name in ticket.order.keys())
+
+    def _leave(self, ticket: _Ticket) -> None:
+        for name in ticket.order.keys():
+            line = self._lines[name]
+            line.remove(ticket)
+            if not line:
+                del self._lines[name]
+            elif self._is_first(line[0]):
+                line[0].turn.set()
+
+    async def _attempt(self, room: _Room, order: Order) -> None:
+        for delay_s in (*RETRY_DELAYS_S, None):
+            with self._change:
+                if self._closing:
+                    return
+                self._running[order.order_id] = order
+            slow = self._loop.call_later(self._slow_after_s, self._tell_slow, room, order)
+            started = time.monotonic()
+            try:
+                await self._loop.run_in_executor(room.threads, room.handlers[type(order)], order)
+                log.debug("%s %s took %.1f ms", order.kind, order.order_id, (time.monotonic() - started) * 1000)
+                return
+            except Exception:
+                log.exception("%s %s could not be settled", order.kind, order.order_id)
+            finally:
+                slow.cancel()
+                with self._change:
+                    self._running.pop(order.order_id, None)
+                    self._change.notify_all()
+            if delay_s is not None:
+                await asyncio.sleep(delay_s)
+        log.error("%s %s is left open; the next start of the service takes it up", order.kind, order.order_id)
+
+    def _tell_slow(self, room: _Room, order: Order) -> None:
+        if self._on_slow is not None and not self._closing:
+            # Not on the room's own threads: all of them may be busy with slow orders.
+            self._loop.run_in_executor(None, self._on_slow, order)

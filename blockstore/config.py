@@ -1,0 +1,292 @@
+"""Configuration: one ini file read into frozen dataclasses; each mistake is one sentence naming file, section, option.
+
+Read once by ``service.py`` and the command line; every room gets only the part it needs.
+``config.example.ini`` is compared with these classes by ``tests/test_config.py``.
+"""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blockstore.errors import ConfigError
+
+T = TypeVar("T")
+
+BACKEND_PREFIX = "backend:"
+
+
+def option(help: str, default: Any = ..., *, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    """Declare one option: its sentence for config.example.ini, its default, whether logs must hide it."""
+    metadata = {"help": help, "secret": secret, "choices": choices}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """Section [service]."""
+
+    listen: str = option("Address and port of the API. Port 0 picks a free one.", "127.0.0.1:8776")
+    state_dir: Path | None = option(
+        "Directory for database, keys and directory volumes; by default blockstore/ below $XDG_STATE_HOME.", None
+    )
+    node: str = option("Name of this node in host fields (NODE@BACKEND#POOL). Do not change it later.", "blockstore")
+    auth: str = option("How callers are known: none trusts them all, and is for loopback.", "none", choices=("none",))
+    insecure: bool = option("Serve without authentication on an address that others can reach.", False)
+    public_endpoint: str = option("Base URL for links in replies, when a proxy stands in front.", "")
+    availability_zone: str = option("Zone of backends that name none.", "nova")
+    default_volume_type: str = option("Name of the type of volumes that ask for none.", "__DEFAULT__")
+    max_limit: int = option("Largest page of a list.", 1000)
+    api_threads: int = option("Threads that answer requests.", 4)
+    workers: int = option("Storage operations that may run at once.", 8)
+    order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
+    order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
+    report_interval_s: float = option("Seconds between two looks at each backend's health and capacity.", 30.0)
+    drain_timeout_s: float = option("Seconds that a clean stop waits for running operations.", 20.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseConfig:
+    """Section [database]."""
+
+    url: str = option(
+        "SQLAlchemy URL, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME; by default SQLite in the state directory.",
+        "",
+        secret=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Section [log]."""
+
+    level: str = option(
+        "Least level to show. SIGHUP reads it again.", "info", choices=("debug", "info", "warning", "error", "critical")
+    )
+    format: str = option("One line per event, for people or for machines.", "plain", choices=("plain", "json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotaConfig:
+    """Section [quota]: limits of each project; -1 means none."""
+
+    volumes: int = option("Volumes.", 10)
+    snapshots: int = option("Snapshots.", 10)
+    gigabytes: int = option("GiB of volumes and snapshots together.", 1000)
+    per_volume_gigabytes: int = option("GiB of one volume.", -1)
+    backups: int = option("Backups.", 10)
+    backup_gigabytes: int = option("GiB of backups.", 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Section [scheduler]."""
+
+    filters: str = option(
+        "Filters that a pool must pass, in this order.",
+        "AvailabilityZoneFilter, CapacityFilter, CapabilitiesFilter, DriverFilter, SameBackendFilter,"
+        " DifferentBackendFilter",
+    )
+    weighers: str = option("Weighers whose sum picks among the pools that pass.", "CapacityWeigher")
+    capacity_weight_multiplier: float = option("Weight of free space; negative fills pools up one by one.", 1.0)
+    allocated_capacity_weight_multiplier: float = option("Weight of allocated space.", -1.0)
+    volume_number_multiplier: float = option("Weight of the number of volumes.", -1.0)
+    goodness_weight_multiplier: float = option("Weight of goodness_function.", 1.0)
+    chance_weight_multiplier: float = option("Weight of chance.", 1.0)
+    max_attempts: int = option("Pools to try before a create is given up.", 3)
+
+    def multiplier(self, name: str) -> float:
+        """Return a configured multiplier by option name; 1.0 for a weigher of the site's own."""
+        return float(getattr(self, name, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Options that every [backend:NAME] section has, whatever its plugin."""
+
+    plugin: str = option("Name of the plugin: directory, lvm, memory, or one that is installed beside blockstore.")
+    volume_backend_name: str = option("Name that volume types select by; by default the section's NAME.", "")
+    availability_zone: str = option("Zone; by default that of [service].", "")
+    reserved_percentage: int = option("Percent of the pool kept free of new volumes.", 10)
+    max_over_subscription_ratio: str = option(
+        "How many times its size a thin pool may promise; a number from 1, or auto.", "1.5"
+    )
+    fill_limit_percentage: int = option("Physical fill of a thin pool, in percent, that stops new volumes.", 85)
+    filter_function: str = option("Expression that must be true for a request to be placed here.", "")
+    goodness_function: str = option("Expression from 0 to 100 for GoodnessWeigher.", "")
+
+    @property
+    def over_subscription(self) -> float | typing.Literal["auto"]:
+        """Return the ratio as the scheduler takes it."""
+        return "auto" if self.max_over_subscription_ratio == "auto" else float(self.max_over_subscription_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSection:
+    """One [backend:NAME] section: what is common, and the rest for the plugin."""
+
+    name: str
+    pool: PoolConfig
+    plugin_options: Mapping[str, str]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole configuration."""
+
+    service: ServiceConfig = ServiceConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    log: LogConfig = LogConfig()
+    quota: QuotaConfig = QuotaConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    backends: tuple[BackendSection, ...] = ()
+    source: str = "the defaults"
+
+    @property
+    def state_dir(self) -> Path:
+        """Return the state directory in force."""
+        return self.service.state_dir or default_state_dir()
+
+
+SECTIONS: Mapping[str, type] = {
+    "service": ServiceConfig,
+    "database": DatabaseConfig,
+    "log": LogConfig,
+    "quota": QuotaConfig,
+    "scheduler": SchedulerConfig,
+}
+
+
+def default_state_dir() -> Path:
+    """Return the XDG state directory of this user."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "blockstore"
+
+
+def load(path: Path | None) -> Config:
+    """Read a configuration file, or the defaults: one `directory` backend in the state directory."""
+    if path is None:
+        return Config(backends=(_default_backend(),))
+    parser = configparser.ConfigParser(interpolation=None, strict=True)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}.") from exc
+    except (configparser.Error, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: {' '.join(str(exc).split())}.") from exc
+    parts: dict[str, Any] = {}
+    backends: list[BackendSection] = []
+    for section in parser.sections():
+        values = dict(parser.items(section))
+        where = f"{path}: [{section}]"
+        if section in SECTIONS:
+            parts[section] = parse(SECTIONS[section], values, where)
+        elif section.startswith(BACKEND_PREFIX) and section[len(BACKEND_PREFIX) :].strip():
+            backends.append(_backend(section[len(BACKEND_PREFIX) :].strip(), values, where))
+        else:
+            known = ", ".join([*SECTIONS, f"{BACKEND_PREFIX}NAME"])
+            raise ConfigError(f"{where} is not a section that blockstore knows. Known: {known}.")
+    config = Config(**parts, backends=tuple(backends) or (_default_backend(),), source=str(path))
+    _check(config)
+    return config
+
+
+def parse(cls: type[T], values: Mapping[str, str], where: str) -> T:
+    """Turn the text of one section into its dataclass. Raises ConfigError naming the option."""
+    assert dataclasses.is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise ConfigError(f"{where} {name} is not an option. Options here: {', '.join(fields)}.")
+    made: dict[str, Any] = {}
+    for name, f in fields.items():
+        if name in values:
+            made[name] = _convert(values[name].strip(), hints[name], f.metadata, f"{where} {name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where} {name} is missing. {f.metadata.get('help', '')}")
+    return cls(**made)
+
+
+def _backend(name: str, values: dict[str, str], where: str) -> BackendSection:
+    if not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"{where} the name may hold letters, digits, '-', '_' and '.'.")
+    common = {f.name for f in dataclasses.fields(PoolConfig)}
+    pool = parse(PoolConfig, {k: v for k, v in values.items() if k in common}, where)
+    _between(pool.reserved_percentage, 0, 100, f"{where} reserved_percentage")
+    _between(pool.fill_limit_percentage, 1, 100, f"{where} fill_limit_percentage")
+    try:
+        fits = pool.over_subscription == "auto" or pool.over_subscription >= 1
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"{where} max_over_subscription_ratio is {pool.max_over_subscription_ratio!r};"
+            " it must be a number from 1, or auto."
+        )
+    rest = {k: v for k, v in values.items() if k not in common}
+    return BackendSection(name=name, pool=pool, plugin_options=rest, source=where)
+
+
+def _default_backend() -> BackendSection:
+    return BackendSection(
+        name="directory", pool=PoolConfig(plugin="directory"), plugin_options={}, source="the default [backend:directory]"
+    )
+
+
+def _convert(text: str, hint: Any, metadata: Mapping[str, Any], where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        inner = [h for h in typing.get_args(hint) if h is not type(None)]
+        return None if text == "" else _convert(text, inner[0], metadata, where)
+    if hint is bool:
+        try:
+            return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
+        except KeyError:
+            raise ConfigError(f"{where} is {text!r}; it must be yes or no.") from None
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            kind = "a whole number" if hint is int else "a number"
+            raise ConfigError(f"{where} is {text!r}; it must be {kind}.") from None
+    if hint is Path:
+        return Path(text).expanduser()
+    choices = metadata.get("choices") or ()
+    if choices and text not in choices:
+        raise ConfigError(f"{where} is {text!r}; it must be one of {', '.join(choices)}.")
+    return text
+
+
+def _between(value: float, low: float, high: float, where: str) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{where} is {value}; it must be from {low} to {high}.")
+
+
+def _check(config: Config) -> None:
+    where = f"{config.source}: "
+    names = [b.name for b in config.backends]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}[backend:{name}] stands there twice.")
+    service = config.service
+    for name, low, high in (("api_threads", 1, 256), ("workers", 1, 256), ("max_limit", 1, 100_000)):
+        _between(getattr(service, name), low, high, f"{where}[service] {name}")
+    _between(service.order_attempts, 1, 1000, f"{where}[service] order_attempts")
+    _between(service.report_interval_s, 1, 86400, f"{where}[service] report_interval_s")
+    parse_listen(service.listen, f"{where}[service] listen")
+
+
+def parse_listen(text: str, where: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT or [IPV6]:PORT. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{where} is {text!r}; it must be HOST:PORT, such as 127.0.0.1:8776.")
+    return host.strip("[]"), int(port)

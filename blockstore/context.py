@@ -1,0 +1,32 @@
+"""Who asks, and in which words: the facts of one request that every room may need.
+
+Made by ``api/authentication.py`` for a request, and from an order for what runs later. Never holds a secret.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from blockstore.microversions import MINIMUM, Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestContext:
+    """The caller of a request."""
+
+    request_id: str
+    user_id: str
+    project_id: str
+    roles: frozenset[str]
+    is_admin: bool
+    microversion: Version = MINIMUM
+
+    def may_see(self, project_id: str) -> bool:
+        """Say whether resources of a project are visible to the caller."""
+        return self.is_admin or self.project_id == project_id
+
+
+def new_request_id() -> str:
+    """Return a fresh request id in the wire's form."""
+    return f"req-{uuid.uuid4()}"

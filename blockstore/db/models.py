@@ -1,0 +1,274 @@
+"""All tables on one page.
+
+Rows are removed when their resource is gone; the ``orders`` table keeps the story. Times are UTC without zone.
+Statuses are written by ``states.py`` only.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+def now() -> datetime.datetime:
+    """Return the present time, UTC without zone, as every column holds it."""
+    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+
+
+def new_id() -> str:
+    """Return a fresh resource id."""
+    return str(uuid.uuid4())
+
+
+class Base(DeclarativeBase):
+    """Common declarations."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own form
+        dict[str, Any]: JSON,
+        datetime.datetime: DateTime(),
+    }
+
+
+Id = String(36)
+Name = String(255)
+
+
+class VolumeType(Base):
+    __tablename__ = "volume_types"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(Name, unique=True)
+    description: Mapped[str | None] = mapped_column(Name)
+    is_public: Mapped[bool] = mapped_column(default=True)
+    qos_specs_id: Mapped[str | None] = mapped_column(Id)
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime.datetime | None] = mapped_column(onupdate=now)
+
+    specs: Mapped[list[ExtraSpec]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="ExtraSpec.key")
+    access: Mapped[list[TypeAccess]] = relationship(cascade="all, delete-orphan", lazy="raise_on_sql")
+
+    __table_args__ = (Index("ix_volume_types_page", "created_at", "id"),)
+
+    @property
+    def extra_specs(self) -> dict[str, str | None]:
+        """Return the extra specs as a map."""
+        return {spec.key: spec.value for spec in self.specs}
+
+
+class ExtraSpec(Base):
+    __tablename__ = "volume_type_extra_specs"
+
+    volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(Name, primary_key=True)
+    value: Mapped[str | None] = mapped_column(Name)
+
+
+class TypeAccess(Base):
+    """A project that may use a private type."""
+
+    __tablename__ = "volume_type_projects"
+
+    volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id", ondelete="CASCADE"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(Name, primary_key=True)
+
+
+class Volume(Base):
+    __tablename__ = "volumes"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(Name)
+    user_id: Mapped[str | None] = mapped_column(Name)
+    name: Mapped[str | None] = mapped_column(Name)
+    description: Mapped[str | None] = mapped_column(Name)
+    size: Mapped[int]
+    """GiB."""
+    status: Mapped[str] = mapped_column(String(32))
+    previous_status: Mapped[str | None] = mapped_column(String(32))
+    """Where a transitional status came from, for operations that go back to it."""
+    attach_status: Mapped[str] = mapped_column(String(32), default="detached")
+    migration_status: Mapped[str | None] = mapped_column(Name)
+    availability_zone: Mapped[str | None] = mapped_column(Name)
+    host: Mapped[str | None] = mapped_column(Name)
+    """The pool, NODE@BACKEND#POOL, once placed."""
+    volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id"))
+    snapshot_id: Mapped[str | None] = mapped_column(Id)
+    source_volid: Mapped[str | None] = mapped_column(Id)
+    bootable: Mapped[bool] = mapped_column(default=False)
+    multiattach: Mapped[bool] = mapped_column(default=False)
+    admin_metadata: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    replication_status: Mapped[str | None] = mapped_column(Name)
+    group_id: Mapped[str | None] = mapped_column(Id)
+    provider_id: Mapped[str | None] = mapped_column(Name)
+    service_uuid: Mapped[str | None] = mapped_column(Id)
+    cluster_name: Mapped[str | None] = mapped_column(Name)
+    shared_targets: Mapped[bool | None]
+    encryption_key_id: Mapped[str | None] = mapped_column(Id)
+    consumes_quota: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime.datetime | None]
+
+    volume_type: Mapped[VolumeType] = relationship(lazy="raise_on_sql")
+
+    __table_args__ = (
+        # The default page: newest first, of one project or of all.
+        Index("ix_volumes_project_page", "project_id", "created_at", "id"),
+        Index("ix_volumes_page", "created_at", "id"),
+        Index("ix_volumes_status", "project_id", "status", "created_at", "id"),
+        Index("ix_volumes_settled", "status", "id"),
+        Index("ix_volumes_name", "project_id", "name"),
+        Index("ix_volumes_size", "project_id", "size"),
+        Index("ix_volumes_updated", "project_id", "updated_at"),
+        Index("ix_volumes_host", "host", "size"),
+        Index("ix_volumes_type", "volume_type_id"),
+        Index("ix_volumes_snapshot", "snapshot_id"),
+        Index("ix_volumes_source", "source_volid"),
+        Index("ix_volumes_group", "group_id"),
+    )
+
+
+class VolumeMetadata(Base):
+    __tablename__ = "volume_metadata"
+
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(Name, primary_key=True)
+    value: Mapped[str] = mapped_column(Name)
+
+    __table_args__ = (Index("ix_volume_metadata_pair", "key", "value"),)
+
+
+class Snapshot(Base):
+    __tablename__ = "snapshots"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(Name)
+    user_id: Mapped[str | None] = mapped_column(Name)
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id"))
+    name: Mapped[str | None] = mapped_column(Name)
+    description: Mapped[str | None] = mapped_column(Name)
+    volume_size: Mapped[int]
+    """GiB of the volume at the time."""
+    status: Mapped[str] = mapped_column(String(32))
+    progress: Mapped[str | None] = mapped_column(Name)
+    host: Mapped[str | None] = mapped_column(Name)
+    """The pool whose ledger carries it; set in the transaction that claims the room."""
+    volume_type_id: Mapped[str | None] = mapped_column(Id)
+    group_snapshot_id: Mapped[str | None] = mapped_column(Id)
+    encryption_key_id: Mapped[str | None] = mapped_column(Id)
+    consumes_quota: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime.datetime | None]
+
+    __table_args__ = (
+        Index("ix_snapshots_project_page", "project_id", "created_at", "id"),
+        Index("ix_snapshots_page", "created_at", "id"),
+        Index("ix_snapshots_volume", "volume_id", "created_at"),
+        Index("ix_snapshots_status", "project_id", "status", "created_at", "id"),
+        Index("ix_snapshots_settled", "status", "id"),
+        Index("ix_snapshots_name", "project_id", "name"),
+        Index("ix_snapshots_host", "host", "volume_size"),
+    )
+
+
+class SnapshotMetadata(Base):
+    __tablename__ = "snapshot_metadata"
+
+    snapshot_id: Mapped[str] = mapped_column(ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(Name, primary_key=True)
+    value: Mapped[str] = mapped_column(Name)
+
+    __table_args__ = (Index("ix_snapshot_metadata_pair", "key", "value"),)
+
+
+class OrderRow(Base):
+    """An order: the intent that survives a crash. ``state`` is open until it is done, failed or cancelled."""
+
+    __tablename__ = "orders"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(64))
+    body: Mapped[dict[str, Any]]
+    resource_type: Mapped[str] = mapped_column(String(32))
+    resource_id: Mapped[str] = mapped_column(Id)
+    project_id: Mapped[str] = mapped_column(Name)
+    request_id: Mapped[str] = mapped_column(Name)
+    state: Mapped[str] = mapped_column(String(16), default="open")
+    attempt: Mapped[int] = mapped_column(default=1)
+    progress: Mapped[int | None]
+    """Percent; set for orders that run long enough to be asked about."""
+    cancel_asked: Mapped[bool] = mapped_column(default=False)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime.datetime | None]
+    """When it was first seen to run for long; short orders finish without telling."""
+    finished_at: Mapped[datetime.datetime | None]
+
+    __table_args__ = (
+        Index("ix_orders_state", "state", "id"),
+        Index("ix_orders_resource", "resource_id", "state"),
+        Index("ix_orders_finished", "finished_at"),
+    )
+
+
+class Message(Base):
+    """What a user is told of an operation that failed after it was accepted."""
+
+    __tablename__ = "messages"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(Name)
+    request_id: Mapped[str | None] = mapped_column(Name)
+    resource_type: Mapped[str | None] = mapped_column(Name)
+    resource_uuid: Mapped[str | None] = mapped_column(Id)
+    event_id: Mapped[str] = mapped_column(Name)
+    action_id: Mapped[str] = mapped_column(String(10))
+    detail_id: Mapped[str] = mapped_column(String(10))
+    message_level: Mapped[str] = mapped_column(String(16), default="ERROR")
+    user_message: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime.datetime | None]
+
+    __table_args__ = (
+        Index("ix_messages_page", "project_id", "created_at", "id"),
+        Index("ix_messages_resource", "resource_uuid"),
+        Index("ix_messages_expires", "expires_at"),
+    )
+
+
+class QuotaUsage(Base):
+    """What a project uses of one resource; changed in the transaction that changes the rows it counts."""
+
+    __tablename__ = "quota_usages"
+
+    project_id: Mapped[str] = mapped_column(Name, primary_key=True)
+    resource: Mapped[str] = mapped_column(Name, primary_key=True)
+    in_use: Mapped[int] = mapped_column(default=0)
+
+
+class PoolUsage(Base):
+    """What our rows take of one pool: the capacity ledger. Claimed by the transaction that writes ``host``."""
+
+    __tablename__ = "pool_usages"
+
+    pool: Mapped[str] = mapped_column(Name, primary_key=True)
+    volumes: Mapped[int] = mapped_column(default=0)
+    volume_gib: Mapped[int] = mapped_column(default=0)
+    snapshot_gib: Mapped[int] = mapped_column(default=0)
+
+
+class ServiceRow(Base):
+    """What an administrator has said of one service: on or off, and why."""
+
+    __tablename__ = "services"
+
+    binary: Mapped[str] = mapped_column(Name, primary_key=True)
+    host: Mapped[str] = mapped_column(Name, primary_key=True)
+    uuid: Mapped[str] = mapped_column(Id, default=new_id)
+    disabled: Mapped[bool] = mapped_column(default=False)
+    disabled_reason: Mapped[str | None] = mapped_column(Name)
+    frozen: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime.datetime | None]

@@ -1,0 +1,115 @@
+"""Engine and sessions: how every room reads and writes the database.
+
+``read()`` gives a session for looking; ``write()`` one that holds the right to write, commits at its end, and then
+hands the orders that were filed in it to the bus: commit comes before cast, always.
+No session is held across a backend call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from blockstore.db.models import Base
+from blockstore.errors import ConfigError
+from blockstore.orders import Order
+
+FILED = "orders filed in this session"
+
+
+class Database:
+    """One database, SQLite or PostgreSQL."""
+
+    def __init__(self, url: str, *, connections: int = 16):
+        """Prepare an engine; connects at the first use. Raises ConfigError for a URL that cannot work."""
+        self.url = make_url_or_explain(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        try:
+            self.engine = create_engine(
+                self.url,
+                pool_size=connections,
+                max_overflow=connections,
+                pool_pre_ping=not self.is_sqlite,
+                **({} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}),
+            )
+        except (ImportError, NoSuchModuleError) as exc:
+            raise ConfigError(
+                f"[database] url needs a driver that is not installed ({exc}). For PostgreSQL: pip install"
+                " 'blockstore[postgresql]' and write postgresql+psycopg://..."
+            ) from exc
+        self.cast: Callable[[Order], None] = lambda order: None
+        """Where filed orders go after the commit; the service connects the bus."""
+        # SQLite has one writer. Waiting for it here is fair and wakes at once; its own busy handler sleeps.
+        self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._write_engine = self.engine.execution_options(blockstore_write=True)
+        if self.is_sqlite:
+            _tune_sqlite(self.engine)
+
+    @property
+    def path(self) -> Path | None:
+        """Return the SQLite file, or None."""
+        return Path(self.url.database) if self.is_sqlite and self.url.database else None
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Open a session for looking; nothing it changes is kept."""
+        with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Open a session that may write; commits at the end, or rolls all of it back when the block raises."""
+        with self._writer, Session(self._write_engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+        for order in session.info.pop(FILED, ()):
+            self.cast(order)
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def make_url_or_explain(url: str) -> Any:
+    """Return the parsed URL. Raises ConfigError when it is not one, or of a database that is not supported."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as exc:
+        raise ConfigError("[database] url is not a SQLAlchemy URL such as postgresql+psycopg://USER@HOST/NAME.") from exc
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigError(f"[database] url names {parsed.get_backend_name()}; supported are sqlite and postgresql.")
+    return parsed
+
+
+def insert_if_absent(session: Session, model: type[Base], **values: Any) -> None:
+    """Insert a row unless its key is there already."""
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    session.execute(dialect.insert(model).values(**values).on_conflict_do_nothing())
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the begin event below decides how a transaction starts
+        for pragma in (
+            "journal_mode=WAL",
+            "foreign_keys=ON",
+            "busy_timeout=10000",
+            # What was answered survives a power loss, not only a crash of the process.
+            "synchronous=FULL",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        # IMMEDIATE for writers: a transaction that reads first and writes later could not be promoted under WAL.
+        write = connection.get_execution_options().get("blockstore_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -1,0 +1,60 @@
+"""The log: one line per event with the request id, for people or for machines, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TextIO
+
+import orjson
+
+from blockstore.config import LogConfig
+
+
+def configure(config: LogConfig, stream: TextIO | None = None) -> None:
+    """Set format and level of the whole process; call again to change them."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(Json() if config.format == "json" else Plain())
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(config.level.upper())
+    for chatty in ("alembic", "apscheduler", "waitress", "werkzeug", "asyncio"):
+        logging.getLogger(chatty).setLevel(max(logging.root.level, logging.WARNING))
+
+
+class Plain(logging.Formatter):
+    """TIME LEVEL LOGGER [REQUEST] TEXT, on one line."""
+
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        when = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        request = getattr(record, "request_id", None)
+        about = f" [{request}]" if request else ""
+        line = f"{when}.{int(record.msecs):03d}Z {record.levelname} {record.name}{about} {record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        # One event, one line: nothing a client sends can forge another.
+        return line.replace("\r", "\\r").replace("\n", "\\n")
+
+
+class Json(logging.Formatter):
+    """One JSON object on one line."""
+
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        event = {
+            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("request_id", "global_request_id"):
+            if getattr(record, name, None):
+                event[name] = getattr(record, name)
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(event).decode()

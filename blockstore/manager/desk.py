@@ -1,0 +1,51 @@
+"""What every handler of the manager works with: the database, the configured backends, the board.
+
+Made once by ``service.py``. Knows which backend holds a row, and what rows are called there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from blockstore.backends.contract import Backend
+from blockstore.board import Board
+from blockstore.config import Config
+from blockstore.db.session import Database
+from blockstore.errors import Unreachable
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The manager's desk."""
+
+    db: Database
+    backends: Mapping[str, Backend]
+    """By pool name, NODE@BACKEND#POOL."""
+    board: Board
+    config: Config
+
+    @property
+    def message_days(self) -> int:
+        """Days that messages are kept."""
+        return self.config.service.order_keep_days
+
+    def backend(self, pool: str | None) -> Backend:
+        """Return the backend of a pool. Raises Unreachable, at once, when it is down or no longer configured."""
+        backend = self.backends.get(pool or "")
+        if backend is None:
+            raise Unreachable(f"The pool {pool} is not in the configuration any more.")
+        report = self.board.get(pool or "")
+        if report is not None and not report.up:
+            raise Unreachable(f"The pool {pool} is down: {report.reason}")
+        return backend
+
+
+def volume_name(volume_id: str) -> str:
+    """Return what a volume is called on its backend."""
+    return f"volume-{volume_id}"
+
+
+def snapshot_name(snapshot_id: str) -> str:
+    """Return what a snapshot is called on its backend."""
+    return f"snap-{snapshot_id}"

@@ -1,0 +1,41 @@
+"""Snapshots on their backends: create, delete.
+
+Handlers of orders; idempotent, as all are.
+"""
+
+from __future__ import annotations
+
+from blockstore import claims, quotas, states
+from blockstore.db.models import Snapshot
+from blockstore.errors import InUse
+from blockstore.manager.desk import Desk, snapshot_name, volume_name
+from blockstore.messages import Action
+from blockstore.orders import CreateSnapshot, DeleteSnapshot
+from blockstore.settling import KeepsStatus, progress_of, settles
+from blockstore.states import S
+
+
+@settles(Action.SNAPSHOT_CREATE)
+def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> None:
+    """Freeze the volume's bytes."""
+    desk.backend(snapshot.host).create_snapshot(volume_name(order.volume_id), snapshot_name(snapshot.id))
+    with desk.db.write() as session:
+        states.settle(session, order, S.AVAILABLE, progress="100%")
+
+
+@settles(Action.SNAPSHOT_DELETE)
+def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> None:
+    """Remove the snapshot from its backend, then its row, quota and claim in one transaction."""
+    if snapshot.host is not None:
+        try:
+            desk.backend(snapshot.host).delete_snapshot(
+                volume_name(order.volume_id), snapshot_name(snapshot.id), progress_of(desk, order)
+            )
+        except InUse as exc:
+            # compat: a busy snapshot is available again
+            raise KeepsStatus(S.AVAILABLE, exc.message) from exc
+    with desk.db.write() as session:
+        claims.release(session, snapshot.host, snapshot_gib=snapshot.volume_size)
+        if snapshot.consumes_quota:
+            quotas.refund(session, snapshot.project_id, snapshots=1, gigabytes=snapshot.volume_size)
+        states.settle_removed(session, order)

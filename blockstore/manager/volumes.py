@@ -1,0 +1,122 @@
+"""Volumes on their backends: create, delete, extend, revert.
+
+Handlers of the orders that the scheduler and the API cast. Each is idempotent: after a crash it runs again from the
+start. Decides nothing about who may ask or where a volume goes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import select, update
+
+from blockstore import claims, quotas, states
+from blockstore.backends.contract import Backend
+from blockstore.db.models import Snapshot, Volume
+from blockstore.errors import BackendError, InUse, VolumeMissing
+from blockstore.manager.desk import Desk, snapshot_name, volume_name
+from blockstore.messages import Action
+from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, new_order_id
+from blockstore.settling import KeepsStatus, progress_of, settles
+from blockstore.states import V
+
+log = logging.getLogger(__name__)
+
+
+@settles(Action.CREATE)
+def create_volume(desk: Desk, order: CreateVolume, volume: Volume) -> None:
+    """Make the volume; when its pool fails, send it back to the scheduler for the next pool."""
+    try:
+        _make(desk, order, volume, desk.backend(volume.host))
+    except BackendError as exc:
+        if not _may_try_elsewhere(desk, order, exc):
+            raise
+        _send_back(desk, order, volume, exc)
+        return
+    with desk.db.write() as session:
+        states.settle(session, order, V.AVAILABLE)
+
+
+def _make(desk: Desk, order: CreateVolume, volume: Volume, backend: Backend) -> None:
+    name = volume_name(volume.id)
+    progress = progress_of(desk, order)
+    if order.snapshot_id is not None:
+        with desk.db.read() as session:
+            origin = session.execute(select(Snapshot.volume_id).where(Snapshot.id == order.snapshot_id)).scalar()
+        if origin is None:
+            raise VolumeMissing(f"The snapshot {order.snapshot_id} is gone.")
+        backend.create_volume_from_snapshot(
+            name, volume.size, volume_name(origin), snapshot_name(order.snapshot_id), progress
+        )
+    elif order.source_volume_id is not None:
+        backend.clone_volume(name, volume.size, volume_name(order.source_volume_id), progress)
+    else:
+        backend.create_volume(name, volume.size)
+
+
+def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bool:
+    bound_to_source = order.snapshot_id is not None or order.source_volume_id is not None
+    attempts = len(order.tried) + 1
+    return exc.retry_elsewhere and not bound_to_source and attempts < desk.config.scheduler.max_attempts
+
+
+def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendError) -> None:
+    log.warning(
+        "pool %s failed to create volume %s, trying the next: %s", volume.host, volume.id, exc,
+        extra={"request_id": order.request_id},
+    )
+    following = PlaceVolume(
+        order_id=new_order_id(),
+        request_id=order.request_id,
+        project_id=order.project_id,
+        volume_id=order.volume_id,
+        hints=order.hints,
+        tried=(*order.tried, volume.host or ""),
+    )
+    with desk.db.write() as session:
+        claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
+        session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
+        states.hand_over(session, order, following)
+
+
+@settles(Action.DELETE)
+def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
+    """Remove the volume from its backend, then its row, quota and claim in one transaction."""
+    with desk.db.read() as session:
+        left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
+    if left is not None:
+        raise InUse(f"Its snapshot {left} could not be deleted.")
+    if volume.host is not None:
+        try:
+            desk.backend(volume.host).delete_volume(volume_name(volume.id), progress_of(desk, order))
+        except InUse as exc:
+            # compat: a busy volume is available again, with the reason in a message
+            raise KeepsStatus(V.AVAILABLE, exc.message) from exc
+    with desk.db.write() as session:
+        claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
+        if volume.consumes_quota:
+            quotas.refund(session, volume.project_id, volumes=1, gigabytes=volume.size)
+        states.settle_removed(session, order)
+
+
+@settles(Action.EXTEND)
+def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
+    """Grow the volume; the claim and the quota were taken when the order was accepted."""
+    desk.backend(order.pool).extend_volume(volume_name(volume.id), order.new_size_gib)
+    with desk.db.write() as session:
+        # The size is a fact now, whatever an administrator did to the status meanwhile.
+        session.execute(update(Volume).where(Volume.id == volume.id).values(size=order.new_size_gib))
+        states.settle(session, order, volume.previous_status or V.AVAILABLE)
+
+
+@settles(Action.REVERT)
+def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
+    """Give the volume the bytes of its snapshot; the snapshot is available again afterwards."""
+    desk.backend(volume.host).revert_volume(
+        volume_name(volume.id), snapshot_name(order.snapshot_id), progress_of(desk, order)
+    )
+    with desk.db.write() as session:
+        states.settle(session, order, V.AVAILABLE)
+        states.move(session, states.SNAPSHOT, order.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,))
+
+

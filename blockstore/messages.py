@@ -1,0 +1,56 @@
+"""What users are told of operations that failed after they were accepted: the rows behind GET /messages.
+
+Written in the transaction that settles the failure. Action and detail ids are the wire's.
+"""
+
+from __future__ import annotations
+
+import datetime
+from enum import Enum
+
+from sqlalchemy.orm import Session
+
+from blockstore.db.models import Message, now
+from blockstore.orders import Order
+
+
+class Action(Enum):
+    """What was being done: id and words of the wire."""
+
+    SCHEDULE = ("001", "schedule allocate volume")
+    EXTEND = ("007", "extend volume")
+    CREATE = ("008", "create volume from backend storage")
+    SNAPSHOT_CREATE = ("009", "create snapshot")
+    SNAPSHOT_DELETE = ("010", "delete snapshot")
+    # The wire has no ids for these; they follow the last one it uses.
+    DELETE = ("101", "delete volume")
+    REVERT = ("102", "revert volume to snapshot")
+
+
+class Detail(Enum):
+    """Why it failed."""
+
+    UNKNOWN_ERROR = "001"
+    BACKEND_UNREACHABLE = "002"
+    NO_BACKEND_AVAILABLE = "003"
+    BACKEND_REFUSED = "010"
+    CANCELLED = "101"
+
+
+def tell(session: Session, order: Order, action: Action, detail: Detail, reason: str, keep_days: int) -> None:
+    """Leave a message for the project that owns the resource."""
+    action_id, words = action.value
+    kind = order.resource_type.upper()
+    session.add(
+        Message(
+            project_id=order.project_id,
+            request_id=order.request_id,
+            resource_type=kind,
+            resource_uuid=order.resource_id,
+            event_id=f"VOLUME_{kind}_{action_id}_{detail.value}",
+            action_id=action_id,
+            detail_id=detail.value,
+            user_message=f"{words}: {reason}",
+            expires_at=now() + datetime.timedelta(days=keep_days),
+        )
+    )

@@ -1,0 +1,135 @@
+"""Every microversion that changes what this service does, as a named constant with its sentence.
+
+Used as ``since=`` on endpoints and schema fields, so one grep shows all effects of a version.
+Facts: OpenStack Block Storage API v3, 3.0 to 3.71.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from blockstore.errors import BadRequest, NotAcceptable
+
+
+class Version(NamedTuple):
+    """A microversion; compares as numbers do."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+MINIMUM = Version(3, 0)
+BOOTABLE_STRICT = Version(3, 2)
+"""The bootable filter takes booleans only."""
+MESSAGES = Version(3, 3)
+"""User messages."""
+MESSAGES_PAGING = Version(3, 5)
+"""Messages are paged, sorted and filtered."""
+FILTER_GLANCE_METADATA = Version(3, 4)
+"""Volumes are filtered by glance_metadata."""
+SERVICES_CLUSTER = Version(3, 7)
+"""Services show their cluster."""
+FILTER_GROUP_ID = Version(3, 10)
+"""Volumes are filtered by group_id."""
+VOLUME_SUMMARY = Version(3, 12)
+"""Totals of volumes."""
+VOLUME_GROUP = Version(3, 13)
+"""Volumes show their group."""
+SNAPSHOT_GROUP = Version(3, 14)
+"""Snapshots show their group snapshot."""
+METADATA_ETAG = Version(3, 15)
+"""Volume metadata carries an Etag, and writes obey If-Match."""
+PROVIDER_ID = Version(3, 21)
+"""Administrators see provider_id."""
+SNAPSHOT_FILTER_METADATA = Version(3, 22)
+"""Snapshots are filtered by metadata."""
+DELETE_FORCE = Version(3, 23)
+"""Delete of a volume takes force."""
+POOL_FILTERS = Version(3, 28)
+"""Pools are filtered."""
+SNAPSHOT_SORT_NAME = Version(3, 30)
+"""Snapshots are sorted by name."""
+FILTERS_CHECKED = Version(3, 31)
+"""A filter that is not allowed is refused instead of ignored."""
+LOG_LEVELS = Version(3, 32)
+"""Log levels are read and changed."""
+RESOURCE_FILTERS = Version(3, 33)
+"""The allowed filters can be read."""
+LIKE_FILTERS = Version(3, 34)
+"""A filter with ~ matches a part of the value."""
+POOL_VOLUME_TYPE = Version(3, 35)
+"""Pools are filtered by volume type."""
+SUMMARY_METADATA = Version(3, 36)
+"""Totals of volumes show their metadata."""
+LIMITS_PROJECT = Version(3, 39)
+"""Administrators read the limits of another project."""
+VOLUME_REVERT = Version(3, 40)
+"""A volume reverts to its newest snapshot."""
+SNAPSHOT_USER = Version(3, 41)
+"""Snapshots show their owner."""
+EXTEND_ATTACHED = Version(3, 42)
+"""Volumes in use can be extended."""
+WITH_COUNT = Version(3, 45)
+"""Lists tell their total on request."""
+VOLUME_FROM_BACKUP = Version(3, 47)
+"""A volume is created from a backup."""
+SHARED_TARGETS = Version(3, 48)
+"""Volumes show target sharing and their service."""
+BACKEND_STATE = Version(3, 49)
+"""Services show the state of their backend."""
+TYPE_FILTER_EXTRA_SPECS = Version(3, 52)
+"""Types are filtered by extra specs."""
+VOLUME_STRICT = Version(3, 53)
+"""Unknown fields on create and empty updates are refused."""
+TIME_FILTERS = Version(3, 60)
+"""Volumes are filtered by time."""
+CLUSTER_NAME = Version(3, 61)
+"""Administrators see a volume's cluster."""
+VOLUME_TYPE_ID = Version(3, 63)
+"""Volumes show the id of their type."""
+ENCRYPTION_KEY_ID = Version(3, 64)
+"""Encrypted volumes show the id of their key."""
+CONSUMES_QUOTA = Version(3, 65)
+"""Volumes and snapshots show whether they count against the quota."""
+SNAPSHOT_IN_USE = Version(3, 66)
+"""Snapshots of volumes in use need no force."""
+SHARED_TARGETS_NULL = Version(3, 69)
+"""shared_targets may be null."""
+MAXIMUM = Version(3, 71)
+
+SERVICE_TYPE = "volume"
+HEADER = "OpenStack-API-Version"
+
+_FORM = re.compile(r"([1-9]\d*)\.([1-9]\d*|0)")
+
+
+def negotiate(header: str | None) -> Version:
+    """Return the version a request asks for.
+
+    compat: absent means 3.0; of a comma separated list the first entry that names ``volume`` counts.
+    Raises: BadRequest when malformed or for other services only; NotAcceptable when out of range.
+    """
+    if header is None:
+        return MINIMUM
+    for part in header.split(","):
+        words = part.strip().split()
+        if words and words[0].lower() == SERVICE_TYPE:
+            break
+    else:
+        raise BadRequest(f"The header {HEADER} names no version of the service {SERVICE_TYPE}.")
+    text = words[1] if len(words) == 2 else ""
+    if text.lower() == "latest":
+        return MAXIMUM
+    form = _FORM.fullmatch(text)
+    if form is None:
+        raise BadRequest(f"API Version String {text} is of invalid format. Must be of format MajorNum.MinorNum.")
+    version = Version(int(form[1]), int(form[2]))
+    if not MINIMUM <= version <= MAXIMUM:
+        raise NotAcceptable(
+            f"Version {version} is not supported by the API. Minimum is {MINIMUM} and maximum is {MAXIMUM}."
+        )
+    return version

@@ -1,0 +1,221 @@
+"""Everything that can be put on a queue, on one page.
+
+An order is cast by one room and handled by exactly one handler in another. It is stored as JSON in the ``orders``
+table in the same transaction as the status change it stands for, so it survives a crash: treat field names as a wire
+format. It carries ids and small scalars only. Handlers are idempotent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+KINDS: dict[str, type[Order]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one room asks of another."""
+
+    room: ClassVar[str]
+    resource_type: ClassVar[str]
+    """The noun whose row is in a transitional status while this order is unfinished."""
+    status: ClassVar[str]
+    """That transitional status; when the row has another, something else has taken over."""
+    cancellable: ClassVar[bool] = False
+    """Whether an operator may stop it; what half-destroys data may not be stopped."""
+
+    order_id: str
+    request_id: str
+    project_id: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # slots=True makes each class twice; the second, final one wins.
+        KINDS[cls.__name__] = cls
+
+    @property
+    def kind(self) -> str:
+        """Return the name stored with the order."""
+        return type(self).__name__
+
+    @property
+    def resource_id(self) -> str:
+        """Return the id of the row this order will settle."""
+        return str(getattr(self, f"{self.resource_type}_id"))
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the resources held while it runs: no two orders that share one run at once."""
+        return (f"{self.resource_type}:{self.resource_id}",)
+
+    def covers(self) -> tuple[tuple[str, str, str], ...]:
+        """Return type, id and transitional status of every row this order settles."""
+        return ((self.resource_type, self.resource_id, self.status),)
+
+    def body(self) -> dict[str, Any]:
+        """Return the fields to store, without those that have a column."""
+        plain = dataclasses.asdict(self)
+        for name in ("order_id", "request_id", "project_id"):
+            del plain[name]
+        return plain
+
+
+_count = itertools.count()
+
+
+def new_order_id() -> str:
+    """Return an id that sorts by time of making, also within one nanosecond tick of a process."""
+    return f"{time.time_ns():016x}-{next(_count) & 0xFFFF:04x}{os.urandom(2).hex()}"
+
+
+def from_stored(kind: str, order_id: str, request_id: str, project_id: str, body: Mapping[str, Any]) -> Order:
+    """Return the order that a row of the orders table stands for."""
+    made = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+    return KINDS[kind](order_id=order_id, request_id=request_id, project_id=project_id, **made)
+
+
+# --- scheduler: decide where ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceVolume(Order):
+    """Choose a pool for a new volume and claim its capacity."""
+
+    room: ClassVar[str] = "scheduler"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "creating"
+    cancellable: ClassVar[bool] = True
+    volume_id: str
+    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tried: tuple[str, ...] = ()
+    """Pools that accepted it and then failed, oldest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceSnapshot(Order):
+    """Check that the volume's pool has room for a snapshot and claim it."""
+
+    room: ClassVar[str] = "scheduler"
+    resource_type: ClassVar[str] = "snapshot"
+    status: ClassVar[str] = "creating"
+    cancellable: ClassVar[bool] = True
+    snapshot_id: str
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceExtension(Order):
+    """Check that the volume's pool has room for its growth and claim it."""
+
+    room: ClassVar[str] = "scheduler"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "extending"
+    cancellable: ClassVar[bool] = True
+    volume_id: str
+    new_size_gib: int
+    growth_gib: int
+    """What quota was charged for; given back when it fails."""
+
+
+# --- manager: let a backend do it ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVolume(Order):
+    """Make a volume on its pool: empty, from a snapshot, or from a volume."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "creating"
+    cancellable: ClassVar[bool] = True
+    volume_id: str
+    snapshot_id: str | None = None
+    source_volume_id: str | None = None
+    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tried: tuple[str, ...] = ()
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the source too, so that nobody deletes or reverts it meanwhile."""
+        held = [f"volume:{self.volume_id}"]
+        if self.snapshot_id:
+            held.append(f"snapshot:{self.snapshot_id}")
+        if self.source_volume_id:
+            held.append(f"volume:{self.source_volume_id}")
+        return tuple(held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteVolume(Order):
+    """Remove a volume. Snapshots that go with it have orders of their own, cast before."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "deleting"
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendVolume(Order):
+    """Grow a volume."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "extending"
+    volume_id: str
+    new_size_gib: int
+    growth_gib: int
+    pool: str
+    """Where the growth was claimed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevertVolume(Order):
+    """Give a volume the bytes of its newest snapshot."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "reverting"
+    volume_id: str
+    snapshot_id: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the snapshot too."""
+        return (f"volume:{self.volume_id}", f"snapshot:{self.snapshot_id}")
+
+    def covers(self) -> tuple[tuple[str, str, str], ...]:
+        """Settle the snapshot too."""
+        return (("volume", self.volume_id, self.status), ("snapshot", self.snapshot_id, "restoring"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateSnapshot(Order):
+    """Freeze a volume's bytes."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "snapshot"
+    status: ClassVar[str] = "creating"
+    snapshot_id: str
+    volume_id: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume too: one snapshot, revert or delete of it at a time."""
+        return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteSnapshot(Order):
+    """Remove a snapshot."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "snapshot"
+    status: ClassVar[str] = "deleting"
+    snapshot_id: str
+    volume_id: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume too: deleting merges or touches it on some backends."""
+        return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")

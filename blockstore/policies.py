@@ -1,0 +1,101 @@
+"""Who may do what: every policy rule of this service on one page.
+
+Rule names and levels are those of the reference, so an operator's knowledge carries over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from blockstore.context import RequestContext
+from blockstore.errors import Forbidden
+
+
+class Level(Enum):
+    """Least role a rule asks for."""
+
+    ANYONE = "any authenticated caller"
+    READER = "reader"
+    MEMBER = "member"
+    ADMIN = "admin"
+
+
+ANYONE, READER, MEMBER, ADMIN = Level.ANYONE, Level.READER, Level.MEMBER, Level.ADMIN
+
+RULES: Mapping[str, Level] = {
+    "none": ANYONE,
+    "volume:create": MEMBER,
+    "volume:get": READER,
+    "volume:get_all": READER,
+    "volume:update": MEMBER,
+    "volume:delete": MEMBER,
+    "volume:force_delete": ADMIN,
+    "volume:get_volume_metadata": READER,
+    "volume:create_volume_metadata": MEMBER,
+    "volume:update_volume_metadata": MEMBER,
+    "volume:delete_volume_metadata": MEMBER,
+    "volume:extend": MEMBER,
+    "volume:extend_attached_volume": MEMBER,
+    "volume:revert_to_snapshot": MEMBER,
+    "volume:update_readonly_flag": MEMBER,
+    "volume_extension:volume_admin_actions:reset_status": ADMIN,
+    "volume_extension:volume_admin_actions:force_delete": ADMIN,
+    "volume_extension:volume_host_attribute": ADMIN,
+    "volume_extension:volume_tenant_attribute": READER,
+    "volume_extension:volume_mig_status_attribute": ADMIN,
+    "volume:get_all_snapshots": READER,
+    "volume:create_snapshot": MEMBER,
+    "volume:get_snapshot": READER,
+    "volume:update_snapshot": MEMBER,
+    "volume:delete_snapshot": MEMBER,
+    "volume:get_snapshot_metadata": READER,
+    "volume:update_snapshot_metadata": MEMBER,
+    "volume:delete_snapshot_metadata": MEMBER,
+    "volume_extension:extended_snapshot_attributes": READER,
+    "volume_extension:snapshot_admin_actions:reset_status": ADMIN,
+    "volume_extension:snapshot_admin_actions:force_delete": ADMIN,
+    "snapshot_extension:snapshot_actions:update_snapshot_status": MEMBER,
+    "volume_extension:type_get": READER,
+    "volume_extension:type_get_all": READER,
+    "volume_extension:type_create": ADMIN,
+    "volume_extension:type_update": ADMIN,
+    "volume_extension:type_delete": ADMIN,
+    "volume_extension:access_types_extra_specs": READER,
+    "volume_extension:access_types_qos_specs_id": ADMIN,
+    "volume_extension:volume_type_access": MEMBER,
+    "volume_extension:volume_type_access:addProjectAccess": ADMIN,
+    "volume_extension:volume_type_access:removeProjectAccess": ADMIN,
+    "volume_extension:volume_type_access:get_all_for_type": ADMIN,
+    "volume_extension:types_extra_specs:index": READER,
+    "volume_extension:types_extra_specs:show": READER,
+    "volume_extension:types_extra_specs:create": ADMIN,
+    "volume_extension:types_extra_specs:update": ADMIN,
+    "volume_extension:types_extra_specs:delete": ADMIN,
+    "volume_extension:types_extra_specs:read_sensitive": ADMIN,
+    "scheduler_extension:scheduler_stats:get_pools": ADMIN,
+    "volume_extension:services:index": ADMIN,
+    "volume_extension:services:update": ADMIN,
+    "limits_extension:used_limits": READER,
+    "message:get_all": READER,
+    "message:get": READER,
+    "message:delete": MEMBER,
+}
+
+_ROLES: Mapping[Level, frozenset[str]] = {
+    READER: frozenset({"reader", "member", "admin"}),
+    MEMBER: frozenset({"member", "admin"}),
+    ADMIN: frozenset({"admin"}),
+}
+
+
+def allowed(ctx: RequestContext, rule: str) -> bool:
+    """Say whether the caller satisfies a rule."""
+    level = RULES[rule]
+    return level is ANYONE or ctx.is_admin or (level is not ADMIN and bool(ctx.roles & _ROLES[level]))
+
+
+def enforce(ctx: RequestContext, rule: str) -> None:
+    """Raise Forbidden naming the rule unless the caller satisfies it."""
+    if not allowed(ctx, rule):
+        raise Forbidden(f"Policy doesn't allow {rule} to be performed.")

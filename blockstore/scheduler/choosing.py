@@ -1,0 +1,197 @@
+"""Choose a pool: wish and pools in, a choice or the reason per pool out.
+
+Called by placing.py with what it read and with the configured filters and weighers. Pure: it reads no clock, no
+database and no configuration, so a decision can be repeated from its inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from blockstore.errors import NoBackend
+from blockstore.scheduler.pools import Pool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is to be placed, with everything about it already looked up."""
+
+    size_gib: float  # for an extend the difference; 0 when an existing volume is managed
+    extra_specs: Mapping[str, str | None] = field(default_factory=dict)
+    availability_zones: tuple[str, ...] = ()  # of the request, or of the type's RESKEY:availability_zones; empty: any
+    volume: Mapping[str, Any] = field(default_factory=dict)  # volume.* in expressions
+    qos: Mapping[str, Any] = field(default_factory=dict)  # qos.* in expressions
+    same_pools: frozenset[str] | None = None  # where the volumes named by the hint same_host are; None: no hint
+    different_pools: frozenset[str] | None = None  # so too for different_host
+    invalid_hint: str | None = None  # why same_host or different_host cannot be understood; fails every pool
+    only_pool: str | None = None  # where the source is, when the volume has to be beside it
+    tried: tuple[str, ...] = ()  # pools that failed already
+    extends_attached: bool = False
+    held_by: str | None = None  # the pool that holds the volume already (retype); not for an extend, which needs room
+
+    @property
+    def wants_thick(self) -> bool:
+        """Tell whether the type rules out over-subscription."""
+        return self.extra_specs.get("provisioning:type") == "thick"
+
+
+Check = Callable[[Wish, Pool], str | None]
+"""Return why the pool cannot take the wish, or None when it can."""
+
+Weigh = Callable[[Wish, Pool], float]
+"""Return a number; math.inf says that the pool has no figure to offer."""
+
+
+class Filter(NamedTuple):
+    """A configured filter."""
+
+    name: str
+    check: Check
+
+
+class Weigher(NamedTuple):
+    """A configured weigher. A negative multiplier prefers small numbers."""
+
+    name: str
+    weigh: Weigh
+    multiplier: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a pool was not taken."""
+
+    filter: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """What one weigher said of one pool."""
+
+    weigher: str
+    raw: float
+    normalised: float  # 0..1 among the candidates
+    multiplier: float
+
+    @property
+    def weighted(self) -> float:
+        """Return what it adds to the total."""
+        return self.normalised * self.multiplier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """A pool that passed, with its weights."""
+
+    pool: Pool
+    weights: tuple[Weight, ...]
+
+    @property
+    def total(self) -> float:
+        """Return the sum by which it is ranked."""
+        return math.fsum(weight.weighted for weight in self.weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The outcome: the winner or None, all that passed from best to worst, and why the others did not."""
+
+    ranking: tuple[Ranked, ...]
+    refusals: Mapping[str, Refusal]
+
+    @property
+    def winner(self) -> Pool | None:
+        """Return the best pool, or None when no pool passed."""
+        return self.ranking[0].pool if self.ranking else None
+
+    @property
+    def pool(self) -> Pool:
+        """Return the best pool, or raise NoBackend with the reason for each."""
+        if self.winner is None:
+            raise NoBackend(f"No pool can take it. {explain(self)}")
+        return self.winner
+
+
+def choose(wish: Wish, pools: Sequence[Pool], filters: Sequence[Filter], weighers: Sequence[Weigher]) -> Choice:
+    """Return the pools that can take the wish from best to worst, and the reason for each that cannot."""
+    passed: list[Pool] = []
+    refusals: dict[str, Refusal] = {}
+    names = frozenset(pool.name for pool in pools)
+    for pool in sorted(pools, key=lambda pool: pool.name):
+        refusal = _refuse_by_history(wish, pool, names) or _refuse_by_filters(wish, pool, filters)
+        if refusal is None:
+            passed.append(pool)
+        else:
+            refusals[pool.name] = refusal
+    # Sorting is stable and the pools are sorted by name, so a tie goes to the first name.
+    ranking = sorted(_weigh(wish, passed, weighers), key=lambda ranked: ranked.total, reverse=True)
+    return Choice(ranking=tuple(ranking), refusals=refusals)
+
+
+def explain(choice: Choice) -> str:
+    """Return every refusal on one line: pool, filter and numbers of each."""
+    lines = [f"{name}: {refusal.filter}: {refusal.reason}" for name, refusal in sorted(choice.refusals.items())]
+    return "; ".join(lines) or "No pool was refused."
+
+
+def explain_ranking(choice: Choice) -> str:
+    """Return the pools that passed on one line, best first, with the numbers behind each total."""
+    lines = []
+    for ranked in choice.ranking:
+        weights = [f"{w.weigher} {w.raw:g} is {w.normalised:.3g} x {w.multiplier:g}" for w in ranked.weights]
+        lines.append(f"{ranked.pool.name}: {ranked.total:.3g} ({', '.join(weights) or 'not weighed'})")
+    return "; ".join(lines) or "No pool passed."
+
+
+def _refuse_by_history(wish: Wish, pool: Pool, names: frozenset[str]) -> Refusal | None:
+    """Refuse what failed already and what is not beside the source; neither is left to the configuration."""
+    if pool.name in wish.tried:
+        return Refusal("RetryFilter", "tried already")
+    if wish.only_pool is not None and pool.name != wish.only_pool:
+        absent = "" if wish.only_pool in names else ", which is down, disabled or has not reported"
+        return Refusal("SourcePoolFilter", f"the source is on {wish.only_pool}{absent}")
+    return None
+
+
+def _refuse_by_filters(wish: Wish, pool: Pool, filters: Sequence[Filter]) -> Refusal | None:
+    for name, check in filters:
+        reason = check(wish, pool)
+        if reason is not None:
+            return Refusal(name, reason)
+    return None
+
+
+def _weigh(wish: Wish, pools: Sequence[Pool], weighers: Sequence[Weigher]) -> list[Ranked]:
+    columns: list[list[Weight]] = []
+    for name, weigh, multiplier in weighers:
+        raws = [float(weigh(wish, pool)) for pool in pools]
+        columns.append(
+            [
+                Weight(weigher=name, raw=raw, normalised=normalised, multiplier=multiplier)
+                for raw, normalised in zip(raws, normalise(raws, multiplier), strict=True)
+            ]
+        )
+    return [Ranked(pool=pool, weights=tuple(column[i] for column in columns)) for i, pool in enumerate(pools)]
+
+
+def normalise(raws: Sequence[float], multiplier: float) -> list[float]:
+    """Return the numbers spread over 0..1; all equal gives 0."""
+    # compat: a pool without a figure comes last whatever is looked for: where much is good it counts as -1, where
+    # little is good as more than any.
+    known = [raw for raw in raws if _is_figure(raw)]
+    if multiplier >= 0 or not known:
+        stand_in = -1.0
+    else:
+        stand_in = max(known) + max(1.0, abs(max(known)), max(known) - min(known))
+    counted = [raw if _is_figure(raw) else stand_in for raw in raws]
+    low, high = min(counted, default=0.0), max(counted, default=0.0)
+    return [(raw - low) / (high - low) if high > low else 0.0 for raw in counted]
+
+
+def _is_figure(raw: float) -> bool:
+    """Tell a number that can be reckoned with from infinity, from NaN and from what would overflow."""
+    return abs(raw) < 1e300

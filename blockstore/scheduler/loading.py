@@ -1,0 +1,61 @@
+"""Find the configured filters and weighers by their entry points, so that a site can add its own.
+
+Called once, at start, by whoever builds the scheduler. It never chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from blockstore.errors import ConfigError
+from blockstore.scheduler.choosing import Filter, Weigher
+from blockstore.scheduler.weighers import Declared
+
+FILTERS = "blockstore.scheduler.filters"
+WEIGHERS = "blockstore.scheduler.weighers"
+DEFAULT_FILTERS = ("AvailabilityZoneFilter", "CapacityFilter", "CapabilitiesFilter")
+DEFAULT_WEIGHERS = ("CapacityWeigher",)
+
+
+def load(group: str, names: Sequence[str]) -> list[tuple[str, Callable[..., Any]]]:
+    """Return what the entry points of these names point to, in their order; an unknown name is a ConfigError."""
+    kind = "scheduler " + group.rpartition(".")[2].removesuffix("s")
+    installed = entry_points(group=group)
+    loaded: list[tuple[str, Callable[..., Any]]] = []
+    for name in names:
+        offers = {offer.value: offer for offer in installed.select(name=name)}
+        if not offers:
+            available = ", ".join(sorted(installed.names)) or "none"
+            raise ConfigError(f"There is no {kind} {name!r}; available: {available}.")
+        if len(offers) > 1:
+            raise ConfigError(f"The {kind} {name!r} is offered more than once: by {' and by '.join(sorted(offers))}.")
+        (value,) = offers
+        try:
+            found = offers[value].load()
+        except (ImportError, AttributeError) as exc:
+            raise ConfigError(f"The {kind} {name!r} cannot be loaded from {value}: {exc}.") from exc
+        if not callable(found):
+            raise ConfigError(f"The {kind} {name!r} at {value} is not a function but {type(found).__name__}.")
+        loaded.append((name, found))
+    return loaded
+
+
+def load_filters(names: Sequence[str] = DEFAULT_FILTERS) -> list[Filter]:
+    """Return the filters of these names, in the order in which they are asked."""
+    return [Filter(name, check) for name, check in load(FILTERS, names)]
+
+
+def load_weighers(
+    names: Sequence[str] = DEFAULT_WEIGHERS, multiplier: Callable[[str], float] | None = None
+) -> list[Weigher]:
+    """Return the weighers of these names; ``multiplier`` gives the configured value of an option by its name."""
+    weighers: list[Weigher] = []
+    for name, weigh in load(WEIGHERS, names):
+        declared = weigh if isinstance(weigh, Declared) else Declared(weigh)
+        factor = declared.multiplier
+        if multiplier is not None and declared.option is not None:
+            factor = multiplier(declared.option)
+        weighers.append(Weigher(name, weigh, factor))
+    return weighers

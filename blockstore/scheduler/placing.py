@@ -1,0 +1,243 @@
+"""Decides where: one function per order. Loads, chooses, claims and hands over, or settles with the reason.
+
+The decision and its claim are one transaction, and the room has one worker: a decision sees every claim before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from blockstore import claims, states
+from blockstore.board import NO_USAGE, Board, PoolReport
+from blockstore.config import SchedulerConfig
+from blockstore.db.models import PoolUsage, ServiceRow, Snapshot, Volume, VolumeType
+from blockstore.db.session import Database
+from blockstore.errors import NoBackend
+from blockstore.messages import Action
+from blockstore.orders import (
+    CreateSnapshot,
+    CreateVolume,
+    ExtendVolume,
+    PlaceExtension,
+    PlaceSnapshot,
+    PlaceVolume,
+    new_order_id,
+)
+from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose, explain, explain_ranking
+from blockstore.scheduler.pools import Pool
+from blockstore.settling import KeepsStatus, settles
+
+log = logging.getLogger(__name__)
+
+AVAILABILITY_ZONES_SPEC = "RESKEY:availability_zones"
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What the handlers of this room work with."""
+
+    db: Database
+    board: Board
+    config: SchedulerConfig
+    filters: Sequence[Filter]
+    weighers: Sequence[Weigher]
+    message_days: int
+
+
+@settles(Action.SCHEDULE)
+def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
+    """Choose a pool, claim it, write it to the row, and hand over to the manager."""
+    with room.db.read() as session:
+        wish = _wish(session, volume, order)
+    with room.db.write() as session:
+        choice = _choose(room, session, wish, order.request_id)
+        _claim(session, choice, volumes=1, volume_gib=volume.size)
+        report = room.board.get(choice.pool.name)
+        session.execute(
+            update(Volume)
+            .where(Volume.id == volume.id)
+            .values(
+                host=choice.pool.name,
+                availability_zone=report.availability_zone if report else volume.availability_zone,
+                service_uuid=_service_uuid(session, choice.pool.backend),
+            )
+        )
+        following = CreateVolume(
+            order_id=new_order_id(),
+            request_id=order.request_id,
+            project_id=order.project_id,
+            volume_id=volume.id,
+            snapshot_id=volume.snapshot_id,
+            source_volume_id=volume.source_volid,
+            hints=order.hints,
+            tried=order.tried,
+        )
+        states.hand_over(session, order, following)
+
+
+@settles(Action.SNAPSHOT_CREATE)
+def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) -> None:
+    """Check that the volume's pool can take the snapshot, claim it and hand over."""
+    with room.db.read() as session:
+        volume = session.get_one(Volume, order.volume_id)
+        wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **_facts(session, volume))
+    with room.db.write() as session:
+        choice = _choose(room, session, wish, order.request_id)
+        _claim(session, choice, snapshot_gib=snapshot.volume_size)
+        session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=choice.pool.name))
+        following = CreateSnapshot(
+            order_id=new_order_id(),
+            request_id=order.request_id,
+            project_id=order.project_id,
+            snapshot_id=snapshot.id,
+            volume_id=order.volume_id,
+        )
+        states.hand_over(session, order, following)
+
+
+@settles(Action.EXTEND)
+def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> None:
+    """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
+    with room.db.read() as session:
+        wish = Wish(
+            size_gib=order.growth_gib,
+            only_pool=volume.host,
+            extends_attached=volume.attach_status != "detached",
+            **_facts(session, volume),
+        )
+    try:
+        with room.db.write() as session:
+            choice = _choose(room, session, wish, order.request_id)
+            _claim(session, choice, volume_gib=order.growth_gib)
+            following = ExtendVolume(
+                order_id=new_order_id(),
+                request_id=order.request_id,
+                project_id=order.project_id,
+                volume_id=volume.id,
+                new_size_gib=order.new_size_gib,
+                growth_gib=order.growth_gib,
+                pool=choice.pool.name,
+            )
+            states.hand_over(session, order, following)
+    except NoBackend as exc:
+        raise KeepsStatus(volume.previous_status or states.V.AVAILABLE, exc.message) from exc
+
+
+# --- what the decision is made of ----------------------------------------------------------------------------
+
+
+def candidates(board: Board, session: Session) -> tuple[list[Pool], dict[str, str]]:
+    """Return the pools that are up, enabled and not frozen; and why the others are not."""
+    usages = claims.ledger(session)
+    said = {row.host: row for row in session.scalars(select(ServiceRow).where(ServiceRow.binary == "cinder-volume"))}
+    pools, absent = [], {}
+    for name, report in board.reports().items():
+        service = said.get(report.backend)
+        if not report.up:
+            absent[name] = f"is down: {report.reason}"
+        elif service is not None and service.disabled:
+            absent[name] = f"is disabled: {service.disabled_reason or 'no reason given'}"
+        elif service is not None and service.frozen:
+            absent[name] = "is frozen"
+        else:
+            pools.append(pool_of(report, usages.get(name, NO_USAGE)))
+    return pools, absent
+
+
+def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
+    """Return a pool as it is at this instant: its report and what is claimed of it."""
+    caps, config = report.capabilities, report.config
+    return Pool(
+        name=report.name,
+        availability_zone=report.availability_zone,
+        total_gib=report.capacity.total_gib,
+        free_gib=report.free_gib(usage),
+        provisioned_gib=report.provisioned_gib(usage),
+        allocated_gib=usage.volume_gib,
+        volumes=usage.volumes,
+        reserved_percentage=config.reserved_percentage,
+        max_over_subscription_ratio=config.over_subscription,
+        thin=caps.thin,
+        thick=caps.thick,
+        fill_limit_percentage=config.fill_limit_percentage,
+        capabilities=report.wire(usage),
+    )
+
+
+def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str) -> Choice:
+    pools, absent = candidates(room.board, session)
+    choice = choose(wish, pools, room.filters, room.weighers)
+    if choice.winner is None:
+        reasons = [explain(choice)] if choice.refusals else []
+        reasons += [f"{name} {why}" for name, why in sorted(absent.items())]
+        text = "No pool can take it. " + ("; ".join(reasons) or "No backend is configured.")
+        log.warning("%s", text, extra={"request_id": request_id})
+        raise NoBackend(text)
+    log.debug("%s", explain_ranking(choice), extra={"request_id": request_id})
+    return choice
+
+
+def _claim(session: Session, choice: Choice, **amounts: int) -> None:
+    if not claims.claim(session, choice.pool.name, room_gib=None, **amounts):
+        raise NoBackend(f"{choice.pool.name} could not be claimed.")
+
+
+def _facts(session: Session, volume: Volume) -> dict[str, Any]:
+    """Return what filters and expressions may know of a volume."""
+    return {
+        "extra_specs": session.get_one(VolumeType, volume.volume_type_id).extra_specs,
+        "volume": {
+            "id": volume.id,
+            "size": volume.size,
+            "project_id": volume.project_id,
+            "name": volume.name or "",
+            "volume_type_id": volume.volume_type_id,
+        },
+    }
+
+
+def _wish(session: Session, volume: Volume, order: PlaceVolume) -> Wish:
+    facts = _facts(session, volume)
+    specs: Mapping[str, str | None] = facts["extra_specs"]
+    zones = [zone.strip() for zone in (specs.get(AVAILABILITY_ZONES_SPEC) or "").split(",") if zone.strip()]
+    if volume.availability_zone:
+        zones = [volume.availability_zone]
+    return Wish(
+        size_gib=volume.size,
+        availability_zones=tuple(zones),
+        same_pools=_pools_of(session, order.hints.get("same_host")),
+        different_pools=_pools_of(session, order.hints.get("different_host")),
+        only_pool=_source_pool(session, volume),
+        tried=order.tried,
+        **facts,
+    )
+
+
+def _pools_of(session: Session, hint: Any) -> frozenset[str] | None:
+    """Return the pools that hold the volumes a hint names; the schema has checked its form."""
+    if hint is None:
+        return None
+    ids = [hint] if isinstance(hint, str) else list(hint)
+    hosts = session.scalars(select(Volume.host).where(Volume.id.in_(ids), Volume.host.is_not(None)))
+    return frozenset(host for host in hosts if host)
+
+
+def _source_pool(session: Session, volume: Volume) -> str | None:
+    """Return the pool that a copy must be made on: its source's."""
+    if volume.snapshot_id is not None:
+        return session.execute(select(Snapshot.host).where(Snapshot.id == volume.snapshot_id)).scalar() or "nowhere"
+    if volume.source_volid is not None:
+        return session.execute(select(Volume.host).where(Volume.id == volume.source_volid)).scalar() or "nowhere"
+    return None
+
+
+def _service_uuid(session: Session, backend: str) -> str | None:
+    return session.execute(
+        select(ServiceRow.uuid).where(ServiceRow.binary == "cinder-volume", ServiceRow.host == backend)
+    ).scalar()

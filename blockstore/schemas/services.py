@@ -1,0 +1,43 @@
+"""Shapes of services, their switches and their logs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from marshmallow import ValidationError, validates_schema
+
+from blockstore.schemas.base import Schema, Text, field
+from blockstore.schemas.volumes import Word
+
+HOST = re.compile(r"[a-zA-Z0-9\-._#@:/+\[\]]*")
+BINARIES = ("cinder-scheduler", "cinder-volume", "cinder-backup", "cinder-api", "", "*")
+LEVELS = ("debug", "info", "warning", "warn", "error", "critical")
+
+
+class Switch(Schema):
+    binary = field(Text, min_length=1)
+    service = field(Text, min_length=1)
+    host = field(Text, min_length=1, pattern=HOST, allow_none=True)
+    cluster = field(Text, allow_none=True)
+
+    @validates_schema
+    def _names_a_service(self, data: Any, **_kw: Any) -> None:
+        if "binary" not in data and "service" not in data:
+            raise ValidationError("binary is needed.")
+        if not data.get("host"):
+            raise ValidationError({"host": ["It is needed."]})
+
+
+class SwitchOff(Switch):
+    disabled_reason = field(Text, min_length=1, strip=True, allow_none=True)
+
+
+class Log(Schema):
+    binary = field(Text, choices=BINARIES)
+    server = field(Text, allow_none=True)
+    prefix = field(Text, allow_none=True)
+
+
+class SetLog(Log):
+    level = field(Word, *LEVELS, required=True)

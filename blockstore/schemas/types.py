@@ -1,0 +1,62 @@
+"""Shapes of volume types, extra specs and access."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError, validates_schema
+
+from blockstore.schemas.base import METADATA_KEY, SPEC_KEY, BoolLike, Pairs, Part, Schema, Text, check_pairs, field
+
+
+class NewType(Schema):
+    name = field(Text, required=True, min_length=1, strip=True)
+    description = field(Text, printable=True, allow_none=True)
+    extra_specs = field(Pairs, key=METADATA_KEY, null_values=True)
+    is_public = field(BoolLike, data_key="os-volume-type-access:is_public")
+
+
+class CreateType(Schema):
+    volume_type = field(Part, required=True, schema=NewType)
+
+
+class TypeChange(Schema):
+    name = field(Text, min_length=1, strip=True, allow_none=True)
+    description = field(Text, printable=True, allow_none=True)
+    is_public = field(BoolLike)
+
+    @validates_schema
+    def _says_something(self, data: Any, **_kw: Any) -> None:
+        if all(value is None for value in data.values()):
+            raise ValidationError("At least one of name, description, is_public is needed.")
+
+
+class UpdateType(Schema):
+    volume_type = field(Part, required=True, schema=TypeChange)
+
+
+class Project(Schema):
+    project = field(Text, required=True, min_length=1)
+
+
+class AddProjectAccess(Schema):
+    access = field(Part, required=True, schema=Project, data_key="addProjectAccess")
+
+
+class RemoveProjectAccess(Schema):
+    access = field(Part, required=True, schema=Project, data_key="removeProjectAccess")
+
+
+class ExtraSpecs(Schema):
+    extra_specs = field(Pairs, required=True, key=SPEC_KEY, null_values=True)
+
+
+class OneSpec(Schema):
+    """A bare pair: the body is the map itself."""
+
+    class Meta:
+        unknown = "include"
+
+    @validates_schema(pass_original=True)
+    def _one_pair(self, data: Any, original: Any, **_kw: Any) -> None:
+        check_pairs(original, SPEC_KEY, null_values=True, least=1, most=1)

@@ -1,0 +1,270 @@
+"""The composition root: config → database → backends → bus → rooms → HTTP; their start and their stop, in order.
+
+The only file that imports all rooms. Used by the command line and by tests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import ipaddress
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from blockstore import __version__, logs, manager, periodic, recovery, scheduler
+from blockstore.api import create_app
+from blockstore.api.endpoint import Core
+from blockstore.api.types import ensure_default_type
+from blockstore.backends import loader
+from blockstore.backends.contract import Backend
+from blockstore.board import Board
+from blockstore.bus import Bus
+from blockstore.config import Config, default_state_dir, load, parse_listen
+from blockstore.db import migrations
+from blockstore.db.models import ServiceRow
+from blockstore.db.session import Database
+from blockstore.errors import ConfigError
+from blockstore.manager import reporting
+from blockstore.manager.desk import Desk
+from blockstore.scheduler import loading
+from blockstore.scheduler.placing import Scheduler
+from blockstore.settling import mark_started
+
+log = logging.getLogger(__name__)
+
+FIRST_REPORT_S = 5.0
+"""How long a start waits for slow backends before it answers without them."""
+
+SWITCH_INTERVAL_S = 0.001
+"""Threads here do short work; the interpreter's 5 ms would let one of them hold up an answer."""
+
+
+class Service:
+    """Everything but HTTP: what tests of journeys start without a socket."""
+
+    def __init__(self, config: Config) -> None:
+        """Build every part; touches no storage yet. Raises ConfigError."""
+        self.config = config
+        self.state_dir = prepare_state_dir(config.state_dir)
+        service = config.service
+        self.db = Database(database_url(config), connections=service.api_threads + service.workers + 4)
+        self.board = Board()
+        self.backends = load_backends(config, self.state_dir)
+        self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
+        self.desk = Desk(db=self.db, backends=self.backends, board=self.board, config=config)
+        room = Scheduler(
+            db=self.db,
+            board=self.board,
+            config=config.scheduler,
+            filters=loading.load_filters(words(config.scheduler.filters)),
+            weighers=loading.load_weighers(words(config.scheduler.weighers), config.scheduler.multiplier),
+            message_days=service.order_keep_days,
+        )
+        # One worker: each decision sees the claims of those before it.
+        self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
+        self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
+        self.db.cast = self.bus.cast
+        self.app = create_app(Core(config=config, db=self.db, board=self.board, bus=self.bus))
+        self.clock = periodic.jobs(service, self.db, self.report)
+
+    def start(self) -> None:
+        """Bring the database up to date, look at the backends, resume what was left, and begin to work."""
+        migrations.upgrade(self.db)
+        self._register()
+        reporting.report_all(self.desk, wait_s=FIRST_REPORT_S)
+        unfinished = recovery.resume(self.db, attempts=self.config.service.order_attempts)
+        self.bus.start()
+        for order in unfinished:
+            self.bus.cast(order)
+        self.clock.start()
+
+    def report(self) -> None:
+        """Look at every backend."""
+        reporting.report_all(self.desk, wait_s=self.config.service.report_interval_s)
+
+    def stop(self) -> bool:
+        """Let what runs come to its end, leave the rest to the next start; say whether all that ran did end."""
+        self.clock.shutdown(wait=False)
+        clean = self.bus.drain(self.config.service.drain_timeout_s)
+        self.bus.stop()
+        self.db.dispose()
+        return clean
+
+    def _register(self) -> None:
+        with self.db.write() as session:
+            ensure_default_type(session, self.config.service.default_volume_type)
+            for name in {pool.partition("#")[0] for pool in self.backends}:
+                if session.get(ServiceRow, ("cinder-volume", name)) is None:
+                    session.add(ServiceRow(binary="cinder-volume", host=name))
+
+
+def serve(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    from waitress.server import create_server
+
+    logs.configure(config.log)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    host, port = parse_listen(config.service.listen, "--listen")
+    refuse_open_door(config, host)
+    with StateLock(config.state_dir):
+        service = Service(config)
+        try:
+            server = create_server(
+                service.app,
+                sockets=[bound_socket(host, port)],
+                threads=config.service.api_threads,
+                ident=None,
+                max_request_body_size=MAX_REQUEST_BYTES,
+                channel_timeout=60,
+                cleanup_interval=10,
+                connection_limit=1000,
+                asyncore_use_poll=True,
+            )
+        except OSError as exc:
+            raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
+        service.start()
+        return _run(service, server)
+
+
+def prepare_state_dir(path: Path) -> Path:
+    """Make the state directory, for its owner alone. Raises ConfigError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(0o700)
+    except OSError as exc:
+        raise ConfigError(f"The state directory {path} cannot be used: {exc.strerror}.") from exc
+    return path
+
+
+def database_url(config: Config) -> str:
+    """Return the database to use."""
+    return config.database.url or f"sqlite:///{config.state_dir / 'blockstore.db'}"
+
+
+def load_backends(config: Config, state_dir: Path) -> dict[str, Backend]:
+    """Return every configured backend by pool name, NODE@BACKEND#POOL. Raises ConfigError."""
+    found: dict[str, Backend] = {}
+    for section in config.backends:
+        for backend in loader.load(section, state_dir / section.name):
+            found[f"{config.service.node}@{section.name}#{backend.pool}"] = backend
+    return found
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a comma separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _bound(handlers: Any, room: Any) -> Any:
+    return {order: functools.partial(handler, room) for order, handler in handlers.items()}
+
+
+# --- the process -------------------------------------------------------------------------------------------
+
+MAX_REQUEST_BYTES = 1 << 20
+"""What the server reads of a body at all; the API allows less, with a sentence."""
+
+
+class StateLock:
+    """Held while a process serves from a state directory: two would run each other's orders."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = prepare_state_dir(state_dir) / "lock"
+        self._fd = -1
+
+    def __enter__(self) -> StateLock:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise ConfigError(f"Another blockstore serves from {self._path.parent}; stop it, or use --state-dir.") from None
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self._fd)
+
+
+def refuse_open_door(config: Config, host: str) -> None:
+    """Raise ConfigError when strangers could reach a service that asks nobody who they are."""
+    if config.service.auth == "none" and not config.service.insecure and not _is_loopback(host):
+        raise ConfigError(
+            f"{host} can be reached by others, and without authentication everybody is an administrator."
+            " Listen on 127.0.0.1, or say --insecure if the network is yours alone."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError as exc:
+        raise ConfigError(f"Cannot listen on {host}: it is not an address of this machine.") from exc
+    return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def endpoint_file(state_dir: Path) -> Path:
+    """Return where a serving process notes its URL, for ``blockstore openrc``."""
+    return state_dir / "endpoint"
+
+
+def _run(service: Service, server: Any) -> int:
+    host, port = server.socket.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v3"
+    endpoint_file(service.state_dir).write_text(url + "\n")
+    _greet(service, url)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
+    server.run()  # until a signal; then it has stopped taking requests
+    log.info("stopping: no new requests; running operations may end within %g s", service.config.service.drain_timeout_s)
+    clean = service.stop()
+    log.info("stopped; %s", "nothing was cut off" if clean else "what was cut off is resumed at the next start")
+    return 0
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
+def _reread_log_level(config: Config, _signal: int, _frame: object) -> None:
+    try:
+        path = Path(config.source)
+        logs.configure(load(path if path.is_file() else None).log)
+        log.warning("log level read again")
+    except ConfigError as exc:
+        log.error("log level not changed: %s", exc)
+
+
+def _greet(service: Service, url: str) -> None:
+    lines = [f"blockstore {__version__} serves {url} (no authentication: everybody who can reach it is an administrator)"]
+    for name, report in sorted(service.board.reports().items()):
+        state = f"up, {report.capacity.free_gib:.1f} GiB free" if report.up else f"DOWN: {report.reason}"
+        lines.append(f"  backend {name.partition('@')[2].partition('#')[0]}: {state}")
+    lines.append(f"  state   {service.state_dir}")
+    command = shlex.quote(sys.argv[0])
+    where = "" if service.state_dir == default_state_dir() else f" --state-dir {shlex.quote(str(service.state_dir))}"
+    lines += [
+        "Next, in another terminal:",
+        f'  eval "$({command} openrc{where})"',
+        "  openstack volume create --size 1 first",
+    ]
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,157 @@
+"""Around every handler: load the row, run the handler, and whatever happens inside, the row settles with a reason.
+
+Used by the rooms that handle orders. A handler settles its own success; every failure is settled here, in one place.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from blockstore import claims, messages, quotas, states
+from blockstore.db.models import OrderRow, now
+from blockstore.db.session import Database
+from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, Unreachable
+from blockstore.messages import Action, Detail
+from blockstore.orders import ExtendVolume, Order, PlaceExtension
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 1.0
+
+
+class KeepsStatus(BlockstoreError):
+    """A failure that leaves the row as it was: settle it to ``to`` instead of its failure status."""
+
+    def __init__(self, to: str, reason: str):
+        self.to = to
+        super().__init__(reason)
+
+
+class Room(Protocol):
+    """What a handler's room offers to this file."""
+
+    @property
+    def db(self) -> Database:
+        """The database."""
+
+    @property
+    def message_days(self) -> int:
+        """Days that messages are kept."""
+
+
+def settles(action: Action) -> Callable[[Callable[[Any, Any, Any], None]], Callable[[Any, Any], None]]:
+    """Make a handler of ``function(room, order, row)``.
+
+    The function is not called when the row is gone or something else has taken it over: the order just ends.
+    """
+
+    def decorate(function: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], None]:
+        @functools.wraps(function)
+        def handler(room: Room, order: Order) -> None:
+            row = _begin(room, order)
+            if row is None:
+                return
+            try:
+                if row is _CANCELLED:
+                    raise OrderCancelled("cancelled by the operator before it began")
+                function(room, order, row)
+            except SQLAlchemyError:
+                raise  # the database is the matter, not the order: the bus tries again
+            except Exception as exc:
+                _fail(room, order, action, exc)
+
+        return handler
+
+    return decorate
+
+
+def progress_of(room: Room, order: Order) -> Callable[[int], None]:
+    """Return a callback that writes the percentage down, at most once a second, and stops a cancelled order."""
+    next_at = time.monotonic() + PROGRESS_INTERVAL_S
+
+    def tell(percent: int) -> None:
+        nonlocal next_at
+        if time.monotonic() < next_at:
+            return
+        next_at = time.monotonic() + PROGRESS_INTERVAL_S
+        with room.db.write() as session:
+            session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(progress=percent))
+            asked = session.execute(select(OrderRow.cancel_asked).where(OrderRow.id == order.order_id)).scalar()
+        if asked and order.cancellable:
+            raise OrderCancelled(f"cancelled by the operator at {percent} %")
+
+    return tell
+
+
+def mark_started(db: Database, order: Order) -> None:
+    """Note that an order runs for long enough to be shown as running."""
+    with db.write() as session:
+        session.execute(
+            update(OrderRow).where(OrderRow.id == order.order_id, OrderRow.state == "open").values(started_at=now())
+        )
+
+
+_CANCELLED = object()
+
+
+def _begin(room: Room, order: Order) -> Any:
+    """Return the row, or None when there is nothing left to do, or the mark of a cancelled order."""
+    machine = states.MACHINES[order.resource_type]
+    with room.db.read() as session:
+        stored = session.execute(
+            select(OrderRow.state, OrderRow.cancel_asked).where(OrderRow.id == order.order_id)
+        ).one_or_none()
+        row: Any = session.get(machine.model, order.resource_id)
+    if stored is None or stored.state != "open":
+        return None
+    if row is not None and row.status == order.status:
+        return _CANCELLED if stored.cancel_asked and order.cancellable else row
+    with room.db.write() as session:
+        give_up(session, order, "the resource is gone, or its status was changed meanwhile", state="cancelled")
+    return None
+
+
+def give_up(session: Session, order: Order, reason: str, *, state: str = "failed", to: str | None = None) -> None:
+    """Close an order that will not succeed: give back what was charged for it, settle every row it covers."""
+    if isinstance(order, PlaceExtension | ExtendVolume):
+        quotas.refund(session, order.project_id, gigabytes=order.growth_gib)
+    if isinstance(order, ExtendVolume):
+        claims.release(session, order.pool, volume_gib=order.growth_gib)
+    states.settle_failed(session, order, reason, state=state, to=to)
+
+
+def _fail(room: Room, order: Order, action: Action, exc: Exception) -> None:
+    reason, detail, state = _explain(order, exc)
+    with room.db.write() as session:
+        give_up(session, order, reason, state=state, to=exc.to if isinstance(exc, KeepsStatus) else None)
+        messages.tell(session, order, action, detail, reason, room.message_days)
+    log.warning(
+        "%s of %s %s %s: %s", order.kind, order.resource_type, order.resource_id, state, reason,
+        extra={"request_id": order.request_id},
+    )
+
+
+def _explain(order: Order, exc: Exception) -> tuple[str, Detail, str]:
+    if isinstance(exc, OrderCancelled):
+        return str(exc), Detail.CANCELLED, "cancelled"
+    if isinstance(exc, NoBackend):
+        return str(exc), Detail.NO_BACKEND_AVAILABLE, "failed"
+    if isinstance(exc, Unreachable):
+        return str(exc), Detail.BACKEND_UNREACHABLE, "failed"
+    if isinstance(exc, BackendError | KeepsStatus):
+        return str(exc), Detail.BACKEND_REFUSED, "failed"
+    log.error("%s %s failed unexpectedly", order.kind, order.order_id, exc_info=exc)
+    return (
+        f"an internal error ({type(exc).__name__}) stopped it; the log has the details under {order.request_id}",
+        Detail.UNKNOWN_ERROR,
+        "failed",
+    )
+

@@ -1,0 +1,248 @@
+"""Statuses, what each may become, and the doors through which they change; the only writer of a status.
+
+A row is in a transitional status exactly when an open order covers it. Orders are therefore filed and finished here,
+in the transaction that changes the status. Used by every room; never calls a backend.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy.orm import Session
+
+from blockstore.db.models import Base, OrderRow, Snapshot, Volume, now
+from blockstore.db.session import FILED
+from blockstore.errors import StateConflict
+from blockstore.orders import Order
+
+log = logging.getLogger(__name__)
+
+
+class V(StrEnum):
+    """Statuses of a volume."""
+
+    CREATING = "creating"
+    DOWNLOADING = "downloading"
+    AVAILABLE = "available"
+    RESERVED = "reserved"
+    ATTACHING = "attaching"
+    IN_USE = "in-use"
+    DETACHING = "detaching"
+    MAINTENANCE = "maintenance"
+    EXTENDING = "extending"
+    RETYPING = "retyping"
+    UPLOADING = "uploading"
+    BACKING_UP = "backing-up"
+    RESTORING_BACKUP = "restoring-backup"
+    AWAITING_TRANSFER = "awaiting-transfer"
+    MANAGING = "managing"
+    UNMANAGING = "unmanaging"
+    REVERTING = "reverting"
+    DELETING = "deleting"
+    ERROR = "error"
+    ERROR_DELETING = "error_deleting"
+    ERROR_EXTENDING = "error_extending"
+    ERROR_RESTORING = "error_restoring"
+    ERROR_BACKING_UP = "error_backing-up"
+    ERROR_MANAGING = "error_managing"
+
+
+class S(StrEnum):
+    """Statuses of a snapshot."""
+
+    CREATING = "creating"
+    AVAILABLE = "available"
+    DELETING = "deleting"
+    DELETED = "deleted"
+    UPDATING = "updating"
+    ERROR = "error"
+    ERROR_DELETING = "error_deleting"
+    UNMANAGING = "unmanaging"
+    BACKING_UP = "backing-up"
+    RESTORING = "restoring"
+
+
+ANY = frozenset[str]()
+"""In a table of moves: reachable from every status, because a forced delete is."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The statuses of one kind of row. Tables of two machines are never merged: their members hash alike."""
+
+    name: str
+    model: type[Base]
+    moves: Mapping[str, frozenset[str]]
+    """For each status, those it may come from; ``ANY`` means all."""
+    failure: Mapping[str, str]
+    """For each transitional status, what it settles to when its order fails."""
+
+
+VOLUME = Machine(
+    name="Volume",
+    model=Volume,
+    moves={
+        V.CREATING: frozenset({V.ERROR}),
+        V.AVAILABLE: frozenset({V.CREATING, V.EXTENDING, V.REVERTING, V.DELETING}),
+        V.IN_USE: frozenset({V.EXTENDING}),
+        V.EXTENDING: frozenset({V.AVAILABLE, V.IN_USE}),
+        V.REVERTING: frozenset({V.AVAILABLE}),
+        V.DELETING: ANY,
+        V.ERROR: frozenset({V.CREATING, V.REVERTING}),
+        V.ERROR_EXTENDING: frozenset({V.EXTENDING}),
+        V.ERROR_DELETING: frozenset({V.DELETING}),
+    },
+    failure={
+        V.CREATING: V.ERROR,
+        V.EXTENDING: V.ERROR_EXTENDING,
+        V.REVERTING: V.ERROR,
+        V.DELETING: V.ERROR_DELETING,
+    },
+)
+SNAPSHOT = Machine(
+    name="Snapshot",
+    model=Snapshot,
+    moves={
+        S.AVAILABLE: frozenset({S.CREATING, S.RESTORING, S.DELETING}),
+        S.RESTORING: frozenset({S.AVAILABLE}),
+        S.DELETING: ANY,
+        S.ERROR: frozenset({S.CREATING}),
+        S.ERROR_DELETING: frozenset({S.DELETING}),
+    },
+    failure={
+        S.CREATING: S.ERROR,
+        S.DELETING: S.ERROR_DELETING,
+        S.RESTORING: S.AVAILABLE,
+    },
+)
+MACHINES: Mapping[str, Machine] = {"volume": VOLUME, "snapshot": SNAPSHOT}
+
+
+# --- doors -------------------------------------------------------------------------------------------------
+
+
+def born(session: Session, row: Volume | Snapshot, order: Order) -> None:
+    """Insert a row as ``creating`` together with the order that will settle it."""
+    row.status = "creating"
+    session.add(row)
+    session.flush()
+    file(session, order)
+
+
+def move(
+    session: Session,
+    machine: Machine,
+    row_id: str,
+    to: str,
+    *,
+    only_from: Sequence[str] = (),
+    where: Sequence[ColumnElement[bool]] = (),
+    order: Order | None = None,
+    **values: Any,
+) -> None:
+    """Change a status by compare-and-swap, filing the order that will settle it.
+
+    ``only_from`` narrows the statuses it may come from; ``where`` adds conditions beyond the status.
+    Raises: StateConflict naming the present status; nothing is changed then.
+    """
+    model: Any = machine.model
+    legal = machine.moves[to]
+    allowed = frozenset(only_from) & legal if only_from and legal else frozenset(only_from) or legal
+    statement = update(model).where(model.id == row_id, *where)
+    if allowed:
+        statement = statement.where(model.status.in_(sorted(allowed)))
+    changed = session.execute(
+        statement.values(status=to, updated_at=now(), **values).execution_options(synchronize_session=False)
+    )
+    if changed.rowcount != 1:  # type: ignore[attr-defined]
+        present = session.execute(select(model.status).where(model.id == row_id)).scalar()
+        raise StateConflict(machine.name, row_id, present, to)
+    log.debug("%s %s -> %s", machine.name, row_id, to)
+    if order is not None:
+        file(session, order)
+
+
+def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:
+    """Set a status whatever it is now: the administrator's os-reset_status. Asks a running order to stop."""
+    model: Any = machine.model
+    session.execute(update(model).where(model.id == row_id).values(status=to, updated_at=now()))
+    session.execute(
+        update(OrderRow).where(OrderRow.resource_id == row_id, OrderRow.state == "open").values(cancel_asked=True)
+    )
+    log.warning("status of %s %s set to %s by %s", machine.name.lower(), row_id, to, by)
+
+
+# --- orders ------------------------------------------------------------------------------------------------
+
+
+def file(session: Session, order: Order) -> None:
+    """Write an order down; it is cast when the transaction has committed."""
+    session.add(
+        OrderRow(
+            id=order.order_id,
+            kind=order.kind,
+            body=order.body(),
+            resource_type=order.resource_type,
+            resource_id=order.resource_id,
+            project_id=order.project_id,
+            request_id=order.request_id,
+        )
+    )
+    session.info.setdefault(FILED, []).append(order)
+
+
+def hand_over(session: Session, order: Order, following: Order) -> None:
+    """Finish an order by filing the one that goes on with its row."""
+    finish(session, order)
+    file(session, following)
+
+
+def finish(session: Session, order: Order, state: str = "done", reason: str | None = None) -> None:
+    """Close an order."""
+    session.execute(
+        update(OrderRow)
+        .where(OrderRow.id == order.order_id)
+        .values(state=state, reason=reason, finished_at=now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def settle(session: Session, order: Order, to: str, **values: Any) -> bool:
+    """Close an order as done and bring the row it settles to rest. Says False when the row was reset meanwhile."""
+    machine = MACHINES[order.resource_type]
+    try:
+        move(session, machine, order.resource_id, to, only_from=(order.status,), **values)
+    except StateConflict as conflict:
+        finish(session, order, "done", f"the status was reset meanwhile: {conflict.message}")
+        return False
+    finish(session, order)
+    return True
+
+
+def settle_removed(session: Session, order: Order) -> None:
+    """Close an order as done and remove the row it settles."""
+    model: Any = MACHINES[order.resource_type].model
+    session.execute(delete(model).where(model.id == order.resource_id))
+    finish(session, order)
+
+
+def settle_failed(
+    session: Session, order: Order, reason: str, *, state: str = "failed", to: str | None = None
+) -> None:
+    """Close an order as failed and bring every row it covers to its failure status.
+
+    ``to`` names another status for the row the order settles, for failures that left it as it was before.
+    """
+    for resource_type, row_id, status in order.covers():
+        machine = MACHINES[resource_type]
+        model: Any = machine.model
+        present = session.execute(select(model.status).where(model.id == row_id)).scalar()
+        if present == status:
+            own = row_id == order.resource_id
+            move(session, machine, row_id, to if own and to else machine.failure[status], only_from=(status,))
+    finish(session, order, state, reason)

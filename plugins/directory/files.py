@@ -1,0 +1,401 @@
+"""Files without trust: every name is used relative to an open directory, never followed, and proved before use.
+
+Used by the directory plugin. The only file of the plugin that calls the operating system; knows no volumes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from blockstore.backends.contract import Progress
+from blockstore.errors import BackendError, InUse
+
+# _IOW(0x94, 9, int) of linux/fs.h: share all blocks of another file.
+FICLONE = 0x40049409
+
+_NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
+_CHUNK = 64 * 2**20
+_COARSE_CLOCK_NS = 20_000_000
+_TRIES = 3
+
+
+class Folder:
+    """An open directory of our own; leaving the context closes it."""
+
+    def __init__(self, fd: int, shown: Path):
+        self.fd = fd
+        self.shown = shown
+
+    @classmethod
+    def open_root(cls, path: Path) -> Folder:
+        """Open the pool's directory, and refuse one that other users can change or look into."""
+        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path)._proved()
+
+    def open_sub(self, name: str) -> Folder | None:
+        """Open a directory inside this one; None when it is not there."""
+        try:
+            folder = self._enter(name)
+        except FileNotFoundError:
+            return None
+        return folder._proved()
+
+    def make_sub(self, name: str) -> Folder:
+        """Open a directory inside this one, and make it first when it is not there."""
+        try:
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+            self.sync()
+        except FileExistsError:
+            pass
+        folder = self._enter(name)
+        os.fchmod(folder.fd, 0o700)  # whatever the umask took
+        return folder._proved()
+
+    def _enter(self, name: str) -> Folder:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return Folder(os.open(name, flags, dir_fd=self.fd), self.shown / name)
+        except NotADirectoryError:
+            raise BackendError(f"{self.shown / name} must be a directory, and is something else. Remove it.") from None
+
+    def _proved(self) -> Folder:
+        """Return the folder, or close it when other users can change it or look into it."""
+        try:
+            found = os.fstat(self.fd)
+            if found.st_uid != os.geteuid():
+                raise PermissionError(errno.EACCES, "it belongs to another user")
+            if found.st_mode & 0o077:
+                raise PermissionError(errno.EACCES, "other users may enter it")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # --- looking
+
+    def entries(self) -> Iterator[os.DirEntry[str]]:
+        """Yield what is in the directory, hidden names excluded."""
+        with os.scandir(self.fd) as found:
+            for entry in found:
+                if not entry.name.startswith("."):
+                    yield entry
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """Return what is known of a file of ours, or None when it is not there."""
+        try:
+            found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        self._prove_file(name, found)
+        return found
+
+    def open(self, name: str, *, write: bool = False) -> int:
+        """Open a file of ours. Raises FileNotFoundError, and BackendError for anything but a private plain file."""
+        if self.stat(name) is None:  # before the open, which would wait for ever on a pipe
+            raise FileNotFoundError(errno.ENOENT, "No such file", str(self.shown / name))
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=self.fd)
+        except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                raise self._planted(name, "a symbolic link") from None
+            raise
+        try:
+            self._prove_file(name, os.fstat(fd))  # again, on what was really opened
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _prove_file(self, name: str, found: os.stat_result) -> None:
+        """Refuse what this plugin never makes: somebody put it there to have us read or write another file."""
+        if stat.S_ISLNK(found.st_mode):
+            raise self._planted(name, "a symbolic link")
+        if not stat.S_ISREG(found.st_mode):
+            raise self._planted(name, "not a plain file")
+        if found.st_nlink > 1:
+            raise self._planted(name, f"one of {found.st_nlink} hard links to the same bytes")
+        if found.st_mode & 0o077:
+            raise BackendError(
+                f"{self.shown / name} has mode {stat.S_IMODE(found.st_mode):04o}, so that other users may reach its "
+                f"bytes, and is not used. Find out who changed it, then: chmod 600 {self.shown / name}"
+            )
+
+    def _planted(self, name: str, what: str) -> BackendError:
+        return BackendError(
+            f"{self.shown / name} is {what}, which blockstore never makes, and is not used. Find out who put it there."
+        )
+
+    # --- changing
+
+    @contextmanager
+    def building(self, name: str, temporary: str) -> Iterator[int]:
+        """Give a new private file; when the block ends well it appears under its name, durably, else not at all.
+
+        A file already under the name is replaced in one instant.
+        """
+        fresh = self.stat(name) is None
+        self.remove(temporary)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600, dir_fd=self.fd)
+        made = temporary
+        try:
+            os.fchmod(fd, 0o600)  # whatever the umask took
+            yield fd
+            os.fsync(fd)
+            os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            made = name if fresh else ""
+            self.sync()
+        except BaseException:
+            if made:
+                with suppress(OSError):
+                    self.remove(made)
+            raise
+        finally:
+            os.close(fd)
+
+    def nameless(self, name: str) -> int:
+        """Return a new private file that has no name any more, so that nothing is left when the process dies."""
+        self.remove(name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=self.fd)
+        try:
+            os.fchmod(fd, 0o600)
+            self.remove(name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def remove(self, name: str) -> bool:
+        """Remove a file; say whether it was there."""
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove_sub(self, name: str) -> None:
+        """Remove a directory and the unfinished files in it; one that is not there is a success."""
+        folder = self.open_sub(name)
+        if folder is None:
+            return
+        with folder, os.scandir(folder.fd) as left:
+            for entry in left:
+                folder.remove(entry.name)
+        os.rmdir(name, dir_fd=self.fd)
+
+    def sync(self) -> None:
+        """Make the names in the directory survive a power cut."""
+        os.fsync(self.fd)
+
+    def room(self) -> tuple[int, int]:
+        """Return total and free bytes, as df does: what is reserved for root counts as neither."""
+        now = os.fstatvfs(self.fd)
+        free = now.f_bavail * now.f_frsize
+        return (now.f_blocks - now.f_bfree) * now.f_frsize + free, free
+
+    def prove_writable(self) -> None:
+        """Raise the error that making a file would meet."""
+        if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, "its file system is read-only")
+        if not os.access(f"/proc/self/fd/{self.fd}", os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, "no files can be made in it")
+
+
+def make_root(path: Path, *, parents: bool) -> None:
+    """Make the pool's directory, unless it is there."""
+    if not path.exists():
+        path.mkdir(0o700, parents=parents, exist_ok=True)
+        path.chmod(0o700)
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Close a file descriptor in the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def size_of(fd: int) -> int:
+    """Return the size of an open file in bytes."""
+    return os.fstat(fd).st_size
+
+
+def set_size(fd: int, size: int) -> None:
+    """Set the size of an open file; what is added is a hole, which reads as zeros."""
+    os.ftruncate(fd, size)
+
+
+def read_start(fd: int, length: int) -> bytes:
+    """Read the first bytes of an open file."""
+    return os.pread(fd, length, 0)
+
+
+def write_start(fd: int, data: bytes) -> None:
+    """Write a few bytes to a new file."""
+    os.pwrite(fd, data, 0)
+
+
+def flush(fd: int) -> None:
+    """Make an open file's bytes survive a power cut."""
+    os.fsync(fd)
+
+
+def is_open_elsewhere(fd: int) -> bool:
+    """Say whether anything else on this machine has the file open; False where the file system cannot tell.
+
+    The kernel grants a write lease only on a file nobody else has open. Should somebody open it in the instant we
+    hold the lease, they wait for that instant and we get SIGURG, which does nothing, in place of a deadly SIGIO.
+    """
+    for patience in range(_TRIES, -1, -1):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as exc:
+            if exc.errno != errno.EAGAIN:
+                return False
+        else:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            return False
+        if patience:
+            # A process another thread is just starting holds our closed files for a moment, until its exec.
+            time.sleep(0.01)
+    return True
+
+
+# --- copying -----------------------------------------------------------------------------------------------
+
+
+def copy(source: int, target: int, shown: str, progress: Progress) -> None:
+    """Copy one instant of a file to a new, empty one: blocks are shared where the file system can, holes stay holes.
+
+    A copy that takes time is begun again when the source was written meanwhile. Raises: InUse when it never rests.
+    """
+    progress(0)
+    if _reflink(source, target):
+        return
+    highest = 0
+
+    def rising(percent: int) -> None:
+        nonlocal highest
+        highest = max(highest, percent)
+        progress(highest)
+
+    for _ in range(_TRIES):
+        before = _stamp(source)
+        _copy_sparse(source, target, rising)
+        if _stamp(source) == before:
+            return
+        os.ftruncate(target, 0)
+    raise InUse(
+        f"{shown} was written while it was copied, {_TRIES} times. Stop what writes to it, or keep the volumes on "
+        "btrfs or xfs, where a copy is made in one instant."
+    )
+
+
+def _reflink(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as exc:
+        if exc.errno in _NO_REFLINK:
+            return False
+        raise
+    return True
+
+
+def _stamp(fd: int) -> tuple[int, int, int]:
+    """Return what changes whenever the file is written."""
+    found = os.fstat(fd)
+    age = time.time_ns() - found.st_mtime_ns
+    if 0 <= age < _COARSE_CLOCK_NS:
+        # Before Linux 6.13 two writes within one tick of the clock leave the same time.
+        time.sleep((_COARSE_CLOCK_NS - age) / 1e9)
+        found = os.fstat(fd)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _copy_sparse(source: int, target: int, progress: Progress) -> None:
+    """Copy what is data; the target is new and empty, so that what is skipped reads as zeros."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    for start, end in _data(source, size):
+        position = start
+        while position < end:
+            progress(position * 100 // size)
+            copied = _copy_range(source, target, position, min(end - position, _CHUNK))
+            if not copied:
+                break  # the source was cut meanwhile; its stamp tells
+            position += copied
+    progress(100)
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return  # a hole up to the end
+            raise
+        end = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+        yield start, end
+
+
+def _copy_range(source: int, target: int, position: int, length: int) -> int:
+    try:
+        copied = os.copy_file_range(source, target, length, position, position)
+    except OSError as exc:
+        if exc.errno not in _NO_REFLINK:
+            raise
+        copied = 0
+    if copied:
+        return copied
+    return os.pwrite(target, os.pread(source, min(length, 2**20), position), position)
+
+
+# --- what a consumer gets ----------------------------------------------------------------------------------
+
+
+class VolumeFile(io.FileIO):
+    """An open volume: an ordinary unbuffered file, except that writing cannot make it larger."""
+
+    def __init__(self, fd: int, *, write: bool, no_space: Callable[[], BackendError]):
+        super().__init__(fd, "r+b" if write else "rb", closefd=False)
+        self._no_space = no_space
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        room = os.fstat(self.fileno()).st_size - self.tell()
+        part = memoryview(data).cast("B")
+        if self.writable() and part.nbytes and room <= 0:
+            raise OSError(errno.ENOSPC, "This is past the end of the volume.")
+        try:
+            return super().write(part[: max(0, room)])
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._no_space() from exc
+            raise
+
+    def truncate(self, _size: int | None = None) -> int:
+        raise io.UnsupportedOperation("The size of a volume is changed by extend_volume only.")

@@ -1,0 +1,162 @@
+"""Bytes on a block device: open it, make it zero, copy it. Never starts a process.
+
+Zeroing asks the kernel, which hands the work to the device where the device can (write-zeroes, unmap) and writes
+zeros itself where it cannot. A mere discard is never trusted to have made zeros.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from blockstore.backends.contract import Mode, Progress, no_progress
+from blockstore.errors import BackendError, InUse, NoSpace, Unreachable, VolumeMissing
+
+COPY_BYTES = 4 * 2**20
+CLEAR_BYTES = 256 * 2**20
+"""Large enough to be quick, small enough that progress moves on a slow disk."""
+
+_ZEROS = bytes(COPY_BYTES)
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
+_BLKDISCARD = 0x1277
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def opened(path: Path, mode: Mode) -> Iterator[BinaryIO]:
+    """Open a device as a raw file; what was written is on the device when this ends."""
+    with _explained(path):
+        file = path.open(mode, buffering=0)
+    with file:
+        with suppress(OSError):
+            # Something else may have written below our page cache, such as an iSCSI target.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield file
+        if mode != "rb":
+            with _explained(path):
+                os.fsync(file.fileno())
+
+
+class Exclusive:
+    """A device that nothing else holds: not mounted, not exported, no part of another device."""
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def clear(self, start: int, end: int, progress: Progress = no_progress) -> None:
+        """Make a region read as zeros, surely and lastingly."""
+        for at in range(start, end, CLEAR_BYTES):
+            progress((at - start) * 100 // (end - start))
+            _zero(self.fd, at, min(CLEAR_BYTES, end - at))
+        os.fsync(self.fd)
+        progress(100)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[Exclusive]:
+    """Open for writing past the page cache. Raises InUse when something holds the device."""
+    with _explained(path), _direct(path, os.O_RDWR | os.O_EXCL) as fd:
+        yield Exclusive(fd)
+
+
+def clear(path: Path, start: int, end: int, progress: Progress = no_progress) -> None:
+    """Make a region of a device read as zeros. Raises InUse when something holds it."""
+    with exclusive(path) as device:
+        device.clear(start, end, progress)
+
+
+def discard(path: Path, size: int) -> None:
+    """Tell the storage below that these bytes are not needed; harmless where it cannot use that."""
+    with suppress(OSError, BackendError), exclusive(path) as device:
+        fcntl.ioctl(device.fd, _BLKDISCARD, struct.pack("QQ", 0, size))
+
+
+def copy(source: Path, target: Path, length: int, progress: Progress = no_progress, *, compare: bool = False) -> None:
+    """Make the start of a device equal another's.
+
+    Zeros are not skipped but cleared on the target, which may hold anything. With ``compare`` only what differs is
+    written, because each write to the origin of a snapshot costs a copy.
+    """
+    with _explained(source), _direct(source, os.O_RDONLY) as src, exclusive(target) as device:
+        dst = device.fd
+        new, old = mmap.mmap(-1, COPY_BYTES), mmap.mmap(-1, COPY_BYTES)
+        for at in range(0, length, COPY_BYTES):
+            if at % (16 * COPY_BYTES) == 0:
+                progress(at * 100 // length)
+            size = min(COPY_BYTES, length - at)
+            _read(src, new, size, at)
+            data = new[:size]
+            if compare:
+                _read(dst, old, size, at)
+                if old[:size] == data:
+                    continue
+            if data == _ZEROS[:size]:
+                _zero(dst, at, size)
+            else:
+                _write(dst, new, size, at)
+        os.fsync(dst)
+    progress(100)
+
+
+def _zero(fd: int, at: int, size: int) -> None:
+    """Zero by the device's own means, which may free the space; else by zeros written by the kernel."""
+    # Both modes promise zeros afterwards: the first fails where the device cannot promise them.
+    for mode in (_PUNCH_HOLE | _KEEP_SIZE, _ZERO_RANGE | _KEEP_SIZE):
+        if _libc.fallocate(fd, mode, ctypes.c_longlong(at), ctypes.c_longlong(size)) == 0:
+            return
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code))
+
+
+def _read(fd: int, buffer: mmap.mmap, size: int, at: int) -> None:
+    with memoryview(buffer) as view:
+        got = 0
+        while got < size:
+            part = os.preadv(fd, [view[got:size]], at + got)
+            if part == 0:
+                raise OSError(errno.EIO, f"the device ends at byte {at + got}")
+            got += part
+
+
+def _write(fd: int, buffer: mmap.mmap, size: int, at: int) -> None:
+    with memoryview(buffer) as view:
+        done = 0
+        while done < size:
+            done += os.pwrite(fd, view[done:size], at + done)
+
+
+@contextmanager
+def _direct(path: Path, flags: int) -> Iterator[int]:
+    """Open past the page cache, which a copy of the size of a disk would only empty."""
+    fd = os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+_ERRORS = {
+    errno.ENOENT: (VolumeMissing, "is not there"),
+    errno.ENXIO: (VolumeMissing, "is not there"),
+    errno.EBUSY: (InUse, "is held by something else"),
+    errno.ENOSPC: (NoSpace, "has no space left"),
+    errno.EACCES: (Unreachable, "may not be opened by this user, who must be root or in the group disk"),
+    errno.EPERM: (Unreachable, "may not be opened by this user, who must be root or in the group disk"),
+}
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        error, said = _ERRORS.get(exc.errno or 0, (BackendError, f"failed: {exc.strerror}"))
+        raise error(f"The device {path} {said}.") from exc

@@ -1,0 +1,209 @@
+"""Volumes in a thin pool: snapshots and clones share blocks, and the pool zeroes each block it hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from blockstore.backends.contract import GIB, Capacity, Progress
+from blockstore.errors import BackendError, NameTaken, NoSpace
+
+from . import devices, names
+from .commands import Lv, Lvm
+from .names import NEW, WAS, Lvs
+
+
+class Thin:
+    """Operations on one thin pool."""
+
+    def __init__(self, lvm: Lvm, pool: str, *, discard: bool):
+        self._lvm = lvm
+        self._pool = pool
+        self._discard = discard
+
+    def owns(self, lv: Lv) -> bool:
+        """Say whether a logical volume is a volume or snapshot of this pool."""
+        return lv.kind == "thin" and lv.pool == self._pool
+
+    def capacity(self) -> Capacity:
+        """Return the pool's figures."""
+        lvs = self._lvm.lvs()
+        pool = lvs.get(self._pool)
+        size = pool.stored if pool else 0
+        used = pool.data_percent if pool else 0
+        return Capacity(
+            total_gib=size / GIB,
+            free_gib=size * (100 - min(used, 100)) / 100 / GIB,
+            provisioned_gib=sum(lv.size for lv in lvs.values() if self.owns(lv)) / GIB,
+        )
+
+    # --- volumes --------------------------------------------------------------------------------------------
+
+    def create_volume(self, name: str, gib: int) -> None:
+        """Make a volume with one process; only when the name is taken look what has it."""
+        try:
+            with self._fullness():
+                self._lvm.create_thin(name, gib, self._pool)
+        except NameTaken:
+            if not self._is_made(self._lvm.lvs(), name, gib):
+                raise
+
+    def delete_volume(self, name: str, progress: Progress) -> None:
+        """Remove a volume; its blocks are zeroed when they are handed out again."""
+        lvs = self._recovered(name)
+        lv = lvs.get(name)
+        if lv is None or not self.owns(lv) or names.snapshot_of(lv) is not None:
+            return
+        names.refuse_dependants(lvs, name)
+        names.refuse_open(name, lvs, self._lvm.lvs)
+        progress(0)
+        self._remove(lv)
+
+    def extend_volume(self, name: str, gib: int) -> None:
+        """Grow a volume, also while open."""
+        with self._fullness():
+            self._lvm.extend(name, gib)
+
+    def open_volume(self, name: str) -> Path:
+        """Return the device of a volume, active."""
+        lv = names.find_volume(self._lvm.lvs(), name, "thin", self._pool)
+        return self._active(lv)
+
+    # --- snapshots and clones -------------------------------------------------------------------------------
+
+    def create_snapshot(self, volume: str, snapshot: str) -> None:
+        """Freeze a volume with one process; LVM suspends it for the moment, so that it is consistent."""
+        tag = names.snapshot_tag(volume)
+        try:
+            with self._fullness():
+                self._lvm.snapshot_thin(volume, snapshot, tag=tag, active=False)
+        except NameTaken:
+            taken = self._lvm.lvs().get(snapshot)
+            if taken is None or not self.owns(taken) or tag not in taken.tags:
+                raise
+
+    def delete_snapshot(self, volume: str, snapshot: str, progress: Progress) -> None:
+        """Remove a snapshot; clones of it share its blocks and live on."""
+        lvs = self._lvm.lvs()
+        lv = lvs.get(snapshot)
+        if lv is None or not self.owns(lv) or names.snapshot_of(lv) != volume:
+            return
+        names.refuse_open(snapshot, lvs, self._lvm.lvs)
+        progress(0)
+        self._lvm.remove(snapshot, discard=self._discard)
+
+    def open_snapshot(self, volume: str, snapshot: str) -> Path:
+        """Return the device of a snapshot, which is active only from the first time that it is read."""
+        return self._active(names.find_snapshot(self._lvm.lvs(), volume, snapshot, "thin"))
+
+    def create_volume_from_snapshot(self, name: str, gib: int, volume: str, snapshot: str, progress: Progress) -> None:
+        """Make a volume that shares the snapshot's blocks."""
+        lvs = self._lvm.lvs()
+        if not self._is_made(lvs, name, gib):
+            self._derive(lvs, name, gib, names.find_snapshot(lvs, volume, snapshot, "thin"), progress)
+
+    def clone_volume(self, name: str, gib: int, source: str, progress: Progress) -> None:
+        """Make a volume that shares another's blocks; needs no helper."""
+        lvs = self._lvm.lvs()
+        if not self._is_made(lvs, name, gib):
+            self._derive(lvs, name, gib, names.find_volume(lvs, source, "thin", self._pool), progress)
+
+    def _derive(self, lvs: Lvs, name: str, gib: int, source: Lv, progress: Progress) -> None:
+        names.refuse_smaller(gib, source)
+        progress(0)
+        self._sweep(lvs, NEW + name)
+        if gib * GIB == source.size:
+            with self._fullness():
+                self._lvm.snapshot_thin(source.name, name, active=True)
+            return
+        try:
+            with self._fullness():
+                self._lvm.snapshot_thin(source.name, NEW + name, active=True)
+                self._lvm.extend(NEW + name, gib)
+                self._lvm.rename(NEW + name, name)
+        except BackendError:
+            self._lvm.remove(NEW + name, discard=False)
+            raise
+
+    # --- revert ---------------------------------------------------------------------------------------------
+
+    def revert_volume(self, volume: str, snapshot: str, progress: Progress) -> None:
+        """Put a new snapshot of the snapshot in the volume's place.
+
+        ``lvconvert --merge`` would take the snapshot away, and a kill before it is made anew would lose it. Here it is
+        never touched; whatever a kill leaves is taken back by ``_recovered`` and the whole is done again.
+        """
+        lvs = self._recovered(volume)
+        present = names.find_volume(lvs, volume, "thin", self._pool)
+        source = names.find_snapshot(lvs, volume, snapshot, "thin")
+        names.refuse_open(volume, lvs, self._lvm.lvs)
+        progress(0)
+        try:
+            with self._fullness():
+                self._lvm.snapshot_thin(source.name, NEW + volume, active=True)
+            self._lvm.rename(volume, WAS + volume)
+            self._lvm.rename(NEW + volume, volume)
+        except BackendError:
+            self._recovered(volume)
+            raise
+        self._remove(present, WAS + volume)
+        progress(100)
+
+    def _recovered(self, volume: str) -> Lvs:
+        """Return the logical volumes after undoing what an unfinished action on the volume left."""
+        lvs = dict(self._lvm.lvs())
+        if was := lvs.pop(WAS + volume, None):
+            if volume in lvs:
+                self._remove(was)
+            else:
+                self._lvm.rename(was.name, volume)
+                lvs = dict(self._lvm.lvs())
+        if self._sweep(lvs, NEW + volume):
+            del lvs[NEW + volume]
+        return lvs
+
+    # --- pieces ---------------------------------------------------------------------------------------------
+
+    def _is_made(self, lvs: Lvs, name: str, gib: int) -> bool:
+        lv = names.is_made(lvs, name, gib, "thin", self._pool)
+        if lv is None:
+            return False
+        self._sweep(lvs, NEW + name)
+        self._active(lv)
+        return True
+
+    def _sweep(self, lvs: Lvs, piece: str) -> bool:
+        if piece not in lvs:
+            return False
+        self._lvm.remove(piece, discard=False)
+        return True
+
+    def _remove(self, lv: Lv, name: str = "") -> None:
+        """Remove a volume, after telling the disk below that its blocks are free: ``lvremove`` tells only the pool."""
+        name = name or lv.name
+        if self._discard and lv.active:
+            devices.discard(self._lvm.path(name), lv.size)
+        self._lvm.remove(name, discard=False)
+
+    def _active(self, lv: Lv) -> Path:
+        if not lv.active:
+            self._lvm.activate(lv.name)
+        return self._lvm.path(lv.name)
+
+    @contextmanager
+    def _fullness(self) -> Iterator[None]:
+        """Add to a refusal for want of space which space it is, and how to get some."""
+        try:
+            yield
+        except NoSpace as exc:
+            pool = self._lvm.lvs().get(self._pool)
+            if pool is None:
+                raise
+            metadata_full = pool.metadata_percent > pool.data_percent
+            what, grow = ("metadata", "--poolmetadatasize +1G") if metadata_full else ("data", "-L +100G")
+            raise NoSpace(
+                f"The thin pool {self._lvm.vg}/{self._pool} is full: data {pool.data_percent:g} %, metadata"
+                f" {pool.metadata_percent:g} %. Delete volumes or snapshots, or give it more {what}:"
+                f" lvextend {grow} {self._lvm.vg}/{self._pool}"
+            ) from exc

@@ -1,0 +1,1 @@
+"""Tests of the plugins, and the file systems they need."""
