@@ -75,6 +75,7 @@ class Service:
 
     def start(self) -> None:
         """Bring the database up to date, look at the backends, resume what was left, and begin to work."""
+        self.db.take_sole_use()
         migrations.upgrade(self.db)
         self._register()
         reporting.report_all(self.desk, wait_s=FIRST_REPORT_S)

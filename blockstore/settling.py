@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from blockstore import claims, messages, quotas, states
-from blockstore.db.models import OrderRow, now
+from blockstore.db.models import OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, Unreachable
 from blockstore.messages import Action, Detail
@@ -123,6 +123,9 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
     """Close an order that will not succeed: give back what was charged for it, settle every row it covers."""
     if isinstance(order, PlaceExtension | ExtendVolume):
         quotas.refund(session, order.project_id, gigabytes=order.growth_gib)
+    if isinstance(order, PlaceExtension):
+        # Nothing was begun, so the volume is what it was.
+        to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()
     if isinstance(order, ExtendVolume):
         claims.release(session, order.pool, volume_gib=order.growth_gib)
     states.settle_failed(session, order, reason, state=state, to=to)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
@@ -23,6 +23,8 @@ from blockstore.errors import ConfigError
 from blockstore.orders import Order
 
 FILED = "orders filed in this session"
+SOLE_USE_KEY = 0x626C6F636B
+"""Name of the advisory lock: the first letters of blockstore."""
 
 
 class Database:
@@ -49,6 +51,7 @@ class Database:
         """Where filed orders go after the commit; the service connects the bus."""
         # SQLite has one writer. Waiting for it here is fair and wakes at once; its own busy handler sleeps.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._guard: Connection | None = None
         self._write_engine = self.engine.execution_options(blockstore_write=True)
         if self.is_sqlite:
             _tune_sqlite(self.engine)
@@ -73,8 +76,24 @@ class Database:
         for order in session.info.pop(FILED, ()):
             self.cast(order)
 
+    def take_sole_use(self) -> None:
+        """Keep other services away from a PostgreSQL database: two would run each other's orders.
+
+        Held until ``dispose``. SQLite is guarded by the lock on its state directory. Raises ConfigError.
+        """
+        if self.is_sqlite or self._guard is not None:
+            return
+        guard = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if not guard.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": SOLE_USE_KEY}).scalar():
+            guard.close()
+            raise ConfigError("[database] url: another blockstore works on this database; stop it first.")
+        self._guard = guard
+
     def dispose(self) -> None:
         """Close every connection."""
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         self.engine.dispose()
 
 

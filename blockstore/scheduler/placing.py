@@ -31,7 +31,7 @@ from blockstore.orders import (
 )
 from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
-from blockstore.settling import KeepsStatus, settles
+from blockstore.settling import settles
 
 log = logging.getLogger(__name__)
 
@@ -111,22 +111,19 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
             extends_attached=volume.attach_status != "detached",
             **_facts(session, volume),
         )
-    try:
-        with room.db.write() as session:
-            choice = _choose(room, session, wish, order.request_id)
-            _claim(session, choice, volume_gib=order.growth_gib)
-            following = ExtendVolume(
-                order_id=new_order_id(),
-                request_id=order.request_id,
-                project_id=order.project_id,
-                volume_id=volume.id,
-                new_size_gib=order.new_size_gib,
-                growth_gib=order.growth_gib,
-                pool=choice.pool.name,
-            )
-            states.hand_over(session, order, following)
-    except NoBackend as exc:
-        raise KeepsStatus(volume.previous_status or states.V.AVAILABLE, exc.message) from exc
+    with room.db.write() as session:
+        choice = _choose(room, session, wish, order.request_id)
+        _claim(session, choice, volume_gib=order.growth_gib)
+        following = ExtendVolume(
+            order_id=new_order_id(),
+            request_id=order.request_id,
+            project_id=order.project_id,
+            volume_id=volume.id,
+            new_size_gib=order.new_size_gib,
+            growth_gib=order.growth_gib,
+            pool=choice.pool.name,
+        )
+        states.hand_over(session, order, following)
 
 
 # --- what the decision is made of ----------------------------------------------------------------------------

@@ -52,12 +52,11 @@ class Folder:
         """Open a directory inside this one, and make it first when it is not there."""
         try:
             os.mkdir(name, 0o700, dir_fd=self.fd)
+            os.chmod(name, 0o700, dir_fd=self.fd)  # whatever the umask took
             self.sync()
         except FileExistsError:
             pass
-        folder = self._enter(name)
-        os.fchmod(folder.fd, 0o700)  # whatever the umask took
-        return folder._proved()
+        return self._enter(name)._proved()
 
     def _enter(self, name: str) -> Folder:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

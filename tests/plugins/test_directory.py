@@ -203,6 +203,31 @@ def test_a_source_that_changes_once_is_copied_again(raw: DirectoryBackend, monke
     assert (read(raw, "volume-2", 0, 5), read(raw, "volume-2", GIB // 2, 3)) == (b"early", b"new")
 
 
+def test_a_source_that_is_discarded_meanwhile_leaves_no_old_bytes(
+    raw: DirectoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A14: the second copy skips holes, so it must not land on what the first one wrote."""
+    monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
+    raw.create_volume("volume-1", 1)
+    write(raw, "volume-1", 0, b"old")
+    path = raw.path / "volume-1.raw"
+
+    def discard(percent: int) -> None:
+        if percent == 100 and path.stat().st_blocks:
+            os.truncate(path, 0)
+            os.truncate(path, GIB)
+
+    raw.clone_volume("volume-2", 1, "volume-1", discard)
+    assert read(raw, "volume-2", 0, 3) == b"\0\0\0"
+
+
+def test_any_call_for_a_name_removes_its_unfinished_file(raw: DirectoryBackend) -> None:
+    raw.create_volume("volume-1", 1)
+    (raw.path / ".volume-1.tmp").write_bytes(b"what a killed revert left")
+    raw.create_volume("volume-1", 1)
+    assert tree(raw.path) == {"volume-1.raw"}
+
+
 def test_a_source_that_never_rests_is_refused(raw: DirectoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     raw.create_volume("volume-1", 1)

@@ -26,7 +26,7 @@ from .mounts import need
 from .test_directory import make, read, tree, write
 
 STEPS = frozenset(
-    ["open", "mkdir", "rmdir", "unlink", "rename", "fsync", "fchmod", "ftruncate", "fstat", "stat", "lseek"]
+    ["open", "mkdir", "rmdir", "unlink", "rename", "fsync", "chmod", "fchmod", "ftruncate", "fstat", "stat", "lseek"]
 )
 BYTES = frozenset(["pwrite", "pread", "copy_file_range"])
 

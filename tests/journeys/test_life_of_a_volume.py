@@ -1,0 +1,30 @@
+"""The life of a volume and its snapshots, over HTTP."""
+
+from __future__ import annotations
+
+from tests.conftest import Client
+
+
+def test_a_volume_lives_and_dies(api: Client) -> None:
+    volume = api.volume(name="first", size=2, metadata={"a": "b"})
+    assert (volume["status"], volume["size"], volume["metadata"]) == ("available", 2, {"a": "b"})
+    assert volume["os-vol-host-attr:host"] == "blockstore@memory#memory"
+    snapshot = api.snapshot(volume["id"], name="s1")
+    assert snapshot["status"] == "available"
+    copy = api.volume(snapshot_id=snapshot["id"], size=3)
+    clone = api.volume(source_volid=volume["id"], size=2)
+    assert copy["status"] == clone["status"] == "available"
+    assert api.action(f"volumes/{volume['id']}", "revert", {"snapshot_id": snapshot["id"]}).status == 202
+    assert api.action(f"volumes/{volume['id']}", "os-extend", {"new_size": 5}).status == 202
+    assert api.get(f"/volumes/{volume['id']}")["volume"]["size"] == 5
+    assert api("DELETE", f"/volumes/{volume['id']}").status == 400
+    assert api("DELETE", f"/volumes/{volume['id']}?cascade=true").status == 202
+    api.wait_idle()
+    assert api("GET", f"/volumes/{volume['id']}").status == 404
+    assert api("GET", f"/snapshots/{snapshot['id']}").status == 404
+    for left in (copy, clone):
+        assert api("DELETE", f"/volumes/{left['id']}").status == 202
+    api.wait_idle()
+    assert api.get("/volumes") == {"volumes": []}
+    assert dict(api.service.backends["blockstore@memory#memory"].list_volumes()) == {}
+    assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 0
