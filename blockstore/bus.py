@@ -154,7 +154,7 @@ class Bus:
                 if self._closing:
                     return
                 self._running[order.order_id] = order
-            slow = self._loop.call_later(self._slow_after_s, self._tell_slow, room, order)
+            slow = self._loop.call_later(self._slow_after_s, self._tell_slow, order)
             started = time.monotonic()
             try:
                 await self._loop.run_in_executor(room.threads, room.handlers[type(order)], order)
@@ -171,7 +171,7 @@ class Bus:
                 await asyncio.sleep(delay_s)
         log.error("%s %s is left open; the next start of the service takes it up", order.kind, order.order_id)
 
-    def _tell_slow(self, room: _Room, order: Order) -> None:
+    def _tell_slow(self, order: Order) -> None:
         if self._on_slow is not None and not self._closing:
             # Not on the room's own threads: all of them may be busy with slow orders.
             self._loop.run_in_executor(None, self._on_slow, order)

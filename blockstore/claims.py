@@ -5,7 +5,7 @@ The scheduler claims in the same breath as it decides; who removes or fails a ro
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import Update, select, update
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import PoolUsage
@@ -22,11 +22,15 @@ def claim(
     insert_if_absent(session, PoolUsage, pool=pool, volumes=0, volume_gib=0, snapshot_gib=0)
     statement = update(PoolUsage).where(PoolUsage.pool == pool)
     if room_gib is not None:
-        statement = statement.where(PoolUsage.volume_gib + PoolUsage.snapshot_gib + volume_gib + snapshot_gib <= room_gib)
+        statement = statement.where(
+            PoolUsage.volume_gib + PoolUsage.snapshot_gib + volume_gib + snapshot_gib <= room_gib
+        )
     return _apply(session, statement, volumes, volume_gib, snapshot_gib)
 
 
-def release(session: Session, pool: str | None, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0) -> None:
+def release(
+    session: Session, pool: str | None, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0
+) -> None:
     """Give room back; nothing to do for a row that was never placed."""
     if pool is not None:
         _apply(session, update(PoolUsage).where(PoolUsage.pool == pool), -volumes, -volume_gib, -snapshot_gib)
@@ -37,12 +41,12 @@ def ledger(session: Session) -> dict[str, PoolUsage]:
     return {usage.pool: usage for usage in session.scalars(select(PoolUsage))}
 
 
-def _apply(session: Session, statement: object, volumes: int, volume_gib: int, snapshot_gib: int) -> bool:
+def _apply(session: Session, statement: Update, volumes: int, volume_gib: int, snapshot_gib: int) -> bool:
     done = session.execute(
-        statement.values(  # type: ignore[attr-defined]
+        statement.values(
             volumes=PoolUsage.volumes + volumes,
             volume_gib=PoolUsage.volume_gib + volume_gib,
             snapshot_gib=PoolUsage.snapshot_gib + snapshot_gib,
         ).execution_options(synchronize_session=False)
     )
-    return bool(done.rowcount)
+    return bool(done.rowcount)  # type: ignore[attr-defined]

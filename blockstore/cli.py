@@ -1,4 +1,4 @@
-"""The command: serve, openrc, order, backend, db, config.
+"""The command: serve, openrc, order, backend, db, config; each function below is one of them.
 
 Imports what a command needs when it runs, so that ``blockstore openrc`` is quick.
 """
@@ -10,14 +10,14 @@ import datetime
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from blockstore import __version__
-from blockstore.config import Config, load
+from blockstore.config import SECTIONS, Config, PoolConfig, as_text, load
 from blockstore.errors import BlockstoreError
 
 _config_option = click.option(
@@ -34,7 +34,7 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
     @_config_option
     @_state_option
     @click.pass_context
-    def command(ctx: click.Context, config_path: Path | None, state_dir: Path | None, **kw: Any) -> Any:
+    def command(ctx: click.Context, /, config_path: Path | None, state_dir: Path | None, **kw: Any) -> Any:
         try:
             config = load(config_path)
             if state_dir is not None:
@@ -45,6 +45,10 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
         except BlockstoreError as exc:
             click.echo(f"blockstore: {exc.message}", err=True)
             sys.exit(1)
+        except _database_errors() as exc:
+            said = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), type(exc).__name__)
+            click.echo(f"blockstore: the database cannot be used: {said}", err=True)
+            sys.exit(1)
 
     command.__doc__ = function.__doc__
     command.__click_params__ = [  # type: ignore[attr-defined]
@@ -53,6 +57,13 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
     ]
     command.__name__ = function.__name__
     return command
+
+
+def _database_errors() -> type[Exception]:
+    # Evaluated when something was raised, so that a command without a database does not import this for nothing.
+    from sqlalchemy.exc import DBAPIError
+
+    return DBAPIError
 
 
 @click.group()
@@ -78,18 +89,61 @@ def serve(config: Config, listen: str | None, insecure: bool) -> None:
     sys.exit(service.serve(config))
 
 
+# What a shell may have from another cloud, and what one of the clients would prefer to the exports below.
+_FOREIGN = (
+    "OS_CLOUD OS_AUTH_TYPE OS_AUTH_PLUGIN OS_AUTH_STRATEGY OS_AUTH_URL OS_URL OS_TOKEN OS_USERNAME OS_USER_ID"
+    " OS_PASSWORD OS_PASSCODE OS_USER_DOMAIN_ID OS_USER_DOMAIN_NAME OS_PROJECT_ID OS_PROJECT_NAME OS_PROJECT_DOMAIN_ID"
+    " OS_PROJECT_DOMAIN_NAME OS_TENANT_ID OS_TENANT_NAME OS_DOMAIN_ID OS_DOMAIN_NAME OS_DEFAULT_DOMAIN"
+    " OS_DEFAULT_DOMAIN_ID OS_DEFAULT_DOMAIN_NAME OS_TRUST_ID OS_SYSTEM_SCOPE OS_APPLICATION_CREDENTIAL_ID"
+    " OS_APPLICATION_CREDENTIAL_NAME OS_APPLICATION_CREDENTIAL_SECRET OS_ACCESS_TOKEN OS_IDENTITY_PROVIDER OS_PROTOCOL"
+    " OS_SERVICE_TYPE OS_ENDPOINT_OVERRIDE OS_BLOCK_STORAGE_ENDPOINT OS_BLOCK_STORAGE_ENDPOINT_OVERRIDE"
+    " OS_BLOCK_STORAGE_API_VERSION OS_BLOCK_STORAGE_DEFAULT_MICROVERSION OS_BLOCK_STORAGE_SERVICE_TYPE"
+    " OS_VOLUME_ENDPOINT OS_VOLUME_ENDPOINT_OVERRIDE OS_VOLUME_DEFAULT_MICROVERSION OS_VOLUME_SERVICE_TYPE"
+    " OS_VOLUMEV3_ENDPOINT_OVERRIDE OS_IDENTITY_API_VERSION OS_IDENTITY_ENDPOINT_OVERRIDE"
+    " CINDER_USERNAME CINDER_PASSWORD CINDER_URL"
+)
+
+
 @main.command()
 @configured
 def openrc(config: Config) -> None:
-    """Print the exports that make openstack, cinder and openstacksdk use this service."""
-    note = config.state_dir / "endpoint"
-    url = note.read_text().strip() if note.exists() else f"http://{config.service.listen}/v3"
+    """Print what makes openstack, cinder and openstacksdk use this service: eval "$(blockstore openrc)"
+
+    \b
+    openstack and openstacksdk read OS_auth_type, OS_ENDPOINT and OS_VOLUME_API_VERSION;
+    cinder reads OS_AUTH_SYSTEM, CINDER_ENDPOINT, CINDER_PROJECT_ID and OS_VOLUME_API_VERSION.
+    What would send them elsewhere is unset.
+    """
+    from blockstore.microversions import MAXIMUM
+
+    url = _endpoint(config)
+    click.echo(f"unset {_FOREIGN};")  # each line ends in a semicolon for those who eval without quotes
     for name, value in (
-        ("OS_AUTH_TYPE", "none"),
+        # compat: cinder cannot start with OS_AUTH_TYPE=none, for that plugin's option --os-endpoint collides with
+        # its own, and openstack cannot do without it. openstacksdk lowers the names it reads and cinder does not.
+        ("OS_auth_type", "none"),
         ("OS_ENDPOINT", url),
-        ("OS_VOLUME_API_VERSION", "3.71"),
+        ("OS_AUTH_SYSTEM", "noauth"),
+        ("CINDER_ENDPOINT", url),
+        # compat: not OS_PROJECT_ID, which openstacksdk would hand to a plugin that does not take it
+        ("CINDER_PROJECT_ID", "admin"),
+        ("OS_VOLUME_API_VERSION", str(MAXIMUM)),
     ):
-        click.echo(f"export {name}={shlex.quote(value)}")
+        click.echo(f"export {name}={shlex.quote(value)};")
+
+
+def _endpoint(config: Config) -> str:
+    """Return where the service last served from the state directory, else where it would."""
+    note = config.state_dir / "endpoint"
+    try:
+        return note.read_text().strip()
+    except FileNotFoundError:
+        if config.service.listen.endswith(":0"):
+            raise BlockstoreError(f"Nothing has served from {config.state_dir} yet; its port is not known.") from None
+        click.echo(f"blockstore: nothing has served from {config.state_dir} yet; this is for when it does.", err=True)
+        return f"http://{config.service.listen}/v3"
+    except OSError as exc:
+        raise BlockstoreError(f"{note} cannot be read: {exc.strerror}.") from exc
 
 
 # --- orders ------------------------------------------------------------------------------------------------
@@ -244,7 +298,8 @@ def backend_check(config: Config, name: str) -> None:
 
     chosen = [b for pool, b in _backends(config).items() if name in (b.name, pool)]
     if not chosen:
-        raise BlockstoreError(f"There is no backend {name}; configured are {', '.join(b.name for b in config.backends)}.")
+        known = ", ".join(b.name for b in config.backends)
+        raise BlockstoreError(f"There is no backend {name}; configured are {known}.")
     failed = 0
     for instance in chosen:
         instance.check()
@@ -290,24 +345,62 @@ def config_group() -> None:
 @configured
 def config_show(config: Config) -> None:
     """Print the configuration in force, secrets hidden."""
+    from blockstore.backends import loader
+
     click.echo(f"# from {config.source}")
-    for section in ("service", "database", "log", "quota", "scheduler"):
+    for section in SECTIONS:
         _section(section, getattr(config, section))
     for configured_backend in config.backends:
-        _section(f"backend:{configured_backend.name}", configured_backend.pool)
-        for key in configured_backend.plugin_options:
-            click.echo(f"{key} = (set)")
+        options = loader.options(configured_backend)
+        _section(f"backend:{configured_backend.name}", configured_backend.pool, options)
 
 
-def _section(name: str, part: Any) -> None:
+def _section(name: str, *parts: Any) -> None:
     click.echo(f"\n[{name}]")
-    for f in dataclasses.fields(part):
-        value = getattr(part, f.name)
-        hidden = f.metadata.get("secret") and value
-        click.echo(f"{f.name} = {'(hidden)' if hidden else '' if value is None else value}")
+    for part in parts:
+        for f in dataclasses.fields(part):
+            value = getattr(part, f.name)
+            click.echo(f"{f.name} = {'(hidden)' if f.metadata.get('secret') and value else as_text(value)}".rstrip())
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], *, empty: str) -> None:
+@config_group.command("example")
+def config_example() -> None:
+    """Print every option with its default and its meaning: config.example.ini."""
+    from blockstore.backends import loader
+
+    click.echo(_EXAMPLE_HEAD)
+    for section, cls in SECTIONS.items():
+        _example(f"\n[{section}]", cls)
+    click.echo(_EXAMPLE_BACKENDS)
+    _example("#[backend:NAME]", PoolConfig)
+    for name in loader.plugins():
+        _example(f"\n# The plugin {name} has these options too.\n#plugin = {name}", loader.plugin(name, "").Options)
+
+
+_EXAMPLE_HEAD = """\
+# Every option of blockstore with its default. Nothing here needs to be set: `blockstore serve` runs without a file.
+# Copy what you want to change, remove the # before it, and name the file: blockstore serve --config FILE
+#
+# Printed by `blockstore config example`; a test compares the two."""
+
+_EXAMPLE_BACKENDS = """
+# One section [backend:NAME] for each backend, as many as you like; without any there is one, of the plugin directory.
+# These options are common to all."""
+
+
+def _example(header: str, cls: Any) -> None:
+    click.echo(header)
+    _, _, about = (cls.__doc__ or "").partition("]: ")
+    if about:
+        click.echo(f"# {about[0].upper()}{about[1:]}")
+    for f in dataclasses.fields(cls):
+        choices = f.metadata.get("choices")
+        one_of = f" One of: {', '.join(choices)}." if choices else ""
+        click.echo(f"# {f.metadata['help']}{one_of}")
+        click.echo(f"#{f.name} = {'' if f.default is dataclasses.MISSING else as_text(f.default)}".rstrip())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
     if not rows:
         click.echo(empty)
         return

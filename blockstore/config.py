@@ -34,7 +34,7 @@ class ServiceConfig:
     """Section [service]."""
 
     listen: str = option("Address and port of the API. Port 0 picks a free one.", "127.0.0.1:8776")
-    state_dir: Path | None = option(
+    state_dir: Path | None = option(  # noqa: RUF009
         "Directory for database, keys and directory volumes; by default blockstore/ below $XDG_STATE_HOME.", None
     )
     node: str = option("Name of this node in host fields (NODE@BACKEND#POOL). Do not change it later.", "blockstore")
@@ -57,7 +57,8 @@ class DatabaseConfig:
     """Section [database]."""
 
     url: str = option(
-        "SQLAlchemy URL, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME; by default SQLite in the state directory.",
+        "SQLAlchemy URL, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME;"
+        " by default SQLite in the state directory.",
         "",
         secret=True,
     )
@@ -216,6 +217,13 @@ def parse(cls: type[T], values: Mapping[str, str], where: str) -> T:
     return cls(**made)
 
 
+def as_text(value: object) -> str:
+    """Return a value as it is written in the file."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
 def _backend(name: str, values: dict[str, str], where: str) -> BackendSection:
     if not all(c.isalnum() or c in "-_." for c in name):
         raise ConfigError(f"{where} the name may hold letters, digits, '-', '_' and '.'.")
@@ -238,7 +246,10 @@ def _backend(name: str, values: dict[str, str], where: str) -> BackendSection:
 
 def _default_backend() -> BackendSection:
     return BackendSection(
-        name="directory", pool=PoolConfig(plugin="directory"), plugin_options={}, source="the default [backend:directory]"
+        name="directory",
+        pool=PoolConfig(plugin="directory"),
+        plugin_options={},
+        source="the default [backend:directory]",
     )
 
 
@@ -279,8 +290,16 @@ def _check(config: Config) -> None:
     service = config.service
     for name, low, high in (("api_threads", 1, 256), ("workers", 1, 256), ("max_limit", 1, 100_000)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
-    _between(service.order_attempts, 1, 1000, f"{where}[service] order_attempts")
+    for name, low, high in (("order_attempts", 1, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
+        _between(getattr(service, name), low, high, f"{where}[service] {name}")
     _between(service.report_interval_s, 1, 86400, f"{where}[service] report_interval_s")
+    if not service.node or not all(c.isalnum() or c in "-_." for c in service.node):
+        raise ConfigError(f"{where}[service] node is {service.node!r}; it may hold letters, digits, '-', '_' and '.'.")
+    if service.public_endpoint and not service.public_endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"{where}[service] public_endpoint is {service.public_endpoint!r}; it must be an HTTP URL.")
+    for f in dataclasses.fields(QuotaConfig):
+        _between(getattr(config.quota, f.name), -1, 2**31 - 1, f"{where}[quota] {f.name}")
+    _between(config.scheduler.max_attempts, 1, 100, f"{where}[scheduler] max_attempts")
     parse_listen(service.listen, f"{where}[service] listen")
 
 

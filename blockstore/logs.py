@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from typing import TextIO
@@ -10,6 +11,9 @@ from typing import TextIO
 import orjson
 
 from blockstore.config import LogConfig
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line ends of every kind, and halves of characters, which cannot be written."""
 
 
 def configure(config: LogConfig, stream: TextIO | None = None) -> None:
@@ -25,7 +29,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
 class Plain(logging.Formatter):
     """TIME LEVEL LOGGER [REQUEST] TEXT, on one line."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -35,14 +39,14 @@ class Plain(logging.Formatter):
         line = f"{when}.{int(record.msecs):03d}Z {record.levelname} {record.name}{about} {record.getMessage()}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        # One event, one line: nothing a client sends can forge another.
-        return line.replace("\r", "\\r").replace("\n", "\\n")
+        # One event, one line: nothing a client sends can forge another, or speak to the reader's terminal.
+        return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class Json(logging.Formatter):
     """One JSON object on one line."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -57,4 +61,5 @@ class Json(logging.Formatter):
                 event[name] = getattr(record, name)
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(event).decode()
+        whole = {key: value.encode(errors="backslashreplace").decode() for key, value in event.items()}
+        return orjson.dumps(whole).decode()

@@ -42,10 +42,8 @@ def check_volume_size(limits: QuotaConfig, size_gib: int) -> None:
 
 def usage(session: Session, project_id: str) -> dict[str, int]:
     """Return what a project uses, by resource."""
-    rows = session.execute(
-        select(QuotaUsage.resource, QuotaUsage.in_use).where(QuotaUsage.project_id == project_id)
-    )
-    return {resource: in_use for resource, in_use in rows}
+    rows = session.execute(select(QuotaUsage.resource, QuotaUsage.in_use).where(QuotaUsage.project_id == project_id))
+    return dict(rows.all())
 
 
 def _charge(session: Session, project_id: str, resource: str, amount: int, limit: int) -> None:

@@ -52,6 +52,8 @@ def _settle_stranded(session: Any, covered: set[tuple[str, str]]) -> int:
         for row_id, status in found:
             if (kind, row_id) not in covered:
                 states.move(session, machine, row_id, machine.failure[status], only_from=(status,))
-                log.warning("%s %s was %s with nothing to end it; now %s", kind, row_id, status, machine.failure[status])
+                log.warning(
+                    "%s %s was %s with nothing to end it; now %s", kind, row_id, status, machine.failure[status]
+                )
                 count += 1
     return count

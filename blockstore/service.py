@@ -186,7 +186,9 @@ class StateLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._fd)
-            raise ConfigError(f"Another blockstore serves from {self._path.parent}; stop it, or use --state-dir.") from None
+            raise ConfigError(
+                f"Another blockstore serves from {self._path.parent}; stop it, or use --state-dir."
+            ) from None
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -236,7 +238,9 @@ def _run(service: Service, server: Any) -> int:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
     server.run()  # until a signal; then it has stopped taking requests
-    log.info("stopping: no new requests; running operations may end within %g s", service.config.service.drain_timeout_s)
+    log.info(
+        "stopping: no new requests; running operations may end within %g s", service.config.service.drain_timeout_s
+    )
     clean = service.stop()
     log.info("stopped; %s", "nothing was cut off" if clean else "what was cut off is resumed at the next start")
     return 0
@@ -248,15 +252,16 @@ def _stop(_signal: int, _frame: object) -> None:
 
 def _reread_log_level(config: Config, _signal: int, _frame: object) -> None:
     try:
-        path = Path(config.source)
-        logs.configure(load(path if path.is_file() else None).log)
+        logs.configure(load(None if config.source == Config.source else Path(config.source)).log)
         log.warning("log level read again")
     except ConfigError as exc:
         log.error("log level not changed: %s", exc)
 
 
 def _greet(service: Service, url: str) -> None:
-    lines = [f"blockstore {__version__} serves {url} (no authentication: everybody who can reach it is an administrator)"]
+    lines = [
+        f"blockstore {__version__} serves {url} (no authentication: everybody who can reach it is an administrator)"
+    ]
     for name, report in sorted(service.board.reports().items()):
         state = f"up, {report.capacity.free_gib:.1f} GiB free" if report.up else f"DOWN: {report.reason}"
         lines.append(f"  backend {name.partition('@')[2].partition('#')[0]}: {state}")

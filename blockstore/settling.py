@@ -137,7 +137,12 @@ def _fail(room: Room, order: Order, action: Action, exc: Exception) -> None:
         give_up(session, order, reason, state=state, to=exc.to if isinstance(exc, KeepsStatus) else None)
         messages.tell(session, order, action, detail, reason, room.message_days)
     log.warning(
-        "%s of %s %s %s: %s", order.kind, order.resource_type, order.resource_id, state, reason,
+        "%s of %s %s %s: %s",
+        order.kind,
+        order.resource_type,
+        order.resource_id,
+        state,
+        reason,
         extra={"request_id": order.request_id},
     )
 
@@ -157,4 +162,3 @@ def _explain(order: Order, exc: Exception) -> tuple[str, Detail, str]:
         Detail.UNKNOWN_ERROR,
         "failed",
     )
-

@@ -231,9 +231,7 @@ def settle_removed(session: Session, order: Order) -> None:
     finish(session, order)
 
 
-def settle_failed(
-    session: Session, order: Order, reason: str, *, state: str = "failed", to: str | None = None
-) -> None:
+def settle_failed(session: Session, order: Order, reason: str, *, state: str = "failed", to: str | None = None) -> None:
     """Close an order as failed and bring every row it covers to its failure status.
 
     ``to`` names another status for the row the order settles, for failures that left it as it was before.

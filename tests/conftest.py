@@ -102,7 +102,12 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 def backend_section(name: str, plugin: str, pool: Mapping[str, Any] | None = None, **options: str) -> BackendSection:
     """A [backend:NAME] section; a ratio large enough that only tests of capacity meet it."""
-    common = {"max_over_subscription_ratio": "1000", "reserved_percentage": 0, "fill_limit_percentage": 100, **(pool or {})}
+    common = {
+        "max_over_subscription_ratio": "1000",
+        "reserved_percentage": 0,
+        "fill_limit_percentage": 100,
+        **(pool or {}),
+    }
     return BackendSection(name=name, pool=PoolConfig(plugin=plugin, **common), plugin_options=options, source="test")
 
 
@@ -147,7 +152,14 @@ class Client:
         return Client(self.service, **{"X-Project-Id": project, "X-Roles": roles, "X-User-Id": user})
 
     def __call__(
-        self, method: str, path: str, body: Any = None, *, version: str | None = "3.71", raw: bytes | None = None, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        version: str | None = "3.71",
+        raw: bytes | None = None,
+        **headers: str,
     ) -> Answer:
         sent = {**self.headers, **headers}
         if version:

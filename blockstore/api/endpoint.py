@@ -6,14 +6,17 @@ A decorated function takes a ``Call`` and no Flask object, contains only the dec
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from flask import Blueprint, Response, current_app, g, request
+from flask import Blueprint, Response, abort, current_app, g, request
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from blockstore import policies
@@ -24,8 +27,8 @@ from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.context import RequestContext, new_request_id
 from blockstore.db.session import Database
-from blockstore.errors import BadRequest, InvalidInput, NotAcceptable, NotFound, UnsupportedMediaType
-from blockstore.microversions import HEADER, MINIMUM, Version, negotiate
+from blockstore.errors import BadRequest, Conflict, InvalidInput, NotAcceptable, NotFound, UnsupportedMediaType
+from blockstore.microversions import HEADER, MINIMUM, SERVICE_TYPE, Version, negotiate
 from blockstore.schemas.base import Schema, load
 
 log = logging.getLogger("blockstore.api")
@@ -116,7 +119,13 @@ class Room:
         return self._declare("POST", path, policy=policy, body=body, since=since, status=status, writes=True)
 
     def put(
-        self, path: str, *, policy: str, body: type[Schema], status: int = 200, since: Version = MINIMUM,
+        self,
+        path: str,
+        *,
+        policy: str,
+        body: type[Schema],
+        status: int = 200,
+        since: Version = MINIMUM,
         writes: bool = True,
     ) -> Callable[[Function], Function]:
         """Declare an endpoint that changes something."""
@@ -189,7 +198,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
     if endpoint.body is not None:
         arguments["body"] = load(endpoint.body, data, ctx.microversion)
     policies.enforce(ctx, endpoint.policy)
-    with (core.db.write if endpoint.writes else core.db.read)() as session:
+    with _told_of_races(), (core.db.write if endpoint.writes else core.db.read)() as session:
         call = Call(
             ctx=ctx,
             session=session,
@@ -198,9 +207,18 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
             core=core,
             if_match=request.headers.get("If-Match"),
         )
-        result = endpoint.function(call, **arguments)
-        response = _dump(result, endpoint.status)
-    return response
+        return _dump(endpoint.function(call, **arguments), endpoint.status)
+
+
+@contextmanager
+def _told_of_races() -> Iterator[None]:
+    """Turn what the database refuses because of a request at the same moment into a sentence."""
+    try:
+        yield
+    except IntegrityError:
+        raise Conflict(
+            "Another request changed the same thing at the same moment; nothing was done. Try again."
+        ) from None
 
 
 def with_microversion(ctx: RequestContext) -> RequestContext:
@@ -209,7 +227,7 @@ def with_microversion(ctx: RequestContext) -> RequestContext:
     try:
         version = negotiate(header)
     except NotAcceptable:
-        g.version_text = (header or "").replace("volume", "", 1).strip()
+        g.version_text = _refused_version(header or "")
         raise
     g.version_text = str(version)
     return RequestContext(
@@ -222,10 +240,19 @@ def with_microversion(ctx: RequestContext) -> RequestContext:
     )
 
 
+def _refused_version(header: str) -> str | None:
+    entries = (part.split() for part in header.split(","))
+    asked = next(words[1] for words in entries if words and words[0].lower() == SERVICE_TYPE)
+    # compat: a refused version is echoed, but not that of an API before this one
+    return None if asked in ("1.0", "2.0") else asked
+
+
 def before_request() -> None:
     """Give the request its id."""
     g.request_id = new_request_id()
     g.started = time.perf_counter()
+    if request.method == "HEAD" and request.path.startswith("/v3"):
+        abort(404)  # compat: the reference routes no HEAD, where Flask would answer it like GET
 
 
 def after_request(response: Response) -> Response:
@@ -253,9 +280,8 @@ def _body_and_endpoint(target: Endpoint | dict[str, Endpoint]) -> tuple[Any, End
         raise BadRequest("Malformed request body")
     name = next(iter(data))
     if name not in target:
-        shown = name if len(name) <= 80 else f"{name[:77]}..."
         raise BadRequest(
-            f"There is no such action: {shown}. Verify the request body and Content-Type header and try again."
+            f"There is no such action: {shortened(name)}. Verify the request body and Content-Type header and try again."
         )
     return data, target[name]
 
@@ -274,7 +300,22 @@ def read_json() -> Any:
     if not isinstance(data, dict):
         raise BadRequest("Malformed request body: it must be a JSON object.")
     _check_depth(data)
+    json.loads(raw, object_pairs_hook=_refuse_twice)
     return data
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse an object in which a key stands twice: two readers could see two bodies."""
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise BadRequest(f"Malformed request body: the key {shortened(key)} stands twice in one object.")
+        seen.add(key)
+
+
+def shortened(text: str) -> str:
+    """Return a text for a sentence of a refusal, cut where it is long."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _check_depth(data: Any) -> None:

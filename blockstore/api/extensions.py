@@ -11,22 +11,27 @@ room = Room()
 
 _OFFERED = (
     # alias, name, updated, description: the wire's own words
-    ("os-vol-tenant-attr", "VolumeTenantAttribute", "2011-11-03", "Expose the internal project_id as an attribute of a volume."),
-    ("os-availability-zone", "AvailabilityZones", "2013-06-27", "Describe Availability Zones."),
-    ("os-snapshot-actions", "SnapshotActions", "2013-07-16", "Enable snapshot manager actions."),
-    ("os-volume-actions", "VolumeActions", "2012-05-31", "Enable volume actions."),
-    ("os-vol-host-attr", "VolumeHostAttribute", "2011-11-03", "Expose host as an attribute of a volume."),
-    ("os-types-manage", "TypesManage", "2011-08-24", "Types manage support."),
-    ("os-types-extra-specs", "TypesExtraSpecs", "2011-08-24", "Type extra specs support."),
-    ("os-used-limits", "UsedLimits", "2013-10-03", "Provide data on limited resources that are being used."),
-    ("os-vol-mig-status-attr", "VolumeMigStatusAttribute", "2013-08-08", "Expose migration_status as an attribute of a volume."),
-    ("os-volume-type-access", "VolumeTypeAccess", "2014-06-26", "Volume type access support."),
-    ("os-extended-services", "ExtendedServices", "2014-01-10", "Extended services support."),
-    ("os-extended-snapshot-attributes", "ExtendedSnapshotAttributes", "2012-06-19", "Extended SnapshotAttributes support."),
-    ("os-admin-actions", "AdminActions", "2012-08-25", "Enable admin actions."),
-    ("os-services", "Services", "2012-10-28", "Services support."),
-    ("scheduler-stats", "Scheduler_stats", "2014-09-07", "Scheduler stats support."),
-    ("OS-SCH-HNT", "SchedulerHints", "2013-04-18", "Pass arbitrary key/value pairs to the scheduler."),
+    ("os-vol-tenant-attr", "VolumeTenantAttribute", "2011-11-03T00:00:00+00:00",
+        "Expose the internal project_id as an attribute of a volume."),
+    ("os-availability-zone", "AvailabilityZones", "2013-06-27T00:00:00+00:00", "Describe Availability Zones."),
+    ("os-snapshot-actions", "SnapshotActions", "2013-07-16T00:00:00+00:00", "Enable snapshot manager actions."),
+    ("os-volume-actions", "VolumeActions", "2012-05-31T00:00:00+00:00", "Enable volume actions."),
+    ("os-vol-host-attr", "VolumeHostAttribute", "2011-11-03T00:00:00+00:00",
+        "Expose host as an attribute of a volume."),
+    ("os-types-manage", "TypesManage", "2011-08-24T00:00:00+00:00", "Types manage support."),
+    ("os-types-extra-specs", "TypesExtraSpecs", "2011-08-24T00:00:00+00:00", "Type extra specs support."),
+    ("os-used-limits", "UsedLimits", "2013-10-03T00:00:00+00:00",
+        "Provide data on limited resources that are being used."),
+    ("os-vol-mig-status-attr", "VolumeMigStatusAttribute", "2013-08-08T00:00:00+00:00",
+        "Expose migration_status as an attribute of a volume."),
+    ("os-volume-type-access", "VolumeTypeAccess", "2014-06-26T00:00:00Z", "Volume type access support."),
+    ("os-extended-services", "ExtendedServices", "2014-01-10T00:00:00-00:00", "Extended services support."),
+    ("os-extended-snapshot-attributes", "ExtendedSnapshotAttributes", "2012-06-19T00:00:00+00:00",
+        "Extended SnapshotAttributes support."),
+    ("os-admin-actions", "AdminActions", "2012-08-25T00:00:00+00:00", "Enable admin actions."),
+    ("os-services", "Services", "2012-10-28T00:00:00-00:00", "Services support."),
+    ("scheduler-stats", "Scheduler_stats", "2014-09-07T00:00:00+00:00", "Scheduler stats support."),
+    ("OS-SCH-HNT", "SchedulerHints", "2013-04-18T00:00:00+00:00", "Pass arbitrary key/value pairs to the scheduler."),
 )  # fmt: skip
 
 EXTENSIONS = {
@@ -34,7 +39,7 @@ EXTENSIONS = {
         "alias": alias,
         "name": name,
         "description": description,
-        "updated": f"{updated}T00:00:00+00:00",
+        "updated": updated,
         "links": [],
     }
     for alias, name, updated, description in _OFFERED

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from flask import Request
+
+_AUTHORITY = re.compile(r"([0-9A-Za-z._\-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class Links:
     def of(cls, request: Request, public_endpoint: str, project_id: str | None) -> Links:
         """Return the maker for a request. A proxy's X-Forwarded-Host is honoured, as the reference does."""
         forwarded = request.headers.get("X-Forwarded-Host", "").split(",")[0].strip()
-        base = public_endpoint.rstrip("/") or f"{request.scheme}://{forwarded or request.host}"
+        host = forwarded if _AUTHORITY.fullmatch(forwarded) else request.host
+        base = public_endpoint.rstrip("/") or f"{request.scheme}://{host}"
         return cls(base, f"/{project_id}" if project_id else "")
 
     def of_resource(self, collection: str, row_id: str) -> list[dict[str, str]]:

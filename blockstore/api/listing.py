@@ -53,6 +53,8 @@ class Listing:
     """Filters that a caller who is not an administrator may use."""
     since: Mapping[str, Version] = field(default_factory=dict)
     """Filters that older requests do not have: they are dropped."""
+    sorts_since: Mapping[str, Version] = field(default_factory=dict)
+    """Sort keys that older requests do not have: they are refused."""
     counted: bool = False
 
 
@@ -74,6 +76,7 @@ def columns_of(model: Any, **aliases: InstrumentedAttribute[Any]) -> dict[str, I
 
 
 _FILTERABLE = (String, Integer, Boolean, DateTime)
+LARGEST_INTEGER = 2**31 - 1
 
 
 def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = "") -> Page:
@@ -81,9 +84,13 @@ def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = 
 
     ``statement`` selects what is visible to the caller at all. Raises: InvalidInput, BadRequest, NotFound (marker).
     """
-    asked = load(CountedQuery if listing.counted and call.version >= WITH_COUNT else PageQuery, dict(call.query), call.version)
-    conditions = _conditions(call, listing, drop={"with_count"} if "with_count" in asked and call.version >= WITH_COUNT else set())
-    keys = _sort_keys(listing, asked)
+    asked = load(
+        CountedQuery if listing.counted and call.version >= WITH_COUNT else PageQuery, dict(call.query), call.version
+    )
+    conditions = _conditions(
+        call, listing, drop={"with_count"} if "with_count" in asked and call.version >= WITH_COUNT else set()
+    )
+    keys = _sort_keys(call, listing, asked)
     limit = min(asked.get("limit", call.core.config.service.max_limit), call.core.config.service.max_limit)
     envelope: dict[str, Any] = {}
     narrowed = statement.where(*conditions)
@@ -99,9 +106,8 @@ def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = 
         narrowed = narrowed.offset(asked["offset"])
     rows = call.session.execute(narrowed.limit(limit)).all() if limit else []
     if rows and len(rows) >= limit:
-        query = {k: v for k, v in call.query.items() if k != "limit"} | {"limit": str(limit)}
         last = rows[-1][0].id
-        envelope[listing.links_key] = call.links.next_page(listing.collection + suffix, query, last)
+        envelope[listing.links_key] = call.links.next_page(listing.collection + suffix, call.query, last)
     return Page(rows=rows, envelope=envelope)
 
 
@@ -145,7 +151,7 @@ def _condition(call: Call, listing: Listing, name: str, value: str) -> Condition
         column = listing.columns.get(name[:-1])
         if column is None or not isinstance(column.type, String):
             return false()
-        return column.contains(value, autoescape=True)
+        return column.icontains(value, autoescape=True)  # compat: LIKE of MySQL, the reference's database
     if name in listing.special:
         return listing.special[name](call, value)
     column = listing.columns.get(name)
@@ -162,7 +168,9 @@ def equals(column: InstrumentedAttribute[Any], name: str, value: str) -> Conditi
         except ValidationError:
             return false()
     if isinstance(column.type, Integer):
-        return column == int(value) if re.fullmatch(r"-?[0-9]{1,9}", value, re.ASCII) else false()
+        # A number that the column cannot hold is not sent: PostgreSQL would refuse the statement.
+        number = int(value) if re.fullmatch(r"-?[0-9]{1,10}", value, re.ASCII) else LARGEST_INTEGER + 1
+        return column == number if abs(number) <= LARGEST_INTEGER else false()
     if isinstance(column.type, DateTime):
         return column == parse_time(name, value)
     return column == value
@@ -231,7 +239,14 @@ def dictionary(name: str, text: str) -> dict[str, str]:
         value = None
     if not isinstance(value, dict) or not value or len(value) > 50:
         raise InvalidInput(name, text, 'It must be a dictionary such as {"key": "value"}, of at most 50 keys.')
-    return {str(k): str(v) for k, v in value.items()}
+    found = {str(k): str(v) for k, v in value.items()}
+    if not all(_storable(word) for pair in found.items() for word in pair):
+        raise InvalidInput(name, text, "It must hold neither NUL nor half of a surrogate pair.")
+    return found
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 # --- order -------------------------------------------------------------------------------------------------
@@ -240,7 +255,7 @@ Key = tuple[InstrumentedAttribute[Any], bool]
 """A column, and whether it goes down."""
 
 
-def _sort_keys(listing: Listing, asked: Mapping[str, Any]) -> list[Key]:
+def _sort_keys(call: Call, listing: Listing, asked: Mapping[str, Any]) -> list[Key]:
     if asked.get("sort") and (asked.get("sort_key") or asked.get("sort_dir")):
         raise BadRequest("The 'sort_key' and 'sort_dir' parameters are deprecated and cannot be used with 'sort'.")
     if asked.get("sort"):
@@ -254,7 +269,7 @@ def _sort_keys(listing: Listing, asked: Mapping[str, Any]) -> list[Key]:
     for name, direction in pairs_given:
         if direction not in ("asc", "desc"):
             raise BadRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.")
-        if name not in listing.columns:
+        if name not in listing.columns or call.version < listing.sorts_since.get(name, MINIMUM):
             raise BadRequest("Invalid input received: Invalid sort key")
         keys.append((listing.columns[name], direction == "desc"))
     down = keys[0][1]
@@ -276,7 +291,8 @@ def _after(call: Call, listing: Listing, statement: Select[Any], marker: str, ke
         # A row comparison, because an index can seek to it.
         left, right = tuple_(*(column for column, _ in keys)), tuple(place)
         return left < right if down else left > right
-    terms, equal = [], []
+    terms: list[Condition] = []
+    equal: list[Condition] = []
     for (column, direction), value in zip(keys, place, strict=True):
         terms.append(and_(*equal, _beyond(column, value, direction)))
         equal.append(column.is_(None) if value is None else column == value)

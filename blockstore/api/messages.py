@@ -31,6 +31,8 @@ LISTING = listing.Listing(
 @room.get("/messages", policy="message:get_all", since=MESSAGES)
 def index(call: Call) -> dict[str, Any]:
     """List the project's messages."""
+    if call.version < MESSAGES_PAGING:
+        call.query = {}
     page = listing.page(call, LISTING, _visible(call))
     return {"messages": [_shown(call, row) for (row,) in page.rows], **page.envelope}
 

@@ -14,7 +14,7 @@ from blockstore.api.endpoint import Call, Room
 from blockstore.api.volumes import MIGRATION_IDLE, find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, NotFound, StateConflict
-from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE
+from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE, SNAPSHOT_SORT_NAME
 from blockstore.orders import DeleteSnapshot, PlaceSnapshot, new_order_id
 from blockstore.schemas import snapshots as schemas
 from blockstore.schemas.base import is_uuid
@@ -43,6 +43,7 @@ LISTING = listing.Listing(
     },
     public=frozenset({"name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"}),
     since={"metadata": SNAPSHOT_FILTER_METADATA, "consumes_quota": CONSUMES_QUOTA},
+    sorts_since={"name": SNAPSHOT_SORT_NAME},
     counted=True,
 )
 
@@ -133,7 +134,7 @@ def _visible(call: Call) -> Select[Any]:
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
     asked = body["snapshot"]
-    volume = find_volume(call, asked["volume_id"])
+    volume = find_volume(call, asked["volume_id"], lock=True)  # its status stays what is looked at here
     _check_snapshot_of(call, volume, asked)
     snapshot = Snapshot(
         id=new_id(),
@@ -161,13 +162,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> None:
-    """Refuse a volume whose status does not allow a snapshot.
-
-    The transaction holds the right to write, so the status cannot change between this look and the insert; on
-    PostgreSQL the row is locked for it.
-    """
-    call.session.execute(select(Volume.id).where(Volume.id == volume.id).with_for_update())
-    call.session.refresh(volume)
+    """Refuse a volume whose status does not allow a snapshot."""
     if call.version >= SNAPSHOT_IN_USE:
         if asked.get("force") is False:
             raise InvalidInput("snapshot.force", False, "Since 3.66 volumes in use need no force; leave it out.")

@@ -113,9 +113,7 @@ def default_type(call: Call) -> VolumeType:
 def ensure_default_type(session: Session, name: str) -> None:
     """Make the default type if it is not there."""
     if session.execute(select(VolumeType.id).where(VolumeType.name == name)).scalar() is None:
-        insert_if_absent(
-            session, VolumeType, id=new_id(), name=name, description="Default Volume Type", is_public=True
-        )
+        insert_if_absent(session, VolumeType, id=new_id(), name=name, description="Default Volume Type", is_public=True)
 
 
 def size_bounds(row: VolumeType, size_gib: int) -> None:
@@ -144,7 +142,7 @@ def _visible(call: Call) -> Select[Any]:
     if asked in TRUE:
         return statement.where(VolumeType.is_public)
     if asked in FALSE:
-        return statement.where(~VolumeType.is_public)
+        return statement.where(VolumeType.is_public.is_(False))
     if asked.lower() == "none":
         return statement
     raise InvalidInput("is_public", asked, "It must be true, false or none.")

@@ -17,7 +17,7 @@ from blockstore.microversions import MAXIMUM, MINIMUM
 blueprint = Blueprint("versions", __name__)
 
 
-@blueprint.get("/")
+@blueprint.get("/", provide_automatic_options=False)
 def discover() -> Response:
     """List the versions to anybody."""
     g.in_controller = True
@@ -25,7 +25,7 @@ def discover() -> Response:
     return _document(300)
 
 
-@blueprint.get("/v3/")
+@blueprint.get("/v3/", provide_automatic_options=False)
 def show() -> Response:
     """List the versions to an authenticated caller."""
     g.in_controller = True
@@ -33,13 +33,13 @@ def show() -> Response:
     return _document(200)
 
 
-@blueprint.get("/v3", strict_slashes=True)
+@blueprint.get("/v3", strict_slashes=True, provide_automatic_options=False)
 def slash() -> BaseResponse:
     """Lead to the document."""
     return redirect(f"{_base()}/v3/", code=302)
 
 
-@blueprint.get("/healthcheck")
+@blueprint.get("/healthcheck", provide_automatic_options=False)
 def healthcheck() -> Response:
     """Say OK when the database answers; with 503, why not."""
     core: endpoint.Core = current_app.extensions[endpoint.CORE]

@@ -71,7 +71,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 @room.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.Revert, since=VOLUME_REVERT)
 def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume goes back to its newest snapshot."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)  # no newer snapshot is born meanwhile
     snapshot_id = body["revert"].get("snapshot_id") or ""
     snapshot = call.session.get(Snapshot, snapshot_id) if is_uuid(snapshot_id) else None
     if snapshot is None or not call.ctx.may_see(snapshot.project_id):
@@ -83,7 +83,9 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         .limit(1)
     ).scalar()
     if snapshot.volume_id != volume_id or newest != snapshot_id:
-        raise BadRequest(f"Invalid input received: snapshot {snapshot_id} is not the newest snapshot of volume {volume_id}.")
+        raise BadRequest(
+            f"Invalid input received: snapshot {snapshot_id} is not the newest snapshot of volume {volume_id}."
+        )
     if snapshot.volume_size != volume.size:
         raise BadRequest(
             f"Invalid input received: the volume has {volume.size} GiB and its snapshot {snapshot.volume_size} GiB;"
@@ -98,9 +100,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     )
     try:
         states.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
-        states.move(
-            call.session, states.VOLUME, volume_id, V.REVERTING, where=[_not_migrating()], order=order
-        )
+        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=[_not_migrating()], order=order)
     except StateConflict as conflict:
         # compat: 409 here, where other actions answer 400
         raise Conflict(f"{conflict.message} Volume and snapshot must be available.") from None
@@ -140,12 +140,10 @@ def set_bootable(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     touch(call, find_volume(call, volume_id), bootable=body["set_bootable"]["bootable"])
 
 
-@room.action(
-    ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlag
-)
+@room.action(ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlag)
 def update_readonly_flag(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Mark a volume as read-only or not, while nobody uses it."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)
     if volume.status != V.AVAILABLE:
         raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it must be available.")
     readonly = str(body["flag"]["readonly"])

@@ -45,7 +45,7 @@ def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]
 @room.put(PATH, policy="volume:update_volume_metadata", body=schemas.Metadata)
 def replace(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Replace all pairs."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)  # of two writers with one Etag, the second is told
     _check_if_match(call, volume_id)
     touch(call, volume, not_while=LOCKED)
     replace_metadata(call, volume_id, body["metadata"])
@@ -62,7 +62,7 @@ def show(call: Call, volume_id: str, key: str) -> dict[str, Any]:
 @room.put(f"{PATH}/<key>", policy="volume:update_volume_metadata", body=schemas.MetadataItem)
 def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one pair."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)
     if key not in body["meta"]:
         raise BadRequest(f"The body's one key must be that of the URL, {key}.")
     _check_if_match(call, volume_id)
@@ -77,9 +77,7 @@ def remove(call: Call, volume_id: str, key: str) -> None:
     volume = find_volume(call, volume_id)
     _value(call, volume_id, key)
     touch(call, volume, not_while=LOCKED)
-    call.session.execute(
-        delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id, VolumeMetadata.key == key)
-    )
+    call.session.execute(delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id, VolumeMetadata.key == key))
 
 
 def _pairs(call: Call, volume_id: str) -> dict[str, str]:

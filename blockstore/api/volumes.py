@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from marshmallow import ValidationError
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, false, func, insert, or_, select, update
@@ -84,9 +84,7 @@ class View:
 def index(call: Call) -> dict[str, Any]:
     """List id and name."""
     page = listing.page(call, LISTING, _visible(call, select(Volume)))
-    items = [
-        {"id": v.id, "name": v.name, "links": call.links.of_resource("volumes", v.id)} for (v,) in page.rows
-    ]
+    items = [{"id": v.id, "name": v.name, "links": call.links.of_resource("volumes", v.id)} for (v,) in page.rows]
     return {"volumes": items, **page.envelope}
 
 
@@ -125,10 +123,14 @@ def show(call: Call, volume_id: str) -> dict[str, Any]:
     return one(call, volume_id, detailed=True)
 
 
-def find_volume(call: Call, volume_id: str, rule: str = "volume:get") -> Volume:
-    """Return a volume that the caller may see. Raises NotFound for others, as if they were not there."""
-    volume = call.session.get(Volume, volume_id) if is_uuid(volume_id) else None
-    if volume is None or not call.ctx.may_see(volume.project_id) or not policies.allowed(call.ctx, rule):
+def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
+    """Return a volume that the caller may see. Raises NotFound for others, as if they were not there.
+
+    ``lock``: nobody else changes it before this transaction ends, so that what is decided from it stays true.
+    (On SQLite every writer is alone anyhow.)
+    """
+    volume = call.session.get(Volume, volume_id, with_for_update=lock or None) if is_uuid(volume_id) else None
+    if volume is None or not call.ctx.may_see(volume.project_id) or not policies.allowed(call.ctx, "volume:get"):
         raise NotFound.resource("Volume", volume_id)
     return volume
 
@@ -181,7 +183,8 @@ def metadata_of(call: Call, volume_ids: Sequence[str]) -> dict[str, dict[str, st
 
 
 def _with_type() -> Select[Any]:
-    return select(Volume, VolumeType.name).join(VolumeType, VolumeType.id == Volume.volume_type_id)
+    statement = select(Volume, VolumeType.name).join(VolumeType, VolumeType.id == Volume.volume_type_id)
+    return cast("Select[Any]", statement)
 
 
 def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
@@ -238,7 +241,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         request_id=call.ctx.request_id,
         project_id=volume.project_id,
         volume_id=volume.id,
-        hints=body.get("hints") or body.get("short_hints") or {},
+        hints=body.get("hints") or {},
     )
     states.born(call.session, volume, order)
     replace_metadata(call, volume.id, asked.get("metadata") or {})
@@ -246,13 +249,13 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
-    named = [
-        name for name in ("snapshot_id", "source_volid", "imageRef", "image_id", "backup_id") if asked.get(name)
-    ]
+    named = [name for name in ("snapshot_id", "source_volid", "imageRef", "image_id", "backup_id") if asked.get(name)]
     if len(named) > 1 and set(named) != {"imageRef", "image_id"}:
         raise BadRequest(f"Only one source may be given, not {' and '.join(named)}.")
     if asked.get("multiattach"):
-        raise InvalidInput("volume.multiattach", True, "Ask for a volume type whose extra spec multiattach is '<is> True'.")
+        raise InvalidInput(
+            "volume.multiattach", True, "Ask for a volume type whose extra spec multiattach is '<is> True'."
+        )
     for name, noun in (("group_id", "Group"), ("consistencygroup_id", "Consistency group"), ("backup_id", "Backup")):
         if asked.get(name):
             raise NotFound.resource(noun, asked[name])
@@ -275,7 +278,9 @@ def _snapshot_source(call: Call, snapshot_id: str) -> Source:
     if snapshot is None or not call.ctx.may_see(snapshot.project_id) or not call.may("volume:get_snapshot"):
         raise NotFound.resource("Snapshot", snapshot_id)
     if snapshot.status != S.AVAILABLE:
-        raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available.")
+        raise InvalidStatus(
+            f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available."
+        )
     origin = call.session.get_one(Volume, snapshot.volume_id)
     return Source(snapshot.volume_size, origin.volume_type_id, origin.availability_zone, origin.bootable)
 
@@ -292,7 +297,9 @@ def _size(asked: Mapping[str, Any], source: Source | None) -> int:
     size: int | None = asked.get("size")
     if size is None:
         if source is None:
-            raise InvalidInput("volume.size", None, "It is needed unless the volume is made from a snapshot or a volume.")
+            raise InvalidInput(
+                "volume.size", None, "It is needed unless the volume is made from a snapshot or a volume."
+            )
         return source.size
     if source is not None and size < source.size:
         raise InvalidInput("volume.size", size, f"It must not be less than the source's size, {source.size} GiB.")
@@ -304,7 +311,9 @@ def _zone(call: Call, asked: Mapping[str, Any], source: Source | None, volume_ty
     zones = {report.availability_zone for report in call.core.board.reports().values()}
     zones.add(call.core.config.service.availability_zone)
     if zone is not None and zone not in zones:
-        raise BadRequest(f"Invalid input received: Availability zone '{zone}' is invalid. Known: {', '.join(sorted(zones))}.")
+        raise BadRequest(
+            f"Invalid input received: Availability zone '{zone}' is invalid. Known: {', '.join(sorted(zones))}."
+        )
     if source is not None and source.availability_zone:
         if zone is not None and zone != source.availability_zone:
             raise BadRequest(
@@ -363,7 +372,7 @@ def remove(call: Call, volume_id: str) -> None:
 
 def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
     """File the orders that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)  # no snapshot is born while its conditions are looked at
     if cascade:
         _delete_snapshots(call, volume, force=force)
     order = DeleteVolume(

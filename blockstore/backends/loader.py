@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockstore.backends.contract import Backend
+from blockstore.backends.contract import Backend, BackendOptions
 from blockstore.config import BackendSection, parse
 from blockstore.errors import ConfigError
 
@@ -26,8 +26,13 @@ def plugins() -> list[str]:
 def load(section: BackendSection, state_dir: Path) -> Sequence[Backend]:
     """Return the backends of one section, one for each pool; touches no storage. Raises ConfigError."""
     cls = plugin(section.pool.plugin, section.source)
-    options = parse(cls.Options, section.plugin_options, section.source)
-    return cls.open_pools(section.name, options, state_dir)
+    return cls.open_pools(section.name, options(section), state_dir)
+
+
+def options(section: BackendSection) -> BackendOptions:
+    """Return the options of a section's plugin. Raises ConfigError."""
+    cls = plugin(section.pool.plugin, section.source)
+    return parse(cls.Options, section.plugin_options, section.source)
 
 
 def plugin(name: str, where: str) -> type[Backend]:

@@ -48,7 +48,9 @@ class VolumeType(Base):
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime.datetime | None] = mapped_column(onupdate=now)
 
-    specs: Mapped[list[ExtraSpec]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="ExtraSpec.key")
+    specs: Mapped[list[ExtraSpec]] = relationship(
+        cascade="all, delete-orphan", lazy="selectin", order_by="ExtraSpec.key"
+    )
     access: Mapped[list[TypeAccess]] = relationship(cascade="all, delete-orphan", lazy="raise_on_sql")
 
     __table_args__ = (Index("ix_volume_types_page", "created_at", "id"),)

@@ -47,7 +47,7 @@ class Database:
                 f"[database] url needs a driver that is not installed ({exc}). For PostgreSQL: pip install"
                 " 'blockstore[postgresql]' and write postgresql+psycopg://..."
             ) from exc
-        self.cast: Callable[[Order], None] = lambda order: None
+        self.cast: Callable[[Order], None] = lambda _order: None
         """Where filed orders go after the commit; the service connects the bus."""
         # SQLite has one writer. Waiting for it here is fair and wakes at once; its own busy handler sleeps.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
@@ -70,9 +70,8 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """Open a session that may write; commits at the end, or rolls all of it back when the block raises."""
-        with self._writer, Session(self._write_engine, expire_on_commit=False) as session:
-            with session.begin():
-                yield session
+        with self._writer, Session(self._write_engine, expire_on_commit=False) as session, session.begin():
+            yield session
         for order in session.info.pop(FILED, ()):
             self.cast(order)
 
@@ -102,7 +101,9 @@ def make_url_or_explain(url: str) -> Any:
     try:
         parsed = make_url(url)
     except ArgumentError as exc:
-        raise ConfigError("[database] url is not a SQLAlchemy URL such as postgresql+psycopg://USER@HOST/NAME.") from exc
+        raise ConfigError(
+            "[database] url is not a SQLAlchemy URL such as postgresql+psycopg://USER@HOST/NAME."
+        ) from exc
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(f"[database] url names {parsed.get_backend_name()}; supported are sqlite and postgresql.")
     return parsed

@@ -62,7 +62,10 @@ def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bo
 
 def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendError) -> None:
     log.warning(
-        "pool %s failed to create volume %s, trying the next: %s", volume.host, volume.id, exc,
+        "pool %s failed to create volume %s, trying the next: %s",
+        volume.host,
+        volume.id,
+        exc,
         extra={"request_id": order.request_id},
     )
     following = PlaceVolume(
@@ -118,5 +121,3 @@ def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
     with desk.db.write() as session:
         states.settle(session, order, V.AVAILABLE)
         states.move(session, states.SNAPSHOT, order.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,))
-
-

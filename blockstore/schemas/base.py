@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from marshmallow import INCLUDE, RAISE, ValidationError, fields
+from marshmallow import EXCLUDE, RAISE, ValidationError, fields
 from marshmallow import Schema as MarshmallowSchema
 
 from blockstore.errors import InvalidInput
@@ -37,7 +37,7 @@ class Schema(MarshmallowSchema):
         unknown = RAISE
 
 
-def field(cls: type[fields.Field], *args: Any, since: Version = MINIMUM, required: bool = False, **kw: Any) -> Any:
+def field(cls: type[fields.Field[Any]], *args: Any, since: Version = MINIMUM, required: bool = False, **kw: Any) -> Any:
     """Make a field that exists since a microversion."""
     return cls(*args, required=required, metadata={"since": since}, **kw)
 
@@ -57,11 +57,10 @@ def load(schema: type[Schema], data: Any, version: Version) -> dict[str, Any]:
 
 @functools.cache
 def _instance(schema: type[Schema], version: Version) -> Schema:
-    newer = [
-        name for name, f in schema._declared_fields.items() if f.metadata.get("since", MINIMUM) > version
-    ]
+    newer = [name for name, f in schema._declared_fields.items() if f.metadata.get("since", MINIMUM) > version]
     is_open = schema.open_until is not None and version < schema.open_until
-    instance = schema(exclude=newer, unknown=INCLUDE if is_open else RAISE)
+    # Left out, not let through: nobody has looked at what an unknown field says. None: as its Meta says.
+    instance = schema(exclude=newer, unknown=EXCLUDE if is_open else None)
     instance.context_version = version  # type: ignore[attr-defined]
     for f in instance.fields.values():
         if isinstance(f, Part):
@@ -191,7 +190,13 @@ class Pairs(fields.Field[dict[str, Any]]):
     """A map of strings to strings: metadata, extra specs."""
 
     def __init__(
-        self, key: re.Pattern[str] = METADATA_KEY, *, null_values: bool = False, least: int = 0, most: int = 1000, **kw: Any
+        self,
+        key: re.Pattern[str] = METADATA_KEY,
+        *,
+        null_values: bool = False,
+        least: int = 0,
+        most: int = 1000,
+        **kw: Any,
     ):
         super().__init__(**kw)
         self.key, self.null_values, self.least, self.most = key, null_values, least, most

@@ -64,7 +64,7 @@ class NewVolume(Named):
     snapshot_id = field(Uuid, allow_none=True)
     source_volid = field(Uuid, allow_none=True)
     backup_id = field(Uuid, since=VOLUME_FROM_BACKUP, allow_none=True)
-    imageRef = field(Text, allow_none=True)  # noqa: N815 - the wire's name
+    imageRef = field(Text, allow_none=True)
     image_id = field(Text, allow_none=True)
     multiattach = field(BoolLike, allow_none=True)
     group_id = field(Text, since=VOLUME_GROUP, allow_none=True)
@@ -95,7 +95,6 @@ class Hints(fields.Field[dict[str, Any]]):
 class CreateVolume(Schema):
     volume = field(Part, required=True, schema=NewVolume)
     hints = field(Hints, data_key="OS-SCH-HNT:scheduler_hints", allow_none=True)
-    short_hints = field(Hints, data_key="scheduler_hints", allow_none=True)
 
 
 class VolumeChange(Named):
@@ -171,9 +170,7 @@ RESETTABLE = (
 class Statuses(Schema):
     status = field(Word, *RESETTABLE, allow_none=True)
     attach_status = field(Word, "attached", "detached", allow_none=True)
-    migration_status = field(
-        Word, "migrating", "error", "success", "completing", "none", "starting", allow_none=True
-    )
+    migration_status = field(Word, "migrating", "error", "success", "completing", "none", "starting", allow_none=True)
 
     @validates_schema
     def _says_something(self, data: Any, **_kw: Any) -> None:

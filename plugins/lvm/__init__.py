@@ -194,7 +194,7 @@ class LvmBackend(Backend):
             if volume is None or not kind.owns(lv) or names.is_unfinished(lv):
                 continue
             there = volume in lvs or names.WAS + volume in lvs
-            half_made = lv.kind == "plain" and not (there and names.RESIZING in lvs[volume].tags)
+            half_made = lv.kind == "plain" and names.resizing_to(lvs.get(volume)) is None
             if not half_made:
                 listed[lv.name] = volume if there else ""
         return listed

@@ -27,8 +27,7 @@ COPY = "copy."
 UNFINISHED = (NEW, OLD, GROW, COPY)
 
 _SNAPSHOT_OF = "blockstore.snapshot-of="
-RESIZING = "blockstore.resizing"
-"""The volume's snapshots are detached while it is cut."""
+_RESIZING = "blockstore.resizing-to="
 
 Lvs = Mapping[str, Lv]
 
@@ -36,6 +35,19 @@ Lvs = Mapping[str, Lv]
 def snapshot_tag(volume: str) -> str:
     """Return the tag of a volume's snapshots."""
     return _SNAPSHOT_OF + volume
+
+
+def resizing_tag(size: int) -> str:
+    """Return the tag of a volume whose snapshots are detached while it is cut to this many bytes."""
+    return f"{_RESIZING}{size}"
+
+
+def resizing_to(volume: Lv | None) -> int | None:
+    """Return the size to which a volume is being cut, if it is."""
+    for tag in volume.tags if volume else ():
+        if tag.startswith(_RESIZING):
+            return int(tag.removeprefix(_RESIZING))
+    return None
 
 
 def is_unfinished(lv: Lv) -> bool:

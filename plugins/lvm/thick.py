@@ -17,8 +17,8 @@ from blockstore.backends.contract import GIB, Capacity, Progress, no_progress
 from blockstore.errors import BackendError, InUse, NameTaken
 
 from . import devices, names
-from .commands import Lv, Lvm, cow_bytes
-from .names import COPY, GROW, NEW, OLD, RESIZING, Lvs
+from .commands import Kind, Lv, Lvm, cow_bytes
+from .names import COPY, GROW, NEW, OLD, Lvs
 
 log = logging.getLogger(__name__)
 
@@ -222,28 +222,38 @@ class Thick:
         device = self._lvm.path(volume)
         devices.copy(self._lvm.path(snapshot), device, source.size, progress, compare=True)
         if source.size < present.size:
-            self._cut(volume, source.size, present.size, [lv.name for lv in others])
-
-    def _cut(self, volume: str, size: int, before: int, snapshots: list[str]) -> None:
-        """Cut a volume that has snapshots, which LVM does only while they are detached."""
-        self._lvm.tag(volume, RESIZING)
-        for snapshot in snapshots:
-            self._lvm.split(snapshot)
-        if self._clear:
-            devices.clear(self._lvm.path(volume), size, before)
-        self._lvm.reduce(volume, size, discard=self._discard)
-        self._recovered(volume)
+            self._lvm.tag(volume, names.resizing_tag(source.size))
+            self._recovered(volume)
 
     def _recovered(self, volume: str) -> Lvs:
-        """Return the logical volumes, after attaching snapshots again that a kill while cutting left detached."""
+        """Return the logical volumes, after finishing to cut the volume if that was begun.
+
+        LVM cuts a volume with snapshots only while they are detached. A tag on the volume says to which size, because
+        a snapshot attached again to a volume that was not cut yet would take on that volume's size.
+        """
         lvs = self._lvm.lvs()
-        if volume not in lvs or RESIZING not in lvs[volume].tags:
+        size = names.resizing_to(lvs.get(volume))
+        if size is None:
             return lvs
-        for lv in lvs.values():
-            if lv.kind == "plain" and not names.is_unfinished(lv) and names.snapshot_of(lv) == volume:
-                self._lvm.join(volume, lv.name)
-        self._lvm.untag(volume, RESIZING)
+        before = lvs[volume].size
+        if before > size:
+            for snapshot in self._snapshots(lvs, volume, "cow"):
+                self._lvm.split(snapshot)
+            if self._clear:
+                devices.clear(self._active(lvs[volume]), size, before)
+            self._lvm.reduce(volume, size, discard=self._discard)
+        for snapshot in self._snapshots(self._lvm.lvs(), volume, "plain"):
+            self._lvm.join(volume, snapshot)
+        self._lvm.untag(volume, names.resizing_tag(size))
         return self._lvm.lvs()
+
+    def _snapshots(self, lvs: Lvs, volume: str, kind: Kind) -> list[str]:
+        """Return a volume's snapshots that are attached (cow) or not (plain)."""
+        return [
+            lv.name
+            for lv in lvs.values()
+            if lv.kind == kind and not names.is_unfinished(lv) and names.snapshot_of(lv) == volume
+        ]
 
     # --- pieces ---------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""No byte of anything deleted is ever read again: attacks A11 to A14 and A19 of the design, on disks full of old bytes."""
+"""No byte of anything deleted is ever read again, on disks full of old bytes: attacks A11 to A14, and A19."""
 
 from __future__ import annotations
 
@@ -113,16 +113,13 @@ def test_a_thick_volume_has_its_name_only_when_it_is_zero(dirty: Disk, monkeypat
     real = devices.Exclusive.clear
 
     def clear(device: devices.Exclusive, *args: object) -> None:
-        seen.append([(name, size) for name, size in dirty.lvs("lv_size")])
+        seen.append(dirty.lvs("lv_size"))
         real(device, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(devices.Exclusive, "clear", clear)
     b.create_volume("v", 1)
     b.extend_volume("v", 2)
-    assert seen == [[("new.v", "1.00g")], [("grow.v", "1.00g"), ("v", "1.00g")]] or seen == [
-        [["new.v", "1.00g"]],
-        [["grow.v", "1.00g"], ["v", "1.00g"]],
-    ]
+    assert seen == [[["new.v", "1.00g"]], [["grow.v", "1.00g"], ["v", "1.00g"]]]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -201,7 +198,7 @@ def test_a_thick_snapshot_cannot_overflow(make_disk: Callable[..., Disk]) -> Non
         for at in range(0, GIB, 64 * 1024):
             file.seek(at)
             file.write(b"y" * 4096)
-    assert [cells[1:] for cells in disk.lvs("lv_snapshot_invalid", "data_percent") if cells[0] == "snap-v"][0][0] == ""
+    assert ["snap-v", ""] in disk.lvs("lv_snapshot_invalid")
     with b.open_snapshot("v", "snap-v") as file:
         for at in range(0, GIB, 4 * 2**20):
             file.seek(at)

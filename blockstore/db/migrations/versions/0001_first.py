@@ -147,6 +147,7 @@ def upgrade() -> None:
     op.create_index("ix_volumes_name", "volumes", ["project_id", "name"], unique=False)
     op.create_index("ix_volumes_page", "volumes", ["created_at", "id"], unique=False)
     op.create_index("ix_volumes_project_page", "volumes", ["project_id", "created_at", "id"], unique=False)
+    op.create_index("ix_volumes_settled", "volumes", ["status", "id"], unique=False)
     op.create_index("ix_volumes_size", "volumes", ["project_id", "size"], unique=False)
     op.create_index("ix_volumes_snapshot", "volumes", ["snapshot_id"], unique=False)
     op.create_index("ix_volumes_source", "volumes", ["source_volid"], unique=False)
@@ -181,6 +182,7 @@ def upgrade() -> None:
     op.create_index("ix_snapshots_name", "snapshots", ["project_id", "name"], unique=False)
     op.create_index("ix_snapshots_page", "snapshots", ["created_at", "id"], unique=False)
     op.create_index("ix_snapshots_project_page", "snapshots", ["project_id", "created_at", "id"], unique=False)
+    op.create_index("ix_snapshots_settled", "snapshots", ["status", "id"], unique=False)
     op.create_index("ix_snapshots_status", "snapshots", ["project_id", "status", "created_at", "id"], unique=False)
     op.create_index("ix_snapshots_volume", "snapshots", ["volume_id", "created_at"], unique=False)
     op.create_table(

@@ -1,0 +1,92 @@
+# Everything a person does here. `make` alone lists it.
+#
+# PYTHON=/path/to/python3.11   the interpreter that .venv is made with
+# ARGS="..."                   passed on by serve, test-quick, test-lab, bench and conformance
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# User-Mode Linux is slow: the whole suite takes it many minutes.
+export LAB_TIMEOUT ?= 2400
+
+# Quick: neither root, nor another process, nor a second of waiting.
+QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/bench
+LAB := tests/lab/lab-run -- $(BIN)/python -m pytest -m lab tests/lab
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve clients test test-quick test-lab lab-setup lint format types bench conformance clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+serve: .venv/.base ## install into .venv when that is needed, and serve on 127.0.0.1:8776 (ARGS="--listen HOST:PORT ...")
+	@exec $(BIN)/blockstore serve $(ARGS)
+
+clients: .venv/.base ## install the clients openstack and cinder into .venv
+	$(BIN)/pip install --quiet -e '.[clients]'
+	@echo "Now: export PATH=$(CURDIR)/$(BIN):\$$PATH"
+
+install: .venv/.dev ## make .venv with everything that work on blockstore needs
+
+test: lint types ## check and test all that this machine can; says what to install for the rest
+	$(BIN)/python -m pytest -m "not lab"
+	@if why=$$(tests/lab/lab-run -- lvm version 2>&1); then \
+		$(MAKE) --no-print-directory test-lab; \
+	else \
+		echo "SKIPPED: the tests on real LVM. As root: make lab-setup"; echo "$$why" | tail -n 3; \
+		[ -z "$$CI" ] || { echo "In CI that is a failure."; exit 1; }; \
+	fi
+
+test-quick: .venv/.dev ## test in a minute, without root, lab, clients and kills
+	$(BIN)/python -m pytest $(QUICK) $(ARGS)
+
+test-lab: .venv/.dev ## test on real LVM: in this kernel where it has device-mapper, else in User-Mode Linux (root)
+	@$(BIN)/python -m compileall -q blockstore plugins tests  # importing costs the lab dear
+	$(LAB) $(ARGS)
+
+lab-setup: ## install the Debian packages that the lab needs (root)
+	tests/lab/setup.sh
+
+lint: .venv/.dev ## check style, format and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg
+
+format: .venv/.dev ## bring the sources into their form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: .venv/.dev ## check types, strictly
+	$(BIN)/mypy
+
+bench: .venv/.dev ## measure, and print a table beside the reference figures
+	$(BIN)/python -m tests.bench $(ARGS)
+
+conformance: .venv/.base ## prove that a configured backend keeps every promise (BACKEND=NAME ARGS="--config FILE")
+	$(BIN)/blockstore backend check $(or $(BACKEND),directory) $(ARGS)
+
+clean: ## remove caches and what was built; .venv and the state stay
+	rm -rf build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
+	find blockstore plugins tests -name __pycache__ -prune -exec rm -rf {} +
+
+# --- .venv ---------------------------------------------------------------------------------------------------
+
+.venv/bin/python:
+	@command -v "$(PYTHON)" > /dev/null || { \
+		echo "blockstore: there is no $(PYTHON) here. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "blockstore: Python 3.11 or newer is needed; $(PYTHON) is $$("$(PYTHON)" -V 2>&1). Name another: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
+		echo "blockstore: $(PYTHON) cannot make virtual environments. Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/.base: setup.cfg pyproject.toml | .venv/bin/python
+	@echo "Installing blockstore into .venv: once, and again when setup.cfg has changed."
+	@$(BIN)/pip install --quiet -e .
+	@touch $@
+
+.venv/.dev: setup.cfg pyproject.toml | .venv/bin/python
+	@echo "Installing blockstore and its tools into .venv: once, and again when setup.cfg has changed."
+	@$(BIN)/pip install --quiet -e '.[dev]'
+	@touch .venv/.base $@

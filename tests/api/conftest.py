@@ -1,0 +1,123 @@
+"""Services that many tests of the API share: starting one takes longer than most of these tests.
+
+A test that shares works in a project of its own, with ``hall.member()`` or ``hall.admin()``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, select
+
+from blockstore.db.models import Base, Snapshot, SnapshotMetadata, Volume, VolumeMetadata, VolumeType, new_id, now
+from blockstore.service import Service
+from tests.conftest import Client, make_config
+
+POOL = "blockstore@memory#memory"
+_count = itertools.count()
+
+
+class Hall:
+    """A service that is shared, and short ways to put rows into its database."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.db = service, service.db
+        with self.db.read() as session:
+            self.type_id = session.scalars(select(VolumeType.id).where(VolumeType.name == "__DEFAULT__")).one()
+
+    def admin(self, project: str | None = None) -> Client:
+        """An administrator in a project of his own, unless told which."""
+        return self._client("admin,member,reader", project)
+
+    def member(self, project: str | None = None) -> Client:
+        """A member of a project of his own, unless told which."""
+        return self._client("member,reader", project)
+
+    def reader(self, project: str | None = None) -> Client:
+        """A reader of a project of his own, unless told which."""
+        return self._client("reader", project)
+
+    def nobody(self, project: str | None = None) -> Client:
+        """Somebody without any role."""
+        return self._client("", project)
+
+    def _client(self, roles: str, project: str | None) -> Client:
+        return Client(
+            self.service, **{"X-Roles": roles, "X-Project-Id": project or f"p{next(_count)}", "X-User-Id": "u1"}
+        )
+
+    def add(self, model: type[Base], **values: Any) -> str:
+        """Insert a row and return its id."""
+        row = {"id": new_id(), "created_at": now(), **values}
+        with self.db.write() as session:
+            session.execute(insert(model).values(row))
+        return str(row["id"])
+
+    def volume(self, client: Client, **values: Any) -> str:
+        """Insert a volume of the client's project; it is available and placed unless told otherwise."""
+        defaults = {
+            "project_id": client.headers["X-Project-Id"],
+            "size": 1,
+            "status": "available",
+            "host": POOL,
+            "volume_type_id": self.type_id,
+            "availability_zone": "nova",
+            "consumes_quota": False,
+        }
+        return self.add(Volume, **{**defaults, **values})
+
+    def snapshot(self, client: Client, volume_id: str, **values: Any) -> str:
+        """Insert a snapshot; it is available unless told otherwise."""
+        defaults = {
+            "project_id": client.headers["X-Project-Id"],
+            "volume_id": volume_id,
+            "volume_size": 1,
+            "status": "available",
+            "host": POOL,
+            "consumes_quota": False,
+        }
+        return self.add(Snapshot, **{**defaults, **values})
+
+    def contents(self) -> dict[str, list[Any]]:
+        """Return every row of every table: what must be the same after a refusal."""
+        with self.db.read() as session:
+            return {
+                name: sorted(map(repr, session.execute(select(table)).all()))
+                for name, table in Base.metadata.tables.items()
+            }
+
+    def clear(self) -> None:
+        """Remove every volume and snapshot."""
+        with self.db.write() as session:
+            for model in (SnapshotMetadata, Snapshot, VolumeMetadata, Volume):
+                session.execute(delete(model))
+
+
+def unknown_id() -> str:
+    """Return an id that nothing has."""
+    return str(uuid.uuid4())
+
+
+def _hall(directory: Path, url: str) -> Iterator[Hall]:
+    service = Service(make_config(directory / "state", url))
+    service.start()
+    yield Hall(service)
+    service.stop()
+
+
+@pytest.fixture(scope="package")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+    """A shared service on SQLite, for tests that the database makes no difference to."""
+    yield from _hall(tmp_path_factory.mktemp("lite"), "")
+
+
+@pytest.fixture(scope="package", params=["sqlite", "postgresql"])
+def hall(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+    """A shared service, on each database."""
+    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").new_database()
+    yield from _hall(tmp_path_factory.mktemp(request.param), url)

@@ -1,0 +1,98 @@
+"""A real `blockstore serve` in a process of its own, on a state directory that is removed afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench.client import Client
+from tests.bench.figures import Watch
+
+CONFIG = """
+[quota]
+volumes = -1
+snapshots = -1
+gigabytes = -1
+
+[backend:directory]
+plugin = directory
+max_over_subscription_ratio = 100000
+reserved_percentage = 0
+fill_limit_percentage = 100
+"""
+
+
+class Server:
+    """One process; ``start_s`` is the time from its beginning to its first answer."""
+
+    def __init__(self, state_dir: Path) -> None:
+        config = state_dir / "config.ini"
+        config.write_text(CONFIG)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        argv = [sys.executable, "-m", "blockstore", "serve", "--config", str(config), "--state-dir", str(state_dir)]
+        self._log = state_dir / "log"
+        with self._log.open("ab") as log:
+            started = time.perf_counter()
+            self.process = subprocess.Popen(
+                [*argv, "--listen", f"127.0.0.1:{self.port}"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self._wait_for_answer()
+        self.start_s = time.perf_counter() - started
+
+    def _wait_for_answer(self) -> None:
+        while self.process.poll() is None:
+            with contextlib.suppress(ConnectionRefusedError):
+                client = Client(self.port)
+                client.get("/volumes?limit=1")
+                client.close()
+                return
+            time.sleep(0.002)
+        raise RuntimeError(self._log.read_text())
+
+    def watch(self) -> Watch:
+        """Begin to note the machine's load."""
+        return Watch(self.process.pid)
+
+    def memory_mib(self) -> tuple[float, float]:
+        """Return resident memory now, and the most it ever was."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        return tuple(int(facts[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+
+    def stop(self) -> None:
+        """Stop it as an administrator would."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def state_dir() -> Iterator[Path]:
+    """Give an empty directory."""
+    path = Path(tempfile.mkdtemp(prefix="blockstore-bench-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def served(directory: Path) -> Iterator[Server]:
+    """Give a running service."""
+    server = Server(directory)
+    try:
+        yield server
+    finally:
+        server.stop()

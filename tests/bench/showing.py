@@ -1,0 +1,44 @@
+"""Show: one volume by id."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from tests.bench import rows
+from tests.bench.client import Client, closed_loop
+from tests.bench.figures import Figure, timed
+from tests.bench.server import served, state_dir
+
+
+def measure(quick: bool) -> Iterator[Figure]:
+    """Ask with one client, then with eight."""
+    with state_dir() as directory:
+        path = f"/volumes/{rows.fill(directory, 1000)[500]}"
+        with served(directory) as server:
+            for clients in (1, 8):
+                closed_loop(server.port, clients, _until(0.3, path))
+                watch = server.watch()
+                durations, rate = closed_loop(server.port, clients, _until(2.0 if quick else 6.0, path))
+                median = 1000 * statistics.median(durations)
+                yield timed(
+                    f"show, {clients} client{'s' * (clients > 1)}",
+                    durations,
+                    target="p50 ≤ 1.5 ms" if clients == 1 else "≥ 800/s",
+                    met=median <= 1.5 if clients == 1 else rate >= 800,
+                    rate=rate,
+                    load=watch.read(),
+                )
+
+
+def _until(seconds: float, path: str):  # type: ignore[no-untyped-def]
+    end = time.perf_counter() + seconds
+
+    def work(client: Client) -> bool:
+        if time.perf_counter() > end:
+            return False
+        client.get(path)
+        return True
+
+    return work

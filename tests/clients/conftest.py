@@ -1,0 +1,186 @@
+"""A served process, and the clients that know of it by nothing but ``eval "$(blockstore openrc)"``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Served, need
+
+BIN = Path(sys.executable).parent
+INSTALL = "pip install 'blockstore[clients]'"
+
+MAX_LIMIT = 3
+"""The served process pages by so many, so that each client has to follow links."""
+
+CONFIG = f"""\
+[service]
+max_limit = {MAX_LIMIT}
+[quota]
+volumes = 40
+snapshots = 40
+gigabytes = 1000
+[backend:disk]
+max_over_subscription_ratio = 1000
+reserved_percentage = 0
+fill_limit_percentage = 100
+"""
+
+SERVICE = "blockstore@disk"
+POOL = "blockstore@disk#"
+
+ANOTHER_CLOUD = {
+    "OS_CLOUD": "production",
+    "OS_AUTH_TYPE": "v3password",
+    "OS_AUTH_URL": "http://127.0.0.1:9/identity",
+    "OS_USERNAME": "operator",
+    "OS_PASSWORD": "not-for-you",
+    "OS_PROJECT_ID": "0123456789abcdef",
+    "OS_PROJECT_NAME": "payroll",
+    "OS_PROJECT_DOMAIN_NAME": "Default",
+    "OS_USER_DOMAIN_NAME": "Default",
+    "OS_REGION_NAME": "RegionOne",
+    "OS_INTERFACE": "internal",
+    "OS_IDENTITY_API_VERSION": "3",
+    "OS_VOLUME_API_VERSION": "3.50",
+    "OS_BLOCK_STORAGE_DEFAULT_MICROVERSION": "3.44",
+    "OS_BLOCK_STORAGE_ENDPOINT_OVERRIDE": "http://127.0.0.1:9/v3",
+    "CINDER_USERNAME": "operator",
+}
+"""What a shell holds after the openrc of some other cloud: none of it may be in the way."""
+
+
+def openrc(state_dir: Path, home: Path) -> dict[str, str]:
+    """Return the environment of a shell that knew another cloud and has then evaluated our openrc."""
+    blockstore = shlex.join([sys.executable, "-m", "blockstore", "openrc", "--state-dir", str(state_dir)])
+    done = subprocess.run(
+        ["/bin/sh", "-euc", f'eval "$({blockstore})"; exec env -0'],
+        env={"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(home), "LANG": "C.UTF-8", **ANOTHER_CLOUD},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
+    return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+
+
+class Cloud:
+    """One served process, with both command lines."""
+
+    def __init__(self, served: Served, home: Path) -> None:
+        self.served = served
+        self.environment = openrc(served.state_dir, home)
+
+    def run(self, *argv: str) -> tuple[int, str, str]:
+        """Run a command line and return its exit status and what it printed; a traceback is never right."""
+        done = subprocess.run(
+            [str(BIN / argv[0]), *argv[1:]],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    def openstack(self, command: str, *arguments: str) -> str:
+        """Run an openstack command that must succeed without a complaint."""
+        status, out, err = self.run("openstack", *command.split(), *arguments)
+        assert (status, err) == (0, ""), (command, arguments, out, err)
+        return out
+
+    def openstack_json(self, command: str, *arguments: str) -> Any:
+        """Run an openstack command and return what it shows."""
+        return json.loads(self.openstack(command, *arguments, "-f", "json"))
+
+    def openstack_fails(self, command: str, *arguments: str) -> str:
+        """Run an openstack command that must fail, and return what it says."""
+        status, _, err = self.run("openstack", *command.split(), *arguments)
+        assert status != 0, (command, arguments)
+        return err
+
+    def cinder(self, *arguments: str) -> list[dict[str, str]]:
+        """Run a cinder command that must succeed without a complaint, and return the rows of its table."""
+        status, out, err = self.run("cinder", *arguments)
+        assert (status, err) == (0, ""), (arguments, out, err)
+        table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[:1] == "|"]
+        return [dict(zip(table[0], row, strict=True)) for row in table[1:]]
+
+    def cinder_shown(self, *arguments: str) -> dict[str, str]:
+        """Run a cinder command whose table is of properties and values."""
+        return {row["Property"]: row["Value"] for row in self.cinder(*arguments)}
+
+    def cinder_fails(self, *arguments: str) -> str:
+        """Run a cinder command that must fail, and return what it says."""
+        status, out, err = self.run("cinder", *arguments)
+        assert status != 0, arguments
+        return out + err
+
+    def get(self, path: str) -> Any:
+        """Look without a client."""
+        request = urllib.request.Request(self.served.url + path, headers={"OpenStack-API-Version": "volume 3.71"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def make_volumes(self, number: int) -> str:
+        """Create volumes without a client, and return what their names begin with."""
+        prefix = f"page-{uuid.uuid4().hex[:8]}-"
+        for i in range(number):
+            request = urllib.request.Request(
+                f"{self.served.url}/volumes",
+                data=json.dumps({"volume": {"size": 1, "name": f"{prefix}{i}"}}).encode(),
+                headers={"Content-Type": "application/json"},
+            )
+            urllib.request.urlopen(request, timeout=10).close()
+        self.settle()
+        return prefix
+
+    def settle(self, timeout_s: float = 30) -> None:
+        """Wait until nothing is on its way; for where a client offers no waiting."""
+        deadline = time.monotonic() + timeout_s
+        for kind in ("volumes", "snapshots"):
+            for status in ("creating", "extending", "deleting", "reverting", "restoring"):
+                while self.get(f"/{kind}/detail?status={status}&limit=1")[kind]:
+                    assert time.monotonic() < deadline, (kind, status)
+                    time.sleep(0.02)
+
+    def status(self, volume_id: str) -> str:
+        """Return the status of a volume."""
+        return str(self.get(f"/volumes/{volume_id}")["volume"]["status"])
+
+
+@pytest.fixture(scope="class")
+def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Serve from the backend that the class names in ``backend``: lines of its section; at the end nothing broke."""
+    for module in ("openstackclient", "cinderclient", "openstack"):
+        need(importlib.util.find_spec(module), INSTALL)
+    served = Served(tmp_path_factory.mktemp("served"), CONFIG + request.cls.backend)
+    try:
+        yield Cloud(served, tmp_path_factory.mktemp("home"))
+        assert served.stop() == 0
+        broken = [line for line in served.log.read_text().splitlines() if " ERROR " in line or "Traceback" in line]
+        assert broken == []
+    finally:
+        if served.process.poll() is None:
+            served.kill()
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that nothing else has."""
+    return f"t-{uuid.uuid4().hex[:10]}"

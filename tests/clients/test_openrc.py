@@ -1,0 +1,74 @@
+"""What ``blockstore openrc`` prints, before any client reads it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from blockstore.microversions import MAXIMUM
+from tests.clients.conftest import ANOTHER_CLOUD, openrc
+from tests.conftest import Served
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "blockstore", "openrc", *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_names_the_port_that_is_served_and_clears_another_cloud(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    """The environment afterwards has our values and nothing that would send a client elsewhere."""
+    served = serve()
+    found = openrc(served.state_dir, tmp_path)
+    ours = {k: v for k, v in found.items() if k.startswith(("OS_", "CINDER"))}
+    assert ours == {
+        "OS_auth_type": "none",
+        "OS_AUTH_SYSTEM": "noauth",
+        "OS_ENDPOINT": served.url,
+        "CINDER_ENDPOINT": served.url,
+        "CINDER_PROJECT_ID": "admin",
+        "OS_VOLUME_API_VERSION": str(MAXIMUM),
+        # these only choose among endpoints of a catalogue, and there is none
+        "OS_REGION_NAME": ANOTHER_CLOUD["OS_REGION_NAME"],
+        "OS_INTERFACE": ANOTHER_CLOUD["OS_INTERFACE"],
+    }
+
+
+def test_works_without_quotes_too(tmp_path: Path) -> None:
+    """``eval $(blockstore openrc)`` runs lines into one; a semicolon ends each."""
+    text = run("--state-dir", str(tmp_path)).stdout
+    done = subprocess.run(
+        ["/bin/sh", "-euc", f"eval {text!r}; echo $OS_ENDPOINT $OS_VOLUME_API_VERSION".replace("\\n", " ")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"http://127.0.0.1:8776/v3 {MAXIMUM}\n"
+
+
+def test_before_the_first_start_it_says_so(tmp_path: Path) -> None:
+    """The configured address is printed, and on the error stream that nothing has served yet."""
+    done = run("--state-dir", str(tmp_path / "none"))
+    assert done.returncode == 0
+    assert "export OS_ENDPOINT=http://127.0.0.1:8776/v3;" in done.stdout
+    assert done.stderr == f"blockstore: nothing has served from {tmp_path / 'none'} yet; this is for when it does.\n"
+
+
+def test_a_state_directory_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    """No traceback."""
+    (tmp_path / "file").touch()
+    done = run("--state-dir", str(tmp_path / "file"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"blockstore: {tmp_path}/file/endpoint cannot be read: Not a directory.\n"
+
+
+def test_a_port_that_is_picked_at_the_start_is_not_guessed(tmp_path: Path) -> None:
+    """With port 0 only a start knows."""
+    (tmp_path / "c.ini").write_text("[service]\nlisten = 127.0.0.1:0\n")
+    done = run("--state-dir", str(tmp_path), "--config", str(tmp_path / "c.ini"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"blockstore: Nothing has served from {tmp_path} yet; its port is not known.\n"

@@ -1,0 +1,127 @@
+"""Migrations: they make what the models say, on both databases, and never lose what was there."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, select, text
+
+from blockstore.cli import main
+from blockstore.db import migrations
+from blockstore.db.models import Base, VolumeType
+from blockstore.db.session import Database
+from blockstore.errors import ConfigError
+
+NEXT = '''
+"""The next shape, as a test imagines it."""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "9001"
+down_revision = "{before}"
+
+def upgrade() -> None:
+    op.create_table("imagined", sa.Column("id", sa.Integer(), primary_key=True))
+    {then}
+'''
+
+
+@pytest.fixture
+def db(database_url: str, tmp_path: Path) -> Iterator[Database]:
+    made = Database(database_url or f"sqlite:///{tmp_path}/blockstore.db")
+    yield made
+    made.dispose()
+
+
+def imagine(monkeypatch: pytest.MonkeyPatch, folder: Path, then: str = "pass") -> None:
+    """Let this blockstore know one revision more."""
+    here = folder / "migrations"
+    shutil.copytree(migrations.HERE, here, ignore=shutil.ignore_patterns("__pycache__"))
+    (here / "versions" / "9001_imagined.py").write_text(NEXT.format(before=migrations.HEAD, then=then))
+    monkeypatch.setattr(migrations, "HERE", here)
+    monkeypatch.setattr(migrations, "REVISIONS", [*migrations.REVISIONS, "9001"])
+    monkeypatch.setattr(migrations, "HEAD", "9001")
+
+
+def differences(db: Database) -> list[object]:
+    with db.engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+
+def test_migrations_make_what_the_models_say(db: Database) -> None:
+    assert migrations.current(db) is None
+    assert migrations.upgrade(db) is None
+    assert migrations.current(db) == migrations.HEAD
+    assert differences(db) == []
+
+
+def test_upgrade_of_a_database_that_is_up_to_date_does_nothing(db: Database, tmp_path: Path) -> None:
+    migrations.upgrade(db)
+    before = sorted(tmp_path.iterdir())
+    assert migrations.upgrade(db) is None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_copy_of_an_older_sqlite_file_is_set_aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/blockstore.db")
+    migrations.upgrade(db)
+    with db.write() as session:
+        session.add(VolumeType(name="gold"))  # lies in the write-ahead log yet
+    old = migrations.HEAD
+    imagine(monkeypatch, tmp_path)
+    aside = migrations.upgrade(db)
+    assert aside == tmp_path / f"blockstore.db.before-9001-at-{old}"
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+    copy = sqlite3.connect(aside)
+    assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [(old,)]
+    assert copy.execute("SELECT name FROM volume_types").fetchall() == [("gold",)]
+    copy.close()
+    assert migrations.current(db) == "9001"
+    with db.read() as session:
+        assert list(session.scalars(select(VolumeType.name))) == ["gold"]
+    db.dispose()
+
+
+def test_migration_that_fails_leaves_the_database_as_it_was(
+    db: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    migrations.upgrade(db)
+    old = migrations.HEAD
+    imagine(monkeypatch, tmp_path, then="raise RuntimeError('half-way')")
+    with pytest.raises(RuntimeError, match="half-way"):
+        migrations.upgrade(db)
+    assert migrations.current(db) == old
+    with db.engine.connect() as connection:
+        assert not inspect(connection).has_table("imagined")
+
+
+def test_newer_database_is_refused(db: Database) -> None:
+    migrations.upgrade(db)
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError, match=rf"at revision 9999, newer than this blockstore knows \({migrations.HEAD}\)"):
+        migrations.upgrade(db)
+
+
+def test_there_is_no_way_back() -> None:
+    for path in (migrations.HERE / "versions").glob("[0-9]*.py"):
+        assert "def downgrade" not in path.read_text(), path.name
+    assert "downgrade" not in main.commands["db"].commands  # type: ignore[attr-defined]
+
+
+def test_revisions_follow_each_other() -> None:
+    before = None
+    for path in sorted((migrations.HERE / "versions").glob("[0-9]*.py")):
+        made: dict[str, object] = {}
+        exec(compile(path.read_text(), path.name, "exec"), made)
+        assert made["revision"] == path.name.split("_")[0]
+        assert made["down_revision"] == before
+        before = made["revision"]

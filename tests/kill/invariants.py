@@ -1,0 +1,183 @@
+"""What must be true of database and storage whenever nothing runs: one function, used after every kill.
+
+``check`` looks at rows and files only, from any process, and names everything that is wrong at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from blockstore_plugins.directory import DirectoryBackend
+from sqlalchemy import select
+
+from blockstore import states
+from blockstore.backends.contract import GIB, Backend
+from blockstore.db.models import Message, OrderRow, PoolUsage, QuotaUsage, Snapshot, Volume
+from blockstore.db.session import Database
+from blockstore.manager.desk import snapshot_name, volume_name
+from blockstore.orders import ExtendVolume, Order, PlaceExtension, from_stored
+
+MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting"})
+"""Statuses of rows whose bytes need not be on the backend: they never got there, or are half-way out."""
+MAY_BE_LARGER = frozenset({"extending", "error_extending"})
+
+
+def check(db: Database, backends: Mapping[str, Backend], *, idle: bool = True) -> None:
+    """Raise AssertionError with every disagreement; ``idle``: nothing waits or runs, so no order may be open."""
+    with db.read() as session:
+        rows: dict[str, list[Any]] = {
+            "volume": list(session.scalars(select(Volume))),
+            "snapshot": list(session.scalars(select(Snapshot))),
+        }
+        stored = list(session.scalars(select(OrderRow)))
+        quota = {(u.project_id, u.resource): u.in_use for u in session.scalars(select(QuotaUsage))}
+        pools = {u.pool: (u.volumes, u.volume_gib, u.snapshot_gib) for u in session.scalars(select(PoolUsage))}
+        told = {m.resource_uuid for m in session.scalars(select(Message))}
+    opened = [from_stored(r.kind, r.id, r.request_id, r.project_id, r.body) for r in stored if r.state == "open"]
+    wrong = [
+        *_orders(rows, stored, opened, idle),
+        *_reasons(rows, stored, told),
+        *_usage("quota", quota, _quota(rows, opened)),
+        *_usage("pool", pools, _pools(rows, opened)),
+    ]
+    for pool, backend in backends.items():
+        on_pool = {kind: [row for row in found if row.host == pool] for kind, found in rows.items()}
+        wrong += _volumes(pool, backend, on_pool["volume"])
+        wrong += _snapshots(pool, backend, on_pool["snapshot"], rows["snapshot"])
+        if isinstance(backend, DirectoryBackend):
+            wrong += _strays(backend, on_pool["volume"], on_pool["snapshot"])
+    wrong += [f"{row.id} is on the unknown pool {row.host}" for f in rows.values() for row in f if row.host not in pools_of(backends)]
+    assert not wrong, "\n".join(wrong)
+
+
+def pools_of(backends: Mapping[str, Backend]) -> set[str | None]:
+    """Return what ``host`` may be: a pool, or nothing."""
+    return {None, *backends}
+
+
+def _orders(
+    rows: Mapping[str, list[Any]], stored: list[OrderRow], opened: list[Order], idle: bool
+) -> Iterator[str]:
+    covered = {cover for order in opened for cover in order.covers()}
+    for kind, machine in states.MACHINES.items():
+        for row in rows[kind]:
+            if row.status in machine.failure and (kind, row.id, row.status) not in covered:
+                yield f"{kind} {row.id} is {row.status} and no open order covers it"
+    present = {(kind, row.id, row.status) for kind, found in rows.items() for row in found}
+    for order in opened:
+        if idle:
+            yield f"{order.kind} {order.order_id} of {order.resource_type} {order.resource_id} is still open"
+        for cover in order.covers():
+            if cover not in present:
+                yield f"{order.kind} {order.order_id} is open, but there is no {' '.join(cover)}"
+    for row in stored:
+        if (row.finished_at is None) != (row.state == "open"):
+            yield f"{row.kind} {row.id} is {row.state}, finished at {row.finished_at}"
+        if row.state in ("failed", "cancelled") and not row.reason:
+            yield f"{row.kind} {row.id} is {row.state} without a reason"
+
+
+def _reasons(rows: Mapping[str, list[Any]], stored: list[OrderRow], told: set[str | None]) -> Iterator[str]:
+    """Whatever is in error has a story: a message for its owner, or at least an order that ended with a reason."""
+    explained = told | {order.resource_id for order in stored if order.reason}
+    for kind, found in rows.items():
+        for row in found:
+            if row.status.startswith("error") and row.id not in explained:
+                yield f"{kind} {row.id} is {row.status} and nothing tells why"
+
+
+def _usage(what: str, noted: Mapping[Any, Any], counted: Mapping[Any, Any]) -> Iterator[str]:
+    for key in sorted({*noted, *counted}):
+        nothing = (0, 0, 0) if what == "pool" else 0
+        if noted.get(key, nothing) != counted.get(key, nothing):
+            yield f"{what} usage of {key} is {noted.get(key, nothing)}; the rows make {counted.get(key, nothing)}"
+
+
+def _quota(rows: Mapping[str, list[Any]], opened: list[Order]) -> Counter[tuple[str, str]]:
+    count: Counter[tuple[str, str]] = Counter()
+    for row in rows["volume"]:
+        if row.consumes_quota:
+            count[row.project_id, "volumes"] += 1
+            count[row.project_id, "gigabytes"] += row.size
+    for row in rows["snapshot"]:
+        if row.consumes_quota:
+            count[row.project_id, "snapshots"] += 1
+            count[row.project_id, "gigabytes"] += row.volume_size
+    for order in opened:
+        if isinstance(order, PlaceExtension | ExtendVolume):
+            count[order.project_id, "gigabytes"] += order.growth_gib
+    return count
+
+
+def _pools(rows: Mapping[str, list[Any]], opened: list[Order]) -> dict[str, tuple[int, int, int]]:
+    count: dict[str, list[int]] = {}
+    for row in rows["volume"]:
+        if row.host is not None:
+            used = count.setdefault(row.host, [0, 0, 0])
+            used[0] += 1
+            used[1] += row.size
+    for row in rows["snapshot"]:
+        if row.host is not None:
+            count.setdefault(row.host, [0, 0, 0])[2] += row.volume_size
+    for order in opened:
+        if isinstance(order, ExtendVolume):
+            count.setdefault(order.pool, [0, 0, 0])[1] += order.growth_gib
+    return {pool: (used[0], used[1], used[2]) for pool, used in count.items()}
+
+
+# --- the storage -------------------------------------------------------------------------------------------
+
+
+def _volumes(pool: str, backend: Backend, rows: list[Any]) -> Iterator[str]:
+    there = dict(backend.list_volumes())
+    for row in rows:
+        size = there.pop(volume_name(row.id), None)
+        if size is None:
+            if row.status not in MAY_BE_ABSENT:
+                yield f"volume {row.id} is {row.status}, and not on {pool}"
+        elif size != row.size and not (row.status in MAY_BE_LARGER and size > row.size):
+            yield f"volume {row.id} is {row.status} with {row.size} GiB, on {pool} with {size:g} GiB"
+    for name, size in there.items():
+        yield f"{name}, {size:g} GiB, is on {pool} and in no row"
+
+
+def _snapshots(pool: str, backend: Backend, rows: list[Any], _all: list[Any]) -> Iterator[str]:
+    there = dict(backend.list_snapshots())
+    for row in rows:
+        origin = there.pop(snapshot_name(row.id), None)
+        if origin is None:
+            if row.status not in MAY_BE_ABSENT:
+                yield f"snapshot {row.id} is {row.status}, and not on {pool}"
+            continue
+        if origin != volume_name(row.volume_id):
+            yield f"snapshot {row.id} of volume {row.volume_id} is one of {origin} on {pool}"
+            continue
+        if row.status == "available":
+            with backend.open_snapshot(origin, snapshot_name(row.id)) as file:
+                size = file.seek(0, os.SEEK_END) / GIB
+            if size != row.volume_size:
+                yield f"snapshot {row.id} has {row.volume_size} GiB, on {pool} {size:g} GiB"
+    for name, origin in there.items():
+        yield f"{name} of {origin or 'nothing'} is on {pool} and in no row"
+
+
+def _strays(backend: DirectoryBackend, volumes: list[Any], snapshots: list[Any]) -> Iterator[str]:
+    """Yield every file and directory that belongs to no row: unfinished ones, claims of names, empty directories."""
+    known = {"snapshots"}
+    for row in volumes:
+        name = volume_name(row.id)
+        known |= {f"{name}.raw", f"{name}.qcow2", f"snapshots/{name}"}
+        if row.status in MAY_BE_ABSENT:
+            known |= {f".{name}.tmp", f".{name}.open"}
+    for row in snapshots:
+        name = snapshot_name(row.id)
+        below = f"snapshots/{volume_name(row.volume_id)}"
+        known |= {f"snapshots/{name}.of", f"{below}/{name}.raw", f"{below}/{name}.qcow2"}
+        if row.status in MAY_BE_ABSENT:
+            known |= {f"snapshots/.{name}.tmp", f"{below}/.{name}.tmp"}
+    for path in sorted(backend.path.rglob("*")):
+        if str(path.relative_to(backend.path)) not in known:
+            yield f"{path} belongs to no row"

@@ -1,0 +1,132 @@
+"""Killed by SIGKILL at every step of every handler, and of the request before it, a service recovers by itself.
+
+A survey run, unkilled, notes at each traced line what the disk looks like. Kills then happen at the first and the
+last line of each distinct state of the disk (so on both sides of every commit, every file made, renamed, grown or
+removed), at every line around a started tool, and at a seeded sample of the other lines, which can only repeat one of
+those states. ``KILL_EVERY_LINE=1`` kills at each single line instead.
+
+``KILL_CONFIG=FILE`` tries the backend of a configuration file, such as LVM in the lab, in place of the directory
+backend; its pool must be empty, and is again afterwards. ``KILL_SAMPLE`` sets the size of the sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from tests.kill.nursery import Nursery
+
+CONFIG = os.environ.get("KILL_CONFIG")
+EVERY_LINE = os.environ.get("KILL_EVERY_LINE") == "1"
+SAMPLE = int(os.environ.get("KILL_SAMPLE", "15"))
+SHORTER = ("create on the next pool",) if CONFIG else ()
+PARALLEL = 1 if CONFIG else 2
+
+
+@dataclass
+class Killing:
+    """Where it happens, who does it, and what came of it."""
+
+    place: Path
+    nurseries: SimpleQueue[Nursery] = field(default_factory=SimpleQueue)
+    drains: list[float] = field(default_factory=list)
+    kills: int = 0
+
+    def run(self, function: str, *arguments: object) -> int:
+        """Run a child in a free nursery."""
+        nursery = self.nurseries.get()
+        try:
+            return nursery.run(self.place / "log", function, *arguments)
+        finally:
+            self.nurseries.put(nursery)
+
+    def said(self) -> str:
+        """Return the end of what the children printed."""
+        return (self.place / "log").read_text()[-6000:]
+
+
+@pytest.fixture(scope="module")
+def killing(request: pytest.FixtureRequest) -> Iterator[Killing]:
+    """Interpreters to fork from, and a directory; in memory where there is one: a kill is no power cut."""
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK) and not CONFIG else None
+    with tempfile.TemporaryDirectory(prefix="blockstore-kill-", dir=parent) as place:
+        killing = Killing(Path(place))
+        nurseries = [Nursery() for _ in range(PARALLEL)]
+        for nursery in nurseries:
+            killing.nurseries.put(nursery)
+        yield killing
+        for nursery in nurseries:
+            nursery.close()
+    if killing.drains:
+        drains = sorted(killing.drains)
+        print(
+            f"\n{killing.kills} kills; start to nothing open: median {drains[len(drains) // 2]:.3f} s,"
+            f" longest {drains[-1]:.3f} s"
+        )
+
+
+def scenarios() -> Sequence[str]:
+    """Return the names; importing the children here would start what must not be started before a fork."""
+    return (
+        "create", "create from a snapshot", "clone", "create on the next pool", "create that nothing can take",
+        "extend", "extend that nothing can take", "first snapshot", "third snapshot", "delete a snapshot", "delete",
+        "delete with cascade", "revert", "resume",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in scenarios() if name not in SHORTER])
+def test_killed_at_any_step_it_recovers(killing: Killing, name: str) -> None:
+    """Whatever was accepted is carried out after the restart; what was not accepted left no trace."""
+    template = killing.place / "template"
+    if not CONFIG:
+        shutil.rmtree(template, ignore_errors=True)
+        assert killing.run("prepare", str(template), name) in (0, -9), killing.said()
+    survey = killing.place / "survey"
+    assert killing.run("victim", str(template), str(survey), name, None) == 0, killing.said()
+    prints = json.loads((survey / "prints").read_text())
+    assert killing.run("recover", str(survey), name, True) == 0, killing.said()
+    shutil.rmtree(survey)
+    steps = chosen(prints, name)
+
+    def kill(step: int) -> str:
+        place = killing.place / str(step)
+        victim = killing.run("victim", str(template), str(place), name, step)
+        if victim not in (0, -9):
+            return f"step {step}: the victim failed: {victim}"
+        recovered = killing.run("recover", str(place), name, step % 10 == 0)
+        if recovered:
+            return f"step {step}: the recovery failed: {recovered}"
+        killing.drains.append(float((place / "drained").read_text()))
+        killing.kills += victim == -9
+        shutil.rmtree(place)
+        return ""
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        failures = [failure for failure in pool.map(kill, steps) if failure]
+    print(f"{name}: {len(prints)} steps, {len({p for p, _ in prints})} states of the disk, {len(steps)} kills")
+    assert not failures, "\n".join([*failures[:20], killing.said()])
+
+
+def chosen(prints: Sequence[tuple[int, bool]], name: str) -> list[int]:
+    """Return the steps to kill at: both ends of every state of the disk, around every tool, and a sample."""
+    total = len(prints)
+    if EVERY_LINE:
+        return list(range(1, total + 1))
+    picked = {1, total}
+    for index in range(1, total):
+        if prints[index][0] != prints[index - 1][0] or prints[index][1]:
+            picked |= {index, index + 1}
+    rest = [step for step in range(1, total + 1) if step not in picked]
+    return sorted(picked | set(random.Random(name).sample(rest, min(SAMPLE, len(rest)))))

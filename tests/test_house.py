@@ -1,0 +1,251 @@
+"""The rules of the house, as docs/architecture.md gives them: each is a few lines here, and fails with a sentence."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import dataclasses
+import importlib
+import importlib.metadata
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstore import manager, policies, scheduler, states
+from blockstore.api import ROOMS
+from blockstore.api.endpoint import Endpoint
+from blockstore.orders import KINDS, Order
+
+from .conftest import ROOT
+
+SOURCES = sorted(path for top in ("blockstore", "plugins") for path in (ROOT / top).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in SOURCES}
+HANDLERS = {"scheduler": scheduler.HANDLERS, "manager": manager.HANDLERS}
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def nodes(*, without: tuple[str, ...] = ()) -> Iterator[tuple[str, ast.AST]]:
+    for name, tree in TREES.items():
+        if name not in without:
+            for node in ast.walk(tree):
+                yield name, node
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return {name.partition(".")[0] for name in found}
+
+
+# --- orders ------------------------------------------------------------------------------------------------
+
+
+def example_of(kind: type[Order]) -> Order:
+    values: dict[str, Any] = {field.name: field.name for field in dataclasses.fields(kind)}
+    return kind(**values)
+
+
+def test_every_order_has_exactly_one_handler_in_its_room() -> None:
+    handled = Counter(kind for handlers in HANDLERS.values() for kind in handlers)
+    assert handled == Counter(KINDS.values())
+    for room, handlers in HANDLERS.items():
+        assert all(kind.room == room for kind in handlers), room
+    functions = [function for handlers in HANDLERS.values() for function in handlers.values()]
+    assert len(set(functions)) == len(functions)
+
+
+def test_every_handler_is_named_after_its_order() -> None:
+    for handlers in HANDLERS.values():
+        for kind, function in handlers.items():
+            assert function.__name__ == re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def test_every_order_is_made_somewhere() -> None:
+    made = {
+        node.func.id
+        for _, node in nodes(without=("blockstore/orders.py",))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert set(KINDS) <= made, f"never cast: {set(KINDS) - made}"
+
+
+# --- statuses ----------------------------------------------------------------------------------------------
+
+
+def test_every_transitional_status_has_an_order_a_failure_and_a_way_out() -> None:
+    covered = {(noun, status) for kind in KINDS.values() for noun, _, status in example_of(kind).covers()}
+    transitional = {(noun, str(status)) for noun, machine in states.MACHINES.items() for status in machine.failure}
+    assert covered == transitional
+    for noun, machine in states.MACHINES.items():
+        for status, failure in machine.failure.items():
+            assert failure not in machine.failure, f"{noun} {failure} is no rest"
+            assert status in machine.moves[failure], f"{noun} may not go from {status} to {failure}"
+
+
+def test_only_states_writes_a_status() -> None:
+    for name, node in nodes(without=("blockstore/states.py",)):
+        where = f"{name}:{getattr(node, 'lineno', 0)} writes a status; that is for states.py"
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        assert not any(isinstance(t, ast.Attribute) and t.attr == "status" for t in targets), where
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("values", "Volume", "Snapshot"):
+                assert "status" not in [keyword.arg for keyword in node.keywords], where
+            if called == "setattr":
+                assert not any(isinstance(a, ast.Constant) and a.value == "status" for a in node.args), where
+
+
+# --- policies ----------------------------------------------------------------------------------------------
+
+
+def endpoints() -> Iterator[tuple[str, Endpoint]]:
+    for room in ROOMS:
+        for (method, path), target in room.routes.items():
+            for action, endpoint in ({"": target} if isinstance(target, Endpoint) else target).items():
+                yield f"{method} {path} {action}".strip(), endpoint
+
+
+def test_every_endpoint_names_a_policy_that_exists() -> None:
+    for name, endpoint in endpoints():
+        assert endpoint.policy in policies.RULES, f"{name}: {endpoint.policy}"
+
+
+def test_every_policy_is_used() -> None:
+    words = {node.value for _, node in nodes(without=("blockstore/policies.py",)) if isinstance(node, ast.Constant)}
+    assert policies.RULES.keys() <= words, f"never asked: {policies.RULES.keys() - words}"
+
+
+def test_every_endpoint_says_what_it_does() -> None:
+    for name, endpoint in endpoints():
+        assert (endpoint.function.__doc__ or "").strip(), f"{name} has no docstring"
+
+
+# --- imports and files -------------------------------------------------------------------------------------
+
+PROCESSES = {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"}
+
+
+def test_only_the_bus_imports_asyncio() -> None:
+    assert [name for name, tree in TREES.items() if "asyncio" in imports(tree)] == ["blockstore/bus.py"]
+
+
+def test_only_process_starts_processes() -> None:
+    starters = [name for name, tree in TREES.items() if imports(tree) & {"subprocess", "multiprocessing", "pty"}]
+    assert starters == ["blockstore/backends/process.py"]
+    for name, node in nodes():
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            assert node.attr not in PROCESSES, f"{name}:{node.lineno}"
+            assert not node.attr.startswith(("exec", "spawn")), f"{name}:{node.lineno}"
+
+
+def test_imports_go_one_way(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlinter.cli import lint_imports
+
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(config_filename="setup.cfg", no_cache=True) == 0, capfd.readouterr().out
+
+
+def test_packages_in_setup_cfg_are_the_folders_on_disk() -> None:
+    listed = setup_cfg()["options"]["packages"].split()
+    folders = {path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py"}
+    names = {".".join(folder.parts).replace("plugins", "blockstore_plugins", 1) for folder in folders}
+    assert sorted(listed) == sorted(names)
+    assert not [path for path in SOURCES if not (path.parent / "__init__.py").exists()]
+
+
+def test_every_entry_point_loads() -> None:
+    section = setup_cfg()["options.entry_points"]
+    for group, text in section.items():
+        declared = dict(re.split(r"\s*=\s*", line, maxsplit=1) for line in text.strip().splitlines())
+        installed = {ep.name: ep.value for ep in importlib.metadata.distribution("blockstore").entry_points.select(group=group)}
+        assert installed == declared, f"[{group}] is installed otherwise; run: make install"
+        for value in declared.values():
+            module, _, attribute = value.partition(":")
+            assert callable(getattr(importlib.import_module(module), attribute)), value
+
+
+def test_every_backend_plugin_has_a_conformance_test() -> None:
+    suites = [path for path in TESTS if re.search(r"^class \w+\(BackendConformance\):", path.read_text(), re.M)]
+    for name in importlib.metadata.distribution("blockstore").entry_points.select(group="blockstore.backends").names:
+        assert any(f"test_{name}" in path.name for path in suites), f"no test_{name}*.py has a BackendConformance"
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    drawers = {"utils", "util", "common", "helpers", "helper", "misc", "tools"}
+    assert not [path for path in (*SOURCES, *TESTS) if path.stem in drawers]
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for path in (*SOURCES, *TESTS):
+        text = path.read_text()
+        if path in TESTS and path.name == "__init__.py":
+            continue
+        assert ast.get_docstring(ast.parse(text)), f"{path.relative_to(ROOT)} has no docstring"
+
+
+# --- words -------------------------------------------------------------------------------------------------
+
+
+def test_files_that_the_documents_name_exist() -> None:
+    for document in ("docs/architecture.md", "README.md"):
+        for name in re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|ini|cfg|toml|sh))`", (ROOT / document).read_text()):
+            found = [base for base in ("", "blockstore", "docs") if (ROOT / base / name).exists()]
+            assert found or name == "blockstore.ini", f"{document} names {name}"
+
+
+def test_targets_that_the_documents_name_exist() -> None:
+    said = subprocess.run(["make", "-C", ROOT, "--no-print-directory", "help"], capture_output=True, text=True, check=True)
+    targets = set(re.findall(r"^  make ([a-z-]+)", said.stdout, re.M))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets == set(re.findall(r"^([a-z][a-z-]*):", makefile, re.M)), "each target has a ## comment"
+    for document in ("README.md", "docs/architecture.md"):
+        named = set(re.findall(r"(?:^|`)(?:sudo )?make ([a-z][a-z-]+)", (ROOT / document).read_text(), re.M))
+        assert named <= targets, f"{document}: {named - targets}"
+
+
+def test_commands_that_the_documents_name_exist() -> None:
+    from blockstore.cli import main
+
+    known = {f"{name}" for name in main.commands}
+    known |= {f"{name} {sub}" for name, group in main.commands.items() for sub in getattr(group, "commands", {})}
+    for document in ("README.md", "docs/architecture.md"):
+        for words in re.findall(r"(?:^|[`/ ])blockstore ((?:[a-z]+ ?){1,2})", (ROOT / document).read_text(), re.M):
+            first, *rest = words.split()
+            if first in main.commands and hasattr(main.commands[first], "commands") and rest:
+                assert f"{first} {rest[0]}" in known, f"{document}: blockstore {words}"
+
+
+def test_licence_is_the_whole_text() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_version_is_said_once() -> None:
+    import blockstore
+
+    assert setup_cfg()["metadata"]["version"] in (blockstore.__version__, "attr: blockstore.__version__")
+    assert re.search(rf"^## \[?{re.escape(blockstore.__version__)}\b|^## \[Unreleased\]", changelog(), re.M)
+
+
+def changelog() -> str:
+    return (Path(ROOT) / "CHANGELOG.md").read_text()

@@ -1,0 +1,263 @@
+"""The served process: what it refuses, what it leaves on disk, how it stops, and what a backend that is down does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstore.config import Config, ServiceConfig
+from blockstore.errors import ConfigError
+from blockstore.service import Service, StateLock, refuse_open_door
+
+from .conftest import Client, Served, backend_section, make_config
+
+Serve = Callable[..., Served]
+
+
+def blockstore(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that must end by itself."""
+    argv = [sys.executable, "-m", "blockstore", *(str(argument) for argument in arguments)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, **env})
+
+
+def ask(served: Served, method: str, path: str, body: Any = None) -> Any:
+    """Send a request over the socket."""
+    request = urllib.request.Request(
+        f"{served.url}{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", "OpenStack-API-Version": "volume 3.71"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def wait_for(true: Callable[[], object], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# --- who may come in ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
+def test_address_that_others_reach_is_refused_with_a_sentence(listen: str, tmp_path: Path) -> None:
+    done = blockstore("serve", "--state-dir", tmp_path / "s", "--listen", listen)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    host = listen.rpartition(":")[0].strip("[]")
+    assert line.startswith(f"blockstore: {host} can be reached by others")
+    assert "--insecure" in line
+
+
+def test_insecure_is_the_way_to_serve_others_all_the_same(serve: Serve) -> None:
+    served = serve(None, "--listen", "0.0.0.0:0", "--insecure")
+    assert ask(served, "GET", "/volumes") == {"volumes": []}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1"])
+def test_loopback_is_served(host: str) -> None:
+    refuse_open_door(Config(), host)
+
+
+def test_name_that_is_no_address_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"Cannot listen on no-such-host\.invalid: it is not an address"):
+        refuse_open_door(Config(), "no-such-host.invalid")
+
+
+def test_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = blockstore("serve", "--state-dir", tmp_path / "s", "--listen", listen)
+    assert done.returncode == 1
+    assert done.stderr == f"blockstore: Cannot listen on {listen}: Address already in use.\n"
+
+
+# --- what lies on disk -------------------------------------------------------------------------------------
+
+
+def test_state_is_for_its_owner_alone(serve: Serve) -> None:
+    before = os.umask(0)
+    try:
+        served = serve()
+    finally:
+        os.umask(before)
+    ask(served, "POST", "/volumes", {"volume": {"size": 1}})
+    wait_for(lambda: ask(served, "GET", "/volumes/detail")["volumes"][0]["status"] == "available")
+    ours = {"blockstore.db", "blockstore.db-wal", "blockstore.db-shm", "lock", "endpoint"}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in served.state_dir.iterdir()}
+    assert stat.S_IMODE(served.state_dir.stat().st_mode) == 0o700
+    assert {name: mode for name, mode in modes.items() if name in ours} == dict.fromkeys(ours, 0o600)
+    for path in (served.state_dir / "directory").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_state_directory_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = blockstore("serve", "--state-dir", tmp_path / "file" / "s", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert done.stderr == f"blockstore: The state directory {tmp_path}/file/s cannot be used: Not a directory.\n"
+
+
+def test_second_process_on_a_state_directory_is_refused(serve: Serve) -> None:
+    served = serve()
+    done = blockstore("serve", "--state-dir", served.state_dir, "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"blockstore: Another blockstore serves from {served.state_dir}; stop it, or use --state-dir.\n"
+    )
+    assert ask(served, "GET", "/volumes") == {"volumes": []}
+
+
+def test_lock_is_free_again_when_its_process_was_killed(serve: Serve, tmp_path: Path) -> None:
+    served = serve()
+    served.kill()
+    with StateLock(served.state_dir), pytest.raises(ConfigError, match="Another blockstore"), StateLock(served.state_dir):
+        pass
+
+
+def test_database_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    config = tmp_path / "blockstore.ini"
+    config.write_text(f"[database]\nurl = postgresql+psycopg://me:hunter2@/nothing?host={tmp_path}\n")
+    done = blockstore("serve", "--config", config, "--state-dir", tmp_path / "s", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("blockstore: the database cannot be used: ")
+    assert "hunter2" not in line
+
+
+# --- what it prints ----------------------------------------------------------------------------------------
+
+
+def test_greeting_says_what_where_and_what_to_type_next(serve: Serve) -> None:
+    served = serve()
+    greeting = served.log.read_text()
+    assert f"serves {served.url} (no authentication" in greeting
+    assert "backend directory: up, " in greeting
+    assert f"state   {served.state_dir}" in greeting
+    assert f"openrc --state-dir {served.state_dir}" in greeting
+    assert "openstack volume create --size 1 first" in greeting
+
+
+# --- the log level -----------------------------------------------------------------------------------------
+
+
+def test_sighup_reads_the_log_level_again(serve: Serve) -> None:
+    served = serve("[log]\nlevel = error\n[backend:m]\nplugin = memory\n")
+    ask(served, "POST", "/volumes", {"volume": {"size": 1}})
+    assert "blockstore.api" not in served.log.read_text()
+    config = served.state_dir / "config.ini"
+    config.write_text(config.read_text().replace("error", "info"))
+    served.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "log level read again" in served.log.read_text())
+    ask(served, "POST", "/volumes", {"volume": {"size": 1}})
+    wait_for(lambda: "POST /v3/volumes 202" in served.log.read_text())
+
+
+def test_sighup_with_a_mistake_in_the_file_changes_nothing(serve: Serve) -> None:
+    served = serve("[log]\nlevel = info\n[backend:m]\nplugin = memory\n")
+    (served.state_dir / "config.ini").write_text("[log]\nlevel = loud\n")
+    served.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "log level not changed: " in served.log.read_text())
+    assert ask(served, "GET", "/volumes") == {"volumes": []}
+
+
+# --- stopping ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_cleanly(serve: Serve, number: signal.Signals) -> None:
+    served = serve()
+    served.process.send_signal(number)
+    assert served.process.wait(10) == 0
+    assert "stopped; nothing was cut off" in served.log.read_text()
+    with pytest.raises(urllib.error.URLError):
+        ask(served, "GET", "/volumes")
+
+
+def test_stop_lets_running_work_end_and_leaves_the_rest_to_the_next_start(serve: Serve) -> None:
+    slow = "[service]\nworkers = 1\n[backend:m]\nplugin = memory\nlatency_s = 1\nmax_over_subscription_ratio = 9\n"
+    served = serve(slow)
+    ids = [ask(served, "POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"] for _ in range(3)]
+    wait_for(lambda: "CreateVolume" in blockstore("order", "list", "--state-dir", served.state_dir).stdout)
+    assert served.stop() == 0
+    assert "nothing was cut off" in served.log.read_text()
+    again = serve(slow, state_dir=served.state_dir)
+    wait_for(lambda: all(ask(again, "GET", f"/volumes/{i}")["volume"]["status"] == "available" for i in ids))
+    assert "orders resumed" in again.log.read_text()
+
+
+def test_stop_does_not_wait_for_ever(serve: Serve) -> None:
+    served = serve("[service]\ndrain_timeout_s = 0.2\n[backend:m]\nplugin = memory\nlatency_s = 5\n")
+    ask(served, "POST", "/volumes", {"volume": {"size": 1}})
+    wait_for(lambda: "CreateVolume" in blockstore("order", "list", "--state-dir", served.state_dir).stdout)
+    started = time.monotonic()
+    assert served.stop() == 0
+    assert time.monotonic() - started < 10
+    assert "what was cut off is resumed at the next start" in served.log.read_text()
+
+
+# --- backends ----------------------------------------------------------------------------------------------
+
+
+def test_backend_that_is_down_does_not_keep_the_others_from_serving(serve: Serve, tmp_path: Path) -> None:
+    served = serve(
+        f"[backend:gone]\nplugin = directory\npath = {tmp_path}/not/mounted\n[backend:well]\nplugin = memory\n"
+    )
+    log = served.log.read_text()
+    assert "backend gone: DOWN: " in log
+    assert "backend well: up" in log
+    volume = ask(served, "POST", "/volumes", {"volume": {"size": 1}})["volume"]
+    wait_for(lambda: ask(served, "GET", f"/volumes/{volume['id']}")["volume"]["status"] == "available")
+    pools = ask(served, "GET", "/scheduler-stats/get_pools?detail=true")["pools"]
+    assert {p["name"].split("@")[1].split("#")[0]: p["capabilities"]["backend_state"] for p in pools} == {
+        "gone": "down",
+        "well": "up",
+    }
+
+
+def test_backend_comes_back_without_a_restart(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    service = start_service(backends=(backend_section("d", "directory", path=str(disk / "volumes")),))
+    api = Client(service)
+    assert api.volume()["status"] == "error"
+    disk.mkdir()
+    service.report()
+    assert api.volume()["status"] == "available"
+
+
+def test_unknown_plugin_is_refused_at_start(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "s", backends=(backend_section("x", "cephalopod"),))
+    with pytest.raises(ConfigError, match="plugin is 'cephalopod'; installed are directory, lvm, memory"):
+        Service(config)
+
+
+def test_unknown_filter_is_refused_at_start(tmp_path: Path) -> None:
+    from blockstore.config import SchedulerConfig
+
+    with pytest.raises(ConfigError, match="There is no scheduler filter 'Sieve'"):
+        Service(make_config(tmp_path / "s", scheduler=SchedulerConfig(filters="Sieve")))
+
+
+def test_default_state_directory_is_below_xdg_state_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Config(service=ServiceConfig()).state_dir == tmp_path / "blockstore"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Config().state_dir == tmp_path / ".local" / "state" / "blockstore"
