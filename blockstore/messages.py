@@ -6,12 +6,24 @@ Written in the transaction that settles the failure. Action and detail ids are t
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from enum import Enum
 
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Message, now
-from blockstore.orders import Order
+from blockstore.orders import (
+    CreateSnapshot,
+    CreateVolume,
+    DeleteSnapshot,
+    DeleteVolume,
+    ExtendVolume,
+    Order,
+    PlaceExtension,
+    PlaceSnapshot,
+    PlaceVolume,
+    RevertVolume,
+)
 
 
 class Action(Enum):
@@ -37,9 +49,23 @@ class Detail(Enum):
     CANCELLED = "101"
 
 
-def tell(session: Session, order: Order, action: Action, detail: Detail, reason: str, keep_days: int) -> None:
+ACTIONS: Mapping[type[Order], Action] = {
+    PlaceVolume: Action.SCHEDULE,
+    CreateVolume: Action.CREATE,
+    DeleteVolume: Action.DELETE,
+    PlaceExtension: Action.EXTEND,
+    ExtendVolume: Action.EXTEND,
+    RevertVolume: Action.REVERT,
+    PlaceSnapshot: Action.SNAPSHOT_CREATE,
+    CreateSnapshot: Action.SNAPSHOT_CREATE,
+    DeleteSnapshot: Action.SNAPSHOT_DELETE,
+}
+"""What an order was doing, in the wire's words."""
+
+
+def tell(session: Session, order: Order, detail: Detail, reason: str, keep_days: int) -> None:
     """Leave a message for the project that owns the resource."""
-    action_id, words = action.value
+    action_id, words = ACTIONS[type(order)].value
     kind = order.resource_type.upper()
     session.add(
         Message(

@@ -33,6 +33,8 @@ class Order:
     order_id: str
     request_id: str
     project_id: str
+    attempt: int = 1
+    """The how-manieth beginning this is; above 1 only after the process died while it was open."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # slots=True makes each class twice; the second, final one wins.
@@ -59,7 +61,7 @@ class Order:
     def body(self) -> dict[str, Any]:
         """Return the fields to store, without those that have a column."""
         plain = dataclasses.asdict(self)
-        for name in ("order_id", "request_id", "project_id"):
+        for name in ("order_id", "request_id", "project_id", "attempt"):
             del plain[name]
         return plain
 
@@ -72,10 +74,12 @@ def new_order_id() -> str:
     return f"{time.time_ns():016x}-{next(_count) & 0xFFFF:04x}{os.urandom(2).hex()}"
 
 
-def from_stored(kind: str, order_id: str, request_id: str, project_id: str, body: Mapping[str, Any]) -> Order:
-    """Return the order that a row of the orders table stands for."""
+def from_stored(
+    kind: str, order_id: str, request_id: str, project_id: str, body: Mapping[str, Any], *, attempt: int = 1
+) -> Order:
+    """Return the order that a row of the orders table stands for. Raises KeyError or TypeError for an unknown one."""
     made = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
-    return KINDS[kind](order_id=order_id, request_id=request_id, project_id=project_id, **made)
+    return KINDS[kind](order_id=order_id, request_id=request_id, project_id=project_id, attempt=attempt, **made)
 
 
 # --- scheduler: decide where ---------------------------------------------------------------------------------

@@ -8,49 +8,55 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from blockstore import settling, states
-from blockstore.db.models import OrderRow
+from blockstore import messages, settling, states
+from blockstore.db.models import OrderRow, now
 from blockstore.db.session import Database
+from blockstore.messages import Detail
 from blockstore.orders import Order, from_stored
 
 log = logging.getLogger(__name__)
 
 
-def resume(db: Database, *, attempts: int) -> list[Order]:
-    """Return the orders to cast again. Gives up those that were started ``attempts`` times already."""
+def resume(db: Database, *, attempts: int, message_days: int) -> list[Order]:
+    """Return the orders to cast again. Gives up those that were begun ``attempts`` times already."""
     again: list[Order] = []
     given_up = 0
     with db.write() as session:
         rows = session.scalars(select(OrderRow).where(OrderRow.state == "open").order_by(OrderRow.id)).all()
         for row in rows:
-            order = from_stored(row.kind, row.id, row.request_id, row.project_id, row.body)
+            row.started_at = None
+            try:
+                order = from_stored(row.kind, row.id, row.request_id, row.project_id, row.body, attempt=row.attempt + 1)
+            except (KeyError, TypeError):
+                # Its row is settled below, with the stranded ones.
+                row.state, row.finished_at = "failed", now()
+                row.reason = f"given up: this version of the service does not know {row.kind} with these fields"
+                log.error("order %s: %s", row.id, row.reason)
+                continue
             if row.attempt >= attempts:
-                settling.give_up(session, order, f"given up: the service died {row.attempt} times while it ran")
+                reason = f"given up: the service died {row.attempt} times while it ran"
+                settling.give_up(session, order, reason)
+                messages.tell(session, order, Detail.UNKNOWN_ERROR, reason, message_days)
                 given_up += 1
             else:
                 again.append(order)
-        session.execute(
-            update(OrderRow)
-            .where(OrderRow.state == "open")
-            .values(attempt=OrderRow.attempt + 1, started_at=None)
-            .execution_options(synchronize_session=False)
-        )
-        stranded = _settle_stranded(session, {(kind, row_id) for order in again for kind, row_id, _ in order.covers()})
+        stranded = _settle_stranded(session, {covered for order in again for covered in order.covers()})
     if again or given_up or stranded:
         log.info("recovery: %d orders resumed, %d given up, %d stranded rows settled", len(again), given_up, stranded)
     return again
 
 
-def _settle_stranded(session: Any, covered: set[tuple[str, str]]) -> int:
+def _settle_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
     """Settle rows that are in a transitional status which no order will end, as an administrator may have set."""
     count = 0
     for kind, machine in states.MACHINES.items():
         model: Any = machine.model
         found = session.execute(select(model.id, model.status).where(model.status.in_(sorted(machine.failure)))).all()
         for row_id, status in found:
-            if (kind, row_id) not in covered:
+            if (kind, row_id, status) not in covered:
                 states.move(session, machine, row_id, machine.failure[status], only_from=(status,))
                 log.warning(
                     "%s %s was %s with nothing to end it; now %s", kind, row_id, status, machine.failure[status]

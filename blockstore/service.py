@@ -56,7 +56,6 @@ class Service:
         self.db = Database(database_url(config), connections=service.api_threads + service.workers + 4)
         self.board = Board()
         self.backends = load_backends(config, self.state_dir)
-        self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
         self.desk = Desk(db=self.db, backends=self.backends, board=self.board, config=config)
         room = Scheduler(
             db=self.db,
@@ -66,6 +65,7 @@ class Service:
             weighers=loading.load_weighers(words(config.scheduler.weighers), config.scheduler.multiplier),
             message_days=service.order_keep_days,
         )
+        self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
         # One worker: each decision sees the claims of those before it.
         self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
         self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
@@ -79,7 +79,8 @@ class Service:
         migrations.upgrade(self.db)
         self._register()
         reporting.report_all(self.desk, wait_s=FIRST_REPORT_S)
-        unfinished = recovery.resume(self.db, attempts=self.config.service.order_attempts)
+        service = self.config.service
+        unfinished = recovery.resume(self.db, attempts=service.order_attempts, message_days=service.order_keep_days)
         self.bus.start()
         for order in unfinished:
             self.bus.cast(order)
@@ -233,7 +234,9 @@ def endpoint_file(state_dir: Path) -> Path:
 def _run(service: Service, server: Any) -> int:
     host, port = server.socket.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v3"
-    endpoint_file(service.state_dir).write_text(url + "\n")
+    note = endpoint_file(service.state_dir)
+    note.touch(mode=0o600)
+    note.write_text(url + "\n")
     _greet(service, url)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
@@ -243,6 +246,10 @@ def _run(service: Service, server: Any) -> int:
     )
     clean = service.stop()
     log.info("stopped; %s", "nothing was cut off" if clean else "what was cut off is resumed at the next start")
+    if not clean:
+        # Else the interpreter waits for the threads, whose work would go on after the state lock was given up.
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 

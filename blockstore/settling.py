@@ -19,7 +19,7 @@ from blockstore import claims, messages, quotas, states
 from blockstore.db.models import OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, Unreachable
-from blockstore.messages import Action, Detail
+from blockstore.messages import Detail
 from blockstore.orders import ExtendVolume, Order, PlaceExtension
 
 log = logging.getLogger(__name__)
@@ -47,30 +47,27 @@ class Room(Protocol):
         """Days that messages are kept."""
 
 
-def settles(action: Action) -> Callable[[Callable[[Any, Any, Any], None]], Callable[[Any, Any], None]]:
+def settles(function: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], None]:
     """Make a handler of ``function(room, order, row)``.
 
     The function is not called when the row is gone or something else has taken it over: the order just ends.
     """
 
-    def decorate(function: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], None]:
-        @functools.wraps(function)
-        def handler(room: Room, order: Order) -> None:
-            row = _begin(room, order)
-            if row is None:
-                return
-            try:
-                if row is _CANCELLED:
-                    raise OrderCancelled("cancelled by the operator before it began")
-                function(room, order, row)
-            except SQLAlchemyError:
-                raise  # the database is the matter, not the order: the bus tries again
-            except Exception as exc:
-                _fail(room, order, action, exc)
+    @functools.wraps(function)
+    def handler(room: Room, order: Order) -> None:
+        row = _begin(room, order)
+        if row is None:
+            return
+        try:
+            if row is _CANCELLED:
+                raise OrderCancelled("cancelled by the operator before it began")
+            function(room, order, row)
+        except SQLAlchemyError:
+            raise  # the database is the matter, not the order: the bus tries again
+        except Exception as exc:
+            _fail(room, order, exc)
 
-        return handler
-
-    return decorate
+    return handler
 
 
 def progress_of(room: Room, order: Order) -> Callable[[int], None]:
@@ -107,12 +104,16 @@ def _begin(room: Room, order: Order) -> Any:
     machine = states.MACHINES[order.resource_type]
     with room.db.read() as session:
         stored = session.execute(
-            select(OrderRow.state, OrderRow.cancel_asked).where(OrderRow.id == order.order_id)
+            select(OrderRow.state, OrderRow.cancel_asked, OrderRow.attempt).where(OrderRow.id == order.order_id)
         ).one_or_none()
         row: Any = session.get(machine.model, order.resource_id)
     if stored is None or stored.state != "open":
         return None
     if row is not None and row.status == order.status:
+        if order.attempt > stored.attempt:
+            # Noted before it can kill the process again; what only waits in line does not age.
+            with room.db.write() as session:
+                session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(attempt=order.attempt))
         return _CANCELLED if stored.cancel_asked and order.cancellable else row
     with room.db.write() as session:
         give_up(session, order, "the resource is gone, or its status was changed meanwhile", state="cancelled")
@@ -131,11 +132,11 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
     states.settle_failed(session, order, reason, state=state, to=to)
 
 
-def _fail(room: Room, order: Order, action: Action, exc: Exception) -> None:
+def _fail(room: Room, order: Order, exc: Exception) -> None:
     reason, detail, state = _explain(order, exc)
     with room.db.write() as session:
         give_up(session, order, reason, state=state, to=exc.to if isinstance(exc, KeepsStatus) else None)
-        messages.tell(session, order, action, detail, reason, room.message_days)
+        messages.tell(session, order, detail, reason, room.message_days)
     log.warning(
         "%s of %s %s %s: %s",
         order.kind,

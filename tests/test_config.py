@@ -63,8 +63,8 @@ def test_example_with_every_option_uncommented_equals_the_defaults(plugin: str, 
 # --- mistakes ----------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "[nonsense]\n": "[nonsense] is not a section that blockstore knows. Known: service, database, log, quota, scheduler,"
-    " backend:NAME.",
+    "[nonsense]\n": "[nonsense] is not a section that blockstore knows."
+    " Known: service, database, log, quota, scheduler, backend:NAME.",
     "[backend:]\nplugin = memory": "[backend:] is not a section that blockstore knows.",
     "[service]\nlissen = 1": "[service] lissen is not an option. Options here: listen, state_dir,",
     "[service]\nworkers = many": "[service] workers is 'many'; it must be a whole number.",
@@ -97,10 +97,10 @@ MISTAKES = {
     "[backend:a]\nplugin = memory\nplugin = lvm": "option 'plugin' in section 'backend:a' already exists",
     "[backend:a]\nplugin = memory\nreserved_percentage = 101": "reserved_percentage is 101; it must be from 0 to 100.",
     "[backend:a]\nplugin = memory\nfill_limit_percentage = 0": "fill_limit_percentage is 0; it must be from 1 to 100.",
-    "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = 0.9": "max_over_subscription_ratio is '0.9'; it must be"
-    " a number from 1, or auto.",
-    "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = much": "max_over_subscription_ratio is 'much'; it must",
-    "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = nan": "max_over_subscription_ratio is 'nan'; it must",
+    "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = 0.9": "max_over_subscription_ratio is '0.9';"
+    " it must be a number from 1, or auto.",
+    "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = much": "max_over_subscription_ratio is 'much'; it",
+    "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = nan": "max_over_subscription_ratio is 'nan'; it",
     "listen = 1": "File contains no section headers.",
     "[service\n": "File contains no section headers.",
 }
@@ -169,4 +169,6 @@ def test_show_hides_secrets(tmp_path: Path) -> None:
 def test_what_show_prints_can_be_read_again(tmp_path: Path) -> None:
     path = tmp_path / "shown.ini"
     path.write_text(run("config", "show"))
-    assert dataclasses.replace(load(path), backends=()) == dataclasses.replace(load(None), backends=(), source=str(path))
+    assert dataclasses.replace(load(path), backends=()) == dataclasses.replace(
+        load(None), backends=(), source=str(path)
+    )

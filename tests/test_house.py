@@ -176,7 +176,9 @@ def test_every_entry_point_loads() -> None:
     section = setup_cfg()["options.entry_points"]
     for group, text in section.items():
         declared = dict(re.split(r"\s*=\s*", line, maxsplit=1) for line in text.strip().splitlines())
-        installed = {ep.name: ep.value for ep in importlib.metadata.distribution("blockstore").entry_points.select(group=group)}
+        installed = {
+            ep.name: ep.value for ep in importlib.metadata.distribution("blockstore").entry_points.select(group=group)
+        }
         assert installed == declared, f"[{group}] is installed otherwise; run: make install"
         for value in declared.values():
             module, _, attribute = value.partition(":")
@@ -209,11 +211,13 @@ def test_files_that_the_documents_name_exist() -> None:
     for document in ("docs/architecture.md", "README.md"):
         for name in re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|ini|cfg|toml|sh))`", (ROOT / document).read_text()):
             found = [base for base in ("", "blockstore", "docs") if (ROOT / base / name).exists()]
-            assert found or name == "blockstore.ini", f"{document} names {name}"
+            assert found or name == "blockstore.ini" or "NNNN" in name, f"{document} names {name}"
 
 
 def test_targets_that_the_documents_name_exist() -> None:
-    said = subprocess.run(["make", "-C", ROOT, "--no-print-directory", "help"], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["make", "-C", ROOT, "--no-print-directory", "help"], capture_output=True, text=True, check=True
+    )
     targets = set(re.findall(r"^  make ([a-z-]+)", said.stdout, re.M))
     makefile = (ROOT / "Makefile").read_text()
     assert targets == set(re.findall(r"^([a-z][a-z-]*):", makefile, re.M)), "each target has a ## comment"

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow
 
 def run(*argv: object, cwd: Path, **env: str) -> str:
     words = [str(word) for word in argv]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env={"PATH": "/usr/bin:/bin", **env}, timeout=300)
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=cwd, env={"PATH": "/usr/bin:/bin", **env}, timeout=300
+    )
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -40,7 +42,18 @@ def installed(wheel: Path) -> Path:
     """A directory in which nothing but the wheel is installed."""
     target = wheel.parent / "installed"
     flags = ("--no-deps", "--no-index", "--quiet", "--no-compile")
-    run(sys.executable, "-m", "pip", "install", *flags, "--target", target, wheel, cwd=wheel.parent, HOME=str(wheel.parent))
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *flags,
+        "--target",
+        target,
+        wheel,
+        cwd=wheel.parent,
+        HOME=str(wheel.parent),
+    )
     return target
 
 
@@ -54,7 +67,7 @@ def test_every_source_is_in_the_wheel(wheel: Path) -> None:
     for top, name in (("blockstore", "blockstore"), ("plugins", "blockstore_plugins")):
         for path in (ROOT / top).rglob("*.py"):
             assert str(name / path.relative_to(ROOT / top)) in inside
-    assert [name for name in inside if name.endswith("/licenses/LICENSE") or name.endswith(".dist-info/LICENSE")]
+    assert [name for name in inside if name.endswith(("/licenses/LICENSE", ".dist-info/LICENSE"))]
 
 
 def test_nothing_else_is_in_the_wheel(wheel: Path) -> None:

@@ -128,7 +128,11 @@ def test_second_process_on_a_state_directory_is_refused(serve: Serve) -> None:
 def test_lock_is_free_again_when_its_process_was_killed(serve: Serve, tmp_path: Path) -> None:
     served = serve()
     served.kill()
-    with StateLock(served.state_dir), pytest.raises(ConfigError, match="Another blockstore"), StateLock(served.state_dir):
+    with (
+        StateLock(served.state_dir),
+        pytest.raises(ConfigError, match="Another blockstore"),
+        StateLock(served.state_dir),
+    ):
         pass
 
 
@@ -191,6 +195,7 @@ def test_signal_stops_cleanly(serve: Serve, number: signal.Signals) -> None:
         ask(served, "GET", "/volumes")
 
 
+@pytest.mark.slow
 def test_stop_lets_running_work_end_and_leaves_the_rest_to_the_next_start(serve: Serve) -> None:
     slow = "[service]\nworkers = 1\n[backend:m]\nplugin = memory\nlatency_s = 1\nmax_over_subscription_ratio = 9\n"
     served = serve(slow)
@@ -204,7 +209,7 @@ def test_stop_lets_running_work_end_and_leaves_the_rest_to_the_next_start(serve:
 
 
 def test_stop_does_not_wait_for_ever(serve: Serve) -> None:
-    served = serve("[service]\ndrain_timeout_s = 0.2\n[backend:m]\nplugin = memory\nlatency_s = 5\n")
+    served = serve("[service]\ndrain_timeout_s = 0.2\n[backend:m]\nplugin = memory\nlatency_s = 60\n")
     ask(served, "POST", "/volumes", {"volume": {"size": 1}})
     wait_for(lambda: "CreateVolume" in blockstore("order", "list", "--state-dir", served.state_dir).stdout)
     started = time.monotonic()

@@ -35,6 +35,7 @@ log = logging.getLogger("blockstore.api")
 
 MAX_BODY_BYTES = 114688
 MAX_DEPTH = 32
+TOO_DEEP = f"Malformed request body: it is nested more than {MAX_DEPTH} levels deep."
 JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
 CORE = "blockstore"
 """Where the application keeps its ``Core``."""
@@ -280,9 +281,8 @@ def _body_and_endpoint(target: Endpoint | dict[str, Endpoint]) -> tuple[Any, End
         raise BadRequest("Malformed request body")
     name = next(iter(data))
     if name not in target:
-        raise BadRequest(
-            f"There is no such action: {shortened(name)}. Verify the request body and Content-Type header and try again."
-        )
+        hint = "Verify the request body and Content-Type header and try again."
+        raise BadRequest(f"There is no such action: {shortened(name)}. {hint}")
     return data, target[name]
 
 
@@ -295,7 +295,9 @@ def read_json() -> Any:
         raise UnsupportedMediaType("Unsupported Content-Type")
     try:
         data = orjson.loads(raw)
-    except (orjson.JSONDecodeError, RecursionError):
+    except orjson.JSONDecodeError as exc:
+        if "depth limit" in str(exc):
+            raise BadRequest(TOO_DEEP) from None
         raise BadRequest("Malformed request body: it is not valid JSON.") from None
     if not isinstance(data, dict):
         raise BadRequest("Malformed request body: it must be a JSON object.")
@@ -329,7 +331,7 @@ def _check_depth(data: Any) -> None:
         ]
         if not level:
             return
-    raise BadRequest(f"Malformed request body: it is nested more than {MAX_DEPTH} levels deep.")
+    raise BadRequest(TOO_DEEP)
 
 
 def _query() -> dict[str, str]:

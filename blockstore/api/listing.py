@@ -14,7 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from marshmallow import ValidationError
-from sqlalchemy import Boolean, ColumnElement, DateTime, Integer, Select, String, and_, false, func, or_, select, tuple_
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    DateTime,
+    Integer,
+    Select,
+    String,
+    and_,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 
 from blockstore.api.endpoint import Call
@@ -303,7 +317,8 @@ def _beyond(column: InstrumentedAttribute[Any], value: Any, down: bool) -> Condi
     """Null sorts below everything."""
     if value is None:
         return false() if down else column.is_not(None)
-    return or_(column < value, column.is_(None)) if down else column > value
+    place = literal(value, column.type)  # a bare True or False may not be compared by order
+    return or_(column < place, column.is_(None)) if down else column > place
 
 
 def _ordered(column: InstrumentedAttribute[Any], down: bool, dialect: str) -> Any:

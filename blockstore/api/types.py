@@ -118,12 +118,11 @@ def ensure_default_type(session: Session, name: str) -> None:
 
 def size_bounds(row: VolumeType, size_gib: int) -> None:
     """Raise InvalidInput when a type's extra specs forbid a size."""
-    for key, fits, word in (
-        ("provisioning:min_vol_size", lambda limit: size_gib >= limit, "least"),
-        ("provisioning:max_vol_size", lambda limit: size_gib <= limit, "most"),
-    ):
-        text = row.extra_specs.get(key)
-        if text and text.isascii() and text.isdigit() and not fits(int(text)):
+    for key, word in (("provisioning:min_vol_size", "least"), ("provisioning:max_vol_size", "most")):
+        text = row.extra_specs.get(key) or ""
+        if not (text.isascii() and text.isdigit()):
+            continue
+        if size_gib < int(text) if word == "least" else size_gib > int(text):
             raise InvalidInput("size", size_gib, f"Volumes of type {row.name} have at {word} {text} GiB.")
 
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -40,6 +41,8 @@ class Database:
                 pool_size=connections,
                 max_overflow=connections,
                 pool_pre_ping=not self.is_sqlite,
+                json_serializer=_to_json,
+                json_deserializer=orjson.loads,
                 **({} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}),
             )
         except (ImportError, NoSuchModuleError) as exc:
@@ -109,6 +112,10 @@ def make_url_or_explain(url: str) -> Any:
     return parsed
 
 
+def _to_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
 def insert_if_absent(session: Session, model: type[Base], **values: Any) -> None:
     """Insert a row unless its key is there already."""
     dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
@@ -132,4 +139,7 @@ def _tune_sqlite(engine: Engine) -> None:
     def on_begin(connection: Connection) -> None:
         # IMMEDIATE for writers: a transaction that reads first and writes later could not be promoted under WAL.
         write = connection.get_execution_options().get("blockstore_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        # Straight to the driver: this runs for every request and needs nothing of what SQLAlchemy does around it.
+        cursor = connection.connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        cursor.close()

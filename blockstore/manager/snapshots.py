@@ -9,13 +9,12 @@ from blockstore import claims, quotas, states
 from blockstore.db.models import Snapshot
 from blockstore.errors import InUse
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
-from blockstore.messages import Action
 from blockstore.orders import CreateSnapshot, DeleteSnapshot
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import S
 
 
-@settles(Action.SNAPSHOT_CREATE)
+@settles
 def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> None:
     """Freeze the volume's bytes."""
     desk.backend(snapshot.host).create_snapshot(volume_name(order.volume_id), snapshot_name(snapshot.id))
@@ -23,7 +22,7 @@ def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> No
         states.settle(session, order, S.AVAILABLE, progress="100%")
 
 
-@settles(Action.SNAPSHOT_DELETE)
+@settles
 def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> None:
     """Remove the snapshot from its backend, then its row, quota and claim in one transaction."""
     if snapshot.host is not None:

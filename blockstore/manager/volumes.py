@@ -7,15 +7,15 @@ start. Decides nothing about who may ask or where a volume goes.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from sqlalchemy import select, update
 
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume
-from blockstore.errors import BackendError, InUse, VolumeMissing
+from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
-from blockstore.messages import Action
 from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, new_order_id
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import V
@@ -23,13 +23,15 @@ from blockstore.states import V
 log = logging.getLogger(__name__)
 
 
-@settles(Action.CREATE)
+@settles
 def create_volume(desk: Desk, order: CreateVolume, volume: Volume) -> None:
     """Make the volume; when its pool fails, send it back to the scheduler for the next pool."""
+    backend = None
     try:
-        _make(desk, order, volume, desk.backend(volume.host))
+        backend = desk.backend(volume.host)
+        _make(desk, order, volume, backend)
     except BackendError as exc:
-        if not _may_try_elsewhere(desk, order, exc):
+        if not _may_try_elsewhere(desk, order, exc) or not _left_nothing(backend, order, exc):
             raise
         _send_back(desk, order, volume, exc)
         return
@@ -60,6 +62,22 @@ def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bo
     return exc.retry_elsewhere and not bound_to_source and attempts < desk.config.scheduler.max_attempts
 
 
+def _left_nothing(backend: Backend | None, order: CreateVolume, exc: BackendError) -> bool:
+    """Say whether the pool that failed holds nothing of the volume; else the row must go on naming that pool.
+
+    A call that raises leaves nothing behind. But a former life may have made it, or a tool that ran out of time.
+    """
+    if order.attempt == 1 and not isinstance(exc, ToolTimeout):
+        return True
+    if backend is None:
+        return False
+    try:
+        backend.delete_volume(volume_name(order.volume_id))
+    except BackendError:
+        return False
+    return True
+
+
 def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendError) -> None:
     log.warning(
         "pool %s failed to create volume %s, trying the next: %s",
@@ -82,7 +100,7 @@ def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendErro
         states.hand_over(session, order, following)
 
 
-@settles(Action.DELETE)
+@settles
 def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
     """Remove the volume from its backend, then its row, quota and claim in one transaction."""
     with desk.db.read() as session:
@@ -102,7 +120,7 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
         states.settle_removed(session, order)
 
 
-@settles(Action.EXTEND)
+@settles
 def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
     """Grow the volume; the claim and the quota were taken when the order was accepted."""
     desk.backend(order.pool).extend_volume(volume_name(volume.id), order.new_size_gib)
@@ -112,7 +130,7 @@ def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
         states.settle(session, order, volume.previous_status or V.AVAILABLE)
 
 
-@settles(Action.REVERT)
+@settles
 def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
     """Give the volume the bytes of its snapshot; the snapshot is available again afterwards."""
     desk.backend(volume.host).revert_volume(
@@ -120,4 +138,7 @@ def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
     )
     with desk.db.write() as session:
         states.settle(session, order, V.AVAILABLE)
-        states.move(session, states.SNAPSHOT, order.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,))
+        with suppress(StateConflict):  # an administrator has reset the snapshot's status meanwhile
+            states.move(
+                session, states.SNAPSHOT, order.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,)
+            )

@@ -19,7 +19,6 @@ from blockstore.config import SchedulerConfig
 from blockstore.db.models import PoolUsage, ServiceRow, Snapshot, Volume, VolumeType
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
-from blockstore.messages import Action
 from blockstore.orders import (
     CreateSnapshot,
     CreateVolume,
@@ -50,7 +49,7 @@ class Scheduler:
     message_days: int
 
 
-@settles(Action.SCHEDULE)
+@settles
 def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
     with room.db.read() as session:
@@ -81,7 +80,7 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
         states.hand_over(session, order, following)
 
 
-@settles(Action.SNAPSHOT_CREATE)
+@settles
 def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) -> None:
     """Check that the volume's pool can take the snapshot, claim it and hand over."""
     with room.db.read() as session:
@@ -101,7 +100,7 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
         states.hand_over(session, order, following)
 
 
-@settles(Action.EXTEND)
+@settles
 def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> None:
     """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
     with room.db.read() as session:
@@ -226,12 +225,17 @@ def _pools_of(session: Session, hint: Any) -> frozenset[str] | None:
 
 
 def _source_pool(session: Session, volume: Volume) -> str | None:
-    """Return the pool that a copy must be made on: its source's."""
+    """Return the pool that a copy must be made on: its source's. Raises NoBackend when the source is gone."""
     if volume.snapshot_id is not None:
-        return session.execute(select(Snapshot.host).where(Snapshot.id == volume.snapshot_id)).scalar() or "nowhere"
-    if volume.source_volid is not None:
-        return session.execute(select(Volume.host).where(Volume.id == volume.source_volid)).scalar() or "nowhere"
-    return None
+        source, host = f"snapshot {volume.snapshot_id}", select(Snapshot.host).where(Snapshot.id == volume.snapshot_id)
+    elif volume.source_volid is not None:
+        source, host = f"volume {volume.source_volid}", select(Volume.host).where(Volume.id == volume.source_volid)
+    else:
+        return None
+    pool = session.execute(host).scalar()
+    if pool is None:
+        raise NoBackend(f"Its source, {source}, is gone.")
+    return pool
 
 
 def _service_uuid(session: Session, backend: str) -> str | None:

@@ -213,17 +213,24 @@ class Thick:
         source = names.find_snapshot(lvs, volume, snapshot, "cow")
         names.refuse_open(volume, lvs, self._lvm.lvs)
         self._active(present)
-        others = [lvs[name] for name in names.dependants(lvs, volume)]
-        if source.size < present.size and any(lv.size != source.size for lv in others):
-            raise InUse(
-                f"The volume {volume} cannot become as small as its snapshot {snapshot} while it has snapshots of"
-                " another size; delete those first."
-            )
+        if source.size < present.size:
+            self._refuse_to_cut(lvs, volume, source)
         device = self._lvm.path(volume)
         devices.copy(self._lvm.path(snapshot), device, source.size, progress, compare=True)
         if source.size < present.size:
             self._lvm.tag(volume, names.resizing_tag(source.size))
             self._recovered(volume)
+
+    def _refuse_to_cut(self, lvs: Lvs, volume: str, source: Lv) -> None:
+        """Raise InUse unless all snapshots fit the smaller volume, to which they will be attached again."""
+        for half_made in self._snapshots(lvs, volume, "plain"):
+            self._drop(lvs[half_made])
+        for lv in lvs.values():
+            if lv.kind == "cow" and lv.origin == volume and (lv.size != source.size or names.is_unfinished(lv)):
+                what = "a copy of it is unfinished" if names.is_unfinished(lv) else "it has a snapshot of another size"
+                raise InUse(
+                    f"The volume {volume} cannot become as small as its snapshot {source.name} while {what}: {lv.name}."
+                )
 
     def _recovered(self, volume: str) -> Lvs:
         """Return the logical volumes, after finishing to cut the volume if that was begun.

@@ -14,7 +14,7 @@ from tests.bench.server import Server, served, state_dir
 
 OPEN_RATE = 20
 OPEN_PAUSE_S = 0.002
-CLOSED_PAUSE_S = 0.01
+CLOSED_PAUSE_S = 0.02
 """Eight clients that asked every 2 ms would measure show, not create."""
 
 

@@ -150,6 +150,13 @@ class Cloud:
         self.settle()
         return prefix
 
+    def remove(self, *volume_ids: str) -> None:
+        """Delete volumes without a client, with their snapshots."""
+        for volume_id in volume_ids:
+            url = f"{self.served.url}/volumes/{volume_id}?cascade=true"
+            urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10).close()
+        self.settle()
+
     def settle(self, timeout_s: float = 30) -> None:
         """Wait until nothing is on its way; for where a client offers no waiting."""
         deadline = time.monotonic() + timeout_s

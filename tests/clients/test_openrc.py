@@ -18,9 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_names_the_port_that_is_served_and_clears_another_cloud(
-    serve: Callable[..., Served], tmp_path: Path
-) -> None:
+def test_names_the_port_that_is_served_and_clears_another_cloud(serve: Callable[..., Served], tmp_path: Path) -> None:
     """The environment afterwards has our values and nothing that would send a client elsewhere."""
     served = serve()
     found = openrc(served.state_dir, tmp_path)

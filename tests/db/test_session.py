@@ -46,7 +46,7 @@ def test_write_commits_at_its_end(db: Database) -> None:
 
 
 def test_write_that_raises_changes_nothing(db: Database) -> None:
-    with pytest.raises(RuntimeError), db.write() as session:
+    with pytest.raises(RuntimeError), db.write() as session:  # noqa: PT012
         session.add(VolumeType(name="gold"))
         session.flush()
         raise RuntimeError
@@ -81,7 +81,7 @@ def test_orders_are_cast_after_the_commit(db: Database) -> None:
 def test_orders_of_a_write_that_raised_are_not_cast(db: Database) -> None:
     cast: list[Order] = []
     db.cast = cast.append
-    with pytest.raises(RuntimeError), db.write() as session:
+    with pytest.raises(RuntimeError), db.write() as session:  # noqa: PT012
         states.file(session, an_order())
         session.flush()
         raise RuntimeError

@@ -7,7 +7,9 @@ trip-wire is the interpreter's own line trace, so that the code under test has n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
+import importlib.metadata
 import itertools
 import json
 import os
@@ -31,9 +33,11 @@ import blockstore.service
 from blockstore.api import create_app
 from blockstore.api.endpoint import CORE
 from blockstore.backends.contract import GIB
-from blockstore.config import Config, ServiceConfig, load
+from blockstore.backends import loader
+from blockstore.config import Config, SchedulerConfig, ServiceConfig, load
 from blockstore.db.models import Message, Snapshot, Volume
 from blockstore.manager.desk import snapshot_name, volume_name
+from blockstore.scheduler import loading
 from blockstore.service import Service
 from tests.conftest import Answer, Client, backend_section, make_config
 from tests.kill.invariants import check
@@ -112,9 +116,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "delete with cascade": Scenario(
         lambda w: w.ask("DELETE", f"/volumes/{w.ids['V']}?cascade=true"), {"V": None, "S1": None, "S2": None}
     ),
-    "revert": Scenario(
-        lambda w: w.action("V", "revert", {"snapshot_id": w.ids["S2"]}), {"V": ("available", 1, "mid")}
-    ),
+    "revert": Scenario(lambda w: w.action("V", "revert", {"snapshot_id": w.ids["S2"]}), {"V": ("available", 1, "mid")}),
     "resume": Scenario(
         lambda w: w.several(),
         {"new": ("available", 2, "old"), "P": ("available", 3, "plain"), "V": ("available", 1, "mid")},
@@ -141,9 +143,7 @@ class World:
 
     def several(self) -> Answer:
         """Ask for three things on three resources."""
-        answers = [
-            SCENARIOS[name].act(self) for name in ("create from a snapshot", "extend", "revert")
-        ]
+        answers = [SCENARIOS[name].act(self) for name in ("create from a snapshot", "extend", "revert")]
         return next((answer for answer in answers if answer.status != 202), answers[0])
 
     def write(self, name: str, text: str) -> None:
@@ -269,7 +269,14 @@ class Tripwire:
 
 # --- what children do --------------------------------------------------------------------------------------
 
+# What is the same in every child is done once, before the forks: routes, and the look through installed packages.
 _app = create_app(None)  # type: ignore[arg-type]
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment]
+for _backend in ("directory", "lvm"):
+    loader.plugin(_backend, "")
+loading.entry_points = importlib.metadata.entry_points
+loading.load_filters(blockstore.service.words(SchedulerConfig.filters))
+loading.load_weighers(blockstore.service.words(SchedulerConfig.weighers), SchedulerConfig().multiplier)
 gc.freeze()
 
 
@@ -413,7 +420,10 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 def _copy_file(source: str, target: str) -> None:
     size = os.stat(source).st_size
-    with open(source, "rb") as reader, open(target, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as writer:
+    with (
+        open(source, "rb") as reader,
+        open(target, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as writer,
+    ):
         os.ftruncate(writer.fileno(), size)
         for start, end in _data(reader.fileno(), size):
             os.pwrite(writer.fileno(), os.pread(reader.fileno(), end - start, start), start)

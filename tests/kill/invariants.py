@@ -49,7 +49,12 @@ def check(db: Database, backends: Mapping[str, Backend], *, idle: bool = True) -
         wrong += _snapshots(pool, backend, on_pool["snapshot"], rows["snapshot"])
         if isinstance(backend, DirectoryBackend):
             wrong += _strays(backend, on_pool["volume"], on_pool["snapshot"])
-    wrong += [f"{row.id} is on the unknown pool {row.host}" for f in rows.values() for row in f if row.host not in pools_of(backends)]
+    wrong += [
+        f"{row.id} is on the unknown pool {row.host}"
+        for f in rows.values()
+        for row in f
+        if row.host not in pools_of(backends)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -58,9 +63,7 @@ def pools_of(backends: Mapping[str, Backend]) -> set[str | None]:
     return {None, *backends}
 
 
-def _orders(
-    rows: Mapping[str, list[Any]], stored: list[OrderRow], opened: list[Order], idle: bool
-) -> Iterator[str]:
+def _orders(rows: Mapping[str, list[Any]], stored: list[OrderRow], opened: list[Order], idle: bool) -> Iterator[str]:
     covered = {cover for order in opened for cover in order.covers()}
     for kind, machine in states.MACHINES.items():
         for row in rows[kind]:

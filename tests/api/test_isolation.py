@@ -1,0 +1,271 @@
+"""Who may do what, and who sees what: policies, roles, and the walls between projects."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import blockstore
+from blockstore.api import ROOMS
+from blockstore.api.endpoint import Endpoint
+from blockstore.db.models import Message, TypeAccess, VolumeType, now
+from blockstore.policies import RULES, Level
+from blockstore.schemas.snapshots import SNAPSHOT
+from blockstore.schemas.volumes import VOLUME
+from tests.api.conftest import Hall, unknown_id
+from tests.conftest import Client
+
+BODIES: dict[str, Any] = {
+    "PUT /volumes/<volume_id>": {"volume": {"name": "x"}},
+    "PUT /snapshots/<snapshot_id>": {"snapshot": {"name": "x"}},
+    "POST /volumes/<volume_id>/metadata": {"metadata": {}},
+    "PUT /volumes/<volume_id>/metadata": {"metadata": {}},
+    "PUT /volumes/<volume_id>/metadata/<key>": {"meta": {"k": "v"}},
+    "POST /snapshots/<snapshot_id>/metadata": {"metadata": {}},
+    "PUT /snapshots/<snapshot_id>/metadata": {"metadata": {}},
+    "PUT /snapshots/<snapshot_id>/metadata/<key>": {"meta": {"k": "v"}},
+    "os-extend": {"os-extend": {"new_size": 9}},
+    "revert": {"revert": {"snapshot_id": unknown_id()}},
+    "os-set_bootable": {"os-set_bootable": {"bootable": True}},
+    "os-update_readonly_flag": {"os-update_readonly_flag": {"readonly": True}},
+    "os-reset_status": {"os-reset_status": {"status": "error"}},
+    "os-force_delete": {"os-force_delete": {}},
+    "os-update_snapshot_status": {"os-update_snapshot_status": {"status": "creating"}},
+    "POST /volumes": {"volume": {"size": 1}},
+    "POST /snapshots": {"snapshot": {"volume_id": unknown_id()}},
+    "POST /types": {"volume_type": {"name": "never"}},
+    "PUT /types/<type_id>": {"volume_type": {"name": "never"}},
+    "POST /types/<type_id>/extra_specs": {"extra_specs": {"k": "v"}},
+    "PUT /types/<type_id>/extra_specs/<key>": {"k": "v"},
+    "addProjectAccess": {"addProjectAccess": {"project": "p"}},
+    "removeProjectAccess": {"removeProjectAccess": {"project": "p"}},
+    "PUT /os-services/enable": {"binary": "cinder-volume", "host": "nowhere"},
+    "PUT /os-services/disable": {"binary": "cinder-volume", "host": "nowhere"},
+    "PUT /os-services/disable-log-reason": {"binary": "cinder-volume", "host": "nowhere"},
+    "PUT /os-services/get-log": {},
+    "PUT /os-services/set-log": {"level": "info", "server": "nowhere"},
+}
+"""A good body for each endpoint that takes one."""
+
+ENDPOINTS = [
+    (method, path, name, endpoint)
+    for room in ROOMS
+    for (method, path), target in room.routes.items()
+    for name, endpoint in ([("", target)] if isinstance(target, Endpoint) else target.items())
+]
+by_name = pytest.mark.parametrize(
+    ("method", "path", "name", "endpoint"), ENDPOINTS, ids=[f"{m} {p} {n}".strip() for m, p, n, _ in ENDPOINTS]
+)
+
+
+def body_of(method: str, path: str, name: str, endpoint: Endpoint) -> Any:
+    return None if endpoint.body is None else BODIES[name or f"{method} {path}"]
+
+
+def place(path: str, **ids: str) -> str:
+    return re.sub(r"<(\w+)>", lambda m: {"key": "k", "alias": "os-services", **ids}.get(m[1], "") or unknown_id(), path)
+
+
+@by_name
+def test_a_caller_without_the_role_is_told_the_rule(
+    lite: Hall, method: str, path: str, name: str, endpoint: Endpoint
+) -> None:
+    level = RULES[endpoint.policy]
+    callers = {
+        Level.ANYONE: [],
+        Level.READER: [lite.nobody()],
+        Level.MEMBER: [lite.nobody(), lite.reader()],
+        Level.ADMIN: [lite.nobody(), lite.reader(), lite.member()],
+    }[level]
+    before = lite.contents()
+    for caller in callers:
+        answer = caller(method, place(path), body_of(method, path, name, endpoint))
+        assert (answer.status, answer.message) == (403, f"Policy doesn't allow {endpoint.policy} to be performed.")
+        assert "forbidden" in answer.json
+    assert lite.contents() == before
+
+
+@by_name
+def test_a_caller_with_the_role_gets_past_the_policy(
+    lite: Hall, method: str, path: str, name: str, endpoint: Endpoint
+) -> None:
+    level = RULES[endpoint.policy]
+    caller = {
+        Level.ANYONE: lite.nobody,
+        Level.READER: lite.reader,
+        Level.MEMBER: lite.member,
+        Level.ADMIN: lite.admin,
+    }[level]()
+    assert caller(method, place(path), body_of(method, path, name, endpoint)).status in (200, 202, 400, 404)
+
+
+@by_name
+def test_a_member_meets_nothing_of_another_project(
+    lite: Hall, method: str, path: str, name: str, endpoint: Endpoint
+) -> None:
+    """What is there for others and what is not there at all are answered alike, to the byte."""
+    if not re.search(r"<(volume|snapshot|message)_id>", path):
+        return
+    owner, stranger = lite.member(), lite.member()
+    volume = lite.volume(owner)
+    message = dict(event_id="e", action_id="1", detail_id="1", message_level="ERROR", user_message="m")
+    there = {
+        "volume_id": volume,
+        "snapshot_id": lite.snapshot(owner, volume),
+        "message_id": lite.add(Message, project_id=owner.headers["X-Project-Id"], **message),
+    }
+    absent = dict.fromkeys(there, unknown_id())
+    body = body_of(method, path, name, endpoint)
+    before = lite.contents()
+    seen = stranger(method, place(path, **there), body)
+    unseen = stranger(method, place(path, **absent), body)
+    assert lite.contents() == before
+    assert seen.status == unseen.status
+    if RULES[endpoint.policy] is not Level.ADMIN:
+        assert seen.status == 404, seen.body
+    for real, unreal in zip(there.values(), absent.values(), strict=True):
+        seen.body = seen.body.replace(real.encode(), unreal.encode())
+    assert seen.body == unseen.body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda v, s: ("/volumes", {"volume": {"size": 1, "snapshot_id": s}}),
+        lambda v, s: ("/volumes", {"volume": {"size": 1, "source_volid": v}}),
+        lambda v, s: ("/snapshots", {"snapshot": {"volume_id": v}}),
+    ],
+    ids=["from snapshot", "clone", "snapshot"],
+)
+def test_a_body_cannot_name_what_belongs_to_another_project(lite: Hall, body: Any) -> None:
+    owner, stranger = lite.member(), lite.member()
+    volume = lite.volume(owner)
+    snapshot = lite.snapshot(owner, volume)
+    seen = stranger("POST", *body(volume, snapshot))
+    nothing = unknown_id()
+    unseen = stranger("POST", *body(nothing, nothing))
+    assert seen.status == unseen.status == 404
+    assert seen.message.replace(volume, nothing).replace(snapshot, nothing) == unseen.message
+
+
+def test_revert_cannot_name_a_snapshot_of_another_project(lite: Hall) -> None:
+    owner, stranger = lite.member(), lite.member()
+    snapshot, mine = lite.snapshot(owner, lite.volume(owner)), lite.volume(stranger)
+    answer = stranger("POST", f"/volumes/{mine}/action", {"revert": {"snapshot_id": snapshot}})
+    assert (answer.status, answer.message) == (404, f"Snapshot {snapshot} could not be found.")
+
+
+def test_lists_keep_to_the_project(hall: Hall) -> None:
+    owner, stranger = hall.member(), hall.member()
+    volume = hall.volume(owner)
+    hall.snapshot(owner, volume)
+    for path in ("/volumes", "/volumes/detail", "/snapshots", "/snapshots/detail", "/messages"):
+        (items,) = stranger.get(f"{path}?all_tenants=1").values()
+        assert items == []
+    assert stranger.get("/volumes/summary?all_tenants=1")["volume-summary"]["total_count"] == 0
+
+
+def test_an_administrator_sees_all_on_request(hall: Hall) -> None:
+    hall.clear()
+    owner, admin = hall.member(), hall.admin()
+    volume = hall.volume(owner)
+    snapshot = hall.snapshot(owner, volume)
+    assert admin.get("/volumes")["volumes"] == []
+    assert [v["id"] for v in admin.get("/volumes?all_tenants=1")["volumes"]] == [volume]
+    assert [s["id"] for s in admin.get("/snapshots?all_tenants=true")["snapshots"]] == [snapshot]
+    assert admin.get("/volumes/summary?all_tenants=1")["volume-summary"]["total_count"] == 1
+    assert admin.get(f"/volumes/{volume}")["volume"]["id"] == volume
+
+
+def test_a_hidden_destination_of_a_migration_is_for_administrators(lite: Hall) -> None:
+    owner = lite.member()
+    hidden = lite.volume(owner, migration_status=f"target:{unknown_id()}")
+    assert owner.get("/volumes")["volumes"] == []
+    admin = lite.admin(owner.headers["X-Project-Id"])
+    assert [v["id"] for v in admin.get("/volumes")["volumes"]] == [hidden]
+
+
+ADMIN_FIELDS = {
+    "migration_status", "provider_id", "cluster_name", "os-vol-host-attr:host", "os-vol-mig-status-attr:migstat",
+    "os-vol-mig-status-attr:name_id",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/volumes/{}", "/volumes/detail"])
+def test_a_member_sees_no_fields_of_administrators(lite: Hall, path: str) -> None:
+    member = lite.member()
+    admin = lite.admin(member.headers["X-Project-Id"])
+    volume = lite.volume(member, provider_id="secret", cluster_name="secret", migration_status="error")
+
+    def fields(client: Client) -> set[str]:
+        shown = client.get(path.format(volume))
+        return set(shown.get("volume") or shown["volumes"][0])
+
+    assert fields(admin) - fields(member) == ADMIN_FIELDS
+    assert fields(member) == fields(lite.reader(member.headers["X-Project-Id"]))
+    assert b"secret" not in member("GET", path.format(volume)).body
+    assert lite.service.config.service.node.encode() not in member("GET", path.format(volume)).body
+
+
+def test_a_member_sees_few_extra_specs(lite: Hall) -> None:
+    specs = {"multiattach": "<is> False", "volume_backend_name": "secret", "RESKEY:availability_zones": "nova"}
+    admin, member = lite.admin(), lite.member()
+    made = admin("POST", "/types", {"volume_type": {"name": unknown_id(), "extra_specs": specs}}).json["volume_type"]
+    shown = {"multiattach": "<is> False", "RESKEY:availability_zones": "nova"}
+    assert admin.get(f"/types/{made['id']}/extra_specs") == {"extra_specs": specs}
+    assert member.get(f"/types/{made['id']}/extra_specs") == {"extra_specs": shown}
+    assert member.get(f"/types/{made['id']}")["volume_type"]["extra_specs"] == shown
+    assert member("GET", f"/types/{made['id']}/extra_specs/volume_backend_name").status == 404
+    assert member("GET", "/types?extra_specs={'volume_backend_name':'secret'}").status == 400
+    assert b"secret" not in member("GET", "/types").body
+    assert "qos_specs_id" not in member.get(f"/types/{made['id']}")["volume_type"]
+    assert "os-volume-type-access:is_public" not in lite.reader().get(f"/types/{made['id']}")["volume_type"]
+    assert admin("DELETE", f"/types/{made['id']}").status == 202
+
+
+def test_a_private_type_is_for_those_who_were_given_it(lite: Hall) -> None:
+    admin, friend, stranger = lite.admin(), lite.member(), lite.member()
+    name = unknown_id()
+    private = lite.add(VolumeType, name=name, is_public=False)
+    with lite.db.write() as session:
+        session.add(TypeAccess(volume_type_id=private, project_id=friend.headers["X-Project-Id"]))
+    assert friend("GET", f"/types/{private}").status == 200
+    assert name in [t["name"] for t in friend.get("/types?is_public=false")["volume_types"]]
+    refused = stranger("GET", f"/types/{private}")
+    assert (refused.status, refused.message) == (404, f"Volume type {private} could not be found.")
+    assert name not in [t["name"] for t in stranger.get("/types?is_public=none")["volume_types"]]
+    assert stranger("POST", "/volumes", {"volume": {"size": 1, "volume_type": name}}).status == 404
+    assert name in [t["name"] for t in admin.get("/types?is_public=none")["volume_types"]]
+    assert name not in [t["name"] for t in admin.get("/types")["volume_types"]]
+    assert [t["name"] for t in admin.get("/types?is_public=false")["volume_types"]] == [name]
+    for verb, status in (("add", 202), ("add", 409), ("remove", 202), ("remove", 404)):
+        body = {f"{verb}ProjectAccess": {"project": "somebody"}}
+        assert admin("POST", f"/types/{private}/action", body).status == status
+    assert admin("DELETE", f"/types/{private}").status == 202
+
+
+def test_limits_of_another_project_are_for_administrators(lite: Hall) -> None:
+    member = lite.member()
+    answer = member("GET", "/limits?project_id=other")
+    assert (answer.status, "forbidden" in answer.json) == (403, True)
+    assert member("GET", "/limits?project_id=other", version="3.38").status == 200
+    assert lite.admin()("GET", "/limits?tenant_id=other").status == 200
+    assert "totalVolumesUsed" not in lite.nobody().get("/limits")["limits"]["absolute"]
+
+
+def test_force_on_delete_is_for_administrators_and_new(lite: Hall) -> None:
+    member = lite.member()
+    volume = lite.volume(member, status="extending", updated_at=now())
+    answer = member("DELETE", f"/volumes/{volume}?force=true")
+    assert (answer.status, answer.message) == (403, "Policy doesn't allow volume:force_delete to be performed.")
+    assert lite.admin()("DELETE", f"/volumes/{volume}?force=true", version="3.22").status == 400
+
+
+def test_every_rule_is_asked_for_somewhere() -> None:
+    used = {endpoint.policy for *_, endpoint in ENDPOINTS} | VOLUME.rules() | SNAPSHOT.rules()
+    source = "".join(path.read_text() for path in Path(blockstore.__file__).parent.glob("api/*.py"))
+    assert {rule for rule in set(RULES) - used if f'"{rule}"' not in source} == set()
+    assert {endpoint.policy for *_, endpoint in ENDPOINTS} <= set(RULES)

@@ -1,0 +1,419 @@
+"""Which status allows which operation: every status of every operation, with rows put there directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from blockstore.db.models import OrderRow, Snapshot, Volume
+from blockstore.states import S, V
+from tests.api.conftest import Hall, unknown_id
+from tests.conftest import Answer, Client
+
+OTHERS = ("error_managing_deleting", "error_unmanaging")
+"""Statuses of later parts of the API, which rows may hold."""
+VOLUME_STATUSES = (*V, *OTHERS)
+MIGRATING = ("starting", "migrating", "completing", f"target:{unknown_id()}")
+NOT_MIGRATING = (None, "deleting", "error", "success")
+
+Ask = Callable[[Client, Hall, str], Answer]
+
+
+def action(name: str, arguments: Any, version: str = "3.71") -> Ask:
+    return lambda client, _hall, volume: client("POST", f"/volumes/{volume}/action", {name: arguments}, version=version)
+
+
+def take_snapshot(version: str, **more: Any) -> Ask:
+    return lambda client, _hall, volume: client(
+        "POST", "/snapshots", {"snapshot": {"volume_id": volume, **more}}, version=version
+    )
+
+
+def revert(client: Client, hall: Hall, volume: str) -> Answer:
+    snapshot = hall.snapshot(client, volume)
+    return client("POST", f"/volumes/{volume}/action", {"revert": {"snapshot_id": snapshot}})
+
+
+def change(method: str, path: str, body: Any = None) -> Ask:
+    return lambda client, _hall, volume: client(method, f"/volumes/{volume}{path}", body)
+
+
+def with_pair(ask: Ask) -> Ask:
+    def asked(client: Client, hall: Hall, volume: str) -> Answer:
+        from blockstore.db.models import VolumeMetadata
+
+        with hall.db.write() as session:
+            session.add(VolumeMetadata(volume_id=volume, key="k", value="v"))
+        return ask(client, hall, volume)
+
+    return asked
+
+
+ALL = frozenset(VOLUME_STATUSES)
+DELETABLE = frozenset({"available", "error", "error_restoring", "error_extending", "error_managing"})
+RESETTABLE = ALL - {"deleting", "reverting", "unmanaging", "error_unmanaging", "error_managing_deleting"}
+
+OPERATIONS: dict[str, tuple[Ask, frozenset[str], int]] = {
+    # how to ask, statuses that allow it, the code of the refusal
+    "clone": (
+        lambda client, _hall, volume: client("POST", "/volumes", {"volume": {"source_volid": volume}}),
+        frozenset({"available", "in-use"}),
+        400,
+    ),
+    "update": (change("PUT", "", {"volume": {"name": "n"}}), ALL - {"maintenance"}, 400),
+    "set metadata": (change("PUT", "/metadata", {"metadata": {}}), ALL - {"maintenance", "uploading"}, 400),
+    "add metadata": (change("POST", "/metadata", {"metadata": {}}), ALL - {"maintenance", "uploading"}, 400),
+    "set a pair": (change("PUT", "/metadata/k", {"meta": {"k": "w"}}), ALL - {"maintenance", "uploading"}, 400),
+    "delete a pair": (with_pair(change("DELETE", "/metadata/k")), ALL - {"maintenance", "uploading"}, 400),
+    "delete": (change("DELETE", ""), DELETABLE, 400),
+    "delete cascade": (change("DELETE", "?cascade=true"), DELETABLE, 400),
+    "delete force": (change("DELETE", "?force=true"), ALL - {"deleting"}, 400),
+    "os-force_delete": (action("os-force_delete", {}), ALL - {"deleting"}, 400),
+    "os-extend before 3.42": (action("os-extend", {"new_size": 2}, "3.41"), frozenset({"available"}), 400),
+    "os-extend": (action("os-extend", {"new_size": 2}), frozenset({"available", "in-use"}), 400),
+    "os-set_bootable": (action("os-set_bootable", {"bootable": True}), ALL - {"maintenance"}, 400),
+    "os-update_readonly_flag": (
+        action("os-update_readonly_flag", {"readonly": True}),
+        frozenset({"available"}),
+        400,
+    ),
+    "revert": (revert, frozenset({"available"}), 409),
+    "snapshot before 3.66": (take_snapshot("3.65"), frozenset({"available"}), 400),
+    "snapshot with force before 3.66": (take_snapshot("3.65", force=True), frozenset({"available", "in-use"}), 400),
+    "snapshot": (take_snapshot("3.66"), frozenset({"available", "in-use"}), 400),
+    "snapshot with force": (take_snapshot("3.66", force=True), frozenset({"available", "in-use"}), 400),
+    "os-reset_status": (action("os-reset_status", {"status": "error"}), ALL, 400),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_statuses_of_a_volume(hall: Hall, name: str) -> None:
+    ask, allowed, code = OPERATIONS[name]
+    client, outcome = hall.admin(), {}
+    for status in VOLUME_STATUSES:
+        volume = hall.volume(client, status=status)
+        answer = ask(client, hall, volume)
+        outcome[str(status)] = answer.status in (200, 202)
+        if answer.status not in (200, 202):
+            assert answer.status == code, (status, answer.body)
+            assert volume in answer.message
+            assert f"{status}" in answer.message
+            assert status_of(hall, Volume, volume) == status
+    client.wait_idle()
+    assert {status for status, accepted in outcome.items() if accepted} == set(map(str, allowed))
+
+
+def status_of(hall: Hall, model: Any, row_id: str) -> str:
+    with hall.db.read() as session:
+        return str(session.execute(select(model.status).where(model.id == row_id)).scalar_one())
+
+
+@pytest.mark.parametrize("name", ["delete", "delete force", "os-force_delete", "os-extend", "revert", "snapshot"])
+def test_a_migration_shuts_the_door(hall: Hall, name: str) -> None:
+    ask, _, code = OPERATIONS[name]
+    client = hall.admin()
+    for migration in MIGRATING:
+        answer = ask(client, hall, hall.volume(client, migration_status=migration))
+        assert answer.status == code, (migration, answer.body)
+    for migration in NOT_MIGRATING:
+        answer = ask(client, hall, hall.volume(client, migration_status=migration))
+        assert answer.status == 202, (migration, answer.body)
+    client.wait_idle()
+
+
+@pytest.mark.parametrize("name", ["delete", "delete cascade", "delete force", "os-force_delete"])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"attach_status": "attached"}, "it is attached"), ({"group_id": unknown_id()}, "it belongs to group")],
+    ids=["attached", "grouped"],
+)
+def test_no_delete_of_what_is_attached_or_grouped(hall: Hall, name: str, values: Any, words: str) -> None:
+    client = hall.admin()
+    answer = OPERATIONS[name][0](client, hall, hall.volume(client, **values))
+    assert (answer.status, words in answer.message) == (400, True), answer.message
+
+
+@pytest.mark.parametrize("name", ["delete", "delete force", "os-force_delete"])
+def test_no_delete_of_what_has_snapshots(hall: Hall, name: str) -> None:
+    client = hall.admin()
+    volume = hall.volume(client)
+    hall.snapshot(client, volume)
+    answer = OPERATIONS[name][0](client, hall, volume)
+    assert (answer.status, "it has 1 snapshot; delete" in answer.message) == (400, True), answer.message
+
+
+def test_what_was_never_placed_is_deleted_in_any_status(hall: Hall) -> None:
+    client = hall.member()
+    for status in VOLUME_STATUSES:
+        volume = hall.volume(client, status=status, host=None)
+        expected = 400 if status == "deleting" else 202
+        assert client("DELETE", f"/volumes/{volume}").status == expected, status
+        client.wait_idle()
+        assert client("GET", f"/volumes/{volume}").status == (200 if status == "deleting" else 404)
+
+
+def test_cascade_by_the_status_of_a_snapshot(hall: Hall) -> None:
+    client = hall.admin()
+    for force, allowed in (("", {"available", "error", "deleting"}), ("&force=true", {str(s) for s in S})):
+        accepted = set()
+        for status in S:
+            volume = hall.volume(client)
+            snapshot = hall.snapshot(client, volume, status=status)
+            answer = client("DELETE", f"/volumes/{volume}?cascade=true{force}")
+            if answer.status == 202:
+                accepted.add(str(status))
+                continue
+            assert answer.status == 400
+            assert snapshot in answer.message
+            assert status_of(hall, Volume, volume) == "available"
+            assert status_of(hall, Snapshot, snapshot) == status
+        client.wait_idle()
+        assert accepted == allowed
+
+
+def test_cascade_spares_a_volume_whose_snapshot_is_in_a_group(hall: Hall) -> None:
+    client = hall.admin()
+    volume = hall.volume(client)
+    hall.snapshot(client, volume)
+    hall.snapshot(client, volume, group_snapshot_id=unknown_id())
+    before = hall.contents()
+    for query in ("cascade=true", "cascade=true&force=true"):
+        answer = client("DELETE", f"/volumes/{volume}?{query}")
+        assert (answer.status, "group snapshot" in answer.message) == (400, True)
+    assert hall.contents() == before
+
+
+def test_cascade_of_a_member_spares_snapshots_of_others(hall: Hall) -> None:
+    client, other = hall.member(), hall.member()
+    volume = hall.volume(client)
+    hall.snapshot(other, volume)
+    before = hall.contents()
+    assert client("DELETE", f"/volumes/{volume}?cascade=true").status == 400
+    assert hall.contents() == before
+
+
+# --- snapshots -----------------------------------------------------------------------------------------------
+
+
+def snapshot_action(name: str, arguments: Any) -> Ask:
+    return lambda client, _hall, snapshot: client("POST", f"/snapshots/{snapshot}/action", {name: arguments})
+
+
+SNAPSHOT_OPERATIONS: dict[str, tuple[Ask, set[str]]] = {
+    "create volume": (
+        lambda client, _hall, snapshot: client("POST", "/volumes", {"volume": {"snapshot_id": snapshot}}),
+        {"available"},
+    ),
+    "delete": (lambda client, _hall, snapshot: client("DELETE", f"/snapshots/{snapshot}"), {"available", "error"}),
+    "os-force_delete": (snapshot_action("os-force_delete", {}), {str(s) for s in S} - {"deleting"}),
+    "update": (
+        lambda client, _hall, snapshot: client("PUT", f"/snapshots/{snapshot}", {"snapshot": {"name": "n"}}),
+        {str(s) for s in S},
+    ),
+    "metadata": (
+        lambda client, _hall, snapshot: client("PUT", f"/snapshots/{snapshot}/metadata", {"metadata": {}}),
+        {str(s) for s in S},
+    ),
+    "os-reset_status": (snapshot_action("os-reset_status", {"status": "error"}), {str(s) for s in S}),
+}
+
+
+@pytest.mark.parametrize("name", SNAPSHOT_OPERATIONS)
+def test_statuses_of_a_snapshot(hall: Hall, name: str) -> None:
+    ask, allowed = SNAPSHOT_OPERATIONS[name]
+    client, accepted = hall.admin(), set()
+    volume = hall.volume(client)
+    for status in S:
+        snapshot = hall.snapshot(client, volume, status=status)
+        answer = ask(client, hall, snapshot)
+        if answer.status in (200, 202):
+            accepted.add(str(status))
+        else:
+            assert answer.status == 400, answer.body
+            assert f"snapshot {snapshot} is {status}" in answer.message
+            assert status_of(hall, Snapshot, snapshot) == status
+    client.wait_idle()
+    assert accepted == allowed
+
+
+def test_what_a_hypervisor_may_report(hall: Hall) -> None:
+    client = hall.member()
+    volume = hall.volume(client)
+    allowed = {("creating", to) for to in ("creating", "available", "error")}
+    allowed |= {("deleting", to) for to in ("deleting", "error_deleting")}
+    accepted = set()
+    for status in S:
+        for to in S:
+            snapshot = hall.snapshot(client, volume, status=status)
+            body = {"os-update_snapshot_status": {"status": to, "progress": "7%"}}
+            answer = client("POST", f"/snapshots/{snapshot}/action", body)
+            assert answer.status in (202, 400)
+            if answer.status == 202:
+                accepted.add((str(status), str(to)))
+                shown = client.get(f"/snapshots/{snapshot}")["snapshot"]
+                assert (shown["status"], shown["os-extended-snapshot-attributes:progress"]) == (to, "7%")
+            else:
+                assert status_of(hall, Snapshot, snapshot) == status
+    assert accepted == allowed
+
+
+@pytest.mark.parametrize("ask", [SNAPSHOT_OPERATIONS["delete"][0], SNAPSHOT_OPERATIONS["os-force_delete"][0]])
+def test_no_delete_of_a_snapshot_in_a_group(hall: Hall, ask: Ask) -> None:
+    client = hall.admin()
+    snapshot = hall.snapshot(client, hall.volume(client), group_snapshot_id=unknown_id())
+    answer = ask(client, hall, snapshot)
+    assert (answer.status, "belongs to a group snapshot" in answer.message) == (400, True)
+
+
+def test_revert_by_the_status_of_the_snapshot(hall: Hall) -> None:
+    client = hall.admin()
+    for status in S:
+        volume = hall.volume(client)
+        snapshot = hall.snapshot(client, volume, status=status)
+        answer = action("revert", {"snapshot_id": snapshot})(client, hall, volume)
+        assert answer.status == (202 if status == "available" else 409), (status, answer.body)
+        if status != "available":
+            assert (status_of(hall, Volume, volume), status_of(hall, Snapshot, snapshot)) == ("available", status)
+    client.wait_idle()
+
+
+def test_revert_needs_the_newest_snapshot_and_its_size(hall: Hall) -> None:
+    client = hall.admin()
+    volume = hall.volume(client)
+    older = hall.snapshot(client, volume)
+    newer = hall.snapshot(client, volume)
+    foreign = hall.snapshot(client, hall.volume(client))
+    grown = hall.volume(client, size=2)
+    for of, snapshot, words in (
+        (volume, older, "is not the newest snapshot"),
+        (volume, foreign, "is not the newest snapshot"),
+        (grown, hall.snapshot(client, grown), "a volume that was extended since cannot be reverted"),
+    ):
+        answer = action("revert", {"snapshot_id": snapshot})(client, hall, of)
+        assert (answer.status, words in answer.message) == (400, True), answer.message
+    for snapshot in (unknown_id(), "x", "", None):
+        assert action("revert", {"snapshot_id": snapshot})(client, hall, volume).status == 404
+    assert action("revert", {"snapshot_id": newer})(client, hall, volume).status == 202
+    client.wait_idle()
+
+
+# --- the rest of the table -----------------------------------------------------------------------------------
+
+
+def test_force_false_is_refused_since_it_means_nothing(lite: Hall) -> None:
+    client = lite.member()
+    volume = lite.volume(client)
+    answer = take_snapshot("3.66", force=False)(client, lite, volume)
+    assert (answer.status, "snapshot.force" in answer.message) == (400, True)
+    assert take_snapshot("3.65", force=False)(client, lite, volume).status == 202
+    client.wait_idle()
+
+
+def test_no_snapshot_of_what_is_on_no_backend(lite: Hall) -> None:
+    client = lite.member()
+    answer = take_snapshot("3.71")(client, lite, lite.volume(client, host=None))
+    assert (answer.status, "on no backend" in answer.message) == (400, True)
+
+
+@pytest.mark.parametrize("status", sorted(RESETTABLE - {"in-use"}))
+def test_reset_to_each_status(lite: Hall, status: str) -> None:
+    client = lite.admin()
+    volume = lite.volume(client)
+    assert action("os-reset_status", {"status": status.upper()})(client, lite, volume).status == 202
+    assert status_of(lite, Volume, volume) == status
+
+
+def test_reset_to_in_use_needs_an_attachment(lite: Hall) -> None:
+    client = lite.admin()
+    volume = lite.volume(client, attach_status="attached")
+    assert action("os-reset_status", {"status": "in-use"})(client, lite, volume).status == 202
+
+
+@pytest.mark.parametrize("status", list(S))
+def test_reset_a_snapshot_to_each_status(lite: Hall, status: str) -> None:
+    client = lite.admin()
+    snapshot = lite.snapshot(client, lite.volume(client))
+    assert snapshot_action("os-reset_status", {"status": status})(client, lite, snapshot).status == 202
+    assert status_of(lite, Snapshot, snapshot) == status
+
+
+def test_reset_of_the_other_statuses(lite: Hall) -> None:
+    client = lite.admin()
+    volume = lite.volume(client, migration_status="migrating", attach_status="attached")
+    body = {"migration_status": "none", "attach_status": "DETACHED"}
+    assert action("os-reset_status", body)(client, lite, volume).status == 202
+    with lite.db.read() as session:
+        row = session.get_one(Volume, volume)
+        assert (row.status, row.migration_status, row.attach_status) == ("available", None, "detached")
+
+
+def test_sizes_and_zones_of_copies(lite: Hall) -> None:
+    client = lite.member()
+    volume = lite.volume(client, size=3)
+    snapshot = lite.snapshot(client, volume, volume_size=2)
+    for source, words in (
+        ({"source_volid": volume, "size": 2}, "must not be less than the source's size, 3 GiB"),
+        ({"snapshot_id": snapshot, "size": 1}, "must not be less than the source's size, 2 GiB"),
+        ({"snapshot_id": snapshot, "source_volid": volume}, "Only one source"),
+        ({"size": 1, "availability_zone": "mars"}, "'mars' is invalid. Known: nova"),
+    ):
+        answer = client("POST", "/volumes", {"volume": source})
+        assert (answer.status, words in answer.message) == (400, True), answer.message
+    for source in (
+        {"source_volid": unknown_id()},
+        {"snapshot_id": unknown_id()},
+        {"backup_id": unknown_id(), "size": 1},
+    ):
+        assert client("POST", "/volumes", {"volume": source}).status == 404
+    assert client("POST", "/volumes", {"volume": {"source_volid": volume}}).json["volume"]["size"] == 3
+    assert client("POST", "/volumes", {"volume": {"snapshot_id": snapshot}}).json["volume"]["size"] == 2
+    client.wait_idle()
+
+
+def test_types_that_are_used_or_the_default_stay(lite: Hall) -> None:
+    client = lite.admin()
+    made = client("POST", "/types", {"volume_type": {"name": unknown_id(), "extra_specs": {"a": "b"}}})
+    type_id = made.json["volume_type"]["id"]
+    name = {"volume_type": {"name": made.json["volume_type"]["name"]}}
+    assert client("POST", "/types", name).status == 409
+    volume = lite.volume(client, volume_type_id=type_id)
+    for method, path, body in (
+        ("DELETE", "", None),
+        ("POST", "/extra_specs", {"extra_specs": {"c": "d"}}),
+        ("PUT", "/extra_specs/a", {"a": "c"}),
+        ("DELETE", "/extra_specs/a", None),
+    ):
+        answer = client(method, f"/types/{type_id}{path}", body)
+        assert (answer.status, "while volumes of it exist" in answer.message) == (400, True)
+    assert client("DELETE", f"/volumes/{volume}").status == 202
+    client.wait_idle()
+    both = {"extra_specs": {"multiattach": "<is> True", "cacheable": "<is> True"}}
+    assert client("POST", f"/types/{type_id}/extra_specs", both).status == 400
+    assert client("DELETE", f"/types/{type_id}/extra_specs/a").status == 202
+    assert client("DELETE", f"/types/{type_id}/extra_specs/a").status == 404
+    assert client("DELETE", f"/types/{type_id}").status == 202
+    answer = client("DELETE", f"/types/{lite.type_id}")
+    assert (answer.status, "is the default type" in answer.message) == (400, True)
+
+
+def test_limits_of_size_in_a_type(lite: Hall) -> None:
+    client = lite.admin()
+    specs = {"provisioning:min_vol_size": "2", "provisioning:max_vol_size": "3"}
+    made = client("POST", "/types", {"volume_type": {"name": unknown_id(), "extra_specs": specs}}).json["volume_type"]
+    for size, status in ((1, 400), (2, 202), (3, 202), (4, 400)):
+        answer = client("POST", "/volumes", {"volume": {"size": size, "volume_type": made["id"]}})
+        assert answer.status == status, answer.body
+    client.wait_idle()
+    volume = answer and client.get("/volumes/detail?sort=size")["volumes"][0]["id"]
+    answer = client("POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 4}})
+    assert (answer.status, "at most 3 GiB" in answer.message) == (400, True)
+
+
+def test_every_open_order_has_ended(hall: Hall) -> None:
+    """After all of the above: nothing was left behind."""
+    assert hall.service.bus.wait_idle(10)
+    with hall.db.read() as session:
+        assert session.scalars(select(OrderRow.id).where(OrderRow.state == "open")).all() == []

@@ -1,0 +1,312 @@
+"""`blockstore serve` killed by SIGKILL at random instants under load: nothing is lost, stuck, leaked or miscounted.
+
+``KILLS`` sets the number of kills. Starts are forked from a warm interpreter, which saves the imports; every
+twenty-fifth is a cold one, by the command a user types.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from blockstore.config import load
+from blockstore.db.session import Database
+from blockstore.service import load_backends
+from tests.conftest import Served
+from tests.kill.invariants import check
+from tests.kill.nursery import Nursery
+
+KILLS = int(os.environ.get("KILLS", "200"))
+SEED = int(os.environ.get("KILL_SEED", "2"))
+COLD_EVERY = 25
+CLIENTS = 4
+LOAD_S = 0.25
+DRAIN_LIMIT_S = 5.0
+MANY = 24
+
+CONFIG = """
+[service]
+workers = 4
+[quota]
+volumes = -1
+snapshots = -1
+gigabytes = -1
+[backend:directory]
+plugin = directory
+max_over_subscription_ratio = 1000
+reserved_percentage = 0
+fill_limit_percentage = 100
+"""
+
+RACES = re.compile(r"is not in |is gone")
+"""What a client may bring upon itself: a copy of what it deletes in the same breath."""
+
+
+class Truth:
+    """What the clients were answered, and so must be true after any crash."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.alive: dict[str, set[str]] = {"volumes": set(), "snapshots": set()}
+        self.gone: dict[str, set[str]] = {"volumes": set(), "snapshots": set()}
+        self.sizes: dict[str, int] = {}
+        """Of volumes whose size is certain."""
+        self.growing: set[str] = set()
+        """Volumes that a client is asking to extend."""
+        self.origin: dict[str, str] = {}
+        self.answered: Counter[str] = Counter()
+
+    def compare(self, listed: dict[str, dict[str, Any]]) -> None:
+        """Compare with what is there, and take over what was made by requests that got no answer."""
+        for noun in ("volumes", "snapshots"):
+            lost = self.alive[noun] - set(listed[noun])
+            assert not lost, f"{noun} that were answered 202 and never deleted are gone: {lost}"
+            back = self.gone[noun] & set(listed[noun])
+            assert not back, f"{noun} whose deletion was answered 202 are there: {back}"
+            self.alive[noun] = set(listed[noun])
+        for volume_id, size in self.sizes.items():
+            if volume_id in listed["volumes"] and listed["volumes"][volume_id]["status"] == "available":
+                assert listed["volumes"][volume_id]["size"] == size, (listed["volumes"][volume_id], size)
+        self.growing.clear()
+        self.sizes = {volume["id"]: volume["size"] for volume in listed["volumes"].values()}
+        self.origin = {shot["id"]: shot["volume_id"] for shot in listed["snapshots"].values()}
+
+
+class Load:
+    """One client: asks for this and that, and notes what it was answered, until nobody answers."""
+
+    def __init__(self, truth: Truth, url: str, seed: float) -> None:
+        self.truth, self.dice = truth, random.Random(seed)
+        self.http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+
+    def run(self) -> None:
+        """Work until the server is gone."""
+        verbs = [self.create, self.copy, self.clone, self.snapshot, self.extend, self.revert, self.delete_snapshot]
+        try:
+            while True:
+                with self.truth.lock:
+                    many = len(self.truth.alive["volumes"]) > MANY
+                self.dice.choice([*verbs, *[self.delete] * (12 if many else 2)])()
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            self.http.close()
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        headers = {"Content-Type": "application/json", "OpenStack-API-Version": "volume 3.71"}
+        self.http.request(method, f"/v3{path}", None if body is None else json.dumps(body), headers)
+        answer = self.http.getresponse()
+        data = answer.read()
+        assert answer.status < 500, (method, path, body, data)
+        self.truth.answered[f"{method} {answer.status}"] += 1
+        return answer.status, json.loads(data) if data else None
+
+    def pick(self, noun: str) -> str:
+        with self.truth.lock:
+            return self.dice.choice(sorted(self.truth.alive[noun]) or ["00000000-0000-4000-8000-000000000000"])
+
+    def made(self, noun: str, answer: tuple[int, Any]) -> None:
+        if answer[0] == 202:
+            (thing,) = answer[1].values()
+            with self.truth.lock:
+                self.truth.alive[noun].add(thing["id"])
+                if noun == "volumes":
+                    self.truth.sizes[thing["id"]] = thing["size"]
+                else:
+                    self.truth.origin[thing["id"]] = thing["volume_id"]
+
+    def create(self) -> None:
+        self.made("volumes", self.ask("POST", "/volumes", {"volume": {"size": self.dice.randint(1, 2)}}))
+
+    def copy(self) -> None:
+        self.made("volumes", self.ask("POST", "/volumes", {"volume": {"snapshot_id": self.pick("snapshots")}}))
+
+    def clone(self) -> None:
+        self.made("volumes", self.ask("POST", "/volumes", {"volume": {"source_volid": self.pick("volumes")}}))
+
+    def snapshot(self) -> None:
+        self.made("snapshots", self.ask("POST", "/snapshots", {"snapshot": {"volume_id": self.pick("volumes")}}))
+
+    def extend(self) -> None:
+        volume_id = self.pick("volumes")
+        with self.truth.lock:
+            if volume_id in self.truth.growing:
+                return
+            self.truth.growing.add(volume_id)
+            size = self.truth.sizes.pop(volume_id, None)
+        new_size = (size or 1) + 1
+        status, _ = self.ask("POST", f"/volumes/{volume_id}/action", {"os-extend": {"new_size": new_size}})
+        with self.truth.lock:
+            self.truth.growing.discard(volume_id)
+            if size is not None:
+                self.truth.sizes[volume_id] = new_size if status == 202 else size
+
+    def revert(self) -> None:
+        snapshot_id = self.pick("snapshots")
+        volume_id = self.truth.origin.get(snapshot_id, self.pick("volumes"))
+        self.ask("POST", f"/volumes/{volume_id}/action", {"revert": {"snapshot_id": snapshot_id}})
+
+    def delete_snapshot(self) -> None:
+        self.remove("snapshots", self.pick("snapshots"))
+
+    def delete(self) -> None:
+        volume_id = self.pick("volumes")
+        if self.dice.random() < 0.5:
+            self.remove("volumes", volume_id)
+            return
+        with self.truth.lock:
+            # Its snapshots go with it, also one that another client is being answered for now.
+            unsure = {shot for shot, origin in self.truth.origin.items() if origin == volume_id}
+            self.truth.alive["snapshots"] -= unsure
+        if not self.remove("volumes", volume_id, "?cascade=true"):
+            with self.truth.lock:
+                self.truth.alive["snapshots"] |= unsure - self.truth.gone["snapshots"]
+
+    def remove(self, noun: str, thing_id: str, query: str = "") -> bool:
+        """Delete; between question and answer nobody knows."""
+        with self.truth.lock:
+            known = thing_id in self.truth.alive[noun]
+            self.truth.alive[noun].discard(thing_id)
+        status, _ = self.ask("DELETE", f"/{noun}/{thing_id}{query}")
+        with self.truth.lock:
+            if status == 202:
+                self.truth.gone[noun].add(thing_id)
+            elif known and thing_id not in self.truth.gone[noun]:
+                self.truth.alive[noun].add(thing_id)
+        return status == 202
+
+
+class Victim:
+    """A served state directory, its process started again and again."""
+
+    def __init__(self, place: Path, nursery: Nursery) -> None:
+        self.place, self.nursery = place, nursery
+        self.config = place / "config.ini"
+        self.config.write_text(CONFIG)
+        self.started = 0.0
+        self.url = ""
+        self._pid = 0
+        self._cold: Served | None = None
+
+    def start(self, *, cold: bool) -> None:
+        """Start, and return when it answers."""
+        self.started = time.monotonic()
+        if cold:
+            self._cold = Served(self.place, CONFIG)
+            self.url = self._cold.url
+            return
+        note = self.place / "endpoint"
+        note.unlink(missing_ok=True)
+        self._pid = self.nursery.start(self.place / "log", "serve", str(self.place), str(self.config))
+        deadline = time.monotonic() + 30
+        while not (note.exists() and note.read_text().endswith("\n")):
+            assert time.monotonic() < deadline, (self.place / "log").read_text()[-5000:]
+            time.sleep(0.002)
+        self.url = note.read_text().strip()
+
+    def signal(self, number: int) -> int:
+        """Send a signal and wait for the end."""
+        if self._cold is not None:
+            served, self._cold = self._cold, None
+            served.process.send_signal(number)
+            return served.process.wait()
+        os.kill(self._pid, number)
+        return self.nursery.wait(self._pid)
+
+    def drain(self) -> float:
+        """Wait until no order is open; return the seconds since the start of the process."""
+        with sqlite3.connect(f"file:{self.place}/blockstore.db?mode=ro", uri=True) as db:
+            while db.execute("SELECT count(*) FROM orders WHERE state = 'open'").fetchone()[0]:
+                left = DRAIN_LIMIT_S - (time.monotonic() - self.started)
+                assert left > 0, db.execute("SELECT * FROM orders WHERE state = 'open'").fetchall()
+                time.sleep(0.005)
+        db.close()
+        return time.monotonic() - self.started
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """Return volumes and snapshots as the API lists them; those in error say why, and it is the client's doing."""
+        client = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=20)
+        found: dict[str, dict[str, Any]] = {}
+        for noun in ("volumes", "snapshots", "messages"):
+            client.request("GET", f"/v3/{noun}" + ("/detail" if noun != "messages" else ""), headers=NEWEST)
+            found[noun] = {thing["id"]: thing for thing in json.loads(client.getresponse().read())[noun]}
+        client.close()
+        said = {message["resource_uuid"]: message["user_message"] for message in found["messages"].values()}
+        for noun in ("volumes", "snapshots"):
+            for thing in found[noun].values():
+                if thing["status"] != "available":
+                    assert thing["status"] == "error", thing
+                    assert RACES.search(said.get(thing["id"], "")), (thing, said.get(thing["id"]))
+        return found
+
+
+NEWEST = {"OpenStack-API-Version": "volume 3.71"}
+
+
+@pytest.fixture
+def victim() -> Iterator[Victim]:
+    """A state directory, in memory where there is one: a kill is no power cut."""
+    parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    nursery = Nursery()
+    with tempfile.TemporaryDirectory(prefix="blockstore-kills-", dir=parent) as place:
+        try:
+            yield Victim(Path(place), nursery)
+        finally:
+            nursery.close()
+
+
+@pytest.mark.slow
+def test_kills_under_load(victim: Victim) -> None:
+    """After each kill and restart the orders drain in time and everything agrees with everything."""
+    dice, truth, drains = random.Random(SEED), Truth(), []
+    resumed = 0
+    backends = None
+    for number in range(KILLS):
+        victim.start(cold=number % COLD_EVERY == 0)
+        drains.append(victim.drain())
+        db = Database(f"sqlite:///{victim.place}/blockstore.db")
+        backends = backends or load_backends(load(victim.config), victim.place)
+        check(db, backends)
+        db.dispose()
+        truth.compare(victim.listed())
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            running = [clients.submit(Load(truth, victim.url, dice.random()).run) for _ in range(CLIENTS)]
+            time.sleep(dice.uniform(0, LOAD_S))
+            assert victim.signal(signal.SIGKILL) == -signal.SIGKILL
+            for one in running:
+                one.result()
+        resumed += victim_open(victim)
+    victim.start(cold=False)
+    drains.append(victim.drain())
+    truth.compare(victim.listed())
+    assert victim.signal(signal.SIGTERM) == 0
+    drains.sort()
+    print(
+        f"\n{KILLS} kills, {resumed} orders open at them, {sum(truth.answered.values())} answers"
+        f" ({dict(sorted(truth.answered.items()))}); start to nothing open: median {drains[len(drains) // 2]:.2f} s,"
+        f" longest {drains[-1]:.2f} s; {len(truth.alive['volumes'])} volumes left"
+    )
+
+
+def victim_open(victim: Victim) -> int:
+    """Return how many orders a kill left open."""
+    db = sqlite3.connect(f"file:{victim.place}/blockstore.db?mode=ro", uri=True)
+    count = db.execute("SELECT count(*) FROM orders WHERE state = 'open'").fetchone()[0]
+    db.close()
+    return int(count)

@@ -1,0 +1,213 @@
+"""The command: what each part of it prints, on a state directory that a served process left or still uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import blockstore
+from blockstore import states
+from blockstore.backends.memory import MemoryBackend
+from blockstore.cli import main
+from blockstore.db.models import OrderRow
+from blockstore.db.session import Database
+from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
+from blockstore.service import Service
+
+from .conftest import Client, Served, make_config
+
+MEMORY = "[backend:m]\nplugin = memory\n"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def said(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    (line,) = result.output.splitlines()
+    assert line.startswith("blockstore: ")
+    return line
+
+
+@pytest.fixture
+def state(start_service: Callable[..., Service], tmp_path: Path) -> Path:
+    """A state directory with a finished order and two open ones, whose service does not run."""
+    state = tmp_path / "state"
+    service = Service(make_config(state))
+    service.start()
+    Client(service).volume(name="first")
+    service.stop()
+    db = Database(f"sqlite:///{state}/blockstore.db")
+    with db.write() as session:
+        for kind, volume_id in ((CreateVolume, "v1"), (DeleteVolume, "v2")):
+            states.file(session, kind(order_id=new_order_id(), request_id="req-1", project_id="p", volume_id=volume_id))
+    db.dispose()
+    return state
+
+
+def open_order(state: Path, kind: str) -> str:
+    (line,) = (line for line in said("order", "list", "--state-dir", state).splitlines() if kind in line)
+    return line.split()[0]
+
+
+# --- in general --------------------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    assert said("--version") == f"blockstore, version {blockstore.__version__}\n"
+
+
+def test_every_command_has_help_and_takes_the_state_directory() -> None:
+    for name, command in main.commands.items():
+        for path, leaf in [([name], command), *(([name, n], c) for n, c in getattr(command, "commands", {}).items())]:
+            text = said(*path, "--help")
+            assert leaf.help, path
+            if not hasattr(leaf, "commands") and path != ["config", "example"]:
+                assert "--state-dir" in text, path
+                assert "--config" in text, path
+
+
+def test_help_needs_no_database_library() -> None:
+    code = "import sys, blockstore.cli; sys.exit('sqlalchemy' in sys.modules or 'flask' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_mistake_in_the_configuration_is_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "blockstore.ini"
+    config.write_text("[service]\nlissen = 1\n")
+    assert "[service] lissen is not an option" in refused("order", "list", "--config", config)
+
+
+# --- openrc ------------------------------------------------------------------------------------------------
+
+
+def test_openrc_names_the_address_that_is_served(serve: Callable[..., Served]) -> None:
+    served = serve(MEMORY)
+    script = f'eval "$({sys.executable} -m blockstore openrc --state-dir {served.state_dir})" && echo $OS_ENDPOINT'
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{served.url}\n"
+
+
+def test_openrc_without_a_server_names_the_configured_address(tmp_path: Path) -> None:
+    assert "OS_ENDPOINT=http://127.0.0.1:8776/v3;\n" in said("openrc", "--state-dir", tmp_path / "none")
+
+
+# --- order -------------------------------------------------------------------------------------------------
+
+
+def test_order_list_shows_what_is_open(state: Path) -> None:
+    lines = said("order", "list", "--state-dir", state).splitlines()
+    assert lines[0].split() == ["ORDER", "WHAT", "RESOURCE", "STATE", "PROGRESS", "STARTED", "REASON"]
+    assert [line.split()[1:5] for line in lines[1:]] == [
+        ["DeleteVolume", "volume", "v2", "queued"],
+        ["CreateVolume", "volume", "v1", "queued"],
+    ]
+
+
+def test_order_list_all_and_of_one_resource(state: Path) -> None:
+    everything = said("order", "list", "--all", "--state-dir", state)
+    assert re.search(r"PlaceVolume +volume \S+ +done", everything)
+    assert len(said("order", "list", "--all", "--limit", 1, "--state-dir", state).splitlines()) == 2
+    assert len(said("order", "list", "--resource", "v1", "--state-dir", state).splitlines()) == 2
+
+
+def test_order_list_says_when_there_is_nothing(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    start_service(make_config(tmp_path / "state"))
+    assert said("order", "list", "--state-dir", tmp_path / "state") == "Nothing waits or runs.\n"
+
+
+def test_order_list_without_a_database_is_one_sentence(tmp_path: Path) -> None:
+    assert f"There is no database in {tmp_path}/none yet" in refused("order", "list", "--state-dir", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_order_show(state: Path) -> None:
+    order_id = open_order(state, "DeleteVolume")
+    shown = dict(line.split(maxsplit=1) for line in said("order", "show", order_id, "--state-dir", state).splitlines())
+    assert shown["order"] == order_id
+    assert shown["what"] == "DeleteVolume"
+    assert shown["volume"] == "v2"
+    assert shown["request"] == "req-1"
+    assert json.loads(shown["details"]) == {"volume_id": "v2"}
+    assert "There is no order nonsense." in refused("order", "show", "nonsense", "--state-dir", state)
+
+
+def test_order_cancel_asks_what_may_be_stopped(state: Path) -> None:
+    order_id = open_order(state, "CreateVolume")
+    assert said("order", "cancel", order_id, "--state-dir", state) == "Asked CreateVolume of volume v1 to stop.\n"
+    assert "stopping" in said("order", "list", "--resource", "v1", "--state-dir", state)
+
+
+def test_order_cancel_refuses_what_may_not_be_stopped(state: Path) -> None:
+    half = refused("order", "cancel", open_order(state, "DeleteVolume"), "--state-dir", state)
+    assert "DeleteVolume cannot be stopped half-way without harm; it runs to its end." in half
+    db = Database(f"sqlite:///{state}/blockstore.db")
+    with db.read() as session:
+        (done,) = (row.id for row in session.query(OrderRow) if row.kind == "CreateVolume" and row.state == "done")
+    db.dispose()
+    assert f"Order {done} is done already." in refused("order", "cancel", done, "--state-dir", state)
+    assert "There is no order nonsense." in refused("order", "cancel", "nonsense", "--state-dir", state)
+
+
+# --- backend -----------------------------------------------------------------------------------------------
+
+
+def test_backend_list_says_which_are_down(tmp_path: Path) -> None:
+    config = tmp_path / "blockstore.ini"
+    config.write_text(f"{MEMORY}[backend:gone]\nplugin = directory\npath = {tmp_path}/not/mounted\n")
+    lines = said("backend", "list", "--config", config, "--state-dir", tmp_path / "s").splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert rows["blockstore@m#m"][:2] == ["up", "1000.0"]
+    assert "snapshots" in rows["blockstore@m#m"]
+    assert rows["blockstore@gone#gone"][0] == "DOWN"
+    assert f"{tmp_path}/not" in " ".join(rows["blockstore@gone#gone"])
+
+
+def test_backend_check_runs_the_conformance_suite(tmp_path: Path) -> None:
+    config = tmp_path / "blockstore.ini"
+    config.write_text(MEMORY)
+    output = said("backend", "check", "m", "--config", config, "--state-dir", tmp_path / "s")
+    assert output.count("passed") > 20
+    assert "failed" not in output
+
+
+def test_backend_check_that_fails_has_exit_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryBackend, "extend_volume", lambda *_args: None)
+    config = tmp_path / "blockstore.ini"
+    config.write_text(MEMORY)
+    result = run("backend", "check", "m", "--config", config, "--state-dir", tmp_path / "s")
+    assert result.exit_code == 1
+    assert "failed" in result.output
+
+
+def test_backend_check_of_none_that_is_configured_is_one_sentence(tmp_path: Path) -> None:
+    assert "There is no backend x; configured are directory." in refused(
+        "backend", "check", "x", "--state-dir", tmp_path
+    )
+
+
+# --- db ----------------------------------------------------------------------------------------------------
+
+
+def test_db_upgrade_says_where_the_database_is(tmp_path: Path) -> None:
+    assert re.fullmatch(r"The database is at revision \d+\.\n", said("db", "upgrade", "--state-dir", tmp_path / "s"))
+
+
+def test_db_upgrade_keeps_off_a_served_state_directory(serve: Callable[..., Served]) -> None:
+    served = serve(MEMORY)
+    assert "Another blockstore serves from" in refused("db", "upgrade", "--state-dir", served.state_dir)
