@@ -97,6 +97,8 @@ class PlaceVolume(Order):
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tried: tuple[str, ...] = ()
     """Pools that accepted it and then failed, oldest first."""
+    failure: str = ""
+    """What the last of them said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

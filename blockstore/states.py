@@ -151,11 +151,10 @@ def move(
     Raises: StateConflict naming the present status; nothing is changed then.
     """
     model: Any = machine.model
-    legal = machine.moves[to]
-    allowed = frozenset(only_from) & legal if only_from and legal else frozenset(only_from) or legal
     statement = update(model).where(model.id == row_id, *where)
-    if allowed:
-        statement = statement.where(model.status.in_(sorted(allowed)))
+    for allowed in (machine.moves[to], only_from):
+        if allowed:
+            statement = statement.where(model.status.in_(sorted(allowed)))
     changed = session.execute(
         statement.values(status=to, updated_at=now(), **values).execution_options(synchronize_session=False)
     )
@@ -196,9 +195,9 @@ def file(session: Session, order: Order) -> None:
     session.info.setdefault(FILED, []).append(order)
 
 
-def hand_over(session: Session, order: Order, following: Order) -> None:
-    """Finish an order by filing the one that goes on with its row."""
-    finish(session, order)
+def hand_over(session: Session, order: Order, following: Order, *, failure: str | None = None) -> None:
+    """Finish an order by filing the one that goes on with its row; ``failure``: why something else is tried."""
+    finish(session, order, "failed" if failure else "done", failure)
     file(session, following)
 
 

@@ -52,6 +52,7 @@ def create_app(core: endpoint.Core) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
     app.url_map.converters["project"] = ProjectConverter
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # no redirect: a path with // is one that is not there
     app.extensions[endpoint.CORE] = core
     blueprint = Blueprint("v3", __name__)
     endpoint.mount(blueprint, ROOMS)

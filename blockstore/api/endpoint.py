@@ -302,7 +302,7 @@ def read_json() -> Any:
     if not isinstance(data, dict):
         raise BadRequest("Malformed request body: it must be a JSON object.")
     _check_depth(data)
-    json.loads(raw, object_pairs_hook=_refuse_twice)
+    json.loads(raw, object_pairs_hook=_refuse_twice, parse_int=str, parse_float=str)
     return data
 
 

@@ -91,9 +91,12 @@ def visible_specs(call: Call, row: VolumeType) -> dict[str, str | None]:
     return {key: value for key, value in row.extra_specs.items() if key in USER_VISIBLE_SPECS}
 
 
-def find_type(call: Call, ref: str, *, by_name: bool = True) -> VolumeType:
-    """Return a type that the caller may use, by id or name. Raises NotFound."""
-    row = call.session.get(VolumeType, ref) if is_uuid(ref) else None
+def find_type(call: Call, ref: str, *, by_name: bool = True, lock: bool = False) -> VolumeType:
+    """Return a type that the caller may use, by id or name. Raises NotFound.
+
+    ``lock``: nobody else changes it, or makes a volume of it, before this transaction ends.
+    """
+    row = call.session.get(VolumeType, ref, with_for_update=lock or None) if is_uuid(ref) else None
     if row is None and by_name:
         row = call.session.scalars(select(VolumeType).where(VolumeType.name == ref)).one_or_none()
     if row is None or not (row.is_public or call.ctx.is_admin or _has_access(call, row.id, call.ctx.project_id)):
@@ -174,7 +177,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 @room.put("/types/<type_id>", policy="volume_extension:type_update", body=schemas.UpdateType)
 def change(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, visibility."""
-    row = find_type(call, type_id, by_name=False)
+    row = find_type(call, type_id, by_name=False, lock=True)
     asked = body["volume_type"]
     if asked.get("name") is not None and asked["name"] != row.name:
         _refuse_taken(call, asked["name"])
@@ -191,7 +194,7 @@ def change(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
 @room.delete("/types/<type_id>", policy="volume_extension:type_delete")
 def remove(call: Call, type_id: str) -> None:
     """Remove a type that no volume has."""
-    row = find_type(call, type_id, by_name=False)
+    row = find_type(call, type_id, by_name=False, lock=True)
     if row.name == call.core.config.service.default_volume_type:
         raise BadRequest(f"Volume type {row.name} is the default type, which cannot be deleted.")
     _refuse_used(call, row, "deleted")
@@ -237,7 +240,7 @@ def set_spec(call: Call, type_id: str, key: str, body: Mapping[str, Any]) -> dic
 @room.delete(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:delete")
 def remove_spec(call: Call, type_id: str, key: str) -> None:
     """Remove one extra spec."""
-    row = find_type(call, type_id, by_name=False)
+    row = find_type(call, type_id, by_name=False, lock=True)
     spec = next((spec for spec in row.specs if spec.key == key), None)
     if spec is None:
         raise NotFound(f"Volume Type {type_id} has no extra specs with key {key}.")
@@ -246,7 +249,7 @@ def remove_spec(call: Call, type_id: str, key: str) -> None:
 
 
 def _write_specs(call: Call, type_id: str, given: Mapping[str, str | None]) -> None:
-    row = find_type(call, type_id, by_name=False)
+    row = find_type(call, type_id, by_name=False, lock=True)
     _refuse_used(call, row, "changed in its extra specs")
     _check_specs({**row.extra_specs, **given})
     present = {spec.key: spec for spec in row.specs}
@@ -300,7 +303,7 @@ def remove_access(call: Call, type_id: str, body: Mapping[str, Any]) -> None:
 
 
 def _private(call: Call, type_id: str) -> VolumeType:
-    row = find_type(call, type_id, by_name=False)
+    row = find_type(call, type_id, by_name=False, lock=True)
     if row.is_public:
         raise BadRequest("Invalid input received: Type access modification is not applicable to public volume type.")
     return row

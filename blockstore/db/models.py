@@ -10,7 +10,7 @@ import datetime
 import uuid
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, String, Text
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -247,7 +247,7 @@ class QuotaUsage(Base):
 
     project_id: Mapped[str] = mapped_column(Name, primary_key=True)
     resource: Mapped[str] = mapped_column(Name, primary_key=True)
-    in_use: Mapped[int] = mapped_column(default=0)
+    in_use: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class PoolUsage(Base):
@@ -257,8 +257,8 @@ class PoolUsage(Base):
 
     pool: Mapped[str] = mapped_column(Name, primary_key=True)
     volumes: Mapped[int] = mapped_column(default=0)
-    volume_gib: Mapped[int] = mapped_column(default=0)
-    snapshot_gib: Mapped[int] = mapped_column(default=0)
+    volume_gib: Mapped[int] = mapped_column(BigInteger, default=0)
+    snapshot_gib: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class ServiceRow(Base):

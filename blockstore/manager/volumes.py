@@ -93,11 +93,12 @@ def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendErro
         volume_id=order.volume_id,
         hints=order.hints,
         tried=(*order.tried, volume.host or ""),
+        failure=str(exc),
     )
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
-        states.hand_over(session, order, following)
+        states.hand_over(session, order, following, failure=str(exc))
 
 
 @settles

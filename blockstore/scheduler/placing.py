@@ -55,7 +55,7 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
     with room.db.read() as session:
         wish = _wish(session, volume, order)
     with room.db.write() as session:
-        choice = _choose(room, session, wish, order.request_id)
+        choice = _choose(room, session, wish, order.request_id, before=order.failure)
         _claim(session, choice, volumes=1, volume_gib=volume.size)
         report = room.board.get(choice.pool.name)
         session.execute(
@@ -166,13 +166,17 @@ def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
     )
 
 
-def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str) -> Choice:
+def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Choice:
     pools, absent = candidates(room.board, session)
     choice = choose(wish, pools, room.filters, room.weighers)
     if choice.winner is None:
         reasons = [explain(choice)] if choice.refusals else []
         reasons += [f"{name} {why}" for name, why in sorted(absent.items())]
-        text = "No pool can take it. " + ("; ".join(reasons) or "No backend is configured.")
+        text = (
+            (f"{before} No other" if before else "No")
+            + " pool can take it. "
+            + ("; ".join(reasons) or "No backend is configured.")
+        )
         log.warning("%s", text, extra={"request_id": request_id})
         raise NoBackend(text)
     log.debug("%s", explain_ranking(choice), extra={"request_id": request_id})

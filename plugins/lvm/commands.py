@@ -249,8 +249,8 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
         (
             r"sudo: .*password|sudo: a terminal is required|not in the sudoers|not allowed to (?:execute|run)",
             Unreachable,
-            "sudo does not let this user run LVM without a password; allow in sudoers, with NOPASSWD: vgs, lvs, lvcreate,"
-            " lvextend, lvreduce, lvrename, lvremove, lvchange, lvconvert. ({words})",
+            "sudo does not let this user run LVM without a password; allow in sudoers, with NOPASSWD: vgs, lvs,"
+            " lvcreate, lvextend, lvreduce, lvrename, lvremove, lvchange, lvconvert. ({words})",
         ),
         (
             r"sudo: .*command not found",

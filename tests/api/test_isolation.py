@@ -111,7 +111,7 @@ def test_a_member_meets_nothing_of_another_project(
         return
     owner, stranger = lite.member(), lite.member()
     volume = lite.volume(owner)
-    message = dict(event_id="e", action_id="1", detail_id="1", message_level="ERROR", user_message="m")
+    message = {"event_id": "e", "action_id": "1", "detail_id": "1", "message_level": "ERROR", "user_message": "m"}
     there = {
         "volume_id": volume,
         "snapshot_id": lite.snapshot(owner, volume),

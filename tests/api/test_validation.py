@@ -169,6 +169,10 @@ def test_a_huge_size_names_the_limit(admin: Client) -> None:
     refused(admin("POST", "/volumes", {VOLUME: {"size": 2**31}}), "from 1 to 2147483647")
 
 
+def test_a_number_of_ten_thousand_digits(admin: Client) -> None:
+    refused(admin("POST", "/volumes", raw=b'{"volume": {"size": ' + b"9" * 10_000 + b"}}"))
+
+
 def test_a_size_in_digits_is_a_size(admin: Client) -> None:
     refused(admin("POST", "/volumes", {VOLUME: {"size": "2147483648"}}), "2147483647")
 

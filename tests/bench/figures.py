@@ -105,7 +105,11 @@ def quantile(values: Sequence[float], percent: int) -> float:
 def machine() -> dict[str, Any]:
     """Return what it was measured on."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         os.uname().machine,
     )
     mount = max(

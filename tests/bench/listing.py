@@ -24,7 +24,15 @@ def measure(quick: bool) -> Iterator[Figure]:
     with state_dir() as directory:
         rows.fill(directory, SMALL)
         with served(directory) as server:
-            base = _list(server, f"list 100 of {SMALL:,}", "limit=100", 100, times, f"p50 ≤ {BASE_TARGET_MS:g} ms", BASE_TARGET_MS)
+            base = _list(
+                server,
+                f"list 100 of {SMALL:,}",
+                "limit=100",
+                100,
+                times,
+                f"p50 ≤ {BASE_TARGET_MS:g} ms",
+                BASE_TARGET_MS,
+            )
             yield base
     assert base.median is not None
     limit = FACTOR * base.median
@@ -37,7 +45,9 @@ def measure(quick: bool) -> Iterator[Figure]:
                 median=server.start_s, samples=1,
             )  # fmt: skip
             for name, (query, expected) in _queries(ids).items():
-                yield _list(server, f"list {name} of {large:,}", query, expected, times, f"p50 ≤ {FACTOR} × small", limit)
+                yield _list(
+                    server, f"list {name} of {large:,}", query, expected, times, f"p50 ≤ {FACTOR} × small", limit
+                )
             _, most = server.memory_mib()
             yield Figure(
                 name=f"memory after lists of {large:,}", target="≤ 150 MiB", met=most <= 150, unit="MiB", median=most

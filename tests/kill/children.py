@@ -24,16 +24,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import blockstore_plugins.directory
-import blockstore_plugins.directory.files
 from sqlalchemy import select
 
 import blockstore.cli
 import blockstore.service
 from blockstore.api import create_app
 from blockstore.api.endpoint import CORE
-from blockstore.backends.contract import GIB
 from blockstore.backends import loader
+from blockstore.backends.contract import GIB
 from blockstore.config import Config, SchedulerConfig, ServiceConfig, load
 from blockstore.db.models import Message, Snapshot, Volume
 from blockstore.manager.desk import snapshot_name, volume_name
@@ -258,11 +256,11 @@ class Tripwire:
     def _print(self) -> Any:
         """Return what tells one state of the disk from another: SQLite's commit counter, names, sizes, inodes."""
         files = [
-            (os.path.join(where, name), found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode)
+            (where, name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode)
             for where, dirs, names in os.walk(self._state_dir)
             for name in (*dirs, *names)
             if not name.startswith(("blockstore.db", "log", "answered"))
-            for found in [os.stat(os.path.join(where, name))]
+            for found in [Path(where, name).stat()]
         ]
         return hash((os.pread(self._shm, 48, 0), *sorted(files)))
 
@@ -281,7 +279,7 @@ gc.freeze()
 
 
 def _service(state_dir: Path) -> Service:
-    """Return a service on this state directory; the routes, which know nothing of it, are those made before the fork."""
+    """Return a service on this state directory; the routes, which know nothing of it, are made before the fork."""
 
     def app(core: Any) -> Any:
         _app.extensions[CORE] = core
@@ -419,11 +417,12 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 
 def _copy_file(source: str, target: str) -> None:
-    size = os.stat(source).st_size
+    size = Path(source).stat().st_size
     with (
-        open(source, "rb") as reader,
-        open(target, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as writer,
+        Path(source).open("rb") as reader,
+        Path(target).open("wb") as writer,
     ):
+        os.fchmod(writer.fileno(), 0o600)
         os.ftruncate(writer.fileno(), size)
         for start, end in _data(reader.fileno(), size):
             os.pwrite(writer.fileno(), os.pread(reader.fileno(), end - start, start), start)

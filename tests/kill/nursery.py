@@ -84,7 +84,7 @@ def _live(log: Path, function: Any) -> None:
     """Be a child, and leave without the parent's clean-up."""
     status = 1
     with contextlib.suppress(BaseException):
-        with log.open("ab", buffering=0) as file, open(os.devnull, "rb") as nothing:
+        with log.open("ab", buffering=0) as file, Path(os.devnull).open("rb") as nothing:
             os.dup2(nothing.fileno(), 0)
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

@@ -55,15 +55,15 @@ def upgrade() -> None:
         "pool_usages",
         sa.Column("pool", sa.String(length=255), nullable=False),
         sa.Column("volumes", sa.Integer(), nullable=False),
-        sa.Column("volume_gib", sa.Integer(), nullable=False),
-        sa.Column("snapshot_gib", sa.Integer(), nullable=False),
+        sa.Column("volume_gib", sa.BigInteger(), nullable=False),
+        sa.Column("snapshot_gib", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("pool"),
     )
     op.create_table(
         "quota_usages",
         sa.Column("project_id", sa.String(length=255), nullable=False),
         sa.Column("resource", sa.String(length=255), nullable=False),
-        sa.Column("in_use", sa.Integer(), nullable=False),
+        sa.Column("in_use", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("project_id", "resource"),
     )
     op.create_table(

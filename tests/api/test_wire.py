@@ -1,0 +1,418 @@
+"""What is around every reply: versions, headers, error bodies, paths, links."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+
+from blockstore.api import ROOMS
+from blockstore.api.endpoint import Endpoint
+from blockstore.microversions import MAXIMUM
+from tests.api.conftest import Hall, unknown_id
+from tests.api.test_isolation import BODIES, place
+from tests.conftest import Answer, Client, Served
+
+VERSION = "OpenStack-API-Version"
+REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f-]{27}")
+
+
+@pytest.fixture
+def admin(lite: Hall) -> Client:
+    """An administrator with a project of his own."""
+    return lite.admin()
+
+
+def ask(lite: Hall, method: str, path: str, **headers: str) -> Answer:
+    """Send a request to a path that need not be below /v3."""
+    got = Client(lite.service).http.open(path, method=method, headers=headers)
+    return Answer(got.status_code, dict(got.headers), got.data)
+
+
+# --- discovery -----------------------------------------------------------------------------------------------
+
+
+def test_the_root_lists_the_versions_to_anybody(lite: Hall) -> None:
+    answer = ask(lite, "GET", "/", **{VERSION: "volume 9.9", "X-Project-Id": "no such id"})
+    assert answer.status == 300
+    assert (answer.headers[VERSION], answer.headers["Vary"]) == ("volume 3.0", VERSION)
+    (version,) = answer.json["versions"]
+    assert (version["id"], version["version"], version["min_version"]) == ("v3.0", "3.71", "3.0")
+    assert version["links"][1]["href"] == "http://localhost/v3/"
+
+
+def test_v3_is_the_same_document(lite: Hall) -> None:
+    answer = ask(lite, "GET", "/v3/", **{VERSION: "volume 3.5"})
+    assert (answer.status, answer.headers[VERSION]) == (200, "volume 3.5")
+    assert answer.json == ask(lite, "GET", "/").json
+
+
+def test_v3_without_a_slash_leads_there(lite: Hall) -> None:
+    answer = ask(lite, "GET", "/v3")
+    assert (answer.status, answer.headers["Location"]) == (302, "http://localhost/v3/")
+
+
+def test_healthcheck(lite: Hall) -> None:
+    answer = ask(lite, "GET", "/healthcheck")
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"OK", "text/plain; charset=utf-8")
+    assert VERSION not in answer.headers
+
+
+# --- microversions -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        (None, "3.0"),
+        ("volume 3.0", "3.0"),
+        ("volume 3.71", "3.71"),
+        ("volume latest", "3.71"),
+        ("VOLUME LATEST", "3.71"),
+        ("compute 2.1, volume 3.27", "3.27"),
+        ("volume 3.27,volume 3.50", "3.27"),
+        ("  volume   3.9  ", "3.9"),
+    ],
+)
+def test_the_version_that_is_used_is_told(lite: Hall, asked: str | None, used: str) -> None:
+    answer = ask(lite, "GET", "/v3/volumes", **({VERSION: asked} if asked else {}))
+    assert (answer.status, answer.headers[VERSION], answer.headers["Vary"]) == (200, f"volume {used}", VERSION)
+
+
+@pytest.mark.parametrize(
+    ("asked", "echo"),
+    [
+        ("volume 3.72", "volume 3.72"),
+        ("volume 4.0", "volume 4.0"),
+        ("compute 2.1,volume 3.99", "volume 3.99"),
+        ("volume 1.0", None),
+        ("volume 2.0", None),
+    ],
+)
+def test_a_version_out_of_range(lite: Hall, asked: str, echo: str | None) -> None:
+    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: asked})
+    number = asked.split()[-1]
+    message = f"Version {number} is not supported by the API. Minimum is 3.0 and maximum is 3.71."
+    assert (answer.status, answer.json) == (406, {"computeFault": {"code": 406, "message": message}})
+    assert answer.headers.get(VERSION) == echo
+    assert answer.headers.get("Vary") == (VERSION if echo else None)
+
+
+@pytest.mark.parametrize("text", ["abc", "3", "3.", "3.01", "03.1", "3.1.1", "-3.1", "3.x", "3,1", "٣.1", ""])
+def test_a_version_that_is_none(lite: Hall, text: str) -> None:
+    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: f"volume {text}".encode().decode("latin-1")})
+    assert answer.status == 400
+    assert answer.message.endswith("is of invalid format. Must be of format MajorNum.MinorNum.")
+    assert VERSION not in answer.headers
+
+
+@pytest.mark.parametrize("text", ["compute 2.1", "3.5", "", ",", "volumes 3.5"])
+def test_a_header_without_this_service(lite: Hall, text: str) -> None:
+    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: text})
+    assert (answer.status, "badRequest" in answer.json) == (400, True)
+
+
+GATED = [
+    (method, path, name, endpoint)
+    for room in ROOMS
+    for (method, path), target in room.routes.items()
+    for name, endpoint in ([("", target)] if isinstance(target, Endpoint) else target.items())
+    if endpoint.since.minor
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "endpoint"), GATED, ids=[f"{m} {p} {n} {e.since}" for m, p, n, e in GATED]
+)
+def test_one_version_below_there_is_nothing(
+    admin: Client, method: str, path: str, name: str, endpoint: Endpoint
+) -> None:
+    body = None if endpoint.body is None else BODIES[name or f"{method} {path}"]
+    answer = admin(method, place(path), body, version=f"3.{endpoint.since.minor - 1}")
+    missing = {"itemNotFound": {"code": 404, "message": "The resource could not be found."}}
+    assert (answer.status, answer.json) == (404, missing)
+    answer = admin(method, place(path), body, version=str(endpoint.since))
+    assert answer.json != missing if answer.body else answer.status == 202
+
+
+def test_the_gates_are_those_of_the_reference() -> None:
+    assert {(name or f"{method} {path}"): str(endpoint.since) for method, path, name, endpoint in GATED} == {
+        "GET /volumes/summary": "3.12",
+        "revert": "3.40",
+        "GET /messages": "3.3",
+        "GET /messages/<message_id>": "3.3",
+        "DELETE /messages/<message_id>": "3.3",
+        "PUT /os-services/get-log": "3.32",
+        "PUT /os-services/set-log": "3.32",
+    }
+
+
+# --- paths ---------------------------------------------------------------------------------------------------
+
+
+def test_paths_with_and_without_the_project_at_every_version(lite: Hall) -> None:
+    admin = lite.admin()
+    project, volume = admin.headers["X-Project-Id"], lite.volume(admin)
+    for minor in range(MAXIMUM.minor + 1):
+        for prefix, path in ((f"/{project}", f"/{project}"), ("", "")):
+            shown = admin.get(f"{prefix}/volumes/{volume}", version=f"3.{minor}")["volume"]
+            assert shown["links"] == [
+                {"rel": "self", "href": f"http://localhost/v3{path}/volumes/{volume}"},
+                {"rel": "bookmark", "href": f"http://localhost{path}/volumes/{volume}"},
+            ]
+
+
+def test_the_project_of_the_path_is_the_caller_s(lite: Hall) -> None:
+    owner = lite.member()
+    lite.volume(owner, name="mine")
+    names = Client(lite.service).get(f"/{owner.headers['X-Project-Id']}/volumes")["volumes"]
+    assert [v["name"] for v in names] == ["mine"]
+
+
+def test_the_suffix_json_is_taken(lite: Hall) -> None:
+    admin = lite.admin()
+    volume = lite.volume(admin)
+    for path in ("/volumes", "/volumes/detail", f"/volumes/{volume}", "/types", "/extensions/os-services"):
+        assert admin.get(f"{path}.json") == admin.get(path)
+        assert admin("GET", f"/{admin.headers['X-Project-Id']}{path}.json").status == 200
+    body = {"os-set_bootable": {"bootable": True}}
+    assert admin("POST", f"/volumes/{volume}/action.json", body).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/nothing"),
+        ("GET", "/v1/volumes"),
+        ("GET", "/v2/volumes"),
+        ("GET", "/v3/nothing"),
+        ("GET", "/v3/a.b/volumes"),
+        ("GET", f"/v3/{'x' * 65}/volumes"),
+        ("GET", "/v3//volumes"),
+        ("GET", "/v3/volumes//detail"),
+        ("GET", "/v3/volumes/x/y/z"),
+        ("PATCH", "/v3/volumes"),
+        ("DELETE", "/v3/volumes"),
+        ("HEAD", "/v3/volumes"),
+        ("HEAD", "/v3/"),
+        ("OPTIONS", "/v3/volumes"),
+        ("OPTIONS", "/"),
+        ("POST", "/v3/"),
+        ("TRACE", "/v3/volumes"),
+        ("BREW", "/v3/volumes"),
+        ("GET", "/static/x"),
+        ("GET", "/v3/../../etc/passwd"),
+    ],
+)
+def test_what_is_not_routed_is_plain_text(lite: Hall, method: str, path: str) -> None:
+    answer = ask(lite, method, path)
+    assert (answer.status, answer.headers["Content-Type"]) == (404, "text/plain; charset=utf-8")
+    assert REQUEST_ID.fullmatch(answer.headers["x-openstack-request-id"])
+    assert "x-compute-request-id" not in answer.headers
+    if method != "HEAD":
+        assert answer.body == b"404 Not Found\n\nThe resource could not be found.\n"
+
+
+@pytest.mark.parametrize("collection", ["volumes", "snapshots", "types", "messages"])
+@pytest.mark.parametrize(
+    "ref", [unknown_id(), "x", "x" * 300, "%00", "..%2f..", "'", unknown_id().replace("-", ""), "1;2"]
+)
+def test_an_id_that_is_not_there(admin: Client, collection: str, ref: str) -> None:
+    answer = admin("GET", f"/{collection}/{ref}")
+    assert answer.status == 404
+    if answer.headers["Content-Type"] == "application/json":
+        assert answer.message.endswith("could not be found.")
+
+
+# --- headers -------------------------------------------------------------------------------------------------
+
+
+def test_request_ids(lite: Hall) -> None:
+    seen = set()
+    for path in ("/", "/v3/volumes", f"/v3/volumes/{unknown_id()}"):
+        answer = ask(lite, "GET", path, **{"X-OpenStack-Request-ID": f"req-{unknown_id()}"})
+        own = answer.headers["x-openstack-request-id"]
+        assert REQUEST_ID.fullmatch(own)
+        assert answer.headers["x-compute-request-id"] == own
+        seen.add(own)
+    assert len(seen) == 3
+    assert REQUEST_ID.fullmatch(ask(lite, "GET", "/x").headers["x-openstack-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("application/json", "application/json"),
+        ("application/vnd.openstack.volume+json", "application/vnd.openstack.volume+json"),
+        ("*/*", "application/json"),
+        ("text/html", "application/json"),
+        ("application/xml", "application/json"),
+        ("", "application/json"),
+    ],
+)
+def test_accept_is_echoed_where_it_is_known(admin: Client, asked: str, sent: str) -> None:
+    assert admin("GET", "/volumes", Accept=asked).headers["Content-Type"] == sent
+
+
+def test_the_other_json_is_a_body_too(admin: Client) -> None:
+    kind = {"Content-Type": "application/vnd.openstack.volume+json; charset=utf-8"}
+    assert admin("POST", f"/volumes/{unknown_id()}/metadata", {"metadata": {}}, **kind).status == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "link"),
+    [
+        ("api.example.org", "http://api.example.org"),
+        ("api.example.org:8443, inner", "http://api.example.org:8443"),
+        ("[2001:db8::1]:80", "http://[2001:db8::1]:80"),
+        ("", "http://localhost"),
+        ("bad host/", "http://localhost"),
+        ("[", "http://localhost"),
+        ('"><script>', "http://localhost"),
+        ("user@evil", "http://localhost"),
+    ],
+)
+def test_links_name_the_host_that_a_proxy_was_asked_for(lite: Hall, host: str, link: str) -> None:
+    admin = lite.admin()
+    volume = lite.volume(admin)
+    shown = admin.get(f"/volumes/{volume}", **{"X-Forwarded-Host": host})["volume"]
+    assert shown["links"][0]["href"] == f"{link}/v3/volumes/{volume}"
+    page = admin.get("/volumes?limit=1", **{"X-Forwarded-Host": host})
+    assert page["volumes_links"][0]["href"] == f"{link}/v3/volumes?limit=1&marker={volume}"
+    assert ask(lite, "GET", "/v3", **{"X-Forwarded-Host": host}).headers["Location"] == f"{link}/v3/"
+
+
+def test_public_endpoint_is_what_links_start_with(start_service: Callable[..., Any]) -> None:
+    from blockstore.config import ServiceConfig
+
+    api = Client(start_service(service=ServiceConfig(public_endpoint="https://cloud/block/")))
+    volume = api.volume()
+    assert volume["links"][0]["href"] == f"https://cloud/block/v3/volumes/{volume['id']}"
+
+
+def test_etag_of_metadata(lite: Hall) -> None:
+    admin = lite.admin()
+    path = f"/volumes/{lite.volume(admin)}/metadata"
+    assert admin("PUT", path, {"metadata": {"a": "b"}}).json == {"metadata": {"a": "b"}}
+    answer = admin("GET", path, version="3.15")
+    assert answer.body == b'{"metadata": {"a": "b"}}'
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    etag = answer.headers["Etag"]
+    assert re.fullmatch("[0-9a-f]{32}", etag)
+    assert "Etag" not in admin("GET", path, version="3.14").headers
+    for method, url, body in (("PUT", path, {"metadata": {"a": "c"}}), ("PUT", f"{path}/a", {"meta": {"a": "c"}})):
+        refused = admin(method, url, body, **{"If-Match": '"0"'})
+        assert (refused.status, refused.body) == (412, b"")
+        assert admin(method, url, body, version="3.14", **{"If-Match": '"0"'}).status == 200
+        present = admin("GET", path).headers["Etag"]
+        assert present != etag
+        assert admin(method, url, body, **{"If-Match": f'"{present}"'}).status == 200
+
+
+# --- errors --------------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_ours_says_nothing_but_that(
+    lite: Hall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_args: Any) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr("blockstore.api.volumes.shown", broken)
+    monkeypatch.setattr("blockstore.api.volumes.metadata_of", broken)
+    answer = lite.admin()("GET", "/volumes/detail")
+    message = "The server has either erred or is incapable of performing the requested operation."
+    assert (answer.status, answer.json) == (500, {"computeFault": {"code": 500, "message": message}})
+    assert "secret detail" in caplog.text
+
+
+def test_bodies_of_refusals_name_their_code(admin: Client, lite: Hall) -> None:
+    answers = {
+        "badRequest": admin("GET", "/volumes?limit=x"),
+        "itemNotFound": admin("GET", f"/volumes/{unknown_id()}"),
+        "forbidden": lite.nobody()("GET", "/volumes"),
+        "badMediaType": admin("POST", "/volumes", {}, **{"Content-Type": "text/plain"}),
+    }
+    for fault, answer in answers.items():
+        ((name, inner),) = orjson.loads(answer.body).items()
+        assert (name, inner["code"]) == (fault, answer.status)
+        assert sorted(inner) == ["code", "message"]
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.headers[VERSION] == "volume 3.71"
+
+
+# --- over a socket -------------------------------------------------------------------------------------------
+
+
+def peak_kib(pid: int) -> int:
+    """Return the most memory a process has had."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+def test_bodies_over_a_socket(serve: Callable[..., Served]) -> None:
+    """Bodies that are too large, endless or cut off: refused, and not kept in memory."""
+    served = serve()
+    address = urlsplit(served.url)
+    before = peak_kib(served.process.pid)
+
+    def connect() -> socket.socket:
+        connection = socket.create_connection((address.hostname, address.port), timeout=20)
+        connection.settimeout(20)
+        return connection
+
+    # A hundred million bytes, announced.
+    with connect() as connection:
+        head = "POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000000\r\n\r\n"
+        connection.sendall(head.encode())
+        sent = 0
+        with contextlib.suppress(OSError):  # it hangs up on us
+            while sent < 100_000_000:
+                sent += connection.send(b"x" * 65536)
+        with connect() as second:
+            second.sendall(head.encode())
+            assert b" 413 " in second.recv(64)
+    # And not announced.
+    with connect() as connection:
+        connection.sendall(
+            b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            for _ in range(1500):
+                connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+    # Between what the API takes and what the server reads.
+    plain = http.client.HTTPConnection(str(address.hostname), address.port, timeout=20)
+    plain.request("POST", "/v3/volumes", b" " * 200_000, {"Content-Type": "application/json"})
+    answer = plain.getresponse()
+    assert (answer.status, b"114688" in answer.read()) == (413, True)
+    plain.close()
+    # Cut off.
+    with connect() as connection:
+        connection.sendall(b'POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"volume"')
+    # Smuggled, torn and overlong heads.
+    for torn in (
+        b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n",
+        b"GET /v3/volumes HTTP/1.1\r\nHost: x\r\nX-Project-Id: a\x00b\r\n\r\n",
+        b"GET /v3/volumes HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
+        b"GET /v3/volumes?" + b"a" * 300_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ):
+        with connect() as connection, contextlib.suppress(OSError):
+            connection.sendall(torn)
+            assert b" 50" not in connection.recv(32)
+    assert peak_kib(served.process.pid) - before < 30_000
+    plain = http.client.HTTPConnection(str(address.hostname), address.port, timeout=20)
+    plain.request("GET", "/v3/volumes")
+    assert json.loads(plain.getresponse().read()) == {"volumes": []}
+    plain.close()

@@ -1,0 +1,390 @@
+"""Whatever happens inside a handler, the row settles with a reason, and every figure stays exact."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from blockstore import bus, settling, states
+from blockstore.backends.memory import MemoryBackend
+from blockstore.db.models import OrderRow
+from blockstore.errors import BackendError, InUse, NoSpace, ToolTimeout, Unreachable
+from blockstore.service import Service
+
+from .conftest import Client, backend_section
+from .kill.invariants import check
+
+POOL = "blockstore@memory#memory"
+
+
+@pytest.fixture
+def backend(service: Service) -> MemoryBackend:
+    """The memory backend of ``service``."""
+    found = service.backends[POOL]
+    assert isinstance(found, MemoryBackend)
+    return found
+
+
+def judge(api: Client) -> None:
+    api.wait_idle()
+    check(api.service.db, api.service.backends)
+
+
+def messages(api: Client) -> list[str]:
+    return [message["user_message"] for message in api.get("/messages")["messages"]]
+
+
+def orders(api: Client, **where: Any) -> list[OrderRow]:
+    with api.service.db.read() as session:
+        return list(session.scalars(select(OrderRow).filter_by(**where).order_by(OrderRow.id)))
+
+
+class Gate:
+    """Holds a method of a backend up until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: Any, method: str) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        real = getattr(backend, method)
+
+        def held(*args: Any, **kw: Any) -> Any:
+            self.begun.set()
+            assert self.go.wait(20)
+            return real(*args, **kw)
+
+        monkeypatch.setattr(backend, method, held)
+
+
+# --- failures ----------------------------------------------------------------------------------------------
+
+FAILURES = {
+    "create_volume": (lambda api, v, s: api("POST", "/volumes", {"volume": {"size": 1}}), "error"),
+    "clone_volume": (lambda api, v, s: api("POST", "/volumes", {"volume": {"source_volid": v}}), "error"),
+    "create_volume_from_snapshot": (lambda api, v, s: api("POST", "/volumes", {"volume": {"snapshot_id": s}}), "error"),
+    "extend_volume": (
+        lambda api, v, s: api("POST", f"/volumes/{v}/action", {"os-extend": {"new_size": 2}}),
+        "error_extending",
+    ),
+    "create_snapshot": (lambda api, v, s: api("POST", "/snapshots", {"snapshot": {"volume_id": v}}), "error"),
+    "revert_volume": (lambda api, v, s: api("POST", f"/volumes/{v}/action", {"revert": {"snapshot_id": s}}), "error"),
+    "delete_snapshot": (lambda api, v, s: api("DELETE", f"/snapshots/{s}"), "error_deleting"),
+    "delete_volume": (lambda api, v, s: api("DELETE", f"/volumes/{v}?cascade=true"), "error_deleting"),
+}
+
+
+@pytest.mark.parametrize("method", FAILURES)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BackendError("The disk is on fire."), "The disk is on fire."),
+        (Unreachable("The cable is out."), "The cable is out."),
+        (RuntimeError("secret"), "an internal error (RuntimeError) stopped it; the log has the details under req-"),
+    ],
+    ids=["refused", "unreachable", "bug"],
+)
+def test_a_failure_settles_with_a_reason(
+    api: Client, backend: MemoryBackend, method: str, error: Exception, said: str
+) -> None:
+    """Row, order and message tell; quota, ledger and storage agree; and everything can be deleted afterwards."""
+    volume_id = api.volume()["id"]
+    snapshot_id = api.snapshot(volume_id)["id"]
+    ask, status = FAILURES[method]
+    backend.fail[method] = error
+    assert ask(api, volume_id, snapshot_id).status == 202
+    judge(api)
+    assert not backend.fail
+    found = {v["status"] for v in api.get("/volumes/detail")["volumes"]}
+    found |= {s["status"] for s in api.get("/snapshots/detail")["snapshots"]}
+    assert found - {"available"} == {status}
+    assert all(said in (order.reason or "") for order in orders(api, state="failed")[:1])
+    assert any(said in message for message in messages(api))
+    assert "secret" not in str(messages(api))
+    for volume in api.get("/volumes")["volumes"]:
+        assert api("DELETE", f"/volumes/{volume['id']}?cascade=true&force=true").status == 202
+    judge(api)
+    assert api.get("/volumes") == {"volumes": []}
+
+
+@pytest.mark.parametrize("noun", ["volumes", "snapshots"])
+def test_what_is_busy_is_available_again_with_a_message(api: Client, backend: MemoryBackend, noun: str) -> None:
+    volume = api.volume()
+    thing = volume if noun == "volumes" else api.snapshot(volume["id"])
+    backend.fail["delete_volume" if noun == "volumes" else "delete_snapshot"] = InUse("Somebody holds it.")
+    assert api("DELETE", f"/{noun}/{thing['id']}").status == 202
+    judge(api)
+    assert api.get(f"/{noun}/{thing['id']}")[noun[:-1]]["status"] == "available"
+    assert messages(api) == [f"delete {noun[:-1]}: Somebody holds it."]
+
+
+def test_a_database_that_is_away_is_not_the_orders_fault(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler is tried again and succeeds; nothing tells of it."""
+    monkeypatch.setattr(bus, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
+    times = iter(range(2))
+    real = states.settle
+
+    def settle(*args: Any, **kw: Any) -> bool:
+        if next(times, None) is not None:
+            raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
+        return real(*args, **kw)
+
+    monkeypatch.setattr(states, "settle", settle)
+    assert api.volume()["status"] == "available"
+    judge(api)
+    assert messages(api) == []
+    assert [name for name, _ in backend.calls] == ["create_volume"] * 3
+
+
+# --- the next pool -----------------------------------------------------------------------------------------
+
+
+def pools(start_service: Callable[..., Service], count: int) -> Client:
+    sections = tuple(
+        backend_section(name, "memory", {"max_over_subscription_ratio": str(1000 - n)})
+        for n, name in enumerate(["first", "second", "third", "fourth"][:count])
+    )
+    return Client(start_service(backends=sections))
+
+
+def named(api: Client, name: str) -> MemoryBackend:
+    found = api.service.backends[f"blockstore@{name}#{name}"]
+    assert isinstance(found, MemoryBackend)
+    return found
+
+
+def test_a_failed_create_goes_to_the_next_pool(start_service: Callable[..., Service]) -> None:
+    api = pools(start_service, 2)
+    named(api, "first").fail["create_volume"] = NoSpace("full")
+    volume = api.volume()
+    assert (volume["status"], volume["os-vol-host-attr:host"]) == ("available", "blockstore@second#second")
+    judge(api)
+    assert messages(api) == []
+
+
+def test_after_three_pools_it_is_given_up(start_service: Callable[..., Service]) -> None:
+    api = pools(start_service, 4)
+    for name in ("first", "second", "third", "fourth"):
+        named(api, name).fail["create_volume"] = NoSpace(f"{name} is full.")
+    assert api.volume()["status"] == "error"
+    judge(api)
+    assert messages(api) == ["create volume from backend storage: third is full."]
+    assert [o.reason for o in orders(api, state="failed")] == ["first is full.", "second is full.", "third is full."]
+    assert "create_volume" in named(api, "fourth").fail
+
+
+@pytest.mark.parametrize("can_be_removed", [True, False])
+def test_a_pool_that_made_it_after_all_keeps_nothing_that_no_row_names(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, can_be_removed: bool
+) -> None:
+    """A tool that ran out of time may have done its work: it is undone, or the row stays where the bytes may be."""
+    api = pools(start_service, 2)
+    first = named(api, "first")
+    real = first.create_volume
+
+    def late(name: str, size_gib: int) -> None:
+        real(name, size_gib)
+        raise ToolTimeout("lvcreate did not end within 60 s and was stopped.")
+
+    monkeypatch.setattr(first, "create_volume", late)
+    if not can_be_removed:
+        first.fail["delete_volume"] = ToolTimeout("lvremove neither.")
+    volume = api.volume()
+    judge(api)
+    expected = ("available", "second") if can_be_removed else ("error", "first")
+    assert (volume["status"], volume["os-vol-host-attr:host"].partition("#")[2]) == expected
+    assert api("DELETE", f"/volumes/{volume['id']}").status == 202
+    judge(api)
+    assert dict(first.list_volumes()) == {}
+
+
+def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
+    start_service: Callable[..., Service], tmp_path: Any
+) -> None:
+    """The volume may be there; to make it elsewhere would leave bytes that nobody knows of."""
+    api = pools(start_service, 2)
+    service = api.service
+    real = states.settle
+    # The first life: made on the pool, and never noted.
+    service.db.cast = lambda _order: None
+    volume = api.volume(settle=False)
+    (placing,) = orders(api, state="open")
+    service.bus._rooms["scheduler"].handlers[type(_order_of(placing))](_order_of(placing))
+    (creating,) = orders(api, state="open")
+    named(api, "first").create_volume(f"volume-{volume['id']}", 1)
+    # The second: the pool is down.
+    service.board.mark_down("blockstore@first#first", "The cable is out.")
+    service.db.cast = service.bus.cast
+    service.bus.cast(_order_of(creating, attempt=2))
+    judge(api)
+    volume = api.get(f"/volumes/{volume['id']}")["volume"]
+    assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", "blockstore@first#first")
+    assert "The cable is out." in messages(api)[0]
+    assert real is states.settle
+
+
+def _order_of(row: OrderRow, attempt: int = 1) -> Any:
+    from blockstore.orders import from_stored
+
+    return from_stored(row.kind, row.id, row.request_id, row.project_id, row.body, attempt=attempt)
+
+
+# --- what an administrator does meanwhile ------------------------------------------------------------------
+
+
+def test_a_volume_reset_while_it_is_made_stays_as_it_was_set(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch, backend, "create_volume")
+    volume = api.volume(settle=False)
+    assert gate.begun.wait(10)
+    reset = api("POST", f"/volumes/{volume['id']}/action", {"os-reset_status": {"status": "available"}})
+    assert reset.status == 202
+    gate.go.set()
+    judge(api)
+    assert api.get(f"/volumes/{volume['id']}")["volume"]["status"] == "available"
+    assert "reset meanwhile" in (orders(api, kind="CreateVolume")[0].reason or "")
+
+
+def test_an_extension_whose_volume_was_reset_is_a_fact_all_the_same(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = api.volume()
+    gate = Gate(monkeypatch, backend, "extend_volume")
+    assert api("POST", f"/volumes/{volume['id']}/action", {"os-extend": {"new_size": 3}}).status == 202
+    assert gate.begun.wait(10)
+    assert api("POST", f"/volumes/{volume['id']}/action", {"os-reset_status": {"status": "error"}}).status == 202
+    gate.go.set()
+    api.wait_idle()
+    found = api.get(f"/volumes/{volume['id']}")["volume"]
+    assert (found["status"], found["size"]) == ("error", 3)
+    judge(api)
+
+
+def test_a_revert_whose_snapshot_was_reset_succeeds(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = api.volume()
+    snapshot = api.snapshot(volume["id"])
+    gate = Gate(monkeypatch, backend, "revert_volume")
+    revert = api("POST", f"/volumes/{volume['id']}/action", {"revert": {"snapshot_id": snapshot["id"]}})
+    assert revert.status == 202
+    assert gate.begun.wait(10)
+    assert api("POST", f"/snapshots/{snapshot['id']}/action", {"os-reset_status": {"status": "error"}}).status == 202
+    gate.go.set()
+    api.wait_idle()
+    assert api.get(f"/volumes/{volume['id']}")["volume"]["status"] == "available"
+    assert api.get(f"/snapshots/{snapshot['id']}")["snapshot"]["status"] == "error"
+    assert messages(api) == []
+
+
+@pytest.mark.parametrize("method", ["create_volume", "extend_volume", "create_snapshot"])
+def test_a_forced_delete_of_what_is_being_made_leaves_nothing(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """It waits its turn, then removes all there is."""
+    volume = api.volume() if method != "create_volume" else None
+    gate = Gate(monkeypatch, backend, method)
+    if volume is None:
+        volume = api.volume(settle=False)
+    elif method == "extend_volume":
+        assert api("POST", f"/volumes/{volume['id']}/action", {"os-extend": {"new_size": 3}}).status == 202
+    else:
+        assert api("POST", "/snapshots", {"snapshot": {"volume_id": volume["id"]}}).status == 202
+    assert gate.begun.wait(10)
+    answer = api("DELETE", f"/volumes/{volume['id']}?cascade=true&force=true")
+    assert answer.status == 202, answer.body
+    gate.go.set()
+    judge(api)
+    assert api.get("/volumes") == {"volumes": []}
+    assert dict(backend.list_volumes()) == {}
+
+
+# --- cancelling --------------------------------------------------------------------------------------------
+
+
+def cancel(api: Client, order: OrderRow) -> None:
+    with api.service.db.write() as session:
+        session.execute(update(OrderRow).where(OrderRow.id == order.id).values(cancel_asked=True))
+
+
+def test_an_order_cancelled_before_it_began(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that waits for its busy source."""
+    source = api.volume()
+    gate = Gate(monkeypatch, backend, "create_snapshot")
+    assert api("POST", "/snapshots", {"snapshot": {"volume_id": source["id"]}}).status == 202
+    assert gate.begun.wait(10)
+    copy = api.volume(settle=False, source_volid=source["id"])
+    while not (waiting := orders(api, kind="CreateVolume", resource_id=copy["id"], state="open")):
+        time.sleep(0.005)
+    cancel(api, waiting[0])
+    gate.go.set()
+    judge(api)
+    assert api.get(f"/volumes/{copy['id']}")["volume"]["status"] == "error"
+    assert messages(api) == ["create volume from backend storage: cancelled by the operator before it began"]
+    assert orders(api, state="cancelled")[0].id == waiting[0].id
+
+
+def test_an_order_cancelled_while_it_runs_stops_at_its_next_progress(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The percentage is written down, and is in the reason."""
+    monkeypatch.setattr(settling, "PROGRESS_INTERVAL_S", 0.0)
+    source = api.volume()
+    at_half, go = threading.Event(), threading.Event()
+
+    def clone(_name: str, _size: int, _source: str, progress: Callable[[int], None]) -> None:
+        progress(50)
+        at_half.set()
+        assert go.wait(10)
+        progress(60)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(backend, "clone_volume", clone)
+    copy = api.volume(settle=False, source_volid=source["id"])
+    assert at_half.wait(10)
+    (running,) = orders(api, kind="CreateVolume", resource_id=copy["id"])
+    assert running.progress == 50
+    cancel(api, running)
+    go.set()
+    judge(api)
+    assert messages(api) == ["create volume from backend storage: cancelled by the operator at 60 %"]
+
+
+def test_what_half_destroys_is_not_stopped(
+    api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to stop all the same, it goes on to its end."""
+    monkeypatch.setattr(settling, "PROGRESS_INTERVAL_S", 0.0)
+    volume = api.volume()
+    gate = Gate(monkeypatch, backend, "delete_volume")
+    assert api("DELETE", f"/volumes/{volume['id']}").status == 202
+    assert gate.begun.wait(10)
+    cancel(api, orders(api, kind="DeleteVolume")[0])
+    gate.go.set()
+    judge(api)
+    assert api.get("/volumes") == {"volumes": []}
+
+
+def test_progress_is_written_at_most_once_a_second(service: Service) -> None:
+    writes: list[int] = []
+    order: Any = type("Told", (), {"order_id": "x", "cancellable": False})
+
+    class Room:
+        class db:
+            @staticmethod
+            def write() -> Any:
+                writes.append(1)
+                return service.db.write()
+
+    tell = settling.progress_of(Room, order)  # type: ignore[arg-type]
+    for percent in range(100):
+        tell(percent)
+    assert not writes
