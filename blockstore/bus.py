@@ -108,6 +108,9 @@ class Bus:
             task.cancel()
         if self._tasks and not self._loop.is_closed():
             self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        if not self._loop.is_closed():
+            # Those who note that an order is slow still use the database, which goes next.
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
         for room in self._rooms.values():
             room.threads.shutdown(wait=False, cancel_futures=True)

@@ -115,7 +115,7 @@ def ask(api: Client, verb: str, dice: random.Random) -> None:
         "cascade": ("DELETE", f"/volumes/{volume_id}?cascade=true", None),
         "delete snapshot": ("DELETE", f"/snapshots/{shot['id']}", None),
         "force": ("DELETE", f"/volumes/{volume_id}?cascade=true&force=true", None),
-        "reset": ("POST", f"/volumes/{volume_id}/action", {"os-reset_status": {"status": "available"}}),
+        "reset": ("POST", f"/volumes/{volume_id}/action", {"os-reset_status": {"status": "error"}}),
     }[verb]
     answer = api(method, path, body)
     assert answer.status < 500, answer.body

@@ -82,8 +82,8 @@ def words_of(listing: Listing) -> list[str]:
 query_keys = st.one_of(
     st.sampled_from(
         [
-            "limit", "offset", "marker", "sort", "sort_key", "sort_dir", "all_tenants", "with_count", "cascade", "force",
-            "detail", "is_public", "extra_specs", "volume_type", "project_id", "host", "binary",
+            "limit", "offset", "marker", "sort", "sort_key", "sort_dir", "all_tenants", "with_count", "cascade",
+            "force", "detail", "is_public", "extra_specs", "volume_type", "project_id", "host", "binary",
             *words_of(VOLUMES), *words_of(SNAPSHOTS),
         ]
     ),
@@ -94,8 +94,8 @@ query_values = st.one_of(
     st.integers(-(2**66), 2**66).map(str),
     st.sampled_from(
         [
-            "gt:2026-01-01", "neq:9999-12-31T23:59:59+23:59,lt:0001-01-01", "{'a':'b'}", "{1:2}", "{'a':'\\ud800'}", "{b'a':1j}",
-            "name:asc,size:desc,id", "created_at:up", "true", "None", "1;2",
+            "gt:2026-01-01", "neq:9999-12-31T23:59:59+23:59,lt:0001-01-01", "{'a':'b'}", "{1:2}", "{'a':'\\ud800'}",
+            "{b'a':1j}", "name:asc,size:desc,id", "created_at:up", "true", "None", "1;2",
         ]
     ),
 )  # fmt: skip

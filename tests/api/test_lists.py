@@ -22,7 +22,8 @@ VOLUME_KEYS = (
     "volume_type_id", "user_id", "project_id",
 )  # fmt: skip
 SNAPSHOT_KEYS = (
-    "id", "name", "display_name", "status", "volume_id", "created_at", "updated_at", "user_id", "project_id", "volume_size",
+    "id", "name", "display_name", "status", "volume_id", "created_at", "updated_at", "user_id", "project_id",
+    "volume_size",
 )  # fmt: skip
 MESSAGE_KEYS = (
     "id", "event_id", "resource_type", "resource_uuid", "request_id", "message_level", "created_at", "expires_at",
@@ -208,6 +209,15 @@ def test_each_sort_key_sorts_both_ways_with_nulls_below_all(
         if key not in ("name", "display_name"):  # their order is the database's own
             known = [value for value in upwards if value is not None]
             assert known == sorted(known), (key, direction)
+
+
+@pytest.mark.parametrize(("path", "keys", "total"), [("/volumes", VOLUME_KEYS, 24), ("/snapshots", SNAPSHOT_KEYS, 12)])
+def test_each_key_is_paged_beside_one_of_the_other_direction(
+    shelf: Shelf, path: str, keys: tuple[str, ...], total: int
+) -> None:
+    for key, (one, other) in itertools.product(keys, (("asc", "desc"), ("desc", "asc"))):
+        for sort in (f"{key}:{one},id:{other}", f"status:{one},{key}:{other}"):
+            assert len(set(walk(shelf.member, path, {"sort": sort}, 9))) == total, sort
 
 
 @pytest.mark.parametrize(("path", "keys"), [("/types", TYPE_KEYS), ("/messages", MESSAGE_KEYS)])

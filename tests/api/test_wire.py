@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import orjson
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from blockstore.api import ROOMS
 from blockstore.api.endpoint import Endpoint
@@ -65,6 +66,15 @@ def test_healthcheck(lite: Hall) -> None:
     answer = ask(lite, "GET", "/healthcheck")
     assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"OK", "text/plain; charset=utf-8")
     assert VERSION not in answer.headers
+
+
+def test_healthcheck_says_when_the_database_is_away(lite: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise OperationalError("connect", None, Exception("refused"))
+
+    monkeypatch.setattr(lite.service.db, "read", away)
+    answer = ask(lite, "GET", "/healthcheck")
+    assert (answer.status, answer.body) == (503, b"DATABASE UNREACHABLE")
 
 
 # --- microversions -------------------------------------------------------------------------------------------
@@ -353,6 +363,9 @@ def test_bodies_of_refusals_name_their_code(admin: Client, lite: Hall) -> None:
 # --- over a socket -------------------------------------------------------------------------------------------
 
 
+POST = b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
 def peak_kib(pid: int) -> int:
     """Return the most memory a process has had."""
     found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
@@ -373,20 +386,18 @@ def test_bodies_over_a_socket(serve: Callable[..., Served]) -> None:
 
     # A hundred million bytes, announced.
     with connect() as connection:
-        head = "POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000000\r\n\r\n"
-        connection.sendall(head.encode())
+        head = POST + b"Content-Length: 100000000\r\n\r\n"
+        connection.sendall(head)
         sent = 0
         with contextlib.suppress(OSError):  # it hangs up on us
             while sent < 100_000_000:
                 sent += connection.send(b"x" * 65536)
         with connect() as second:
-            second.sendall(head.encode())
+            second.sendall(head)
             assert b" 413 " in second.recv(64)
     # And not announced.
     with connect() as connection:
-        connection.sendall(
-            b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(OSError):
             for _ in range(1500):
                 connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")

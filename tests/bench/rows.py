@@ -23,7 +23,7 @@ def fill(state_dir: Path, count: int) -> list[str]:
     """Insert so many volumes, oldest first; return their ids. One in a hundred is in error; each has metadata."""
     db = Database(database_url(Config(service=ServiceConfig(state_dir=state_dir))))
     migrations.upgrade(db)
-    start = datetime.datetime(2026, 1, 1)  # noqa: DTZ001 - columns hold UTC without zone
+    start = datetime.datetime(2026, 1, 1)
     ids = [str(uuid.uuid4()) for _ in range(count)]
     with db.write() as session:
         type_id = session.execute(select(VolumeType.id).limit(1)).scalar()

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from blockstore_plugins.directory import DirectoryBackend, files
 from sqlalchemy import select
 
 import blockstore.cli
@@ -409,6 +410,33 @@ def serve(state_dir: str, config: str) -> int:
         ["serve", "--listen", "127.0.0.1:0", "--state-dir", state_dir, "--config", config], standalone_mode=False
     )
     return 0
+
+
+def serve_deadly(state_dir: str, config: str) -> int:
+    """Be ``blockstore serve`` with a backend that kills the process whenever it makes a volume of 13 GiB."""
+    real = DirectoryBackend.create_volume
+
+    def create_volume(self: Any, name: str, size_gib: int) -> None:
+        if size_gib == 13:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, name, size_gib)
+
+    DirectoryBackend.create_volume = create_volume  # type: ignore[method-assign]
+    return serve(state_dir, config)
+
+
+def serve_slow(state_dir: str, config: str) -> int:
+    """Be ``blockstore serve`` on a disk that takes five minutes to copy a volume."""
+
+    def copy(_source: int, _target: int, progress: Callable[[int], None]) -> None:
+        for step in range(1000):
+            progress(step // 10)
+            time.sleep(0.3)
+
+    files._reflink = lambda _source, _target: False
+    files._copy_sparse = copy
+    return serve(state_dir, config)
 
 
 def copy_sparse(source: Path, target: Path) -> None:

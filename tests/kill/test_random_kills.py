@@ -12,25 +12,16 @@ import os
 import random
 import re
 import signal
-import sqlite3
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from blockstore.config import load
-from blockstore.db.session import Database
-from blockstore.service import load_backends
-from tests.conftest import Served
-from tests.kill.invariants import check
-from tests.kill.nursery import Nursery
+from tests.kill.conftest import Victim
 
 KILLS = int(os.environ.get("KILLS", "200"))
 SEED = int(os.environ.get("KILL_SEED", "2"))
@@ -39,20 +30,6 @@ CLIENTS = 4
 LOAD_S = 0.25
 DRAIN_LIMIT_S = 5.0
 MANY = 24
-
-CONFIG = """
-[service]
-workers = 4
-[quota]
-volumes = -1
-snapshots = -1
-gigabytes = -1
-[backend:directory]
-plugin = directory
-max_over_subscription_ratio = 1000
-reserved_percentage = 0
-fill_limit_percentage = 100
-"""
 
 RACES = re.compile(r"is not in |is gone")
 """What a client may bring upon itself: a copy of what it deletes in the same breath."""
@@ -192,83 +169,24 @@ class Load:
         return status == 202
 
 
-class Victim:
-    """A served state directory, its process started again and again."""
-
-    def __init__(self, place: Path, nursery: Nursery) -> None:
-        self.place, self.nursery = place, nursery
-        self.config = place / "config.ini"
-        self.config.write_text(CONFIG)
-        self.started = 0.0
-        self.url = ""
-        self._pid = 0
-        self._cold: Served | None = None
-
-    def start(self, *, cold: bool) -> None:
-        """Start, and return when it answers."""
-        self.started = time.monotonic()
-        if cold:
-            self._cold = Served(self.place, CONFIG)
-            self.url = self._cold.url
-            return
-        note = self.place / "endpoint"
-        note.unlink(missing_ok=True)
-        self._pid = self.nursery.start(self.place / "log", "serve", str(self.place), str(self.config))
-        deadline = time.monotonic() + 30
-        while not (note.exists() and note.read_text().endswith("\n")):
-            assert time.monotonic() < deadline, (self.place / "log").read_text()[-5000:]
-            time.sleep(0.002)
-        self.url = note.read_text().strip()
-
-    def signal(self, number: int) -> int:
-        """Send a signal and wait for the end."""
-        if self._cold is not None:
-            served, self._cold = self._cold, None
-            served.process.send_signal(number)
-            return served.process.wait()
-        os.kill(self._pid, number)
-        return self.nursery.wait(self._pid)
-
-    def drain(self) -> float:
-        """Wait until no order is open; return the seconds since the start of the process."""
-        with sqlite3.connect(f"file:{self.place}/blockstore.db?mode=ro", uri=True) as db:
-            while db.execute("SELECT count(*) FROM orders WHERE state = 'open'").fetchone()[0]:
-                left = DRAIN_LIMIT_S - (time.monotonic() - self.started)
-                assert left > 0, db.execute("SELECT * FROM orders WHERE state = 'open'").fetchall()
-                time.sleep(0.005)
-        db.close()
-        return time.monotonic() - self.started
-
-    def listed(self) -> dict[str, dict[str, Any]]:
-        """Return volumes and snapshots as the API lists them; those in error say why, and it is the client's doing."""
-        client = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=20)
-        found: dict[str, dict[str, Any]] = {}
-        for noun in ("volumes", "snapshots", "messages"):
-            client.request("GET", f"/v3/{noun}" + ("/detail" if noun != "messages" else ""), headers=NEWEST)
-            found[noun] = {thing["id"]: thing for thing in json.loads(client.getresponse().read())[noun]}
-        client.close()
-        said = {message["resource_uuid"]: message["user_message"] for message in found["messages"].values()}
-        for noun in ("volumes", "snapshots"):
-            for thing in found[noun].values():
-                if thing["status"] != "available":
-                    assert thing["status"] == "error", thing
-                    assert RACES.search(said.get(thing["id"], "")), (thing, said.get(thing["id"]))
-        return found
-
-
 NEWEST = {"OpenStack-API-Version": "volume 3.71"}
 
 
-@pytest.fixture
-def victim() -> Iterator[Victim]:
-    """A state directory, in memory where there is one: a kill is no power cut."""
-    parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
-    nursery = Nursery()
-    with tempfile.TemporaryDirectory(prefix="blockstore-kills-", dir=parent) as place:
-        try:
-            yield Victim(Path(place), nursery)
-        finally:
-            nursery.close()
+def listed(url: str) -> dict[str, dict[str, Any]]:
+    """Return volumes and snapshots as the API lists them; those in error say why, and it is the client's doing."""
+    client = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    found: dict[str, dict[str, Any]] = {}
+    for noun in ("volumes", "snapshots", "messages"):
+        client.request("GET", f"/v3/{noun}" + ("/detail" if noun != "messages" else ""), headers=NEWEST)
+        found[noun] = {thing["id"]: thing for thing in json.loads(client.getresponse().read())[noun]}
+    client.close()
+    said = {message["resource_uuid"]: message["user_message"] for message in found["messages"].values()}
+    for noun in ("volumes", "snapshots"):
+        for thing in found[noun].values():
+            if thing["status"] != "available":
+                assert thing["status"] == "error", thing
+                assert RACES.search(said.get(thing["id"], "")), (thing, said.get(thing["id"]))
+    return found
 
 
 @pytest.mark.slow
@@ -276,37 +194,25 @@ def test_kills_under_load(victim: Victim) -> None:
     """After each kill and restart the orders drain in time and everything agrees with everything."""
     dice, truth, drains = random.Random(SEED), Truth(), []
     resumed = 0
-    backends = None
     for number in range(KILLS):
         victim.start(cold=number % COLD_EVERY == 0)
         drains.append(victim.drain())
-        db = Database(f"sqlite:///{victim.place}/blockstore.db")
-        backends = backends or load_backends(load(victim.config), victim.place)
-        check(db, backends)
-        db.dispose()
-        truth.compare(victim.listed())
+        victim.check()
+        truth.compare(listed(victim.url))
         with ThreadPoolExecutor(CLIENTS) as clients:
             running = [clients.submit(Load(truth, victim.url, dice.random()).run) for _ in range(CLIENTS)]
             time.sleep(dice.uniform(0, LOAD_S))
             assert victim.signal(signal.SIGKILL) == -signal.SIGKILL
             for one in running:
                 one.result()
-        resumed += victim_open(victim)
-    victim.start(cold=False)
+        resumed += victim.open_orders()
+    victim.start()
     drains.append(victim.drain())
-    truth.compare(victim.listed())
+    truth.compare(listed(victim.url))
     assert victim.signal(signal.SIGTERM) == 0
     drains.sort()
     print(
         f"\n{KILLS} kills, {resumed} orders open at them, {sum(truth.answered.values())} answers"
-        f" ({dict(sorted(truth.answered.items()))}); start to nothing open: median {drains[len(drains) // 2]:.2f} s,"
-        f" longest {drains[-1]:.2f} s; {len(truth.alive['volumes'])} volumes left"
+        f" ({dict(sorted(truth.answered.items()))}); first answer to nothing open: median"
+        f" {drains[len(drains) // 2]:.3f} s, longest {drains[-1]:.3f} s; {len(truth.alive['volumes'])} volumes left"
     )
-
-
-def victim_open(victim: Victim) -> int:
-    """Return how many orders a kill left open."""
-    db = sqlite3.connect(f"file:{victim.place}/blockstore.db?mode=ro", uri=True)
-    count = db.execute("SELECT count(*) FROM orders WHERE state = 'open'").fetchone()[0]
-    db.close()
-    return int(count)
