@@ -5,27 +5,20 @@ The scheduler claims in the same breath as it decides; who removes or fails a ro
 
 from __future__ import annotations
 
-from sqlalchemy import Update, select, update
+from typing import Any
+
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import PoolUsage
 from blockstore.db.session import insert_if_absent
 
 
-def claim(
-    session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0, room_gib: float | None
-) -> bool:
-    """Take room on a pool unless less than ``room_gib`` would be left by others; say whether it was granted.
-
-    ``room_gib``: the most that volumes and snapshots of ours may take together; None for no bound.
-    """
-    insert_if_absent(session, PoolUsage, pool=pool, volumes=0, volume_gib=0, snapshot_gib=0)
-    statement = update(PoolUsage).where(PoolUsage.pool == pool)
-    if room_gib is not None:
-        statement = statement.where(
-            PoolUsage.volume_gib + PoolUsage.snapshot_gib + volume_gib + snapshot_gib <= room_gib
-        )
-    return _apply(session, statement, volumes, volume_gib, snapshot_gib)
+def claim(session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0) -> None:
+    """Take room on a pool."""
+    if not _add(session, pool, volumes, volume_gib, snapshot_gib):
+        insert_if_absent(session, PoolUsage, pool=pool, volumes=0, volume_gib=0, snapshot_gib=0)
+        _add(session, pool, volumes, volume_gib, snapshot_gib)
 
 
 def release(
@@ -33,20 +26,28 @@ def release(
 ) -> None:
     """Give room back; nothing to do for a row that was never placed."""
     if pool is not None:
-        _apply(session, update(PoolUsage).where(PoolUsage.pool == pool), -volumes, -volume_gib, -snapshot_gib)
+        _add(session, pool, -volumes, -volume_gib, -snapshot_gib)
 
 
 def ledger(session: Session) -> dict[str, PoolUsage]:
     """Return the usage of every pool."""
-    return {usage.pool: usage for usage in session.scalars(select(PoolUsage))}
+    return {usage.pool: usage for usage in session.scalars(_ALL)}
 
 
-def _apply(session: Session, statement: Update, volumes: int, volume_gib: int, snapshot_gib: int) -> bool:
-    done = session.execute(
-        statement.values(
-            volumes=PoolUsage.volumes + volumes,
-            volume_gib=PoolUsage.volume_gib + volume_gib,
-            snapshot_gib=PoolUsage.snapshot_gib + snapshot_gib,
-        ).execution_options(synchronize_session=False)
+def _add(session: Session, pool: str, volumes: int, volume_gib: int, snapshot_gib: int) -> bool:
+    amounts = {"pool_": pool, "volumes_": volumes, "volume_gib_": volume_gib, "snapshot_gib_": snapshot_gib}
+    return bool(session.execute(_ADD, amounts).rowcount)  # type: ignore[attr-defined]
+
+
+_USAGES: Any = PoolUsage.__table__
+_ALL = select(PoolUsage)
+# Built once: building a statement takes longer than running it.
+_ADD = (
+    update(_USAGES)
+    .where(_USAGES.c.pool == bindparam("pool_"))
+    .values(
+        volumes=_USAGES.c.volumes + bindparam("volumes_"),
+        volume_gib=_USAGES.c.volume_gib + bindparam("volume_gib_"),
+        snapshot_gib=_USAGES.c.snapshot_gib + bindparam("snapshot_gib_"),
     )
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+)

@@ -6,7 +6,9 @@ take the last place.
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from typing import Any
+
+from sqlalchemy import BigInteger, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from blockstore.config import QuotaConfig
@@ -56,13 +58,21 @@ def _charge(session: Session, project_id: str, resource: str, amount: int, limit
 
 
 def _add(session: Session, project_id: str, resource: str, amount: int, limit: int = -1) -> bool:
-    statement = update(QuotaUsage).where(QuotaUsage.project_id == project_id, QuotaUsage.resource == resource)
-    if limit >= 0:
-        statement = statement.where(QuotaUsage.in_use + amount <= limit)
-    done = session.execute(
-        statement.values(in_use=QuotaUsage.in_use + amount).execution_options(synchronize_session=False)
+    values = {"project": project_id, "resource_": resource, "amount": amount, "limit": limit}
+    return bool(session.execute(_ADD, values).rowcount)  # type: ignore[attr-defined]
+
+
+_USAGES: Any = QuotaUsage.__table__
+# Built once: building a statement takes longer than running it.
+_ADD = (
+    update(_USAGES)
+    .where(
+        _USAGES.c.project_id == bindparam("project"),
+        _USAGES.c.resource == bindparam("resource_"),
+        or_(bindparam("limit", type_=BigInteger) < 0, _USAGES.c.in_use + bindparam("amount") <= bindparam("limit")),
     )
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+    .values(in_use=_USAGES.c.in_use + bindparam("amount"))
+)
 
 
 def _refusal(resource: str, amount: int, limit: int, used: int) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -99,16 +99,25 @@ def mark_started(db: Database, order: Order) -> None:
 _CANCELLED = object()
 
 
+def _with_row(model: Any) -> Select[Any]:
+    return (
+        select(OrderRow.state, OrderRow.cancel_asked, OrderRow.attempt, model)
+        .outerjoin(model, model.id == OrderRow.resource_id)
+        .where(OrderRow.id == bindparam("order"))
+    )
+
+
+# Built once: building a statement takes longer than running it.
+_WITH_ROW = {kind: _with_row(machine.model) for kind, machine in states.MACHINES.items()}
+
+
 def _begin(room: Room, order: Order) -> Any:
     """Return the row, or None when there is nothing left to do, or the mark of a cancelled order."""
-    machine = states.MACHINES[order.resource_type]
     with room.db.read() as session:
-        stored = session.execute(
-            select(OrderRow.state, OrderRow.cancel_asked, OrderRow.attempt).where(OrderRow.id == order.order_id)
-        ).one_or_none()
-        row: Any = session.get(machine.model, order.resource_id)
+        stored = session.execute(_WITH_ROW[order.resource_type], {"order": order.order_id}).one_or_none()
     if stored is None or stored.state != "open":
         return None
+    row: Any = stored[3]
     if row is not None and row.status == order.status:
         if order.attempt > stored.attempt:
             # Noted before it can kill the process again; what only waits in line does not age.

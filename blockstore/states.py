@@ -6,13 +6,14 @@ in the transaction that changes the status. Used by every room; never calls a ba
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, Update, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Base, OrderRow, Snapshot, Volume, now
@@ -151,19 +152,30 @@ def move(
     Raises: StateConflict naming the present status; nothing is changed then.
     """
     model: Any = machine.model
-    statement = update(model).where(model.id == row_id, *where)
-    for allowed in (machine.moves[to], only_from):
-        if allowed:
-            statement = statement.where(model.status.in_(sorted(allowed)))
-    changed = session.execute(
-        statement.values(status=to, updated_at=now(), **values).execution_options(synchronize_session=False)
-    )
+    statement = _moving(machine.name, to, tuple(only_from))
+    if where:
+        statement = statement.where(*where)
+    if values:
+        statement = statement.values(values)
+    changed = session.execute(statement, {"row": row_id, "status": to, "updated_at": now()})
     if changed.rowcount != 1:  # type: ignore[attr-defined]
         present = session.execute(select(model.status).where(model.id == row_id)).scalar()
         raise StateConflict(machine.name, row_id, present, to)
     log.debug("%s %s -> %s", machine.name, row_id, to)
     if order is not None:
         file(session, order)
+
+
+@functools.cache
+def _moving(machine: str, to: str, only_from: tuple[str, ...]) -> Update:
+    """Return the compare-and-swap to a status; kept, because building it takes longer than running it."""
+    found = MACHINES[machine.lower()]
+    table: Any = found.model.__table__
+    statement = update(table).where(table.c.id == bindparam("row"))
+    for allowed in (found.moves[to], only_from):
+        if allowed:
+            statement = statement.where(table.c.status.in_(sorted(allowed)))
+    return statement
 
 
 def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:
@@ -181,18 +193,23 @@ def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) 
 
 def file(session: Session, order: Order) -> None:
     """Write an order down; it is cast when the transaction has committed."""
-    session.add(
-        OrderRow(
-            id=order.order_id,
-            kind=order.kind,
-            body=order.body(),
-            resource_type=order.resource_type,
-            resource_id=order.resource_id,
-            project_id=order.project_id,
-            request_id=order.request_id,
-        )
-    )
+    row = {
+        "id": order.order_id,
+        "kind": order.kind,
+        "body": order.body(),
+        "resource_type": order.resource_type,
+        "resource_id": order.resource_id,
+        "project_id": order.project_id,
+        "request_id": order.request_id,
+    }
+    session.execute(_FILE, row)
     session.info.setdefault(FILED, []).append(order)
+
+
+_ORDERS: Any = OrderRow.__table__
+# Built once: building a statement takes longer than running it.
+_FILE = insert(_ORDERS)
+_FINISH = update(_ORDERS).where(_ORDERS.c.id == bindparam("order"))
 
 
 def hand_over(session: Session, order: Order, following: Order, *, failure: str | None = None) -> None:
@@ -203,12 +220,8 @@ def hand_over(session: Session, order: Order, following: Order, *, failure: str 
 
 def finish(session: Session, order: Order, state: str = "done", reason: str | None = None) -> None:
     """Close an order."""
-    session.execute(
-        update(OrderRow)
-        .where(OrderRow.id == order.order_id)
-        .values(state=state, reason=reason, finished_at=now())
-        .execution_options(synchronize_session=False)
-    )
+    values = {"order": order.order_id, "state": state, "reason": reason, "finished_at": now()}
+    session.execute(_FINISH, values)
 
 
 def settle(session: Session, order: Order, to: str, **values: Any) -> bool:

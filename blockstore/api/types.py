@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, bindparam, exists, or_, select
+from sqlalchemy.orm import Session, joinedload
 
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
@@ -107,10 +107,14 @@ def find_type(call: Call, ref: str, *, by_name: bool = True, lock: bool = False)
 def default_type(call: Call) -> VolumeType:
     """Return the type of volumes that ask for none. Raises NotFound when it was removed."""
     name = call.core.config.service.default_volume_type
-    row = call.session.scalars(select(VolumeType).where(VolumeType.name == name)).one_or_none()
+    row = call.session.scalars(_BY_NAME, {"name": name}).unique().one_or_none()
     if row is None:
         raise NotFound(f"Default volume type {name} could not be found. Create it, or name a type.")
     return row
+
+
+# Built once, and with the extra specs in one go: every create asks.
+_BY_NAME = select(VolumeType).where(VolumeType.name == bindparam("name")).options(joinedload(VolumeType.specs))
 
 
 def ensure_default_type(session: Session, name: str) -> None:

@@ -121,7 +121,7 @@ class Volume(Base):
         Index("ix_volumes_page", "created_at", "id"),
         Index("ix_volumes_status", "project_id", "status", "created_at", "id"),
         Index("ix_volumes_settled", "status", "id"),
-        Index("ix_volumes_name", "project_id", "name"),
+        Index("ix_volumes_name", "project_id", "name", "created_at", "id"),
         Index("ix_volumes_size", "project_id", "size"),
         Index("ix_volumes_updated", "project_id", "updated_at"),
         Index("ix_volumes_host", "host", "size"),

@@ -8,6 +8,7 @@ No session is held across a backend call.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +25,8 @@ from blockstore.errors import ConfigError
 from blockstore.orders import Order
 
 FILED = "orders filed in this session"
+SOLE_USE_WAIT_S = 5.0
+"""The server takes a moment to notice that the last service is gone."""
 SOLE_USE_KEY = 0x626C6F636B
 """Name of the advisory lock: the first letters of blockstore."""
 
@@ -86,7 +89,11 @@ class Database:
         if self.is_sqlite or self._guard is not None:
             return
         guard = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not guard.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": SOLE_USE_KEY}).scalar():
+        deadline = time.monotonic() + SOLE_USE_WAIT_S
+        while not guard.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": SOLE_USE_KEY}).scalar():
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
             guard.close()
             raise ConfigError("[database] url: another blockstore works on this database; stop it first.")
         self._guard = guard

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from blockstore import claims, states
 from blockstore.board import NO_USAGE, Board, PoolReport
 from blockstore.config import SchedulerConfig
-from blockstore.db.models import PoolUsage, ServiceRow, Snapshot, Volume, VolumeType
+from blockstore.db.models import ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
 from blockstore.orders import (
@@ -52,21 +52,17 @@ class Scheduler:
 @settles
 def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
-    with room.db.read() as session:
-        wish = _wish(session, volume, order)
     with room.db.write() as session:
+        wish = _wish(session, volume, order)
         choice = _choose(room, session, wish, order.request_id, before=order.failure)
-        _claim(session, choice, volumes=1, volume_gib=volume.size)
-        report = room.board.get(choice.pool.name)
-        session.execute(
-            update(Volume)
-            .where(Volume.id == volume.id)
-            .values(
-                host=choice.pool.name,
-                availability_zone=report.availability_zone if report else volume.availability_zone,
-                service_uuid=_service_uuid(session, choice.pool.backend),
-            )
-        )
+        claims.claim(session, choice.pool.name, volumes=1, volume_gib=volume.size)
+        place = {
+            "volume": volume.id,
+            "host": choice.pool.name,
+            "availability_zone": choice.pool.availability_zone,
+            "backend": choice.pool.backend,
+        }
+        session.execute(_PLACE, place)
         following = CreateVolume(
             order_id=new_order_id(),
             request_id=order.request_id,
@@ -88,7 +84,7 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
         wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **_facts(session, volume))
     with room.db.write() as session:
         choice = _choose(room, session, wish, order.request_id)
-        _claim(session, choice, snapshot_gib=snapshot.volume_size)
+        claims.claim(session, choice.pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=choice.pool.name))
         following = CreateSnapshot(
             order_id=new_order_id(),
@@ -112,7 +108,7 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
         )
     with room.db.write() as session:
         choice = _choose(room, session, wish, order.request_id)
-        _claim(session, choice, volume_gib=order.growth_gib)
+        claims.claim(session, choice.pool.name, volume_gib=order.growth_gib)
         following = ExtendVolume(
             order_id=new_order_id(),
             request_id=order.request_id,
@@ -131,7 +127,7 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
 def candidates(board: Board, session: Session) -> tuple[list[Pool], dict[str, str]]:
     """Return the pools that are up, enabled and not frozen; and why the others are not."""
     usages = claims.ledger(session)
-    said = {row.host: row for row in session.scalars(select(ServiceRow).where(ServiceRow.binary == "cinder-volume"))}
+    said = {row.host: row for row in session.scalars(_SERVICES)}
     pools, absent = [], {}
     for name, report in board.reports().items():
         service = said.get(report.backend)
@@ -183,15 +179,10 @@ def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, b
     return choice
 
 
-def _claim(session: Session, choice: Choice, **amounts: int) -> None:
-    if not claims.claim(session, choice.pool.name, room_gib=None, **amounts):
-        raise NoBackend(f"{choice.pool.name} could not be claimed.")
-
-
 def _facts(session: Session, volume: Volume) -> dict[str, Any]:
     """Return what filters and expressions may know of a volume."""
     return {
-        "extra_specs": session.get_one(VolumeType, volume.volume_type_id).extra_specs,
+        "extra_specs": dict(session.execute(_SPECS, {"type": volume.volume_type_id}).all()),
         "volume": {
             "id": volume.id,
             "size": volume.size,
@@ -242,7 +233,16 @@ def _source_pool(session: Session, volume: Volume) -> str | None:
     return pool
 
 
-def _service_uuid(session: Session, backend: str) -> str | None:
-    return session.execute(
-        select(ServiceRow.uuid).where(ServiceRow.binary == "cinder-volume", ServiceRow.host == backend)
-    ).scalar()
+_VOLUMES: Any = Volume.__table__
+# Built once: building a statement takes longer than running it.
+_PLACE = (
+    update(_VOLUMES)
+    .where(_VOLUMES.c.id == bindparam("volume"))
+    .values(
+        service_uuid=select(ServiceRow.uuid)
+        .where(ServiceRow.binary == "cinder-volume", ServiceRow.host == bindparam("backend"))
+        .scalar_subquery()
+    )
+)
+_SERVICES = select(ServiceRow).where(ServiceRow.binary == "cinder-volume")
+_SPECS = select(ExtraSpec.key, ExtraSpec.value).where(ExtraSpec.volume_type_id == bindparam("type"))

@@ -38,7 +38,7 @@ from blockstore.db.models import Message, Snapshot, Volume
 from blockstore.manager.desk import snapshot_name, volume_name
 from blockstore.scheduler import loading
 from blockstore.service import Service
-from tests.conftest import Answer, Client, backend_section, make_config
+from tests.conftest import UNLIMITED, Answer, Client, backend_section, make_config
 from tests.kill.invariants import check
 
 DRAIN_LIMIT_S = 5.0
@@ -294,7 +294,7 @@ def _config(state_dir: Path) -> Config:
     service = ServiceConfig(drain_timeout_s=1)
     if CONFIG:
         config = load(Path(CONFIG))
-        return dataclasses.replace(config, service=dataclasses.replace(service, state_dir=state_dir))
+        return dataclasses.replace(config, service=dataclasses.replace(service, state_dir=state_dir), quota=UNLIMITED)
     backends = (
         backend_section("first", "directory", {"max_over_subscription_ratio": "1000"}),
         backend_section("spare", "directory", {"max_over_subscription_ratio": "900"}),

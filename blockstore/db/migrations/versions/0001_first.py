@@ -144,7 +144,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_volumes_group", "volumes", ["group_id"], unique=False)
     op.create_index("ix_volumes_host", "volumes", ["host", "size"], unique=False)
-    op.create_index("ix_volumes_name", "volumes", ["project_id", "name"], unique=False)
+    op.create_index("ix_volumes_name", "volumes", ["project_id", "name", "created_at", "id"], unique=False)
     op.create_index("ix_volumes_page", "volumes", ["created_at", "id"], unique=False)
     op.create_index("ix_volumes_project_page", "volumes", ["project_id", "created_at", "id"], unique=False)
     op.create_index("ix_volumes_settled", "volumes", ["status", "id"], unique=False)
