@@ -44,8 +44,10 @@ class ServiceConfig:
     availability_zone: str = option("Zone of backends that name none.", "nova")
     default_volume_type: str = option("Name of the type of volumes that ask for none.", "__DEFAULT__")
     max_limit: int = option("Largest page of a list.", 1000)
-    api_threads: int = option("Threads that answer requests.", 4)
-    workers: int = option("Storage operations that may run at once.", 8)
+    api_threads: int = option(
+        "Threads that answer requests; 0 is 1 with SQLite, where more would only take turns, and 4 with PostgreSQL.", 0
+    )
+    workers: int = option("Storage operations that may run at once.", 4)
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
     report_interval_s: float = option("Seconds between two looks at each backend's health and capacity.", 30.0)
@@ -288,7 +290,7 @@ def _check(config: Config) -> None:
         if names.count(name) > 1:
             raise ConfigError(f"{where}[backend:{name}] stands there twice.")
     service = config.service
-    for name, low, high in (("api_threads", 1, 256), ("workers", 1, 256), ("max_limit", 1, 100_000)):
+    for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("max_limit", 1, 100_000)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     for name, low, high in (("order_attempts", 1, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")

@@ -24,6 +24,8 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     logging.root.setLevel(config.level.upper())
     for chatty in ("alembic", "apscheduler", "waitress", "werkzeug", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.root.level, logging.WARNING))
+    # It warns of every request that waits for a thread; waiting its turn is what a request does here.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
 class Plain(logging.Formatter):

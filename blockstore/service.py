@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import ipaddress
 import logging
 import os
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 FIRST_REPORT_S = 5.0
 """How long a start waits for slow backends before it answers without them."""
 
-SWITCH_INTERVAL_S = 0.001
+SWITCH_INTERVAL_S = 0.0005
 """Threads here do short work; the interpreter's 5 ms would let one of them hold up an answer."""
 
 
@@ -53,7 +54,9 @@ class Service:
         self.config = config
         self.state_dir = prepare_state_dir(config.state_dir)
         service = config.service
-        self.db = Database(database_url(config), connections=service.api_threads + service.workers + 4)
+        url = database_url(config)
+        self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
+        self.db = Database(url, connections=self.api_threads + service.workers + 4)
         self.board = Board()
         self.backends = load_backends(config, self.state_dir)
         self.desk = Desk(db=self.db, backends=self.backends, board=self.board, config=config)
@@ -120,7 +123,7 @@ def serve(config: Config) -> int:
             server = create_server(
                 service.app,
                 sockets=[bound_socket(host, port)],
-                threads=config.service.api_threads,
+                threads=service.api_threads,
                 ident=None,
                 max_request_body_size=MAX_REQUEST_BYTES,
                 channel_timeout=60,
@@ -131,6 +134,8 @@ def serve(config: Config) -> int:
         except OSError as exc:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
         service.start()
+        gc.freeze()  # what is here now stays; looking through it again and again would only take time
+        gc.set_threshold(10_000, 20, 50)
         return _run(service, server)
 
 

@@ -145,8 +145,9 @@ def _tune_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
         # IMMEDIATE for writers: a transaction that reads first and writes later could not be promoted under WAL.
-        write = connection.get_execution_options().get("blockstore_write")
-        # Straight to the driver: this runs for every request and needs nothing of what SQLAlchemy does around it.
-        cursor = connection.connection.cursor()
-        cursor.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-        cursor.close()
+        # Who only looks begins nothing: each of its statements sees one state of the database, which is enough.
+        if connection.get_execution_options().get("blockstore_write"):
+            # Straight to the driver: this runs often and needs nothing of what SQLAlchemy does around it.
+            cursor = connection.connection.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.close()
