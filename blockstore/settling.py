@@ -100,30 +100,35 @@ _CANCELLED = object()
 
 
 def _with_row(model: Any) -> Select[Any]:
+    order, row = OrderRow.__table__.c, model.__table__.c
     return (
-        select(OrderRow.state, OrderRow.cancel_asked, OrderRow.attempt, model)
-        .outerjoin(model, model.id == OrderRow.resource_id)
-        .where(OrderRow.id == bindparam("order"))
+        select(
+            *row,
+            order.state.label("order_state"),
+            order.cancel_asked.label("order_cancel_asked"),
+            order.attempt.label("order_attempt"),
+        )
+        .select_from(OrderRow.__table__.outerjoin(model.__table__, row.id == order.resource_id))
+        .where(order.id == bindparam("order"))
     )
 
 
-# Built once: building a statement takes longer than running it.
+# Built once, and of plain columns: handlers only read, and need no object that knows its session.
 _WITH_ROW = {kind: _with_row(machine.model) for kind, machine in states.MACHINES.items()}
 
 
 def _begin(room: Room, order: Order) -> Any:
     """Return the row, or None when there is nothing left to do, or the mark of a cancelled order."""
     with room.db.read() as session:
-        stored = session.execute(_WITH_ROW[order.resource_type], {"order": order.order_id}).one_or_none()
-    if stored is None or stored.state != "open":
+        row = session.execute(_WITH_ROW[order.resource_type], {"order": order.order_id}).one_or_none()
+    if row is None or row.order_state != "open":
         return None
-    row: Any = stored[3]
-    if row is not None and row.status == order.status:
-        if order.attempt > stored.attempt:
+    if row.status == order.status:
+        if order.attempt > row.order_attempt:
             # Noted before it can kill the process again; what only waits in line does not age.
             with room.db.write() as session:
                 session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(attempt=order.attempt))
-        return _CANCELLED if stored.cancel_asked and order.cancellable else row
+        return _CANCELLED if row.order_cancel_asked and order.cancellable else row
     with room.db.write() as session:
         give_up(session, order, "the resource is gone, or its status was changed meanwhile", state="cancelled")
     return None

@@ -10,7 +10,21 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from marshmallow import ValidationError
-from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, false, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from blockstore import policies, quotas, states
 from blockstore.api import listing
@@ -138,10 +152,10 @@ def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
 
 def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
     """Return the reply that holds one volume."""
-    row = call.session.execute(_SHOW, {"id": volume_id}).one_or_none() if is_uuid(volume_id) else None
-    if row is None or not call.ctx.may_see(row[0].project_id) or not call.may("volume:get"):
+    row = call.session.execute(_SHOW, {"volume": volume_id}).one_or_none() if is_uuid(volume_id) else None
+    if row is None or not call.ctx.may_see(row.project_id) or not call.may("volume:get"):
         raise NotFound.resource("Volume", volume_id)
-    return {"volume": shown(call, [row], metadata_of(call, [volume_id]), detailed=detailed)[0]}
+    return {"volume": shown(call, [(row, row.type_name)], metadata_of(call, [volume_id]), detailed=detailed)[0]}
 
 
 def shown(
@@ -183,7 +197,13 @@ def metadata_of(call: Call, volume_ids: Sequence[str]) -> dict[str, dict[str, st
 _PAIRS: Any = VolumeMetadata.__table__
 _METADATA = select(_PAIRS).where(_PAIRS.c.volume_id.in_(bindparam("ids", expanding=True)))
 _DETAIL = cast("Select[Any]", select(Volume, VolumeType.name).join(VolumeType, VolumeType.id == Volume.volume_type_id))
-_SHOW = _DETAIL.where(Volume.id == bindparam("id"))
+_VOLUMES, _TYPES = cast("Table", Volume.__table__), cast("Table", VolumeType.__table__)
+# Show is what clients ask most while they wait, and plain columns come quicker than an object.
+_SHOW = (
+    select(*_VOLUMES.c, _TYPES.c.name.label("type_name"))
+    .join(_TYPES, _TYPES.c.id == _VOLUMES.c.volume_type_id)
+    .where(_VOLUMES.c.id == bindparam("volume"))
+)
 
 
 def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
