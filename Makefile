@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # User-Mode Linux is slow: the whole suite takes it many minutes.
-export LAB_TIMEOUT ?= 2400
+export LAB_TIMEOUT ?= 3600
 
 # Quick: neither root, nor another process, nor a second of waiting.
 QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/bench

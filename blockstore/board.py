@@ -8,12 +8,12 @@ from __future__ import annotations
 import datetime
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from blockstore.backends.contract import Capabilities, Capacity
 from blockstore.config import PoolConfig
-from blockstore.db.models import PoolUsage, now
+from blockstore.db.models import PoolUsage
 
 NO_USAGE = PoolUsage(pool="", volumes=0, volume_gib=0, snapshot_gib=0)
 
@@ -95,12 +95,6 @@ class Board:
         """Replace a pool's report."""
         with self._lock:
             self._reports[report.name] = report
-
-    def mark_down(self, name: str, reason: str) -> None:
-        """Note that a pool does not answer, keeping its last figures."""
-        with self._lock:
-            if name in self._reports:
-                self._reports[name] = replace(self._reports[name], up=False, reason=reason, at=now())
 
     def reports(self) -> Mapping[str, PoolReport]:
         """Return all reports by pool name."""

@@ -242,12 +242,20 @@ def _orders(config: Config) -> tuple[Any, Any]:
     from sqlalchemy import select
 
     from blockstore.db.models import OrderRow
-    from blockstore.db.session import Database
-    from blockstore.service import database_url
 
     if not config.database.url and not (config.state_dir / "blockstore.db").exists():
         raise BlockstoreError(f"There is no database in {config.state_dir} yet; has blockstore served from there?")
-    return select(OrderRow), Database(database_url(config))
+    return select(OrderRow), _database(config)
+
+
+def _database(config: Config) -> Any:
+    """Return the configured database; closed when the command ends."""
+    from blockstore.db.session import Database
+    from blockstore.service import database_url
+
+    db = Database(database_url(config))
+    click.get_current_context().call_on_close(db.dispose)
+    return db
 
 
 def _state(row: Any) -> str:
@@ -328,11 +336,12 @@ def db() -> None:
 def db_upgrade(config: Config) -> None:
     """Bring the database up to date, as every start does."""
     from blockstore.db.migrations import HEAD, upgrade
-    from blockstore.db.session import Database
-    from blockstore.service import StateLock, database_url
+    from blockstore.service import StateLock
 
     with StateLock(config.state_dir):
-        aside = upgrade(Database(database_url(config)))
+        database = _database(config)
+        database.take_sole_use()
+        aside = upgrade(database)
     click.echo(f"The database is at revision {HEAD}." + (f" A copy of the old one: {aside}" if aside else ""))
 
 

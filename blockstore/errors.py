@@ -48,10 +48,6 @@ class InvalidStatus(BadRequest):
     """The resource is in a status that does not allow what was asked."""
 
 
-class Unauthorized(BlockstoreError):
-    status, fault = 401, "unauthorized"
-
-
 class Forbidden(BlockstoreError):
     status, fault = 403, "forbidden"
 
@@ -63,10 +59,6 @@ class NotFound(BlockstoreError):
     def resource(cls, kind: str, ref: str) -> NotFound:
         """Return the sentence for a resource that is not there, or not the caller's to see."""
         return cls(f"{kind} {ref} could not be found.")
-
-
-class MethodNotAllowed(BlockstoreError):
-    status, fault = 405, "badMethod"
 
 
 class NotAcceptable(BlockstoreError):
@@ -87,16 +79,6 @@ class OverQuota(BlockstoreError):
 
 class UnsupportedMediaType(BlockstoreError):
     status, fault = 415, "badMediaType"
-
-
-class NotImplementedHere(BlockstoreError):
-    """Part of the API that this installation does not offer."""
-
-    status, fault = 501, "notImplemented"
-
-
-class ServiceUnavailable(BlockstoreError):
-    status, fault = 503, "serviceUnavailable"
 
 
 # --- inside ------------------------------------------------------------------------------------------------

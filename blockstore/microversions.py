@@ -57,8 +57,6 @@ FILTERS_CHECKED = Version(3, 31)
 """A filter that is not allowed is refused instead of ignored."""
 LOG_LEVELS = Version(3, 32)
 """Log levels are read and changed."""
-RESOURCE_FILTERS = Version(3, 33)
-"""The allowed filters can be read."""
 LIKE_FILTERS = Version(3, 34)
 """A filter with ~ matches a part of the value."""
 POOL_VOLUME_TYPE = Version(3, 35)
@@ -91,8 +89,6 @@ CLUSTER_NAME = Version(3, 61)
 """Administrators see a volume's cluster."""
 VOLUME_TYPE_ID = Version(3, 63)
 """Volumes show the id of their type."""
-ENCRYPTION_KEY_ID = Version(3, 64)
-"""Encrypted volumes show the id of their key."""
 CONSUMES_QUOTA = Version(3, 65)
 """Volumes and snapshots show whether they count against the quota."""
 SNAPSHOT_IN_USE = Version(3, 66)

@@ -73,7 +73,7 @@ class Service:
         self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
         self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
         self.db.cast = self.bus.cast
-        self.app = create_app(Core(config=config, db=self.db, board=self.board, bus=self.bus))
+        self.app = create_app(Core(config=config, db=self.db, board=self.board))
         self.clock = periodic.jobs(service, self.db, self.report)
 
     def start(self) -> None:
@@ -279,6 +279,8 @@ def _greet(service: Service, url: str) -> None:
         lines.append(f"  backend {name.partition('@')[2].partition('#')[0]}: {state}")
     lines.append(f"  state   {service.state_dir}")
     command = shlex.quote(sys.argv[0])
+    if sys.argv[0].endswith("__main__.py"):
+        command = f"{shlex.quote(sys.executable)} -m blockstore"
     where = "" if service.state_dir == default_state_dir() else f" --state-dir {shlex.quote(str(service.state_dir))}"
     lines += [
         "Next, in another terminal:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -218,7 +219,8 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     (creating,) = orders(api, state="open")
     named(api, "first").create_volume(f"volume-{volume['id']}", 1)
     # The second: the pool is down.
-    service.board.mark_down("blockstore@first#first", "The cable is out.")
+    report = service.board.reports()["blockstore@first#first"]
+    service.board.pin(dataclasses.replace(report, up=False, reason="The cable is out."))
     service.db.cast = service.bus.cast
     service.bus.cast(_order_of(creating, attempt=2))
     judge(api)

@@ -23,7 +23,6 @@ from blockstore import policies
 from blockstore.api import faults, links
 from blockstore.api.authentication import authenticate, global_request_id_of
 from blockstore.board import Board
-from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.context import RequestContext, new_request_id
 from blockstore.db.session import Database
@@ -48,8 +47,6 @@ class Core:
     config: Config
     db: Database
     board: Board
-    bus: Bus
-    started_at: float = field(default_factory=time.time)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,8 +25,6 @@ def reply(error: Exception) -> Response:
     """Return the reply for any error that a request ended with."""
     if isinstance(error, BlockstoreError) and error.status < 500:
         return fault(error.status, error.fault, error.message)
-    if isinstance(error, BlockstoreError) and error.status in (501, 503):
-        return fault(error.status, error.fault, error.message)
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         return from_router(error)
     log.error("request failed unexpectedly", exc_info=error)

@@ -38,8 +38,20 @@ class Database:
         """Prepare an engine; connects at the first use. Raises ConfigError for a URL that cannot work."""
         self.url = make_url_or_explain(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = self._make_engine(connections)
+        self._lookers = self._make_engine(connections) if self.is_sqlite else self.engine
+        self.cast: Callable[[Order], None] = lambda _order: None
+        """Where filed orders go after the commit; the service connects the bus."""
+        # SQLite has one writer. Waiting for it here is fair and wakes at once; its own busy handler sleeps.
+        self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._guard: Connection | None = None
+        if self.is_sqlite:
+            _tune_sqlite(self.engine, writes=True)
+            _tune_sqlite(self._lookers, writes=False)
+
+    def _make_engine(self, connections: int) -> Engine:
         try:
-            self.engine = create_engine(
+            return create_engine(
                 self.url,
                 pool_size=connections,
                 max_overflow=connections,
@@ -53,14 +65,6 @@ class Database:
                 f"[database] url needs a driver that is not installed ({exc}). For PostgreSQL: pip install"
                 " 'blockstore[postgresql]' and write postgresql+psycopg://..."
             ) from exc
-        self.cast: Callable[[Order], None] = lambda _order: None
-        """Where filed orders go after the commit; the service connects the bus."""
-        # SQLite has one writer. Waiting for it here is fair and wakes at once; its own busy handler sleeps.
-        self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
-        self._guard: Connection | None = None
-        self._write_engine = self.engine.execution_options(blockstore_write=True)
-        if self.is_sqlite:
-            _tune_sqlite(self.engine)
 
     @property
     def path(self) -> Path | None:
@@ -69,14 +73,14 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """Open a session for looking; nothing it changes is kept."""
-        with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
+        """Open a session for looking; nothing it changes is kept, and SQLite refuses to change anything."""
+        with Session(self._lookers, expire_on_commit=False, autoflush=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """Open a session that may write; commits at the end, or rolls all of it back when the block raises."""
-        with self._writer, Session(self._write_engine, expire_on_commit=False) as session, session.begin():
+        with self._writer, Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
         for order in session.info.pop(FILED, ()):
             self.cast(order)
@@ -104,6 +108,7 @@ class Database:
             self._guard.close()
             self._guard = None
         self.engine.dispose()
+        self._lookers.dispose()
 
 
 def make_url_or_explain(url: str) -> Any:
@@ -129,7 +134,7 @@ def insert_if_absent(session: Session, model: type[Base], **values: Any) -> None
     session.execute(dialect.insert(model).values(**values).on_conflict_do_nothing())
 
 
-def _tune_sqlite(engine: Engine) -> None:
+def _tune_sqlite(engine: Engine, *, writes: bool) -> None:
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the begin event below decides how a transaction starts
@@ -139,6 +144,7 @@ def _tune_sqlite(engine: Engine) -> None:
             "busy_timeout=10000",
             # What was answered survives a power loss, not only a crash of the process.
             "synchronous=FULL",
+            f"query_only={'OFF' if writes else 'ON'}",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -146,7 +152,7 @@ def _tune_sqlite(engine: Engine) -> None:
     def on_begin(connection: Connection) -> None:
         # IMMEDIATE for writers: a transaction that reads first and writes later could not be promoted under WAL.
         # Who only looks begins nothing: each of its statements sees one state of the database, which is enough.
-        if connection.get_execution_options().get("blockstore_write"):
+        if writes:
             # Straight to the driver: this runs often and needs nothing of what SQLAlchemy does around it.
             cursor = connection.connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")

@@ -8,11 +8,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from blockstore import states
 from blockstore.db import migrations
@@ -57,7 +58,7 @@ def test_write_that_raises_changes_nothing(db: Database) -> None:
 
 
 def test_read_keeps_nothing(db: Database) -> None:
-    with db.read() as session:
+    with suppress(OperationalError), db.read() as session:  # SQLite refuses at once, PostgreSQL rolls back
         session.add(VolumeType(name="gold"))
         session.flush()
     assert names(db) == []
