@@ -95,6 +95,8 @@ class Service:
 
     def stop(self) -> bool:
         """Let what runs come to its end, leave the rest to the next start; say whether all that ran did end."""
+        if not self.clock.running:
+            return True  # stopped before
         self.clock.shutdown(wait=False)
         clean = self.bus.drain(self.config.service.drain_timeout_s)
         self.bus.stop()
