@@ -61,6 +61,8 @@ LISTING = listing.Listing(
     special={
         "metadata": listing.pairs(Volume.id, VolumeMetadata, VolumeMetadata.volume_id, "metadata"),
         "glance_metadata": lambda call, value: false(),
+        # compat: NODE@BACKEND means all its pools
+        "host": lambda call, value: or_(Volume.host == value, Volume.host.startswith(f"{value}#", autoescape=True)),
         "bootable": listing.boolean(Volume.bootable, "bootable", BOOTABLE_STRICT),
         "created_at": listing.compared_time(Volume.created_at, "created_at", TIME_FILTERS),
         "updated_at": listing.compared_time(Volume.updated_at, "updated_at", TIME_FILTERS),

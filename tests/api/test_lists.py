@@ -345,6 +345,7 @@ def test_an_administrator_filters_by_any_column(shelf: Shelf) -> None:
         value = volume["name"] if name == "display_name" else volume[name]
         found = ids_of(shelf.admin, "/volumes", **{name: str(value)}) if value is not None else {volume["id"]}
         assert volume["id"] in found, name
+    assert ids_of(shelf.admin, "/volumes", host=POOL.partition("#")[0]) == ids_of(shelf.admin, "/volumes", host=POOL)
     assert ids_of(shelf.admin, "/volumes", nothing="1") == set()
     assert ids_of(shelf.admin, "/volumes", admin_metadata="{}") == set()
     assert ids_of(shelf.admin, "/snapshots", nothing="1") == set()

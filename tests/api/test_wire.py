@@ -75,6 +75,11 @@ def test_healthcheck_says_when_the_database_is_away(lite: Hall, monkeypatch: pyt
     monkeypatch.setattr(lite.service.db, "read", away)
     answer = ask(lite, "GET", "/healthcheck")
     assert (answer.status, answer.body) == (503, b"DATABASE UNREACHABLE")
+    refused = lite.admin()("GET", "/volumes")
+    assert (refused.status, refused.json) == (
+        503,
+        {"serviceUnavailable": {"code": 503, "message": "The database does not answer. Try again in a moment."}},
+    )
 
 
 # --- microversions -------------------------------------------------------------------------------------------
