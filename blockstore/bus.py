@@ -48,6 +48,7 @@ class Bus:
         """``on_slow`` is called from a worker thread once for an order that runs longer than ``slow_after_s``."""
         self._rooms: dict[str, _Room] = {}
         self._lines: dict[str, deque[_Ticket]] = {}
+        self._chains: dict[str, _Ticket] = {}
         self._on_slow = on_slow
         self._slow_after_s = slow_after_s
         self._loop = asyncio.new_event_loop()
@@ -119,9 +120,12 @@ class Bus:
 
     def _begin(self, order: Order) -> None:
         # Standing in every line in one step keeps first come, first served, and leaves nothing to deadlock.
-        ticket = _Ticket(order)
+        # Who follows an order that is about to leave takes its place: in each line it stands right behind it.
+        ticket, leaving = _Ticket(order), self._chains.get(order.chain)
+        self._chains[order.chain] = ticket
         for name in order.keys():
-            self._lines.setdefault(name, deque()).append(ticket)
+            line = self._lines.setdefault(name, deque())
+            line.insert(line.index(leaving) + 1 if leaving is not None and leaving in line else len(line), ticket)
         task = self._loop.create_task(self._process(ticket))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -143,6 +147,8 @@ class Bus:
         return all(self._lines[name][0] is ticket for name in ticket.order.keys())
 
     def _leave(self, ticket: _Ticket) -> None:
+        if self._chains.get(ticket.order.chain) is ticket:
+            del self._chains[ticket.order.chain]
         for name in ticket.order.keys():
             line = self._lines[name]
             line.remove(ticket)

@@ -46,6 +46,11 @@ class Order:
         return type(self).__name__
 
     @property
+    def chain(self) -> str:
+        """Return what this order has in common with those that it follows and that follow it."""
+        return self.order_id.partition(".")[0]
+
+    @property
     def resource_id(self) -> str:
         """Return the id of the row this order will settle."""
         return str(getattr(self, f"{self.resource_type}_id"))
@@ -74,6 +79,12 @@ def new_order_id() -> str:
     return f"{time.time_ns():016x}-{next(_count) & 0xFFFF:04x}{os.urandom(2).hex()}"
 
 
+def following_id(order_id: str) -> str:
+    """Return the id of the order that goes on where this one ends: it sorts right behind it, before any later one."""
+    chain, _, step = order_id.partition(".")
+    return f"{chain}.{int(step or 0) + 1:02d}"
+
+
 def from_stored(
     kind: str, order_id: str, request_id: str, project_id: str, body: Mapping[str, Any], *, attempt: int = 1
 ) -> Order:
@@ -94,11 +105,17 @@ class PlaceVolume(Order):
     status: ClassVar[str] = "creating"
     cancellable: ClassVar[bool] = True
     volume_id: str
+    snapshot_id: str | None = None
+    source_volume_id: str | None = None
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tried: tuple[str, ...] = ()
     """Pools that accepted it and then failed, oldest first."""
     failure: str = ""
     """What the last of them said."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the source already: what is asked of it from now on waits for the copy."""
+        return _with_source(self.volume_id, self.snapshot_id, self.source_volume_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +128,10 @@ class PlaceSnapshot(Order):
     cancellable: ClassVar[bool] = True
     snapshot_id: str
     volume_id: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume too, as the order that follows does."""
+        return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +167,16 @@ class CreateVolume(Order):
 
     def keys(self) -> tuple[str, ...]:
         """Hold the source too, so that nobody deletes or reverts it meanwhile."""
-        held = [f"volume:{self.volume_id}"]
-        if self.snapshot_id:
-            held.append(f"snapshot:{self.snapshot_id}")
-        if self.source_volume_id:
-            held.append(f"volume:{self.source_volume_id}")
-        return tuple(held)
+        return _with_source(self.volume_id, self.snapshot_id, self.source_volume_id)
+
+
+def _with_source(volume_id: str, snapshot_id: str | None, source_volume_id: str | None) -> tuple[str, ...]:
+    held = [f"volume:{volume_id}"]
+    if snapshot_id:
+        held.append(f"snapshot:{snapshot_id}")
+    if source_volume_id:
+        held.append(f"volume:{source_volume_id}")
+    return tuple(held)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

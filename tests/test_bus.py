@@ -15,7 +15,15 @@ import pytest
 
 from blockstore import bus as bus_module
 from blockstore.bus import Bus
-from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, Order, PlaceVolume, new_order_id
+from blockstore.orders import (
+    CreateVolume,
+    DeleteVolume,
+    ExtendVolume,
+    Order,
+    PlaceVolume,
+    following_id,
+    new_order_id,
+)
 
 Open = Callable[..., Bus]
 
@@ -266,3 +274,39 @@ def test_a_stop_with_orders_in_line_leaves_no_thread(opened: Open) -> None:
     bus.stop()
     assert "bus" not in {thread.name for thread in threading.enumerate()}
     bus.stop()
+
+
+def test_who_follows_an_order_takes_its_place_in_line(opened: Open) -> None:
+    """What was cast in between waits for both, whatever it has in common with them."""
+    ran: list[str] = []
+    first = order(PlaceVolume, "copy", source_volume_id="source")
+    entered, go_on = threading.Event(), threading.Event()
+
+    def handler(running: Order) -> None:
+        ran.append(running.kind)
+        if running is first:
+            entered.set()
+            assert go_on.wait(5)
+            following = following_id(first.order_id)
+            bus.cast(
+                CreateVolume(
+                    order_id=following, request_id="r", project_id="p", volume_id="copy", source_volume_id="source"
+                )
+            )
+
+    bus = opened(handler)
+    bus.cast(first)
+    assert entered.wait(5)
+    bus.cast(order(DeleteVolume, "source"))
+    go_on.set()
+    assert bus.wait_idle(5)
+    assert ran == ["PlaceVolume", "CreateVolume", "DeleteVolume"]
+
+
+def test_an_order_that_follows_sorts_behind_it_and_before_any_later_one() -> None:
+    """Recovery casts by id."""
+    first = new_order_id()
+    second = following_id(first)
+    third = following_id(second)
+    assert first < second < third < new_order_id()
+    assert len(third) <= 40

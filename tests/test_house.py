@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blockstore import manager, policies, scheduler, states
+from blockstore import manager, orders, policies, scheduler, states
 from blockstore.api import ROOMS
 from blockstore.api.endpoint import Endpoint
 from blockstore.orders import KINDS, Order
@@ -252,3 +252,22 @@ def test_version_is_said_once() -> None:
 
 def changelog() -> str:
     return (Path(ROOT) / "CHANGELOG.md").read_text()
+
+
+def test_an_order_that_follows_another_holds_what_that_held() -> None:
+    """Else two of them could wait for each other."""
+    facts = {"order_id": "o", "request_id": "r", "project_id": "p"}
+    source = {"snapshot_id": "s", "source_volume_id": "w"}
+    pairs = (
+        (orders.PlaceVolume(volume_id="v", **source, **facts), orders.CreateVolume(volume_id="v", **source, **facts)),
+        (
+            orders.PlaceSnapshot(snapshot_id="s", volume_id="v", **facts),
+            orders.CreateSnapshot(snapshot_id="s", volume_id="v", **facts),
+        ),
+        (
+            orders.PlaceExtension(volume_id="v", new_size_gib=2, growth_gib=1, **facts),
+            orders.ExtendVolume(volume_id="v", new_size_gib=2, growth_gib=1, pool="p", **facts),
+        ),
+    )
+    for before, following in pairs:
+        assert set(following.keys()) == set(before.keys())

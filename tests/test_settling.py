@@ -324,13 +324,13 @@ def test_an_order_cancelled_before_it_began(
     assert api("POST", "/snapshots", {"snapshot": {"volume_id": source["id"]}}).status == 202
     assert gate.begun.wait(10)
     copy = api.volume(settle=False, source_volid=source["id"])
-    while not (waiting := orders(api, kind="CreateVolume", resource_id=copy["id"], state="open")):
+    while not (waiting := orders(api, kind="PlaceVolume", resource_id=copy["id"], state="open")):
         time.sleep(0.005)
     cancel(api, waiting[0])
     gate.go.set()
     judge(api)
     assert api.get(f"/volumes/{copy['id']}")["volume"]["status"] == "error"
-    assert messages(api) == ["create volume from backend storage: cancelled by the operator before it began"]
+    assert messages(api) == ["schedule allocate volume: cancelled by the operator before it began"]
     assert orders(api, state="cancelled")[0].id == waiting[0].id
 
 

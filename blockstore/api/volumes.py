@@ -262,6 +262,8 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         request_id=call.ctx.request_id,
         project_id=volume.project_id,
         volume_id=volume.id,
+        snapshot_id=volume.snapshot_id,
+        source_volume_id=volume.source_volid,
         hints=body.get("hints") or {},
     )
     states.born(call.session, volume, order)

@@ -16,7 +16,7 @@ from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
-from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, new_order_id
+from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, following_id
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import V
 
@@ -87,7 +87,7 @@ def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendErro
         extra={"request_id": order.request_id},
     )
     following = PlaceVolume(
-        order_id=new_order_id(),
+        order_id=following_id(order.order_id),
         request_id=order.request_id,
         project_id=order.project_id,
         volume_id=order.volume_id,

@@ -26,7 +26,7 @@ from blockstore.orders import (
     PlaceExtension,
     PlaceSnapshot,
     PlaceVolume,
-    new_order_id,
+    following_id,
 )
 from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
@@ -64,12 +64,12 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
         }
         session.execute(_PLACE, place)
         following = CreateVolume(
-            order_id=new_order_id(),
+            order_id=following_id(order.order_id),
             request_id=order.request_id,
             project_id=order.project_id,
             volume_id=volume.id,
-            snapshot_id=volume.snapshot_id,
-            source_volume_id=volume.source_volid,
+            snapshot_id=order.snapshot_id,
+            source_volume_id=order.source_volume_id,
             hints=order.hints,
             tried=order.tried,
         )
@@ -87,7 +87,7 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
         claims.claim(session, choice.pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=choice.pool.name))
         following = CreateSnapshot(
-            order_id=new_order_id(),
+            order_id=following_id(order.order_id),
             request_id=order.request_id,
             project_id=order.project_id,
             snapshot_id=snapshot.id,
@@ -110,7 +110,7 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
         choice = _choose(room, session, wish, order.request_id)
         claims.claim(session, choice.pool.name, volume_gib=order.growth_gib)
         following = ExtendVolume(
-            order_id=new_order_id(),
+            order_id=following_id(order.order_id),
             request_id=order.request_id,
             project_id=order.project_id,
             volume_id=volume.id,

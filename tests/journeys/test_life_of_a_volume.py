@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.conftest import Client
+from collections.abc import Callable
+
+from blockstore.service import Service
+from tests.conftest import Client, backend_section
 
 
 def test_a_volume_lives_and_dies(api: Client) -> None:
@@ -28,3 +31,18 @@ def test_a_volume_lives_and_dies(api: Client) -> None:
     assert api.get("/volumes") == {"volumes": []}
     assert dict(api.service.backends["blockstore@memory#memory"].list_volumes()) == {}
     assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 0
+
+
+def test_a_source_may_be_deleted_right_after_its_copy_was_accepted(start_service: Callable[..., Service]) -> None:
+    """The delete waits in line behind the copy, in whichever room the copy is."""
+    api = Client(start_service(backends=(backend_section("memory", "memory", latency_s="0.1"),)))
+    volume = api.volume()
+    snapshot = api.snapshot(volume["id"])
+    copies = [api.volume(settle=False, snapshot_id=snapshot["id"])["id"] for _ in range(3)]
+    assert api("DELETE", f"/snapshots/{snapshot['id']}").status == 202
+    api.wait_idle()
+    copies += [api.volume(settle=False, source_volid=volume["id"])["id"] for _ in range(3)]
+    assert api("DELETE", f"/volumes/{volume['id']}").status == 202
+    api.wait_idle()
+    assert {api.get(f"/volumes/{copy}")["volume"]["status"] for copy in copies} == {"available"}
+    assert api("GET", f"/snapshots/{snapshot['id']}").status == api("GET", f"/volumes/{volume['id']}").status == 404
