@@ -94,7 +94,8 @@ def test_what_runs_is_shown_and_can_be_stopped(victim: Victim) -> None:
     assert re.search(r"^state +running$", shown, re.MULTILINE)
     assert source in shown
     for copy in reversed(copies):  # the one that waits first, lest it begin
-        assert "Asked CreateVolume" in order(victim, "cancel", listed[f"volume {copy}"][0])
+        asked = order(victim, "cancel", listed[f"volume {copy}"][0])
+        assert asked == f"Asked {listed[f'volume {copy}'][1]} of volume {copy} to stop.\n"
     settle(victim)
     assert [status(victim, copy) for copy in copies] == ["error", "error"]
     said = {m["resource_uuid"]: m["user_message"] for m in ask(victim, "GET", "/messages")["messages"]}

@@ -47,6 +47,8 @@ class Truth:
         self.growing: set[str] = set()
         """Volumes that a client is asking to extend."""
         self.origin: dict[str, str] = {}
+        self.cascading: set[str] = set()
+        """Volumes that a client is removing with their snapshots, also those whose answer is on its way to another."""
         self.answered: Counter[str] = Counter()
 
     def compare(self, listed: dict[str, dict[str, Any]]) -> None:
@@ -61,6 +63,7 @@ class Truth:
             if volume_id in listed["volumes"] and listed["volumes"][volume_id]["status"] == "available":
                 assert listed["volumes"][volume_id]["size"] == size, (listed["volumes"][volume_id], size)
         self.growing.clear()
+        self.cascading.clear()
         self.sizes = {volume["id"]: volume["size"] for volume in listed["volumes"].values()}
         self.origin = {shot["id"]: shot["volume_id"] for shot in listed["snapshots"].values()}
 
@@ -102,7 +105,8 @@ class Load:
         if answer[0] == 202:
             (thing,) = answer[1].values()
             with self.truth.lock:
-                self.truth.alive[noun].add(thing["id"])
+                if thing.get("volume_id") not in self.truth.cascading:
+                    self.truth.alive[noun].add(thing["id"])
                 if noun == "volumes":
                     self.truth.sizes[thing["id"]] = thing["size"]
                 else:
@@ -148,7 +152,7 @@ class Load:
             self.remove("volumes", volume_id)
             return
         with self.truth.lock:
-            # Its snapshots go with it, also one that another client is being answered for now.
+            self.truth.cascading.add(volume_id)
             unsure = {shot for shot, origin in self.truth.origin.items() if origin == volume_id}
             self.truth.alive["snapshots"] -= unsure
         if not self.remove("volumes", volume_id, "?cascade=true"):
