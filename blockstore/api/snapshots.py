@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy import Select, select, update
 
 from blockstore import policies, quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
+from blockstore.api.metadata import OF_SNAPSHOTS
 from blockstore.api.volumes import MIGRATION_IDLE, find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, NotFound, StateConflict
@@ -92,30 +93,9 @@ def shown(call: Call, rows: Sequence[Snapshot], *, kind: str) -> list[dict[str, 
     if kind == "detailed" and policies.allowed(call.ctx, schemas.EXTENDED):
         visible.add(schemas.EXTENDED)
     getters = schemas.SNAPSHOT.getters(call.version, frozenset(visible))
-    metadata = metadata_of(call, [row.id for row in rows])
+    metadata = OF_SNAPSHOTS.of_many(call.session, [row.id for row in rows])
     views = [View(row, metadata.get(row.id, {})) for row in rows]
     return [{name: get(view) for name, get in getters} for view in views]
-
-
-def metadata_of(call: Call, snapshot_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the metadata of snapshots, by id."""
-    found: dict[str, dict[str, str]] = {}
-    table = SnapshotMetadata.__table__
-    for start in range(0, len(snapshot_ids), 500):
-        chosen = table.c.snapshot_id.in_(snapshot_ids[start : start + 500])
-        for snapshot_id, key, value in call.session.execute(select(table).where(chosen)):
-            found.setdefault(snapshot_id, {})[key] = value
-    return found
-
-
-def replace_metadata(call: Call, snapshot_id: str, pairs: Mapping[str, str], *, merge: bool = False) -> None:
-    """Write a snapshot's metadata: all of it, or what is given on top of what is there."""
-    statement = delete(SnapshotMetadata).where(SnapshotMetadata.snapshot_id == snapshot_id)
-    call.session.execute(statement.where(SnapshotMetadata.key.in_(list(pairs))) if merge else statement)
-    if pairs:
-        call.session.execute(
-            insert(SnapshotMetadata), [{"snapshot_id": snapshot_id, "key": k, "value": v} for k, v in pairs.items()]
-        )
 
 
 def touch(call: Call, snapshot: Snapshot, **values: Any) -> None:
@@ -157,7 +137,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         volume_id=volume.id,
     )
     states.born(call.session, snapshot, order)
-    replace_metadata(call, snapshot.id, asked.get("metadata") or {})
+    OF_SNAPSHOTS.add(call.session, snapshot.id, asked.get("metadata") or {})
     return {"snapshot": shown(call, [snapshot], kind="accepted")[0]}
 
 

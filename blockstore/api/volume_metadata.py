@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import delete
-
 from blockstore.api.endpoint import Call, Room, Text
-from blockstore.api.volumes import find_volume, metadata_of, replace_metadata, touch
-from blockstore.db.models import VolumeMetadata
-from blockstore.errors import BadRequest, NotFound, PreconditionFailed
+from blockstore.api.metadata import OF_VOLUMES
+from blockstore.api.volumes import find_volume, touch
+from blockstore.errors import BadRequest, PreconditionFailed
 from blockstore.microversions import METADATA_ETAG
 from blockstore.schemas import volumes as schemas
 from blockstore.states import V
@@ -38,8 +36,8 @@ def index(call: Call, volume_id: str) -> Any:
 def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
     touch(call, find_volume(call, volume_id), not_while=LOCKED)
-    replace_metadata(call, volume_id, body["metadata"], merge=True)
-    return {"metadata": _pairs(call, volume_id)}
+    OF_VOLUMES.merge(call.session, volume_id, body["metadata"])
+    return {"metadata": OF_VOLUMES.of(call.session, volume_id)}
 
 
 @room.put(PATH, policy="volume:update_volume_metadata", body=schemas.Metadata)
@@ -48,15 +46,15 @@ def replace(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, An
     volume = find_volume(call, volume_id, lock=True)  # of two writers with one Etag, the second is told
     _check_if_match(call, volume_id)
     touch(call, volume, not_while=LOCKED)
-    replace_metadata(call, volume_id, body["metadata"])
-    return {"metadata": _pairs(call, volume_id)}
+    OF_VOLUMES.replace(call.session, volume_id, body["metadata"])
+    return {"metadata": OF_VOLUMES.of(call.session, volume_id)}
 
 
 @room.get(f"{PATH}/<key>", policy="volume:get_volume_metadata")
 def show(call: Call, volume_id: str, key: str) -> dict[str, Any]:
     """Show one pair."""
     find_volume(call, volume_id)
-    return {"meta": {key: _value(call, volume_id, key)}}
+    return {"meta": {key: OF_VOLUMES.value(call.session, volume_id, key)}}
 
 
 @room.put(f"{PATH}/<key>", policy="volume:update_volume_metadata", body=schemas.MetadataItem)
@@ -67,7 +65,7 @@ def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> di
         raise BadRequest(f"The body's one key must be that of the URL, {key}.")
     _check_if_match(call, volume_id)
     touch(call, volume, not_while=LOCKED)
-    replace_metadata(call, volume_id, body["meta"], merge=True)
+    OF_VOLUMES.merge(call.session, volume_id, body["meta"])
     return {"meta": body["meta"]}
 
 
@@ -75,25 +73,13 @@ def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> di
 def remove(call: Call, volume_id: str, key: str) -> None:
     """Remove one pair."""
     volume = find_volume(call, volume_id)
-    _value(call, volume_id, key)
     touch(call, volume, not_while=LOCKED)
-    call.session.execute(delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id, VolumeMetadata.key == key))
-
-
-def _pairs(call: Call, volume_id: str) -> dict[str, str]:
-    return metadata_of(call, [volume_id]).get(volume_id, {})
-
-
-def _value(call: Call, volume_id: str, key: str) -> str:
-    pairs = _pairs(call, volume_id)
-    if key not in pairs:
-        raise NotFound(f"Volume {volume_id} has no metadata with key {key}.")
-    return pairs[key]
+    OF_VOLUMES.remove(call.session, volume_id, key)
 
 
 def _body(call: Call, volume_id: str) -> bytes:
     # compat: the Etag is the MD5 of the body written with these separators
-    return json.dumps({"metadata": _pairs(call, volume_id)}).encode()
+    return json.dumps({"metadata": OF_VOLUMES.of(call.session, volume_id)}).encode()
 
 
 def _etag(body: bytes) -> str:

@@ -16,11 +16,9 @@ from sqlalchemy import (
     Table,
     and_,
     bindparam,
-    delete,
     exists,
     false,
     func,
-    insert,
     or_,
     select,
     update,
@@ -29,6 +27,7 @@ from sqlalchemy import (
 from blockstore import policies, quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
+from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.types import default_type, find_type, size_bounds
 from blockstore.db.models import Snapshot, Volume, VolumeMetadata, VolumeType, new_id, now
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
@@ -108,7 +107,7 @@ def index(call: Call) -> dict[str, Any]:
 def detail(call: Call) -> dict[str, Any]:
     """List every field."""
     page = listing.page(call, LISTING, _visible(call, _DETAIL), suffix="/detail")
-    metadata = metadata_of(call, [volume.id for volume, _ in page.rows])
+    metadata = OF_VOLUMES.of_many(call.session, [volume.id for volume, _ in page.rows])
     return {"volumes": shown(call, page.rows, metadata, detailed=True), **page.envelope}
 
 
@@ -157,7 +156,11 @@ def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
     row = call.session.execute(_SHOW, {"volume": volume_id}).one_or_none() if is_uuid(volume_id) else None
     if row is None or not call.ctx.may_see(row.project_id) or not call.may("volume:get"):
         raise NotFound.resource("Volume", volume_id)
-    return {"volume": shown(call, [(row, row.type_name)], metadata_of(call, [volume_id]), detailed=detailed)[0]}
+    return {
+        "volume": shown(call, [(row, row.type_name)], OF_VOLUMES.of_many(call.session, [volume_id]), detailed=detailed)[
+            0
+        ]
+    }
 
 
 def shown(
@@ -186,18 +189,7 @@ def shown(
     return items
 
 
-def metadata_of(call: Call, volume_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the metadata of volumes, by id."""
-    found: dict[str, dict[str, str]] = {}
-    for start in range(0, len(volume_ids), 500):
-        for volume_id, key, value in call.session.execute(_METADATA, {"ids": volume_ids[start : start + 500]}):
-            found.setdefault(volume_id, {})[key] = value
-    return found
-
-
 # Built once: building a statement takes longer than running it.
-_PAIRS: Any = VolumeMetadata.__table__
-_METADATA = select(_PAIRS).where(_PAIRS.c.volume_id.in_(bindparam("ids", expanding=True)))
 _DETAIL = cast("Select[Any]", select(Volume, VolumeType.name).join(VolumeType, VolumeType.id == Volume.volume_type_id))
 _VOLUMES, _TYPES = cast("Table", Volume.__table__), cast("Table", VolumeType.__table__)
 # Show is what clients ask most while they wait, and plain columns come quicker than an object.
@@ -268,8 +260,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     )
     states.born(call.session, volume, order)
     pairs = asked.get("metadata") or {}
-    if pairs:
-        replace_metadata(call, volume.id, pairs)
+    OF_VOLUMES.add(call.session, volume.id, pairs)
     return {"volume": shown(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
 
 
@@ -350,16 +341,6 @@ def _zone(call: Call, asked: Mapping[str, Any], source: Source | None, volume_ty
     return zone or call.core.config.service.availability_zone
 
 
-def replace_metadata(call: Call, volume_id: str, pairs: Mapping[str, str], *, merge: bool = False) -> None:
-    """Write a volume's metadata: all of it, or what is given on top of what is there."""
-    statement = delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id)
-    call.session.execute(statement.where(VolumeMetadata.key.in_(list(pairs))) if merge else statement)
-    if pairs:
-        call.session.execute(
-            insert(VolumeMetadata), [{"volume_id": volume_id, "key": k, "value": v} for k, v in pairs.items()]
-        )
-
-
 # --- changing ----------------------------------------------------------------------------------------------
 
 
@@ -370,7 +351,7 @@ def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any
     asked = body["volume"]
     touch(call, volume, **{name: asked[name] for name in ("name", "description") if name in asked})
     if "metadata" in asked:
-        replace_metadata(call, volume_id, asked["metadata"])
+        OF_VOLUMES.replace(call.session, volume_id, asked["metadata"])
     return one(call, volume_id, detailed=False)
 
 

@@ -85,6 +85,15 @@ def _value_at(value: Any, step: Any) -> Any:
     return value
 
 
+def in_one_word(data: dict[str, Any], **words: str) -> dict[str, Any]:
+    """Fold older words for a field into the present one, which wins when both are there."""
+    for old, new in words.items():
+        if old in data:
+            value = data.pop(old)
+            data.setdefault(new, value)
+    return data
+
+
 class Part(fields.Field[Any]):
     """An object inside a body, read by another schema with the same microversion."""
 

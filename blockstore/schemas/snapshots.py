@@ -18,6 +18,7 @@ from blockstore.schemas.base import (
     Text,
     Uuid,
     field,
+    in_one_word,
     timestamp,
 )
 from blockstore.schemas.volumes import Word
@@ -33,10 +34,7 @@ class NewSnapshot(Schema):
 
     @post_load
     def _one_word(self, data: dict[str, Any], **_kw: Any) -> dict[str, Any]:
-        if "display_name" in data:
-            old = data.pop("display_name")
-            data.setdefault("name", old)
-        return data
+        return in_one_word(data, display_name="name")
 
 
 class CreateSnapshot(Schema):
@@ -56,11 +54,7 @@ class SnapshotChange(Schema):
 
     @post_load
     def _one_word(self, data: dict[str, Any], **_kw: Any) -> dict[str, Any]:
-        for old, new in (("display_name", "name"), ("display_description", "description")):
-            if old in data:
-                value = data.pop(old)
-                data.setdefault(new, value)
-        return data
+        return in_one_word(data, display_name="name", display_description="description")
 
 
 class UpdateSnapshot(Schema):

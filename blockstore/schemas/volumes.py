@@ -30,6 +30,7 @@ from blockstore.schemas.base import (
     Text,
     Uuid,
     field,
+    in_one_word,
     is_uuid,
     timestamp,
 )
@@ -47,11 +48,7 @@ class Named(Schema):
 
     @post_load
     def _one_word(self, data: dict[str, Any], **_kw: Any) -> dict[str, Any]:
-        for old, new in (("display_name", "name"), ("display_description", "description")):
-            if old in data:
-                value = data.pop(old)
-                data.setdefault(new, value)
-        return data
+        return in_one_word(data, display_name="name", display_description="description")
 
 
 class NewVolume(Named):
