@@ -183,7 +183,12 @@ def load(path: Path | None) -> Config:
         parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}.") from exc
-    except (configparser.Error, UnicodeDecodeError) as exc:
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: it is not text in UTF-8.") from exc
+    except configparser.ParsingError as exc:  # from None: its own words quote the line, which may hold a password
+        line = getattr(exc, "lineno", None) or exc.errors[0][0]
+        raise ConfigError(f"{path}: line {line} is neither a [section] nor NAME = VALUE in one.") from None
+    except configparser.Error as exc:
         raise ConfigError(f"{path}: {' '.join(str(exc).split())}.") from exc
     parts: dict[str, Any] = {}
     backends: list[BackendSection] = []
@@ -234,7 +239,7 @@ def _backend(name: str, values: dict[str, str], where: str) -> BackendSection:
     _between(pool.reserved_percentage, 0, 100, f"{where} reserved_percentage")
     _between(pool.fill_limit_percentage, 1, 100, f"{where} fill_limit_percentage")
     try:
-        fits = pool.over_subscription == "auto" or pool.over_subscription >= 1
+        fits = pool.over_subscription == "auto" or 1 <= pool.over_subscription < float("inf")
     except ValueError:
         fits = False
     if not fits:
@@ -266,7 +271,10 @@ def _convert(text: str, hint: Any, metadata: Mapping[str, Any], where: str) -> A
             raise ConfigError(f"{where} is {text!r}; it must be yes or no.") from None
     if hint in (int, float):
         try:
-            return hint(text)
+            number = hint(text)
+            if number - number != 0:  # nan and infinity are no settings
+                raise ValueError
+            return number
         except ValueError:
             kind = "a whole number" if hint is int else "a number"
             raise ConfigError(f"{where} is {text!r}; it must be {kind}.") from None
@@ -292,7 +300,7 @@ def _check(config: Config) -> None:
     service = config.service
     for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("max_limit", 1, 100_000)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
-    for name, low, high in (("order_attempts", 1, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
+    for name, low, high in (("order_attempts", 2, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     _between(service.report_interval_s, 1, 86400, f"{where}[service] report_interval_s")
     if not service.node or not all(c.isalnum() or c in "-_." for c in service.node):
@@ -308,6 +316,6 @@ def _check(config: Config) -> None:
 def parse_listen(text: str, where: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT or [IPV6]:PORT. Raises ConfigError."""
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ConfigError(f"{where} is {text!r}; it must be HOST:PORT, such as 127.0.0.1:8776.")
     return host.strip("[]"), int(port)

@@ -21,9 +21,12 @@ DAY_S = 86400
 def jobs(config: ServiceConfig, db: Database, report: Callable[[], None]) -> BackgroundScheduler:
     """Return the clock, not yet started."""
     clock = BackgroundScheduler(timezone=datetime.UTC, daemon=True)
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also where it runs for hours only
     every = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
     clock.add_job(report, "interval", seconds=config.report_interval_s, id="report", **every)
-    clock.add_job(lambda: purge(db, config.order_keep_days), "interval", seconds=DAY_S, id="purge", **every)
+    clock.add_job(
+        lambda: purge(db, config.order_keep_days), "interval", seconds=DAY_S, id="purge", next_run_time=soon, **every
+    )
     return clock
 
 

@@ -74,6 +74,7 @@ class Service:
         self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
         self.db.cast = self.bus.cast
         self.app = create_app(Core(config=config, db=self.db, board=self.board))
+        self.reporter = reporting.Reporter(self.desk)
         self.clock = periodic.jobs(service, self.db, self.report)
 
     def start(self) -> None:
@@ -81,7 +82,7 @@ class Service:
         self.db.take_sole_use()
         migrations.upgrade(self.db)
         self._register()
-        reporting.report_all(self.desk, wait_s=FIRST_REPORT_S)
+        self.reporter.look(wait_s=FIRST_REPORT_S)
         service = self.config.service
         unfinished = recovery.resume(self.db, attempts=service.order_attempts, message_days=service.order_keep_days)
         self.bus.start()
@@ -91,7 +92,7 @@ class Service:
 
     def report(self) -> None:
         """Look at every backend."""
-        reporting.report_all(self.desk, wait_s=self.config.service.report_interval_s)
+        self.reporter.look(wait_s=self.config.service.report_interval_s)
 
     def stop(self) -> bool:
         """Let what runs come to its end, leave the rest to the next start; say whether all that ran did end."""
@@ -99,6 +100,7 @@ class Service:
             return True  # stopped before
         self.clock.shutdown(wait=False)
         clean = self.bus.drain(self.config.service.drain_timeout_s)
+        clean = self.reporter.stop() and clean
         self.bus.stop()
         self.db.dispose()
         return clean
@@ -246,6 +248,7 @@ def _run(service: Service, server: Any) -> int:
     note.write_text(url + "\n")
     _greet(service, url)
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
     server.run()  # until a signal; then it has stopped taking requests
     log.info(
@@ -261,6 +264,8 @@ def _run(service: Service, server: Any) -> int:
 
 
 def _stop(_signal: int, _frame: object) -> None:
+    for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut off the stop that has begun
+        signal.signal(again, signal.SIG_IGN)
     raise SystemExit(0)
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from sqlalchemy import Select, bindparam, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from blockstore import claims, messages, quotas, states
@@ -25,6 +26,9 @@ from blockstore.orders import ExtendVolume, Order, PlaceExtension
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 1.0
+
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+"""What says that the database is the matter, not the order."""
 
 
 class KeepsStatus(BlockstoreError):
@@ -62,8 +66,8 @@ def settles(function: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], N
             if row is _CANCELLED:
                 raise OrderCancelled("cancelled by the operator before it began")
             function(room, order, row)
-        except SQLAlchemyError:
-            raise  # the database is the matter, not the order: the bus tries again
+        except DATABASE_AWAY:
+            raise  # the bus tries again
         except Exception as exc:
             _fail(room, order, exc)
 
@@ -136,18 +140,19 @@ def _begin(room: Room, order: Order) -> Any:
 
 def give_up(session: Session, order: Order, reason: str, *, state: str = "failed", to: str | None = None) -> None:
     """Close an order that will not succeed: give back what was charged for it, settle every row it covers."""
+    if isinstance(order, ExtendVolume):
+        claims.release(session, order.pool, volume_gib=order.growth_gib)
     if isinstance(order, PlaceExtension | ExtendVolume):
         quotas.refund(session, order.project_id, gigabytes=order.growth_gib)
     if isinstance(order, PlaceExtension):
         # Nothing was begun, so the volume is what it was.
         to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()
-    if isinstance(order, ExtendVolume):
-        claims.release(session, order.pool, volume_gib=order.growth_gib)
     states.settle_failed(session, order, reason, state=state, to=to)
 
 
 def _fail(room: Room, order: Order, exc: Exception) -> None:
     reason, detail, state = _explain(order, exc)
+    reason = reason.replace("\0", "")  # PostgreSQL takes none, and tools say anything
     with room.db.write() as session:
         give_up(session, order, reason, state=state, to=exc.to if isinstance(exc, KeepsStatus) else None)
         messages.tell(session, order, detail, reason, room.message_days)

@@ -71,10 +71,10 @@ MISTAKES = {
     "[service]\nworkers = 0": "[service] workers is 0; it must be from 1 to 256.",
     "[service]\napi_threads = 999": "[service] api_threads is 999; it must be from 0 to 256.",
     "[service]\nmax_limit = 0": "[service] max_limit is 0; it must be from 1 to 100000.",
-    "[service]\norder_attempts = 0": "[service] order_attempts is 0; it must be from 1 to 1000.",
+    "[service]\norder_attempts = 0": "[service] order_attempts is 0; it must be from 2 to 1000.",
     "[service]\nreport_interval_s = soon": "[service] report_interval_s is 'soon'; it must be a number.",
     "[service]\nreport_interval_s = 0.1": "[service] report_interval_s is 0.1; it must be from 1 to 86400.",
-    "[service]\nreport_interval_s = nan": "[service] report_interval_s is nan; it must be from 1 to 86400.",
+    "[service]\nreport_interval_s = nan": "[service] report_interval_s is 'nan'; it must be a number.",
     "[service]\ninsecure = maybe": "[service] insecure is 'maybe'; it must be yes or no.",
     "[service]\nauth = keystone": "[service] auth is 'keystone'; it must be one of none.",
     "[service]\nlisten = 8776": "[service] listen is '8776'; it must be HOST:PORT, such as 127.0.0.1:8776.",
@@ -101,8 +101,10 @@ MISTAKES = {
     " it must be a number from 1, or auto.",
     "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = much": "max_over_subscription_ratio is 'much'; it",
     "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = nan": "max_over_subscription_ratio is 'nan'; it",
-    "listen = 1": "File contains no section headers.",
-    "[service\n": "File contains no section headers.",
+    "listen = 1": "line 1 is neither a [section] nor NAME = VALUE in one.",
+    "[service\n": "line 1 is neither a [section] nor NAME = VALUE in one.",
+    "[database]\nurl = x\ns3cret": "line 3 is neither a [section] nor NAME = VALUE in one.",
+    "[service]\nlisten = 127.0.0.1:²": "it must be HOST:PORT",
 }
 
 

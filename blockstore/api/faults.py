@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 from flask import Response, g
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from blockstore.errors import BlockstoreError
@@ -28,8 +29,8 @@ def reply(error: Exception) -> Response:
         return fault(error.status, error.fault, error.message)
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         return from_router(error)
-    if isinstance(error, OperationalError):
-        log.error("the database does not answer: %s", error.orig)
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        log.error("the database does not answer: %s", getattr(error, "orig", error))
         return fault(503, "serviceUnavailable", "The database does not answer. Try again in a moment.")
     log.error("request failed unexpectedly", exc_info=error)
     return fault(500, "computeFault", UNEXPECTED)

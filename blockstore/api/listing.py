@@ -34,7 +34,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from blockstore.api.endpoint import Call
 from blockstore.errors import BadRequest, InvalidInput, NotFound
 from blockstore.microversions import FILTERS_CHECKED, LIKE_FILTERS, MINIMUM, WITH_COUNT, Version
-from blockstore.schemas.base import bool_like, load
+from blockstore.schemas.base import MAX_NAME, bool_like, load
 from blockstore.schemas.listing import SWITCHES, CountedQuery, PageQuery
 
 Condition = ColumnElement[bool]
@@ -91,6 +91,8 @@ def columns_of(model: Any, **aliases: InstrumentedAttribute[Any]) -> dict[str, I
 
 _FILTERABLE = (String, Integer, Boolean, DateTime)
 LARGEST_INTEGER = 2**31 - 1
+MOST_TERMS = 10
+"""Comparisons in one filter; databases bound the depth of an expression."""
 
 
 def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = "") -> Page:
@@ -163,7 +165,7 @@ def _conditions(call: Call, listing: Listing, drop: set[str]) -> list[Condition]
 def _condition(call: Call, listing: Listing, name: str, value: str) -> Condition:
     if name.endswith("~") and call.version >= LIKE_FILTERS:
         column = listing.columns.get(name[:-1])
-        if column is None or not isinstance(column.type, String):
+        if column is None or not isinstance(column.type, String) or len(value) > MAX_NAME:
             return false()
         return column.icontains(value, autoescape=True)  # compat: LIKE of MySQL, the reference's database
     if name in listing.special:
@@ -211,7 +213,10 @@ def compared_time(column: InstrumentedAttribute[Any], name: str, since: Version)
         if call.version < since:
             return column == parse_time(name, value)
         terms = []
-        for term in value.split(","):
+        asked = value.split(",")
+        if len(asked) > MOST_TERMS:
+            raise InvalidInput(name, value, f"At most {MOST_TERMS} comparisons are allowed.")
+        for term in asked:
             operator, colon, at = term.strip().partition(":")
             if operator not in _TIME_OPERATORS or not colon:
                 raise InvalidInput(name, value, f"It must be OP:TIME, OP one of {', '.join(_TIME_OPERATORS)}.")
@@ -253,7 +258,12 @@ def dictionary(name: str, text: str) -> dict[str, str]:
         value = None
     if not isinstance(value, dict) or not value or len(value) > 50:
         raise InvalidInput(name, text, 'It must be a dictionary such as {"key": "value"}, of at most 50 keys.')
-    found = {str(k): str(v) for k, v in value.items()}
+    if not all(isinstance(word, str | int | float | None) for pair in value.items() for word in pair):
+        raise InvalidInput(name, text, "Its keys and values must be plain.")
+    try:
+        found = {str(k): str(v) for k, v in value.items()}
+    except ValueError:
+        raise InvalidInput(name, text, "It holds a number that is too long.") from None
     if not all(_storable(word) for pair in found.items() for word in pair):
         raise InvalidInput(name, text, "It must hold neither NUL nor half of a surrogate pair.")
     return found

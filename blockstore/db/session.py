@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Base
@@ -42,7 +42,7 @@ class Database:
         self._lookers = self._make_engine(connections) if self.is_sqlite else self.engine
         self.cast: Callable[[Order], None] = lambda _order: None
         """Where filed orders go after the commit; the service connects the bus."""
-        # SQLite has one writer. Waiting for it here is fair and wakes at once; its own busy handler sleeps.
+        # SQLite has one writer. Waiting for it here wakes at once; its own busy handler sleeps.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
         self._guard: Connection | None = None
         if self.is_sqlite:
@@ -82,7 +82,17 @@ class Database:
         """Open a session that may write; commits at the end, or rolls all of it back when the block raises."""
         with self._writer, Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
-        for order in session.info.pop(FILED, ()):
+            filed = session.info.pop(FILED, ())
+            try:
+                session.commit()
+            except DBAPIError:
+                # It may have been written and only the answer lost. An order that was not written ends at once.
+                self._cast_all(filed)
+                raise
+        self._cast_all(filed)
+
+    def _cast_all(self, orders: Iterable[Order]) -> None:
+        for order in orders:
             self.cast(order)
 
     def take_sole_use(self) -> None:
@@ -115,10 +125,10 @@ def make_url_or_explain(url: str) -> Any:
     """Return the parsed URL. Raises ConfigError when it is not one, or of a database that is not supported."""
     try:
         parsed = make_url(url)
-    except ArgumentError as exc:
+    except (ArgumentError, ValueError):  # from None: their words quote the URL, which may hold a password
         raise ConfigError(
             "[database] url is not a SQLAlchemy URL such as postgresql+psycopg://USER@HOST/NAME."
-        ) from exc
+        ) from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(f"[database] url names {parsed.get_backend_name()}; supported are sqlite and postgresql.")
     return parsed

@@ -6,7 +6,8 @@ Called at start and by ``periodic.py``. A backend that is down says why; the oth
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 from blockstore import claims
 from blockstore.backends.contract import Backend, Capabilities, Capacity
@@ -19,12 +20,41 @@ from blockstore.manager.desk import Desk
 log = logging.getLogger(__name__)
 
 
-def report_all(desk: Desk, *, wait_s: float) -> None:
-    """Look at every backend at once, and return when all have answered or ``wait_s`` has passed."""
-    threads = ThreadPoolExecutor(max_workers=max(1, len(desk.backends)), thread_name_prefix="report")
-    looks = [threads.submit(report, desk, pool) for pool in desk.backends]
-    wait(looks, timeout=wait_s)
-    threads.shutdown(wait=False)
+class Reporter:
+    """Looks at all backends at once, each on a thread of its own: one that hangs holds up no other."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._threads = ThreadPoolExecutor(max_workers=max(1, len(desk.backends)), thread_name_prefix="report")
+        self._looks: dict[str, Future[None]] = {}
+
+    def look(self, *, wait_s: float) -> None:
+        """Look at every backend; return when all have answered or ``wait_s`` has passed.
+
+        A backend that has not answered the look before is down until it does, and is not asked twice.
+        """
+        for pool in self._desk.backends:
+            before = self._looks.get(pool)
+            if before is not None and not before.done():
+                self._note_silence(pool)
+            else:
+                self._looks[pool] = self._threads.submit(report, self._desk, pool)
+        done, _ = wait(self._looks.values(), timeout=wait_s)
+        for look in done:
+            if exc := look.exception():
+                log.error("a backend's report could not be written down", exc_info=exc)
+
+    def stop(self) -> bool:
+        """Look no more; say whether every look has ended."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        return all(look.done() for look in self._looks.values())
+
+    def _note_silence(self, pool: str) -> None:
+        report = self._desk.board.get(pool)
+        if report is not None and report.up:
+            reason = "It has not answered since the last look."
+            self._desk.board.pin(replace(report, up=False, reason=reason, at=now()))
+            log.error("backend %s is down: %s", pool, reason)
 
 
 def report(desk: Desk, pool: str) -> None:

@@ -15,8 +15,6 @@ from blockstore.scheduler.weighers import Declared
 
 FILTERS = "blockstore.scheduler.filters"
 WEIGHERS = "blockstore.scheduler.weighers"
-DEFAULT_FILTERS = ("AvailabilityZoneFilter", "CapacityFilter", "CapabilitiesFilter")
-DEFAULT_WEIGHERS = ("CapacityWeigher",)
 
 
 def load(group: str, names: Sequence[str]) -> list[tuple[str, Callable[..., Any]]]:
@@ -42,14 +40,12 @@ def load(group: str, names: Sequence[str]) -> list[tuple[str, Callable[..., Any]
     return loaded
 
 
-def load_filters(names: Sequence[str] = DEFAULT_FILTERS) -> list[Filter]:
+def load_filters(names: Sequence[str]) -> list[Filter]:
     """Return the filters of these names, in the order in which they are asked."""
     return [Filter(name, check) for name, check in load(FILTERS, names)]
 
 
-def load_weighers(
-    names: Sequence[str] = DEFAULT_WEIGHERS, multiplier: Callable[[str], float] | None = None
-) -> list[Weigher]:
+def load_weighers(names: Sequence[str], multiplier: Callable[[str], float] | None = None) -> list[Weigher]:
     """Return the weighers of these names; ``multiplier`` gives the configured value of an option by its name."""
     weighers: list[Weigher] = []
     for name, weigh in load(WEIGHERS, names):

@@ -202,20 +202,21 @@ def _wish(session: Session, volume: Volume, order: PlaceVolume) -> Wish:
     return Wish(
         size_gib=volume.size,
         availability_zones=tuple(zones),
-        same_pools=_pools_of(session, order.hints.get("same_host")),
-        different_pools=_pools_of(session, order.hints.get("different_host")),
+        same_pools=_pools_of(session, order.hints.get("same_host"), volume.project_id),
+        different_pools=_pools_of(session, order.hints.get("different_host"), volume.project_id),
         only_pool=_source_pool(session, volume),
         tried=order.tried,
         **facts,
     )
 
 
-def _pools_of(session: Session, hint: Any) -> frozenset[str] | None:
-    """Return the pools that hold the volumes a hint names; the schema has checked its form."""
+def _pools_of(session: Session, hint: Any, project_id: str) -> frozenset[str] | None:
+    """Return the pools that hold the volumes a hint names, of the same project only; the schema checked its form."""
     if hint is None:
         return None
     ids = [hint] if isinstance(hint, str) else list(hint)
-    hosts = session.scalars(select(Volume.host).where(Volume.id.in_(ids), Volume.host.is_not(None)))
+    known = (Volume.id.in_(ids), Volume.project_id == project_id, Volume.host.is_not(None))
+    hosts = session.scalars(select(Volume.host).where(*known))
     return frozenset(host for host in hosts if host)
 
 

@@ -35,15 +35,6 @@ def test_every_declared_name_loads():
     assert [w.multiplier for w in loading.load_weighers(names)] == [1, -1, -1, 1, 1]
 
 
-def test_defaults_are_those_of_the_reference():
-    assert [name for name, _ in loading.load_filters()] == [
-        "AvailabilityZoneFilter",
-        "CapacityFilter",
-        "CapabilitiesFilter",
-    ]
-    assert [name for name, _, _ in loading.load_weighers()] == ["CapacityWeigher"]
-
-
 def test_a_configured_multiplier_wins():
     configured = {"capacity_weight_multiplier": -2.5}
     (weigher,) = loading.load_weighers(["CapacityWeigher"], configured.__getitem__)
