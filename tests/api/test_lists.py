@@ -537,3 +537,20 @@ def test_filters_of_services(shelf: Shelf) -> None:
     assert services("") == ["cinder-scheduler", "cinder-volume"]
     assert services("binary=cinder-volume") == services("host=blockstore@memory") == ["cinder-volume"]
     assert services("host=nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("created_at=" + ",".join(["gt:2026-01-01T00:00:00"] * 11), "At most 10 comparisons are allowed."),
+        ("metadata={'a':0x" + "f" * 4000 + "}", "It holds a number that is too long."),
+        ("metadata={'a':[1]}", "Its keys and values must be plain."),
+    ],
+)
+def test_a_filter_that_would_cost_too_much_is_refused(lite: Hall, query: str, sentence: str) -> None:
+    answer = lite.member()("GET", f"/volumes?{query}")
+    assert (answer.status, answer.message.endswith(sentence)) == (400, True), answer.body
+
+
+def test_a_pattern_longer_than_any_value_matches_nothing(lite: Hall) -> None:
+    assert lite.admin().get("/volumes?name~=" + "x" * 60_000) == {"volumes": []}

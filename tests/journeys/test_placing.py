@@ -474,3 +474,18 @@ def test_the_log_tells_why_as_the_message_does(
     assert message["request_id"] == answer.headers["x-openstack-request-id"]
     assert api("DELETE", f"/messages/{message['id']}").status == 204
     assert api("DELETE", f"/messages/{message['id']}").status == 404
+
+
+def test_a_hint_says_nothing_of_another_project_s_volume(start_service: Callable[..., Service]) -> None:
+    """It is taken as one that names nothing, so that nobody learns where, or whether, the volume is."""
+    api = Client(start_service())
+    foreign = api.as_("owner").volume()["id"]
+    curious = api.as_("curious")
+    said = []
+    for named in (foreign, "11111111-1111-4111-8111-111111111111"):
+        body = {"volume": {"size": 1}, "OS-SCH-HNT:scheduler_hints": {"same_host": [named]}}
+        answer = curious("POST", "/volumes", body)
+        curious.wait_idle()
+        (message,) = curious.get(f"/messages?resource_uuid={answer.json['volume']['id']}")["messages"]
+        said.append(message["user_message"])
+    assert said[0] == said[1]

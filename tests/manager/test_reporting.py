@@ -1,0 +1,38 @@
+"""A backend that hangs is down until it answers, holds up no other, and is not asked twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from blockstore.service import Service
+from tests.conftest import backend_section
+
+
+def test_a_backend_that_does_not_answer_is_down_until_it_does(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start_service(backends=(backend_section("slow", "memory"), backend_section("quick", "memory")))
+    slow, quick = "blockstore@slow#slow", "blockstore@quick#quick"
+    answer, asked = threading.Event(), []
+
+    def hang() -> None:
+        asked.append(1)
+        assert answer.wait(20)
+
+    monkeypatch.setattr(service.backends[slow], "check", hang)
+
+    def up() -> dict[str, bool]:
+        return {name: report.up for name, report in service.board.reports().items()}
+
+    service.reporter.look(wait_s=0.05)
+    assert up() == {slow: True, quick: True}  # it may still answer
+    service.reporter.look(wait_s=0.05)
+    service.reporter.look(wait_s=0.05)
+    assert (up(), len(asked)) == ({slow: False, quick: True}, 1)
+    answer.set()
+    service.reporter.look(wait_s=5)
+    service.reporter.look(wait_s=5)
+    assert up() == {slow: True, quick: True}
