@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume
-from blockstore.errors import BackendError, InUse, StateConflict, VolumeMissing
+from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, following_id
 from blockstore.settling import KeepsStatus, progress_of, settles
@@ -31,7 +31,7 @@ def create_volume(desk: Desk, order: CreateVolume, volume: Volume) -> None:
         backend = desk.backend(volume.host)
         _make(desk, order, volume, backend)
     except BackendError as exc:
-        if not _may_try_elsewhere(desk, order, exc) or not _left_nothing(backend, order):
+        if not _may_try_elsewhere(desk, order, exc) or not _left_nothing(backend, order, exc):
             raise
         _send_back(desk, order, volume, exc)
         return
@@ -62,11 +62,13 @@ def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bo
     return exc.retry_elsewhere and not bound_to_source and attempts < desk.config.scheduler.max_attempts
 
 
-def _left_nothing(backend: Backend | None, order: CreateVolume) -> bool:
+def _left_nothing(backend: Backend | None, order: CreateVolume, exc: BackendError) -> bool:
     """Say whether the pool that failed holds nothing of the volume; else the row must go on naming that pool.
 
-    A call that raises leaves nothing behind. But a former try may have made it, or a tool that ran out of time.
+    A call that raises leaves nothing behind. But a former life may have made it, or a tool that ran out of time.
     """
+    if order.attempt == 1 and not isinstance(exc, ToolTimeout):
+        return True
     if backend is None:
         return False
     try:

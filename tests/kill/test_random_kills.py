@@ -155,8 +155,13 @@ class Load:
             self.truth.cascading.add(volume_id)
             unsure = {shot for shot, origin in self.truth.origin.items() if origin == volume_id}
             self.truth.alive["snapshots"] -= unsure
-        if not self.remove("volumes", volume_id, "?cascade=true"):
-            with self.truth.lock:
+        done = self.remove("volumes", volume_id, "?cascade=true")
+        with self.truth.lock:
+            if done:  # also what another client, refused because of this, has put back
+                unsure = {shot for shot, origin in self.truth.origin.items() if origin == volume_id}
+                self.truth.alive["snapshots"] -= unsure
+                self.truth.gone["snapshots"] |= unsure
+            else:
                 self.truth.alive["snapshots"] |= unsure - self.truth.gone["snapshots"]
 
     def remove(self, noun: str, thing_id: str, query: str = "") -> bool:
