@@ -21,6 +21,7 @@ from blockstore.errors import ConfigError
 T = TypeVar("T")
 
 BACKEND_PREFIX = "backend:"
+TARGET_PREFIX = "target:"
 
 
 def option(help: str, default: Any = ..., *, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
@@ -115,6 +116,9 @@ class PoolConfig:
     """Options that every [backend:NAME] section has, whatever its plugin."""
 
     plugin: str = option("Name of the plugin: directory, lvm, memory, or one that is installed beside blockstore.")
+    target: str = option(
+        "How volumes leave this node: a [target:NAME], or the name of a target plugin to use it as it is.", "local"
+    )
     volume_backend_name: str = option("Name that volume types select by; by default the section's NAME.", "")
     availability_zone: str = option("Zone; by default that of [service].", "")
     reserved_percentage: int = option("Percent of the pool kept free of new volumes.", 10)
@@ -142,6 +146,16 @@ class BackendSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetSection:
+    """One [target:NAME] section: the plugin, and the options for it."""
+
+    name: str
+    plugin: str
+    plugin_options: Mapping[str, str]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The whole configuration."""
 
@@ -151,7 +165,15 @@ class Config:
     quota: QuotaConfig = QuotaConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     backends: tuple[BackendSection, ...] = ()
+    targets: tuple[TargetSection, ...] = ()
     source: str = "the defaults"
+
+    def target(self, name: str) -> TargetSection:
+        """Return the section of a target, or one without options when a plugin is named."""
+        for section in self.targets:
+            if section.name == name:
+                return section
+        return TargetSection(name=name, plugin=name, plugin_options={}, source=f"{self.source}: target {name}")
 
     @property
     def state_dir(self) -> Path:
@@ -192,6 +214,7 @@ def load(path: Path | None) -> Config:
         raise ConfigError(f"{path}: {' '.join(str(exc).split())}.") from exc
     parts: dict[str, Any] = {}
     backends: list[BackendSection] = []
+    targets: list[TargetSection] = []
     for section in parser.sections():
         values = dict(parser.items(section))
         where = f"{path}: [{section}]"
@@ -199,10 +222,14 @@ def load(path: Path | None) -> Config:
             parts[section] = parse(SECTIONS[section], values, where)
         elif section.startswith(BACKEND_PREFIX) and section[len(BACKEND_PREFIX) :].strip():
             backends.append(_backend(section[len(BACKEND_PREFIX) :].strip(), values, where))
+        elif section.startswith(TARGET_PREFIX) and section[len(TARGET_PREFIX) :].strip():
+            targets.append(_target(section[len(TARGET_PREFIX) :].strip(), values, where))
         else:
-            known = ", ".join([*SECTIONS, f"{BACKEND_PREFIX}NAME"])
+            known = ", ".join([*SECTIONS, f"{BACKEND_PREFIX}NAME", f"{TARGET_PREFIX}NAME"])
             raise ConfigError(f"{where} is not a section that blockstore knows. Known: {known}.")
-    config = Config(**parts, backends=tuple(backends) or (_default_backend(),), source=str(path))
+    config = Config(
+        **parts, backends=tuple(backends) or (_default_backend(),), targets=tuple(targets), source=str(path)
+    )
     _check(config)
     return config
 
@@ -232,8 +259,7 @@ def as_text(value: object) -> str:
 
 
 def _backend(name: str, values: dict[str, str], where: str) -> BackendSection:
-    if not all(c.isalnum() or c in "-_." for c in name):
-        raise ConfigError(f"{where} the name may hold letters, digits, '-', '_' and '.'.")
+    _check_name(name, where)
     common = {f.name for f in dataclasses.fields(PoolConfig)}
     pool = parse(PoolConfig, {k: v for k, v in values.items() if k in common}, where)
     _between(pool.reserved_percentage, 0, 100, f"{where} reserved_percentage")
@@ -249,6 +275,18 @@ def _backend(name: str, values: dict[str, str], where: str) -> BackendSection:
         )
     rest = {k: v for k, v in values.items() if k not in common}
     return BackendSection(name=name, pool=pool, plugin_options=rest, source=where)
+
+
+def _target(name: str, values: dict[str, str], where: str) -> TargetSection:
+    _check_name(name, where)
+    rest = dict(values)
+    plugin = rest.pop("plugin", name).strip()
+    return TargetSection(name=name, plugin=plugin, plugin_options=rest, source=where)
+
+
+def _check_name(name: str, where: str) -> None:
+    if not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"{where} the name may hold letters, digits, '-', '_' and '.'.")
 
 
 def _default_backend() -> BackendSection:
@@ -293,10 +331,13 @@ def _between(value: float, low: float, high: float, where: str) -> None:
 
 def _check(config: Config) -> None:
     where = f"{config.source}: "
-    names = [b.name for b in config.backends]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{where}[backend:{name}] stands there twice.")
+    for prefix, names in (
+        (BACKEND_PREFIX, [b.name for b in config.backends]),
+        (TARGET_PREFIX, [t.name for t in config.targets]),
+    ):
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{where}[{prefix}{name}] stands there twice.")
     service = config.service
     for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("max_limit", 1, 100_000)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")

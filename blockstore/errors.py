@@ -77,6 +77,12 @@ class OverQuota(BlockstoreError):
     status, fault = 413, "overLimit"
 
 
+class ServiceUnavailable(BlockstoreError):
+    """What was asked for while the caller waits could not be done, by no fault of the caller."""
+
+    status, fault = 503, "serviceUnavailable"
+
+
 class UnsupportedMediaType(BlockstoreError):
     status, fault = 415, "badMediaType"
 
@@ -132,6 +138,18 @@ class NameTaken(BackendError):
 
 class InUse(BackendError):
     """Something still holds the volume: an open device, a dependant."""
+
+    retry_elsewhere = False
+
+
+class InvalidConnector(BackendError):
+    """What an initiator says of itself is not what the target needs."""
+
+    retry_elsewhere = False
+
+
+class SessionAlive(BackendError):
+    """An initiator's session could not be proved to be gone."""
 
     retry_elsewhere = False
 

@@ -502,14 +502,14 @@ class BackendConformance:
         bench.backend.delete_volume(name)
 
     @case()
-    def test_device_path_shows_the_same_bytes(self, bench: Bench) -> None:
-        """Where a volume has a local path, the path has exactly the volume's bytes."""
+    def test_the_located_file_has_the_same_bytes(self, bench: Bench) -> None:
+        """Where a volume lies on this node in raw form, the file or device has exactly the volume's bytes."""
         name = bench.volume("kept")
-        path = bench.backend.device_path(name)
-        if path is None:
-            raise SkipTest(f"{bench.backend.name} gives no local path.")
-        with path.open("rb", buffering=0) as file:
-            _holds(file, f"path {path}", "kept", 1, 1)
+        located = bench.backend.locate(name)
+        if located is None or located.format != "raw":
+            raise SkipTest(f"{bench.backend.name} gives no raw file or device.")
+        with located.path.open("rb", buffering=0) as file:
+            _holds(file, f"path {located.path}", "kept", 1, 1)
 
     # extend
 

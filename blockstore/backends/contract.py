@@ -89,6 +89,15 @@ class Capacity:
     """Sum of virtual sizes on the pool, also of volumes that are not ours; None when the backend cannot tell."""
 
 
+@dataclass(frozen=True)
+class Located:
+    """Where a volume's bytes lie on this node."""
+
+    path: Path
+    format: str = "raw"
+    """As ``qemu-img`` names it; recorded when the file was made, never found out by looking into it."""
+
+
 Mode = Literal["rb", "r+b"]
 
 
@@ -164,8 +173,11 @@ class Backend(ABC):
         """Open the volume's bytes as its consumer sees them: exactly its size, seekable, unbuffered writes flushed
         at the end. The primitive under every generic copy. Raises: VolumeMissing."""
 
-    def device_path(self, name: str) -> Path | None:
-        """Return the local path of the volume's bytes in raw form, or None when there is no such path."""
+    def locate(self, name: str) -> Located | None:
+        """Return the file or device that holds the volume on this node, ready to be opened; None: there is no such.
+
+        Raises: VolumeMissing.
+        """
         return None
 
     # --- optional: declare it in capabilities() ----------------------------------------------------------

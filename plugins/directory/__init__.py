@@ -30,6 +30,7 @@ from blockstore.backends.contract import (
     BackendOptions,
     Capabilities,
     Capacity,
+    Located,
     Mode,
     Progress,
     check_name,
@@ -189,10 +190,10 @@ class DirectoryBackend(Backend):
                     if image.format == "qcow2":
                         self._build(image, lambda target: commands.raw_to_qcow2(fd, target))
 
-    def device_path(self, name: str) -> Path | None:
+    def locate(self, name: str) -> Located:
         with self._named(name) as root:
-            image = self._find(root, name)
-            return self.path / image.file if image and image.format == "raw" else None
+            image = self._need(root, name)
+            return Located(self.path / image.file, image.format)
 
     # --- snapshots and copies ----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from blockstore.backends.contract import (
     BackendOptions,
     Capabilities,
     Capacity,
+    Located,
     Mode,
     Progress,
     check_name,
@@ -220,9 +221,9 @@ class LvmBackend(Backend):
         with devices.opened(path, mode) as file:
             yield file
 
-    def device_path(self, name: str) -> Path:
+    def locate(self, name: str) -> Located:
         """Return the volume's device."""
-        return self._lvm.path(check_name(name))
+        return Located(self._kind().open_volume(check_name(name)))
 
     # --- snapshots and clones -------------------------------------------------------------------------------
 

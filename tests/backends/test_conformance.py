@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from blockstore.backends.conformance import _PREFIX, Result, cases, run
-from blockstore.backends.contract import GIB, Capabilities, Capacity, Mode, Progress, no_progress
+from blockstore.backends.contract import GIB, Capabilities, Capacity, Located, Mode, Progress, no_progress
 from blockstore.backends.memory import BLOCK, Image, ImageFile, MemoryBackend, MemoryOptions
 from blockstore.errors import BackendError, NotSupported, OrderCancelled, VolumeMissing
 
@@ -294,9 +294,9 @@ class WritesAreRounded(MemoryBackend):
 
 
 class PathIsWrong(MemoryBackend):
-    def device_path(self, name: str) -> Path | None:
+    def locate(self, name: str) -> Located | None:
         self.state_dir.joinpath(name).write_bytes(b"")
-        return self.state_dir / name
+        return Located(self.state_dir / name)
 
 
 class NamesAreNotChecked(MemoryBackend):
@@ -448,7 +448,7 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
     OpenSwallowsErrors: ("test_an_error_inside_open_comes_out",),
     WritesGrow: ("test_writing_past_the_end_is_impossible",),
     WritesAreRounded: ("test_bytes_survive",),
-    PathIsWrong: ("test_device_path_shows_the_same_bytes",),
+    PathIsWrong: ("test_the_located_file_has_the_same_bytes",),
     NamesAreNotChecked: ("test_hostile_names_are_refused",),
     NamesAreCut: ("test_names_may_be_long",),
     SnapshotNamesAreShared: ("test_snapshot_names_are_not_shared",),

@@ -84,7 +84,7 @@ def test_pool_data_full(make_disk: Callable[..., Disk]) -> None:
     b = lvm_backend(disk, "auto")
     b.create_volume("v", 1)
     with b.open_volume("v", "rb"):
-        direct = os.open(b.device_path("v"), os.O_WRONLY | os.O_DIRECT)
+        direct = os.open(b.locate("v").path, os.O_WRONLY | os.O_DIRECT)
         block = mmap.mmap(-1, 2**20)
         with pytest.raises(OSError, match="No space left"):
             assert all(os.pwrite(direct, block, at) for at in range(0, 2**30, 2**20))

@@ -60,7 +60,7 @@ def test_new_volumes_on_a_dirty_disk(dirty: Disk, lvm_type: str) -> None:
     b = lvm_backend(dirty, lvm_type)
     for name, size in (("a", 1), ("b", 3)):
         b.create_volume(name, size)
-        assert dirt_in(b.device_path(name)) == []
+        assert dirt_in(b.locate(name).path) == []
     scatter(b, "b", b"x")
     with b.open_volume("b", "rb") as file:
         data = file.read(8 * 2**20)
@@ -77,7 +77,7 @@ def test_deleted_bytes_do_not_come_back(disk: Disk, lvm_type: str) -> None:
     assert not disk.holds(SECRET)
     for size in (1, 3, 2):
         b.create_volume("next", size)
-        assert dirt_in(b.device_path("next")) == []
+        assert dirt_in(b.locate("next").path) == []
         b.delete_volume("next")
 
 
@@ -90,7 +90,7 @@ def test_without_clearing_new_volumes_are_zero_all_the_same(make_disk: Callable[
     b.delete_volume("a")
     assert disk.holds(SECRET)
     b.create_volume("next", 3)
-    assert dirt_in(b.device_path("next")) == []
+    assert dirt_in(b.locate("next").path) == []
 
 
 def test_only_the_start_is_cleared_when_so_configured(disk: Disk) -> None:
@@ -137,9 +137,9 @@ def test_the_grown_part(dirty: Disk, lvm_type: str, frozen: bool) -> None:
             assert file.seek(0, os.SEEK_END) == 2 * GIB
             file.seek(GIB)
             file.write(bytes(4096))
-    assert dirt_in(b.device_path("v"), GIB) == []
+    assert dirt_in(b.locate("v").path, GIB) == []
     b.extend_volume("v", 3)
-    assert dirt_in(b.device_path("v"), GIB) == []
+    assert dirt_in(b.locate("v").path, GIB) == []
 
 
 def test_a_deleted_snapshot_leaves_nothing(disk: Disk, lvm_type: str) -> None:
@@ -155,7 +155,7 @@ def test_a_deleted_snapshot_leaves_nothing(disk: Disk, lvm_type: str) -> None:
     b.delete_snapshot("v", "snap-v")
     for name, size in (("a", 1), ("b", 2)):
         b.create_volume(name, size)
-        assert dirt_in(b.device_path(name)) == []
+        assert dirt_in(b.locate(name).path) == []
     if lvm_type == "thick":
         assert not disk.holds(SECRET)
 
@@ -184,7 +184,7 @@ def test_copies_onto_a_dirty_disk(dirty: Disk, lvm_type: str, source: str) -> No
     else:
         b.create_snapshot("v", "snap-v")
         b.create_volume_from_snapshot("c", 2, "v", "snap-v")
-    assert dirt_in(b.device_path("c")) == [GIB // 2]
+    assert dirt_in(b.locate("c").path) == [GIB // 2]
 
 
 def test_a_thick_snapshot_cannot_overflow(make_disk: Callable[..., Disk]) -> None:
@@ -216,7 +216,7 @@ def test_a_pool_that_does_not_zero_is_refused(dirty: Disk) -> None:
     run("lvchange", "-Zy", pool)
     b.check()
     b.create_volume("v", 1)
-    assert dirt_in(b.device_path("v")) == []
+    assert dirt_in(b.locate("v").path) == []
 
 
 def test_pools_that_we_make_zero_and_pass_discards_down(disk: Disk) -> None:
@@ -243,7 +243,7 @@ def test_hostile_names_reach_no_tool(disk: Disk, lvm_type: str, name: str, monke
         lambda: b.create_volume(name, 1),
         lambda: b.delete_volume(name),
         lambda: b.extend_volume(name, 2),
-        lambda: b.device_path(name),
+        lambda: b.locate(name).path,
         lambda: b.open_volume(name, "rb").__enter__(),
         lambda: b.create_snapshot("v", name),
         lambda: b.create_snapshot(name, "s"),

@@ -14,7 +14,7 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions, commands, files
 
 from blockstore.backends.conformance import BackendConformance
-from blockstore.backends.contract import GIB
+from blockstore.backends.contract import GIB, Located
 from blockstore.errors import BackendError, InUse, NoSpace, Unreachable
 
 from .mounts import mounted, need, need_root
@@ -240,11 +240,10 @@ def test_a_source_that_never_rests_is_refused(raw: DirectoryBackend, monkeypatch
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])
 def test_a_volume_that_another_process_has_open_is_in_use(raw: DirectoryBackend, mode: str) -> None:
-    """The kernel is asked, not only our own memory: the consumer of device_path is another process."""
+    """The kernel is asked, not only our own memory: the consumer of the located file is another process."""
     raw.create_volume("volume-1", 1)
     raw.create_snapshot("volume-1", "snap-1")
-    path = raw.device_path("volume-1")
-    assert path
+    path = raw.locate("volume-1").path
     script = "import sys; f = open(sys.argv[1], sys.argv[2]); print('open', flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", script, str(path), mode]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -275,7 +274,8 @@ def test_a_changed_option_format_leaves_old_volumes_as_they_are(tmp_path: Path) 
     assert tree(new.path) == {"volume-1.raw", "volume-2.raw", "volume-3.qcow2"}
     assert read(new, "volume-2", 0, 5) == b"bytes"
     assert old.list_volumes() == new.list_volumes() == {"volume-1": 1, "volume-2": 2, "volume-3": 1}
-    assert (new.device_path("volume-2"), new.device_path("volume-3")) == (new.path / "volume-2.raw", None)
+    assert new.locate("volume-2") == Located(new.path / "volume-2.raw")
+    assert new.locate("volume-3") == Located(new.path / "volume-3.qcow2", "qcow2")
 
 
 def test_qcow2_files_are_what_the_tool_says(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def verbs(pool: DirectoryBackend, volume: str, snapshot: str) -> Iterator[Callab
     yield lambda: pool.extend_volume(volume, 2)
     yield lambda: read(pool, volume, 0, 100)
     yield lambda: write(pool, volume, 0, b"written")
-    yield lambda: pool.device_path(volume)
+    yield lambda: pool.locate(volume)
     yield lambda: pool.create_snapshot(volume, "shot-2")
     yield lambda: pool.clone_volume(volume, 1, "source")
     yield lambda: pool.clone_volume("clone", 1, volume)

@@ -1,0 +1,7 @@
+"""To be written."""
+
+from blockstore.targets.contract import Target
+
+
+class LocalTarget(Target):
+    """To be written."""
