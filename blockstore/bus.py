@@ -12,8 +12,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
@@ -42,6 +43,25 @@ class _Ticket:
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class Expectation:
+    """The end of some orders, waited for by a thread that is not the bus's."""
+
+    def __init__(self, order_ids: Sequence[str]) -> None:
+        self.order_ids = order_ids
+        self._missing = set(order_ids)
+        self._ended = threading.Event()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until all have ended, however; say whether that came true in time."""
+        return self._ended.wait(timeout_s)
+
+    def note(self, order_id: str | None) -> None:
+        """Take note that an order has ended; None: nothing more will be told."""
+        self._missing = set() if order_id is None else self._missing - {order_id}
+        if not self._missing:
+            self._ended.set()
+
+
 class Bus:
     """Lines in front of resources, and worker threads behind them."""
 
@@ -58,6 +78,7 @@ class Bus:
         self._change = threading.Condition()
         self._pending: dict[str, int] = {}
         self._running: dict[str, Order] = {}
+        self._expected: dict[str, Expectation] = {}
         self._closing = False
 
     def open_room(self, name: str, handlers: Mapping[type[Order], Handler], *, workers: int) -> None:
@@ -77,6 +98,21 @@ class Bus:
                 return
             self._pending[order.room] += 1  # raised before the hand-over, so drain has no blind moment
         self._loop.call_soon_threadsafe(self._begin, order)
+
+    @contextmanager
+    def expecting(self, order_ids: Sequence[str]) -> Iterator[Expectation]:
+        """Hear of the end of orders that are about to be cast. Never in a handler: it would wait for itself."""
+        expectation = Expectation(order_ids)
+        with self._change:
+            self._expected.update(dict.fromkeys(order_ids, expectation))
+            if self._closing or not order_ids:
+                expectation.note(None)
+        try:
+            yield expectation
+        finally:
+            with self._change:
+                for order_id in order_ids:
+                    self._expected.pop(order_id, None)
 
     def depth(self) -> dict[str, int]:
         """Return, by room, the orders that wait or run."""
@@ -103,6 +139,8 @@ class Bus:
         """Stop the loop; unfinished orders stay in the database."""
         with self._change:
             self._closing = True
+            for expectation in self._expected.values():
+                expectation.note(None)
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -146,6 +184,8 @@ class Bus:
             self._leave(ticket)
             with self._change:
                 self._pending[ticket.order.room] -= 1
+                if expectation := self._expected.get(ticket.order.order_id):
+                    expectation.note(ticket.order.order_id)
                 self._change.notify_all()
 
     def _is_first(self, ticket: _Ticket) -> bool:

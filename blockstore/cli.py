@@ -1,4 +1,4 @@
-"""The command: serve, openrc, order, backend, db, config; each function below is one of them.
+"""The command: serve, openrc, attach, detach, attachment, order, backend, db, config; each function below is one of them.
 
 Imports what a command needs when it runs, so that ``blockstore openrc`` is quick.
 """
@@ -270,6 +270,138 @@ def _time(at: datetime.datetime | None) -> str:
     return "-" if at is None else at.isoformat(sep=" ", timespec="seconds") + "Z"
 
 
+# --- attachments -------------------------------------------------------------------------------------------
+
+
+@main.command()
+@configured
+@click.argument("volume")
+@click.option("--read-only", is_flag=True, help="For reading only.")
+def attach(config: Config, volume: str, read_only: bool) -> None:
+    """Attach a volume (name or id) to this node, and print the path of its device or file."""
+    from blockstore.service import local_connector
+
+    ask = _asker(config)
+    found = _find_volume(ask, volume)
+    wanted = {
+        "volume_uuid": found,
+        "connector": local_connector(),
+        "mode": "ro" if read_only else "rw",
+    }
+    made = ask("POST", "/attachments", {"attachment": wanted})["attachment"]
+    ask("POST", f"/attachments/{made['id']}/action", {"os-complete": {}})
+    click.echo(made["connection_info"]["device_path"])
+
+
+@main.command()
+@configured
+@click.argument("volume")
+def detach(config: Config, volume: str) -> None:
+    """Detach a volume (name or id) from this node; refused while something has it open."""
+    from blockstore.service import local_connector
+
+    ask = _asker(config)
+    found = _find_volume(ask, volume)
+    listed = ask("GET", f"/attachments/detail?all_tenants=1&volume_id={found}")["attachments"]
+    ours = [one for one in listed if one["connection_info"].get("attached_here") == local_connector()["host"]]
+    if not ours:
+        raise BlockstoreError(f"The volume {volume} is not attached to this node by `blockstore attach`.")
+    for one in ours:
+        ask("DELETE", f"/attachments/{one['id']}")
+
+
+def _find_volume(ask: Callable[..., Any], volume: str) -> str:
+    from urllib.parse import quote
+
+    from blockstore.schemas.base import is_uuid
+
+    if is_uuid(volume):
+        return str(ask("GET", f"/volumes/{volume}")["volume"]["id"])
+    found = ask("GET", f"/volumes?all_tenants=1&name={quote(volume, safe='')}")["volumes"]
+    if len(found) != 1:
+        raise BlockstoreError(f"{len(found) or 'No'} volumes are named {volume}; give the id.")
+    return str(found[0]["id"])
+
+
+def _asker(config: Config) -> Callable[..., Any]:
+    """Return what asks the running service, as an administrator; a refusal is its own sentence."""
+    import urllib.error
+    import urllib.request
+
+    from blockstore.microversions import MAXIMUM
+
+    url = _endpoint(config)
+
+    def ask(method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(  # noqa: S310 - the service's own address
+            url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "OpenStack-API-Version": f"volume {MAXIMUM}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=config.service.attach_timeout_s + 30) as answer:  # noqa: S310
+                said = answer.read()
+                return json.loads(said) if said else None
+        except urllib.error.HTTPError as exc:
+            with exc:
+                (fault,) = json.loads(exc.read()).values()
+            raise BlockstoreError(fault["message"]) from None
+        except OSError as exc:
+            raise BlockstoreError(f"Nothing answers at {url}; is `blockstore serve` running? ({exc})") from None
+
+    return ask
+
+
+@main.group()
+def attachment() -> None:
+    """Look at who uses the volumes."""
+
+
+@attachment.command("list")
+@configured
+@click.option("--volume", "volume_id", help="Only those of one volume.")
+@click.option("--stale", is_flag=True, help="Only those that no initiator is connected to.")
+def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
+    """List the attachments, and whether their initiators are connected now."""
+    from sqlalchemy import select
+
+    from blockstore.db.models import Attachment
+    from blockstore.service import probe_sessions
+    from blockstore.states import EXPORTED
+
+    _, db = _orders(config)
+    with db.read() as session:
+        statement = select(Attachment).order_by(Attachment.created_at, Attachment.id)
+        rows = session.scalars(statement.where(Attachment.volume_id == volume_id) if volume_id else statement).all()
+    connected, untold = probe_sessions(config)
+    table = []
+    for row in rows:
+        exported = row.connection is not None and row.status in EXPORTED
+        who = ", ".join(connected.get(row.id, ())) or ("unknown" if row.target in untold else "nobody")
+        if stale and (not exported or who != "nobody"):
+            continue
+        table.append(
+            (
+                row.id,
+                row.volume_id,
+                f"{row.status} (connection only)" if row.legacy else row.status,
+                row.instance_uuid or "-",
+                row.host_name or "-",
+                row.target or "-",
+                who if exported else "-",
+                row.reason or "-",
+            )
+        )
+    _table(
+        ("ATTACHMENT", "VOLUME", "STATUS", "SERVER", "HOST", "TARGET", "CONNECTED", "REASON"),
+        table,
+        empty="There are no such attachments." if stale or volume_id else "There are no attachments.",
+    )
+    for name, reason in untold.items():
+        click.echo(f"blockstore: the target {name} cannot tell who is connected: {reason}", err=True)
+
+
 # --- backends ----------------------------------------------------------------------------------------------
 
 
@@ -376,6 +508,8 @@ def _section(name: str, *parts: Any) -> None:
 def config_example() -> None:
     """Print every option with its default and its meaning: config.example.ini."""
     from blockstore.backends import loader
+    from blockstore.plugins import installed
+    from blockstore.targets import loader as target_loader
 
     click.echo(_EXAMPLE_HEAD)
     for section, cls in SECTIONS.items():
@@ -384,6 +518,9 @@ def config_example() -> None:
     _example("#[backend:NAME]", PoolConfig)
     for name in loader.plugins():
         _example(f"\n# The plugin {name} has these options too.\n#plugin = {name}", loader.plugin(name, "").Options)
+    click.echo(_EXAMPLE_TARGETS)
+    for name in installed(target_loader.GROUP):
+        _example(f"\n#[target:{name}]\n#plugin = {name}", target_loader.plugin(name, "").Options)
 
 
 _EXAMPLE_HEAD = """\
@@ -395,6 +532,11 @@ _EXAMPLE_HEAD = """\
 _EXAMPLE_BACKENDS = """
 # One section [backend:NAME] for each backend, as many as you like; without any there is one, of the plugin directory.
 # These options are common to all."""
+
+
+_EXAMPLE_TARGETS = """
+# One section [target:NAME] for each way in which volumes leave this node, for the option `target` of backends. Without
+# a section a plugin's name stands for the plugin with its defaults. These are the plugins and their options."""
 
 
 def _example(header: str, cls: Any) -> None:

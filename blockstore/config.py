@@ -51,6 +51,7 @@ class ServiceConfig:
     workers: int = option("Storage operations that may run at once.", 4)
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
+    attach_timeout_s: float = option("Seconds that a request to attach or detach waits for its outcome.", 60.0)
     report_interval_s: float = option("Seconds between two looks at each backend's health and capacity.", 30.0)
     drain_timeout_s: float = option("Seconds that a clean stop waits for running operations.", 20.0)
 
@@ -117,7 +118,9 @@ class PoolConfig:
 
     plugin: str = option("Name of the plugin: directory, lvm, memory, or one that is installed beside blockstore.")
     target: str = option(
-        "How volumes leave this node: a [target:NAME], or the name of a target plugin to use it as it is.", "local"
+        "How volumes leave this node: a [target:NAME], or the name of a target plugin to use it as it is. By default"
+        " local, and nbd for qcow2.",
+        "",
     )
     volume_backend_name: str = option("Name that volume types select by; by default the section's NAME.", "")
     availability_zone: str = option("Zone; by default that of [service].", "")
@@ -343,6 +346,7 @@ def _check(config: Config) -> None:
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     for name, low, high in (("order_attempts", 2, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
+    _between(service.attach_timeout_s, 1, 3600, f"{where}[service] attach_timeout_s")
     _between(service.report_interval_s, 1, 86400, f"{where}[service] report_interval_s")
     if not service.node or not all(c.isalnum() or c in "-_." for c in service.node):
         raise ConfigError(f"{where}[service] node is {service.node!r}; it may hold letters, digits, '-', '_' and '.'.")

@@ -20,6 +20,8 @@ class RequestContext:
     project_id: str
     roles: frozenset[str]
     is_admin: bool
+    is_service: bool = False
+    """Another service of the cloud speaks for the user: Nova with its service token."""
     microversion: Version = MINIMUM
 
     def may_see(self, project_id: str) -> bool:

@@ -13,10 +13,12 @@ from sqlalchemy.orm import Session
 
 from blockstore.db.models import Message, now
 from blockstore.orders import (
+    ConnectAttachment,
     CreateSnapshot,
     CreateVolume,
     DeleteSnapshot,
     DeleteVolume,
+    DisconnectAttachment,
     ExtendVolume,
     Order,
     PlaceExtension,
@@ -30,6 +32,7 @@ class Action(Enum):
     """What was being done: id and words of the wire."""
 
     SCHEDULE = ("001", "schedule allocate volume")
+    ATTACH = ("002", "attach volume")
     EXTEND = ("007", "extend volume")
     CREATE = ("008", "create volume from backend storage")
     SNAPSHOT_CREATE = ("009", "create snapshot")
@@ -37,6 +40,7 @@ class Action(Enum):
     # The wire has no ids for these; they follow the last one it uses.
     DELETE = ("101", "delete volume")
     REVERT = ("102", "revert volume to snapshot")
+    DETACH = ("103", "detach volume")
 
 
 class Detail(Enum):
@@ -59,6 +63,8 @@ ACTIONS: Mapping[type[Order], Action] = {
     PlaceSnapshot: Action.SNAPSHOT_CREATE,
     CreateSnapshot: Action.SNAPSHOT_CREATE,
     DeleteSnapshot: Action.SNAPSHOT_DELETE,
+    ConnectAttachment: Action.ATTACH,
+    DisconnectAttachment: Action.DETACH,
 }
 """What an order was doing, in the wire's words."""
 

@@ -57,6 +57,8 @@ FILTERS_CHECKED = Version(3, 31)
 """A filter that is not allowed is refused instead of ignored."""
 LOG_LEVELS = Version(3, 32)
 """Log levels are read and changed."""
+ATTACHMENTS = Version(3, 27)
+"""Attachments are a resource of their own."""
 LIKE_FILTERS = Version(3, 34)
 """A filter with ~ matches a part of the value."""
 POOL_VOLUME_TYPE = Version(3, 35)
@@ -71,6 +73,8 @@ SNAPSHOT_USER = Version(3, 41)
 """Snapshots show their owner."""
 EXTEND_ATTACHED = Version(3, 42)
 """Volumes in use can be extended."""
+ATTACHMENT_COMPLETE = Version(3, 44)
+"""Attachments are told when they are complete."""
 WITH_COUNT = Version(3, 45)
 """Lists tell their total on request."""
 VOLUME_FROM_BACKUP = Version(3, 47)
@@ -83,6 +87,8 @@ TYPE_FILTER_EXTRA_SPECS = Version(3, 52)
 """Types are filtered by extra specs."""
 VOLUME_STRICT = Version(3, 53)
 """Unknown fields on create and empty updates are refused."""
+ATTACHMENT_MODE = Version(3, 54)
+"""Attachments are made read-only or read-write."""
 TIME_FILTERS = Version(3, 60)
 """Volumes are filtered by time."""
 CLUSTER_NAME = Version(3, 61)

@@ -147,6 +147,10 @@ class PlaceExtension(Order):
     growth_gib: int
     """What quota was charged for; given back when it fails."""
 
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume's exports too, as the order that follows does."""
+        return (f"volume:{self.volume_id}", exports_of(self.volume_id))
+
 
 # --- manager: let a backend do it ------------------------------------------------------------------------------
 
@@ -188,6 +192,10 @@ class DeleteVolume(Order):
     status: ClassVar[str] = "deleting"
     volume_id: str
 
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume's exports too: what is left of them goes first."""
+        return (f"volume:{self.volume_id}", exports_of(self.volume_id))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtendVolume(Order):
@@ -201,6 +209,10 @@ class ExtendVolume(Order):
     growth_gib: int
     pool: str
     """Where the growth was claimed."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume's exports too: initiators are told of the new size."""
+        return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,3 +262,42 @@ class DeleteSnapshot(Order):
     def keys(self) -> tuple[str, ...]:
         """Hold the volume too: deleting merges or touches it on some backends."""
         return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
+
+
+def exports_of(volume_id: str) -> str:
+    """Return the key of a volume's exports, which are not held up by a long copy of the volume."""
+    return f"exports:{volume_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectAttachment(Order):
+    """Export a volume to the initiator of an attachment."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "attachment"
+    status: ClassVar[str] = "connecting"
+    attachment_id: str
+    volume_id: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume's exports: one of them begins or ends at a time."""
+        return (f"attachment:{self.attachment_id}", exports_of(self.volume_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisconnectAttachment(Order):
+    """End the export of an attachment, then the attachment."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "attachment"
+    status: ClassVar[str] = "disconnecting"
+    attachment_id: str
+    volume_id: str
+    came_from: str
+    """The attachment's status before, to which it goes back when something on this node holds the volume."""
+    follow: bool = True
+    """Whether the volume's status follows; not when an administrator has set it."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume's exports: one of them begins or ends at a time."""
+        return (f"attachment:{self.attachment_id}", exports_of(self.volume_id))

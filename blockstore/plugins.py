@@ -9,11 +9,9 @@ import importlib.metadata
 import stat
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from blockstore.errors import ConfigError
-
-T = TypeVar("T")
 
 
 def installed(group: str) -> list[str]:
@@ -21,7 +19,7 @@ def installed(group: str) -> list[str]:
     return sorted(importlib.metadata.entry_points(group=group).names)
 
 
-def find(group: str, name: str, base: type[T], where: str) -> type[T]:
+def find(group: str, name: str, base: type, where: str) -> Any:
     """Return the class of a plugin. Raises ConfigError when it is unknown, broken, or lies where others may write."""
     found = importlib.metadata.entry_points(group=group, name=name)
     if not found:

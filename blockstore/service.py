@@ -15,12 +15,14 @@ import shlex
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from blockstore import __version__, logs, manager, periodic, recovery, scheduler
 from blockstore.api import create_app
 from blockstore.api.endpoint import Core
+from blockstore.api.turnstile import Turnstile
 from blockstore.api.types import ensure_default_type
 from blockstore.backends import loader
 from blockstore.backends.contract import Backend
@@ -30,17 +32,24 @@ from blockstore.config import Config, default_state_dir, load, parse_listen
 from blockstore.db import migrations
 from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
-from blockstore.errors import ConfigError
+from blockstore.errors import BackendError, ConfigError
+from blockstore.keyring import Keyring
 from blockstore.manager import reporting
 from blockstore.manager.desk import Desk
+from blockstore.manager.exports import ATTACH_LOCAL, LOCAL, Exports
 from blockstore.scheduler import loading
 from blockstore.scheduler.placing import Scheduler
 from blockstore.settling import mark_started
+from blockstore.targets import loader as target_loader
+from blockstore.targets.contract import Target
 
 log = logging.getLogger(__name__)
 
 FIRST_REPORT_S = 5.0
 """How long a start waits for slow backends before it answers without them."""
+
+WAITERS = 16
+"""Requests that may wait for an order to end, beside those that are worked on."""
 
 SWITCH_INTERVAL_S = 0.0005
 """Threads here do short work; the interpreter's 5 ms would let one of them hold up an answer."""
@@ -59,7 +68,9 @@ class Service:
         self.db = Database(url, connections=self.api_threads + service.workers + 4)
         self.board = Board()
         self.backends = load_backends(config, self.state_dir)
-        self.desk = Desk(db=self.db, backends=self.backends, board=self.board, config=config)
+        keyring = Keyring(self.state_dir / "attachments.key")
+        self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
+        self.desk = Desk(db=self.db, backends=self.backends, board=self.board, config=config, exports=self.exports)
         room = Scheduler(
             db=self.db,
             board=self.board,
@@ -73,7 +84,17 @@ class Service:
         self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
         self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
         self.db.cast = self.bus.cast
-        self.app = create_app(Core(config=config, db=self.db, board=self.board))
+        self.app = create_app(
+            Core(
+                config=config,
+                db=self.db,
+                board=self.board,
+                bus=self.bus,
+                turnstile=Turnstile(self.api_threads),
+                secret_of=keyring.secret,
+                check_connector=self.exports.check_connector,
+            )
+        )
         self.reporter = reporting.Reporter(self.desk)
         self.clock = periodic.jobs(service, self.db, self.report)
 
@@ -127,7 +148,7 @@ def serve(config: Config) -> int:
             server = create_server(
                 service.app,
                 sockets=[bound_socket(host, port)],
-                threads=service.api_threads,
+                threads=service.api_threads + WAITERS,
                 ident=None,
                 max_request_body_size=MAX_REQUEST_BYTES,
                 channel_timeout=60,
@@ -166,6 +187,54 @@ def load_backends(config: Config, state_dir: Path) -> dict[str, Backend]:
         for backend in loader.load(section, state_dir / section.name):
             found[f"{config.service.node}@{section.name}#{backend.pool}"] = backend
     return found
+
+
+def load_targets(
+    config: Config, backends: Mapping[str, Backend], state_dir: Path, keyring: Keyring
+) -> tuple[dict[str, Target], dict[str, str]]:
+    """Return every target in use by name, and the name of each pool's. Raises ConfigError."""
+    targets: dict[str, Target] = {}
+    serving: dict[str, str] = {}
+    chosen = {section.name: section.pool.target for section in config.backends}
+
+    def target(name: str) -> Target:
+        if name not in targets:
+            targets[name] = target_loader.load(config.target(name), state_dir / "targets" / name, keyring.owner)
+        return targets[name]
+
+    target(LOCAL)  # for consumers on this node, whatever the backends have
+    for section in config.targets:
+        target(section.name)  # also what no backend names any more: its exports are to be ended
+    for pool, backend in backends.items():
+        name = chosen[backend.name] or (LOCAL if backend.file_format == "raw" else "nbd")
+        if backend.file_format not in target(name).capabilities().formats:
+            raise ConfigError(
+                f"{config.source}: [backend:{backend.name}] target is {name}, which cannot export"
+                f" {backend.file_format} files; the target nbd can."
+            )
+        serving[pool] = name
+    return targets, serving
+
+
+def local_connector() -> dict[str, Any]:
+    """Return the connector of a consumer on this node that wants the path itself."""
+    host = socket.gethostname()
+    return {"host": host, "ip": "127.0.0.1", "multipath": False, ATTACH_LOCAL: True}
+
+
+def probe_sessions(config: Config) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Return who is connected by attachment id, and why a target cannot tell, by its name. Raises ConfigError."""
+    state_dir = prepare_state_dir(config.state_dir)
+    keyring = Keyring(state_dir / "attachments.key")
+    targets, _ = load_targets(config, load_backends(config, state_dir), state_dir, keyring)
+    connected: dict[str, tuple[str, ...]] = {}
+    untold: dict[str, str] = {}
+    for name, target in targets.items():
+        try:
+            connected |= target.sessions()
+        except BackendError as exc:
+            untold[name] = exc.message
+    return connected, untold
 
 
 def words(text: str) -> list[str]:

@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sqlalchemy import Select, bindparam, select, update
+from sqlalchemy import Select, bindparam, delete, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from blockstore import claims, messages, quotas, states
-from blockstore.db.models import OrderRow, Volume, now
+from blockstore.db.models import Attachment, OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, Unreachable
 from blockstore.messages import Detail
-from blockstore.orders import ExtendVolume, Order, PlaceExtension
+from blockstore.orders import ConnectAttachment, DisconnectAttachment, ExtendVolume, Order, PlaceExtension
+from blockstore.states import A, V
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,23 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
     if isinstance(order, PlaceExtension):
         # Nothing was begun, so the volume is what it was.
         to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()
+    if isinstance(order, ConnectAttachment | DisconnectAttachment):
+        session.execute(
+            update(Attachment).where(Attachment.id == order.attachment_id).values(reason=None if to else reason)
+        )
     states.settle_failed(session, order, reason, state=state, to=to)
+    if isinstance(order, ConnectAttachment):
+        # No list shows what os-initialize_connection makes, so nobody could remove what is left of it.
+        session.execute(
+            delete(Attachment).where(
+                Attachment.id == order.attachment_id, Attachment.legacy, Attachment.status == A.ERROR_ATTACHING
+            )
+        )
+    if isinstance(order, DisconnectAttachment):
+        if order.follow:
+            states.reckon(session, order.volume_id)
+    elif to in (V.AVAILABLE, V.IN_USE):
+        states.reckon(session, order.resource_id)
 
 
 def _fail(room: Room, order: Order, exc: Exception) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Update, bindparam, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from blockstore.db.models import Base, OrderRow, Snapshot, Volume, now
+from blockstore.db.models import Attachment, Base, OrderRow, Snapshot, Volume, now
 from blockstore.db.session import FILED
 from blockstore.errors import StateConflict
 from blockstore.orders import Order
@@ -68,6 +68,20 @@ class S(StrEnum):
     RESTORING = "restoring"
 
 
+class A(StrEnum):
+    """Statuses of an attachment."""
+
+    RESERVED = "reserved"
+    CONNECTING = "connecting"
+    """Shown as attaching: its export is being made."""
+    ATTACHING = "attaching"
+    ATTACHED = "attached"
+    DISCONNECTING = "disconnecting"
+    """Shown as detaching: its export is being ended."""
+    ERROR_ATTACHING = "error_attaching"
+    ERROR_DETACHING = "error_detaching"
+
+
 ANY = frozenset[str]()
 """In a table of moves: reachable from every status, because a forced delete is."""
 
@@ -84,13 +98,24 @@ class Machine:
     """For each transitional status, what it settles to when its order fails."""
 
 
+FOLLOWS_ATTACHMENTS = frozenset(
+    {
+        V.AVAILABLE, V.RESERVED, V.ATTACHING, V.IN_USE, V.DETACHING, V.ERROR, V.ERROR_EXTENDING, V.ERROR_DELETING,
+        V.ERROR_RESTORING,
+    }
+)  # fmt: skip
+"""Statuses of a volume that give way to what its attachments say; in the others something else goes on with it."""
+
 VOLUME = Machine(
     name="Volume",
     model=Volume,
     moves={
         V.CREATING: frozenset({V.ERROR}),
-        V.AVAILABLE: frozenset({V.CREATING, V.EXTENDING, V.REVERTING, V.DELETING}),
-        V.IN_USE: frozenset({V.EXTENDING}),
+        V.AVAILABLE: frozenset({V.CREATING, V.EXTENDING, V.REVERTING, V.DELETING}) | FOLLOWS_ATTACHMENTS,
+        V.RESERVED: FOLLOWS_ATTACHMENTS | {V.DOWNLOADING},
+        V.ATTACHING: FOLLOWS_ATTACHMENTS,
+        V.IN_USE: FOLLOWS_ATTACHMENTS,
+        V.DETACHING: FOLLOWS_ATTACHMENTS,
         V.EXTENDING: frozenset({V.AVAILABLE, V.IN_USE}),
         V.REVERTING: frozenset({V.AVAILABLE}),
         V.DELETING: ANY,
@@ -121,18 +146,45 @@ SNAPSHOT = Machine(
         S.RESTORING: S.AVAILABLE,
     },
 )
-MACHINES: Mapping[str, Machine] = {"volume": VOLUME, "snapshot": SNAPSHOT}
+ATTACHMENT = Machine(
+    name="Attachment",
+    model=Attachment,
+    moves={
+        A.RESERVED: frozenset({A.DISCONNECTING}),
+        A.CONNECTING: frozenset({A.RESERVED, A.ATTACHING, A.ERROR_ATTACHING}),
+        A.ATTACHING: frozenset({A.CONNECTING, A.DISCONNECTING}),
+        A.ATTACHED: frozenset({A.RESERVED, A.ATTACHING, A.ATTACHED, A.DISCONNECTING}),
+        A.DISCONNECTING: ANY,
+        A.ERROR_ATTACHING: frozenset({A.CONNECTING, A.DISCONNECTING}),
+        A.ERROR_DETACHING: frozenset({A.DISCONNECTING}),
+    },
+    failure={
+        A.CONNECTING: A.ERROR_ATTACHING,
+        A.DISCONNECTING: A.ERROR_DETACHING,
+    },
+)
+MACHINES: Mapping[str, Machine] = {"volume": VOLUME, "snapshot": SNAPSHOT, "attachment": ATTACHMENT}
+
+EXPORTED = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETACHING)
+"""Statuses of an attachment for which there may be an export."""
 
 
 # --- doors -------------------------------------------------------------------------------------------------
 
 
-def born(session: Session, row: Volume | Snapshot, order: Order) -> None:
-    """Insert a row as ``creating`` together with the order that will settle it."""
-    row.status = "creating"
+def born(session: Session, row: Volume | Snapshot | Attachment, order: Order) -> None:
+    """Insert a row together with the order that will settle it, in that order's transitional status."""
+    row.status = order.status
     session.add(row)
     session.flush()
     file(session, order)
+
+
+def born_settled(session: Session, attachment: Attachment, status: A) -> None:
+    """Insert an attachment that nothing needs to be done for."""
+    attachment.status = status
+    session.add(attachment)
+    session.flush()
 
 
 def move(
@@ -176,6 +228,36 @@ def _moving(machine: str, to: str, only_from: tuple[str, ...]) -> Update:
         if allowed:
             statement = statement.where(table.c.status.in_(sorted(allowed)))
     return statement
+
+
+_SHOWN_BY = {
+    A.ATTACHED: "attached",
+    A.ERROR_DETACHING: "attached",  # somebody may still read and write
+    A.CONNECTING: "attaching",
+    A.ATTACHING: "attaching",
+    A.DISCONNECTING: "detaching",
+    A.RESERVED: "reserved",
+}
+
+
+def reckon(session: Session, volume_id: str) -> None:
+    """Bring a volume's two statuses in line with its attachments; called in the transaction that changed them.
+
+    compat: of what the attachments say the alphabetically first word wins, and those in error_attaching say nothing.
+    A volume that something else goes on with keeps its status, and one that is being migrated does not become
+    available.
+    """
+    rows = session.scalars(
+        select(Attachment.status).where(Attachment.volume_id == volume_id, Attachment.legacy.is_(False))
+    )
+    attach_status = min((_SHOWN_BY[A(row)] for row in rows if row in _SHOWN_BY), default="detached")
+    status = {"attached": V.IN_USE, "detached": V.AVAILABLE}.get(attach_status, attach_status)
+    volume = update(Volume).where(Volume.id == volume_id)
+    session.execute(volume.values(attach_status=attach_status, updated_at=now()))
+    moving = volume.where(Volume.status.in_(sorted(FOLLOWS_ATTACHMENTS)))
+    if status == V.AVAILABLE:
+        moving = moving.where(or_(Volume.migration_status.is_(None), Volume.migration_status.in_(("success", "error"))))
+    session.execute(moving.values(status=status))
 
 
 def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from flask import Blueprint, Flask
 from werkzeug.routing import BaseConverter
 
 from blockstore.api import (
+    attachments,
     endpoint,
     extensions,
     faults,
@@ -21,6 +25,7 @@ from blockstore.api import (
     types,
     versions,
     volume_actions,
+    volume_attach_actions,
     volume_metadata,
     volumes,
 )
@@ -28,9 +33,11 @@ from blockstore.api import (
 ROOMS = (
     volumes.room,
     volume_actions.room,
+    volume_attach_actions.room,
     volume_metadata.room,
     snapshots.room,
     snapshot_metadata.room,
+    attachments.room,
     types.room,
     pools.room,
     services.room,
@@ -61,4 +68,15 @@ def create_app(core: endpoint.Core) -> Flask:
     app.before_request(endpoint.before_request)
     app.after_request(endpoint.after_request)
     app.register_error_handler(Exception, faults.reply)
+    app.wsgi_app = _behind_turnstile(app)  # type: ignore[assignment,method-assign]
     return app
+
+
+def _behind_turnstile(app: Flask) -> Callable[[Any, Any], Iterable[bytes]]:
+    answer = app.wsgi_app
+
+    def wsgi_app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        with app.extensions[endpoint.CORE].turnstile.passed():
+            return answer(environ, start_response)
+
+    return wsgi_app

@@ -29,8 +29,9 @@ def global_request_id_of(request: Request) -> str | None:
 def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
     """Return the caller: project from the path, the header ``X-Project-Id``, or ``admin``.
 
-    ``X-Roles`` and ``X-User-Id`` are taken as keystonemiddleware would set them, so that policies can be tried out;
-    without them the caller is an administrator. Raises BadRequest for an id that cannot be one, or on a mismatch.
+    ``X-Roles``, ``X-User-Id`` and ``X-Service-Roles`` are taken as keystonemiddleware would set them, so that policies
+    can be tried out; without them the caller is an administrator. Raises BadRequest for an id that cannot be one, or on
+    a mismatch.
     """
     header_project = request.headers.get("X-Project-Id")
     project = path_project or header_project or DEFAULT_PROJECT
@@ -42,6 +43,12 @@ def authenticate(request: Request, path_project: str | None, request_id: str) ->
         raise BadRequest("Malformed request url")
     said = request.headers.get("X-Roles")
     roles = ALL_ROLES if said is None else frozenset(role.strip().lower() for role in said.split(",") if role.strip())
+    service_roles = {role.strip().lower() for role in request.headers.get("X-Service-Roles", "").split(",")}
     return RequestContext(
-        request_id=request_id, user_id=user, project_id=project, roles=roles, is_admin="admin" in roles
+        request_id=request_id,
+        user_id=user,
+        project_id=project,
+        roles=roles,
+        is_admin="admin" in roles,
+        is_service="service" in service_roles,
     )

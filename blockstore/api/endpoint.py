@@ -1,6 +1,7 @@
 """The one decorator: what happens around every function of this room, in a fixed order.
 
-authenticate → microversion → load body and query → policy → session → your function → dump → commit → cast.
+authenticate → microversion → load body and query → policy → session → your function → dump → commit → cast; and where
+the wire wants the outcome in the reply (``Later``), → wait for the orders → reply.
 A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is testable without a client.
 """
 
@@ -9,9 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -22,7 +23,9 @@ from sqlalchemy.orm import Session
 from blockstore import policies
 from blockstore.api import faults, links
 from blockstore.api.authentication import authenticate, global_request_id_of
+from blockstore.api.turnstile import Turnstile
 from blockstore.board import Board
+from blockstore.bus import Bus, Expectation
 from blockstore.config import Config
 from blockstore.context import RequestContext, new_request_id
 from blockstore.db.session import Database
@@ -47,6 +50,12 @@ class Core:
     config: Config
     db: Database
     board: Board
+    bus: Bus
+    turnstile: Turnstile
+    secret_of: Callable[[str], str]
+    """The secret of an attachment, for the reply that tells it."""
+    check_connector: Callable[[str, Mapping[str, Any]], None]
+    """Raises InvalidConnector when the target of a pool cannot use a connector."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +92,15 @@ class Text:
     mimetype: str
     headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later:
+    """A reply that is made when the orders filed for it have ended; the caller waits for it."""
+
+    orders: Sequence[str]
+    reply: Callable[[Call], Any]
+    """Called with a new session; finds out by itself how the orders ended."""
 
 
 Function = Callable[..., Any]
@@ -196,16 +214,30 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
     if endpoint.body is not None:
         arguments["body"] = load(endpoint.body, data, ctx.microversion)
     policies.enforce(ctx, endpoint.policy)
-    with _told_of_races(), (core.db.write if endpoint.writes else core.db.read)() as session:
-        call = Call(
-            ctx=ctx,
-            session=session,
-            query=_query(),
-            links=links.Links.of(request, core.config.service.public_endpoint, project_id),
-            core=core,
-            if_match=request.headers.get("If-Match"),
-        )
-        return _dump(endpoint.function(call, **arguments), endpoint.status)
+    with ExitStack() as waiting:
+        with _told_of_races(), (core.db.write if endpoint.writes else core.db.read)() as session:
+            call = Call(
+                ctx=ctx,
+                session=session,
+                query=_query(),
+                links=links.Links.of(request, core.config.service.public_endpoint, project_id),
+                core=core,
+                if_match=request.headers.get("If-Match"),
+            )
+            result = endpoint.function(call, **arguments)
+            if not isinstance(result, Later):
+                return _dump(result, endpoint.status)
+            expecting = waiting.enter_context(core.bus.expecting(result.orders))
+        return _dump(_replied_later(call, result, expecting), endpoint.status)
+
+
+def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:
+    # The orders are committed and cast by now.
+    core = call.core
+    with core.turnstile.stepped_aside():
+        expecting.wait(core.config.service.attach_timeout_s)
+    with core.db.read() as session:
+        return later.reply(replace(call, session=session))
 
 
 @contextmanager
@@ -228,14 +260,7 @@ def with_microversion(ctx: RequestContext) -> RequestContext:
         g.version_text = _refused_version(header or "")
         raise
     g.version_text = str(version)
-    return RequestContext(
-        request_id=ctx.request_id,
-        user_id=ctx.user_id,
-        project_id=ctx.project_id,
-        roles=ctx.roles,
-        is_admin=ctx.is_admin,
-        microversion=version,
-    )
+    return replace(ctx, microversion=version)
 
 
 def _refused_version(header: str) -> str | None:

@@ -8,16 +8,17 @@ from typing import Any
 from sqlalchemy import or_, select, update
 
 from blockstore import quotas, states
+from blockstore.api.attachments import disconnect
 from blockstore.api.endpoint import Call, Room
 from blockstore.api.types import size_bounds
 from blockstore.api.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
-from blockstore.db.models import Snapshot, Volume, VolumeType, now
+from blockstore.db.models import Attachment, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
 from blockstore.orders import PlaceExtension, RevertVolume, new_order_id
 from blockstore.schemas import volumes as schemas
 from blockstore.schemas.base import is_uuid
-from blockstore.states import S, V
+from blockstore.states import A, S, V
 
 room = Room()
 
@@ -39,6 +40,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         allowed.append(V.IN_USE)
         if volume.status == V.IN_USE:
             call.enforce("volume:extend_attached_volume")
+            _check_online(call, volume)
     size_bounds(call.session.get_one(VolumeType, volume.volume_type_id), new_size)
     quotas.check_volume_size(call.core.config.quota, new_size)
     order = PlaceExtension(
@@ -56,7 +58,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             volume_id,
             V.EXTENDING,
             only_from=allowed,
-            where=[Volume.size == volume.size, _not_migrating()],
+            where=[Volume.size == volume.size, not_migrating()],
             order=order,
             previous_status=Volume.status,
         )
@@ -66,6 +68,15 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             f" {' or '.join(allowed)} and not migrating."
         ) from None
     quotas.charge(call.session, call.core.config.quota, volume.project_id, gigabytes=growth)
+
+
+def _check_online(call: Call, volume: Volume) -> None:
+    report = call.core.board.get(volume.host or "")
+    if report is not None and not report.capabilities.online_extend:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is in-use, and its backend or target cannot extend what is attached;"
+            " detach it first."
+        )
 
 
 @room.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.Revert, since=VOLUME_REVERT)
@@ -100,7 +111,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     )
     try:
         states.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
-        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=[_not_migrating()], order=order)
+        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=[not_migrating()], order=order)
     except StateConflict as conflict:
         # compat: 409 here, where other actions answer 400
         raise Conflict(f"{conflict.message} Volume and snapshot must be available.") from None
@@ -118,12 +129,23 @@ def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     values: dict[str, Any] = {}
     if asked.get("attach_status"):
         values["attach_status"] = asked["attach_status"]
+    if asked.get("attach_status") == "detached":
+        _detach_all(call, volume)
     if asked.get("migration_status"):
         values["migration_status"] = None if asked["migration_status"] == "none" else asked["migration_status"]
     if values:
         call.session.execute(update(Volume).where(Volume.id == volume_id).values(updated_at=now(), **values))
     if asked.get("status"):
         states.force(call.session, states.VOLUME, volume_id, asked["status"], by=call.ctx.user_id)
+
+
+def _detach_all(call: Call, volume: Volume) -> None:
+    """compat: every attachment goes; and here what is exported for them is really torn down."""
+    rows = call.session.scalars(
+        select(Attachment).where(Attachment.volume_id == volume.id, Attachment.status != A.DISCONNECTING)
+    )
+    for row in rows:
+        disconnect(call, row, follow=False)
 
 
 @room.action(
@@ -150,5 +172,6 @@ def update_readonly_flag(call: Call, volume_id: str, body: Mapping[str, Any]) ->
     touch(call, volume, admin_metadata={**volume.admin_metadata, "readonly": readonly})
 
 
-def _not_migrating() -> Any:
+def not_migrating() -> Any:
+    """Return the condition that a volume is not being migrated."""
     return or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE))

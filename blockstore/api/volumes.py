@@ -29,7 +29,7 @@ from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.types import default_type, find_type, size_bounds
-from blockstore.db.models import Snapshot, Volume, VolumeMetadata, VolumeType, new_id, now
+from blockstore.db.models import Attachment, Snapshot, Volume, VolumeMetadata, VolumeType, new_id, now
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import (
     BOOTABLE_STRICT,
@@ -43,8 +43,8 @@ from blockstore.microversions import (
 )
 from blockstore.orders import DeleteSnapshot, DeleteVolume, PlaceVolume, new_order_id
 from blockstore.schemas import volumes as schemas
-from blockstore.schemas.base import bool_like, is_uuid
-from blockstore.states import S, V
+from blockstore.schemas.base import bool_like, is_uuid, timestamp
+from blockstore.states import A, S, V
 
 room = Room()
 
@@ -91,6 +91,7 @@ class View:
     row: Volume
     type_name: str | None
     metadata: Mapping[str, str]
+    attachments: list[dict[str, Any]]
     links: list[dict[str, str]]
     shared_targets: bool | None
 
@@ -173,6 +174,7 @@ def shown(
     if call.ctx.is_admin:
         visible.add(schemas.ADMIN_ONLY)
     getters = schemas.VOLUME.getters(call.version, frozenset(visible))
+    attachments = _attachments_of(call, [volume.id for volume, _ in rows if volume.attach_status == "attached"])
     items = []
     for volume, type_name in rows:
         pairs = metadata.get(volume.id, {})
@@ -182,11 +184,37 @@ def shown(
             volume,
             type_name,
             pairs,
+            attachments.get(volume.id, []),
             call.links.of_resource("volumes", volume.id),
             schemas.shared_targets(volume.shared_targets, call.version),
         )
         items.append({name: get(view) for name, get in getters})
     return items
+
+
+def _attachments_of(call: Call, volume_ids: Sequence[str]) -> Mapping[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    if not volume_ids:
+        return found  # the common case costs nothing
+    may_see_host = call.ctx.is_admin or call.ctx.is_service
+    rows = call.session.scalars(
+        select(Attachment)
+        .where(Attachment.volume_id.in_(volume_ids), Attachment.status == A.ATTACHED, Attachment.legacy.is_(False))
+        .order_by(Attachment.created_at, Attachment.id)
+    )
+    for row in rows:
+        found.setdefault(row.volume_id, []).append(
+            {
+                "id": row.volume_id,
+                "attachment_id": row.id,
+                "volume_id": row.volume_id,
+                "server_id": row.instance_uuid,
+                "host_name": row.host_name if may_see_host else None,
+                "device": row.mountpoint,
+                "attached_at": timestamp(row.attached_at),
+            }
+        )
+    return found
 
 
 # Built once: building a statement takes longer than running it.
@@ -231,6 +259,9 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     volume_type = _type(call, asked, source)
     size = _size(asked, source)
     size_bounds(volume_type, size)
+    multiattach = (volume_type.extra_specs.get("multiattach") or "").strip() == "<is> True"
+    if multiattach:
+        call.enforce("volume:multiattach")
     volume = Volume(
         id=new_id(),
         project_id=call.ctx.project_id,
@@ -243,7 +274,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         snapshot_id=asked.get("snapshot_id"),
         source_volid=asked.get("source_volid"),
         bootable=source.bootable if source else False,
-        multiattach=(volume_type.extra_specs.get("multiattach") or "").strip() == "<is> True",
+        multiattach=multiattach,
         created_at=now(),
     )
     limits = call.core.config.quota

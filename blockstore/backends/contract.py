@@ -106,6 +106,11 @@ class Backend(ABC):
 
     Options: ClassVar[type[BackendOptions]] = BackendOptions
 
+    @property
+    def file_format(self) -> str:
+        """Format of what ``locate`` gives for new volumes; decides which targets can serve this instance."""
+        return "raw"
+
     def __init__(self, name: str, options: BackendOptions, state_dir: Path):
         """Keep the configuration; touch nothing. ``state_dir``: a private directory this backend may use."""
         self.name = name

@@ -33,4 +33,5 @@ def options(section: BackendSection) -> BackendOptions:
 
 def plugin(name: str, where: str) -> type[Backend]:
     """Return the class of a plugin. Raises ConfigError when it is unknown, broken, or lies where others may write."""
-    return find(GROUP, name, Backend, where)
+    found: type[Backend] = find(GROUP, name, Backend, where)
+    return found

@@ -26,10 +26,12 @@ def run(
     stdin: bytes | None = None,
     secrets: Sequence[str] = (),
     package: str | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> str:
     """Run a tool and return what it printed.
 
     ``secrets`` are replaced in logs and errors. ``package`` is the Debian package named when the tool is missing.
+    ``pass_fds`` stay open in the tool and in what it leaves running: a lock on one tells that it lives.
     Raises: Unreachable when the tool is missing; ToolTimeout; ToolFailed with the tool's words.
     """
     shown = tuple(_hide(word, secrets) for word in argv)
@@ -42,6 +44,7 @@ def run(
             capture_output=True,
             timeout=timeout_s,
             check=False,
+            pass_fds=pass_fds,
             env={"PATH": _search_path(), "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1", **_inherited()},
         )
     except FileNotFoundError as exc:

@@ -142,6 +142,42 @@ class VolumeMetadata(Base):
     __table_args__ = (Index("ix_volume_metadata_pair", "key", "value"),)
 
 
+class Attachment(Base):
+    """One use of a volume, and the export made for it."""
+
+    __tablename__ = "attachments"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(Name)
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"))
+    status: Mapped[str] = mapped_column(String(32))
+    reason: Mapped[str | None] = mapped_column(Text)
+    """Why it is in error; a sentence."""
+    legacy: Mapped[bool] = mapped_column(default=False)
+    """Made by os-initialize_connection: an export that no list of the API shows."""
+    instance_uuid: Mapped[str | None] = mapped_column(Id)
+    host_name: Mapped[str | None] = mapped_column(Name)
+    mountpoint: Mapped[str | None] = mapped_column(Name)
+    attach_mode: Mapped[str | None] = mapped_column(String(4))
+    connector: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What the initiator said of itself."""
+    target: Mapped[str | None] = mapped_column(Name)
+    """The target that was asked to export it; set before anything is exported."""
+    connection: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """How the initiator reaches it, without the secret, which is in no table (``keyring.py``)."""
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime.datetime | None]
+    attached_at: Mapped[datetime.datetime | None]
+
+    __table_args__ = (
+        Index("ix_attachments_project_page", "project_id", "created_at", "id"),
+        Index("ix_attachments_page", "created_at", "id"),
+        Index("ix_attachments_volume", "volume_id", "status"),
+        Index("ix_attachments_instance", "instance_uuid"),
+        Index("ix_attachments_status", "status", "id"),
+    )
+
+
 class Snapshot(Base):
     __tablename__ = "snapshots"
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blockstore.manager import snapshots, volumes
+from blockstore.manager import attachments, snapshots, volumes
 from blockstore.orders import (
+    ConnectAttachment,
     CreateSnapshot,
     CreateVolume,
     DeleteSnapshot,
     DeleteVolume,
+    DisconnectAttachment,
     ExtendVolume,
     Order,
     RevertVolume,
@@ -26,4 +28,6 @@ HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     RevertVolume: volumes.revert_volume,
     CreateSnapshot: snapshots.create_snapshot,
     DeleteSnapshot: snapshots.delete_snapshot,
+    ConnectAttachment: attachments.connect_attachment,
+    DisconnectAttachment: attachments.disconnect_attachment,
 }

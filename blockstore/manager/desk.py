@@ -13,6 +13,7 @@ from blockstore.board import Board
 from blockstore.config import Config
 from blockstore.db.session import Database
 from blockstore.errors import Unreachable
+from blockstore.manager.exports import Exports
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Desk:
     """By pool name, NODE@BACKEND#POOL."""
     board: Board
     config: Config
+    exports: Exports
 
     @property
     def message_days(self) -> int:

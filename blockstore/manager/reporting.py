@@ -20,18 +20,23 @@ from blockstore.manager.desk import Desk
 log = logging.getLogger(__name__)
 
 
+EXPORTS = "exports"
+"""Beside the pools' names: the look at the targets."""
+
+
 class Reporter:
-    """Looks at all backends at once, each on a thread of its own: one that hangs holds up no other."""
+    """Looks at all backends and targets at once, each on a thread of its own: one that hangs holds up no other."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._threads = ThreadPoolExecutor(max_workers=max(1, len(desk.backends)), thread_name_prefix="report")
+        self._threads = ThreadPoolExecutor(max_workers=len(desk.backends) + 1, thread_name_prefix="report")
         self._looks: dict[str, Future[None]] = {}
 
     def look(self, *, wait_s: float) -> None:
-        """Look at every backend; return when all have answered or ``wait_s`` has passed.
+        """Look at every backend, and compare exports with attachments.
 
-        A backend that has not answered the look before is down until it does, and is not asked twice.
+        Returns when all have answered or ``wait_s`` has passed. A backend that has not answered the look before is
+        down until it does, and is not asked twice.
         """
         for pool in self._desk.backends:
             before = self._looks.get(pool)
@@ -39,6 +44,9 @@ class Reporter:
                 self._note_silence(pool)
             else:
                 self._looks[pool] = self._threads.submit(report, self._desk, pool)
+        exports = self._looks.get(EXPORTS)
+        if exports is None or exports.done():
+            self._looks[EXPORTS] = self._threads.submit(self._desk.exports.compare, self._desk.backends)
         done, _ = wait(self._looks.values(), timeout=wait_s)
         for look in done:
             if exc := look.exception():
@@ -70,7 +78,7 @@ def report(desk: Desk, pool: str) -> None:
     capacity = before.capacity if before else Capacity(total_gib=0, free_gib=0)
     try:
         backend.check()
-        capabilities, capacity = backend.capabilities(), backend.capacity()
+        capabilities, capacity = _with_target(desk, pool, backend.capabilities()), backend.capacity()
     except BackendError as exc:
         reason = exc.message
     except Exception as exc:
@@ -93,6 +101,17 @@ def report(desk: Desk, pool: str) -> None:
         log.error("backend %s is down: %s", pool, reason)
     elif reason is None and before is not None and not before.up:
         log.info("backend %s is up again", pool)
+
+
+def _with_target(desk: Desk, pool: str, capabilities: Capabilities) -> Capabilities:
+    """Return what consumers can do: what both the backend and its target can."""
+    target = desk.exports.target_of(pool).capabilities()
+    return replace(
+        capabilities,
+        multiattach=capabilities.multiattach and target.multiattach,
+        online_extend=capabilities.online_extend and target.online_extend,
+        storage_protocol=capabilities.storage_protocol if target.protocol == "local" else target.protocol,
+    )
 
 
 def _section(desk: Desk, backend: Backend) -> BackendSection:

@@ -108,12 +108,13 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
         left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
     if left is not None:
         raise InUse(f"Its snapshot {left} could not be deleted.")
-    if volume.host is not None:
-        try:
+    try:
+        desk.exports.end_all(volume.id)
+        if volume.host is not None:
             desk.backend(volume.host).delete_volume(volume_name(volume.id), progress_of(desk, order))
-        except InUse as exc:
-            # compat: a busy volume is available again, with the reason in a message
-            raise KeepsStatus(V.AVAILABLE, exc.message) from exc
+    except InUse as exc:
+        # compat: a busy volume is available again, with the reason in a message
+        raise KeepsStatus(V.AVAILABLE, exc.message) from exc
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
@@ -125,10 +126,12 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
 def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
     """Grow the volume; the claim and the quota were taken when the order was accepted."""
     desk.backend(order.pool).extend_volume(volume_name(volume.id), order.new_size_gib)
+    desk.exports.resize(volume.id)
     with desk.db.write() as session:
         # The size is a fact now, whatever an administrator did to the status meanwhile.
         session.execute(update(Volume).where(Volume.id == volume.id).values(size=order.new_size_gib))
-        states.settle(session, order, volume.previous_status or V.AVAILABLE)
+        if states.settle(session, order, V.AVAILABLE):
+            states.reckon(session, volume.id)
 
 
 @settles

@@ -221,7 +221,7 @@ VOLUME = Reply(
     ("replication_status", lambda v: v.row.replication_status),
     ("consistencygroup_id", lambda v: None),
     ("multiattach", lambda v: v.row.multiattach),
-    ("attachments", lambda v: []),
+    ("attachments", lambda v: v.attachments),
     ("migration_status", lambda v: v.row.migration_status, MINIMUM, ADMIN_ONLY),
     ("group_id", lambda v: v.row.group_id, VOLUME_GROUP),
     ("provider_id", lambda v: v.row.provider_id, PROVIDER_ID, ADMIN_ONLY),

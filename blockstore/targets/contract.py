@@ -14,7 +14,8 @@ Rules for every method:
   session or a command that had begun, and the volume's file or device is closed.
 * **Blocking and thread-safe.** Called from several threads at once; never twice at once for the same volume.
 * **Its cost does not grow** with the number of exports (``list_exports`` and ``sessions`` excepted).
-* **Raises only** subclasses of ``errors.BackendError``; secrets stand in none of them, in no log, and on no command line.
+* **Raises only** subclasses of ``errors.BackendError``; secrets stand in none of them, in no log, on no command
+  line.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blockstore.config import option as option
+from blockstore.errors import InvalidConnector, NotSupported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,17 @@ class Target(ABC):
     def capabilities(self) -> TargetCapabilities:
         """Return what this instance can do. Cheap, and valid before ``check``."""
 
+    def check_connector(self, connector: Mapping[str, Any]) -> None:
+        """Refuse a connector that does not say what an export needs; called before anything is accepted.
+
+        Touches nothing. Extend it where more than ``connector_needs`` can be wrong. Raises: InvalidConnector naming the
+        key.
+        """
+        for key in self.capabilities().connector_needs:
+            value = connector.get(key)
+            if not isinstance(value, str) or not value:
+                raise InvalidConnector(f"The connector must have {key!r}: the target {self.name} lets in nobody else.")
+
     @abstractmethod
     def export(self, export: Export) -> Connection:
         """Offer the volume to the initiator that ``export.connector`` describes, and to no other.
@@ -132,5 +145,6 @@ class Target(ABC):
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return who is connected now, by export id; an export without anybody may be left out. Raises: Unreachable."""
 
-    def resize(self, export_id: str) -> None:
+    def resize(self, export_id: str) -> None:  # noqa: ARG002 - for those who override it
         """Take notice that the volume has grown; only called when ``online_extend`` is declared."""
+        raise NotSupported(f"The target {self.name} does not show a new size to those who are connected.")

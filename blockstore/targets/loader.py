@@ -27,4 +27,5 @@ def options(section: TargetSection) -> TargetOptions:
 
 def plugin(name: str, where: str) -> type[Target]:
     """Return the class of a plugin. Raises ConfigError when it is unknown, broken, or lies where others may write."""
-    return find(GROUP, name, Target, where)
+    found: type[Target] = find(GROUP, name, Target, where)
+    return found

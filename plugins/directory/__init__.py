@@ -85,6 +85,10 @@ class DirectoryBackend(Backend):
         self._openers: Counter[str] = Counter()
         self._lock = threading.Lock()
 
+    @property
+    def file_format(self) -> str:
+        return self._format
+
     # --- health and figures ------------------------------------------------------------------------------
 
     def check(self) -> None:

@@ -1,7 +1,241 @@
-"""To be written."""
+"""The path itself, for a consumer on the same node: nothing is served, the exports are only written down.
 
-from blockstore.targets.contract import Target
+    STATE_DIR/EXPORT_ID         one export: its owner, its volume and path, and the boot it belongs to
+
+What it cannot promise, since a path is no door: who may open the file or device opens it, before and after; and a
+volume given read-only says so (``access_mode``) and can be written, for a device has one read-only switch for all its
+users, and a file none. What it does promise: ``withdraw`` refuses while anything on this node holds the volume
+(``holders.py``), so that no volume is deleted or attached elsewhere under a consumer.
+
+An export lives as long as the boot in which it was made: a reboot takes every holder away, and the service then asks
+again, which also brings a device back that is not activated at boot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from blockstore_plugins.local import holders
+
+from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
+from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
+
+PATIENCE_S = 1.0
+"""How long a holder may take to let go: udev looks into a device whenever its last writer has closed it."""
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
+_HOST = re.compile(r"[0-9A-Za-z._:-]{1,255}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOptions(TargetOptions):
+    """What can be set for consumers on this node."""
+
+    hosts: str = option("Names by which consumers call this node, beside its host name; separated by commas.", "")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down of an export."""
+
+    owner: str
+    boot: str
+    volume: str
+    path: str
 
 
 class LocalTarget(Target):
-    """To be written."""
+    """Paths of this node."""
+
+    Options: ClassVar[type[TargetOptions]] = LocalOptions
+
+    def __init__(self, name: str, options: TargetOptions, state_dir: Path, owner: str):
+        super().__init__(name, options, state_dir, owner)
+        names = cast(LocalOptions, options).hosts.split(",")
+        self._hosts = frozenset(name.strip().lower() for name in names if name.strip())
+
+    def check(self) -> None:
+        """Prove that exports can be written down, and that holders can be found."""
+        with self._explained():
+            self._make_state_dir()
+            if not os.access(self.state_dir, os.R_OK | os.W_OK | os.X_OK):
+                raise Unreachable(
+                    f"{self.state_dir} cannot be written; the target {self.name} keeps its exports there."
+                )
+            holders.prove()
+
+    def capabilities(self) -> TargetCapabilities:
+        """Return what a path can do."""
+        return TargetCapabilities(protocol="local", multiattach=True, online_extend=True)
+
+    def check_connector(self, connector: Mapping[str, Any]) -> None:
+        """Refuse a consumer on another node, to whom the path would mean another file or none."""
+        super().check_connector(connector)
+        host = connector.get("host")
+        if host is None:
+            return
+        if not isinstance(host, str) or not _HOST.fullmatch(host):
+            raise InvalidConnector("The connector's 'host' is not a host name.")
+        here = socket.gethostname().lower()
+        if host.lower() not in {here, *self._hosts}:
+            raise InvalidConnector(
+                f"The connector's 'host' is {host}, and the volume is on {here}: the target {self.name} gives a path,"
+                f" which means nothing elsewhere. If both are one node, add {host} to the target's option hosts."
+            )
+
+    def export(self, export: Export) -> Connection:
+        """Write the export down and return the volume's path."""
+        self.check_connector(export.connector)
+        if not _ID.fullmatch(export.id):
+            raise BackendError(f"{export.id[:64]!r} is not the id of an export.")
+        if export.format != "raw":
+            raise NotSupported(
+                f"The target {self.name} gives raw files and devices, and {export.volume} is {export.format};"
+                " the target nbd can export it."
+            )
+        _check_path(export.path)
+        with self._explained():
+            self._write(export.id, Record(self.owner, _boot(), export.volume, str(export.path)))
+        return Connection(
+            driver_volume_type="local",
+            data={"device_path": str(export.path), "access_mode": "ro" if export.read_only else "rw"},
+        )
+
+    def withdraw(self, export_id: str) -> None:
+        """Forget an export; while anything on this node holds the volume, refuse and say who."""
+        with self._explained():
+            record = self._read(export_id)
+            if record is None:
+                return
+            who = _held(Path(record.path))
+            # One holder's export cannot be told from another's of the same volume; the last one is not let go.
+            if who and not any(self._others(export_id, record)):
+                raise InUse(f"{record.path} is still in use on this node, by {', '.join(who)}. Let go of it first.")
+            self._file(export_id).unlink(missing_ok=True)
+
+    def list_exports(self) -> frozenset[str]:
+        """Return the exports that are written down."""
+        with self._explained():
+            return frozenset(self._records())
+
+    def sessions(self) -> Mapping[str, tuple[str, ...]]:
+        """Return who holds each export's volume; of two exports of one volume each has the holders of both."""
+        with self._explained():
+            found = ((i, holders.identity(Path(record.path))) for i, record in self._records().items())
+            things = {i: thing for i, thing in found if thing is not None}
+            held = holders.find(set(things.values()))
+        return {i: held[thing] for i, thing in things.items() if thing in held}
+
+    def resize(self, export_id: str) -> None:
+        """Do nothing: a path shows its file's size. A loop device that was made of it needs ``losetup -c``."""
+
+    # --- what is written down -------------------------------------------------------------------------------
+
+    def _others(self, export_id: str, record: Record) -> Iterator[str]:
+        return (i for i, other in self._records().items() if i != export_id and other.path == record.path)
+
+    def _records(self) -> dict[str, Record]:
+        try:
+            names = [file.name for file in self.state_dir.iterdir()]
+        except FileNotFoundError:
+            return {}
+        found = {name: self._read(name) for name in names}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def _read(self, export_id: str) -> Record | None:
+        """Return our export of this boot; None when there is none. One of an earlier boot is removed."""
+        if not _ID.fullmatch(export_id):
+            return None
+        file = self._file(export_id)
+        try:
+            record = Record(**json.loads(file.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            raise BackendError(f"{file} is damaged. Remove it, once nothing on this node uses its volume.") from None
+        if record.owner != self.owner:
+            return None
+        if record.boot != _boot():
+            file.unlink(missing_ok=True)
+            return None
+        return record
+
+    def _write(self, export_id: str, record: Record) -> None:
+        """Write a record whole or not at all."""
+        self._make_state_dir()
+        fresh = self.state_dir / f".{export_id}"  # no export's name; one that a kill left is replaced
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(fresh, flags, 0o600), "w") as file:
+                json.dump(asdict(record), file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._file(export_id))
+        except BaseException:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
+
+    def _file(self, export_id: str) -> Path:
+        return self.state_dir / export_id
+
+    def _make_state_dir(self) -> None:
+        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.state_dir.stat().st_mode & 0o077:
+            self.state_dir.chmod(0o700)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise Unreachable(f"{exc.filename or self.state_dir}: {exc.strerror}.") from exc
+
+
+def _check_path(path: Path) -> None:
+    """Refuse what is not a volume: gone, a directory, a pipe, or a link that somebody planted."""
+    try:
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            # Device-mapper's names are links, within /dev, to devices; nothing else is.
+            there = path.resolve(strict=True)
+            found = os.lstat(there)
+            if not (_in_dev(path) and _in_dev(there) and stat.S_ISBLK(found.st_mode)):
+                raise BackendError(f"{path} is a symbolic link to {there}, and is not given to anybody.")
+    except (FileNotFoundError, NotADirectoryError):
+        raise VolumeMissing(f"{path} is not there.") from None
+    except OSError as exc:
+        raise Unreachable(f"{path}: {exc.strerror}.") from exc
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+        raise BackendError(f"{path} is neither a file nor a block device, and is not given to anybody.")
+
+
+def _in_dev(path: Path) -> bool:
+    return path.parts[:2] == ("/", "dev") and ".." not in path.parts
+
+
+def _held(path: Path) -> tuple[str, ...]:
+    """Return who holds a file or device and does not let go within a moment; nobody holds what is gone."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        thing = holders.identity(path)
+        if thing is None:
+            return ()
+        who = holders.find({thing}).get(thing) or holders.unseen(path)
+        if not who or time.monotonic() > deadline:
+            return who
+        time.sleep(0.05)
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,418 @@
+"""Attachments: reserve, connect, complete, list, show, delete.
+
+Accepts or refuses; the export is made and ended by the manager, while the caller waits, because the wire wants the
+outcome in the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, select
+
+from blockstore import states
+from blockstore.api import listing
+from blockstore.api.endpoint import Call, Later, Room
+from blockstore.api.volumes import find_volume
+from blockstore.db.models import Attachment, OrderRow, Volume, new_id, now
+from blockstore.errors import (
+    BadRequest,
+    BlockstoreError,
+    Conflict,
+    InvalidConnector,
+    InvalidStatus,
+    NotFound,
+    ServiceUnavailable,
+    StateConflict,
+)
+from blockstore.microversions import ATTACHMENT_COMPLETE, ATTACHMENTS
+from blockstore.orders import ConnectAttachment, DisconnectAttachment, Order, new_order_id
+from blockstore.schemas import attachments as schemas
+from blockstore.schemas.base import is_uuid
+from blockstore.states import A, V
+
+room = Room()
+
+ONE = "/attachments/<attachment_id>"
+HELD = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETACHING)
+"""Statuses in which a server may be reading and writing."""
+ATTACH_LOCAL = "attach_local"
+
+
+def _status(call: Call, value: str) -> ColumnElement[bool]:
+    hidden = [status for status, shown in schemas.SHOWN_AS.items() if shown == value]
+    return Attachment.status.in_([value, *hidden])
+
+
+LISTING = listing.Listing(
+    model=Attachment,
+    noun="Volume attachment",
+    collection="attachments",
+    links_key="attachments_links",
+    columns={
+        "id": Attachment.id,
+        "volume_id": Attachment.volume_id,
+        "attach_status": Attachment.status,
+        "instance_uuid": Attachment.instance_uuid,
+        "instance_id": Attachment.instance_uuid,
+        "attach_mode": Attachment.attach_mode,
+        "attached_host": Attachment.host_name,
+        "mountpoint": Attachment.mountpoint,
+        "created_at": Attachment.created_at,
+        "attach_time": Attachment.attached_at,
+    },
+    special={"status": _status, "attach_status": _status},
+    public=frozenset({"volume_id", "status", "instance_id", "attach_status"}),
+)
+
+
+# --- looking -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class View:
+    """An attachment as replies show it."""
+
+    row: Attachment
+    connection_info: Mapping[str, Any]
+
+
+@room.get("/attachments", policy="none", since=ATTACHMENTS)
+def index(call: Call) -> dict[str, Any]:
+    """List the plain fields."""
+    page = listing.page(call, LISTING, _visible(call))
+    return {"attachments": [summary(call, row) for (row,) in page.rows], **page.envelope}
+
+
+@room.get("/attachments/detail", policy="none", since=ATTACHMENTS)
+def detail(call: Call) -> dict[str, Any]:
+    """List every field; no list tells a secret."""
+    page = listing.page(call, LISTING, _visible(call), suffix="/detail")
+    volumes = _volumes_of(call, [row for (row,) in page.rows])
+    items = [detailed(call, row, volumes[row.volume_id], with_secret=False) for (row,) in page.rows]
+    return {"attachments": items, **page.envelope}
+
+
+@room.get(ONE, policy="none", since=ATTACHMENTS)
+def show(call: Call, attachment_id: str) -> dict[str, Any]:
+    """Show one attachment; its secret to those who may connect it."""
+    return _one(call, attachment_id)
+
+
+def find_attachment(call: Call, attachment_id: str) -> Attachment:
+    """Return an attachment that the caller may see. Raises NotFound for others, as if they were not there."""
+    row = call.session.get(Attachment, attachment_id) if is_uuid(attachment_id) else None
+    if row is None or row.legacy or not call.ctx.may_see(row.project_id):
+        raise NotFound(f"Volume attachment could not be found with filter: attachment_id = {attachment_id}.")
+    return row
+
+
+def summary(call: Call, row: Attachment) -> dict[str, Any]:
+    """Return the plain fields."""
+    view = View(row, {})
+    return {name: get(view) for name, get in schemas.ATTACHMENT.getters(call.version, frozenset())}
+
+
+def detailed(call: Call, row: Attachment, volume: Volume, *, with_secret: bool) -> dict[str, Any]:
+    """Return every field."""
+    view = View(row, connection_info(call, row, volume, with_secret=with_secret, flat=True))
+    return {name: get(view) for name, get in schemas.DETAILED_ATTACHMENT.getters(call.version, frozenset())}
+
+
+def connection_info(
+    call: Call, row: Attachment, volume: Volume, *, with_secret: bool, flat: bool = False
+) -> dict[str, Any]:
+    """Return how the initiator reaches the volume, or nothing before it is exported."""
+    if row.connection is None or row.status not in HELD:
+        return {}
+    data = dict(row.connection["data"])
+    if with_secret and row.connection["secret_as"]:
+        data[row.connection["secret_as"]] = call.core.secret_of(row.id)
+    mode = row.attach_mode or ("ro" if is_readonly(volume) else "rw")
+    data |= {
+        "volume_id": row.volume_id,
+        "access_mode": mode,
+        "qos_specs": None,
+        "encrypted": volume.encryption_key_id is not None,
+        "cacheable": False,
+    }
+    connector = row.connector or {}
+    if connector.get(ATTACH_LOCAL) is True:
+        data["attached_here"] = connector.get("host")  # how `blockstore detach` knows its own
+    facts = {
+        "driver_volume_type": row.connection["driver_volume_type"],
+        "enforce_multipath": bool(connector.get("enforce_multipath", False)),
+    }
+    return {**data, **facts, "attachment_id": row.id} if flat else {"data": data, **facts}
+
+
+def is_readonly(volume: Volume) -> bool:
+    """Say whether the volume may only be attached for reading."""
+    return str(volume.admin_metadata.get("readonly")) == "True"
+
+
+def _one(call: Call, attachment_id: str) -> dict[str, Any]:
+    row = find_attachment(call, attachment_id)
+    volume = call.session.get_one(Volume, row.volume_id)
+    with_secret = call.may("volume:attachment_update")
+    return {"attachment": detailed(call, row, volume, with_secret=with_secret)}
+
+
+def _volumes_of(call: Call, rows: Sequence[Attachment]) -> dict[str, Volume]:
+    ids = {row.volume_id for row in rows}
+    return {volume.id: volume for volume in call.session.scalars(select(Volume).where(Volume.id.in_(ids)))}
+
+
+def _visible(call: Call) -> Any:
+    return select(Attachment).where(
+        Attachment.legacy.is_(False), *listing.visible_projects(call, Attachment, strict=False)
+    )
+
+
+# --- attaching ---------------------------------------------------------------------------------------------
+
+
+@room.post(
+    "/attachments", policy="volume:attachment_create", body=schemas.CreateAttachment, since=ATTACHMENTS, status=200
+)
+def create(call: Call, body: Mapping[str, Any]) -> Any:
+    """Reserve a volume, and connect it at once when a connector is given."""
+    asked = body["attachment"]
+    volume = find_volume(call, asked["volume_uuid"], lock=True)
+    instance = asked.get("instance_uuid")
+    mode = asked.get("mode") or ("ro" if is_readonly(volume) else None)
+    _check_mode(volume, asked.get("mode"))
+    _reserve(call, volume, instance)
+    row = Attachment(
+        id=new_id(), project_id=volume.project_id, volume_id=volume.id, instance_uuid=instance, attach_mode=mode
+    )
+    if not asked.get("connector"):
+        states.born_settled(call.session, row, A.RESERVED)
+        return _one(call, row.id)
+    fit(call, volume, row, asked["connector"])
+    order = connecting(call, row)
+    states.born(call.session, row, order)
+    return Later(orders=(order.order_id,), reply=lambda later: _connected(later, row.id, order))
+
+
+def _reserve(call: Call, volume: Volume, instance: str | None) -> None:
+    if "error" in volume.status:
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} is {volume.status}; it cannot be attached.")
+    if volume.multiattach and volume.bootable and volume.status == V.IN_USE:
+        call.enforce("volume:multiattach_bootable_volume")
+    # compat: a volume that is being filled from an image may be reserved
+    allowed = [V.AVAILABLE, V.DOWNLOADING, *([V.IN_USE] if volume.multiattach else [])]
+    try:
+        states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=allowed)
+    except StateConflict:
+        # compat: the same server once more, because it is being migrated to another host
+        again = instance is not None and volume.status in (V.IN_USE, V.RESERVED)
+        if again and any(row.instance_uuid == instance for row in attachments_of(call, volume)):
+            return
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; to be reserved it must be"
+            f" {' or '.join(allowed)}. {who_holds(call, volume)}".rstrip()
+        ) from None
+
+
+def attachments_of(call: Call, volume: Volume) -> list[Attachment]:
+    """Return the attachments of a volume, oldest first; not what os-initialize_connection made."""
+    return list(
+        call.session.scalars(
+            select(Attachment)
+            .where(Attachment.volume_id == volume.id, Attachment.legacy.is_(False))
+            .order_by(Attachment.created_at, Attachment.id)
+        )
+    )
+
+
+def who_holds(call: Call, volume: Volume) -> str:
+    """Return the sentence for those who came too late: who holds it to an administrator, that it is taken to others."""
+    held = attachments_of(call, volume)
+    if not held:
+        return ""
+    if not call.ctx.is_admin:
+        return "It is taken."
+    row = held[0]
+    server = f"server {row.instance_uuid}" if row.instance_uuid else "no server"
+    return f"It is held by attachment {row.id} ({server}, host {row.host_name or 'unknown'})."
+
+
+def fit(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any]) -> None:
+    """Take a connector for an attachment. Raises BadRequest when it cannot work, Forbidden when it may not."""
+    if connector.get(ATTACH_LOCAL) is not None and not call.ctx.is_admin:
+        raise BadRequest(f"The connector's {ATTACH_LOCAL} is for administrators.")
+    if volume.host is None:
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} has not been placed on a pool.")
+    _check_mode(volume, connector.get("mode"))
+    try:
+        call.core.check_connector(volume.host, connector)
+    except InvalidConnector as exc:
+        raise BadRequest(f"Invalid input received: {exc.message}") from None
+    row.connector = dict(connector)
+    row.attach_mode = row.attach_mode or connector.get("mode") or ("ro" if is_readonly(volume) else "rw")
+    row.host_name = _short(connector.get("host")) or row.host_name
+    row.mountpoint = _short(connector.get("mountpoint")) or row.mountpoint
+
+
+def _short(value: Any) -> str | None:
+    return value[:255] if isinstance(value, str) else None
+
+
+def _check_mode(volume: Volume, mode: str | None) -> None:
+    if mode == "rw" and is_readonly(volume):
+        raise BadRequest(f"Invalid attaching mode 'rw' for volume {volume.id}: it is read-only.")
+
+
+def connecting(call: Call, row: Attachment) -> ConnectAttachment:
+    """Return the order that exports a volume to an attachment's initiator."""
+    return ConnectAttachment(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=row.project_id,
+        attachment_id=row.id,
+        volume_id=row.volume_id,
+    )
+
+
+@room.put(ONE, policy="volume:attachment_update", body=schemas.UpdateAttachment, since=ATTACHMENTS)
+def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
+    """Connect a reserved volume."""
+    row = find_attachment(call, attachment_id)
+    volume = find_volume(call, row.volume_id, lock=True)
+    if "error" in volume.status:
+        raise Conflict(f"Volume {volume.id} is {volume.status}; it cannot be attached.")
+    others = [other for other in attachments_of(call, volume) if other.id != row.id and other.status in HELD]
+    for other in () if volume.multiattach else others:
+        # compat: a server that is being migrated has the volume on two hosts for a while
+        same_server = row.instance_uuid is not None and other.instance_uuid == row.instance_uuid
+        if not same_server or other.host_name == body["attachment"]["connector"].get("host"):
+            raise Conflict(f"Volume {volume.id} is connected already. {who_holds(call, volume)}")
+    fit(call, volume, row, body["attachment"]["connector"])
+    order = connecting(call, row)
+    try:
+        states.move(
+            call.session,
+            states.ATTACHMENT,
+            row.id,
+            A.CONNECTING,
+            order=order,
+            only_from=(A.RESERVED, A.ATTACHING, A.ERROR_ATTACHING),
+        )
+    except StateConflict as conflict:
+        raise Conflict(conflict.message) from None
+    return Later(orders=(order.order_id,), reply=lambda later: _connected(later, attachment_id, order))
+
+
+def _connected(call: Call, attachment_id: str, order: Order) -> dict[str, Any]:
+    check_outcome(call, order)
+    return _one(call, attachment_id)
+
+
+def check_outcome(call: Call, order: Order) -> None:
+    """Raise what a caller is told of an order that did not succeed."""
+    ended = call.session.execute(
+        select(OrderRow.state, OrderRow.reason).where(OrderRow.id == order.order_id)
+    ).one_or_none()
+    if ended is None or ended.state == "done":
+        return
+    what = f"Attachment {order.resource_id}"
+    if ended.state == "open":
+        raise ServiceUnavailable(
+            f"{what} is still {order.status} after {call.core.config.service.attach_timeout_s:g} s and goes on;"
+            " look at its status."
+        )
+    status = call.session.execute(select(Attachment.status).where(Attachment.id == order.resource_id)).scalar()
+    settled_as_before = status is not None and not status.startswith("error_")
+    said: type[BlockstoreError] = Conflict if settled_as_before or ended.state == "cancelled" else ServiceUnavailable
+    raise said(f"{what} is {status or 'gone'}: {ended.reason}")
+
+
+@room.action(
+    f"{ONE}/action",
+    "os-complete",
+    policy="volume:attachment_complete",
+    body=schemas.Complete,
+    since=ATTACHMENT_COMPLETE,
+    status=204,
+)
+def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
+    """Take note that the volume is in use."""
+    row = find_attachment(call, attachment_id)
+    find_volume(call, row.volume_id, lock=True)
+    try:
+        states.move(
+            call.session,
+            states.ATTACHMENT,
+            row.id,
+            A.ATTACHED,
+            only_from=(A.RESERVED, A.ATTACHING, A.ATTACHED),
+            attached_at=row.attached_at or now(),
+        )
+    except StateConflict as conflict:
+        raise InvalidStatus(conflict.message) from None
+    states.reckon(call.session, row.volume_id)
+
+
+# --- detaching ---------------------------------------------------------------------------------------------
+
+
+@room.delete(ONE, policy="volume:attachment_delete", since=ATTACHMENTS, status=200)
+def remove(call: Call, attachment_id: str) -> Any:
+    """End an attachment and its export."""
+    row = find_attachment(call, attachment_id)
+    volume = find_volume(call, row.volume_id, lock=True)
+    refuse_while_a_server_uses(call, [row])
+    order = disconnect(call, row)
+    return Later(orders=(order.order_id,), reply=lambda later: _disconnected(later, volume, order))
+
+
+def _disconnected(call: Call, volume: Volume, order: Order) -> dict[str, Any]:
+    check_outcome(call, order)
+    return {"attachments": [summary(call, row) for row in attachments_of(call, volume)]}
+
+
+def refuse_while_a_server_uses(call: Call, rows: Sequence[Attachment]) -> None:
+    """Refuse to users what would take a disk away under a server (CVE-2023-2088); the server's service may.
+
+    Raises: Conflict.
+    """
+    if call.ctx.is_service or call.ctx.is_admin:
+        return
+    for row in rows:
+        if row.instance_uuid is not None and row.status in HELD:
+            raise Conflict(
+                f"Attachment {row.id} is in use by server {row.instance_uuid}; detach the volume through the server's"
+                " own service."
+            )
+
+
+def disconnect(call: Call, row: Attachment, *, follow: bool = True) -> DisconnectAttachment:
+    """File the order that ends an attachment; ``follow``: the volume's status follows.
+
+    Raises: Conflict when that is going on already.
+    """
+    order = DisconnectAttachment(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=row.project_id,
+        attachment_id=row.id,
+        volume_id=row.volume_id,
+        # What was only being connected has nobody who could be using it.
+        came_from=A.ATTACHING if row.status == A.CONNECTING else row.status,
+        follow=follow,
+    )
+    try:
+        states.move(
+            call.session,
+            states.ATTACHMENT,
+            row.id,
+            A.DISCONNECTING,
+            order=order,
+            where=[Attachment.status != A.DISCONNECTING],
+        )
+    except StateConflict:
+        raise Conflict(f"Attachment {row.id} is being detached already.") from None
+    return order

@@ -1,0 +1,83 @@
+"""The secrets of attachments, made from one key file and stored nowhere.
+
+An attachment's secret is a function of the key and the attachment's id, so the database, its copies and its backups
+hold none of them, not even encrypted, and a restored export has the secret that its initiator knows.
+Made by ``service.py``; used by the manager for exports and by the API for the one reply that tells it.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import hmac
+import os
+import stat
+from pathlib import Path
+
+from blockstore.errors import ConfigError
+
+KEY_BYTES = 32
+SECRET_LENGTH = 16
+"""Letters and digits: 95 bits; initiators exist that take no more, and none that takes less than 12."""
+
+
+class Keyring:
+    """One key file of mode 0600."""
+
+    def __init__(self, path: Path) -> None:
+        """Keep the path; the file is read, or made, when it is first needed."""
+        self._path = path
+
+    @property
+    def owner(self) -> str:
+        """Return a word that is this installation's alone; it says nothing of the key."""
+        return self._derive("owner").hex()[:8]
+
+    def secret(self, attachment_id: str) -> str:
+        """Return the secret of an attachment: 16 letters and digits. Raises ConfigError when the key is lost."""
+        # A third of a base64 text at most is + and /, so that 64 bytes leave more than enough.
+        text = base64.b64encode(self._derive(f"attachment {attachment_id}")).decode()
+        return "".join(c for c in text if c.isalnum())[:SECRET_LENGTH]
+
+    def _derive(self, purpose: str) -> bytes:
+        return hmac.digest(self._key, purpose.encode(), hashlib.sha512)
+
+    @functools.cached_property
+    def _key(self) -> bytes:
+        try:
+            return self._read()
+        except FileNotFoundError:
+            self._make()
+            return self._read()
+
+    def _make(self) -> None:
+        fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, os.urandom(KEY_BYTES).hex().encode() + b"\n")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            os.link(fresh, self._path)  # whole or not at all, and never over one that is there
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+
+    def _read(self) -> bytes:
+        fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISREG(mode) or mode & 0o077:
+                raise ConfigError(f"{self._path} holds the key of all secrets and can be read by others: chmod 600 it.")
+            key = bytes.fromhex(os.read(fd, 4096).decode("ascii"))
+        except ValueError:
+            key = b""
+        finally:
+            os.close(fd)
+        if len(key) != KEY_BYTES:
+            raise ConfigError(f"{self._path} is not a key of {KEY_BYTES} bytes in hexadecimal; bring its copy back.")
+        return key

@@ -1,0 +1,63 @@
+"""Attachments: a volume is exported to an initiator, and the export is ended.
+
+Handlers of the orders that the API casts while its caller waits. Each is idempotent. Decides nothing about who may
+attach or detach.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, func, select, update
+
+from blockstore import states
+from blockstore.db.models import Attachment, Volume
+from blockstore.errors import InUse, VolumeMissing
+from blockstore.manager.desk import Desk, volume_name
+from blockstore.orders import ConnectAttachment, DisconnectAttachment
+from blockstore.settling import KeepsStatus, settles
+from blockstore.states import A
+
+
+@settles
+def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachment) -> None:
+    """Export the volume to the attachment's initiator, and write down how it is reached."""
+    with desk.db.read() as session:
+        pool = session.execute(select(Volume.host).where(Volume.id == attachment.volume_id)).scalar()
+    if pool is None:
+        raise VolumeMissing(f"The volume {attachment.volume_id} is on no pool.")
+    backend = desk.backend(pool)
+    connection = desk.exports.make(attachment, pool, backend, volume_name(attachment.volume_id))
+    with desk.db.write() as session:
+        session.execute(
+            update(Attachment).where(Attachment.id == attachment.id).values(connection=connection, reason=None)
+        )
+        states.settle(session, order, A.ATTACHING)
+        states.reckon(session, attachment.volume_id)
+
+
+@settles
+def disconnect_attachment(desk: Desk, order: DisconnectAttachment, attachment: Attachment) -> None:
+    """End the export, then remove the attachment; with the last one, what os-initialize_connection left goes too."""
+    ending = [attachment, *_left_over(desk, attachment)]
+    try:
+        for one in ending:
+            desk.exports.end(one)
+    except InUse as exc:
+        raise KeepsStatus(order.came_from, exc.message) from exc
+    with desk.db.write() as session:
+        left_over = [one.id for one in ending[1:]]
+        session.execute(delete(Attachment).where(Attachment.id.in_(left_over)))
+        states.settle_removed(session, order)
+        if order.follow:
+            states.reckon(session, attachment.volume_id)
+
+
+def _left_over(desk: Desk, attachment: Attachment) -> list[Attachment]:
+    """Return the exports that no attachment stands for once this one is gone."""
+    if attachment.legacy:
+        return []
+    here = Attachment.volume_id == attachment.volume_id
+    with desk.db.read() as session:
+        others = session.execute(
+            select(func.count()).where(here, Attachment.legacy.is_(False), Attachment.id != attachment.id)
+        ).scalar()
+        return [] if others else list(session.scalars(select(Attachment).where(here, Attachment.legacy)))

@@ -1,0 +1,242 @@
+"""What is exported by which target: made, ended, resized, and compared with the attachments in the database.
+
+Used by the handlers of this room, and by ``reporting.py`` for the comparison at start and at every look. Writes no
+status; the handlers do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sqlalchemy import select, update
+
+from blockstore import states
+from blockstore.backends.contract import Backend
+from blockstore.db.models import Attachment, Volume
+from blockstore.db.session import Database
+from blockstore.errors import BackendError, NotSupported, Unreachable
+from blockstore.keyring import Keyring
+from blockstore.orders import DisconnectAttachment, new_order_id
+from blockstore.states import A
+from blockstore.targets.contract import Connection, Export, Target
+
+log = logging.getLogger(__name__)
+
+LOCAL = "local"
+"""The target for a consumer on this node that asks for the path itself, whatever the backend's target is."""
+ATTACH_LOCAL = "attach_local"
+"""The key of a connector that asks for it; the API lets administrators set it."""
+
+
+class Exports:
+    """The targets, and which of them serves which pool."""
+
+    def __init__(self, db: Database, keyring: Keyring, targets: Mapping[str, Target], serving: Mapping[str, str]):
+        """``targets`` by name; ``serving``: the name of each pool's target."""
+        self._db = db
+        self._keyring = keyring
+        self.targets = targets
+        self._serving = serving
+        self._down: dict[str, str] = {}
+        self._busy: Counter[str] = Counter()
+        self._change = threading.Condition()
+
+    def target_of(self, pool: str) -> Target:
+        """Return the target that serves a pool."""
+        return self.targets[self._serving[pool]]
+
+    def check_connector(self, pool: str, connector: Mapping[str, Any]) -> None:
+        """Raise InvalidConnector when the pool's target cannot use this connector. Reaches for no storage."""
+        self.targets[self._name(pool, connector)].check_connector(connector)
+
+    def _name(self, pool: str, connector: Mapping[str, Any]) -> str:
+        return LOCAL if connector.get(ATTACH_LOCAL) is True else self._serving[pool]
+
+    # --- one export -----------------------------------------------------------------------------------------
+
+    def make(self, attachment: Attachment, pool: str, backend: Backend, volume_name: str) -> dict[str, Any]:
+        """Export a volume to the initiator of an attachment; return its connection as it is stored."""
+        connector = attachment.connector or {}
+        name = self._name(pool, connector)
+        target = self.targets[name]
+        located = backend.locate(volume_name)
+        if located is None:
+            raise NotSupported(f"Backend {backend.name} has no file or device on this node that could be exported.")
+        if located.format not in target.capabilities().formats:
+            raise NotSupported(
+                f"The target {name} exports {', '.join(sorted(target.capabilities().formats))}, and this volume is"
+                f" {located.format}; the target nbd can export it."
+            )
+        with self._alone(attachment.id):
+            # Written down first, so that what a kill leaves is known to be that target's.
+            with self._db.write() as session:
+                session.execute(update(Attachment).where(Attachment.id == attachment.id).values(target=name))
+            connection = target.export(
+                Export(
+                    id=attachment.id,
+                    volume=volume_name,
+                    path=located.path,
+                    format=located.format,
+                    connector=connector,
+                    read_only=attachment.attach_mode == "ro",
+                    secret=self._keyring.secret(attachment.id),
+                )
+            )
+        return _stored(connection)
+
+    def end(self, attachment: Attachment) -> None:
+        """End the export of an attachment, if there is one. Raises InUse or SessionAlive when it cannot be ended."""
+        if attachment.target is None:
+            return
+        target = self.targets.get(attachment.target)
+        if target is None:
+            raise Unreachable(
+                f"The target {attachment.target}, which exported it, is not in the configuration any more."
+                " Bring its section back."
+            )
+        with self._alone(attachment.id):
+            target.withdraw(attachment.id)
+
+    def end_all(self, volume_id: str) -> None:
+        """End every export of a volume that is going away."""
+        with self._db.read() as session:
+            rows = session.scalars(select(Attachment).where(Attachment.volume_id == volume_id)).all()
+        for attachment in rows:
+            self.end(attachment)
+
+    def resize(self, volume_id: str) -> None:
+        """Tell every export of a volume that it has grown; a failure only delays what initiators see, and is logged."""
+        with self._db.read() as session:
+            rows = session.execute(
+                select(Attachment.id, Attachment.target).where(
+                    Attachment.volume_id == volume_id, Attachment.status.in_(states.EXPORTED)
+                )
+            ).all()
+        for attachment_id, name in rows:
+            target = self.targets.get(name or "")
+            if target is None or not target.capabilities().online_extend:
+                continue
+            try:
+                with self._alone(attachment_id):
+                    target.resize(attachment_id)
+            except BackendError as exc:
+                log.warning("target %s: the new size of %s is not seen yet: %s", name, volume_id, exc)
+
+    @contextlib.contextmanager
+    def _alone(self, attachment_id: str) -> Iterator[None]:
+        """Keep the handlers and the comparison apart; the bus keeps the handlers apart."""
+        with self._change:
+            self._change.wait_for(lambda: not self._busy[attachment_id])
+            self._busy[attachment_id] = 1
+        try:
+            yield
+        finally:
+            with self._change:
+                del self._busy[attachment_id]
+                self._change.notify_all()
+
+    # --- all of them ----------------------------------------------------------------------------------------
+
+    def compare(self, backends: Mapping[str, Backend]) -> None:
+        """Restore what a reboot took away, end what has no attachment, and try again to end what could not be."""
+        for name, target in self.targets.items():
+            try:
+                target.check()
+                self._compare(name, target, backends)
+            except BackendError as exc:
+                if self._down.get(name) != exc.message:
+                    log.error("target %s is down: %s", name, exc)
+                self._down[name] = exc.message
+            else:
+                if self._down.pop(name, None):
+                    log.info("target %s is up again", name)
+
+    def _compare(self, name: str, target: Target, backends: Mapping[str, Backend]) -> None:
+        wanted = self._rows(name, (A.ATTACHING, A.ATTACHED))
+        there = target.list_exports()
+        for attachment_id in sorted(wanted - there):
+            self._restore(name, target, attachment_id, backends)
+        # Read after the list: an export's row is there before the export is, and goes after it.
+        for attachment_id in sorted(there - self._rows(name, states.EXPORTED)):
+            log.warning("target %s: export %s has no attachment; ending it", name, attachment_id)
+            with self._explained(name, attachment_id), self._alone(attachment_id):
+                target.withdraw(attachment_id)
+        for attachment_id in sorted(self._rows(name, (A.ERROR_DETACHING,))):
+            with self._explained(name, attachment_id):
+                self._end_again(target, attachment_id)
+
+    def _rows(self, target: str, statuses: tuple[A, ...]) -> set[str]:
+        with self._db.read() as session:
+            return set(
+                session.scalars(
+                    select(Attachment.id).where(Attachment.status.in_(statuses), Attachment.target == target)
+                )
+            )
+
+    def _restore(self, name: str, target: Target, attachment_id: str, backends: Mapping[str, Backend]) -> None:
+        with self._explained(name, attachment_id), self._alone(attachment_id):
+            with self._db.read() as session:
+                attachment = session.get(Attachment, attachment_id)
+                volume = session.get(Volume, attachment.volume_id) if attachment else None
+            if attachment is None or volume is None or attachment.status not in (A.ATTACHING, A.ATTACHED):
+                return
+            backend = backends.get(volume.host or "")
+            located = backend.locate(f"volume-{volume.id}") if backend else None
+            if located is None:
+                raise Unreachable(f"its volume {volume.id} is on {volume.host}, which is not there")
+            export = Export(
+                id=attachment.id,
+                volume=f"volume-{volume.id}",
+                path=located.path,
+                format=located.format,
+                connector=attachment.connector or {},
+                read_only=attachment.attach_mode == "ro",
+                secret=self._keyring.secret(attachment.id),
+            )
+            connection = _stored(target.export(export))
+            if connection != attachment.connection:
+                with self._db.write() as session:
+                    session.execute(
+                        update(Attachment).where(Attachment.id == attachment.id).values(connection=connection)
+                    )
+            log.info("target %s: export %s restored", name, attachment_id)
+
+    def _end_again(self, target: Target, attachment_id: str) -> None:
+        with self._alone(attachment_id):
+            target.withdraw(attachment_id)
+        with self._db.write() as session:
+            attachment = session.get(Attachment, attachment_id)
+            if attachment is None:
+                return
+            order = DisconnectAttachment(
+                order_id=new_order_id(),
+                request_id="req-recovery",
+                project_id=attachment.project_id,
+                attachment_id=attachment.id,
+                volume_id=attachment.volume_id,
+                came_from=A.ERROR_DETACHING,
+            )
+            states.move(
+                session, states.ATTACHMENT, attachment.id, A.DISCONNECTING, only_from=(A.ERROR_DETACHING,), order=order
+            )
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _explained(name: str, attachment_id: str) -> Iterator[None]:
+        try:
+            yield
+        except BackendError as exc:
+            log.error("target %s, export %s: %s", name, attachment_id, exc)
+
+
+def _stored(connection: Connection) -> dict[str, Any]:
+    return {
+        "driver_volume_type": connection.driver_volume_type,
+        "data": dict(connection.data),
+        "secret_as": connection.secret_as,
+    }

@@ -1,0 +1,173 @@
+"""Shapes of attachments, and of the older actions of a volume that do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from marshmallow import ValidationError, fields, validates_schema
+
+from blockstore.microversions import ATTACHMENT_MODE
+from blockstore.schemas.base import AnyValue, BoolLike, Part, Reply, Schema, Text, Uuid, field, timestamp
+
+MAX_CONNECTOR_TEXT = 4096
+MAX_CONNECTOR_KEYS = 100
+MODES = ("rw", "ro")
+
+
+class Connector(fields.Field[dict[str, Any]]):
+    """What an initiator says of itself: an object of plain values and lists, bounded, stored as it is."""
+
+    def __init__(self, *, least: int = 0, **kw: Any):
+        super().__init__(**kw)
+        self.least = least
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValidationError("It must be an object.")
+        if not self.least <= len(value) <= MAX_CONNECTOR_KEYS:
+            raise ValidationError(f"It has {len(value)} keys; {self.least} to {MAX_CONNECTOR_KEYS} are allowed.")
+        for key, inner in value.items():
+            _check_plain(key, key)
+            for one in inner if isinstance(inner, list) else (inner,):
+                _check_plain(key, one)
+        if value.get("mode") not in (None, *MODES):
+            raise ValidationError({"mode": [f"It must be one of {', '.join(MODES)}."]})
+        return dict(value)
+
+
+def _check_plain(key: str, value: Any) -> None:
+    if isinstance(value, dict | list):
+        raise ValidationError({key: ["It must be a plain value or a list of such."]})
+    if not isinstance(value, str):
+        return
+    if len(value) > MAX_CONNECTOR_TEXT:
+        raise ValidationError({key: [f"It has {len(value)} characters; at most {MAX_CONNECTOR_TEXT} are allowed."]})
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValidationError({key: ["It must hold neither the character NUL nor half of a surrogate pair."]})
+
+
+# --- attachments -------------------------------------------------------------------------------------------
+
+
+class NewAttachment(Schema):
+    volume_uuid = field(Uuid, required=True)
+    instance_uuid = field(Uuid)
+    connector = field(Connector, allow_none=True)
+    mode = field(Text, since=ATTACHMENT_MODE, choices=MODES)
+
+
+class CreateAttachment(Schema):
+    attachment = field(Part, required=True, schema=NewAttachment)
+
+
+class AttachmentChange(Schema):
+    connector = field(Connector, required=True, least=1)
+
+
+class UpdateAttachment(Schema):
+    attachment = field(Part, required=True, schema=AttachmentChange)
+
+
+class Complete(Schema):
+    complete = field(AnyValue, required=True, allow_none=True, data_key="os-complete")
+
+
+# --- older actions of a volume -----------------------------------------------------------------------------
+
+
+class Reserve(Schema):
+    reserve = field(AnyValue, required=True, allow_none=True, data_key="os-reserve")
+
+
+class Unreserve(Schema):
+    unreserve = field(AnyValue, required=True, allow_none=True, data_key="os-unreserve")
+
+
+class BeginDetaching(Schema):
+    begin_detaching = field(AnyValue, required=True, allow_none=True, data_key="os-begin_detaching")
+
+
+class RollDetaching(Schema):
+    roll_detaching = field(AnyValue, required=True, allow_none=True, data_key="os-roll_detaching")
+
+
+class Use(Schema):
+    instance_uuid = field(Uuid)
+    host_name = field(Text)
+    mountpoint = field(Text, required=True, min_length=1)
+    mode = field(Text, choices=MODES)
+
+    @validates_schema
+    def _says_who(self, data: Any, **_kw: Any) -> None:
+        if "instance_uuid" not in data and "host_name" not in data:
+            raise ValidationError("At least one of instance_uuid and host_name is needed.")
+
+
+class Attach(Schema):
+    attach = field(Part, required=True, schema=Use, data_key="os-attach")
+
+
+class Used(Schema):
+    attachment_id = field(Uuid, allow_none=True)
+
+
+class Detach(Schema):
+    detach = field(Part, required=True, schema=Used, allow_none=True, data_key="os-detach")
+
+
+class Connecting(Schema):
+    connector = field(Connector, required=True)
+
+
+class InitializeConnection(Schema):
+    connection = field(Part, required=True, schema=Connecting, data_key="os-initialize_connection")
+
+
+class Disconnecting(Schema):
+    connector = field(Connector, required=True, allow_none=True)
+
+
+class TerminateConnection(Schema):
+    connection = field(Part, required=True, schema=Disconnecting, data_key="os-terminate_connection")
+
+
+class Forced(Schema):
+    connector = field(Connector, allow_none=True)
+    attachment_id = field(Uuid, allow_none=True)
+
+
+class ForceDetach(Schema):
+    detach = field(Part, required=True, schema=Forced, data_key="os-force_detach")
+
+
+class Completion(Schema):
+    error = field(BoolLike, allow_none=True)
+
+
+class ExtendVolumeCompletion(Schema):
+    completion = field(Part, required=True, schema=Completion, data_key="os-extend_volume_completion")
+
+
+# --- replies -----------------------------------------------------------------------------------------------
+
+SHOWN_AS = {"connecting": "attaching", "disconnecting": "detaching"}
+
+ATTACHMENT = Reply(
+    ("id", lambda a: a.row.id),
+    ("status", lambda a: SHOWN_AS.get(a.row.status, a.row.status)),
+    ("instance", lambda a: a.row.instance_uuid),
+    ("volume_id", lambda a: a.row.volume_id),
+)
+DETAILED_ATTACHMENT = Reply(
+    ("id", lambda a: a.row.id),
+    ("status", lambda a: SHOWN_AS.get(a.row.status, a.row.status)),
+    ("instance", lambda a: a.row.instance_uuid),
+    ("volume_id", lambda a: a.row.volume_id),
+    # compat: empty, not null
+    ("attached_at", lambda a: timestamp(a.row.attached_at) or ""),
+    ("detached_at", lambda a: ""),
+    # compat: the word null
+    ("attach_mode", lambda a: a.row.attach_mode or "null"),
+    ("connection_info", lambda a: a.connection_info),
+)

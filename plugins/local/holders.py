@@ -1,0 +1,186 @@
+"""Who on this node holds a file or block device: processes, mounts, swap, loop devices, devices on top of it.
+
+The part of the plugin that asks the kernel; knows no exports. Files and devices are known by what they are (device
+and inode), never by their names, of which they may have several. It leaves out the service's own process. Never
+starts a process, never changes anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import signal
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from blockstore.errors import Unreachable
+
+_PROC, _SYS = Path("/proc"), Path("/sys")
+
+
+class Thing(NamedTuple):
+    """A file (its file system and inode) or a block device (its number)."""
+
+    kind: str
+    first: int
+    second: int = 0
+
+
+def identity(path: Path) -> Thing | None:
+    """Return what a path leads to; None when there is nothing that could be a volume."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if stat.S_ISBLK(found.st_mode):
+        return Thing("device", found.st_rdev)
+    return Thing("file", found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def prove() -> None:
+    """Raise Unreachable when holders cannot be found here."""
+    for path in (_PROC / "self/fd", _PROC / "self/mountinfo", _SYS / "dev/block"):
+        if not os.access(path, os.R_OK):
+            raise Unreachable(f"{path} cannot be read, without which nobody knows who uses a volume. Mount it.")
+
+
+def find(things: Collection[Thing]) -> Mapping[Thing, tuple[str, ...]]:
+    """Return who holds each thing, as a person would say it; what nobody is known to hold is left out."""
+    parts = {part: thing for thing in things for part in _with_partitions(thing)}
+    found: dict[Thing, dict[str, None]] = {}
+    for source in (_processes(parts), _mounts(), _swaps(), _loops(), _stacked(parts)):
+        for thing, who in source:
+            if thing in parts:
+                found.setdefault(parts[thing], {})[who] = None
+    return {thing: tuple(names) for thing, names in found.items()}
+
+
+def unseen(path: Path) -> tuple[str, ...]:
+    """Say what the kernel knows of holders that ``find`` cannot see: those of other users, containers, the kernel."""
+    if _own(path):
+        return ()  # the kernel would tell of ourselves
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_EXCL * path.is_block_device() | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        return ("the kernel (a mount, an export or a device on top of it)",) if exc.errno == errno.EBUSY else ()
+    try:
+        if path.is_block_device():
+            return ()
+        # A write lease is granted only on a file nobody else has open. Whoever opens it in this instant waits for it,
+        # and SIGURG, which does nothing, comes in place of a deadly SIGIO.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as exc:
+        # Any other error: this file system cannot tell.
+        return ("something that this user may not look at",) if exc.errno == errno.EAGAIN else ()
+    finally:
+        os.close(fd)
+    return ()
+
+
+def _own(path: Path) -> bool:
+    thing = identity(path)
+    return any(found == thing for found in map(identity, _entries(_PROC / "self/fd")))
+
+
+# --- where holders are found: pairs of what is held and who holds it ----------------------------------------------
+
+
+def _processes(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
+    inodes = {str(thing.second) for thing in wanted if thing.kind == "file"}
+    for process in _entries(_PROC):
+        if not process.name.isdecimal() or int(process.name) == os.getpid():
+            continue
+        who = ""
+        for link in (*_entries(process / "fd"), *_mapped(process, inodes)):
+            thing = identity(link)
+            if thing in wanted:
+                who = who or f"PID {process.name} ({_text(process / 'comm').strip() or '?'})"
+                yield thing, who
+
+
+def _mapped(process: Path, inodes: Collection[str]) -> Iterator[Path]:
+    """Yield what may be a mapping of ours: one outlives the closing of its file."""
+    for line in _text(process / "maps").splitlines():
+        words = line.split(maxsplit=5)
+        if len(words) == 6 and (words[4] in inodes or words[5].startswith("/dev/")):
+            start, _, end = words[0].partition("-")
+            yield process / "map_files" / f"{int(start, 16):x}-{int(end, 16):x}"
+
+
+def _mounts() -> Iterator[tuple[Thing | None, str]]:
+    """Yield the mounts of every mount namespace, as far as we may look into them."""
+    seen = set()
+    for process in (_PROC / "self", *(p for p in _entries(_PROC) if p.name.isdecimal())):
+        with suppress(OSError):
+            namespace = (process / "ns/mnt").readlink()
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            for line in _text(process / "mountinfo").splitlines():
+                words = line.split()
+                major, minor = words[2].split(":")
+                source = words[words.index("-") + 2]
+                who = f"mounted on {_plain(words[4])}"
+                yield Thing("device", os.makedev(int(major), int(minor))), who
+                if major == "0" and source.startswith("/dev/"):  # btrfs has a number of its own
+                    yield identity(Path(_plain(source))), who
+
+
+def _swaps() -> Iterator[tuple[Thing | None, str]]:
+    for line in _text(_PROC / "swaps").splitlines()[1:]:
+        yield identity(Path(_plain(line.split()[0]))), "swap"
+
+
+def _loops() -> Iterator[tuple[Thing | None, str]]:
+    for loop in (_SYS / "block").glob("loop*"):
+        file = _text(loop / "loop/backing_file").rstrip("\n")
+        if file:
+            yield identity(Path(file)), loop.name
+
+
+def _stacked(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
+    for thing in wanted:
+        for holder in _entries(_sys_of(thing) / "holders") if thing.kind == "device" else ():
+            name = _text(_SYS / "block" / holder.name / "dm/name").strip()
+            yield thing, f"{holder.name} ({name})" if name else holder.name
+
+
+# --- reading what may vanish meanwhile ---------------------------------------------------------------------------
+
+
+def _with_partitions(thing: Thing) -> Iterator[Thing]:
+    yield thing
+    for part in _entries(_sys_of(thing)) if thing.kind == "device" else ():
+        if (part / "partition").exists():
+            major, _, minor = _text(part / "dev").strip().partition(":")
+            yield Thing("device", os.makedev(int(major), int(minor)))
+
+
+def _sys_of(thing: Thing) -> Path:
+    return _SYS / "dev/block" / f"{os.major(thing.first)}:{os.minor(thing.first)}"
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _plain(word: str) -> str:
+    """Undo the escapes of mountinfo and swaps: a blank is written as its octal number."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

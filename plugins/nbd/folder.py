@@ -1,0 +1,214 @@
+"""What is known of an export: its directory, the server that lives for it, its address, and the claim on its port.
+
+    STATE_DIR/ID/lock          locked by the server, which inherits the descriptor, from before its first step
+    STATE_DIR/ID/pid           locked by qemu-nbd itself, for which the kernel tells the process
+    STATE_DIR/ID/address       where it listens; written before the server is started
+    STATE_DIR/ID/keys.psk      and dh-params.pem, for TLS
+    STATE_DIR/ID/nbd           the unix socket, unless there is a directory for sockets
+    STATE_DIR/.ports/PORT      a link that names the export that has the port, whether or not its server lives
+
+Used by ``NbdTarget``. An export exists while its directory does. No number in a file is ever taken for a process:
+only who holds a lock is, and through a descriptor that cannot come to mean another process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import select
+import shutil
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blockstore.errors import SessionAlive
+
+TERM_S = 10.0
+"""Seconds in which a server ends by itself: it finishes requests and flushes."""
+KILL_S = 10.0
+"""Seconds that the kernel is given to end a killed server: requests that are on their way to a disk come first."""
+READY_S = 10.0
+"""Seconds that a server, started by a service that was killed meanwhile, has until it listens."""
+
+_FLOCK = struct.Struct("hhqqi4x")
+"""The kernel's struct flock: type, whence, start, length, pid."""
+_POLL_S = 0.005
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens: at a unix socket, or at a host's port."""
+
+    socket: str = ""
+    host: str = ""
+    port: int = 0
+
+
+class Folder:
+    """The directory of one export."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.pid_file = path / "pid"
+
+    @property
+    def id(self) -> str:
+        """The export's id."""
+        return self.path.name
+
+    def make(self) -> None:
+        """Make the directory, unless it is there."""
+        self.path.mkdir(0o700, parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove the directory; the server must be gone."""
+        shutil.rmtree(self.path)
+
+    # --- the address ----------------------------------------------------------------------------------------
+
+    def address(self) -> Address | None:
+        """Return where the server listens, or would; None when that was not decided."""
+        try:
+            return Address(**json.loads((self.path / "address").read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def remember(self, address: Address) -> None:
+        """Write down the address, so that it survives a power cut."""
+        if self.address() == address:
+            return
+        fresh = self.path / "address.tmp"
+        with fresh.open("w") as file:
+            json.dump(asdict(address), file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.path / "address")
+
+    # --- the server -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Give a locked descriptor for a server to inherit; the lock is free when all who have it have ended."""
+        lock = self._open_lock()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield lock
+        finally:
+            os.close(lock)  # and never LOCK_UN, which would unlock the server's as well
+
+    def serves(self) -> bool:
+        """Say whether a server lives and can be reached, after waiting for one that is just starting."""
+        end = time.monotonic() + READY_S
+        while self._is_alive() and time.monotonic() < end:
+            if self._server() is not None:
+                address = self.address()
+                return address is not None and (not address.socket or Path(address.socket).is_socket())
+            time.sleep(_POLL_S)
+        return False
+
+    def stop(self) -> None:
+        """End the server, and return when it is proved to be gone; none is a success. Raises SessionAlive."""
+        for number, patience in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+            end = time.monotonic() + patience
+            told = False
+            while self._is_alive():
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                told = told or self._tell(number, left)
+                time.sleep(_POLL_S)
+            else:
+                return
+        raise SessionAlive(
+            f"The server of export {self.id} (process {self._server() or 'unknown'}) has not ended, although it was"
+            " killed: it waits for its disk. Look at the storage of the volume, and try again."
+        )
+
+    def _tell(self, number: signal.Signals, patience_s: float) -> bool:
+        """Send the server a signal, and wait until it has ended or patience has; say whether it was told."""
+        server = self._server()
+        if server is None:
+            return False
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(server)
+            try:
+                # The lock is still its own, so the descriptor is that process's and not a later one's of its number.
+                if self._server() != server:
+                    return False
+                signal.pidfd_send_signal(descriptor, number)
+                select.select([descriptor], [], [], patience_s)
+            finally:
+                os.close(descriptor)
+        return True
+
+    def _is_alive(self) -> bool:
+        """Say whether a server lives, or one that is starting. Also true while some other child is just starting."""
+        if not self.path.exists():
+            return False
+        lock = self._open_lock()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def _server(self) -> int | None:
+        """Return the process that holds the lock on the pid file, whatever the file says."""
+        try:
+            file = os.open(self.pid_file, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        finally:
+            os.close(file)
+        return pid if kind != fcntl.F_UNLCK and pid > 0 else None
+
+    def _open_lock(self) -> int:
+        return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+class Ports:
+    """Which export has which port, for as long as the export is there."""
+
+    def __init__(self, path: Path, ports: range):
+        self._path = path
+        self._ports = ports
+
+    def candidates(self, export_id: str, remembered: int) -> Iterator[int]:
+        """Yield the ports that no other export has: the remembered one first, then from a place made from the id."""
+        start = int.from_bytes(hashlib.sha256(export_id.encode()).digest()[:8])
+        order = (self._ports[(start + step) % len(self._ports)] for step in range(len(self._ports)))
+        for port in (remembered, *order) if remembered else order:
+            if self._holder(port) in ("", export_id):
+                yield port
+
+    def claim(self, port: int, export_id: str) -> bool:
+        """Take a port; False when another export has it. One's own is a success."""
+        self._path.mkdir(0o700, exist_ok=True)
+        try:
+            (self._path / str(port)).symlink_to(export_id)
+        except FileExistsError:
+            return self._holder(port) == export_id
+        return True
+
+    def release(self, port: int, export_id: str) -> None:
+        """Give a port back; one that is another export's, or nobody's, is left alone."""
+        if self._holder(port) == export_id:
+            (self._path / str(port)).unlink(missing_ok=True)
+
+    def _holder(self, port: int) -> str:
+        try:
+            return str((self._path / str(port)).readlink())
+        except FileNotFoundError:
+            return ""

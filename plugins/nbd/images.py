@@ -1,0 +1,54 @@
+"""What qemu-nbd may open: a volume's file or device in the format that was recorded, and no file that it names.
+
+Called by ``NbdTarget`` before a server starts. Never guesses a format from bytes (CVE-2014-3641), and never changes one.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+from blockstore.errors import BackendError, NotSupported, Unreachable, VolumeMissing
+
+_HEADER = struct.Struct(">4sIQ56xQ")
+"""The magic, the version, the place of a backing file's name, and the features one must know, of a qcow2 file."""
+_MAGIC = b"QFI\xfb"
+_EXTERNAL_DATA_FILE = 1 << 2
+
+
+def blockdev(path: Path, image_format: str) -> str:
+    """Return the description by which QEMU opens a volume: as JSON, since a path may hold any character.
+
+    Raises: VolumeMissing; BackendError for an image whose bytes are said to lie in another file.
+    """
+    try:
+        mode = path.stat().st_mode
+        if image_format == "qcow2":
+            _prove_alone(path)
+    except FileNotFoundError:
+        raise VolumeMissing(f"{path} is gone.") from None
+    except OSError as exc:
+        raise Unreachable(f"{path} cannot be opened: {exc.strerror}.") from exc
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise BackendError(f"{path} is neither a file nor a block device, and is not exported.")
+    protocol = {"driver": "host_device" if stat.S_ISBLK(mode) else "file", "filename": str(path)}
+    image: dict[str, Any] = {"driver": image_format, "file": protocol}
+    if image_format == "qcow2":
+        image["backing"] = None
+    elif image_format != "raw":
+        raise NotSupported(f"{path} has the format {image_format}; raw and qcow2 can be exported over NBD.")
+    return f"json:{json.dumps(image)}"
+
+
+def _prove_alone(path: Path) -> None:
+    """Refuse a header that sends its reader to another file; ``backing`` alone would show zeros in its place."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size or header[:4] != _MAGIC:
+        raise BackendError(f"{path} is not a qcow2 image; it was damaged or replaced.")
+    _magic, version, backing, features = _HEADER.unpack(header)
+    if backing or (version >= 3 and features & _EXTERNAL_DATA_FILE):
+        raise BackendError(f"{path} names another file as the source of its bytes, which blockstore never makes.")

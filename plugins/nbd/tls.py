@@ -1,0 +1,39 @@
+"""The files from which qemu-nbd takes its TLS credentials; it reads the keys anew for each connection.
+
+Called by ``NbdTarget`` before a server starts. The one place where a secret is written; it never returns or logs it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from blockstore.errors import BackendError
+
+_SECRET = re.compile(r"[0-9A-Za-z]{16,}", re.ASCII)
+
+# The group ffdhe2048 of RFC 7919. Without this file qemu-nbd makes a group of its own, which takes up to seconds.
+_GROUP = """\
+-----BEGIN DH PARAMETERS-----
+MIIBDAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=
+-----END DH PARAMETERS-----
+"""
+
+
+def write_keys(directory: Path, identity: str, secret: str) -> None:
+    """Write the credentials of one identity, for the service's user alone."""
+    if not _SECRET.fullmatch(secret):
+        raise BackendError(f"Export {identity} has no usable secret, so that nothing could be proved to its server.")
+    _write(directory / "keys.psk", f"{identity}:{secret.encode().hex()}\n")
+    _write(directory / "dh-params.pem", _GROUP)
+
+
+def _write(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
