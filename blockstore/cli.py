@@ -1,4 +1,4 @@
-"""The command: serve, openrc, attach, detach, attachment, order, backend, db, config; each function below is one of them.
+"""The command: serve, openrc, attach, detach, order, backend and so on; each function below is one of them.
 
 Imports what a command needs when it runs, so that ``blockstore openrc`` is quick.
 """

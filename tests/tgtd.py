@@ -75,7 +75,7 @@ class Tgtd:
     def open_files(self) -> list[str]:
         """Return what it has open."""
         links = Path(f"/proc/{self.process.pid}/fd").iterdir()
-        return [os.readlink(link) for link in links]
+        return [str(link.readlink()) for link in links]
 
     def __enter__(self) -> Tgtd:
         return self

@@ -179,19 +179,33 @@ class Room:
 
 def mount(blueprint: Blueprint, rooms: tuple[Room, ...]) -> None:
     """Route every endpoint, with and without the project in its path, with and without the suffix .json."""
+    for (method, path), target in _together(rooms).items():
+        view = _view(target)
+        name = f"{method} {path}"
+        for prefix in ("/v3/<project:project_id>", "/v3"):
+            for suffix in ("", ".json"):
+                blueprint.add_url_rule(
+                    f"{prefix}{path}{suffix}",
+                    endpoint=f"{name} {prefix}{suffix}".replace(".", "_"),
+                    view_func=view,
+                    methods=[method],
+                    provide_automatic_options=False,
+                )
+
+
+def _together(rooms: tuple[Room, ...]) -> dict[tuple[str, str], Endpoint | dict[str, Endpoint]]:
+    """Return all routes; the actions on one path may come from several modules."""
+    routes: dict[tuple[str, str], Endpoint | dict[str, Endpoint]] = {}
     for room in rooms:
-        for (method, path), target in room.routes.items():
-            view = _view(target)
-            name = f"{method} {path}"
-            for prefix in ("/v3/<project:project_id>", "/v3"):
-                for suffix in ("", ".json"):
-                    blueprint.add_url_rule(
-                        f"{prefix}{path}{suffix}",
-                        endpoint=f"{name} {prefix}{suffix}".replace(".", "_"),
-                        view_func=view,
-                        methods=[method],
-                        provide_automatic_options=False,
-                    )
+        for place, target in room.routes.items():
+            present = routes.get(place)
+            if isinstance(present, dict) and isinstance(target, dict):
+                assert not present.keys() & target.keys(), f"{place}: an action is declared twice"
+                target = {**present, **target}
+            else:
+                assert present is None, f"{place} is declared twice"
+            routes[place] = target
+    return routes
 
 
 def _view(target: Endpoint | dict[str, Endpoint]) -> Callable[..., Response]:

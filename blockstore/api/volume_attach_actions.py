@@ -34,14 +34,10 @@ from blockstore.states import A, V
 
 room = Room()
 
-RULES = "volume_extension:volume_actions"
-ADMIN_RULES = "volume_extension:volume_admin_actions"
-
-
 # --- words that change the status only ---------------------------------------------------------------------
 
 
-@room.action(ACTION, "os-reserve", policy=f"{RULES}:reserve", body=schemas.Reserve)
+@room.action(ACTION, "os-reserve", policy="volume_extension:volume_actions:reserve", body=schemas.Reserve)
 def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Keep a volume for a server that is about to attach it."""
     volume = find_volume(call, volume_id, lock=True)
@@ -55,7 +51,7 @@ def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         ) from None
 
 
-@room.action(ACTION, "os-unreserve", policy=f"{RULES}:unreserve", body=schemas.Unreserve)
+@room.action(ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.Unreserve)
 def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Give up what os-reserve kept."""
     _unreserve(call, find_volume(call, volume_id, lock=True))
@@ -66,7 +62,9 @@ def _unreserve(call: Call, volume: Volume) -> None:
         states.reckon(call.session, volume.id)
 
 
-@room.action(ACTION, "os-begin_detaching", policy=f"{RULES}:begin_detaching", body=schemas.BeginDetaching)
+@room.action(
+    ACTION, "os-begin_detaching", policy="volume_extension:volume_actions:begin_detaching", body=schemas.BeginDetaching
+)
 def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Take note that a server begins to detach."""
     volume = find_volume(call, volume_id, lock=True)
@@ -88,7 +86,9 @@ def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
         ) from None
 
 
-@room.action(ACTION, "os-roll_detaching", policy=f"{RULES}:roll_detaching", body=schemas.RollDetaching)
+@room.action(
+    ACTION, "os-roll_detaching", policy="volume_extension:volume_actions:roll_detaching", body=schemas.RollDetaching
+)
 def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Take back that a server began to detach."""
     volume = find_volume(call, volume_id, lock=True)
@@ -99,7 +99,7 @@ def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 # --- use ---------------------------------------------------------------------------------------------------
 
 
-@room.action(ACTION, "os-attach", policy=f"{RULES}:attach", body=schemas.Attach)
+@room.action(ACTION, "os-attach", policy="volume_extension:volume_actions:attach", body=schemas.Attach)
 def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Take note that a server or a host uses the volume."""
     volume = find_volume(call, volume_id, lock=True)
@@ -136,7 +136,7 @@ def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
     return bool(getattr(row, name) == asked[name])
 
 
-@room.action(ACTION, "os-detach", policy=f"{RULES}:detach", body=schemas.Detach)
+@room.action(ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.Detach)
 def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """End an attachment and what is exported for it."""
     volume = find_volume(call, volume_id, lock=True)
@@ -166,7 +166,7 @@ def _attachment_to_end(call: Call, volume: Volume, attachment_id: str | None) ->
 @room.action(
     ACTION,
     "os-initialize_connection",
-    policy=f"{RULES}:initialize_connection",
+    policy="volume_extension:volume_actions:initialize_connection",
     body=schemas.InitializeConnection,
     status=200,
 )
@@ -200,26 +200,31 @@ def _info(call: Call, row: Attachment) -> dict[str, Any]:
 
 
 @room.action(
-    ACTION, "os-terminate_connection", policy=f"{RULES}:terminate_connection", body=schemas.TerminateConnection
+    ACTION,
+    "os-terminate_connection",
+    policy="volume_extension:volume_actions:terminate_connection",
+    body=schemas.TerminateConnection,
 )
 def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """End what is exported to an initiator; without a connector, to all of them."""
     volume = find_volume(call, volume_id, lock=True)
-    call.enforce(f"{RULES}:unreserve")
+    call.enforce("volume_extension:volume_actions:unreserve")
     refuse_while_a_server_uses(call, attachments_of(call, volume))
     orders = [disconnect(call, row) for row in _exports(call, volume_id, body["connection"]["connector"])]
     _unreserve(call, volume)
     return _when_ended(orders)
 
 
-@room.action(ACTION, "os-force_detach", policy=f"{ADMIN_RULES}:force_detach", body=schemas.ForceDetach)
+@room.action(
+    ACTION, "os-force_detach", policy="volume_extension:volume_admin_actions:force_detach", body=schemas.ForceDetach
+)
 def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """Tear an attachment and its export down, whatever the initiator is doing."""
     volume = find_volume(call, volume_id, lock=True)
     if volume.status == V.MAINTENANCE:
         raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it cannot be detached.")
     for rule in ("terminate_connection", "unreserve", "detach"):
-        call.enforce(f"{RULES}:{rule}")
+        call.enforce(f"volume_extension:volume_actions:{rule}")
     ending = _exports(call, volume_id, body["detach"].get("connector"))
     row = _attachment_to_end(call, volume, body["detach"].get("attachment_id"))
     orders = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
@@ -256,7 +261,7 @@ def _when_ended(orders: Iterable[Order]) -> Any:
 @room.action(
     ACTION,
     "os-extend_volume_completion",
-    policy=f"{ADMIN_RULES}:extend_volume_completion",
+    policy="volume_extension:volume_admin_actions:extend_volume_completion",
     body=schemas.ExtendVolumeCompletion,
 )
 def extend_volume_completion(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:

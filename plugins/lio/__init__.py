@@ -1,7 +1,200 @@
-"""To be written."""
+"""Volumes exported by the kernel's own iSCSI target, LIO.
 
-from blockstore.targets.contract import Target
+Each export is a target with one LUN, one initiator and one password; targets of one volume share a storage object.
+Says what is offered and in which order; ``backstores.py`` and ``targets.py`` say how, ``iscsi.py`` how initiators and
+portals are called. The configuration is in the kernel alone: it is never saved, since the service exports again what a
+reboot took away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockstore.errors import BackendError, ConfigError, SessionAlive, Unreachable
+from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
+
+from . import iscsi, targets
+from .backstores import BLOCK, CORE, FILE, Backstore, closed, kind_of
+from .targets import FABRIC, IscsiTarget, Scissors
+
+_CONFIGFS = Path("/sys/kernel/config")
+_MODULES = "modprobe -a target_core_mod target_core_iblock target_core_file iscsi_target_mod"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LioOptions(TargetOptions):
+    """Options of a LIO target."""
+
+    portals: str = option(
+        "Where initiators connect: a comma list of ADDRESS:PORT, IPv6 in brackets. The first is the one that initiators"
+        " without multipath use.",
+        "127.0.0.1:3260",
+    )
+    session_timeout_s: float = option("Seconds that a session may take to end when its volume is detached.", 30.0)
 
 
 class LioTarget(Target):
-    """To be written."""
+    """The node's LIO, of which this instance touches only what carries its owner's name."""
+
+    Options = LioOptions
+
+    def __init__(self, name: str, options: TargetOptions, state_dir: Path, owner: str):
+        super().__init__(name, options, state_dir, owner)
+        where = f"[target:{name}]"
+        if not isinstance(options, LioOptions):
+            raise ConfigError(f"{where} needs the options of the plugin lio.")
+        self._portals = iscsi.portals(options.portals, f"{where} portals")
+        self._session_timeout_s = options.session_timeout_s
+        if not options.session_timeout_s > 0:
+            raise ConfigError(f"{where} session_timeout_s is {options.session_timeout_s}; it must be more than 0.")
+        self._scissors = Scissors()
+        self._unproved: dict[str, str] = {}
+
+    def capabilities(self) -> TargetCapabilities:
+        """Return what LIO offers."""
+        return TargetCapabilities(
+            protocol="iSCSI", multiattach=True, online_extend=True, connector_needs=("initiator",)
+        )
+
+    def check_connector(self, connector: Mapping[str, Any]) -> None:
+        """Refuse a connector without the name of an iSCSI initiator."""
+        super().check_connector(connector)
+        iscsi.initiator(connector)
+
+    # --- health ---------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Prove that there are root's rights, rtslib, the kernel's modules, and the portals' addresses."""
+        if os.geteuid() != 0:
+            raise Unreachable("LIO is configured by root alone: run blockstore as root, or use the target plugin tgt.")
+        targets.rtslib()
+        if not _CONFIGFS.is_mount():
+            raise Unreachable(f"configfs is not mounted: mount -t configfs configfs {_CONFIGFS}")
+        if not CORE.is_dir():
+            raise Unreachable(f"The kernel has no target loaded: {_MODULES}")
+        with _explained():
+            FABRIC.mkdir(exist_ok=True)
+            for kind in (BLOCK, FILE):
+                probe = CORE / f"{kind}_{Backstore(self.owner, '').index}"
+                probe.mkdir(exist_ok=True)
+                probe.rmdir()
+        for portal in self._portals:
+            self._check_portal(portal)
+
+    def _check_portal(self, portal: iscsi.Portal) -> None:
+        where = f"[target:{self.name}] portals"
+        family = socket.AF_INET6 if ":" in portal.address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # As the kernel does; but it would also listen at an address that the node does not have.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((portal.address, portal.port))
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise Unreachable(
+                    f"This node cannot listen at {portal} ({exc.strerror}); give {where} an address that it has."
+                ) from exc
+            if not targets.listening(portal):
+                raise Unreachable(
+                    f"Another program listens at {portal}: end it, or give {where} another port."
+                ) from exc
+
+    # --- exports --------------------------------------------------------------------------------------------
+
+    def export(self, export: Export) -> Connection:
+        """Offer the volume to one initiator, under a name and a password of this export alone."""
+        initiator = iscsi.initiator(export.connector)
+        target = IscsiTarget(self.owner, export.id)
+        backstore = Backstore(self.owner, export.volume)
+        if not export.secret:
+            raise BackendError(f"Export {export.id} has no password, without which nothing is exported.")
+        with _explained():
+            kind_of(export.path)
+            was_whole = target.enabled
+            try:
+                target.begin(export.volume)
+                backstore.make(export.path)
+                target.let_in(backstore, initiator, export.id, export.secret, read_only=export.read_only)
+                target.listen(self._portals)
+                discard = backstore.discard
+            except Exception:
+                if not was_whole:
+                    with suppress(BackendError), _explained():
+                        self._remove(export.id, target)
+                raise
+        return Connection(
+            driver_volume_type="iscsi",
+            data=iscsi.connection(target.iqn, self._portals, export.id, discard=discard, connector=export.connector),
+            secret_as="auth_password",  # noqa: S106 - a key's name
+        )
+
+    def withdraw(self, export_id: str) -> None:
+        """Switch the target off, and so its sessions; then remove it, and the storage object that nobody uses now."""
+        target = IscsiTarget(self.owner, export_id)
+        with _explained():
+            if target.exists:
+                self._remove(export_id, target)
+
+    def _remove(self, export_id: str, target: IscsiTarget) -> None:
+        deadline = time.monotonic() + self._session_timeout_s
+        self._scissors.cut(target, deadline)
+        volume = target.volume
+        target.unmap()
+        if volume:
+            backstore = Backstore(self.owner, volume)
+            path = backstore.path
+            if path and backstore.remove():
+                self._unproved[export_id] = path
+        path = self._unproved.get(export_id, "")
+        if path and not closed(path, deadline):
+            raise SessionAlive(
+                f"{target.iqn} is gone, but something still holds {path} open, and it could not be proved that it is"
+                " not the kernel's target. Find it with lsof or lsblk; then detach the volume again."
+            )
+        self._unproved.pop(export_id, None)
+        target.remove()
+
+    def list_exports(self) -> frozenset[str]:
+        """Return the ids in the names of our targets."""
+        with _explained():
+            return frozenset(targets.ids(self.owner))
+
+    def sessions(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the initiators that are logged in."""
+        with _explained():
+            found = {
+                export_id: IscsiTarget(self.owner, export_id).initiators() for export_id in targets.ids(self.owner)
+            }
+        return {export_id: who for export_id, who in found.items() if who}
+
+    def resize(self, export_id: str) -> None:
+        """Tell the kernel a file's new size; a device's it sees. Initiators learn it when they scan again."""
+        with _explained():
+            volume = IscsiTarget(self.owner, export_id).volume
+            if volume:
+                Backstore(self.owner, volume).grow()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Give what the kernel refuses, to us or to rtslib, a sentence."""
+    try:
+        yield
+    except PermissionError as exc:
+        raise Unreachable(f"LIO is configured by root alone: run blockstore as root. ({exc})") from exc
+    except OSError as exc:
+        raise Unreachable(
+            f"The kernel's target refused {exc.filename}: {exc.strerror}. Is all loaded? {_MODULES}"
+        ) from exc
+    except Exception as exc:
+        if type(exc).__module__.partition(".")[0] != "rtslib_fb":  # not imported where it was not needed
+            raise
+        raise Unreachable(f"The kernel's target refused: {exc}. Its log may say why: dmesg") from exc

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -115,6 +116,8 @@ class NbdTarget(Target):
     def _prove_socket_dir(self, path: Path) -> None:
         if not path.is_dir():
             raise Unreachable(f"There is no directory {path} for the sockets. Make it: install -d -m 2750 {path}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise Unreachable(f"No sockets can be made in {path}: chown {os.geteuid()} {path}; chmod u+rwx {path}")
         if path.stat().st_mode & 0o022:
             raise Unreachable(f"Others could replace the sockets in {path}: chmod go-w {path}")
 
@@ -139,6 +142,8 @@ class NbdTarget(Target):
             address = folder.address()
             if address is None:
                 raise Unreachable(f"{folder.path} was removed while it was in use.")
+            if self._socket_dir and Path(address.socket).parent == self._socket_dir:
+                Path(address.socket).chmod(0o660)
             return _connection(export, address)
 
     def _serve(self, folder: Folder, export: Export) -> None:
@@ -152,8 +157,6 @@ class NbdTarget(Target):
         address = Address(socket=str(self._socket(export.id)))
         folder.remember(address)
         self._start(folder, export, image, address)
-        if self._socket_dir:
-            Path(address.socket).chmod(0o660)
 
     def _serve_tcp(self, folder: Folder, export: Export, image: str) -> None:
         old = folder.address()
@@ -276,7 +279,7 @@ def _connection(export: Export, address: Address) -> Connection:
         "auth_method": "TLS-PSK",
         "auth_username": export.id,
     }
-    return Connection(driver_volume_type="nbd", data=data, secret_as="auth_password")
+    return Connection(driver_volume_type="nbd", data=data, secret_as="auth_password")  # noqa: S106 - the key's name
 
 
 def _address(text: str, where: str) -> str:

@@ -38,7 +38,7 @@ READY_S = 10.0
 
 _FLOCK = struct.Struct("hhqqi4x")
 """The kernel's struct flock: type, whence, start, length, pid."""
-_POLL_S = 0.005
+_POLL_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,13 @@ class Folder:
     @contextmanager
     def locked(self) -> Iterator[int]:
         """Give a locked descriptor for a server to inherit; the lock is free when all who have it have ended."""
+        end = time.monotonic() + READY_S
         lock = self._open_lock()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not _try_lock(lock):  # for a moment: one that has just failed, or another child before its exec
+                if time.monotonic() > end:
+                    raise SessionAlive(f"Something holds {self.path / 'lock'}, so that no second server is started.")
+                time.sleep(_POLL_S)
             yield lock
         finally:
             os.close(lock)  # and never LOCK_UN, which would unlock the server's as well
@@ -142,24 +146,25 @@ class Folder:
                 if self._server() != server:
                     return False
                 signal.pidfd_send_signal(descriptor, number)
-                select.select([descriptor], [], [], patience_s)
+                ended = select.poll()
+                ended.register(descriptor, select.POLLIN)
+                ended.poll(patience_s * 1000)
             finally:
                 os.close(descriptor)
         return True
 
     def _is_alive(self) -> bool:
-        """Say whether a server lives, or one that is starting. Also true while some other child is just starting."""
+        """Say whether a server lives, be it one that is only starting."""
         if not self.path.exists():
             return False
         lock = self._open_lock()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-        except BlockingIOError:
-            return True
+            if not _try_lock(lock):
+                return True
+            fcntl.flock(lock, fcntl.LOCK_UN)  # at once, also for a child of another thread that has not closed it yet
+            return False
         finally:
             os.close(lock)
-        return False
 
     def _server(self) -> int | None:
         """Return the process that holds the lock on the pid file, whatever the file says."""
@@ -176,6 +181,14 @@ class Folder:
 
     def _open_lock(self) -> int:
         return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Ports:

@@ -1,6 +1,6 @@
 """What qemu-nbd may open: a volume's file or device in the format that was recorded, and no file that it names.
 
-Called by ``NbdTarget`` before a server starts. Never guesses a format from bytes (CVE-2014-3641), and never changes one.
+Called by ``NbdTarget`` before a server starts. Never guesses a format from bytes (CVE-2014-3641), never writes.
 """
 
 from __future__ import annotations

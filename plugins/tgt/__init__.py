@@ -1,4 +1,4 @@
-"""Volumes over iSCSI by tgtd, Debian's iSCSI target in user space: block devices and raw files, no kernel support needed.
+"""Volumes over iSCSI by tgtd, an iSCSI target in user space: block devices and raw files, without the kernel's help.
 
 Says what an export is and in which order it is made and taken away; ``management.py`` speaks with tgtd. It starts no
 process and keeps no state of its own: what is exported is what tgtd says.
@@ -29,12 +29,11 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from blockstore.errors import (
     BackendError,
@@ -47,11 +46,9 @@ from blockstore.errors import (
 )
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
-from .management import LUN, Code, Portal, Refused, Restarted, Tgtd
+from .management import LUN, Code, Portal, Refused, Shown, Stale, Tgtd
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # tgt-admin counts tids up from 1. Above 2^28 a tid would spill into the type of the identifier that tgtd makes of it.
 _TIDS = range(1 << 16, 1 << 28)
@@ -106,8 +103,8 @@ class TgtTarget(Target):
             raise ConfigError(f"{where} needs the options of the plugin tgt.")
         if not _WORD.fullmatch(owner):
             raise ConfigError(f"{where} belongs to {owner!r}; lower-case letters, digits and - are expected.")
-        if not 2 <= options.session_timeout_s <= 600:
-            raise ConfigError(f"{where} session_timeout_s is {options.session_timeout_s:g}; 2 to 600 is expected.")
+        if not 5 <= options.session_timeout_s <= 600:
+            raise ConfigError(f"{where} session_timeout_s is {options.session_timeout_s:g}; 5 to 600 is expected.")
         self._timeout_s = options.session_timeout_s
         self._portals = _parse_portals(options.portals, f"{where} portals")
         self._socket = _parse_socket(options.control_socket, f"{where} control_socket")
@@ -169,64 +166,48 @@ class TgtTarget(Target):
             data["target_portals"] = [str(portal) for portal in self._portals]
             data["target_iqns"] = [data["target_iqn"] for _ in self._portals]
             data["target_luns"] = [LUN for _ in self._portals]
-        return Connection("iscsi", data, secret_as="auth_password")  # noqa: S106 - the name of a key
+        return Connection(driver_volume_type="iscsi", data=data, secret_as="auth_password")
 
     def _export(self, tgtd: Tgtd, export: Export, initiator: str, discard: bool) -> None:
         made = self._known(export.id)
         if made and (made.admitted - {initiator} or made.path not in ("", str(export.path))):
-            # Half made for another initiator or path, which must not keep what it has.
+            # Made for another initiator or path, which must not keep what it has.
             self._end(tgtd, export.id, made)
             made = None
-        if made:
-            try:
-                self._complete(tgtd, made.tid, export, initiator, discard)
-            except Refused as exc:
-                if exc.code != Code.NO_TARGET:
-                    raise
-                self._forget(export.id)  # somebody else removed it
-                made = None
-        if made is None:
-            made = self._create(tgtd, export, initiator)
-            try:
-                self._complete(tgtd, made.tid, export, initiator, discard)
-            except BackendError:
+        fresh = made is None
+        # Remembered before it is there, so that a call without an answer is no riddle.
+        made = _Made(made.tid if made else secrets.choice(_TIDS), str(export.path), frozenset({initiator}))
+        self._remember(export.id, made)
+        try:
+            if fresh:
+                tgtd.create_target(made.tid, self._prefix + export.id)
+            self._complete(tgtd, made.tid, export, initiator, discard)
+        except Refused as exc:
+            if exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
+                raise Stale(f"The targets of tgtd on {self._socket} were changed by somebody else; try again.") from exc
+            if fresh:
                 with suppress(BackendError):
                     self._end(tgtd, export.id, made)
-                raise
-        # What an unfinished withdraw left.
-        tgtd.update_target(made.tid, "state", "ready")
-
-    def _create(self, tgtd: Tgtd, export: Export, initiator: str) -> _Made:
-        """Make an empty target. It is remembered before it is there, so that a call without an answer is no riddle."""
-        made = _Made(secrets.choice(_TIDS), str(export.path), frozenset({initiator}))
-        self._made[export.id] = made
-        try:
-            tgtd.create_target(made.tid, self._prefix + export.id)
-        except Refused:
-            self._forget(export.id)
-            with self._lock:
-                self._tgtd = None  # if it exists after all, the next call finds it
             raise
-        return made
 
     def _complete(self, tgtd: Tgtd, tid: int, export: Export, initiator: str, discard: bool) -> None:
         """Give a target all that it lacks. The order is the point: see the docstring of the module."""
         account = _account(export.id)
+        # Ends connections whose initiator is gone or reads no more; tgtd cannot close the latter in any other way.
+        tgtd.update_target(tid, "nop_interval", int(self._timeout_s / 5))
+        tgtd.update_target(tid, "nop_count", 2)
         with _unless(Code.USER_EXISTS):
             tgtd.create_account(account, export.secret)
         with _unless(Code.USER_EXISTS):
             tgtd.bind_account(tid, account)
-        # Ends connections whose initiator is gone or reads no more: tgtd cannot close the latter in any other way.
-        tgtd.update_target(tid, "nop_interval", max(1, int(self._timeout_s / 5)))
-        tgtd.update_target(tid, "nop_count", 2 if self._timeout_s >= 5 else 1)
         with _unless(Code.LUN_EXISTS):
             tgtd.create_lun(tid, f"path={export.path},bstype=rdwr")
-        tgtd.update_lun(
-            tid,
-            f"{_identity(export.volume)},readonly={export.read_only:d},thin_provisioning={discard:d}",
-        )
+        identity = _identity(export.volume)
+        tgtd.update_lun(tid, f"{identity},readonly={export.read_only:d},thin_provisioning={discard:d}")
         with _unless(Code.RULE_EXISTS):
             tgtd.admit(tid, initiator)
+        # An unfinished withdraw or resize left it offline.
+        tgtd.update_target(tid, "state", "ready")
 
     def withdraw(self, export_id: str) -> None:
         """Take a target away."""
@@ -239,22 +220,34 @@ class TgtTarget(Target):
 
     def _end(self, tgtd: Tgtd, export_id: str, made: _Made) -> None:
         deadline = time.monotonic() + self._timeout_s
-        with _unless(Code.NO_TARGET):
+        account = _account(export_id)
+        try:
             tgtd.update_target(made.tid, "state", "offline")
-            while True:
+            while not self._removed(tgtd, made.tid, account):
+                # The second time on, a login that was under way has ended meanwhile: one more session to cut.
                 self._cut(tgtd, export_id, made, deadline)
-                try:
-                    with _unless(Code.NO_LUN):
-                        tgtd.delete_lun(made.tid)
-                    with _unless(Code.NO_USER):
-                        tgtd.delete_account(_account(export_id))
-                    tgtd.delete_target(made.tid)
-                    break
-                except Refused as exc:
-                    # A login that was under way has ended: one more session to cut.
-                    if exc.code not in (Code.LUN_ACTIVE, Code.TARGET_ACTIVE):
-                        raise
+        except Refused as exc:
+            if exc.code != Code.NO_TARGET:
+                raise
+            with _unless(Code.NO_USER):
+                tgtd.delete_account(account)
         self._forget(export_id)
+
+    def _removed(self, tgtd: Tgtd, tid: int, account: str) -> bool:
+        """Remove an offline target from the volume outwards, and say whether that was possible."""
+        if tgtd.connections(tid):
+            return False
+        try:
+            with _unless(Code.NO_LUN):
+                tgtd.delete_lun(tid)
+            with _unless(Code.NO_USER):
+                tgtd.delete_account(account)
+            tgtd.delete_target(tid)
+        except Refused as exc:
+            if exc.code not in (Code.LUN_ACTIVE, Code.TARGET_ACTIVE):
+                raise
+            return False
+        return True
 
     def _cut(self, tgtd: Tgtd, export_id: str, made: _Made, deadline: float) -> None:
         """Close the connections of an offline target, and wait until the last command has ended."""
@@ -262,9 +255,9 @@ class TgtTarget(Target):
         while connections := tgtd.connections(made.tid):
             if time.monotonic() > deadline:
                 raise SessionAlive(
-                    f"{' and '.join(sorted(made.admitted)) or 'An initiator'} still has {len(connections)} connection(s)"
-                    f" to the export {export_id} after {self._timeout_s:g} s. No new one is let in. Detach again later,"
-                    " or restart tgtd."
+                    f"{' and '.join(sorted(made.admitted))} still had {len(connections)} connection(s) to the export"
+                    f" {export_id} after {self._timeout_s:g} s: a command on the volume does not end. No new session is"
+                    " let in meanwhile. Look why the storage hangs, and detach again."
                 )
             for session, connection in connections - told:
                 with _unless(Code.NO_SESSION, Code.NO_CONNECTION):
@@ -288,10 +281,12 @@ class TgtTarget(Target):
         tgtd.update_target(made.tid, "state", "offline")
         try:
             self._cut(tgtd, export_id, made, time.monotonic() + self._timeout_s)
-            tgtd.update_lun(made.tid, f"online=0,path={made.path}")
-        finally:
-            # After a failure, too: LUN 1 is then as it was, or has no size and takes no command.
+        except SessionAlive:
             tgtd.update_target(made.tid, "state", "ready")
+            raise
+        # If it cannot be opened, the target stays offline: initiators wait, instead of seeing errors.
+        tgtd.update_lun(made.tid, f"online=0,path={made.path}")
+        tgtd.update_target(made.tid, "state", "ready")
 
     # --- what is there --------------------------------------------------------------------------------------
 
@@ -304,3 +299,137 @@ class TgtTarget(Target):
         """Return the initiators that are logged in to our targets."""
         tgtd = Tgtd.find(self._socket)
         return {export_id: shown.connected for export_id, shown in self._ours(tgtd).items() if shown.connected}
+
+    def _ours(self, tgtd: Tgtd) -> dict[str, Shown]:
+        return {
+            shown.name.removeprefix(self._prefix): shown
+            for shown in tgtd.targets()
+            if shown.name.startswith(self._prefix)
+        }
+
+    # --- what is remembered: which tid has which export, for as long as this tgtd lives ----------------------
+
+    def _again(self, work: Callable[[Tgtd], None]) -> None:
+        """Do something with the tgtd that runs, and once more when it turns out to be another, or changed."""
+        try:
+            work(self._found())
+        except Stale:
+            with self._lock:
+                self._tgtd = None
+            work(self._found())
+
+    def _found(self) -> Tgtd:
+        """Return the tgtd that runs. One not met before is asked what it has: the only list in an attach or detach."""
+        with self._lock:
+            tgtd = Tgtd.find(self._socket)
+            if tgtd != self._tgtd:
+                self._listen(tgtd)
+                self._made = {
+                    export_id: _Made(shown.tid, shown.path, shown.admitted)
+                    for export_id, shown in self._ours(tgtd).items()
+                }
+                self._tgtd = tgtd
+            return tgtd
+
+    def _known(self, export_id: str) -> _Made | None:
+        with self._lock:
+            return self._made.get(export_id)
+
+    def _remember(self, export_id: str, made: _Made) -> None:
+        with self._lock:
+            self._made[export_id] = made
+
+    def _forget(self, export_id: str) -> None:
+        with self._lock:
+            self._made.pop(export_id, None)
+
+
+# --- what may be handed to tgtd, whose parameters are separated by commas ------------------------------------
+
+
+def _parse_portals(text: str, where: str) -> tuple[Portal, ...]:
+    portals = []
+    for word in text.split(","):
+        try:
+            portal = Portal.parse(word.strip())
+        except ValueError as exc:
+            raise ConfigError(
+                f"{where} is {text!r}: {exc}. Expected is ADDRESS:PORT, such as 192.0.2.10:3260 or [2001:db8::1]:3260."
+            ) from exc
+        if portal.is_wildcard:
+            raise ConfigError(f"{where} is {text!r}; name the addresses that initiators use instead of {portal}.")
+        if portal in portals:
+            raise ConfigError(f"{where} is {text!r}; {portal} stands there twice.")
+        portals.append(portal)
+    return tuple(portals)
+
+
+def _parse_socket(text: str, where: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute() or "\0" in text or len(os.fsencode(text)) > 107:
+        raise ConfigError(f"{where} is {text!r}; an absolute path of at most 107 bytes is expected.")
+    return path
+
+
+def _check_initiator(connector: Mapping[str, Any]) -> str:
+    """Return the initiator's name. Raises InvalidConnector."""
+    name = connector.get("initiator")
+    if not isinstance(name, str) or len(name) > _LONGEST_INITIATOR or not _INITIATOR.fullmatch(name):
+        raise InvalidConnector(
+            f"The connector's initiator is {str(name)[:80]!r}; an iSCSI name is expected: iqn.2016-04.com.example:host,"
+            " eui. with 16 or naa. with 16 or 32 hexadecimal digits."
+        )
+    return name
+
+
+def _check_export(export: Export) -> None:
+    if export.format != "raw":
+        raise NotSupported(f"tgtd exports raw volumes only; {export.volume} is {export.format}.")
+    if not _WORD.fullmatch(export.id):
+        raise NotSupported(f"An export's id is a uuid, not {export.id!r}.")
+    if not _SECRET.fullmatch(export.secret):
+        raise NotSupported(f"The secret of the export {export.id} is not 12 to 64 letters and digits.")
+
+
+def _check_path(path: Path) -> bool:
+    """Return whether what a volume's initiator discards can be given back. Raises: VolumeMissing; NotSupported."""
+    text = str(path)
+    if not path.is_absolute() or len(os.fsencode(text)) > 1000 or "," in text or not text.isprintable():
+        raise NotSupported(f"tgtd cannot open {text!r}: an absolute path without a comma is expected.")
+    try:
+        found = path.stat()
+    except OSError as exc:
+        raise VolumeMissing(f"The volume's file or device {path} is not there: {exc.strerror}.") from exc
+    if stat.S_ISREG(found.st_mode):
+        return True
+    if not stat.S_ISBLK(found.st_mode):
+        raise VolumeMissing(f"{path} is neither a regular file nor a block device.")
+    # tgtd punches holes, which is to read as zeros; on a device that needs more than discard.
+    device = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    try:
+        return int(Path(f"/sys/dev/block/{device}/queue/write_zeroes_max_bytes").read_text()) > 0
+    except (OSError, ValueError):
+        return False
+
+
+def _account(export_id: str) -> str:
+    return f"blockstore-{export_id}"
+
+
+def _identity(volume: str) -> str:
+    """Return the parameters by which an initiator knows a volume again, in whichever export it meets it."""
+    digest = hashlib.sha256(volume.encode()).hexdigest()[:32]
+    found = _VOLUME.fullmatch(volume)
+    serial = found[1] if found else digest
+    # tgtd makes the identifier of type NAA from the hexadecimal digits of scsi_id.
+    return f"scsi_id={digest},scsi_sn={serial},vendor_id=BLKSTORE,product_id=VOLUME,product_rev=1"
+
+
+@contextmanager
+def _unless(*codes: Code) -> Iterator[None]:
+    """Go on when tgtd refuses for one of these reasons."""
+    try:
+        yield
+    except Refused as exc:
+        if exc.code not in codes:
+            raise

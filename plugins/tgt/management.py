@@ -117,8 +117,8 @@ class Refused(BackendError):
         super().__init__(f"tgtd did not {what}: {known or f'its error {code}'}.")
 
 
-class Restarted(Unreachable):
-    """Another tgtd answers than the one that was found; nothing was sent to it."""
+class Stale(Unreachable):
+    """What was known of tgtd is not true any more; nothing was changed. Look again."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Tgtd:
     """One running tgtd.
 
     A tid is a number that dies with the process and may mean another target in the next one. So each call compares
-    who answers with whom ``find`` met, before it sends anything: Raises Restarted.
+    who answers with whom ``find`` met, before it sends anything. Raises: Stale; Refused; Unreachable.
     """
 
     socket_path: Path
@@ -269,7 +269,16 @@ class Tgtd:
     # --- the wire -------------------------------------------------------------------------------------------
 
     def _call(
-        self, what: str, mode: Mode, op: Op, *, tid: int = 0, lun: int = 0, session: int = 0, connection: int = 0, params: str = ""
+        self,
+        what: str,
+        mode: Mode,
+        op: Op,
+        *,
+        tid: int = 0,
+        lun: int = 0,
+        session: int = 0,
+        connection: int = 0,
+        params: str = "",
     ) -> str:
         """Make one call and return its text. ``what`` is for errors and logs; ``params`` may hold a secret."""
         sent = params.encode() + b"\0" if params else b""
@@ -278,7 +287,7 @@ class Tgtd:
         )
         with _connected(self.socket_path) as peer:
             if _peer(peer) != (self.pid, self.started):
-                raise Restarted(f"tgtd on {self.socket_path} was restarted in the middle of the work; try again.")
+                raise Stale(f"tgtd on {self.socket_path} was restarted in the middle of the work; try again.")
             try:
                 peer.sendall(head + sent)
                 code, length = _REPLY.unpack(_received(peer, _REPLY.size))

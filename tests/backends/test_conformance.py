@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from blockstore.backends.conformance import _PREFIX, Result, cases, run
+from blockstore.backends.conformance import cases, run
 from blockstore.backends.contract import GIB, Capabilities, Capacity, Located, Mode, Progress, no_progress
 from blockstore.backends.memory import BLOCK, Image, ImageFile, MemoryBackend, MemoryOptions
+from blockstore.conformance import PREFIX, Result
 from blockstore.errors import BackendError, NotSupported, OrderCancelled, VolumeMissing
 
 
@@ -519,7 +520,7 @@ def test_a_pool_in_use_is_left_alone(tmp_path: Path) -> None:
         def create_volume(self, name: str, size_gib: int) -> None:
             super().create_volume(name, size_gib)
             super().create_volume(f"volume-0a1b2c3d-0000-4000-8000-{len(self._pool.volumes):012x}", 1)
-            super().create_volume(f"{_PREFIX}another-check", 1)
+            super().create_volume(f"{PREFIX}another-check", 1)
 
     backend = Busy("busy", MemoryOptions(), tmp_path)
     MemoryBackend.create_volume(backend, "mine", 5)

@@ -1,0 +1,227 @@
+"""LIO's iSCSI targets, one for each export, through rtslib, which is imported when it is first needed.
+
+Used by ``__init__.py``. Every call names its objects, so that rtslib walks nothing beside the one target: no ``Target``
+without a name, no ``RTSRoot``, no lists above the target portal group. Its objects are made anew in each call and its
+one global, a cache of indexes, is not used when the index is given; so threads need no lock.
+
+A target is made and removed so that at every instant its directory says what else there is: its name holds the
+export's id, and its alias, set before the storage object is made and gone after it, the volume.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from blockstore.errors import BackendError, SessionAlive, Unreachable
+
+from .backstores import BLOCK, Backstore
+from .iscsi import LUN, Portal
+
+FABRIC = Path("/sys/kernel/config/target/iscsi")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ALIAS = "TargetAlias"
+_NO_ALIAS = "LIO Target"  # the kernel's default
+_POLL_S = 0.02
+
+_TPG_ATTRIBUTES = {
+    "authentication": "1",
+    "generate_node_acls": "0",
+    "cache_dynamic_acls": "0",
+    "demo_mode_write_protect": "1",
+    "demo_mode_discovery": "0",  # else a discovery shows every target to everybody
+}
+
+
+def rtslib() -> Any:
+    """Return rtslib, which takes some 0.1 s to import. Raises Unreachable."""
+    try:
+        import rtslib_fb  # type: ignore[import-untyped]
+    except ImportError as exc:
+        raise Unreachable(f"The target plugin lio needs rtslib: pip install 'blockstore[lio]' ({exc}).") from exc
+    return rtslib_fb
+
+
+def ids(owner: str) -> Iterator[str]:
+    """Yield the ids of this owner's exports, half-made ones too."""
+    prefix = _iqn(owner, "")
+    with suppress(FileNotFoundError):
+        for entry in FABRIC.iterdir():
+            export_id = entry.name.removeprefix(prefix)
+            if export_id != entry.name and _UUID.fullmatch(export_id):
+                yield export_id
+
+
+def listening(portal: Portal) -> bool:
+    """Say whether LIO listens at a portal, for any target of any owner."""
+    return next(FABRIC.glob(f"*/tpgt_*/np/{portal.host.replace('[', '[[]')}:{portal.port}"), None) is not None
+
+
+def _iqn(owner: str, export_id: str) -> str:
+    return f"iqn.2010-10.org.openstack:blockstore.{owner}.{export_id}"
+
+
+class IscsiTarget:
+    """The target of one export, made or not."""
+
+    def __init__(self, owner: str, export_id: str):
+        if not _UUID.fullmatch(export_id):
+            raise BackendError(f"{export_id!r} is not the id of an export; a uuid in small letters is expected.")
+        self.iqn = _iqn(owner, export_id)
+        self._path = FABRIC / self.iqn
+        self._tpg_path = self._path / "tpgt_1"
+
+    @property
+    def exists(self) -> bool:
+        """Say whether anything of it is there."""
+        return self._path.is_dir()
+
+    @property
+    def enabled(self) -> bool:
+        """Say whether initiators may log in, which is the last step of making it."""
+        try:
+            return (self._tpg_path / "enable").read_text().strip() == "1"
+        except FileNotFoundError:
+            return False
+
+    @property
+    def volume(self) -> str:
+        """The volume it leads to; empty when it was not made so far."""
+        try:
+            alias = (self._tpg_path / "param" / _ALIAS).read_text().strip()
+        except FileNotFoundError:
+            return ""
+        return "" if alias == _NO_ALIAS else alias
+
+    def initiators(self) -> tuple[str, ...]:
+        """Return who is logged in."""
+        found = []
+        with suppress(FileNotFoundError):
+            for acl in (self._tpg_path / "acls").iterdir():
+                if not (acl / "info").read_text().startswith("No active"):
+                    found.append(acl.name)
+        return tuple(sorted(found))
+
+    def _tpg(self) -> Any:
+        r = rtslib()
+        return r.TPG(r.Target(r.FabricModule("iscsi"), self.iqn), 1)
+
+    # --- making ---------------------------------------------------------------------------------------------
+
+    def begin(self, volume: str) -> None:
+        """Make the target, closed to everybody, and write down its volume."""
+        tpg = self._tpg()
+        if self.volume != volume:
+            if self.volume:
+                raise BackendError(f"{self.iqn} leads to {self.volume}, and cannot lead to {volume} too.")
+            tpg.set_parameter(_ALIAS, volume)
+        for name, value in _TPG_ATTRIBUTES.items():
+            if tpg.get_attribute(name) != value:
+                tpg.set_attribute(name, value)
+
+    def let_in(self, backstore: Backstore, initiator: str, user: str, password: str, *, read_only: bool) -> None:
+        """Lead one initiator, and no other, to the storage object."""
+        r = rtslib()
+        tpg = self._tpg()
+        lun = self._lun(tpg, backstore)
+        for other in tpg.node_acls:
+            if other.node_wwn != initiator:
+                other.delete()
+        acl = r.NodeACL(tpg, initiator)
+        acl.chap_userid = user
+        acl.chap_password = password
+        try:
+            mapped = r.MappedLUN(acl, LUN)
+            mapped.alias  # noqa: B018 - raises when the kill came between directory and link
+        except r.RTSLibNotInCFSError:
+            mapped = r.MappedLUN(acl, LUN, lun, read_only)
+        except r.utils.RTSLibBrokenLink:
+            mapped.delete()
+            mapped = r.MappedLUN(acl, LUN, lun, read_only)
+        # Again, since rtslib makes it writable when it fails to protect it.
+        if mapped.write_protect != read_only:
+            mapped.write_protect = read_only
+
+    def _lun(self, tpg: Any, backstore: Backstore) -> Any:
+        r = rtslib()
+        try:
+            lun = r.LUN(tpg, LUN)
+            lun.alias  # noqa: B018 - as above
+            return lun
+        except r.RTSLibNotInCFSError:
+            pass
+        except r.utils.RTSLibBrokenLink:
+            lun.delete()
+        kind = r.BlockStorageObject if backstore.kind == BLOCK else r.FileIOStorageObject
+        return r.LUN(tpg, LUN, kind(backstore.name, index=backstore.index))
+
+    def listen(self, portals: Sequence[Portal]) -> None:
+        """Open the target to its initiator, at these portals alone."""
+        r = rtslib()
+        tpg = self._tpg()
+        wanted = {str(portal) for portal in portals}
+        there = {f"{np.ip_address}:{np.port}": np for np in tpg.network_portals}
+        for portal in portals:
+            if str(portal) not in there:
+                r.NetworkPortal(tpg, portal.host, portal.port)
+        for name in there.keys() - wanted:
+            there[name].delete()
+        tpg.enable = True
+
+    # --- removing -------------------------------------------------------------------------------------------
+
+    def unmap(self) -> None:
+        """Remove what leads to the storage object, when nobody is logged in any more."""
+        if self._tpg_path.is_dir():
+            tpg = self._tpg()
+            for part in (*tpg.node_acls, *tpg.luns):
+                part.delete()
+
+    def remove(self) -> None:
+        """Remove the rest."""
+        if self._path.is_dir():
+            r = rtslib()
+            r.Target(r.FabricModule("iscsi"), self.iqn, "lookup").delete()
+
+
+class Scissors:
+    """Cuts sessions off, within a time.
+
+    Switching a target off makes the kernel end its sessions, and wait for their last command in a way that nothing can
+    interrupt, not even the end of this process: for ever, if the storage hangs. So a thread of its own waits, and who
+    asked gets an answer. This switch is the one to wait at, since while it is stuck the target can still be looked at;
+    removing the initiator's ACL waits just so, but with a lock that stops whoever reads its directory.
+    """
+
+    def __init__(self) -> None:
+        self._cutting: dict[str, threading.Thread] = {}
+
+    def cut(self, target: IscsiTarget, deadline: float) -> None:
+        """Refuse new sessions and end those that live. Raises SessionAlive."""
+        thread = self._cutting.get(target.iqn)
+        if thread is None and target.enabled:
+            thread = self._cutting[target.iqn] = threading.Thread(target=_switch_off, args=(target,), daemon=True)
+            thread.start()
+        if thread is not None:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if not thread.is_alive():
+                del self._cutting[target.iqn]
+        # The kernel shows a session until its last command is done.
+        while target.enabled or target.initiators() or target.iqn in self._cutting:
+            if time.monotonic() >= deadline:
+                who = ", ".join(target.initiators()) or "an initiator"
+                raise SessionAlive(
+                    f"The session of {who} with {target.iqn} did not end in time, which it does when its last command"
+                    " is done: look whether the storage hangs. New sessions are refused; detach it again."
+                )
+            time.sleep(_POLL_S)
+
+
+def _switch_off(target: IscsiTarget) -> None:
+    with suppress(OSError):  # it is off already; what matters is looked at afterwards
+        (target._tpg_path / "enable").write_text("0")
