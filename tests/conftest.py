@@ -25,7 +25,15 @@ from typing import Any
 
 import pytest
 
-from blockstore.config import BackendSection, Config, DatabaseConfig, PoolConfig, QuotaConfig, ServiceConfig
+from blockstore.config import (
+    BackendSection,
+    Config,
+    DatabaseConfig,
+    PoolConfig,
+    QuotaConfig,
+    ServiceConfig,
+    TargetSection,
+)
 from blockstore.service import Service
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +117,11 @@ def backend_section(name: str, plugin: str, pool: Mapping[str, Any] | None = Non
         **(pool or {}),
     }
     return BackendSection(name=name, pool=PoolConfig(plugin=plugin, **common), plugin_options=options, source="test")
+
+
+def target_section(name: str, plugin: str = "", **options: str) -> TargetSection:
+    """A [target:NAME] section."""
+    return TargetSection(name=name, plugin=plugin or name, plugin_options=options, source="test")
 
 
 UNLIMITED = QuotaConfig(volumes=-1, snapshots=-1, gigabytes=-1)

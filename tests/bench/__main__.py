@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import creating, listing, lvm, showing, starting
+from tests.bench import attaching, creating, listing, lvm, showing, starting
 from tests.bench.figures import Figure, header, machine, table
 
 MEASUREMENTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
@@ -16,6 +16,7 @@ MEASUREMENTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "show": showing.measure,
     "list": listing.measure,
     "create": creating.measure,
+    "attach": attaching.measure,
     "lvm": lvm.measure,
 }
 

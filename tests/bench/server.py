@@ -33,9 +33,9 @@ fill_limit_percentage = 100
 class Server:
     """One process; ``start_s`` is the time from its beginning to its first answer."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, configuration: str = CONFIG) -> None:
         config = state_dir / "config.ini"
-        config.write_text(CONFIG)
+        config.write_text(configuration)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
         argv = [sys.executable, "-m", "blockstore", "serve", "--config", str(config), "--state-dir", str(state_dir)]
@@ -89,9 +89,9 @@ def state_dir() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def served(directory: Path) -> Iterator[Server]:
+def served(directory: Path, configuration: str = CONFIG) -> Iterator[Server]:
     """Give a running service."""
-    server = Server(directory)
+    server = Server(directory, configuration)
     try:
         yield server
     finally:
