@@ -114,10 +114,16 @@ def _reads_and_writes(images: Mapping[str, Image], quick: bool) -> Iterator[Figu
     for where, (image, secret) in images.items():
         for what, load, size in LOADS:
             count = (2000 if quick else 20000) if size == 4096 else (100 if quick else 500)
+            argv = ["qemu-img", "bench", "-c", str(count), "-d", "16", "-t", "none", *load, *image]
             said = subprocess.run(
-                ["qemu-img", "bench", "-c", str(count), "-d", "16", "-t", "none", *load, *image],
-                env={**os.environ, **secret}, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, check=False,
-            )  # fmt: skip
+                argv,
+                env={**os.environ, **secret},
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                timeout=600,
+                check=False,
+            )
             found = re.search(r"completed in ([0-9.]+) seconds", said.stdout)
             if said.returncode or not found:
                 raise RuntimeError(f"qemu-img bench on {where}: {said.stderr or said.stdout}")
