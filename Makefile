@@ -12,7 +12,7 @@ export LAB_TIMEOUT ?= 3600
 
 # Quick: neither root, nor another process, nor a second of waiting.
 QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/bench
-LAB := tests/lab/lab-run -- $(BIN)/python -m pytest -m lab tests/lab
+LAB := tests/lab/lab-run --with target,iscsi,udev -- $(BIN)/python -m pytest -m lab tests/lab
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve clients test test-quick test-lab lab-setup lint format types bench conformance clean

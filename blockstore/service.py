@@ -22,7 +22,7 @@ from typing import Any
 from blockstore import __version__, logs, manager, periodic, recovery, scheduler
 from blockstore.api import create_app
 from blockstore.api.endpoint import Core
-from blockstore.api.turnstile import Turnstile
+from blockstore.api.turnstile import WAITERS, Turnstile
 from blockstore.api.types import ensure_default_type
 from blockstore.backends import loader
 from blockstore.backends.contract import Backend
@@ -47,9 +47,6 @@ log = logging.getLogger(__name__)
 
 FIRST_REPORT_S = 5.0
 """How long a start waits for slow backends before it answers without them."""
-
-WAITERS = 16
-"""Requests that may wait for an order to end, beside those that are worked on."""
 
 SWITCH_INTERVAL_S = 0.0005
 """Threads here do short work; the interpreter's 5 ms would let one of them hold up an answer."""
@@ -103,9 +100,9 @@ class Service:
         self.db.take_sole_use()
         migrations.upgrade(self.db)
         self._register()
-        self.reporter.look(wait_s=FIRST_REPORT_S)
         service = self.config.service
         unfinished = recovery.resume(self.db, attempts=service.order_attempts, message_days=service.order_keep_days)
+        self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what orders that were given up have exported
         self.bus.start()
         for order in unfinished:
             self.bus.cast(order)

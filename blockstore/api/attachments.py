@@ -251,7 +251,7 @@ def fit(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any
         call.core.check_connector(volume.host, connector)
     except InvalidConnector as exc:
         raise BadRequest(f"Invalid input received: {exc.message}") from None
-    row.connector = dict(connector)
+    row.connector, row.connection = dict(connector), None
     row.attach_mode = row.attach_mode or connector.get("mode") or ("ro" if is_readonly(volume) else "rw")
     row.host_name = _short(connector.get("host")) or row.host_name
     row.mountpoint = _short(connector.get("mountpoint")) or row.mountpoint
@@ -282,7 +282,7 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
     """Connect a reserved volume."""
     row = find_attachment(call, attachment_id)
     volume = find_volume(call, row.volume_id, lock=True)
-    if "error" in volume.status:
+    if "error" in volume.status or volume.status in (V.DELETING, V.REVERTING):
         raise Conflict(f"Volume {volume.id} is {volume.status}; it cannot be attached.")
     others = [other for other in attachments_of(call, volume) if other.id != row.id and other.status in HELD]
     for other in () if volume.multiattach else others:
@@ -301,6 +301,8 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
             order=order,
             only_from=(A.RESERVED, A.ATTACHING, A.ERROR_ATTACHING),
         )
+        if volume.status == V.AVAILABLE:  # an attachment in error does not hold it; from here on it is held
+            states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=(V.AVAILABLE,))
     except StateConflict as conflict:
         raise Conflict(conflict.message) from None
     return Later(orders=(order.order_id,), reply=lambda later: _connected(later, attachment_id, order))
@@ -320,10 +322,7 @@ def check_outcome(call: Call, order: Order) -> None:
         return
     what = f"Attachment {order.resource_id}"
     if ended.state == "open":
-        raise ServiceUnavailable(
-            f"{what} is still {order.status} after {call.core.config.service.attach_timeout_s:g} s and goes on;"
-            " look at its status."
-        )
+        raise ServiceUnavailable(f"{what} is still {order.status}, and goes on; look at its status.")
     status = call.session.execute(select(Attachment.status).where(Attachment.id == order.resource_id)).scalar()
     settled_as_before = status is not None and not status.startswith("error_")
     said: type[BlockstoreError] = Conflict if settled_as_before or ended.state == "cancelled" else ServiceUnavailable
@@ -402,7 +401,7 @@ def disconnect(call: Call, row: Attachment, *, follow: bool = True) -> Disconnec
         volume_id=row.volume_id,
         # What was only being connected has nobody who could be using it.
         came_from=A.ATTACHING if row.status == A.CONNECTING else row.status,
-        follow=follow,
+        follow=follow and not row.legacy,  # a volume's status knows nothing of what os-initialize_connection made
     )
     try:
         states.move(

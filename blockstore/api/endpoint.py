@@ -248,8 +248,8 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
 def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:
     # The orders are committed and cast by now.
     core = call.core
-    with core.turnstile.stepped_aside():
-        expecting.wait(core.config.service.attach_timeout_s)
+    with core.turnstile.stepped_aside() as may_wait:
+        expecting.wait(core.config.service.attach_timeout_s if may_wait else 0)
     with core.db.read() as session:
         return later.reply(replace(call, session=session))
 

@@ -228,7 +228,7 @@ def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     ending = _exports(call, volume_id, body["detach"].get("connector"))
     row = _attachment_to_end(call, volume, body["detach"].get("attachment_id"))
     orders = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
-    if not orders:
+    if row is None:
         states.reckon(call.session, volume_id)
     return _when_ended(orders)
 

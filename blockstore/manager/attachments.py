@@ -31,24 +31,32 @@ def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachm
             update(Attachment).where(Attachment.id == attachment.id).values(connection=connection, reason=None)
         )
         states.settle(session, order, A.ATTACHING)
-        states.reckon(session, attachment.volume_id)
+        if not attachment.legacy:
+            states.reckon(session, attachment.volume_id)
 
 
 @settles
 def disconnect_attachment(desk: Desk, order: DisconnectAttachment, attachment: Attachment) -> None:
     """End the export, then remove the attachment; with the last one, what os-initialize_connection left goes too."""
-    ending = [attachment, *_left_over(desk, attachment)]
+    left_over = _left_over(desk, attachment)
     try:
-        for one in ending:
-            desk.exports.end(one)
+        with desk.exports.ended([*left_over, attachment]), desk.db.write() as session:
+            session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
+            states.settle_removed(session, order)
+            if order.follow:
+                states.reckon(session, attachment.volume_id)
     except InUse as exc:
         raise KeepsStatus(order.came_from, exc.message) from exc
-    with desk.db.write() as session:
-        left_over = [one.id for one in ending[1:]]
-        session.execute(delete(Attachment).where(Attachment.id.in_(left_over)))
-        states.settle_removed(session, order)
-        if order.follow:
-            states.reckon(session, attachment.volume_id)
+
+
+def end_all(desk: Desk, volume_id: str) -> None:
+    """End every export of a volume that is going away, and the attachment that it was made for."""
+    here = select(Attachment).where(Attachment.volume_id == volume_id, Attachment.target.is_not(None))
+    with desk.db.read() as session:
+        rows = session.scalars(here).all()
+    for attachment in rows:
+        with desk.exports.ended([attachment]), desk.db.write() as session:
+            session.execute(delete(Attachment).where(Attachment.id == attachment.id))
 
 
 def _left_over(desk: Desk, attachment: Attachment) -> list[Attachment]:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import select, update
@@ -19,7 +19,7 @@ from blockstore import states
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
-from blockstore.errors import BackendError, NotSupported, Unreachable
+from blockstore.errors import BackendError, NotSupported, StateConflict, Unreachable
 from blockstore.keyring import Keyring
 from blockstore.orders import DisconnectAttachment, new_order_id
 from blockstore.states import A
@@ -43,6 +43,8 @@ class Exports:
         self.targets = targets
         self._serving = serving
         self._down: dict[str, str] = {}
+        self._whole: set[str] = set()
+        """Exports that this process has made or asked for again; any other may be half of what a kill left."""
         self._busy: Counter[str] = Counter()
         self._change = threading.Condition()
 
@@ -72,6 +74,9 @@ class Exports:
                 f"The target {name} exports {', '.join(sorted(target.capabilities().formats))}, and this volume is"
                 f" {located.format}; the target nbd can export it."
             )
+        if attachment.target != name:
+            with self.ended([attachment]):  # the connector asks for another target than the last time
+                pass
         with self._alone(attachment.id):
             # Written down first, so that what a kill leaves is known to be that target's.
             with self._db.write() as session:
@@ -87,27 +92,29 @@ class Exports:
                     secret=self._keyring.secret(attachment.id),
                 )
             )
+            self._whole.add(attachment.id)
         return _stored(connection)
 
-    def end(self, attachment: Attachment) -> None:
-        """End the export of an attachment, if there is one. Raises InUse or SessionAlive when it cannot be ended."""
-        if attachment.target is None:
-            return
-        target = self.targets.get(attachment.target)
-        if target is None:
-            raise Unreachable(
-                f"The target {attachment.target}, which exported it, is not in the configuration any more."
-                " Bring its section back."
-            )
-        with self._alone(attachment.id):
-            target.withdraw(attachment.id)
+    @contextlib.contextmanager
+    def ended(self, attachments: Iterable[Attachment]) -> Iterator[None]:
+        """End the exports of attachments, if there are any; inside, where the rows go, nothing restores them.
 
-    def end_all(self, volume_id: str) -> None:
-        """End every export of a volume that is going away."""
-        with self._db.read() as session:
-            rows = session.scalars(select(Attachment).where(Attachment.volume_id == volume_id)).all()
-        for attachment in rows:
-            self.end(attachment)
+        Raises InUse or SessionAlive when one cannot be ended.
+        """
+        with contextlib.ExitStack() as kept:
+            for attachment in attachments:
+                if attachment.target is None:
+                    continue
+                target = self.targets.get(attachment.target)
+                if target is None:
+                    raise Unreachable(
+                        f"The target {attachment.target}, which exported it, is not in the configuration any more."
+                        " Bring its section back."
+                    )
+                kept.enter_context(self._alone(attachment.id))
+                self._whole.discard(attachment.id)
+                target.withdraw(attachment.id)
+            yield
 
     def resize(self, volume_id: str) -> None:
         """Tell every export of a volume that it has grown; a failure only delays what initiators see, and is logged."""
@@ -159,13 +166,18 @@ class Exports:
     def _compare(self, name: str, target: Target, backends: Mapping[str, Backend]) -> None:
         wanted = self._rows(name, (A.ATTACHING, A.ATTACHED))
         there = target.list_exports()
-        for attachment_id in sorted(wanted - there):
+        # After a start all of them: one that is listed may lack what a kill or a reboot took.
+        for attachment_id in sorted(wanted - (there & self._whole)):
+            if attachment_id not in there:
+                log.info("target %s: export %s is gone; making it again", name, attachment_id)
             self._restore(name, target, attachment_id, backends)
         # Read after the list: an export's row is there before the export is, and goes after it.
         for attachment_id in sorted(there - self._rows(name, states.EXPORTED)):
-            log.warning("target %s: export %s has no attachment; ending it", name, attachment_id)
             with self._explained(name, attachment_id), self._alone(attachment_id):
-                target.withdraw(attachment_id)
+                if attachment_id not in self._rows(name, states.EXPORTED):  # or else it is being connected again
+                    log.warning("target %s: export %s has no attachment; ending it", name, attachment_id)
+                    self._whole.discard(attachment_id)
+                    target.withdraw(attachment_id)
         for attachment_id in sorted(self._rows(name, (A.ERROR_DETACHING,))):
             with self._explained(name, attachment_id):
                 self._end_again(target, attachment_id)
@@ -199,17 +211,19 @@ class Exports:
                 secret=self._keyring.secret(attachment.id),
             )
             connection = _stored(target.export(export))
+            self._whole.add(attachment_id)
             if connection != attachment.connection:
                 with self._db.write() as session:
                     session.execute(
                         update(Attachment).where(Attachment.id == attachment.id).values(connection=connection)
                     )
-            log.info("target %s: export %s restored", name, attachment_id)
 
     def _end_again(self, target: Target, attachment_id: str) -> None:
         with self._alone(attachment_id):
+            self._whole.discard(attachment_id)
             target.withdraw(attachment_id)
-        with self._db.write() as session:
+        # Who detaches it at this moment has filed an order of his own.
+        with contextlib.suppress(StateConflict), self._db.write() as session:
             attachment = session.get(Attachment, attachment_id)
             if attachment is None:
                 return
@@ -220,6 +234,7 @@ class Exports:
                 attachment_id=attachment.id,
                 volume_id=attachment.volume_id,
                 came_from=A.ERROR_DETACHING,
+                follow=not attachment.legacy,
             )
             states.move(
                 session, states.ATTACHMENT, attachment.id, A.DISCONNECTING, only_from=(A.ERROR_DETACHING,), order=order

@@ -15,6 +15,7 @@ from blockstore import claims, quotas, states
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
+from blockstore.manager.attachments import end_all
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, following_id
 from blockstore.settling import KeepsStatus, progress_of, settles
@@ -109,7 +110,7 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
     if left is not None:
         raise InUse(f"Its snapshot {left} could not be deleted.")
     try:
-        desk.exports.end_all(volume.id)
+        end_all(desk, volume.id)
         if volume.host is not None:
             desk.backend(volume.host).delete_volume(volume_name(volume.id), progress_of(desk, order))
     except InUse as exc:

@@ -85,7 +85,8 @@ class LioTarget(Target):
             for kind in (BLOCK, FILE):
                 probe = CORE / f"{kind}_{Backstore(self.owner, '').index}"
                 probe.mkdir(exist_ok=True)
-                probe.rmdir()
+                with suppress(FileNotFoundError):  # another thread proves the same
+                    probe.rmdir()
         for portal in self._portals:
             self._check_portal(portal)
 
@@ -114,6 +115,8 @@ class LioTarget(Target):
         initiator = iscsi.initiator(export.connector)
         target = IscsiTarget(self.owner, export.id)
         backstore = Backstore(self.owner, export.volume)
+        # Not the bare id: the kernel takes a name that begins with 0b or 0x for a number, and refuses the login.
+        user = f"blockstore-{export.id}"
         if not export.secret:
             raise BackendError(f"Export {export.id} has no password, without which nothing is exported.")
         with _explained():
@@ -122,7 +125,7 @@ class LioTarget(Target):
             try:
                 target.begin(export.volume)
                 backstore.make(export.path)
-                target.let_in(backstore, initiator, export.id, export.secret, read_only=export.read_only)
+                target.let_in(backstore, initiator, user, export.secret, read_only=export.read_only)
                 target.listen(self._portals)
                 discard = backstore.discard
             except Exception:
@@ -132,7 +135,7 @@ class LioTarget(Target):
                 raise
         return Connection(
             driver_volume_type="iscsi",
-            data=iscsi.connection(target.iqn, self._portals, export.id, discard=discard, connector=export.connector),
+            data=iscsi.connection(target.iqn, self._portals, user, discard=discard, connector=export.connector),
             secret_as="auth_password",  # noqa: S106 - a key's name
         )
 
@@ -151,7 +154,7 @@ class LioTarget(Target):
         if volume:
             backstore = Backstore(self.owner, volume)
             path = backstore.path
-            if path and backstore.remove():
+            if backstore.remove() and path:
                 self._unproved[export_id] = path
         path = self._unproved.get(export_id, "")
         if path and not closed(path, deadline):

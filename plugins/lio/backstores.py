@@ -159,10 +159,10 @@ def closed(path: str, deadline: float) -> bool:
             if stat.S_ISBLK(Path(path).stat().st_mode):
                 os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
             return True
-        except FileNotFoundError:
-            return True
         except OSError as exc:
-            if exc.errno != errno.EBUSY or time.monotonic() > deadline:
+            if exc.errno != errno.EBUSY:  # the device is gone, and so is who held it
+                return True
+            if time.monotonic() >= deadline:
                 return False
         time.sleep(_POLL_S)
 

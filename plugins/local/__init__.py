@@ -231,7 +231,10 @@ def _held(path: Path) -> tuple[str, ...]:
         thing = holders.identity(path)
         if thing is None:
             return ()
-        who = holders.find({thing}).get(thing) or holders.unseen(path)
+        free = holders.is_free(path)
+        who = () if free else holders.find({thing}).get(thing, ())
+        if free is False:
+            who = who or ("something that this user cannot see: the kernel, a container, or another user",)
         if not who or time.monotonic() > deadline:
             return who
         time.sleep(0.05)

@@ -60,28 +60,31 @@ def find(things: Collection[Thing]) -> Mapping[Thing, tuple[str, ...]]:
     return {thing: tuple(names) for thing, names in found.items()}
 
 
-def unseen(path: Path) -> tuple[str, ...]:
-    """Say what the kernel knows of holders that ``find`` cannot see: those of other users, containers, the kernel."""
+def is_free(path: Path) -> bool | None:
+    """Ask the kernel, which also knows of other users, containers and itself; None when it cannot tell.
+
+    Of a file it knows all. Of a device only who claims it alone: a mount, an export, a device on top of it.
+    """
     if _own(path):
-        return ()  # the kernel would tell of ourselves
+        return None  # the kernel would tell of ourselves
+    is_device = path.is_block_device()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_EXCL * path.is_block_device() | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_EXCL * is_device | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
-        return ("the kernel (a mount, an export or a device on top of it)",) if exc.errno == errno.EBUSY else ()
+        return False if exc.errno == errno.EBUSY else None
     try:
-        if path.is_block_device():
-            return ()
+        if is_device:
+            return None
         # A write lease is granted only on a file nobody else has open. Whoever opens it in this instant waits for it,
         # and SIGURG, which does nothing, comes in place of a deadly SIGIO.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as exc:
-        # Any other error: this file system cannot tell.
-        return ("something that this user may not look at",) if exc.errno == errno.EAGAIN else ()
+        return False if exc.errno == errno.EAGAIN else None  # any other error: this file system cannot tell
     finally:
         os.close(fd)
-    return ()
+    return True
 
 
 def _own(path: Path) -> bool:
@@ -107,7 +110,10 @@ def _processes(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
 
 def _mapped(process: Path, inodes: Collection[str]) -> Iterator[Path]:
     """Yield what may be a mapping of ours: one outlives the closing of its file."""
-    for line in _text(process / "maps").splitlines():
+    text = _text(process / "maps")
+    if not any(word in text for word in ("/dev/", *(f" {inode} " for inode in inodes))):
+        return  # most processes: no need to look at every line
+    for line in text.splitlines():
         words = line.split(maxsplit=5)
         if len(words) == 6 and (words[4] in inodes or words[5].startswith("/dev/")):
             start, _, end = words[0].partition("-")

@@ -14,9 +14,9 @@ One export is one target with one LUN. Its name (IQN), its account and its tid a
 * **A connection is listed until its last command has ended**, so an offline target without connections has no command
   under way, and gets none.
 
-Backing stores are ``rdwr``, never ``aio``: aio of tgtd 1.0.85 answers SYNCHRONIZE CACHE, WRITE AND VERIFY and COMPARE
-AND WRITE with success and does nothing, and fails UNMAP. rdwr writes through the page cache, says so (WCE), and calls
-fdatasync for SYNCHRONIZE CACHE and FUA.
+Backing stores are ``rdwr``, never ``aio``: aio of tgtd 1.0.85 answers SYNCHRONIZE CACHE and WRITE AND VERIFY with
+success and does nothing, and fails UNMAP. rdwr writes through the page cache, says so (WCE), and calls fdatasync for
+SYNCHRONIZE CACHE and FUA.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class TgtTarget(Target):
             data["target_portals"] = [str(portal) for portal in self._portals]
             data["target_iqns"] = [data["target_iqn"] for _ in self._portals]
             data["target_luns"] = [LUN for _ in self._portals]
-        return Connection(driver_volume_type="iscsi", data=data, secret_as="auth_password")
+        return Connection(driver_volume_type="iscsi", data=data, secret_as="auth_password")  # noqa: S106 - the name of a key
 
     def _export(self, tgtd: Tgtd, export: Export, initiator: str, discard: bool) -> None:
         made = self._known(export.id)
@@ -182,8 +182,9 @@ class TgtTarget(Target):
             if fresh:
                 tgtd.create_target(made.tid, self._prefix + export.id)
             self._complete(tgtd, made.tid, export, initiator, discard)
-        except Refused as exc:
-            if exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
+        except BackendError as exc:
+            if isinstance(exc, Refused) and exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
+                self._forget(export.id)  # the tid may be somebody else's
                 raise Stale(f"The targets of tgtd on {self._socket} were changed by somebody else; try again.") from exc
             if fresh:
                 with suppress(BackendError):
@@ -418,11 +419,11 @@ def _account(export_id: str) -> str:
 
 def _identity(volume: str) -> str:
     """Return the parameters by which an initiator knows a volume again, in whichever export it meets it."""
-    digest = hashlib.sha256(volume.encode()).hexdigest()[:32]
+    digest = hashlib.sha256(volume.encode()).hexdigest()
     found = _VOLUME.fullmatch(volume)
-    serial = found[1] if found else digest
+    serial = found[1] if found else digest[:36]
     # tgtd makes the identifier of type NAA from the hexadecimal digits of scsi_id.
-    return f"scsi_id={digest},scsi_sn={serial},vendor_id=BLKSTORE,product_id=VOLUME,product_rev=1"
+    return f"scsi_id={digest[:32]},scsi_sn={serial},vendor_id=BLKSTORE,product_id=VOLUME,product_rev=1"
 
 
 @contextmanager

@@ -323,7 +323,8 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid = struct.unpack("3i", credentials)[0]
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        # Of its first thread: for the stat of the process the kernel visits all threads, and tgtd has 16 for each LUN.
+        stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
     except OSError as exc:
         raise Unreachable(f"tgtd, process {pid}, ended at this moment.") from exc
     # The second field, the command's name, may hold anything; the start is the twentieth after it.

@@ -293,8 +293,17 @@ def test_a_holder_that_only_the_kernel_knows_is_noticed(
     monkeypatch.setattr(holders, "find", lambda _things: {})
     export = export_of(volume)
     target.export(export)
-    with holding(volume), pytest.raises(InUse, match="something that this user may not look at"):
+    with holding(volume), pytest.raises(InUse, match="something that this user cannot see"):
         target.withdraw(export.id)
+    target.withdraw(export.id)
+
+
+def test_a_free_file_costs_no_look_at_all_processes(
+    target: LocalTarget, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holders, "find", None)
+    export = export_of(volume)
+    target.export(export)
     target.withdraw(export.id)
 
 
@@ -414,7 +423,7 @@ def test_a_mounted_device_says_where(
         assert target.sessions() == {export.id: (f"mounted on {where}",)}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(holders, "find", lambda _things: {})
-            with pytest.raises(InUse, match="by the kernel"):
+            with pytest.raises(InUse, match="something that this user cannot see: the kernel"):
                 target.withdraw(export.id)
     target.withdraw(export.id)
 

@@ -1,0 +1,747 @@
+"""The contract of targets as experiments, on a backend and a target together: what every such pair must do.
+
+Two doors, the same cases. pytest: subclass ``TargetConformance`` and give it a ``pair`` fixture. Command line:
+``blockstore backend check NAME`` calls ``run``. What a case works with is in ``blockstore.conformance``, and the
+initiators that reach the exports are in ``initiators.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+from unittest import SkipTest
+
+from blockstore.backends.contract import GIB, Backend
+from blockstore.conformance import (
+    BLOCK,
+    ZEROS,
+    Bench,
+    Result,
+    attempt,
+    cases_of,
+    eventually,
+    expect,
+    named_after,
+    pattern,
+    places,
+    read_at,
+    refuses,
+    run_cases,
+    shown,
+    write_at,
+)
+from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, SessionAlive, VolumeMissing
+from blockstore.targets.contract import Connection, Export, Target
+from blockstore.targets.initiators import Initiator, Refused, Told
+
+PATIENCE_S = 10.0
+"""How long a session may take to be seen."""
+HOLDS_S: Sequence[float] = (2.0, 10.0, 60.0)
+"""How long an initiator waits before it uses its old session; longer, when the machine is so slow that it did so
+before its export was withdrawn."""
+
+MARK = 0xEE
+"""The byte of what no old session may ever read."""
+READ_MARK = f"read -P {MARK} 0 {BLOCK}"
+"""For qemu-io: succeeds only where it reads the mark."""
+SCRATCH = 8 * BLOCK
+"""Where an old session tries to write."""
+
+HOSTILE_VALUES = (
+    "", "a\0b", "a\nb", "\n", "x" * 10_000, "../../etc/passwd", "a/b", "a b", "a,b", "a;b", "*", "ALL", "ünicode",
+    7, True, None, ["x"], {"x": "y"},
+)  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """A configured backend, and a configured target that nobody else uses with this owner and state directory."""
+
+    backend: Backend
+    target: Target
+
+
+# --- what a case works with --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """An export, and what its initiator was told."""
+
+    export: Export
+    connection: Connection
+
+    @property
+    def id(self) -> str:
+        """Return the export's id."""
+        return self.export.id
+
+    @property
+    def told(self) -> Told:
+        """Return all that its initiator knows."""
+        return Told.of(self.connection, self.export.secret)
+
+
+class PairBench(Bench):
+    """A bench with a target and two initiators; leaving it withdraws every export and looks for leftovers."""
+
+    def __init__(self, pair: Pair):
+        super().__init__(pair.backend)
+        self.target = pair.target
+        self._ids: list[str] = []
+        self._exports_before = pair.target.list_exports()
+        self._directory = Path(tempfile.mkdtemp(prefix="blockstore-check-"))
+        self.host = Initiator(f"{self.prefix}a", self._directory)
+        self.other_host = Initiator(f"{self.prefix}b", self._directory)
+
+    @property
+    def has_doors(self) -> bool:
+        """Whether the target can refuse anybody; a path cannot."""
+        return self.target.capabilities().protocol != "local"
+
+    def needs_doors(self) -> None:
+        """Skip the case where nobody can be refused."""
+        if not self.has_doors:
+            raise SkipTest(f"{self.target.name} gives paths, and who has a path cannot be refused.")
+
+    # exports
+
+    def asks(self, volume: str, host: Initiator | None = None, **fields: Any) -> Export:
+        """Return a request to export a volume to an initiator, and remember to withdraw it."""
+        located = self.backend.locate(volume)
+        if located is None:
+            raise SkipTest(f"{self.backend.name} has no file or device that could be exported.")
+        connector = (host or self.host).connector
+        secret = secrets.token_hex(8)
+        self._ids.append(str(uuid.uuid4()))
+        made = Export(
+            id=self._ids[-1],
+            volume=volume,
+            path=located.path,
+            format=located.format,
+            connector=connector,
+            secret=secret,
+        )
+        return replace(made, **fields)
+
+    def makes(self, export: Export) -> Made:
+        """Export."""
+        return Made(export, self.target.export(export))
+
+    def makes_again(self, made: Made) -> None:
+        """Export once more, as a service does that was killed before it knew the answer."""
+        self.makes(made.export)
+
+    def exported(self, volume: str, host: Initiator | None = None, **fields: Any) -> Made:
+        """Export a volume to an initiator."""
+        return self.makes(self.asks(volume, host, **fields))
+
+    def lists_exports(self, *made: Made) -> None:
+        """Fail unless exactly these exports were added since the case began."""
+        there, wanted = self.target.list_exports() - self._exports_before, {one.id for one in made}
+        expect(there == wanted, f"list_exports must add exactly {sorted(wanted)}, but adds {sorted(there)}.")
+
+    def refuses_export(self, error: type[BackendError], export: Export, *there: Made) -> None:
+        """Fail unless the target refuses to export, without a trace and without telling the secret."""
+        _keeps_secret(refuses(error, self.target.export, export), export.secret)
+        self.lists_exports(*there)
+
+    def again(self) -> Target:
+        """Return the target as a restarted service makes it."""
+        return type(self.target)(self.target.name, self.target.options, self.target.state_dir, self.target.owner)
+
+    def stranger(self) -> Target:
+        """Return the same target of another installation."""
+        directory, owner = self._directory / "stranger", f"x{secrets.token_hex(4)}"
+        return type(self.target)(self.target.name, self.target.options, directory, owner)
+
+    # bytes
+
+    def reads(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
+        """Fail unless the initiator finds this size and tag, and zeros beside it."""
+        size = (host or self.host).size(made.told)
+        expect(size == size_gib * GIB, f"The initiator must see {size_gib * GIB} bytes, but sees {size}.")
+        offsets = places(0, size)
+        found = (host or self.host).read(made.told, *offsets, BLOCK, length=BLOCK)
+        for offset, got in zip(offsets, found, strict=False):
+            wanted = pattern(f"{tag} at {offset}") if tag else ZEROS
+            expect(got == wanted, f"The initiator must read the bytes of {tag!r} at {offset}, but reads {shown(got)}.")
+        expect(found[-1] == ZEROS, f"The initiator must read zeros at {BLOCK}, but reads {shown(found[-1])}.")
+
+    def writes(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
+        """Have the initiator fill its disk with a tag, as ``fill`` does from inside."""
+        offsets = places(0, size_gib * GIB)
+        (host or self.host).write(made.told, {offset: pattern(f"{tag} at {offset}") for offset in offsets})
+
+    def keeps_out(self, told: Told, who: str, *, host: Initiator | None = None) -> None:
+        """Fail unless an initiator that knows this cannot read."""
+        try:
+            (host or self.host).read(told, 0, length=BLOCK)
+        except Refused:
+            return
+        raise AssertionError(f"{who} must be refused, but can read.")
+
+    def marks(self, volume: str) -> None:
+        """Fill the first block with the mark, from inside."""
+        with self.backend.open_volume(volume, "r+b") as file:
+            write_at(file, 0, bytes([MARK]) * BLOCK)
+
+    def scratch_is_clean(self, volume: str) -> bool:
+        """Say whether nobody wrote where an old session tries to."""
+        with self.backend.open_volume(volume, "rb") as file:
+            return read_at(file, SCRATCH) == ZEROS
+
+    # sessions
+
+    def connected(self, made: Made, target: Target | None = None) -> None:
+        """Fail unless the target soon says that somebody is connected to this export."""
+        asked = target or self.target
+        eventually(lambda: bool(asked.sessions().get(made.id)), "sessions() must tell who is connected.", PATIENCE_S)
+
+    def gone(self, made: Made) -> None:
+        """Fail unless the target soon says that nobody is connected to this export."""
+        eventually(lambda: not self.target.sessions().get(made.id), "sessions() must tell who has left.", PATIENCE_S)
+
+    def held_over(
+        self, volume: str, command: str, meanwhile: Callable[[Made], None], *, write: bool = False
+    ) -> tuple[bool, Made]:
+        """Export; hold a session while something happens; return whether it could then still do its command."""
+        for seconds in HOLDS_S:
+            made = self.exported(volume)
+            began = time.monotonic()
+            do = partial(self.host.do, made.told, f"sleep {seconds * 1000:.0f}", command, write=write)
+            with ThreadPoolExecutor(1) as threads:
+                session = threads.submit(do, timeout_s=seconds + PATIENCE_S)
+                self.connected(made)
+                meanwhile(made)
+                in_time = time.monotonic() < began + seconds
+                refusal = session.exception()
+            if refusal is not None and not isinstance(refusal, Refused):
+                raise refusal
+            if in_time:
+                return refusal is None, made
+            self.target.withdraw(made.id)
+        raise AssertionError(f"What happened while a session was held took longer than {HOLDS_S[-1]:g} s.")
+
+    # cleaning up
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            super().__exit__(kind, exc, tb)
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _clean(self) -> list[str]:
+        problems: list[str] = []
+        for export_id in self._ids:
+            attempt(problems, partial(self.target.withdraw, export_id))
+        attempt(problems, self.lists_exports)
+        return [*problems, *super()._clean()]
+
+
+def _keeps_secret(said: object, secret: str) -> None:
+    expect(secret not in f"{said} {said!r}", "A secret stands in what may be logged.")
+
+
+def case(
+    *needs: str, lacks: str = ""
+) -> Callable[[Callable[[Any, PairBench], None]], Callable[[TargetConformance, Pair], None]]:
+    """Turn a method that takes a PairBench into one that takes a pair; skip it where the capabilities say so.
+
+    ``needs`` are capabilities of both, ``lacks`` is one of the target.
+    """
+
+    def wrap(body: Callable[[Any, PairBench], None]) -> Callable[[TargetConformance, Pair], None]:
+        def test(self: TargetConformance, pair: Pair) -> None:
+            pair.backend.check()
+            pair.target.check()
+            can = pair.target.capabilities()
+            expect(
+                pair.backend.file_format in can.formats,
+                f"The volumes of {pair.backend.name} are {pair.backend.file_format}, which {pair.target.name} does not"
+                " export; the configuration must not join them.",
+            )
+            for flag in needs:
+                for one, has in ((pair.backend, pair.backend.capabilities()), (pair.target, can)):
+                    if not getattr(has, flag):
+                        raise SkipTest(f"{one.name} does not declare {flag}.")
+            if lacks and getattr(can, lacks):
+                raise SkipTest(f"{pair.target.name} declares {lacks}.")
+            with PairBench(pair) as bench:
+                body(self, bench)
+
+        return named_after(body, test)
+
+    return wrap
+
+
+# --- the cases ---------------------------------------------------------------------------------------------
+
+
+class TargetConformance:
+    """Every promise of contract.py, as a case with its sentence."""
+
+    # health, and what is said
+
+    @case()
+    def test_check_twice(self, bench: PairBench) -> None:
+        """check() succeeds, again and again, and exports nothing."""
+        bench.target.check()
+        bench.target.check()
+        bench.lists_exports()
+
+    @case()
+    def test_capabilities_are_steady_and_whole(self, bench: PairBench) -> None:
+        """Capabilities stay the same, and name a protocol."""
+        has = bench.target.capabilities()
+        expect(has == bench.target.capabilities() == bench.again().capabilities(), "capabilities() must not change.")
+        expect(has.protocol, "capabilities() must name a protocol.")
+
+    @case()
+    def test_the_connection_can_be_stored(self, bench: PairBench) -> None:
+        """A connection is JSON, and says where its secret belongs without having it."""
+        made = bench.exported(bench.volume())
+        data = dict(made.connection.data)
+        expect(json.loads(json.dumps(data)) == data, f"A connection's data must be JSON: {data}")
+        expect(made.connection.secret_as not in data, "A connection's data must not have the secret's key.")
+        _keeps_secret(made.connection, made.export.secret)
+        _keeps_secret(made.export, made.export.secret)
+
+    @case()
+    def test_secrets_stay_secret(self, bench: PairBench) -> None:
+        """A secret is in no log, on no command line, and in no file that others may read."""
+        with _logged() as lines:
+            made = bench.exported(bench.volume())
+            bench.makes(made.export)
+            for line in _command_lines():
+                expect(made.export.secret not in line, "The secret stands on a command line.")
+            for path in bench.target.state_dir.rglob("*"):
+                if path.is_file() and path.stat().st_mode & 0o077:
+                    expect(made.export.secret.encode() not in path.read_bytes(), f"Others may read a secret: {path}")
+            bench.target.withdraw(made.id)
+        expect(not any(made.export.secret in line for line in lines), "The secret stands in the log.")
+
+    # bytes
+
+    @case()
+    def test_what_the_initiator_writes_is_on_the_volume(self, bench: PairBench) -> None:
+        """What was written through an export is read from the volume afterwards, which can be deleted then."""
+        name = bench.volume()
+        made = bench.exported(name)
+        bench.writes(made, "outside")
+        bench.reads(made, "outside")
+        bench.target.withdraw(made.id)
+        bench.volume_holds(name, "outside")
+        bench.backend.delete_volume(name)
+
+    @case()
+    def test_what_is_on_the_volume_is_read_by_the_initiator(self, bench: PairBench) -> None:
+        """An export has exactly the volume's size and bytes, and has them again for the next initiator."""
+        name = bench.volume("inside", 2)
+        for host in (bench.host, bench.other_host):
+            made = bench.exported(name, host)
+            bench.reads(made, "inside", 2, host=host)
+            bench.target.withdraw(made.id)
+        bench.fill(name, "changed")
+        bench.reads(bench.exported(name), "changed", 2)
+
+    @case()
+    def test_read_only_is_read_only(self, bench: PairBench) -> None:
+        """Nobody writes through a read-only export; the same volume can be exported for writing afterwards."""
+        bench.needs_doors()
+        name = bench.volume("kept")
+        made = bench.exported(name, read_only=True)
+        bench.reads(made, "kept")
+        refuses(Refused, bench.writes, made, "changed")
+        bench.target.withdraw(made.id)
+        bench.volume_holds(name, "kept")
+        made = bench.exported(name)
+        bench.writes(made, "changed")
+        bench.reads(made, "changed")
+
+    # idempotence
+
+    @case()
+    def test_export_twice_is_one_export(self, bench: PairBench) -> None:
+        """Exporting again gives the same answer and makes nothing more, also by a restarted service."""
+        made = bench.exported(bench.volume("kept"))
+        for target in (bench.target, bench.again()):
+            answer = target.export(made.export)
+            expect(
+                answer == made.connection, f"Exported again, it must answer {made.connection}, but answers {answer}."
+            )
+            bench.lists_exports(made)
+        bench.reads(made, "kept")
+        bench.target.withdraw(made.id)
+        bench.lists_exports()
+
+    @case()
+    def test_exporting_again_keeps_sessions(self, bench: PairBench) -> None:
+        """Exporting again leaves those who are connected alone."""
+        name = bench.volume()
+        bench.marks(name)
+        kept, made = bench.held_over(name, READ_MARK, bench.makes_again)
+        expect(kept, "A session must outlive that its export is asked for again.")
+        bench.gone(made)
+
+    @case()
+    def test_withdraw_twice(self, bench: PairBench) -> None:
+        """Withdrawing what is not there any more, and what never was, succeeds."""
+        name = bench.volume()
+        made, other = bench.exported(name), bench.exported(bench.volume("other"))
+        bench.target.withdraw(made.id)
+        bench.lists_exports(other)
+        bench.target.withdraw(made.id)
+        bench.target.withdraw(str(uuid.uuid4()))
+        bench.lists_exports(other)
+        bench.reads(other, "other")
+
+    @case()
+    def test_a_restarted_service_goes_on(self, bench: PairBench) -> None:
+        """A new instance with the same owner and directory lists, and ends, what the former one exported."""
+        made, other = bench.exported(bench.volume("kept")), bench.exported(bench.volume())
+        again = bench.again()
+        expect({made.id, other.id} <= again.list_exports(), "A restarted service must list its exports.")
+        again.withdraw(other.id)
+        bench.lists_exports(made)
+        bench.reads(made, "kept")
+        again.withdraw(made.id)
+        bench.lists_exports()
+
+    @case()
+    def test_another_installation_is_left_alone(self, bench: PairBench) -> None:
+        """An instance with another owner neither lists our exports nor ends them."""
+        made, stranger = bench.exported(bench.volume("kept")), bench.stranger()
+        expect(made.id not in stranger.list_exports(), "list_exports() must leave out what another owner exports.")
+        expect(made.id not in stranger.sessions(), "sessions() must leave out what another owner exports.")
+        stranger.withdraw(made.id)
+        bench.lists_exports(made)
+        bench.reads(made, "kept")
+
+    @case()
+    def test_many_at_once(self, bench: PairBench) -> None:
+        """Different volumes are exported and withdrawn at the same time."""
+        asked = [bench.asks(bench.volume()) for _ in range(6)]
+        with ThreadPoolExecutor(len(asked)) as threads:
+            made = list(threads.map(bench.makes, asked))
+            bench.lists_exports(*made)
+            expect(len({json.dumps(dict(one.connection.data)) for one in made}) == 6, "Each has its own connection.")
+            list(threads.map(bench.target.withdraw, [one.id for one in made[1:]]))
+        bench.lists_exports(made[0])
+        bench.reads(made[0], "")
+
+    # gone means gone
+
+    @case()
+    def test_after_withdraw_nobody_gets_in(self, bench: PairBench) -> None:
+        """After withdraw the initiator is refused."""
+        bench.needs_doors()
+        made = bench.exported(bench.volume("kept"))
+        bench.reads(made, "kept")
+        bench.target.withdraw(made.id)
+        bench.keeps_out(made.told, "Whose export was withdrawn")
+
+    @case()
+    def test_an_old_session_reads_nothing(self, bench: PairBench) -> None:
+        """After withdraw a session that was there before reads nothing; or withdraw says who prevents it."""
+        name = bench.volume()
+        ended: list[bool] = []
+
+        def withdrawn_and_written(made: Made) -> None:
+            ended.append(_withdrawn(bench, made))
+            bench.marks(name)
+
+        seen, made = bench.held_over(name, READ_MARK, withdrawn_and_written)
+        expect(not (seen and ended[-1]), "A session read what was written after its export had been withdrawn.")
+        bench.gone(made)
+        bench.target.withdraw(made.id)
+        bench.lists_exports()
+
+    @case()
+    def test_an_old_session_writes_nothing(self, bench: PairBench) -> None:
+        """After withdraw a session that was there before writes nothing; or withdraw says who prevents it."""
+        name = bench.volume()
+        ended: list[bool] = []
+
+        def withdrawn(made: Made) -> None:
+            ended.append(_withdrawn(bench, made))
+
+        _written, made = bench.held_over(name, f"write -P {MARK} {SCRATCH} {BLOCK}", withdrawn, write=True)
+        clean = bench.scratch_is_clean(name)
+        expect(clean or not ended[-1], "A session wrote after its export had been withdrawn.")
+        bench.target.withdraw(made.id)
+
+    @case()
+    def test_an_old_session_never_reads_another_volume(self, bench: PairBench) -> None:
+        """Who kept a session of one volume reads nothing of the volume that is exported next."""
+        mine, next_one = bench.volume(), bench.volume()
+        bench.marks(next_one)
+
+        def next_volume(made: Made) -> None:
+            if _withdrawn(bench, made):
+                bench.exported(next_one)
+
+        seen, _made = bench.held_over(mine, READ_MARK, next_volume)
+        expect(not seen, "An old session read the bytes of another volume.")
+
+    @case()
+    def test_an_old_connection_never_leads_to_another_volume(self, bench: PairBench) -> None:
+        """What was told of one export is of no use for the next, whoever uses it."""
+        mine, next_one = bench.volume("mine"), bench.volume()
+        bench.marks(next_one)
+        old = bench.exported(mine)
+        bench.target.withdraw(old.id)
+        new = bench.exported(next_one)
+        for told in (old.told, Told.of(old.connection, new.export.secret)):
+            try:
+                (got,) = bench.host.read(told, 0, length=BLOCK)
+            except Refused:
+                continue
+            expect(got == pattern("mine at 0"), "An old connection led to another volume.")
+            expect(not bench.has_doors, "An old connection must lead nowhere.")
+
+    # who gets in
+
+    @case()
+    def test_the_secret_is_needed(self, bench: PairBench) -> None:
+        """Without the secret, with another export's, or with a wrong one, nobody gets in."""
+        bench.needs_doors()
+        one, two = bench.exported(bench.volume("one")), bench.exported(bench.volume("two"))
+        if not one.connection.secret_as:
+            raise SkipTest(f"{bench.target.name} has no secrets: who may open its socket gets in.")
+        bench.reads(one, "one")
+        bench.keeps_out(Told.of(one.connection, two.export.secret), "Another export's secret")
+        bench.keeps_out(Told.of(one.connection, "w" * 16), "A wrong secret")
+        bench.keeps_out(Told.of(one.connection, ""), "Who has no secret")
+        keys = [key for key in two.told.data if key.startswith("auth_")]
+        swapped = {**one.told.data, **{key: two.told.data[key] for key in keys}}
+        bench.keeps_out(Told(one.told.type, swapped), "Another export's name and secret")
+        bench.reads(one, "one")
+
+    @case()
+    def test_other_initiators_are_refused(self, bench: PairBench) -> None:
+        """An initiator of another name is refused, though it knows the secret."""
+        if "initiator" not in bench.target.capabilities().connector_needs:
+            raise SkipTest(f"{bench.target.name} does not know initiators by their names.")
+        made = bench.exported(bench.volume("kept"))
+        bench.reads(made, "kept")
+        bench.keeps_out(made.told, "An initiator of another name", host=bench.other_host)
+
+    @case()
+    def test_connector_needs_are_needed(self, bench: PairBench) -> None:
+        """A connector without what is needed is refused, without a trace."""
+        name = bench.volume("kept")
+        for key in bench.target.capabilities().connector_needs:
+            connector = {k: v for k, v in bench.host.connector.items() if k != key}
+            for poor in (connector, {}):
+                refuses(InvalidConnector, bench.target.check_connector, poor)
+                bench.refuses_export(InvalidConnector, bench.asks(name, connector=poor))
+        bench.target.check_connector(bench.host.connector)
+        bench.volume_holds(name, "kept")
+
+    @case()
+    def test_hostile_connectors(self, bench: PairBench) -> None:
+        """Values that are no names, or no texts, are refused or ignored, the same before and during the export."""
+        name = bench.volume("kept")
+        needs = bench.target.capabilities().connector_needs
+        for key in dict.fromkeys((*needs, "initiator", "host", "ip", "multipath")):
+            for value in HOSTILE_VALUES:
+                self._hostile(bench, bench.asks(name, connector={**bench.host.connector, key: value}), key in needs)
+        bench.volume_holds(name, "kept")
+
+    @staticmethod
+    def _hostile(bench: PairBench, export: Export, needed: bool) -> None:
+        shown_as = repr(dict(export.connector))[:300]
+        try:
+            bench.target.check_connector(export.connector)
+        except InvalidConnector as exc:
+            expect(len(str(exc)) < 1000, "An error must not repeat ten thousand letters.")
+            bench.refuses_export(InvalidConnector, export)
+            return
+        expect(not needed, f"check_connector must refuse {shown_as}")
+        bench.lists_exports(bench.makes(export))
+        bench.target.withdraw(export.id)
+        bench.lists_exports()
+
+    # refusals
+
+    @case()
+    def test_a_missing_volume_is_refused(self, bench: PairBench) -> None:
+        """A path that is gone raises VolumeMissing and leaves nothing."""
+        name = bench.volume()
+        export = bench.asks(name)
+        bench.backend.delete_volume(name)
+        bench.refuses_export(VolumeMissing, export)
+
+    @case()
+    def test_undeclared_formats_are_refused(self, bench: PairBench) -> None:
+        """Formats that are not declared are refused, without a trace."""
+        name = bench.volume("kept")
+        for undeclared in sorted({"raw", "qcow2", "vmdk", "json:{}", ""} - bench.target.capabilities().formats):
+            bench.refuses_export(BackendError, bench.asks(name, format=undeclared))
+        bench.volume_holds(name, "kept")
+
+    @case()
+    def test_declared_formats_are_never_guessed(self, bench: PairBench) -> None:
+        """A raw volume into which somebody wrote the header of a qcow2 file is still shown as its bytes."""
+        if bench.backend.file_format != "raw":
+            raise SkipTest(f"The volumes of {bench.backend.name} are not raw.")
+        name = bench.volume()
+        header = (b"QFI\xfb\0\0\0\2" + bytes(16) + b"\0\0\0\x10\0\0\0\0\0\0\0\0\0").ljust(BLOCK, b"\0")
+        made = bench.exported(name)
+        bench.host.write(made.told, {0: header})
+        bench.target.withdraw(made.id)
+        made = bench.exported(name)
+        expect(bench.host.size(made.told) == GIB, "A raw volume was taken for another format.")
+        expect(bench.host.read(made.told, 0, length=BLOCK) == [header], "A raw volume was not shown as its bytes.")
+
+    # several exports of one volume
+
+    @case("multiattach")
+    def test_declared_multiattach_works(self, bench: PairBench) -> None:
+        """Two exports of one volume show the same bytes, and neither's end disturbs the other."""
+        name = bench.volume("first")
+        one, two = bench.exported(name), bench.exported(name, bench.other_host)
+        bench.lists_exports(one, two)
+        bench.reads(one, "first")
+        bench.reads(two, "first", host=bench.other_host)
+        bench.writes(one, "second")
+        bench.reads(two, "second", host=bench.other_host)
+        bench.target.withdraw(one.id)
+        bench.lists_exports(two)
+        if bench.has_doors:
+            bench.keeps_out(one.told, "Whose export was withdrawn")
+        bench.reads(two, "second", host=bench.other_host)
+        bench.writes(two, "third", host=bench.other_host)
+        three = bench.exported(name)
+        bench.target.withdraw(two.id)
+        bench.reads(three, "third")
+
+    @case("multiattach")
+    def test_the_end_of_one_export_keeps_the_others_sessions(self, bench: PairBench) -> None:
+        """Who is connected to a volume stays so when another export of it ends."""
+        name = bench.volume()
+        bench.marks(name)
+        other = bench.exported(name, bench.other_host)
+        kept, _made = bench.held_over(name, READ_MARK, lambda _made: bench.target.withdraw(other.id))
+        expect(kept, "A session must outlive that another export of its volume is withdrawn.")
+
+    @case(lacks="multiattach")
+    def test_undeclared_multiattach_refuses(self, bench: PairBench) -> None:
+        """Without multiattach, a second export of one volume is refused and the first goes on."""
+        name = bench.volume("kept")
+        made = bench.exported(name)
+        bench.refuses_export(BackendError, bench.asks(name, bench.other_host), made)
+        bench.reads(made, "kept")
+
+    # growth
+
+    @case("online_extend")
+    def test_declared_online_extend_works(self, bench: PairBench) -> None:
+        """An export shows the new size after resize, also when that is asked twice, and the new part can be used."""
+        name = bench.volume("kept")
+        made = bench.exported(name)
+        bench.backend.extend_volume(name, 2)
+        bench.target.resize(made.id)
+        bench.target.resize(made.id)
+        size = bench.host.size(made.told)
+        expect(size == 2 * GIB, f"After resize the initiator must see {2 * GIB} bytes, but sees {size}.")
+        bench.host.write(made.told, {2 * GIB - BLOCK: pattern("new")})
+        bench.target.withdraw(made.id)
+        with bench.backend.open_volume(name, "rb") as file:
+            expect(read_at(file, 0) == pattern("kept at 0"), "A volume's bytes changed when it grew.")
+            expect(read_at(file, 2 * GIB - BLOCK) == pattern("new"), "The new part did not keep what was written.")
+
+    @case(lacks="online_extend")
+    def test_undeclared_online_extend_refuses(self, bench: PairBench) -> None:
+        """Without online_extend, resize raises NotSupported and the export goes on."""
+        made = bench.exported(bench.volume("kept"))
+        refuses(NotSupported, bench.target.resize, made.id)
+        bench.reads(made, "kept")
+
+    # sessions
+
+    @case()
+    def test_sessions_tell_who_is_connected(self, bench: PairBench) -> None:
+        """sessions() tells who is connected to which export, also to a restarted service, and when they have left."""
+        idle = bench.exported(bench.volume())
+        name = bench.volume()
+
+        def looked_at(made: Made) -> None:
+            bench.connected(made, bench.again())
+            expect(not bench.target.sessions().get(idle.id), "Nobody is connected to the other export.")
+
+        _done, made = bench.held_over(name, f"read 0 {BLOCK}", looked_at)
+        bench.gone(made)
+        bench.target.withdraw(made.id)
+        expect(made.id not in bench.target.sessions(), "A withdrawn export has no sessions.")
+
+
+def _withdrawn(bench: PairBench, made: Made) -> bool:
+    """Withdraw an export that somebody uses; return whether it is gone. If it is not, what is promised then is true."""
+    try:
+        bench.target.withdraw(made.id)
+    except InUse as exc:
+        expect(str(exc), "InUse must name who holds the volume.")
+        bench.lists_exports(made)
+        return False
+    except SessionAlive:
+        bench.lists_exports(made)
+        if bench.has_doors:
+            bench.keeps_out(made.told, "Whoever comes after a withdraw that could not be finished")
+        return False
+    bench.lists_exports()
+    return True
+
+
+@contextmanager
+def _logged() -> Iterator[list[str]]:
+    """Collect what blockstore logs, down to the last detail."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.DEBUG)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("blockstore", "blockstore_plugins")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield lines
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def _command_lines() -> Iterator[str]:
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                yield (process / "cmdline").read_text(errors="replace")
+            except OSError:
+                continue
+
+
+# --- the second door ---------------------------------------------------------------------------------------
+
+
+def cases(suite: TargetConformance | None = None) -> Sequence[tuple[str, Callable[[Pair], None]]]:
+    """Return name and function of every case, in the order of this file."""
+    return cases_of(suite or TargetConformance())
+
+
+def run(pair: Pair, report: Callable[[str], None] = print, *, only: str = "") -> Sequence[Result]:
+    """Run every case whose name holds ``only`` and report a line for each; failed cases are in the results."""
+    return run_cases(TargetConformance(), pair, report, only)

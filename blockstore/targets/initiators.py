@@ -1,0 +1,154 @@
+"""Whoever reaches an export from outside, for the conformance suite: QEMU's own initiators, in processes of their own.
+
+One ``Initiator`` is one host. It is told what an os-brick would be told, and speaks that protocol in user space:
+qemu-io over iSCSI (libiscsi), NBD (TLS-PSK where there is a key), or on the path itself. Secrets reach qemu by stdin
+or in a private file, never on its command line. Knows no targets and no backends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockstore.backends import process
+from blockstore.errors import BackendError, ToolFailed, ToolTimeout
+from blockstore.targets.contract import Connection
+
+PACKAGE = "qemu-utils qemu-block-extra"
+TIMEOUT_S = 20.0
+"""An initiator that is refused may try for ever; it is stopped then."""
+
+
+class Refused(BackendError):
+    """The initiator did not get what it asked for; keeps its words."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an initiator is told of an export: os-brick's connection_info."""
+
+    type: str
+    data: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, connection: Connection, secret: str) -> Told:
+        """Return a connection with the secret where the initiator expects it."""
+        known = {connection.secret_as: secret} if connection.secret_as else {}
+        return cls(connection.driver_volume_type, {**connection.data, **known})
+
+
+class Initiator:
+    """One host, by its name; what it needs to keep for a moment is in a private directory."""
+
+    def __init__(self, name: str, directory: Path):
+        self.iqn = f"iqn.2010-10.org.openstack:{name}"
+        self._directory = directory
+
+    @property
+    def connector(self) -> dict[str, Any]:
+        """What it says of itself, as os-brick does."""
+        return {
+            "platform": platform.machine(),
+            "os_type": "linux",
+            "host": socket.gethostname(),
+            "ip": "127.0.0.1",
+            "initiator": self.iqn,
+            "multipath": False,
+            "do_local_attach": False,
+        }
+
+    def size(self, told: Told) -> int:
+        """Return the size of the disk in bytes."""
+        with self._disk(told) as (options, disk, stdin):
+            return int(
+                json.loads(_qemu("qemu-img", "info", "--output=json", *options, disk, stdin=stdin))["virtual-size"]
+            )
+
+    def read(self, told: Told, *offsets: int, length: int) -> Sequence[bytes]:
+        """Return so many bytes at each offset."""
+        said = self.do(told, *(f"read -v {offset} {length}" for offset in offsets))
+        # 00010000:  f4 f5 cf 92 fa 8b 0f 21 d2 cb ef 86 6a b7 a3 f0  ............j...
+        lines = (line.partition(":  ")[2][: 16 * 3] for line in said.splitlines() if line[8:11] == ":  ")
+        data = bytes.fromhex("".join(lines))
+        return [data[at : at + length] for at in range(0, length * len(offsets), length)]
+
+    def write(self, told: Told, pieces: Mapping[int, bytes]) -> None:
+        """Write bytes at offsets, and have them kept."""
+        with tempfile.TemporaryDirectory(dir=self._directory) as folder:
+            commands = []
+            for offset, data in pieces.items():
+                source = Path(folder, str(offset))
+                source.write_bytes(data)
+                commands.append(f"write -s {source} {offset} {len(data)}")
+            self.do(told, *commands, "flush", write=True)
+
+    def do(self, told: Told, *commands: str, write: bool = False, timeout_s: float = TIMEOUT_S) -> str:
+        """Have qemu-io open the disk and do things; return what it printed. Raises Refused when one of them fails."""
+        words = [word for command in commands for word in ("-c", command)]
+        with self._disk(told) as (options, disk, stdin):
+            mode = () if write else ("-r",)
+            return _qemu("qemu-io", *options, *mode, *words, disk, stdin=stdin, timeout_s=timeout_s)
+
+    @contextmanager
+    def _disk(self, told: Told) -> Iterator[tuple[Sequence[str], str, bytes | None]]:
+        """Give qemu's options, the disk's name and what stdin must hold."""
+        with tempfile.TemporaryDirectory(dir=self._directory) as folder:
+            options, node, stdin = _KINDS[told.type](told.data, self.iqn, Path(folder))
+            yield options, "json:" + json.dumps({"driver": "raw", "file": node}), stdin
+
+
+Disk = tuple[Sequence[str], Mapping[str, Any], bytes | None]
+
+
+def _local(data: Mapping[str, Any], _iqn: str, _folder: Path) -> Disk:
+    path = data["device_path"]
+    driver = "host_device" if Path(path).is_block_device() else "file"
+    return (), {"driver": driver, "filename": path, "locking": "off"}, None
+
+
+def _iscsi(data: Mapping[str, Any], iqn: str, _folder: Path) -> Disk:
+    node = {
+        "driver": "iscsi",
+        "transport": "tcp",
+        "portal": data["target_portal"],
+        "target": data["target_iqn"],
+        "lun": data["target_lun"],
+        "initiator-name": iqn,
+    }
+    if not data.get("auth_password"):
+        return (), node, None
+    node |= {"user": data["auth_username"], "password-secret": "secret"}
+    return ("--object", "secret,id=secret,file=/dev/stdin"), node, data["auth_password"].encode()
+
+
+def _nbd(data: Mapping[str, Any], _iqn: str, folder: Path) -> Disk:
+    node: dict[str, Any] = {"driver": "nbd", "export": data["export"]}
+    if data.get("socket"):
+        return (), node | {"server": {"type": "unix", "path": data["socket"]}}, None
+    node["server"] = {"type": "inet", "host": data["host"], "port": str(data["port"])}
+    if not data.get("auth_password"):
+        return (), node, None
+    user, key = data["auth_username"], data["auth_password"].encode().hex()
+    with os.fdopen(os.open(folder / "keys.psk", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"{user}:{key}\n")
+    tls = f"tls-creds-psk,id=tls,endpoint=client,dir={folder},username={user}"
+    return ("--object", tls), node | {"tls-creds": "tls"}, None
+
+
+_KINDS = {"local": _local, "iscsi": _iscsi, "nbd": _nbd}
+"""By driver_volume_type."""
+
+
+def _qemu(tool: str, *args: str, stdin: bytes | None, timeout_s: float = TIMEOUT_S) -> str:
+    try:
+        return process.run((tool, *args), timeout_s=timeout_s, stdin=stdin, package=PACKAGE)
+    except (ToolFailed, ToolTimeout) as exc:
+        raise Refused(f"The initiator was refused: {exc}") from exc

@@ -1,0 +1,101 @@
+"""A volume exported by the plugin lio, and os-brick as the host that attaches it: from the first login to no trace."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockstore_plugins.lio import LioTarget
+
+from blockstore.targets.contract import Connection, Export
+
+from .conftest import Disk, run
+from .initiator import HOSTS_OWN, Initiator, traces, udev
+from .lio import BOB, MIB, an_export, is_closed, left_over, make_lv, make_target
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+PATTERN = b"on the host's disk...".ljust(4096, b".") * 16
+
+
+@pytest.fixture
+def lio(disk: Disk) -> Iterator[LioTarget]:
+    """A target of which nothing is left, neither here nor on the host."""
+    made = make_target(uuid.uuid4().hex[:8])
+    made.check()
+    with udev():
+        yield made
+    for export_id in made.list_exports():
+        made.withdraw(export_id)
+    assert left_over(made.owner) == []
+    assert traces() == []
+
+
+def with_password(connection: Connection, export: Export) -> dict[str, object]:
+    return {**connection.data, connection.secret_as: export.secret}
+
+
+def write(path: str, at: int, data: bytes) -> None:
+    with Path(path).open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+        os.fsync(file.fileno())
+
+
+def read(path: str, at: int, length: int) -> bytes:
+    """Read what the disk has, not what the page cache remembers."""
+    run("blockdev", "--flushbufs", path)
+    with Path(path).open("rb") as file:
+        file.seek(at)
+        return file.read(length)
+
+
+def test_a_host_attaches_writes_grows_and_detaches(lio: LioTarget, disk: Disk) -> None:
+    with Initiator() as host:
+        export = make_lv(disk)
+        export = an_export(export.volume, export.path, HOSTS_OWN)
+        path = host.connect(with_password(lio.export(export), export))
+        assert lio.sessions() == {export.id: (HOSTS_OWN,)}
+        write(path, MIB, PATTERN)
+        assert read(path, MIB, len(PATTERN)) == PATTERN
+        assert int(run("blockdev", "--getsize64", path)) == 64 * MIB
+
+        run("lvextend", "-L", "128m", f"{disk.vg}/{export.volume}")
+        lio.resize(export.id)
+        assert host.extend(path) == 128 * MIB
+        write(path, 127 * MIB, PATTERN)
+        host.disconnect(path)
+        assert lio.sessions() == {}
+        lio.withdraw(export.id)
+        assert is_closed(export.path)
+        assert traces() == []
+
+    # Attached elsewhere, and read only.
+    with Initiator(BOB) as host:
+        again = an_export(export.volume, export.path, BOB, read_only=True)
+        path = host.connect(with_password(lio.export(again), again))
+        assert lio.sessions() == {again.id: (BOB,)}
+        assert (read(path, MIB, len(PATTERN)), read(path, 127 * MIB, len(PATTERN))) == (PATTERN, PATTERN)
+        assert run("blockdev", "--getro", path).strip() == "1"
+
+
+def test_two_hosts_share_a_volume(lio: LioTarget, disk: Disk) -> None:
+    volume = make_lv(disk)
+    hosts = [Initiator(name) for name in (HOSTS_OWN, BOB)]
+    exports = [an_export(volume.volume, volume.path, host.name) for host in hosts]
+    paths = [
+        host.connect(with_password(lio.export(export), export)) for host, export in zip(hosts, exports, strict=True)
+    ]
+    assert os.path.realpath(paths[0]) != os.path.realpath(paths[1])
+    assert lio.sessions() == {export.id: (host.name,) for host, export in zip(hosts, exports, strict=True)}
+    write(paths[0], 0, PATTERN)
+    assert read(paths[1], 0, len(PATTERN)) == PATTERN
+    hosts[0].disconnect(paths[0])
+    lio.withdraw(exports[0].id)
+    write(paths[1], 0, PATTERN[::-1])
+    hosts[1].disconnect(paths[1])
+    lio.withdraw(exports[1].id)
+    assert is_closed(volume.path)
