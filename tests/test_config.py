@@ -13,6 +13,8 @@ from blockstore.backends import loader
 from blockstore.cli import main
 from blockstore.config import SECTIONS, Config, PoolConfig, load
 from blockstore.errors import ConfigError
+from blockstore.plugins import installed
+from blockstore.targets import loader as target_loader
 
 from .conftest import ROOT
 
@@ -35,7 +37,8 @@ def test_example_is_what_the_command_prints() -> None:
 def test_example_has_every_option() -> None:
     text = EXAMPLE.read_text()
     plugins = [loader.plugin(name, "").Options for name in loader.plugins()]
-    for cls in (*SECTIONS.values(), PoolConfig, *plugins):
+    targets = [target_loader.plugin(name, "").Options for name in installed(target_loader.GROUP)]
+    for cls in (*SECTIONS.values(), PoolConfig, *plugins, *targets):
         for f in dataclasses.fields(cls):
             assert re.search(rf"^#{f.name} =", text, re.M), f"{cls.__name__}.{f.name}"
             assert f.metadata["help"].rstrip().endswith("."), f"{cls.__name__}.{f.name} needs a sentence"
@@ -58,13 +61,16 @@ def test_example_with_every_option_uncommented_equals_the_defaults(plugin: str, 
     (section,) = config.backends
     assert section.pool == PoolConfig(plugin=plugin)
     assert loader.options(section) == loader.plugin(plugin, "").Options()
+    for target in config.targets:
+        assert target_loader.options(target) == target_loader.plugin(target.plugin, "").Options()
+    assert [target.name for target in config.targets] == (installed(target_loader.GROUP) if plugin == "memory" else [])
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------
 
 MISTAKES = {
     "[nonsense]\n": "[nonsense] is not a section that blockstore knows."
-    " Known: service, database, log, quota, scheduler, backend:NAME.",
+    " Known: service, database, log, quota, scheduler, backend:NAME, target:NAME.",
     "[backend:]\nplugin = memory": "[backend:] is not a section that blockstore knows.",
     "[service]\nlissen = 1": "[service] lissen is not an option. Options here: listen, state_dir,",
     "[service]\nworkers = many": "[service] workers is 'many'; it must be a whole number.",
@@ -101,6 +107,10 @@ MISTAKES = {
     " it must be a number from 1, or auto.",
     "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = much": "max_over_subscription_ratio is 'much'; it",
     "[backend:a]\nplugin = memory\nmax_over_subscription_ratio = nan": "max_over_subscription_ratio is 'nan'; it",
+    "[target:]\n": "[target:] is not a section that blockstore knows.",
+    "[target:a/b]\nplugin = local": "[target:a/b] the name may hold letters, digits, '-', '_' and '.'.",
+    "[target:a]\nplugin = local\n[target: a]\nplugin = local": "[target:a] stands there twice.",
+    "[service]\nattach_timeout_s = 0": "[service] attach_timeout_s is 0.0; it must be from 1 to 3600.",
     "listen = 1": "line 1 is neither a [section] nor NAME = VALUE in one.",
     "[service\n": "line 1 is neither a [section] nor NAME = VALUE in one.",
     "[database]\nurl = x\ns3cret": "line 3 is neither a [section] nor NAME = VALUE in one.",

@@ -107,7 +107,7 @@ def test_only_states_writes_a_status() -> None:
         assert not any(isinstance(t, ast.Attribute) and t.attr == "status" for t in targets), where
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("values", "Volume", "Snapshot"):
+            if called in ("values", "Volume", "Snapshot", "Attachment"):
                 assert "status" not in [keyword.arg for keyword in node.keywords], where
             if called == "setattr":
                 assert not any(isinstance(a, ast.Constant) and a.value == "status" for a in node.args), where

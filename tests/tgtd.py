@@ -57,10 +57,14 @@ class Tgtd:
                 stderr=log,
             )
         deadline = time.monotonic() + timeout_s
-        while not self.socket.exists():
+        while not self._answers():
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, "tgtd made no control socket"
+            assert time.monotonic() < deadline, "tgtd does not take calls"
             time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def kill(self) -> None:
         """As the power would."""

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 WAITERS = 32
 """Requests that may wait at once; the server has a thread for each, beside those that are worked on."""
 

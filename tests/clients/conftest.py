@@ -67,7 +67,13 @@ def openrc(state_dir: Path, home: Path) -> dict[str, str]:
     blockstore = shlex.join([sys.executable, "-m", "blockstore", "openrc", "--state-dir", str(state_dir)])
     done = subprocess.run(
         ["/bin/sh", "-euc", f'eval "$({blockstore})"; exec env -0'],
-        env={"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(home), "LANG": "C.UTF-8", **ANOTHER_CLOUD},
+        env={
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "PYTHONWARNINGS": "ignore:::oslo_privsep.daemon",  # cinder loads os-brick's plugin, which loads eventlet
+            **ANOTHER_CLOUD,
+        },
         capture_output=True,
         text=True,
         timeout=60,
