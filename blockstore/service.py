@@ -22,8 +22,8 @@ from typing import Any
 from blockstore import __version__, logs, manager, periodic, recovery, scheduler
 from blockstore.api import create_app
 from blockstore.api.endpoint import Core
-from blockstore.api.turnstile import WAITERS, Turnstile
 from blockstore.api.types import ensure_default_type
+from blockstore.api.waiting import WaitingRoom
 from blockstore.backends import loader
 from blockstore.backends.contract import Backend
 from blockstore.board import Board
@@ -81,13 +81,14 @@ class Service:
         self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
         self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
         self.db.cast = self.bus.cast
+        self.waiting_room = WaitingRoom(self.api_threads)
         self.app = create_app(
             Core(
                 config=config,
                 db=self.db,
                 board=self.board,
                 bus=self.bus,
-                turnstile=Turnstile(self.api_threads),
+                waiting_room=self.waiting_room,
                 secret_of=keyring.secret,
                 check_connector=self.exports.check_connector,
             )
@@ -145,7 +146,7 @@ def serve(config: Config) -> int:
             server = create_server(
                 service.app,
                 sockets=[bound_socket(host, port)],
-                threads=service.api_threads + WAITERS,
+                threads=service.api_threads,
                 ident=None,
                 max_request_body_size=MAX_REQUEST_BYTES,
                 channel_timeout=60,
@@ -155,6 +156,7 @@ def serve(config: Config) -> int:
             )
         except OSError as exc:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
+        service.waiting_room.set_thread_count = server.task_dispatcher.set_thread_count
         service.start()
         gc.freeze()  # what is here now stays; looking through it again and again would only take time
         gc.set_threshold(10_000, 20, 50)

@@ -52,7 +52,7 @@ class ScriptedTarget(Target):
         for gate in self.gates.values():
             gate.set()
         for kept in (self.exports, self.fail, self.gates, self.begun, self.asked):
-            kept.clear()  # type: ignore[attr-defined]
+            kept.clear()
 
     def check(self) -> None:
         """Fail as told."""

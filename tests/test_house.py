@@ -190,6 +190,12 @@ def test_every_backend_plugin_has_a_conformance_test() -> None:
         assert any(f"test_{name}" in path.name for path in suites), f"no test_{name}*.py has a BackendConformance"
 
 
+def test_every_target_plugin_has_a_conformance_test() -> None:
+    suites = [path for path in TESTS if re.search(r"^class \w+\(TargetConformance\):", path.read_text(), re.M)]
+    for name in importlib.metadata.distribution("blockstore").entry_points.select(group="blockstore.targets").names:
+        assert any(f"test_{name}" in path.name for path in suites), f"no test_{name}*.py has a TargetConformance"
+
+
 def test_no_module_is_a_drawer_for_everything() -> None:
     drawers = {"utils", "util", "common", "helpers", "helper", "misc", "tools"}
     assert not [path for path in (*SOURCES, *TESTS) if path.stem in drawers]

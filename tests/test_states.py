@@ -17,9 +17,9 @@ from blockstore.db.models import OrderRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import StateConflict
 from blockstore.orders import KINDS, DeleteVolume, PlaceVolume, RevertVolume, from_stored, new_order_id
-from blockstore.states import SNAPSHOT, VOLUME, Machine, S, V
+from blockstore.states import ATTACHMENT, SNAPSHOT, VOLUME, A, Machine, S, V
 
-MACHINES = [VOLUME, SNAPSHOT]
+MACHINES = [VOLUME, SNAPSHOT, ATTACHMENT]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_every_transitional_status_has_a_failure_and_a_way_out(machine: Machine)
         assert failure not in machine.failure, f"{failure} is transitional too"
         assert status in machine.moves[failure], f"{status} may not become {failure}"
         ways_out = {to for to, come_from in machine.moves.items() if status in come_from}
-        removed = status == "deleting"
+        removed = status in ("deleting", "disconnecting")
         assert removed or failure == "available" or ways_out - {failure}, f"{status} can only fail"
 
 
@@ -67,7 +67,11 @@ def test_every_status_of_an_order_is_transitional_and_the_reverse(machine: Machi
     """A status without an order, or an order without a failure status, would be a stuck state."""
     ended: set[str] = set()
     for kind in KINDS.values():
-        ids = {name: "x" for name in ("volume_id", "snapshot_id") if name in kind.__dataclass_fields__}
+        ids = {
+            name: "x"
+            for name in ("volume_id", "snapshot_id", "attachment_id", "came_from")
+            if name in kind.__dataclass_fields__
+        }
         extra = {name: 1 for name in ("new_size_gib", "growth_gib", "pool") if name in kind.__dataclass_fields__}
         for noun, _id, status in kind(order_id="o", request_id="r", project_id="p", **ids, **extra).covers():
             if states.MACHINES[noun] is machine:
@@ -84,7 +88,7 @@ def test_every_order_has_exactly_one_handler() -> None:
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)
 def test_every_status_in_the_tables_is_one_of_the_machine(machine: Machine) -> None:
-    known = {str(status) for status in (V if machine is VOLUME else S)}
+    known = {str(status) for status in {VOLUME.name: V, SNAPSHOT.name: S, ATTACHMENT.name: A}[machine.name]}
     used = {
         *machine.moves,
         *machine.failure,

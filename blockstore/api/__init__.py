@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
 from flask import Blueprint, Flask
 from werkzeug.routing import BaseConverter
 
@@ -68,15 +65,4 @@ def create_app(core: endpoint.Core) -> Flask:
     app.before_request(endpoint.before_request)
     app.after_request(endpoint.after_request)
     app.register_error_handler(Exception, faults.reply)
-    app.wsgi_app = _behind_turnstile(app)  # type: ignore[assignment,method-assign]
     return app
-
-
-def _behind_turnstile(app: Flask) -> Callable[[Any, Any], Iterable[bytes]]:
-    answer = app.wsgi_app
-
-    def wsgi_app(environ: Any, start_response: Any) -> Iterable[bytes]:
-        with app.extensions[endpoint.CORE].turnstile.passed():
-            return answer(environ, start_response)
-
-    return wsgi_app

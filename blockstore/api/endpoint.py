@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from blockstore import policies
 from blockstore.api import faults, links
 from blockstore.api.authentication import authenticate, global_request_id_of
-from blockstore.api.turnstile import Turnstile
+from blockstore.api.waiting import WaitingRoom
 from blockstore.board import Board
 from blockstore.bus import Bus, Expectation
 from blockstore.config import Config
@@ -51,7 +51,7 @@ class Core:
     db: Database
     board: Board
     bus: Bus
-    turnstile: Turnstile
+    waiting_room: WaitingRoom
     secret_of: Callable[[str], str]
     """The secret of an attachment, for the reply that tells it."""
     check_connector: Callable[[str, Mapping[str, Any]], None]
@@ -248,7 +248,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
 def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:
     # The orders are committed and cast by now.
     core = call.core
-    with core.turnstile.stepped_aside() as may_wait:
+    with core.waiting_room.entered() as may_wait:
         expecting.wait(core.config.service.attach_timeout_s if may_wait else 0)
     with core.db.read() as session:
         return later.reply(replace(call, session=session))

@@ -1,5 +1,7 @@
 """Services that many tests of the API share: starting one takes longer than most of these tests.
 
+Their volumes leave the node by a ``ScriptedTarget``.
+
 A test that shares works in a project of its own, with ``hall.member()`` or ``hall.admin()``.
 """
 
@@ -14,9 +16,20 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select
 
-from blockstore.db.models import Base, Snapshot, SnapshotMetadata, Volume, VolumeMetadata, VolumeType, new_id, now
+from blockstore.db.models import (
+    Attachment,
+    Base,
+    Snapshot,
+    SnapshotMetadata,
+    Volume,
+    VolumeMetadata,
+    VolumeType,
+    new_id,
+    now,
+)
 from blockstore.service import Service
 from tests.conftest import Client, make_config
+from tests.scripted_target import ScriptedTarget, attaching_service, target_of
 
 POOL = "blockstore@memory#memory"
 _count = itertools.count()
@@ -27,6 +40,7 @@ class Hall:
 
     def __init__(self, service: Service) -> None:
         self.service, self.db = service, service.db
+        self.target = target_of(service)
         with self.db.read() as session:
             self.type_id = session.scalars(select(VolumeType.id).where(VolumeType.name == "__DEFAULT__")).one()
 
@@ -83,6 +97,16 @@ class Hall:
         }
         return self.add(Snapshot, **{**defaults, **values})
 
+    def attachment(self, client: Client, volume_id: str, **values: Any) -> str:
+        """Insert an attachment; it is reserved, and nothing is exported for it, unless told otherwise."""
+        defaults = {
+            "project_id": client.headers["X-Project-Id"],
+            "volume_id": volume_id,
+            "status": "reserved",
+            "legacy": False,
+        }
+        return self.add(Attachment, **{**defaults, **values})
+
     def contents(self) -> dict[str, list[Any]]:
         """Return every row of every table: what must be the same after a refusal."""
         with self.db.read() as session:
@@ -104,7 +128,7 @@ def unknown_id() -> str:
 
 
 def _hall(directory: Path, url: str) -> Iterator[Hall]:
-    service = Service(make_config(directory / "state", url))
+    service = attaching_service(make_config(directory / "state", url), ScriptedTarget())
     service.start()
     yield Hall(service)
     service.stop()

@@ -13,6 +13,7 @@ from marshmallow import Schema
 from marshmallow.fields import Field
 
 from blockstore.api import ROOMS
+from blockstore.api.attachments import LISTING as ATTACHMENTS
 from blockstore.api.endpoint import Endpoint
 from blockstore.api.listing import Listing
 from blockstore.api.snapshots import LISTING as SNAPSHOTS
@@ -84,7 +85,7 @@ query_keys = st.one_of(
         [
             "limit", "offset", "marker", "sort", "sort_key", "sort_dir", "all_tenants", "with_count", "cascade",
             "force", "detail", "is_public", "extra_specs", "volume_type", "project_id", "host", "binary",
-            *words_of(VOLUMES), *words_of(SNAPSHOTS),
+            *words_of(VOLUMES), *words_of(SNAPSHOTS), *words_of(ATTACHMENTS),
         ]
     ),
     text,
@@ -109,7 +110,12 @@ def ids(hall: Hall) -> dict[str, str]:
     hall.clear()
     admin = hall.admin("fuzz")
     volume = hall.volume(admin, name="fuzz", size=2)
-    return {"volume_id": volume, "snapshot_id": hall.snapshot(admin, volume), "type_id": hall.type_id}
+    return {
+        "volume_id": volume,
+        "snapshot_id": hall.snapshot(admin, volume),
+        "attachment_id": hall.attachment(admin, volume),
+        "type_id": hall.type_id,
+    }
 
 
 def check(answer: Answer, what: object) -> None:
@@ -144,7 +150,7 @@ def test_no_request_is_answered_with_500(
     @given(data=st.data())
     def ask(data: st.DataObject) -> None:
         place = path
-        for part in ("volume_id", "snapshot_id", "type_id", "message_id", "key", "alias"):
+        for part in ("volume_id", "snapshot_id", "attachment_id", "type_id", "message_id", "key", "alias"):
             if f"<{part}>" in place:
                 mostly = [ids[part]] * 3 if part in ids else []
                 value = data.draw(st.one_of(*(st.just(known) for known in mostly), text.filter(bool)), label=part)
@@ -172,7 +178,9 @@ def test_no_request_is_answered_with_500(
 @given(
     query=queries,
     version=versions,
-    path=st.sampled_from(["/volumes/detail", "/snapshots/detail", "/types", "/messages"]),
+    path=st.sampled_from(
+        ["/volumes/detail", "/snapshots/detail", "/attachments", "/attachments/detail", "/types", "/messages"]
+    ),
 )
 def test_no_query_of_a_list_is_answered_with_500(hall: Hall, query: dict[str, str], version: str, path: str) -> None:
     check(hall.admin("fuzz")("GET", f"{path}?{urlencode(query)}", version=version), query)
@@ -193,7 +201,7 @@ header_text = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude
         st.sampled_from(
             [
                 "Accept", "If-Match", "X-Forwarded-Host", "Host", "X-Project-Id", "X-User-Id", "X-Roles",
-                "OpenStack-API-Version", "X-OpenStack-Request-ID", "X-Auth-Token", "Content-Type",
+                "OpenStack-API-Version", "X-OpenStack-Request-ID", "X-Auth-Token", "X-Service-Roles", "Content-Type",
             ]
         ),
         header_text,

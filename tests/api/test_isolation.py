@@ -34,6 +34,19 @@ BODIES: dict[str, Any] = {
     "os-reset_status": {"os-reset_status": {"status": "error"}},
     "os-force_delete": {"os-force_delete": {}},
     "os-update_snapshot_status": {"os-update_snapshot_status": {"status": "creating"}},
+    "os-reserve": {"os-reserve": {}},
+    "os-unreserve": {"os-unreserve": {}},
+    "os-begin_detaching": {"os-begin_detaching": {}},
+    "os-roll_detaching": {"os-roll_detaching": {}},
+    "os-attach": {"os-attach": {"instance_uuid": unknown_id(), "mountpoint": "/dev/vdb"}},
+    "os-detach": {"os-detach": {}},
+    "os-initialize_connection": {"os-initialize_connection": {"connector": {"initiator": "iqn.2026-01.test:a"}}},
+    "os-terminate_connection": {"os-terminate_connection": {"connector": {"initiator": "iqn.2026-01.test:a"}}},
+    "os-force_detach": {"os-force_detach": {}},
+    "os-extend_volume_completion": {"os-extend_volume_completion": {"error": False}},
+    "POST /attachments": {"attachment": {"volume_uuid": unknown_id()}},
+    "PUT /attachments/<attachment_id>": {"attachment": {"connector": {"initiator": "iqn.2026-01.test:a"}}},
+    "os-complete": {"os-complete": {}},
     "POST /volumes": {"volume": {"size": 1}},
     "POST /snapshots": {"snapshot": {"volume_id": unknown_id()}},
     "POST /types": {"volume_type": {"name": "never"}},
@@ -107,7 +120,7 @@ def test_a_member_meets_nothing_of_another_project(
     lite: Hall, method: str, path: str, name: str, endpoint: Endpoint
 ) -> None:
     """What is there for others and what is not there at all are answered alike, to the byte."""
-    if not re.search(r"<(volume|snapshot|message)_id>", path):
+    if not re.search(r"<(volume|snapshot|message|attachment)_id>", path):
         return
     owner, stranger = lite.member(), lite.member()
     volume = lite.volume(owner)
@@ -116,6 +129,7 @@ def test_a_member_meets_nothing_of_another_project(
         "volume_id": volume,
         "snapshot_id": lite.snapshot(owner, volume),
         "message_id": lite.add(Message, project_id=owner.headers["X-Project-Id"], **message),
+        "attachment_id": lite.attachment(owner, volume),
     }
     absent = dict.fromkeys(there, unknown_id())
     body = body_of(method, path, name, endpoint)
@@ -137,8 +151,9 @@ def test_a_member_meets_nothing_of_another_project(
         lambda v, s: ("/volumes", {"volume": {"size": 1, "snapshot_id": s}}),
         lambda v, s: ("/volumes", {"volume": {"size": 1, "source_volid": v}}),
         lambda v, s: ("/snapshots", {"snapshot": {"volume_id": v}}),
+        lambda v, s: ("/attachments", {"attachment": {"volume_uuid": v}}),
     ],
-    ids=["from snapshot", "clone", "snapshot"],
+    ids=["from snapshot", "clone", "snapshot", "attachment"],
 )
 def test_a_body_cannot_name_what_belongs_to_another_project(lite: Hall, body: Any) -> None:
     owner, stranger = lite.member(), lite.member()
@@ -162,7 +177,9 @@ def test_lists_keep_to_the_project(hall: Hall) -> None:
     owner, stranger = hall.member(), hall.member()
     volume = hall.volume(owner)
     hall.snapshot(owner, volume)
-    for path in ("/volumes", "/volumes/detail", "/snapshots", "/snapshots/detail", "/messages"):
+    hall.attachment(owner, volume)
+    nouns = ("volumes", "snapshots", "attachments")
+    for path in ("/messages", *(f"/{noun}{suffix}" for noun in nouns for suffix in ("", "/detail"))):
         (items,) = stranger.get(f"{path}?all_tenants=1").values()
         assert items == []
     assert stranger.get("/volumes/summary?all_tenants=1")["volume-summary"]["total_count"] == 0
@@ -176,6 +193,11 @@ def test_an_administrator_sees_all_on_request(hall: Hall) -> None:
     assert admin.get("/volumes")["volumes"] == []
     assert [v["id"] for v in admin.get("/volumes?all_tenants=1")["volumes"]] == [volume]
     assert [s["id"] for s in admin.get("/snapshots?all_tenants=true")["snapshots"]] == [snapshot]
+    attachment = hall.attachment(owner, volume)
+    for path in ("/attachments", "/attachments/detail"):
+        assert admin.get(path)["attachments"] == []
+        assert [a["id"] for a in admin.get(f"{path}?all_tenants=1")["attachments"]] == [attachment]
+    assert admin.get(f"/attachments/{attachment}")["attachment"]["id"] == attachment
     assert admin.get("/volumes/summary?all_tenants=1")["volume-summary"]["total_count"] == 1
     assert admin.get(f"/volumes/{volume}")["volume"]["id"] == volume
 

@@ -163,6 +163,13 @@ def test_the_gates_are_those_of_the_reference() -> None:
     assert {(name or f"{method} {path}"): str(endpoint.since) for method, path, name, endpoint in GATED} == {
         "GET /volumes/summary": "3.12",
         "revert": "3.40",
+        "GET /attachments": "3.27",
+        "GET /attachments/detail": "3.27",
+        "GET /attachments/<attachment_id>": "3.27",
+        "POST /attachments": "3.27",
+        "PUT /attachments/<attachment_id>": "3.27",
+        "DELETE /attachments/<attachment_id>": "3.27",
+        "os-complete": "3.44",
         "GET /messages": "3.3",
         "GET /messages/<message_id>": "3.3",
         "DELETE /messages/<message_id>": "3.3",

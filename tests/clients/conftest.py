@@ -143,6 +143,10 @@ class Cloud:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
+    def delete(self, path: str) -> None:
+        """Delete without a client."""
+        urllib.request.urlopen(urllib.request.Request(self.served.url + path, method="DELETE"), timeout=30).close()
+
     def make_volumes(self, number: int) -> str:
         """Create volumes without a client, and return what their names begin with."""
         prefix = f"page-{uuid.uuid4().hex[:8]}-"
@@ -159,8 +163,7 @@ class Cloud:
     def remove(self, *volume_ids: str) -> None:
         """Delete volumes without a client, with their snapshots."""
         for volume_id in volume_ids:
-            url = f"{self.served.url}/volumes/{volume_id}?cascade=true"
-            urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10).close()
+            self.delete(f"/volumes/{volume_id}?cascade=true")
         self.settle()
 
     def settle(self, timeout_s: float = 30) -> None:
