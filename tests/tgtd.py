@@ -36,7 +36,8 @@ class Tgtd:
         binary = shutil.which("tgtd", path=SEARCH)
         need(binary, "apt-get install tgt")
         need(os.geteuid() == 0, "tgtd runs as root")
-        self._argv = [str(binary), "-f", "-C", "0"]
+        # Should the tests be killed, it does not outlive them.
+        self._argv = ["setpriv", "--pdeathsig", "KILL", str(binary), "-f", "-C", "0"]
         # Not pytest's: the path of a unix socket has 107 bytes at most.
         self.directory = Path(tempfile.mkdtemp(prefix="tgtd-"))
         self.socket = self.directory / "socket.0"

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert
 
-from blockstore.db.models import Message, Snapshot, SnapshotMetadata, Volume, VolumeMetadata, new_id
+from blockstore.db.models import Attachment, Message, Snapshot, SnapshotMetadata, Volume, VolumeMetadata, new_id
 from tests.api.conftest import POOL, Hall, unknown_id
 from tests.conftest import Client
 
@@ -25,6 +25,14 @@ SNAPSHOT_KEYS = (
     "id", "name", "display_name", "status", "volume_id", "created_at", "updated_at", "user_id", "project_id",
     "volume_size",
 )  # fmt: skip
+ATTACHMENT_KEYS = (
+    "id", "volume_id", "attach_status", "instance_uuid", "instance_id", "attach_mode", "attached_host", "mountpoint",
+    "created_at", "attach_time",
+)  # fmt: skip
+ATTACHMENT_COLUMNS = {
+    "attach_status": "status", "instance_id": "instance_uuid", "attached_host": "host_name",
+    "attach_time": "attached_at",
+}  # fmt: skip
 MESSAGE_KEYS = (
     "id", "event_id", "resource_type", "resource_uuid", "request_id", "message_level", "created_at", "expires_at",
 )  # fmt: skip
@@ -41,15 +49,19 @@ class Shelf:
         self.admin = hall.admin(self.project)
         self.volumes = [self._volume(n) for n in range(24)]
         self.snapshots = [self._snapshot(n) for n in range(12)]
+        self.attachments = [self._attachment(n) for n in range(14)]
         self.messages = [self._message(n) for n in range(9)]
         tables: tuple[tuple[Any, list[dict[str, Any]]], ...] = (
             (Volume, self.volumes),
             (Snapshot, self.snapshots),
+            (Attachment, self.attachments),
             (Message, self.messages),
         )
         with hall.db.write() as session:
             for model, rows in tables:
                 session.execute(insert(model), rows)
+            # What os-initialize_connection made is in no list.
+            session.execute(insert(Attachment), [self._attachment(2) | {"legacy": True}])
             session.execute(
                 insert(VolumeMetadata),
                 [{"volume_id": v["id"], "key": "n", "value": str(i % 2)} for i, v in enumerate(self.volumes)]
@@ -97,6 +109,22 @@ class Shelf:
             "consumes_quota": n % 4 != 0,
             "created_at": T0 + datetime.timedelta(minutes=n // 2),
             "updated_at": None if n % 2 else T0,
+        }
+
+    def _attachment(self, n: int) -> dict[str, Any]:
+        statuses = ["reserved", "connecting", "attaching", "attached", "disconnecting", "error_attaching"]
+        return {
+            "id": new_id(),
+            "project_id": self.project,
+            "volume_id": self.volumes[n % 5]["id"],
+            "status": statuses[n % 6],
+            "legacy": False,
+            "instance_uuid": None if n % 3 == 0 else f"{n % 2}" * 36,
+            "host_name": None if n % 4 == 0 else f"h{n % 2}",
+            "mountpoint": None if n % 5 == 0 else f"/dev/vd{n % 3}",
+            "attach_mode": None if n % 6 == 0 else ["ro", "rw"][n % 2],
+            "created_at": T0 + datetime.timedelta(minutes=n // 3),
+            "attached_at": None if n % 2 else T0 + datetime.timedelta(days=n % 3),
         }
 
     def _message(self, n: int) -> dict[str, Any]:
@@ -166,6 +194,8 @@ def walk(client: Client, path: str, query: dict[str, str], limit: int) -> list[s
         ("/volumes/detail", VOLUME_KEYS, "volumes"),
         ("/snapshots", SNAPSHOT_KEYS, "snapshots"),
         ("/snapshots/detail", SNAPSHOT_KEYS, "snapshots"),
+        ("/attachments", ATTACHMENT_KEYS, "attachments"),
+        ("/attachments/detail", ATTACHMENT_KEYS, "attachments"),
         ("/messages", MESSAGE_KEYS, "messages"),
     ],
 )
@@ -192,12 +222,17 @@ def test_walking_the_pages_meets_each_row_once(shelf: Shelf, path: str, keys: tu
 
 
 @pytest.mark.parametrize(
-    ("path", "keys", "rows"), [("/volumes", VOLUME_KEYS, "volumes"), ("/snapshots", SNAPSHOT_KEYS, "snapshots")]
+    ("path", "keys", "rows"),
+    [
+        ("/volumes", VOLUME_KEYS, "volumes"),
+        ("/snapshots", SNAPSHOT_KEYS, "snapshots"),
+        ("/attachments", ATTACHMENT_KEYS, "attachments"),
+    ],
 )
 def test_each_sort_key_sorts_both_ways_with_nulls_below_all(
     shelf: Shelf, path: str, keys: tuple[str, ...], rows: str
 ) -> None:
-    column = {"display_name": "name"}
+    column = {"display_name": "name", **ATTACHMENT_COLUMNS}
     by_id = {row["id"]: row for row in getattr(shelf, rows)}
     for key, direction in itertools.product(keys, ("asc", "desc")):
         values = [by_id[i][column.get(key, key)] for i in walk(shelf.admin, path, {"sort": f"{key}:{direction}"}, 11)]
@@ -376,6 +411,43 @@ def test_filters_of_snapshots(shelf: Shelf) -> None:
     in_zone = {v["id"] for v in shelf.volumes if v["availability_zone"] == "az1"}
     assert filtered(availability_zone="az1") == {s["id"] for s in shelf.snapshots if s["volume_id"] in in_zone}
     assert ids_of(shelf.admin, "/snapshots", volume_size="2") == wanted(volume_size=2)
+
+
+@pytest.mark.parametrize("path", ["/attachments", "/attachments/detail"])
+def test_filters_of_attachments(shelf: Shelf, path: str) -> None:
+    def wanted(**values: Any) -> set[str]:
+        return {a["id"] for a in shelf.attachments if all(a[k] == v for k, v in values.items())}
+
+    def filtered(**query: str) -> set[str]:
+        return ids_of(shelf.member, path, **query)
+
+    volume = shelf.volumes[2]["id"]
+    assert filtered(volume_id=volume) == wanted(volume_id=volume) != set()
+    assert filtered(instance_id="1" * 36) == wanted(instance_uuid="1" * 36) != set()
+    for name in ("status", "attach_status"):
+        for value in ("reserved", "attached", "error_attaching"):
+            assert filtered(**{name: value}) == wanted(status=value) != set()
+        # A status of the service's own is found by the word under which it is shown.
+        assert filtered(**{name: "attaching"}) == wanted(status="attaching") | wanted(status="connecting")
+        assert filtered(**{name: "detaching"}) == wanted(status="disconnecting") != set()
+        assert filtered(**{name: "nothing"}) == set()
+    assert filtered(status="attached", volume_id=volume) == wanted(status="attached", volume_id=volume)
+    for name, value in (("attach_mode", "ro"), ("mountpoint", "/dev/vd1"), ("attached_host", "h1")):
+        assert ids_of(shelf.admin, path, **{name: value}) == wanted(**{ATTACHMENT_COLUMNS.get(name, name): value})
+        answer = shelf.member("GET", f"{path}?{name}={value}")
+        assert (answer.status, answer.message) == (400, f"Invalid filters {name} are found in query options.")
+        assert len(ids_of(shelf.member, path, "3.30", **{name: value})) == 14
+    assert {item["status"] for item in shelf.member.get(path)["attachments"]} == {
+        "reserved", "attaching", "attached", "detaching", "error_attaching",
+    }  # fmt: skip
+
+
+def test_a_marker_of_attachments_must_be_visible(shelf: Shelf) -> None:
+    stranger = shelf.hall.member()
+    foreign = shelf.hall.attachment(stranger, shelf.hall.volume(stranger))
+    for marker in (foreign, unknown_id(), "x"):
+        answer = shelf.member("GET", f"/attachments?marker={marker}")
+        assert (answer.status, answer.message) == (404, f"Volume attachment {marker} could not be found.")
 
 
 def test_filters_of_messages(shelf: Shelf) -> None:

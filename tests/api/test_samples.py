@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from blockstore.api.extensions import EXTENSIONS
-from blockstore.db.models import Message, SnapshotMetadata
+from blockstore.db.models import Message, SnapshotMetadata, new_id, now
 from blockstore.microversions import MAXIMUM
 from tests.api.conftest import Hall
 from tests.conftest import Answer, Client
@@ -24,6 +24,8 @@ from tests.conftest import Answer, Client
 SAMPLES = Path(__file__).parent / "samples"
 FREE = frozenset({"metadata", "extra_specs", "levels"})
 """Maps whose keys are the caller's."""
+OPEN = frozenset({"connection_info"})
+"""Maps whose keys are the target's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Case:
     body: str | None = None
     reply: str | None = None
     status: int = 200
+    replies: bool = False
+    """There is a reply, of which the reference has no sample."""
 
     def __str__(self) -> str:
         return f"{self.method} {self.path} {self.version} {self.reply or self.body}"
@@ -47,7 +51,7 @@ def versions_of(folder: str, name: str) -> list[tuple[str, str]]:
     return [("3.0", f"{folder}/{name}"), *((p.parent.name[1:], str(p.relative_to(SAMPLES))) for p in found)]
 
 
-V, S = "/volumes/{volume}", "/snapshots/{snapshot}"
+V, S, A = "/volumes/{volume}", "/snapshots/{snapshot}", "/attachments/{attachment}"
 TYPE = "/types/{type}"
 CASES = [
     *(
@@ -125,6 +129,43 @@ CASES = [
     Case(method="POST", path=f"{S}/action", body="snapshot-force-delete-request.json", status=202),
     Case(method="POST", path=f"{S}/action", body="snapshot-status-reset-request.json", status=202),
     Case(method="POST", path="/snapshots/{creating}/action", body="snapshot-status-update-request.json", status=202),
+    Case(
+        method="POST",
+        path="/attachments",
+        version="3.27",
+        body="attachment-create-request.json",
+        reply="attachment-create-response.json",
+    ),
+    Case(
+        method="PUT",
+        path=A,
+        version="3.27",
+        body="attachment-update-request.json",
+        reply="attachment-update-response.json",
+    ),
+    Case(method="GET", path=A, version="3.27", reply="attachment-show-response.json"),
+    Case(method="GET", path="/attachments", version="3.27", reply="attachment-list-response.json"),
+    Case(method="GET", path="/attachments/detail", version="3.27", reply="attachment-list-detailed-response.json"),
+    Case(method="POST", path=f"{A}/action", version="3.44", body="attachment-complete.json", status=204),
+    Case(method="POST", path=f"{V}/action", body="volume-attach-request.json", status=202),
+    Case(method="POST", path=f"{V}/action", body="host-attach-request.json", status=202),
+    Case(method="POST", path=f"{V}/action", body="volume-reserve-request.json", status=202),
+    Case(method="POST", path=f"{V}/action", body="volume-unreserve-request.json", status=202),
+    Case(method="POST", path="/volumes/{used}/action", body="volume-begin-detaching-request.json", status=202),
+    Case(method="POST", path="/volumes/{used}/action", body="volume-roll-detaching-request.json", status=202),
+    Case(method="POST", path="/volumes/{used}/action", body="volume-detach-request.json", status=202),
+    Case(method="POST", path="/volumes/{used}/action", body="volume-force-detach-request.json", status=202),
+    Case(method="POST", path=f"{V}/action", body="volume-initialize-connection-request.json", replies=True),
+    Case(method="POST", path=f"{V}/action", body="volume-terminate-connection-request.json", status=202),
+    Case(
+        method="POST",
+        path=f"{V}/action",
+        version="3.71",
+        body="volume-os-extend_volume_completion-request.json",
+        # here no extension waits to be completed
+        status=400,
+        replies=True,
+    ),
     Case(
         method="POST",
         path="/types",
@@ -214,11 +255,20 @@ CASES = [
     Case(method="GET", path="/messages/{message}", version="3.3", reply="messages-show-response.json"),
 ]
 
-CONTRADICTED = {
+CONTRADICTED: dict[str, Callable[[Any], Any]] = {
     # Two samples of one reply differ; the one that the reference's own functional tests use is followed.
     "services-enable-response.json": lambda sample: sample.pop("disabled_reason"),
     # The sample is of 3.7, where only one of three services shows what 3.7 added.
     "services-list-response.json": lambda sample: sample["services"][2].pop("cluster"),
+    # What was never attached or detached has an empty text there, says the reference's code.
+    "attachment-create-response.json": lambda sample: sample["attachment"].update(attached_at="", detached_at=""),
+    **dict.fromkeys(
+        ("attachment-update-response.json", "attachment-show-response.json"),
+        lambda sample: sample["attachment"].update(detached_at=""),
+    ),
+    "attachment-list-detailed-response.json": lambda sample: sample["attachments"][0].update(detached_at=""),
+    # The reference's schema needs it.
+    "host-attach-request.json": lambda sample: sample["os-attach"].update(mountpoint="/dev/vdc"),
 }
 
 
@@ -243,6 +293,13 @@ class Scene:
         self.ids = {"volume": hall.volume(owner, size=1)}
         self.ids["snapshot"] = hall.snapshot(owner, self.ids["volume"], progress="100%")
         self.ids["spare"] = hall.volume(owner)
+        # In a project of its own: in the samples, lists hold nothing that is attached.
+        other = Client(hall.service, **{"X-Project-Id": "other"})
+        self.ids["used"] = hall.volume(other, status="in-use", attach_status="attached")
+        times = {"created_at": now(), "attached_at": now()}
+        facts = {"instance_uuid": new_id(), "attach_mode": "rw", **times}
+        self.ids["use"] = hall.attachment(other, self.ids["used"], status="attached", **facts)
+        self.ids["attachment"] = hall.attachment(owner, hall.volume(owner, status="reserved"), **facts)
         self.ids["creating"] = hall.snapshot(owner, hall.volume(owner), status="creating")
         self.ids["message"] = hall.add(
             Message,
@@ -294,6 +351,10 @@ class Scene:
             inner["snapshot_id"] = self.ids["snapshot"]
         if "host" in content:
             content["host"] = "blockstore@memory"
+        if "volume_uuid" in inner:
+            inner["volume_uuid"] = self.ids["volume"]
+        if "attachment_id" in inner:
+            inner["attachment_id"] = self.ids["use"]
         if "server" in content:
             content |= {"server": "", "prefix": "blockstore.volume"}
         return content
@@ -314,6 +375,8 @@ def assert_like(wanted: Any, ours: Any, where: str = "") -> None:
         key = where.rpartition(".")[2]
         if key == "capabilities":  # a pool says what it likes beside what all say
             ours = {name: ours[name] for name in wanted}
+        if key in OPEN:
+            return
         if key in FREE:
             assert all(isinstance(value, type(next(iter(wanted.values()), ""))) for value in ours.values()), where
             return
@@ -358,7 +421,7 @@ def test_reply_is_as_in_the_sample(scene: Scene, case: Case) -> None:
     answer = scene(case.method, case.path.format(**scene.ids), body, case.version)
     assert answer.status == case.status, answer.body
     if case.reply is None:
-        assert answer.body == b""
+        assert bool(answer.body) == case.replies, answer.body
     else:
         assert_like(sample(case.reply), answer.json)
 
@@ -383,7 +446,7 @@ def test_each_version_shows_the_fields_that_it_knows_and_no_others(
 
 def test_summary_has_no_metadata_before_it_was_added(scene: Scene) -> None:
     answer = scene("GET", "/volumes/summary", version="3.35")
-    assert answer.json == {"volume-summary": {"total_count": 3, "total_size": 3}}
+    assert answer.json == {"volume-summary": {"total_count": 4, "total_size": 4}}
 
 
 def test_services_show_cluster_and_state_since_their_versions(scene: Scene) -> None:

@@ -3,7 +3,7 @@
 set -e
 export DEBIAN_FRONTEND=noninteractive
 wanted="user-mode-linux lvm2 thin-provisioning-tools dmsetup kmod iproute2 util-linux procps e2fsprogs udev
- open-iscsi python3-rtslib-fb tgt libiscsi-bin nfs-kernel-server nfs-common qemu-utils cryptsetup-bin"
+ open-iscsi lsscsi sg3-utils tgt libiscsi-bin nfs-kernel-server nfs-common qemu-utils cryptsetup-bin"
 command -v cc > /dev/null || wanted="$wanted gcc libc6-dev"
 missing=
 for package in $wanted; do
