@@ -149,6 +149,7 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
         # Nothing was begun, so the volume is what it was.
         to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()
     if isinstance(order, ConnectAttachment | DisconnectAttachment):
+        states.lock(session, order.volume_id)
         session.execute(
             update(Attachment).where(Attachment.id == order.attachment_id).values(reason=None if to else reason)
         )

@@ -240,6 +240,15 @@ _SHOWN_BY = {
 }
 
 
+def lock(session: Session, volume_id: str) -> None:
+    """Keep others off a volume and its attachments until the transaction ends.
+
+    Before an attachment is changed, because the volume's status follows: so two transactions, each of which has what
+    the other needs, never wait for each other. (On SQLite every writer is alone anyhow.)
+    """
+    session.execute(select(Volume.id).where(Volume.id == volume_id).with_for_update())
+
+
 def reckon(session: Session, volume_id: str) -> None:
     """Bring a volume's two statuses in line with its attachments; called in the transaction that changed them.
 

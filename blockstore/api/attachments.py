@@ -91,7 +91,12 @@ def detail(call: Call) -> dict[str, Any]:
     """List every field; no list tells a secret."""
     page = listing.page(call, LISTING, _visible(call), suffix="/detail")
     volumes = _volumes_of(call, [row for (row,) in page.rows])
-    items = [detailed(call, row, volumes[row.volume_id], with_secret=False) for (row,) in page.rows]
+    # One whose volume went after the page was read has gone with it.
+    items = [
+        detailed(call, row, volumes[row.volume_id], with_secret=False)
+        for (row,) in page.rows
+        if row.volume_id in volumes
+    ]
     return {"attachments": items, **page.envelope}
 
 
@@ -107,6 +112,14 @@ def find_attachment(call: Call, attachment_id: str) -> Attachment:
     if row is None or row.legacy or not call.ctx.may_see(row.project_id):
         raise NotFound(f"Volume attachment could not be found with filter: attachment_id = {attachment_id}.")
     return row
+
+
+def find_locked(call: Call, attachment_id: str) -> tuple[Attachment, Volume]:
+    """Return an attachment and its volume, which nobody else changes before this transaction ends. Raises NotFound."""
+    row = find_attachment(call, attachment_id)
+    volume = find_volume(call, row.volume_id, lock=True)
+    call.session.expire(row)  # it was read before the lock was there
+    return find_attachment(call, attachment_id), volume
 
 
 def summary(call: Call, row: Attachment) -> dict[str, Any]:
@@ -155,7 +168,7 @@ def is_readonly(volume: Volume) -> bool:
 
 def _one(call: Call, attachment_id: str) -> dict[str, Any]:
     row = find_attachment(call, attachment_id)
-    volume = call.session.get_one(Volume, row.volume_id)
+    volume = find_volume(call, row.volume_id)
     with_secret = call.may("volume:attachment_update")
     return {"attachment": detailed(call, row, volume, with_secret=with_secret)}
 
@@ -280,8 +293,7 @@ def connecting(call: Call, row: Attachment) -> ConnectAttachment:
 @room.put(ONE, policy="volume:attachment_update", body=schemas.UpdateAttachment, since=ATTACHMENTS)
 def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
     """Connect a reserved volume."""
-    row = find_attachment(call, attachment_id)
-    volume = find_volume(call, row.volume_id, lock=True)
+    row, volume = find_locked(call, attachment_id)
     if "error" in volume.status or volume.status in (V.DELETING, V.REVERTING):
         raise Conflict(f"Volume {volume.id} is {volume.status}; it cannot be attached.")
     others = [other for other in attachments_of(call, volume) if other.id != row.id and other.status in HELD]
@@ -339,8 +351,7 @@ def check_outcome(call: Call, order: Order) -> None:
 )
 def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
     """Take note that the volume is in use."""
-    row = find_attachment(call, attachment_id)
-    find_volume(call, row.volume_id, lock=True)
+    row, _ = find_locked(call, attachment_id)
     try:
         states.move(
             call.session,
@@ -361,8 +372,7 @@ def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
 @room.delete(ONE, policy="volume:attachment_delete", since=ATTACHMENTS, status=200)
 def remove(call: Call, attachment_id: str) -> Any:
     """End an attachment and its export."""
-    row = find_attachment(call, attachment_id)
-    volume = find_volume(call, row.volume_id, lock=True)
+    row, volume = find_locked(call, attachment_id)
     refuse_while_a_server_uses(call, [row])
     order = disconnect(call, row)
     return Later(orders=(order.order_id,), reply=lambda later: _disconnected(later, volume, order))

@@ -25,7 +25,7 @@ NO_SUCH_RESOURCE = "The resource could not be found."
 
 def reply(error: Exception) -> Response:
     """Return the reply for any error that a request ended with."""
-    if isinstance(error, BlockstoreError) and error.status < 500:
+    if isinstance(error, BlockstoreError) and error.status != 500:
         return fault(error.status, error.fault, error.message)
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         return from_router(error)

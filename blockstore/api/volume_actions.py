@@ -122,7 +122,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 )
 def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Set the statuses of a volume by force."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)
     asked = body["reset"]
     if asked.get("status") == V.IN_USE and volume.attach_status != "attached":
         raise InvalidStatus(f"Invalid volume: volume {volume_id} has no attachment, so it cannot be in-use.")

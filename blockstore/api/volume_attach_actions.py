@@ -195,7 +195,7 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
 
 
 def _info(call: Call, row: Attachment) -> dict[str, Any]:
-    volume = call.session.get_one(Volume, row.volume_id)
+    volume = find_volume(call, row.volume_id)
     return {"connection_info": connection_info(call, row, volume, with_secret=True)}
 
 

@@ -27,6 +27,7 @@ def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachm
     backend = desk.backend(pool)
     connection = desk.exports.make(attachment, pool, backend, volume_name(attachment.volume_id))
     with desk.db.write() as session:
+        states.lock(session, attachment.volume_id)
         session.execute(
             update(Attachment).where(Attachment.id == attachment.id).values(connection=connection, reason=None)
         )
@@ -41,6 +42,7 @@ def disconnect_attachment(desk: Desk, order: DisconnectAttachment, attachment: A
     left_over = _left_over(desk, attachment)
     try:
         with desk.exports.ended([*left_over, attachment]), desk.db.write() as session:
+            states.lock(session, attachment.volume_id)
             session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
             states.settle_removed(session, order)
             if order.follow:

@@ -147,6 +147,10 @@ class TgtTarget(Target):
 
     # --- exports --------------------------------------------------------------------------------------------
 
+    def check_connector(self, connector: Mapping[str, Any]) -> None:
+        """Refuse an initiator without a name by which tgtd can admit it."""
+        _check_initiator(connector)
+
     def export(self, export: Export) -> Connection:
         """Make or complete the target of an export."""
         initiator = _check_initiator(export.connector)

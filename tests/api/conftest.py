@@ -8,17 +8,20 @@ A test that shares works in a project of its own, with ``hall.member()`` or ``ha
 from __future__ import annotations
 
 import itertools
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from blockstore.db.models import (
     Attachment,
     Base,
+    OrderRow,
     Snapshot,
     SnapshotMetadata,
     Volume,
@@ -28,7 +31,7 @@ from blockstore.db.models import (
     now,
 )
 from blockstore.service import Service
-from tests.conftest import Client, make_config
+from tests.conftest import Answer, Client, make_config
 from tests.scripted_target import ScriptedTarget, attaching_service, target_of
 
 POOL = "blockstore@memory#memory"
@@ -122,6 +125,39 @@ class Hall:
                 session.execute(delete(model))
 
 
+    def facts(self, volume_id: str) -> tuple[Any, ...]:
+        """Return what an attachment changes: the volume, its attachments, and how many orders there are."""
+        with self.db.read() as session:
+            return (
+                session.execute(select(Volume.__table__).where(Volume.id == volume_id)).one_or_none(),
+                session.execute(select(Attachment.__table__).where(Attachment.volume_id == volume_id)).all(),
+                session.execute(select(func.count()).select_from(OrderRow)).scalar(),
+            )
+
+    def statuses(self, volume_id: str) -> tuple[Any, ...]:
+        """Return status and attach_status of a volume, and the statuses of its attachments that lists show."""
+        with self.db.read() as session:
+            volume = session.get_one(Volume, volume_id)
+            rows = session.scalars(
+                select(Attachment.status)
+                .where(Attachment.volume_id == volume_id, Attachment.legacy.is_(False))
+                .order_by(Attachment.created_at)
+            )
+            return (volume.status, volume.attach_status, *rows)
+
+
+def at_once(count: int, ask: Callable[[int], Answer]) -> list[Answer]:
+    """Ask from many threads at the same moment; return the answers."""
+    start = threading.Barrier(count)
+
+    def one(number: int) -> Answer:
+        start.wait(30)
+        return ask(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(one, range(count)))
+
+
 def unknown_id() -> str:
     """Return an id that nothing has."""
     return str(uuid.uuid4())
@@ -145,3 +181,11 @@ def hall(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A shared service, on each database."""
     url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").new_database()
     yield from _hall(tmp_path_factory.mktemp(request.param), url)
+
+
+@pytest.fixture
+def dock(hall: Hall) -> Iterator[Hall]:
+    """The shared service on each database, whose target the test may tell what to do."""
+    yield hall
+    hall.target.calm()
+    hall.admin().wait_idle()

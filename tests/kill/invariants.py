@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from blockstore import states
 from blockstore.backends.contract import GIB, Backend
-from blockstore.db.models import Message, OrderRow, PoolUsage, QuotaUsage, Snapshot, Volume
+from blockstore.db.models import Attachment, Message, OrderRow, PoolUsage, QuotaUsage, Snapshot, Volume
 from blockstore.db.session import Database
 from blockstore.manager.desk import snapshot_name, volume_name
 from blockstore.orders import ExtendVolume, Order, PlaceExtension, from_stored
@@ -35,6 +35,7 @@ def check(db: Database, backends: Mapping[str, Backend], *, idle: bool = True, e
         rows: dict[str, list[Any]] = {
             "volume": list(session.scalars(select(Volume))),
             "snapshot": list(session.scalars(select(Snapshot))),
+            "attachment": list(session.scalars(select(Attachment))),
         }
         stored = list(session.scalars(select(OrderRow)))
         quota = {(u.project_id, u.resource): u.in_use for u in session.scalars(select(QuotaUsage))}
@@ -48,15 +49,15 @@ def check(db: Database, backends: Mapping[str, Backend], *, idle: bool = True, e
         *_usage("pool", pools, _pools(rows, opened)),
     ]
     for pool, backend in backends.items():
-        on_pool = {kind: [row for row in found if row.host == pool] for kind, found in rows.items()}
+        on_pool = {kind: [row for row in rows[kind] if row.host == pool] for kind in ("volume", "snapshot")}
         wrong += _volumes(pool, backend, on_pool["volume"])
         wrong += _snapshots(pool, backend, on_pool["snapshot"], rows["snapshot"])
         if isinstance(backend, DirectoryBackend):
             wrong += _strays(backend, on_pool["volume"], on_pool["snapshot"])
     wrong += [
         f"{row.id} is on the unknown pool {row.host}"
-        for f in rows.values()
-        for row in f
+        for kind in ("volume", "snapshot")
+        for row in rows[kind]
         if row.host not in pools_of(backends)
     ]
     assert not wrong, "\n".join(wrong)

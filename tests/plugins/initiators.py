@@ -68,7 +68,15 @@ def start_qemu_io(login: Login, *, read_only: bool = False) -> subprocess.Popen[
     reading, writing = os.pipe()
     os.write(writing, login.password.encode())
     os.close(writing)
-    argv = ["qemu-io", "--object", f"secret,id=chap,file=/dev/fd/{reading}", *(["-r"] if read_only else [])]
+    # Line by line, so that what it read is known though it is killed.
+    argv = [
+        "stdbuf",
+        "-oL",
+        "qemu-io",
+        "--object",
+        f"secret,id=chap,file=/dev/fd/{reading}",
+        *(["-r"] if read_only else []),
+    ]
     process = subprocess.Popen(
         [*argv, qemu_image(login)],
         stdin=subprocess.PIPE,

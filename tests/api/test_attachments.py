@@ -1,0 +1,1050 @@
+"""Attachments over HTTP: every precondition and every move of a status, who may, who is told what, and races."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from blockstore.config import ServiceConfig
+from blockstore.db.models import Attachment, Volume, new_id
+from blockstore.errors import InUse, InvalidConnector, SessionAlive, Unreachable
+from blockstore.service import Service
+from blockstore.states import A
+from tests.api.conftest import Hall, at_once, unknown_id
+from tests.api.test_preconditions import ALL, VOLUME_STATUSES
+from tests.conftest import Answer, Client, make_config
+from tests.scripted_target import SECRET_AS, ScriptedTarget, attaching_service, target_of
+
+CONNECTOR = {"initiator": "iqn.2026-01.test:node1", "host": "node1", "ip": "192.0.2.1", "multipath": False}
+OTHER = {**CONNECTOR, "initiator": "iqn.2026-01.test:node2", "host": "node2"}
+FOLLOWS = frozenset(
+    {
+        "available", "reserved", "attaching", "in-use", "detaching", "error", "error_extending", "error_deleting",
+        "error_restoring",
+    }
+)  # fmt: skip
+"""Statuses of a volume that give way to what its attachments say; in the others something else goes on with it."""
+WITH_ERROR = frozenset(str(status) for status in VOLUME_STATUSES if "error" in status)
+
+Ask = Callable[[Client, str, str], Answer]
+"""Asked with the volume's and an attachment's id."""
+
+
+def reserve(client: Client, volume: str, **more: Any) -> Answer:
+    return client("POST", "/attachments", {"attachment": {"volume_uuid": volume, **more}})
+
+
+def connect(client: Client, attachment: str, connector: Any = CONNECTOR, **kw: Any) -> Answer:
+    return client("PUT", f"/attachments/{attachment}", {"attachment": {"connector": connector}}, **kw)
+
+
+def complete(client: Client, attachment: str, **kw: Any) -> Answer:
+    return client("POST", f"/attachments/{attachment}/action", {"os-complete": {}}, **kw)
+
+
+def remove(client: Client, attachment: str, **kw: Any) -> Answer:
+    return client("DELETE", f"/attachments/{attachment}", **kw)
+
+
+def shown(client: Client, attachment: str) -> dict[str, Any]:
+    return dict(client.get(f"/attachments/{attachment}")["attachment"])
+
+
+def attached(client: Client, hall: Hall, **more: Any) -> tuple[str, str]:
+    """Return a volume and its attachment, exported and completed as clients do it."""
+    volume = hall.volume(client)
+    made = reserve(client, volume, connector=CONNECTOR, **more)
+    assert made.status == 200, made.body
+    attachment = made.json["attachment"]["id"]
+    assert complete(client, attachment).status == 204
+    return volume, attachment
+
+
+# --- which status allows what ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One call, and what the status of the volume must be for it."""
+
+    ask: Ask
+    allowed: frozenset[str]
+    becomes: str
+    """Where the volume goes from the statuses in ``gives_way``; from the others it does not move."""
+    gives_way: frozenset[str] = ALL
+    attach_status: str
+    attachment: str | None
+    present: str | None = None
+    """Status of an attachment that is there before."""
+    code: int = 400
+    multiattach: bool = False
+    instance: str | None = None
+
+
+SERVER = "5" * 8 + "-5555-4555-8555-" + "5" * 12
+STEPS: dict[str, Step] = {
+    "POST": Step(
+        ask=lambda client, volume, _: reserve(client, volume, instance_uuid=SERVER),
+        allowed=frozenset({"available", "downloading"}),
+        becomes="reserved",
+        attach_status="detached",
+        attachment="reserved",
+    ),
+    "POST with a connector": Step(
+        ask=lambda client, volume, _: reserve(client, volume, connector=CONNECTOR),
+        allowed=frozenset({"available", "downloading"}),
+        becomes="attaching",
+        attach_status="attaching",
+        attachment="attaching",
+    ),
+    "POST, multiattach": Step(
+        ask=lambda client, volume, _: reserve(client, volume, instance_uuid=SERVER),
+        allowed=frozenset({"available", "downloading", "in-use"}),
+        becomes="reserved",
+        attach_status="detached",
+        attachment="reserved",
+        multiattach=True,
+    ),
+    "POST for the same server": Step(
+        ask=lambda client, volume, _: reserve(client, volume, instance_uuid=SERVER),
+        allowed=frozenset({"available", "downloading", "in-use", "reserved"}),
+        becomes="reserved",
+        gives_way=frozenset({"available", "downloading"}),
+        attach_status="detached",
+        attachment="reserved",
+        present="reserved",
+        instance=SERVER,
+    ),
+    "PUT": Step(
+        ask=lambda client, _, attachment: connect(client, attachment),
+        allowed=ALL - WITH_ERROR - {"deleting", "reverting"},
+        becomes="attaching",
+        gives_way=FOLLOWS,
+        attach_status="attaching",
+        attachment="attaching",
+        present="reserved",
+        code=409,
+    ),
+    "os-complete": Step(
+        ask=lambda client, _, attachment: complete(client, attachment),
+        allowed=ALL,
+        becomes="in-use",
+        gives_way=FOLLOWS,
+        attach_status="attached",
+        attachment="attached",
+        present="reserved",
+    ),
+    "DELETE": Step(
+        ask=lambda client, _, attachment: remove(client, attachment),
+        allowed=ALL,
+        becomes="available",
+        gives_way=FOLLOWS,
+        attach_status="detached",
+        attachment=None,
+        present="reserved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_statuses_of_the_volume(dock: Hall, name: str) -> None:
+    """What is refused names the status and changes nothing; what is allowed moves as the table says."""
+    step, client = STEPS[name], dock.member()
+    accepted = set()
+    for status in map(str, VOLUME_STATUSES):
+        volume = dock.volume(client, status=status, multiattach=step.multiattach)
+        present = [step.present] if step.present else []
+        attachment = dock.attachment(client, volume, status=step.present, instance_uuid=step.instance) if present else ""
+        before = dock.facts(volume)
+        answer = step.ask(client, volume, attachment)
+        if answer.status in (200, 204):
+            accepted.add(status)
+            client.wait_idle()
+            goes_to = step.becomes if status in step.gives_way else status
+            kept = present if step.becomes == "reserved" else []
+            made = [step.attachment] if step.attachment else []
+            assert dock.statuses(volume) == (goes_to, step.attach_status, *kept, *made), status
+            continue
+        assert (answer.status, volume in answer.message, status in answer.message) == (step.code, True, True)
+        assert dock.facts(volume) == before, status
+    assert accepted == set(step.allowed)
+
+
+ATTACHMENT_STEPS: dict[str, tuple[Ask, set[str], int]] = {
+    "PUT": (STEPS["PUT"].ask, {"reserved", "attaching", "error_attaching"}, 409),
+    "os-complete": (STEPS["os-complete"].ask, {"reserved", "attaching", "attached"}, 400),
+    "DELETE": (STEPS["DELETE"].ask, {str(status) for status in A} - {"disconnecting"}, 409),
+}
+
+
+@pytest.mark.parametrize("name", ATTACHMENT_STEPS)
+def test_statuses_of_the_attachment(dock: Hall, name: str) -> None:
+    ask, allowed, code = ATTACHMENT_STEPS[name]
+    client = dock.member()
+    accepted = set()
+    for status in map(str, A):
+        volume = dock.volume(client, status="reserved")
+        attachment = dock.attachment(client, volume, status=status)
+        before = dock.facts(volume)
+        answer = ask(client, volume, attachment)
+        if answer.status in (200, 204):
+            accepted.add(status)
+            client.wait_idle()
+        else:
+            assert (answer.status, attachment in answer.message) == (code, True), answer.body
+            assert dock.facts(volume) == before
+    assert accepted == allowed
+
+
+def test_the_whole_way(dock: Hall) -> None:
+    """As Nova goes it: reserve, connect, complete, delete; with both statuses of the volume at each step."""
+    client = dock.member()
+    volume = dock.volume(client)
+    made = reserve(client, volume, instance_uuid=SERVER).json["attachment"]
+    assert made == {
+        "id": made["id"],
+        "status": "reserved",
+        "instance": SERVER,
+        "volume_id": volume,
+        "attached_at": "",
+        "detached_at": "",
+        "attach_mode": "null",
+        "connection_info": {},
+    }
+    assert dock.statuses(volume) == ("reserved", "detached", "reserved")
+    put = connect(client, made["id"], {**CONNECTOR, "mountpoint": "/dev/vdb"})
+    assert (put.status, put.json["attachment"]["status"]) == (200, "attaching")
+    assert put.json["attachment"]["connection_info"] == {
+        "driver_volume_type": "iscsi",
+        "target_iqn": f"iqn.2026-01.test:{made['id']}",
+        "target_lun": 1,
+        "auth_username": "u",
+        SECRET_AS: put.json["attachment"]["connection_info"][SECRET_AS],
+        "attachment_id": made["id"],
+        "volume_id": volume,
+        "access_mode": "rw",
+        "qos_specs": None,
+        "encrypted": False,
+        "cacheable": False,
+        "enforce_multipath": False,
+    }
+    assert dock.statuses(volume) == ("attaching", "attaching", "attaching")
+    assert client.get(f"/volumes/{volume}")["volume"]["attachments"] == []
+    assert complete(client, made["id"]).body == b""
+    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    (seen,) = client.get(f"/volumes/{volume}")["volume"]["attachments"]
+    assert seen == {
+        "id": volume,
+        "attachment_id": made["id"],
+        "volume_id": volume,
+        "server_id": SERVER,
+        "host_name": None,
+        "device": "/dev/vdb",
+        "attached_at": seen["attached_at"],
+    }
+    when = shown(client, made["id"])["attached_at"]
+    assert when
+    assert seen["attached_at"] == when
+    assert complete(client, made["id"]).status == 204
+    assert shown(client, made["id"])["attached_at"] == when
+    service = {"X-Service-Roles": "service"}
+    assert remove(client, made["id"], **service).json == {"attachments": []}
+    assert dock.statuses(volume) == ("available", "detached")
+    assert client("GET", f"/attachments/{made['id']}").status == 404
+    assert made["id"] not in dock.target.exports
+
+
+# --- microversions -----------------------------------------------------------------------------------------
+
+
+def test_mode_is_unknown_before_3_54(dock: Hall) -> None:
+    client = dock.member()
+    volume = dock.volume(client)
+    body = {"attachment": {"volume_uuid": volume, "mode": "ro"}}
+    refused = client("POST", "/attachments", body, version="3.53")
+    assert (refused.status, "mode" in refused.message) == (400, True)
+    assert dock.statuses(volume) == ("available", "detached")
+    assert client("POST", "/attachments", body, version="3.54").json["attachment"]["attach_mode"] == "ro"
+
+
+def test_attachments_begin_with_3_27_and_their_completion_with_3_44(dock: Hall) -> None:
+    client = dock.member()
+    volume = dock.volume(client)
+    body = {"attachment": {"volume_uuid": volume}}
+    assert client("POST", "/attachments", body, version="3.26").status == 404
+    made = client("POST", "/attachments", body, version="3.27")
+    assert made.status == 200
+    attachment = made.json["attachment"]["id"]
+    assert complete(client, attachment, version="3.43").status == 404
+    assert complete(client, attachment, version="3.44").status == 204
+    for method in ("GET", "DELETE"):
+        assert client(method, f"/attachments/{attachment}", version="3.26").status == 404
+    assert connect(client, attachment, version="3.26").status == 404
+    assert client("GET", "/attachments", version="3.26").status == 404
+    assert client("DELETE", f"/attachments/{attachment}", version="3.27").status == 200
+
+
+# --- connectors and modes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("connector", "words"),
+    [
+        ({}, "0 keys; 1 to 100 are allowed"),
+        (None, "connector"),
+        ("iqn", "It must be an object."),
+        ({"host": "node1"}, "The connector must have 'initiator'"),
+        ({"initiator": ""}, "The connector must have 'initiator'"),
+        ({"initiator": 7}, "The connector must have 'initiator'"),
+        ({"initiator": ["iqn"]}, "The connector must have 'initiator'"),
+        ({"initiator": "iqn", "mode": "wo"}, "It must be one of rw, ro."),
+        ({"initiator": "x" * 4097}, "4097 characters"),
+        ({"initiator": "a\0b"}, "the character NUL"),
+        ({"initiator": "iqn", "wwpns": [{"a": 1}]}, "It must be a plain value or a list of such."),
+        ({"initiator": "iqn", "a": {"b": 1}}, "It must be a plain value or a list of such."),
+        ({**{f"k{n}": 1 for n in range(100)}, "initiator": "iqn"}, "101 keys; "),
+        ({"initiator": "iqn", "attach_local": True}, "attach_local is for administrators"),
+    ],
+)
+def test_a_connector_that_cannot_work_changes_nothing(dock: Hall, connector: Any, words: str) -> None:
+    client = dock.member()
+    volume = dock.volume(client, status="reserved")
+    attachment = dock.attachment(client, volume)
+    free = dock.volume(client)
+    before = dock.facts(volume), dock.facts(free)
+    answer = connect(client, attachment, connector)
+    assert (answer.status, words in answer.message) == (400, True), answer.message
+    if connector:  # without one, POST reserves
+        answer = reserve(client, free, connector=connector)
+        assert (answer.status, words in answer.message) == (400, True), answer.message
+    assert (dock.facts(volume), dock.facts(free)) == before
+    assert dock.target.asked == []
+
+
+@pytest.mark.parametrize("connector", [None, {}])
+def test_without_a_connector_it_is_only_reserved(dock: Hall, connector: Any) -> None:
+    client = dock.member()
+    volume = dock.volume(client)
+    assert reserve(client, volume, connector=connector).json["attachment"]["status"] == "reserved"
+
+
+def test_the_server_may_be_left_out_and_is_not_null(dock: Hall) -> None:
+    client = dock.member()
+    volume = dock.volume(client)
+    assert reserve(client, volume, instance_uuid=None).status == 400
+    assert reserve(client, volume, instance_uuid="not-a-uuid").status == 400
+    assert reserve(client, volume).json["attachment"]["instance"] is None
+
+
+@pytest.mark.parametrize(
+    ("readonly", "mode", "of_connector", "becomes"),
+    [
+        (None, None, None, "rw"),
+        (None, None, "ro", "ro"),
+        (None, "ro", None, "ro"),
+        (None, "ro", "rw", "ro"),
+        (None, "rw", "ro", "rw"),
+        ("False", None, None, "rw"),
+        ("True", None, None, "ro"),
+        ("True", "ro", None, "ro"),
+        ("True", None, "ro", "ro"),
+        ("True", "rw", None, None),
+        ("True", None, "rw", None),
+    ],
+)
+def test_modes(
+    dock: Hall, readonly: str | None, mode: str | None, of_connector: str | None, becomes: str | None
+) -> None:
+    """None: refused, because the volume may only be read."""
+    client = dock.member()
+    volume = dock.volume(client, admin_metadata={"readonly": readonly} if readonly else {})
+    before = dock.facts(volume)
+    asked = {"mode": mode} if mode else {}
+    connector = {**CONNECTOR, **({"mode": of_connector} if of_connector else {})}
+    answer = reserve(client, volume, connector=connector, **asked)
+    if becomes is None:
+        assert (answer.status, "it is read-only" in answer.message) == (400, True)
+        assert dock.facts(volume) == before
+        return
+    made = answer.json["attachment"]
+    assert (made["attach_mode"], made["connection_info"]["access_mode"]) == (becomes, becomes)
+    assert dock.target.exports[made["id"]].read_only == (becomes == "ro")
+
+
+def test_a_volume_on_no_pool_is_not_connected(dock: Hall) -> None:
+    client = dock.member()
+    volume = dock.volume(client, host=None)
+    answer = reserve(client, volume, connector=CONNECTOR)
+    assert (answer.status, "has not been placed on a pool" in answer.message) == (400, True)
+    assert dock.statuses(volume) == ("available", "detached")
+
+
+# --- several attachments -----------------------------------------------------------------------------------
+
+
+def test_a_volume_that_is_connected_is_not_connected_again(dock: Hall) -> None:
+    client = dock.member()
+    volume, _ = attached(client, dock)
+    second = dock.attachment(client, volume)
+    before = dock.facts(volume)
+    answer = connect(client, second, OTHER)
+    assert (answer.status, "is connected already. It is taken." in answer.message) == (409, True)
+    assert dock.facts(volume) == before
+
+
+def test_two_attachments_of_a_multiattach_volume(dock: Hall) -> None:
+    """The volume goes by the alphabetically first of what its attachments say."""
+    client = dock.member()
+    volume = dock.volume(client, multiattach=True)
+    first, second = (new_id() for _ in range(2))
+    one = reserve(client, volume, instance_uuid=first, connector=CONNECTOR).json["attachment"]["id"]
+    assert complete(client, one).status == 204
+    other = reserve(client, volume, instance_uuid=second).json["attachment"]["id"]
+    assert dock.statuses(volume) == ("reserved", "attached", "attached", "reserved")
+    assert connect(client, other, OTHER).status == 200
+    assert dock.statuses(volume) == ("in-use", "attached", "attached", "attaching")
+    assert len(client.get(f"/volumes/{volume}")["volume"]["attachments"]) == 1
+    assert complete(client, other).status == 204
+    assert len(client.get(f"/volumes/{volume}")["volume"]["attachments"]) == 2
+    admin = dock.admin()
+    left = remove(admin, one)
+    assert [item["id"] for item in left.json["attachments"]] == [other]
+    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    third = reserve(client, volume, instance_uuid=first).json["attachment"]["id"]
+    assert remove(admin, other).status == 200
+    assert dock.statuses(volume) == ("reserved", "reserved", "reserved")
+    assert remove(client, third).json == {"attachments": []}
+    assert dock.statuses(volume) == ("available", "detached")
+    assert not dock.target.exports
+
+
+def test_a_migrating_volume_does_not_become_available(dock: Hall) -> None:
+    client = dock.admin()
+    for migration, after in (("migrating", "reserved"), ("starting", "reserved"), ("success", "available")):
+        volume = dock.volume(client, status="reserved", migration_status=migration)
+        attachment = dock.attachment(client, volume)
+        assert remove(client, attachment).status == 200
+        assert dock.statuses(volume) == (after, "detached")
+
+
+def test_a_multiattach_volume_comes_from_a_multiattach_type_and_needs_the_policy(
+    dock: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blockstore import policies
+
+    name = unknown_id()
+    kind = {"name": name, "extra_specs": {"multiattach": "<is> True"}}
+    assert dock.admin()("POST", "/types", {"volume_type": kind}).status == 200
+    member = dock.member()
+    body = {"volume": {"size": 1, "volume_type": name}}
+    made = member("POST", "/volumes", body)
+    assert (made.status, made.json["volume"]["multiattach"]) == (202, True)
+    assert member("POST", "/volumes", {"volume": {"size": 1}}).json["volume"]["multiattach"] is False
+    monkeypatch.setattr(policies, "RULES", {**policies.RULES, "volume:multiattach": policies.Level.ADMIN})
+    refused = member("POST", "/volumes", body)
+    assert (refused.status, refused.message) == (403, "Policy doesn't allow volume:multiattach to be performed.")
+    member.wait_idle()
+
+
+def test_a_second_use_of_a_bootable_volume_needs_the_policy(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockstore import policies
+
+    rule = "volume:multiattach_bootable_volume"
+    monkeypatch.setattr(policies, "RULES", {**policies.RULES, rule: policies.Level.ADMIN})
+    member = dock.member()
+    admin = dock.admin(member.headers["X-Project-Id"])
+    volume = dock.volume(member, multiattach=True, bootable=True)
+    assert reserve(member, volume).status == 200
+    used = dock.volume(member, multiattach=True, bootable=True, status="in-use", attach_status="attached")
+    before = dock.facts(used)
+    refused = reserve(member, used)
+    assert (refused.status, refused.message) == (403, f"Policy doesn't allow {rule} to be performed.")
+    assert dock.facts(used) == before
+    assert reserve(admin, used).status == 200
+
+
+def test_a_server_that_is_migrated_has_the_volume_twice(dock: Hall) -> None:
+    """The same server reserves again, connects from its other host, and gives the old attachment up."""
+    client = dock.admin()
+    volume, source = attached(client, dock, instance_uuid=SERVER)
+    assert reserve(client, volume, instance_uuid=unknown_id()).status == 400
+    assert reserve(client, volume).status == 400
+    again = reserve(client, volume, instance_uuid=SERVER)
+    assert again.status == 200
+    destination = again.json["attachment"]["id"]
+    assert dock.statuses(volume) == ("in-use", "attached", "attached", "reserved")
+    same_host = connect(client, destination, CONNECTOR)
+    assert (same_host.status, "is connected already" in same_host.message) == (409, True)
+    assert connect(client, destination, OTHER).status == 200
+    assert dock.statuses(volume) == ("in-use", "attached", "attached", "attaching")
+    assert set(dock.target.exports) == {source, destination}
+    assert complete(client, destination).status == 204
+    assert remove(client, source).status == 200
+    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert set(dock.target.exports) == {destination}
+
+
+# --- races -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_connector", [False, True])
+@pytest.mark.parametrize("role", ["admin", "member"])
+def test_of_twenty_that_want_one_volume_one_wins(dock: Hall, role: str, with_connector: bool) -> None:
+    """To administrators it is said who holds it; to members that it is taken."""
+    owner = dock.member()
+    project = owner.headers["X-Project-Id"]
+    volume = dock.volume(owner)
+    clients = [getattr(dock, role)(project) for _ in range(20)]
+    more = {"connector": CONNECTOR} if with_connector else {}
+    servers = [new_id() for _ in clients]
+    answers = at_once(20, lambda n: reserve(clients[n], volume, instance_uuid=servers[n], **more))
+    won = [answer for answer in answers if answer.status == 200]
+    lost = [answer for answer in answers if answer.status == 400]
+    assert (len(won), len(lost)) == (1, 19), [answer.status for answer in answers]
+    held = won[0].json["attachment"]
+    for answer in lost:
+        if role == "admin":
+            assert f"It is held by attachment {held['id']} (server {held['instance']}, host " in answer.message
+        else:
+            assert answer.message.endswith("It is taken.")
+            assert held["id"] not in answer.message
+            assert held["instance"] not in answer.message
+    assert len(dock.statuses(volume)) == 3
+
+
+def test_connecting_completing_and_deleting_at_once_is_never_a_500(dock: Hall) -> None:
+    """Every one of them is answered in the form of the wire, and nothing is left over."""
+    client = dock.admin()
+    for _ in range(15):
+        volume = dock.volume(client)
+        attachment = reserve(client, volume).json["attachment"]["id"]
+        asks: list[Callable[[], Answer]] = [
+            lambda a=attachment: connect(dock.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: connect(dock.admin(), a, OTHER),  # type: ignore[misc]
+            lambda a=attachment: complete(dock.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: remove(dock.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: remove(dock.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: dock.admin()("GET", f"/attachments/{a}"),  # type: ignore[misc]
+            lambda a=attachment: dock.admin()("GET", "/attachments/detail?all_tenants=1"),  # type: ignore[misc]
+        ]
+        answers = at_once(len(asks), lambda n, asks=asks: asks[n]())  # type: ignore[misc]
+        assert {answer.status for answer in answers} <= {200, 204, 400, 404, 409}, [a.body for a in answers]
+        client.wait_idle()
+        if client("GET", f"/attachments/{attachment}").status == 200:
+            assert remove(client, attachment).status == 200
+        assert dock.statuses(volume) == ("available", "detached")
+        assert attachment not in dock.target.exports
+
+
+def test_of_many_deletes_one_wins(dock: Hall) -> None:
+    client = dock.admin()
+    volume, attachment = attached(client, dock)
+    statuses = sorted(answer.status for answer in at_once(8, lambda _: remove(dock.admin(), attachment)))
+    assert statuses.count(200) == 1
+    assert set(statuses) <= {200, 404, 409}
+    assert dock.target.asked.count(("withdraw", attachment)) == 1
+    assert dock.statuses(volume) == ("available", "detached")
+
+
+# --- CVE-2023-2088 -----------------------------------------------------------------------------------------
+
+HELD = ("attaching", "attached", "connecting", "error_detaching")
+
+
+@pytest.mark.parametrize("status", HELD)
+def test_a_member_cannot_take_a_disk_away_under_a_server(dock: Hall, status: str) -> None:
+    member = dock.member()
+    volume = dock.volume(member, status="in-use", attach_status="attached")
+    attachment = dock.attachment(member, volume, status=status, instance_uuid=SERVER)
+    before = dock.facts(volume)
+    for roles in ("member,reader", "member", "service,member"):  # a user who calls himself a service is none
+        answer = remove(Client(dock.service, **{**member.headers, "X-Roles": roles}), attachment)
+        assert (answer.status, SERVER in answer.message) == (409, True)
+        assert "conflictingRequest" in answer.json
+    for word in ("", "member", "servicex", "reader,admin"):
+        assert remove(member, attachment, **{"X-Service-Roles": word}).status == 409
+    assert dock.facts(volume) == before
+
+
+@pytest.mark.parametrize("who", ["service", "admin"])
+def test_the_server_s_own_service_and_administrators_may(dock: Hall, who: str) -> None:
+    member = dock.member()
+    volume, attachment = attached(member, dock, instance_uuid=SERVER)
+    assert remove(member, attachment).status == 409
+    answer = (
+        remove(member, attachment, **{"X-Service-Roles": "reader,service"})
+        if who == "service"
+        else remove(dock.admin(), attachment)
+    )
+    assert (answer.status, answer.json) == (200, {"attachments": []})
+    assert dock.statuses(volume) == ("available", "detached")
+    assert not dock.target.exports
+
+
+@pytest.mark.parametrize(
+    ("status", "instance"),
+    [("reserved", SERVER), ("error_attaching", SERVER), ("attached", None), ("attaching", None)],
+)
+def test_a_member_may_delete_what_no_server_uses(dock: Hall, status: str, instance: str | None) -> None:
+    member = dock.member()
+    volume = dock.volume(member, status="reserved")
+    attachment = dock.attachment(member, volume, status=status, instance_uuid=instance)
+    assert remove(member, attachment).status == 200
+    assert dock.statuses(volume) == ("available", "detached")
+
+
+# --- secrets -----------------------------------------------------------------------------------------------
+
+
+def test_the_secret_is_told_to_those_who_may_connect_and_nowhere_else(
+    dock: Hall, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    member = dock.member()
+    project = member.headers["X-Project-Id"]
+    reader, admin = dock.reader(project), dock.admin(project)
+    secrets = {}
+    for connector in (CONNECTOR, OTHER):
+        made = reserve(member, dock.volume(member), connector=connector).json["attachment"]
+        secrets[made["id"]] = made["connection_info"][SECRET_AS]
+    first, second = secrets
+    for secret in secrets.values():
+        assert len(secret) == 16
+        assert secret.isalnum()
+    assert secrets[first] != secrets[second]
+    assert dock.target.exports[first].secret == secrets[first]
+    for client in (member, admin):
+        assert shown(client, first)["connection_info"][SECRET_AS] == secrets[first]
+    told = shown(reader, first)["connection_info"]
+    assert SECRET_AS not in told
+    assert told["auth_username"] == "u"
+    complete(member, first)
+    replies = [
+        *(
+            client("GET", path).body
+            for client in (member, reader, admin)
+            for path in (
+                "/attachments",
+                "/attachments/detail",
+                "/attachments/detail?all_tenants=1",
+                "/volumes/detail",
+                "/messages",
+            )
+        ),
+        reader("GET", f"/attachments/{first}").body,
+        remove(admin, second).body,
+    ]
+    assert all(first.encode() in reply for reply in replies[1:2])
+    other = member("GET", f"/attachments/{first}").body
+    dock.target.fail["withdraw"] = SessionAlive("The session of node1 is still there.")
+    replies.append(remove(admin, first).body)
+    places = {
+        "replies": b"".join(replies),
+        "another attachment's reply": other.replace(secrets[first].encode(), b""),
+        "logs": caplog.text.encode() + "".join(str(r.__dict__) for r in caplog.records).encode(),
+        "rows": repr(dock.contents()).encode(),
+    }
+    if dock.db.path is not None:
+        for name in ("", "-wal"):
+            places[f"database file{name}"] = Path(f"{dock.db.path}{name}").read_bytes()
+    for place, content in places.items():
+        assert content, place
+        for secret in secrets.values():
+            assert secret.encode() not in content, place
+
+
+def test_a_target_without_a_secret_tells_none(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dock.target, "secret_as", "")
+    member = dock.member()
+    made = reserve(member, dock.volume(member), connector=CONNECTOR).json["attachment"]
+    assert SECRET_AS not in made["connection_info"]
+    assert dock.target.exports[made["id"]].secret.encode() not in member("GET", f"/attachments/{made['id']}").body
+
+
+def test_the_host_of_a_server_is_for_administrators_and_services(dock: Hall) -> None:
+    member = dock.member()
+    project = member.headers["X-Project-Id"]
+    volume, _ = attached(member, dock, instance_uuid=SERVER)
+
+    def host(client: Client, **headers: str) -> Any:
+        (one,) = client.get(f"/volumes/{volume}", **headers)["volume"]["attachments"]
+        (of_all,) = client.get("/volumes/detail", **headers)["volumes"][0]["attachments"]
+        assert one == of_all
+        return one["host_name"]
+
+    assert host(member) is None
+    assert host(dock.reader(project)) is None
+    assert host(dock.admin(project)) == "node1"
+    assert host(member, **{"X-Service-Roles": "service"}) == "node1"
+    for client, path in ((member, "/attachments"), (dock.reader(project), "/attachments/detail")):
+        assert b"node1" not in client("GET", path).body
+
+
+# --- the walls between projects ----------------------------------------------------------------------------
+
+
+def test_an_attachment_of_others_is_answered_as_one_that_is_not_there(dock: Hall) -> None:
+    owner, stranger = dock.member(), dock.member()
+    volume, attachment = attached(owner, dock)
+    hidden = dock.attachment(stranger, dock.volume(stranger), legacy=True, status="attaching")
+    absent = unknown_id()
+    before = dock.facts(volume)
+    for ask in (
+        lambda a: stranger("GET", f"/attachments/{a}"),
+        lambda a: connect(stranger, a),
+        lambda a: complete(stranger, a),
+        lambda a: remove(stranger, a, **{"X-Service-Roles": "service"}),
+    ):
+        expected = ask(absent)
+        assert expected.status == 404
+        assert (
+            expected.message == f"Volume attachment could not be found with filter: attachment_id = {absent}."
+        )
+        for there in (attachment, hidden):
+            answer = ask(there)
+            assert answer.status == 404
+            assert answer.body.replace(there.encode(), absent.encode()) == expected.body
+    assert dock.facts(volume) == before
+    assert stranger("GET", "/attachments/x").status == 404
+
+
+# --- targets that fail -------------------------------------------------------------------------------------
+
+
+def test_an_export_that_fails_is_told_and_can_be_tried_again(dock: Hall) -> None:
+    member = dock.member()
+    volume = dock.volume(member)
+    dock.target.fail["export"] = Unreachable("The target's daemon does not answer.")
+    answer = reserve(member, volume, instance_uuid=SERVER, connector=CONNECTOR)
+    assert (answer.status, "serviceUnavailable" in answer.json) == (503, True)
+    assert answer.message.endswith("is error_attaching: The target's daemon does not answer.")
+    ((attachment,),) = [[item["id"] for item in member.get("/attachments")["attachments"]]]
+    assert dock.statuses(volume) == ("reserved", "detached", "error_attaching")
+    assert shown(member, attachment)["connection_info"] == {}
+    (message,) = member.get("/messages")["messages"]
+    assert message["user_message"] == "attach volume: The target's daemon does not answer."
+    assert (message["resource_type"], message["resource_uuid"]) == ("ATTACHMENT", attachment)
+    again = connect(member, attachment)
+    assert (again.status, dock.statuses(volume)) == (503, ("reserved", "detached", "error_attaching"))
+    dock.target.fail.clear()
+    again = connect(member, attachment)
+    assert (again.status, again.json["attachment"]["status"]) == (200, "attaching")
+    assert dock.statuses(volume) == ("attaching", "attaching", "attaching")
+
+
+def test_a_withdrawal_that_fails_keeps_the_volume_in_use(dock: Hall) -> None:
+    """Somebody may still read and write, so nobody else may have it, until the comparison has ended the session."""
+    member, admin = dock.member(), dock.admin()
+    volume, attachment = attached(member, dock)
+    dock.target.fail["withdraw"] = SessionAlive("The session of node1 does not end.")
+    answer = remove(member, attachment)
+    assert answer.status == 503
+    assert answer.message.endswith("is error_detaching: The session of node1 does not end.")
+    assert dock.statuses(volume) == ("in-use", "attached", "error_detaching")
+    assert reserve(member, volume).status == 400
+    assert member("DELETE", f"/volumes/{volume}").status == 400
+    assert admin("DELETE", f"/volumes/{volume}?force=true").status == 400
+    assert member.get("/messages")["messages"][0]["user_message"] == "detach volume: The session of node1 does not end."
+    dock.service.exports.compare(dock.service.backends)
+    assert dock.statuses(volume) == ("in-use", "attached", "error_detaching")
+    dock.target.fail.clear()
+    dock.service.exports.compare(dock.service.backends)
+    member.wait_idle()
+    assert dock.statuses(volume) == ("available", "detached")
+    assert attachment not in dock.target.exports
+
+
+def test_a_withdrawal_that_failed_can_be_asked_for_again(dock: Hall) -> None:
+    member = dock.member()
+    volume, attachment = attached(member, dock)
+    dock.target.fail["withdraw"] = SessionAlive("no")
+    assert [remove(member, attachment).status for _ in range(2)] == [503, 503]
+    dock.target.fail.clear()
+    assert remove(member, attachment).status == 200
+    assert dock.statuses(volume) == ("available", "detached")
+
+
+@pytest.mark.parametrize("status", ["attaching", "attached"])
+def test_what_is_held_on_this_node_stays_attached(dock: Hall, status: str) -> None:
+    member = dock.member()
+    volume = dock.volume(member)
+    attachment = reserve(member, volume, connector=CONNECTOR).json["attachment"]["id"]
+    if status == "attached":
+        complete(member, attachment)
+    before = dock.statuses(volume)
+    dock.target.fail["withdraw"] = InUse("/dev/x is still in use on this node, by qemu (7).")
+    answer = remove(member, attachment)
+    assert (answer.status, "conflictingRequest" in answer.json) == (409, True)
+    assert answer.message.endswith(f"is {status}: /dev/x is still in use on this node, by qemu (7).")
+    assert dock.statuses(volume) == before
+    assert attachment in dock.target.exports
+    dock.target.fail.clear()
+    assert remove(member, attachment).status == 200
+
+
+def test_a_connector_that_the_target_refuses_late_is_told(dock: Hall) -> None:
+    member = dock.member()
+    volume = dock.volume(member)
+    dock.target.fail["export"] = InvalidConnector("The connector's 'initiator' is no name.")
+    answer = reserve(member, volume, connector=CONNECTOR)
+    assert (answer.status, "is no name" in answer.message) in ((503, True), (400, True))
+    assert dock.statuses(volume) == ("reserved", "detached", "error_attaching")
+
+
+def test_a_bug_in_a_target_is_told_without_its_words(dock: Hall) -> None:
+    member = dock.member()
+    dock.target.fail["export"] = RuntimeError("s3cret")
+    answer = reserve(member, dock.volume(member), connector=CONNECTOR)
+    assert (answer.status, b"s3cret" in answer.body) == (503, False)
+    assert "an internal error (RuntimeError) stopped it" in answer.message
+
+
+@pytest.fixture
+def quick_to_give_up(tmp_path: Path, database_url: str) -> Iterator[Service]:
+    """A service whose requests wait for a target for half a second only."""
+    config = make_config(tmp_path / "state", database_url, service=ServiceConfig(attach_timeout_s=0.5))
+    service = attaching_service(config, ScriptedTarget())
+    service.start()
+    yield service
+    target_of(service).calm()
+    service.stop()
+
+
+def test_a_slow_target_is_waited_for_so_long_and_goes_on(quick_to_give_up: Service) -> None:
+    api, target = Client(quick_to_give_up), target_of(quick_to_give_up)
+    volume = api.volume()["id"]
+    gate = target.gate("export")
+    began = time.monotonic()
+    answer = reserve(api, volume, connector=CONNECTOR)
+    assert 0.4 < time.monotonic() - began < 10
+    assert (answer.status, "is still connecting, and goes on; look at its status" in answer.message) == (503, True)
+    (row,) = api.get("/attachments")["attachments"]
+    assert row["status"] == "attaching"
+    assert connect(api, row["id"]).status == 409
+    assert complete(api, row["id"]).status == 400
+    gate.set()
+    api.wait_idle()
+    assert shown(api, row["id"])["connection_info"]["driver_volume_type"] == "iscsi"
+    gate = target.gate("withdraw")
+    answer = remove(api, row["id"])
+    assert (answer.status, "is still disconnecting" in answer.message) == (503, True)
+    assert shown(api, row["id"])["status"] == "detaching"
+    assert remove(api, row["id"]).status == 409
+    gate.set()
+    api.wait_idle()
+    assert api("GET", f"/attachments/{row['id']}").status == 404
+    assert api.get(f"/volumes/{volume}")["volume"]["status"] == "available"
+
+
+def test_what_is_deleted_while_it_is_connected_leaves_nothing(dock: Hall) -> None:
+    client = dock.admin()
+    volume = dock.volume(client)
+    gate = dock.target.gate("export")
+    with ThreadPoolExecutor(2) as threads:
+        connecting = threads.submit(reserve, dock.admin(), volume, connector=CONNECTOR)
+        assert dock.target.begun["export"].wait(20)
+        (row,) = client.get(f"/attachments?all_tenants=1&volume_id={volume}")["attachments"]
+        deleting = threads.submit(remove, dock.admin(), row["id"])
+        while dock.statuses(volume)[2:] == ("connecting",):
+            time.sleep(0.01)
+        gate.set()
+        assert connecting.result(30).status in (200, 404, 409)
+        assert deleting.result(30).status == 200
+    client.wait_idle()
+    assert dock.statuses(volume) == ("available", "detached")
+    assert row["id"] not in dock.target.exports
+
+
+# --- what an administrator does ----------------------------------------------------------------------------
+
+
+def test_reset_to_detached_tears_everything_down(dock: Hall) -> None:
+    member, admin = dock.member(), dock.admin()
+    volume = dock.volume(member, multiattach=True)
+    for connector in (CONNECTOR, OTHER):
+        made = reserve(member, volume, connector=connector, instance_uuid=new_id()).json["attachment"]
+        assert complete(member, made["id"]).status == 204
+    connection = admin.action(
+        f"volumes/{volume}", "os-initialize_connection", {"connector": {**CONNECTOR, "initiator": "third"}}
+    )
+    assert connection.status == 200
+    assert len(dock.target.exports) == 3
+    body = {"status": "available", "attach_status": "detached"}
+    assert admin.action(f"volumes/{volume}", "os-reset_status", body).status == 202
+    assert dock.statuses(volume) == ("available", "detached")
+    assert dock.facts(volume)[1] == []
+    assert not dock.target.exports
+    assert member("DELETE", f"/volumes/{volume}").status == 202
+
+
+def test_reset_of_the_attach_status_alone_leaves_the_status(dock: Hall) -> None:
+    member, admin = dock.member(), dock.admin()
+    volume, _ = attached(member, dock)
+    assert admin.action(f"volumes/{volume}", "os-reset_status", {"attach_status": "detached"}).status == 202
+    assert dock.statuses(volume) == ("in-use", "detached")
+    assert not dock.target.exports
+
+
+def test_reset_to_in_use_needs_attachments(dock: Hall) -> None:
+    member, admin = dock.member(), dock.admin()
+    free = dock.volume(member, status="error")
+    used, _ = attached(member, dock)
+    for volume, status in ((free, 400), (used, 202)):
+        assert admin.action(f"volumes/{volume}", "os-reset_status", {"status": "in-use"}).status == status
+
+
+def test_no_delete_of_what_is_attached(dock: Hall) -> None:
+    member, admin = dock.member(), dock.admin()
+    volume, attachment = attached(member, dock)
+    before = dock.facts(volume)
+    for answer in (
+        member("DELETE", f"/volumes/{volume}"),
+        member("DELETE", f"/volumes/{volume}?cascade=true"),
+        admin("DELETE", f"/volumes/{volume}?force=true"),
+        admin("POST", f"/volumes/{volume}/action", {"os-force_delete": {}}),
+    ):
+        assert (answer.status, "it is attached" in answer.message) == (400, True)
+    assert dock.facts(volume) == before
+    assert attachment in dock.target.exports
+
+
+def test_a_forced_delete_ends_what_is_not_yet_attached(dock: Hall) -> None:
+    """Reserved, or exported and not completed: both go with the volume, and so does the export."""
+    member, admin = dock.member(), dock.admin()
+    for connector in (None, CONNECTOR):
+        volume = dock.volume(member)
+        made = reserve(member, volume, connector=connector).json["attachment"]["id"]
+        assert member("DELETE", f"/volumes/{volume}").status == 400
+        assert admin.action(f"volumes/{volume}", "os-force_delete").status == 202
+        assert dock.facts(volume)[:2] == (None, [])
+        assert member("GET", f"/attachments/{made}").status == 404
+        assert not dock.target.exports
+
+
+def test_a_forced_delete_whose_export_does_not_end_fails_with_the_reason(dock: Hall) -> None:
+    member, admin = dock.member(), dock.admin()
+    volume = dock.volume(member)
+    attachment = reserve(member, volume, connector=CONNECTOR).json["attachment"]["id"]
+    dock.target.fail["withdraw"] = SessionAlive("The session of node1 does not end.")
+    assert admin.action(f"volumes/{volume}", "os-force_delete").status == 202
+    assert dock.statuses(volume)[0] == "error_deleting"
+    assert "The session of node1 does not end." in member.get("/messages")["messages"][0]["user_message"]
+    dock.target.fail.clear()
+    assert admin.action(f"volumes/{volume}", "os-force_delete").status == 202
+    assert dock.facts(volume)[:2] == (None, [])
+    assert attachment not in dock.target.exports
+
+
+# --- extending what is attached ----------------------------------------------------------------------------
+
+
+def test_an_attached_volume_grows_and_is_in_use_again(dock: Hall) -> None:
+    member = dock.member()
+    volume = member.volume()["id"]
+    attachment = reserve(member, volume, connector=CONNECTOR).json["attachment"]["id"]
+    assert complete(member, attachment).status == 204
+    assert member.action(f"volumes/{volume}", "os-extend", {"new_size": 2}, version="3.41").status == 400
+    assert member.action(f"volumes/{volume}", "os-extend", {"new_size": 2}, version="3.42").status == 202
+    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert member.get(f"/volumes/{volume}")["volume"]["size"] == 2
+    assert ("resize", attachment) in dock.target.asked
+
+
+def test_a_volume_that_loses_its_attachment_while_it_grows_is_available(dock: Hall) -> None:
+    client = dock.admin()
+    volume = client.volume()["id"]
+    attachment = reserve(client, volume, connector=CONNECTOR).json["attachment"]["id"]
+    complete(client, attachment)
+    gate = dock.target.gate("resize")
+    assert client("POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}}).status == 202
+    assert dock.target.begun["resize"].wait(20)
+    with ThreadPoolExecutor(1) as threads:
+        deleting = threads.submit(remove, dock.admin(), attachment)
+        while dock.statuses(volume)[2:] == ("attached",):
+            time.sleep(0.01)
+        assert dock.statuses(volume) == ("extending", "attached", "disconnecting")
+        gate.set()
+        assert deleting.result(30).status == 200
+    client.wait_idle()
+    assert dock.statuses(volume) == ("available", "detached")
+    assert client.get(f"/volumes/{volume}")["volume"]["size"] == 2
+
+
+def test_a_target_that_cannot_show_a_new_size_refuses_before_anything_is_charged(
+    tmp_path: Path, database_url: str
+) -> None:
+    target = ScriptedTarget()
+    target.can = dataclasses.replace(target.can, online_extend=False)
+    service = attaching_service(make_config(tmp_path / "state", database_url), target)
+    service.start()
+    try:
+        api = Client(service)
+        volume = api.volume()["id"]
+        attachment = reserve(api, volume, connector=CONNECTOR).json["attachment"]["id"]
+        assert complete(api, attachment).status == 204
+        used = api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"]
+        orders = service.bus.depth()
+        answer = api("POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}})
+        assert (answer.status, "cannot extend what is attached; detach it first" in answer.message) == (400, True)
+        assert service.bus.depth() == orders
+        assert api.get(f"/volumes/{volume}")["volume"]["status"] == "in-use"
+        assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == used
+        assert remove(api, attachment).status == 200
+        assert api.action(f"volumes/{volume}", "os-extend", {"new_size": 2}).status == 202
+        assert api.get(f"/volumes/{volume}")["volume"]["size"] == 2
+    finally:
+        service.stop()
+
+
+# --- looking -----------------------------------------------------------------------------------------------
+
+
+def test_a_list_whose_volume_goes_meanwhile_is_answered(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows and their volumes are looked up one after the other."""
+    from blockstore.api import listing
+
+    client = dock.member()
+    kept, gone = dock.volume(client), dock.volume(client)
+    stays, goes = (dock.attachment(client, volume) for volume in (kept, gone))
+    real = listing.page
+
+    def page(*args: Any, **kw: Any) -> Any:
+        found = real(*args, **kw)
+        with dock.db.write() as session:
+            session.execute(Attachment.__table__.delete().where(Attachment.id == goes))  # type: ignore[attr-defined]
+            session.execute(Volume.__table__.delete().where(Volume.id == gone))  # type: ignore[attr-defined]
+        return found
+
+    monkeypatch.setattr(listing, "page", page)
+    assert [item["id"] for item in client.get("/attachments/detail")["attachments"]] == [stays]
+
+
+def test_a_status_of_the_service_s_own_is_shown_in_the_wire_s_words(dock: Hall) -> None:
+    client = dock.member()
+    volume = dock.volume(client)
+    for status, word in (("connecting", "attaching"), ("disconnecting", "detaching")):
+        attachment = dock.attachment(client, volume, status=status)
+        assert shown(client, attachment)["status"] == word
+        with dock.db.write() as session:
+            session.execute(update(Attachment).where(Attachment.id == attachment).values(volume_id=volume))
+
+
+def test_threads_that_ask_for_many_volumes_at_once_all_get_theirs(dock: Hall) -> None:
+    client = dock.admin()
+    volumes = [dock.volume(client) for _ in range(16)]
+    answers = at_once(16, lambda n: reserve(dock.admin(), volumes[n], connector=CONNECTOR))
+    made = [answer.json["attachment"]["id"] for answer in answers]
+    assert set(made) <= set(dock.target.exports)
+    removed = at_once(16, lambda n: remove(dock.admin(), made[n]))
+    assert {answer.status for answer in removed} == {200}
+    assert not set(made) & set(dock.target.exports)
+    assert threading.active_count() < 200
