@@ -164,8 +164,14 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
     if isinstance(order, DisconnectAttachment):
         if order.follow:
             states.reckon(session, order.volume_id)
-    elif to in (V.AVAILABLE, V.IN_USE):
+    elif to in (V.AVAILABLE, V.IN_USE) and _status_of(session, order) == to:
         states.reckon(session, order.resource_id)
+
+
+def _status_of(session: Session, order: Order) -> str | None:
+    model: Any = states.MACHINES[order.resource_type].model
+    status: str | None = session.execute(select(model.status).where(model.id == order.resource_id)).scalar()
+    return status
 
 
 def _fail(room: Room, order: Order, exc: Exception) -> None:

@@ -243,10 +243,10 @@ def attachments_of(call: Call, volume: Volume) -> list[Attachment]:
 
 def who_holds(call: Call, volume: Volume) -> str:
     """Return the sentence for those who came too late: who holds it to an administrator, that it is taken to others."""
-    held = attachments_of(call, volume)
-    if not held:
+    if volume.status not in (V.RESERVED, V.ATTACHING, V.IN_USE, V.DETACHING):
         return ""
-    if not call.ctx.is_admin:
+    held = attachments_of(call, volume)
+    if not held or not call.ctx.is_admin:
         return "It is taken."
     row = held[0]
     server = f"server {row.instance_uuid}" if row.instance_uuid else "no server"

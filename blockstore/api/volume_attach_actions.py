@@ -140,12 +140,18 @@ def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
 def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """End an attachment and what is exported for it."""
     volume = find_volume(call, volume_id, lock=True)
+    _refuse_in_maintenance(volume)
     row = _attachment_to_end(call, volume, (body["detach"] or {}).get("attachment_id"))
     if row is None:
         states.reckon(call.session, volume_id)  # compat: nothing is attached, and that is no error
         return None
     refuse_while_a_server_uses(call, [row])
     return _when_ended([disconnect(call, row)])
+
+
+def _refuse_in_maintenance(volume: Volume) -> None:
+    if volume.status == V.MAINTENANCE:
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} is {volume.status}; it cannot be detached.")
 
 
 def _attachment_to_end(call: Call, volume: Volume, attachment_id: str | None) -> Attachment | None:
@@ -221,8 +227,7 @@ def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) ->
 def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """Tear an attachment and its export down, whatever the initiator is doing."""
     volume = find_volume(call, volume_id, lock=True)
-    if volume.status == V.MAINTENANCE:
-        raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it cannot be detached.")
+    _refuse_in_maintenance(volume)
     for rule in ("terminate_connection", "unreserve", "detach"):
         call.enforce(f"volume_extension:volume_actions:{rule}")
     ending = _exports(call, volume_id, body["detach"].get("connector"))

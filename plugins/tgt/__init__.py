@@ -60,6 +60,7 @@ _INITIATOR = re.compile(
     r"|naa\.(?:[0-9A-Fa-f]{16}|[0-9A-Fa-f]{32})"
 )
 _LONGEST_INITIATOR = 223
+_PAUSE_S = 0.005
 _WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _SECRET = re.compile(r"[A-Za-z0-9]{12,64}")
 _VOLUME = re.compile(r"volume-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
@@ -174,14 +175,15 @@ class TgtTarget(Target):
 
     def _export(self, tgtd: Tgtd, export: Export, initiator: str, discard: bool) -> None:
         made = self._known(export.id)
-        if made and (made.admitted - {initiator} or made.path not in ("", str(export.path))):
-            # Made for another initiator or path, which must not keep what it has.
+        if made and (made.admitted != {initiator} or made.path != str(export.path)):
+            # Half made, half withdrawn, or for somebody else, who must not keep a session.
             self._end(tgtd, export.id, made)
             made = None
         fresh = made is None
-        # Remembered before it is there, so that a call without an answer is no riddle.
-        made = _Made(made.tid if made else secrets.choice(_TIDS), str(export.path), frozenset({initiator}))
-        self._remember(export.id, made)
+        if made is None:
+            # Remembered before it is there, so that a call without an answer is no riddle.
+            made = _Made(secrets.choice(_TIDS), str(export.path), frozenset({initiator}))
+            self._remember(export.id, made)
         try:
             if fresh:
                 tgtd.create_target(made.tid, self._prefix + export.id)
@@ -228,9 +230,17 @@ class TgtTarget(Target):
         account = _account(export_id)
         try:
             tgtd.update_target(made.tid, "state", "offline")
+            for initiator in made.admitted:
+                # Offline is what refuses it; this says, to whoever lists the target, that the offer has ended.
+                with _unless(Code.NO_RULE):
+                    tgtd.expel(made.tid, initiator)
+            self._remember(export_id, _Made(made.tid, made.path, frozenset()))
+            self._cut(tgtd, export_id, made, deadline)
             while not self._removed(tgtd, made.tid, account):
-                # The second time on, a login that was under way has ended meanwhile: one more session to cut.
+                # A login that was under way has ended meanwhile: one more session to cut.
                 self._cut(tgtd, export_id, made, deadline)
+                _check_deadline(deadline, export_id, made)
+                time.sleep(_PAUSE_S)
         except Refused as exc:
             if exc.code != Code.NO_TARGET:
                 raise
@@ -240,8 +250,6 @@ class TgtTarget(Target):
 
     def _removed(self, tgtd: Tgtd, tid: int, account: str) -> bool:
         """Remove an offline target from the volume outwards, and say whether that was possible."""
-        if tgtd.connections(tid):
-            return False
         try:
             with _unless(Code.NO_LUN):
                 tgtd.delete_lun(tid)
@@ -258,17 +266,12 @@ class TgtTarget(Target):
         """Close the connections of an offline target, and wait until the last command has ended."""
         told: set[tuple[int, int]] = set()
         while connections := tgtd.connections(made.tid):
-            if time.monotonic() > deadline:
-                raise SessionAlive(
-                    f"{' and '.join(sorted(made.admitted))} still had {len(connections)} connection(s) to the export"
-                    f" {export_id} after {self._timeout_s:g} s: a command on the volume does not end. No new session is"
-                    " let in meanwhile. Look why the storage hangs, and detach again."
-                )
+            _check_deadline(deadline, export_id, made)
             for session, connection in connections - told:
                 with _unless(Code.NO_SESSION, Code.NO_CONNECTION):
                     tgtd.close_connection(made.tid, session, connection)
             told |= connections
-            time.sleep(0.005)
+            time.sleep(_PAUSE_S)
 
     def resize(self, export_id: str) -> None:
         """Let tgtd open the volume once more, for it looks at the size only then.
@@ -281,7 +284,8 @@ class TgtTarget(Target):
 
     def _resize(self, tgtd: Tgtd, export_id: str) -> None:
         made = self._known(export_id)
-        if made is None or not made.path:
+        if made is None or not made.path or not made.admitted:
+            # Also one that is half withdrawn, and must not come to life again.
             raise VolumeMissing(f"tgtd has no whole export {export_id}, so it cannot take notice of a new size.")
         tgtd.update_target(made.tid, "state", "offline")
         try:
@@ -428,6 +432,16 @@ def _identity(volume: str) -> str:
     serial = found[1] if found else digest[:36]
     # tgtd makes the identifier of type NAA from the hexadecimal digits of scsi_id.
     return f"scsi_id={digest[:32]},scsi_sn={serial},vendor_id=BLKSTORE,product_id=VOLUME,product_rev=1"
+
+
+def _check_deadline(deadline: float, export_id: str, made: _Made) -> None:
+    """Raise SessionAlive when it is too late."""
+    if time.monotonic() > deadline:
+        raise SessionAlive(
+            f"{' and '.join(sorted(made.admitted)) or 'An initiator'} still has a session of the export {export_id}: a"
+            " command on the volume does not end. No new session is let in meanwhile. Look why the storage hangs, and"
+            " try again."
+        )
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Op(IntEnum):
     DELETE = 1
     SHOW = 2
     BIND = 3
+    UNBIND = 4
     UPDATE = 5
 
 
@@ -223,6 +224,11 @@ class Tgtd:
         """Let an initiator of this name log in."""
         what = f"admit {initiator} to the target {tid}"
         self._call(what, Mode.TARGET, Op.BIND, tid=tid, params=f"initiator-name={initiator}")
+
+    def expel(self, tid: int, initiator: str) -> None:
+        """Let an initiator of this name log in no more; sessions that it has stay."""
+        what = f"expel {initiator} from the target {tid}"
+        self._call(what, Mode.TARGET, Op.UNBIND, tid=tid, params=f"initiator-name={initiator}")
 
     # --- accounts, which belong to the daemon and are bound to targets ---------------------------------------
 

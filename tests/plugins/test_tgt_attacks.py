@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blockstore_plugins import tgt
 
-from blockstore.errors import SessionAlive
+from blockstore.errors import SessionAlive, VolumeMissing
 
 from .initiators import CommandFailed, LoginRefused, Raw, qemu_io, start_qemu_io, tool
 from .mounts import mounted
@@ -291,8 +292,13 @@ def test_a_command_that_does_not_end_keeps_the_export_in_quarantine(rig: Rig, tm
             assert export.id in rig.target.list_exports()
             with Raw(login) as raw, pytest.raises(LoginRefused):
                 raw.login()
+            for target in (rig.target, rig.new_target()):
+                with pytest.raises(VolumeMissing):  # does not bring it to life again
+                    target.resize(export.id)
             with pytest.raises(SessionAlive):
                 rig.new_target().withdraw(export.id)
+            with pytest.raises(SessionAlive):  # nor is it offered to another one while the first has a session
+                rig.new_target().export(replace(export, connector={"initiator": OTHER}))
         finally:
             subprocess.run(["fsfreeze", "--unfreeze", point], check=True)
         rig.target.withdraw(export.id)
@@ -300,7 +306,7 @@ def test_a_command_that_does_not_end_keeps_the_export_in_quarantine(rig: Rig, tm
         assert not rig.holds(path)
 
 
-def test_after_a_quarantine_the_same_export_can_be_made_whole_again(rig: Rig) -> None:
+def test_a_target_that_an_unfinished_resize_left_offline_is_completed(rig: Rig) -> None:
     export = rig.export_of(rig.volume(b"mine"))
     rig.login_of(export)
     tgtd, tid = tgt.Tgtd.find(rig.tgtd.socket), rig.target._made[export.id].tid
