@@ -1,0 +1,45 @@
+"""The contract of targets on real LVM: every target that can export a device, lio among them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockstore_plugins.lio import LioOptions, LioTarget
+from blockstore_plugins.local import LocalOptions, LocalTarget
+from blockstore_plugins.nbd import NbdOptions, NbdTarget
+from blockstore_plugins.tgt import TgtOptions, TgtTarget
+
+from blockstore.targets.conformance import Pair, TargetConformance
+from blockstore.targets.contract import Target
+from tests.tgtd import Tgtd
+
+from .conftest import Disk, lvm_backend
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+class TestConformance(TargetConformance):
+    @pytest.fixture(params=["lio", "tgt", "nbd", "local"])
+    def pair(self, request: pytest.FixtureRequest, disk: Disk) -> Iterator[Pair]:
+        owner = uuid.uuid4().hex[:8]
+        with contextlib.ExitStack() as stack:
+            place = Path(tempfile.mkdtemp(prefix="lab-"))
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            target: Target
+            if request.param == "lio":
+                target = LioTarget("lio", LioOptions(), place / "lio", owner)
+            elif request.param == "tgt":
+                tgtd = stack.enter_context(Tgtd())
+                options = TgtOptions(portals=tgtd.portal, control_socket=str(tgtd.socket), session_timeout_s=5.0)
+                target = TgtTarget("tgt", options, place / "tgt", owner)
+            elif request.param == "nbd":
+                target = NbdTarget("nbd", NbdOptions(), place / "nbd", owner)
+            else:
+                target = LocalTarget("local", LocalOptions(), place / "local", owner)
+            yield Pair(lvm_backend(disk, "thin"), target)
