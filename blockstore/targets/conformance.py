@@ -52,6 +52,8 @@ PATIENCE_S = 10.0
 HOLDS_S: Sequence[float] = (2.0, 10.0, 60.0)
 """How long an initiator waits before it uses its old session; longer, when the machine is so slow that it did so
 before its export was withdrawn."""
+LATE_S = 6.0
+"""How long after that it tries; one that was cut off would do so for ever."""
 
 MARK = 0xEE
 """The byte of what no old session may ever read."""
@@ -223,7 +225,7 @@ class PairBench(Bench):
             began = time.monotonic()
             do = partial(self.host.do, made.told, f"sleep {seconds * 1000:.0f}", command, write=write)
             with ThreadPoolExecutor(1) as threads:
-                session = threads.submit(do, timeout_s=seconds + PATIENCE_S)
+                session = threads.submit(do, timeout_s=seconds + LATE_S)
                 self.connected(made)
                 meanwhile(made)
                 in_time = time.monotonic() < began + seconds

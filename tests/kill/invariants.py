@@ -19,14 +19,25 @@ from blockstore.db.models import Attachment, Message, OrderRow, PoolUsage, Quota
 from blockstore.db.session import Database
 from blockstore.manager.desk import snapshot_name, volume_name
 from blockstore.orders import ExtendVolume, Order, PlaceExtension, from_stored
+from blockstore.states import A
+from blockstore.targets.contract import Target
 
 MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting"})
 """Statuses of rows whose bytes need not be on the backend: they never got there, or are half-way out."""
 MAY_BE_LARGER = frozenset({"extending", "error_extending"})
 
 
-def check(db: Database, backends: Mapping[str, Backend], *, idle: bool = True, explained: bool = True) -> None:
+def check(
+    db: Database,
+    backends: Mapping[str, Backend],
+    *,
+    targets: Mapping[str, Target] | None = None,
+    idle: bool = True,
+    explained: bool = True,
+) -> None:
     """Raise AssertionError with every disagreement.
+
+    ``targets``: looked at, too, where they are given.
 
     ``idle``: nothing waits or runs, so no order may be open. ``explained``: no administrator has set a status, so
     whatever is in error has a story.
@@ -47,7 +58,10 @@ def check(db: Database, backends: Mapping[str, Backend], *, idle: bool = True, e
         *(_reasons(rows, stored, told) if explained else ()),
         *_usage("quota", quota, _quota(rows, opened)),
         *_usage("pool", pools, _pools(rows, opened)),
+        *_attachments(rows),
     ]
+    for name, target in (targets or {}).items():
+        wrong += _exports(name, target, rows["attachment"])
     for pool, backend in backends.items():
         on_pool = {kind: [row for row in rows[kind] if row.host == pool] for kind in ("volume", "snapshot")}
         wrong += _volumes(pool, backend, on_pool["volume"])
@@ -95,6 +109,35 @@ def _reasons(rows: Mapping[str, list[Any]], stored: list[OrderRow], told: set[st
         for row in found:
             if row.status.startswith("error") and row.id not in explained:
                 yield f"{kind} {row.id} is {row.status} and nothing tells why"
+
+
+def _attachments(rows: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Volumes say what their attachments say, and who is being attached knows how."""
+    for row in rows["attachment"]:
+        if (row.status == A.ATTACHING) and row.connection is None:
+            yield f"attachment {row.id} is {row.status} and knows no connection"
+        if row.status == A.RESERVED and row.connection is not None:
+            yield f"attachment {row.id} is {row.status} and has a connection"
+    for volume in rows["volume"]:
+        seen = [row.status for row in rows["attachment"] if row.volume_id == volume.id and not row.legacy]
+        if A.ATTACHED in seen and volume.attach_status != "attached":
+            yield f"volume {volume.id} has an attachment and is {volume.attach_status}"
+        if not seen and volume.attach_status != "detached":
+            yield f"volume {volume.id} has no attachment and is {volume.attach_status}"
+        if not seen and volume.status in ("reserved", "in-use"):
+            yield f"volume {volume.id} has no attachment and is {volume.status}"
+
+
+def _exports(name: str, target: Target, rows: list[Any]) -> Iterator[str]:
+    """What is exported is what is attached, nothing less and nothing more."""
+    there = target.list_exports()
+    ours = {row.id: row.status for row in rows if row.target == name}
+    for attachment_id, status in ours.items():
+        if status in (A.ATTACHING, A.ATTACHED) and attachment_id not in there:
+            yield f"attachment {attachment_id} is {status}, and {name} does not export it"
+    for export_id in there:
+        if ours.get(export_id) not in states.EXPORTED:
+            yield f"{name} exports {export_id}, whose attachment is {ours.get(export_id, 'gone')}"
 
 
 def _usage(what: str, noted: Mapping[Any, Any], counted: Mapping[Any, Any]) -> Iterator[str]:

@@ -81,7 +81,8 @@ def scenarios() -> Sequence[str]:
     return (
         "create", "create from a snapshot", "clone", "create on the next pool", "create that nothing can take",
         "extend", "extend that nothing can take", "first snapshot", "third snapshot", "delete a snapshot", "delete",
-        "delete with cascade", "revert", "resume",
+        "delete with cascade", "revert", "attach at once", "connect", "detach", "connect the older way",
+        "disconnect the older way", "reset to detached", "delete what is reserved", "extend what is attached", "resume",
     )  # fmt: skip
 
 
