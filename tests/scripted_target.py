@@ -25,8 +25,8 @@ SECRET_AS = "auth_password"
 class ScriptedTarget(Target):
     """Exports that exist in a dictionary.
 
-    ``fail["export"] = Unreachable("...")`` makes a method raise until it is taken out again; ``gates["withdraw"]`` holds
-    it up until it is set; ``asked`` lists every call with the export's id.
+    ``fail["export"] = Unreachable("...")`` makes a method raise until it is taken out again; ``gates["withdraw"]``
+    holds it up until it is set; ``asked`` lists every call with the export's id.
     """
 
     def __init__(self, capabilities: TargetCapabilities | None = None, *, secret_as: str = SECRET_AS) -> None:

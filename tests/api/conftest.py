@@ -124,7 +124,6 @@ class Hall:
             for model in (SnapshotMetadata, Snapshot, VolumeMetadata, Volume):
                 session.execute(delete(model))
 
-
     def facts(self, volume_id: str) -> tuple[Any, ...]:
         """Return what an attachment changes: the volume, its attachments, and how many orders there are."""
         with self.db.read() as session:

@@ -163,7 +163,9 @@ def test_statuses_of_the_volume(dock: Hall, name: str) -> None:
     for status in map(str, VOLUME_STATUSES):
         volume = dock.volume(client, status=status, multiattach=step.multiattach)
         present = [step.present] if step.present else []
-        attachment = dock.attachment(client, volume, status=step.present, instance_uuid=step.instance) if present else ""
+        attachment = (
+            dock.attachment(client, volume, status=step.present, instance_uuid=step.instance) if present else ""
+        )
         before = dock.facts(volume)
         answer = step.ask(client, volume, attachment)
         if answer.status in (200, 204):
@@ -706,9 +708,7 @@ def test_an_attachment_of_others_is_answered_as_one_that_is_not_there(dock: Hall
     ):
         expected = ask(absent)
         assert expected.status == 404
-        assert (
-            expected.message == f"Volume attachment could not be found with filter: attachment_id = {absent}."
-        )
+        assert expected.message == f"Volume attachment could not be found with filter: attachment_id = {absent}."
         for there in (attachment, hidden):
             answer = ask(there)
             assert answer.status == 404

@@ -374,7 +374,9 @@ def test_a_connection_asked_for_twice_is_one(dock: Hall) -> None:
     assert terminate(client, volume).status == 202
 
 
-@pytest.mark.parametrize("connector", [{}, {"host": "x"}, "text", None, {"initiator": {"a": 1}}, {"attach_local": True}])
+@pytest.mark.parametrize(
+    "connector", [{}, {"host": "x"}, "text", None, {"initiator": {"a": 1}}, {"attach_local": True}]
+)
 def test_a_connector_that_cannot_work_makes_no_connection(dock: Hall, connector: Any) -> None:
     client = dock.member()
     volume = dock.volume(client)
@@ -551,9 +553,9 @@ def test_who_reserves_what_an_attachment_holds_is_told_so(dock: Hall, role: str)
 
 def test_of_os_reserve_and_a_new_attachment_one_wins(dock: Hall) -> None:
     client = dock.member()
+    project = client.headers["X-Project-Id"]
     for _ in range(10):
         volume = dock.volume(client)
-        project = client.headers["X-Project-Id"]
         both: list[Callable[[], Answer]] = [
             lambda v=volume: ask(dock.member(project), v, "os-reserve"),  # type: ignore[misc]
             lambda v=volume: reserve(dock.member(project), v),  # type: ignore[misc]

@@ -159,7 +159,7 @@ class TestSdk(Volumes):
         first = storage.create_attachment(volume)
         with pytest.raises(exceptions.BadRequestException, match=f"is reserved; .* held by attachment {first.id}"):
             storage.create_attachment(volume)
-        with pytest.raises(exceptions.BadRequestException, match="'host' is elsewhere.example"):
+        with pytest.raises(exceptions.BadRequestException, match=r"'host' is elsewhere\.example"):
             storage.update_attachment(first, connector={**CONNECTOR, "host": "elsewhere.example"})
         assert storage.get_attachment(first).status == "reserved"
         storage.delete_attachment(first, ignore_missing=False)

@@ -53,9 +53,8 @@ def processes(path: Path) -> Iterator[int]:
             continue
         with suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            if words[0] == b"qemu-nbd" and any(str(path).encode() in word for word in words):
-                yield int(entry.name)
-            elif any(str(path) in os.readlink(fd) for fd in (entry / "fd").iterdir()):
+            is_server = words[0] == b"qemu-nbd" and any(str(path).encode() in word for word in words)
+            if is_server or any(str(path) in str(fd.readlink()) for fd in (entry / "fd").iterdir()):
                 yield int(entry.name)
 
 
@@ -117,9 +116,7 @@ def qemu_io(connection: Connection, keys: Path, *commands: str, **how: Any) -> s
     return done.stdout
 
 
-def qemu_io_says(
-    connection: Connection, keys: Path, *commands: str, **how: Any
-) -> subprocess.CompletedProcess[str]:
+def qemu_io_says(connection: Connection, keys: Path, *commands: str, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run commands of qemu-io, whatever comes of it."""
     words = [word for command in commands for word in ("-c", command)]
     argv = ["qemu-io", *words, *qemu_words(connection, keys, **how)]
@@ -165,7 +162,9 @@ def key_file(keys: Path, identity: str, secret: str = SECRET) -> Path:
     file = directory / "keys.psk"
     line = 'echo "$ID:$(printf %s "$SECRET" | od -An -tx1 | tr -d " \\n")"'
     assert line.replace('" \\n"', "' \\n'") in str(plugin_says)
-    spelled = subprocess.run(["sh", "-c", line], env={"ID": identity, "SECRET": secret}, capture_output=True, check=True)
+    spelled = subprocess.run(
+        ["sh", "-c", line], env={"ID": identity, "SECRET": secret}, capture_output=True, check=True
+    )
     file.write_bytes(spelled.stdout)
     return file
 

@@ -296,7 +296,9 @@ def test_sessions_tell_who_is_connected(place: Path, target: NbdTarget) -> None:
         seen = target.sessions()
         assert seen.keys() == {wanted.id}
         assert len(seen[wanted.id]) == 2
-        assert all(who.startswith("127.0.0.1:" if "port" in connection.data else "a process") for who in seen[wanted.id])
+        assert all(
+            who.startswith("127.0.0.1:" if "port" in connection.data else "a process") for who in seen[wanted.id]
+        )
     target.withdraw(wanted.id)
     assert target.sessions() == {}
 
@@ -414,7 +416,10 @@ def test_a_port_that_something_else_has_is_passed_over(place: Path) -> None:
         ({"ports": "1-65536"}, r"^\[target:nbd\] ports"),
         ({"ports": "0-5"}, r"^\[target:nbd\] ports"),
         ({"socket_dir": Path("here")}, r"^\[target:nbd\] socket_dir is here; an absolute path"),
-        ({"socket_dir": Path("/" + "x" * 80)}, r"^\[target:nbd\] socket_dir must be set to a shorter path: .* 118 bytes"),
+        (
+            {"socket_dir": Path("/" + "x" * 80)},
+            r"^\[target:nbd\] socket_dir must be set to a shorter path: .* 118 bytes",
+        ),
     ],
 )
 def test_mistakes_in_the_options_are_named(options: dict[str, object], sentence: str) -> None:
