@@ -35,7 +35,7 @@ class Keyring:
         return self._derive("owner").hex()[:8]
 
     def secret(self, attachment_id: str) -> str:
-        """Return the secret of an attachment: 16 letters and digits. Raises ConfigError when the key is lost."""
+        """Return the secret of an attachment: 16 letters and digits. Raises ConfigError when the key cannot be read."""
         # A third of a base64 text at most is + and /, so that 64 bytes leave more than enough.
         text = base64.b64encode(self._derive(f"attachment {attachment_id}")).decode()
         return "".join(c for c in text if c.isalnum())[:SECRET_LENGTH]
@@ -46,10 +46,11 @@ class Keyring:
     @functools.cached_property
     def _key(self) -> bytes:
         try:
+            if not os.path.lexists(self._path):
+                self._make()
             return self._read()
-        except FileNotFoundError:
-            self._make()
-            return self._read()
+        except OSError as exc:
+            raise ConfigError(f"{self._path}, which holds the key of all secrets: {exc.strerror}.") from exc
 
     def _make(self) -> None:
         fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")

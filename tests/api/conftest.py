@@ -188,3 +188,5 @@ def dock(hall: Hall) -> Iterator[Hall]:
     yield hall
     hall.target.calm()
     hall.admin().wait_idle()
+    with hall.db.write() as session:
+        session.execute(delete(Attachment))

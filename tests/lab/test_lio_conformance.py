@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from blockstore_plugins.lio import LioOptions, LioTarget
 from blockstore_plugins.local import LocalOptions, LocalTarget
+from blockstore_plugins.lvm import LvmBackend
 from blockstore_plugins.nbd import NbdOptions, NbdTarget
 from blockstore_plugins.tgt import TgtOptions, TgtTarget
 
@@ -24,9 +25,17 @@ from .conftest import Disk, lvm_backend
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
+@pytest.fixture(scope="module")
+def backend() -> Iterator[LvmBackend]:
+    """One pool for all cases, which takes the lab seconds to make."""
+    disk = Disk(40)
+    yield lvm_backend(disk, "thin")
+    disk.close()
+
+
 class TestConformance(TargetConformance):
     @pytest.fixture(params=["lio", "tgt", "nbd", "local"])
-    def pair(self, request: pytest.FixtureRequest, disk: Disk) -> Iterator[Pair]:
+    def pair(self, request: pytest.FixtureRequest, backend: LvmBackend) -> Iterator[Pair]:
         owner = uuid.uuid4().hex[:8]
         with contextlib.ExitStack() as stack:
             place = Path(tempfile.mkdtemp(prefix="lab-"))
@@ -42,4 +51,4 @@ class TestConformance(TargetConformance):
                 target = NbdTarget("nbd", NbdOptions(), place / "nbd", owner)
             else:
                 target = LocalTarget("local", LocalOptions(), place / "local", owner)
-            yield Pair(lvm_backend(disk, "thin"), target)
+            yield Pair(backend, target)

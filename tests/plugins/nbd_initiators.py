@@ -108,6 +108,10 @@ def qemu_words(
     return [*words, f"json:{json.dumps(image)}"]
 
 
+def _mode(connection: Connection) -> tuple[str, ...]:
+    return ("-r",) if connection.data["read_only"] else ()
+
+
 def qemu_io(connection: Connection, keys: Path, *commands: str, **how: Any) -> str:
     """Run commands of qemu-io and return what it said; each must succeed."""
     done = qemu_io_says(connection, keys, *commands, **how)
@@ -119,7 +123,7 @@ def qemu_io(connection: Connection, keys: Path, *commands: str, **how: Any) -> s
 def qemu_io_says(connection: Connection, keys: Path, *commands: str, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run commands of qemu-io, whatever comes of it."""
     words = [word for command in commands for word in ("-c", command)]
-    argv = ["qemu-io", *words, *qemu_words(connection, keys, **how)]
+    argv = ["qemu-io", *_mode(connection), *words, *qemu_words(connection, keys, **how)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -127,7 +131,7 @@ class Session:
     """A qemu-io that keeps its connection and is told one command after the other."""
 
     def __init__(self, connection: Connection, keys: Path, **more: Any) -> None:
-        argv = ["qemu-io", *qemu_words(connection, keys, **more)]
+        argv = ["qemu-io", *_mode(connection), *qemu_words(connection, keys, **more)]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -1,0 +1,155 @@
+"""While a request waits for a target, others are answered: with SQLite, and one thread that answers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstore.api import waiting
+from blockstore.api.waiting import WaitingRoom
+from tests.api.conftest import Hall
+from tests.api.test_attachments import CONNECTOR, reserve, shown
+from tests.conftest import ROOT
+
+Ask = Callable[..., Any]
+
+
+# --- the room ----------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_thread_more_for_each_that_waits() -> None:
+    room, counts = WaitingRoom(4), []
+    room.set_thread_count = counts.append
+    with room.entered() as may_wait:
+        assert may_wait
+        with room.entered():
+            pass
+    assert counts == [5, 6, 5, 4]
+
+
+def test_a_bounded_number_may_wait_and_the_next_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST", 2)
+    room, counts = WaitingRoom(1), []
+    room.set_thread_count = counts.append
+    with ExitStack() as stack:
+        assert [stack.enter_context(room.entered()) for _ in range(4)] == [True, True, False, False]
+    assert counts == [2, 3, 2, 1]
+    with room.entered() as may_wait:
+        assert may_wait
+
+
+def test_a_wait_that_fails_gives_the_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST", 1)
+    room = WaitingRoom(1)
+    with pytest.raises(RuntimeError), room.entered():
+        raise RuntimeError
+    with room.entered() as may_wait:
+        assert may_wait
+
+
+def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST", 5)
+    room, counts = WaitingRoom(1), []
+    room.set_thread_count = counts.append
+    start = threading.Barrier(16)
+
+    def enter(_: int) -> None:
+        start.wait(10)
+        for _ in range(200):
+            with room.entered():
+                pass
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(enter, range(16)))
+    assert counts[-1] == 1
+    assert set(counts) <= {1, 2, 3, 4, 5, 6}
+
+
+# --- requests ----------------------------------------------------------------------------------------------
+
+
+def test_who_finds_no_room_is_told_at_once_and_the_order_goes_on(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST", 1)
+    client = dock.member()
+    project = client.headers["X-Project-Id"]
+    first, second = dock.volume(client), dock.volume(client)
+    gate = dock.target.gate("export")
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(reserve, dock.member(project), first, connector=CONNECTOR)
+        assert dock.target.begun["export"].wait(20)
+        answer = reserve(client, second, connector=CONNECTOR)
+        assert not slow.done()
+        assert (answer.status, "and goes on; look at its status" in answer.message) == (503, True)
+        gate.set()
+        assert slow.result(30).status == 200
+    client.wait_idle()
+    (row,) = client.get(f"/attachments?volume_id={second}")["attachments"]
+    assert shown(client, row["id"])["connection_info"]["driver_volume_type"] == "iscsi"
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Ask, Path]]:
+    """What asks a service of one thread in a process of its own, and the file that opens its target."""
+    state, gate = tmp_path / "state", tmp_path / "gate"
+    argv = [sys.executable, "-m", "tests.api.slow_server", str(state), str(gate)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not (state / "endpoint").exists() or not (state / "endpoint").read_text().strip():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        url = (state / "endpoint").read_text().strip()
+
+        def ask(method: str, path: str, body: Any = None) -> Any:
+            headers = {"Content-Type": "application/json", "OpenStack-API-Version": "volume 3.71"}
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(url + path, method=method, data=data, headers=headers)
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+
+        yield ask, gate
+        gate.touch()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_others_are_answered_while_several_wait_for_a_target(slow: tuple[Ask, Path]) -> None:
+    ask, gate = slow
+    volumes = [ask("POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"] for _ in range(6)]
+    while {v["status"] for v in ask("GET", "/volumes/detail")["volumes"]} != {"available"}:
+        time.sleep(0.02)
+
+    def attach(volume: str) -> Any:
+        return ask("POST", "/attachments", {"attachment": {"volume_uuid": volume, "connector": CONNECTOR}})
+
+    with ThreadPoolExecutor(6) as threads:
+        waits = [threads.submit(attach, volume) for volume in volumes]
+        while [a["status"] for a in ask("GET", "/attachments")["attachments"]] != ["attaching"] * 6:
+            time.sleep(0.02)
+        for _ in range(20):  # each of them while six wait
+            assert len(ask("GET", "/volumes")["volumes"]) == 6
+        made = ask("POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"]
+        assert ask("GET", f"/volumes/{made}")["volume"]["id"] == made
+        assert not any(wait.done() for wait in waits)
+        gate.touch()
+        for wait in waits:
+            assert wait.result(30)["attachment"]["connection_info"]["driver_volume_type"] == "iscsi"
+    assert len(ask("GET", "/attachments")["attachments"]) == 6
