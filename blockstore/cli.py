@@ -5,12 +5,13 @@ Imports what a command needs when it runs, so that ``blockstore openrc`` is quic
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -430,23 +431,45 @@ def backend_list(config: Config) -> None:
 @configured
 @click.argument("name")
 def backend_check(config: Config, name: str) -> None:
-    """Prove that a backend keeps every promise, by running the conformance suite on it.
+    """Prove that a backend and its target keep every promise, by running the conformance suites on them.
 
-    Makes and removes small volumes with names of its own; touches nothing else.
+    Makes and removes small volumes and exports with names of their own; touches nothing else.
     """
-    from blockstore.backends import conformance
+    from blockstore.backends import conformance as backends_suite
+    from blockstore.targets import conformance as targets_suite
 
-    chosen = [b for pool, b in _backends(config).items() if name in (b.name, pool)]
+    chosen = {pool: b for pool, b in _backends(config).items() if name in (b.name, pool)}
     if not chosen:
         known = ", ".join(b.name for b in config.backends)
         raise BlockstoreError(f"There is no backend {name}; configured are {known}.")
     failed = 0
-    for instance in chosen:
+    for pool, instance in chosen.items():
         instance.check()
-        results = conformance.run(instance, report=click.echo)
+        with _target_on_trial(config, pool, instance) as target:
+            target.check()
+            click.echo(f"The backend {instance.name}:")
+            results = [*backends_suite.run(instance, report=click.echo)]
+            click.echo(f"The backend {instance.name} with the target {target.name}:")
+            results += targets_suite.run(targets_suite.Pair(instance, target), report=click.echo)
         failed += sum(result.outcome == "failed" for result in results)
     click.echo(f"{failed} promises broken." if failed else "Every promise kept.")
     sys.exit(1 if failed else 0)
+
+
+@contextlib.contextmanager
+def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
+    """Give the target of a pool as an installation of its own has it, beside the one that may be serving."""
+    import secrets
+    import tempfile
+
+    from blockstore.keyring import Keyring
+    from blockstore.service import load_targets
+    from blockstore.targets import loader
+
+    keyring = Keyring(config.state_dir / "attachments.key")
+    _, serving = load_targets(config, {pool: instance}, config.state_dir, keyring)
+    with tempfile.TemporaryDirectory(prefix="check-", dir=config.state_dir) as directory:
+        yield loader.load(config.target(serving[pool]), Path(directory), f"check{secrets.token_hex(2)}")
 
 
 def _backends(config: Config) -> dict[str, Any]:

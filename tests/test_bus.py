@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from blockstore import bus as bus_module
-from blockstore.bus import Bus
+from blockstore.bus import Bus, Expectation
 from blockstore.orders import (
     CreateVolume,
     DeleteVolume,
@@ -307,3 +307,130 @@ def test_an_order_that_follows_sorts_behind_it_and_before_any_later_one() -> Non
     third = following_id(second)
     assert first < second < third < new_order_id()
     assert len(third) <= 40
+
+
+# --- expectations ------------------------------------------------------------------------------------------
+
+
+def test_who_expects_orders_hears_of_the_end_of_all_of_them(opened: Open) -> None:
+    gates = {name: threading.Event() for name in "ab"}
+    bus = opened(lambda order: gates[order.volume_id].wait(10))
+    orders = [order(volume_id=name) for name in "ab"]
+    with bus.expecting([o.order_id for o in orders]) as expecting:
+        for o in orders:
+            bus.cast(o)
+        assert not expecting.wait(0.05)
+        gates["a"].set()
+        assert not expecting.wait(0.1)
+        gates["b"].set()
+        assert expecting.wait(10)
+        assert expecting.wait(0)
+
+
+def test_an_order_that_ends_before_it_is_waited_for_is_not_missed(opened: Open) -> None:
+    bus = opened(lambda _order: None)
+    for _ in range(200):
+        one = order()
+        with bus.expecting([one.order_id]) as expecting:
+            bus.cast(one)
+            assert bus.wait_idle(10)
+            assert expecting.wait(10)
+
+
+def test_an_expectation_ends_when_the_handler_has_settled_it_not_when_it_failed(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that could not even settle its order is tried again; until then nothing has ended."""
+    monkeypatch.setattr(bus_module, "RETRY_DELAYS_S", (0.2,))
+    times: list[int] = []
+
+    def handler(_order: Order) -> None:
+        times.append(1)
+        if len(times) < 3:
+            raise RuntimeError
+
+    bus = opened(handler)
+    one = order()
+    with bus.expecting([one.order_id]) as expecting:
+        bus.cast(one)
+        assert expecting.wait(10)
+        assert len(times) == 3
+
+
+def test_orders_of_others_end_no_expectation(opened: Open) -> None:
+    bus = opened(lambda _order: None)
+    with bus.expecting(["mine"]) as expecting:
+        bus.cast(order())
+        assert bus.wait_idle(10)
+        assert not expecting.wait(0.05)
+
+
+def test_an_expectation_that_is_over_hears_and_keeps_nothing(opened: Open) -> None:
+    gate = threading.Event()
+    bus = opened(lambda _order: gate.wait(10))
+    one = order()
+    with bus.expecting([one.order_id]) as expecting:
+        bus.cast(one)
+        assert not expecting.wait(0)
+    gate.set()
+    assert bus.wait_idle(10)
+    assert not expecting.wait(0)
+    assert not bus._expected
+
+
+def test_many_threads_that_expect_each_hear_of_their_own(opened: Open) -> None:
+    bus = opened(lambda _order: time.sleep(random.random() / 500))
+
+    def ask(number: int) -> bool:
+        one = order(volume_id=f"v{number % 5}")
+        with bus.expecting([one.order_id]) as expecting:
+            bus.cast(one)
+            return expecting.wait(20)
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(ask, range(300)))
+    assert not bus._expected
+
+
+def test_a_stop_lets_those_go_who_expect(opened: Open) -> None:
+    """Nothing more will be told: they look for themselves how far it came."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def handler(_order: Order) -> None:
+        begun.set()
+        gate.wait(10)
+
+    bus = opened(handler)
+    one = order()
+    with ThreadPoolExecutor(1) as threads, bus.expecting([one.order_id]) as expecting:
+        bus.cast(one)
+        assert begun.wait(10)
+        waiting = threads.submit(expecting.wait, 10)
+        assert not waiting.done()
+        assert not bus.drain(0.05)
+        assert not waiting.done()  # what runs may still end
+        stopping = threading.Thread(target=bus.stop)
+        stopping.start()
+        assert waiting.result(5)
+        gate.set()
+        stopping.join(10)
+
+
+def test_nobody_waits_for_orders_that_are_not_cast_any_more(opened: Open) -> None:
+    bus = opened(lambda _order: None)
+    assert bus.drain(1)
+    one = order()
+    with bus.expecting([one.order_id]) as expecting:
+        bus.cast(one)
+        assert expecting.wait(0)
+
+
+def test_of_no_orders_all_have_ended(opened: Open) -> None:
+    with opened(lambda _order: None).expecting([]) as expecting:
+        assert expecting.wait(0)
+    twice = Expectation(["a", "b"])
+    twice.note("a")
+    twice.note("a")
+    assert not twice.wait(0)
+    twice.note("b")
+    assert twice.wait(0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,13 @@ from sqlalchemy.exc import OperationalError
 
 from blockstore import bus, settling, states
 from blockstore.backends.memory import MemoryBackend
-from blockstore.db.models import OrderRow
-from blockstore.errors import BackendError, InUse, NoSpace, ToolTimeout, Unreachable
+from blockstore.db.models import OrderRow, PoolUsage
+from blockstore.errors import BackendError, InUse, NoSpace, SessionAlive, ToolTimeout, Unreachable
 from blockstore.service import Service
 
-from .conftest import Client, backend_section
+from .conftest import Client, backend_section, make_config
 from .kill.invariants import check
+from .scripted_target import ScriptedTarget, attaching_service, target_of
 
 POOL = "blockstore@memory#memory"
 
@@ -140,6 +142,95 @@ def test_a_database_that_is_away_is_not_the_orders_fault(
     judge(api)
     assert messages(api) == []
     assert [name for name, _ in backend.calls] == ["create_volume"] * 3
+
+
+# --- attachments -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attaching(tmp_path: Path, database_url: str) -> Iterator[Client]:
+    """An administrator's client of a service whose target a test may tell to fail."""
+    service = attaching_service(make_config(tmp_path / "state", database_url), ScriptedTarget())
+    service.start()
+    yield Client(service)
+    target_of(service).calm()
+    service.stop()
+
+
+def attachment(api: Client) -> tuple[str, str]:
+    """Return a volume and its attachment, exported and in use."""
+    volume = api.volume()["id"]
+    connector = {"initiator": "iqn.2026-01.test:a"}
+    made = api("POST", "/attachments", {"attachment": {"volume_uuid": volume, "connector": connector}})
+    assert made.status == 200, made.body
+    found = str(made.json["attachment"]["id"])
+    assert api("POST", f"/attachments/{found}/action", {"os-complete": {}}).status == 204
+    return volume, found
+
+
+def both(api: Client, volume: str) -> tuple[Any, ...]:
+    shown = api.get(f"/volumes/{volume}")["volume"]
+    return (shown["status"], *(a["status"] for a in api.get(f"/attachments?volume_id={volume}")["attachments"]))
+
+
+def test_a_disconnection_that_fails_keeps_the_volume_in_use_whatever_its_status_was(attaching: Client) -> None:
+    volume, found = attachment(attaching)
+    assert attaching.action(f"volumes/{volume}", "os-begin_detaching").status == 202
+    target_of(attaching.service).fail["withdraw"] = SessionAlive("It does not end.")
+    assert attaching("DELETE", f"/attachments/{found}").status == 503
+    assert both(attaching, volume) == ("in-use", "error_detaching")
+    (order,) = orders(attaching, kind="DisconnectAttachment")
+    assert (order.state, order.reason) == ("failed", "It does not end.")
+    assert messages(attaching) == ["detach volume: It does not end."]
+    judge(attaching)
+
+
+def test_a_connection_that_fails_leaves_the_volume_as_it_was(attaching: Client) -> None:
+    volume = attaching.volume()["id"]
+    made = attaching("POST", "/attachments", {"attachment": {"volume_uuid": volume}}).json["attachment"]["id"]
+    target_of(attaching.service).fail["export"] = Unreachable("The cable is out.")
+    body = {"attachment": {"connector": {"initiator": "iqn.2026-01.test:a"}}}
+    assert attaching("PUT", f"/attachments/{made}", body).status == 503
+    assert both(attaching, volume) == ("reserved", "error_attaching")
+    (order,) = orders(attaching, kind="ConnectAttachment")
+    assert (order.state, order.reason) == ("failed", "The cable is out.")
+    assert messages(attaching) == ["attach volume: The cable is out."]
+    judge(attaching)
+
+
+def test_an_extension_that_is_refused_late_leaves_an_attached_volume_in_use(attaching: Client) -> None:
+    volume, found = attachment(attaching)
+    with attaching.service.db.write() as session:  # the pool says no after the API has said yes
+        session.execute(update(PoolUsage).values(volume_gib=10**8))
+    before = attaching.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"]
+    assert attaching.action(f"volumes/{volume}", "os-extend", {"new_size": 2}).status == 202
+    assert both(attaching, volume) == ("in-use", "attached")
+    assert attaching.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == before
+    assert attaching("DELETE", f"/attachments/{found}").status == 200
+    assert both(attaching, volume) == ("available",)
+
+
+def test_an_extension_that_fails_and_a_detach_free_the_volume_again(attaching: Client) -> None:
+    volume, found = attachment(attaching)
+    memory = attaching.service.backends[POOL]
+    assert isinstance(memory, MemoryBackend)
+    memory.fail["extend_volume"] = BackendError("The disk is on fire.")
+    assert attaching.action(f"volumes/{volume}", "os-extend", {"new_size": 2}).status == 202
+    assert both(attaching, volume) == ("error_extending", "attached")
+    assert attaching("DELETE", f"/attachments/{found}").status == 200
+    assert both(attaching, volume) == ("available",)
+    judge(attaching)
+
+
+def test_an_administrator_s_word_is_kept_while_all_is_torn_down(
+    attaching: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, _ = attachment(attaching)
+    body = {"status": "error", "attach_status": "detached"}
+    assert attaching.action(f"volumes/{volume}", "os-reset_status", body).status == 202
+    assert both(attaching, volume) == ("error",)
+    assert attaching("DELETE", f"/volumes/{volume}").status == 202
+    judge(attaching)
 
 
 # --- the next pool -----------------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def end_all(desk: Desk, volume_id: str) -> None:
         rows = session.scalars(here).all()
     for attachment in rows:
         with desk.exports.ended([attachment]), desk.db.write() as session:
+            states.lock(session, volume_id)
             session.execute(delete(Attachment).where(Attachment.id == attachment.id))
+            states.reckon(session, volume_id)
 
 
 def _left_over(desk: Desk, attachment: Attachment) -> list[Attachment]:

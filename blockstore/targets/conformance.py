@@ -142,10 +142,6 @@ class PairBench(Bench):
         """Export."""
         return Made(export, self.target.export(export))
 
-    def makes_again(self, made: Made) -> None:
-        """Export once more, as a service does that was killed before it knew the answer."""
-        self.makes(made.export)
-
     def exported(self, volume: str, host: Initiator | None = None, **fields: Any) -> Made:
         """Export a volume to an initiator."""
         return self.makes(self.asks(volume, host, **fields))
@@ -217,10 +213,13 @@ class PairBench(Bench):
         eventually(lambda: not self.target.sessions().get(made.id), "sessions() must tell who has left.", PATIENCE_S)
 
     def held_over(
-        self, volume: str, command: str, meanwhile: Callable[[Made], None], *, write: bool = False
+        self, command: str, meanwhile: Callable[[Made], object], *, marked: bool = False, write: bool = False
     ) -> tuple[bool, Made]:
-        """Export; hold a session while something happens; return whether it could then still do its command."""
+        """Hold a session of a new volume while something happens; return whether it can then still do its command."""
         for seconds in HOLDS_S:
+            volume = self.volume()
+            if marked:
+                self.marks(volume)
             made = self.exported(volume)
             began = time.monotonic()
             do = partial(self.host.do, made.told, f"sleep {seconds * 1000:.0f}", command, write=write)
@@ -238,7 +237,8 @@ class PairBench(Bench):
                 raise refusal
             if in_time:
                 return refusal is None, made
-            self.target.withdraw(made.id)
+            for export_id in self._ids:  # once more, from the beginning
+                self.target.withdraw(export_id)
         raise AssertionError(f"What happened while a session was held took longer than {HOLDS_S[-1]:g} s.")
 
     # cleaning up
@@ -396,9 +396,7 @@ class TargetConformance:
     @case()
     def test_exporting_again_keeps_sessions(self, bench: PairBench) -> None:
         """Exporting again leaves those who are connected alone."""
-        name = bench.volume()
-        bench.marks(name)
-        kept, made = bench.held_over(name, READ_MARK, bench.makes_again)
+        kept, made = bench.held_over(READ_MARK, lambda made: bench.makes(made.export), marked=True)
         expect(kept, "A session must outlive that its export is asked for again.")
         bench.gone(made)
 
@@ -462,14 +460,13 @@ class TargetConformance:
     @case()
     def test_an_old_session_reads_nothing(self, bench: PairBench) -> None:
         """After withdraw a session that was there before reads nothing; or withdraw says who prevents it."""
-        name = bench.volume()
         ended: list[bool] = []
 
         def withdrawn_and_written(made: Made) -> None:
             ended.append(_withdrawn(bench, made))
-            bench.marks(name)
+            bench.marks(made.export.volume)
 
-        seen, made = bench.held_over(name, READ_MARK, withdrawn_and_written)
+        seen, made = bench.held_over(READ_MARK, withdrawn_and_written)
         expect(not (seen and ended[-1]), "A session read what was written after its export had been withdrawn.")
         bench.gone(made)
         bench.target.withdraw(made.id)
@@ -478,28 +475,27 @@ class TargetConformance:
     @case()
     def test_an_old_session_writes_nothing(self, bench: PairBench) -> None:
         """After withdraw a session that was there before writes nothing; or withdraw says who prevents it."""
-        name = bench.volume()
         ended: list[bool] = []
 
         def withdrawn(made: Made) -> None:
             ended.append(_withdrawn(bench, made))
 
-        _written, made = bench.held_over(name, f"write -P {MARK} {SCRATCH} {BLOCK}", withdrawn, write=True)
-        clean = bench.scratch_is_clean(name)
+        _written, made = bench.held_over(f"write -P {MARK} {SCRATCH} {BLOCK}", withdrawn, write=True)
+        clean = bench.scratch_is_clean(made.export.volume)
         expect(clean or not ended[-1], "A session wrote after its export had been withdrawn.")
         bench.target.withdraw(made.id)
 
     @case()
     def test_an_old_session_never_reads_another_volume(self, bench: PairBench) -> None:
         """Who kept a session of one volume reads nothing of the volume that is exported next."""
-        mine, next_one = bench.volume(), bench.volume()
+        next_one = bench.volume()
         bench.marks(next_one)
 
         def next_volume(made: Made) -> None:
             if _withdrawn(bench, made):
                 bench.exported(next_one)
 
-        seen, _made = bench.held_over(mine, READ_MARK, next_volume)
+        seen, _made = bench.held_over(READ_MARK, next_volume)
         expect(not seen, "An old session read the bytes of another volume.")
 
     @case()
@@ -638,11 +634,12 @@ class TargetConformance:
     @case("multiattach")
     def test_the_end_of_one_export_keeps_the_others_sessions(self, bench: PairBench) -> None:
         """Who is connected to a volume stays so when another export of it ends."""
-        name = bench.volume()
-        bench.marks(name)
-        other = bench.exported(name, bench.other_host)
-        kept, _made = bench.held_over(name, READ_MARK, lambda _made: bench.target.withdraw(other.id))
-        expect(kept, "A session must outlive that another export of its volume is withdrawn.")
+
+        def another_comes_and_goes(made: Made) -> None:
+            bench.target.withdraw(bench.exported(made.export.volume, bench.other_host).id)
+
+        kept, _made = bench.held_over(READ_MARK, another_comes_and_goes, marked=True)
+        expect(kept, "A session must outlive that another export of its volume comes and goes.")
 
     @case(lacks="multiattach")
     def test_undeclared_multiattach_refuses(self, bench: PairBench) -> None:
@@ -682,14 +679,13 @@ class TargetConformance:
     @case()
     def test_sessions_tell_who_is_connected(self, bench: PairBench) -> None:
         """sessions() tells who is connected to which export, also to a restarted service, and when they have left."""
-        idle = bench.exported(bench.volume())
-        name = bench.volume()
 
         def looked_at(made: Made) -> None:
+            idle = bench.exported(bench.volume())
             bench.connected(made, bench.again())
             expect(not bench.target.sessions().get(idle.id), "Nobody is connected to the other export.")
 
-        _done, made = bench.held_over(name, f"read 0 {BLOCK}", looked_at)
+        _done, made = bench.held_over(f"read 0 {BLOCK}", looked_at)
         bench.gone(made)
         bench.target.withdraw(made.id)
         expect(made.id not in bench.target.sessions(), "A withdrawn export has no sessions.")

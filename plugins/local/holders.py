@@ -34,9 +34,12 @@ class Thing(NamedTuple):
 def identity(path: Path) -> Thing | None:
     """Return what a path leads to; None when there is nothing that could be a volume."""
     try:
-        found = path.stat()
+        return _known_as(path.stat())
     except OSError:
         return None
+
+
+def _known_as(found: os.stat_result) -> Thing | None:
     if stat.S_ISBLK(found.st_mode):
         return Thing("device", found.st_rdev)
     return Thing("file", found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
@@ -89,35 +92,50 @@ def is_free(path: Path) -> bool | None:
 
 def _own(path: Path) -> bool:
     thing = identity(path)
-    return any(found == thing for found in map(identity, _entries(_PROC / "self/fd")))
+    return any(found == thing for found in _open_files(_PROC / "self"))
 
 
 # --- where holders are found: pairs of what is held and who holds it ----------------------------------------------
 
 
 def _processes(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
-    inodes = {str(thing.second) for thing in wanted if thing.kind == "file"}
     for process in _entries(_PROC):
         if not process.name.isdecimal() or int(process.name) == os.getpid():
             continue
-        who = ""
-        for link in (*_entries(process / "fd"), *_mapped(process, inodes)):
-            thing = identity(link)
-            if thing in wanted:
-                who = who or f"PID {process.name} ({_text(process / 'comm').strip() or '?'})"
-                yield thing, who
+        held = {*_open_files(process), *_mapped(process, wanted)} & {*wanted}
+        who = f"PID {process.name} ({_text(process / 'comm').strip() or '?'})" if held else ""
+        yield from ((thing, who) for thing in held)
 
 
-def _mapped(process: Path, inodes: Collection[str]) -> Iterator[Path]:
-    """Yield what may be a mapping of ours: one outlives the closing of its file."""
+def _open_files(process: Path) -> Iterator[Thing | None]:
+    """Yield what a process has open. Some have a hundred thousand files, so this is done without ceremony."""
+    try:
+        folder = os.open(process / "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return  # it ended, or is another user's
+    try:
+        with suppress(OSError), os.scandir(folder) as links:
+            for link in links:
+                with suppress(OSError):
+                    yield _known_as(link.stat())
+    finally:
+        os.close(folder)
+
+
+def _mapped(process: Path, wanted: Collection[Thing]) -> Iterator[Thing | None]:
+    """Yield what a process has mapped that may be wanted: a mapping outlives the closing of its file."""
+    inodes = {str(thing.second) for thing in wanted if thing.kind == "file"}
+    devices = any(thing.kind == "device" for thing in wanted)
     text = _text(process / "maps")
-    if not any(word in text for word in ("/dev/", *(f" {inode} " for inode in inodes))):
+    if not (devices and "/dev/" in text) and not any(f" {inode} " in text for inode in inodes):
         return  # most processes: no need to look at every line
+    seen = set()
     for line in text.splitlines():
-        words = line.split(maxsplit=5)
-        if len(words) == 6 and (words[4] in inodes or words[5].startswith("/dev/")):
-            start, _, end = words[0].partition("-")
-            yield process / "map_files" / f"{int(start, 16):x}-{int(end, 16):x}"
+        place, _mode, _offset, *known_as, path = (*line.split(maxsplit=5), "")[:6]
+        if (known_as[1] in inodes or (devices and path.startswith("/dev/"))) and (*known_as, path) not in seen:
+            seen.add((*known_as, path))
+            start, _, end = place.partition("-")
+            yield identity(process / "map_files" / f"{int(start, 16):x}-{int(end, 16):x}")
 
 
 def _mounts() -> Iterator[tuple[Thing | None, str]]:

@@ -140,7 +140,8 @@ class Shelf:
             "message_level": "ERROR",
             "user_message": "m",
             "created_at": T0 + datetime.timedelta(seconds=n // 2),
-            "expires_at": None if n % 4 else T0,
+            # far away: those that have expired are removed once in a while
+            "expires_at": None if n % 4 else T0 + datetime.timedelta(days=36500),
         }
 
     def volumes_where(self, **wanted: Any) -> set[str]:

@@ -14,7 +14,8 @@ import pytest
 
 from blockstore.config import load
 from blockstore.db.session import Database
-from blockstore.service import load_backends
+from blockstore.keyring import Keyring
+from blockstore.service import load_backends, load_targets
 from tests.conftest import Served
 from tests.kill.invariants import check
 from tests.kill.nursery import Nursery
@@ -94,9 +95,11 @@ class Victim:
 
     def check(self) -> None:
         """Compare rows and files; nothing may be running."""
-        db = Database(f"sqlite:///{self.place}/blockstore.db")
+        db, config = Database(f"sqlite:///{self.place}/blockstore.db"), load(self.config)
+        backends = load_backends(config, self.place)
+        targets, _ = load_targets(config, backends, self.place, Keyring(self.place / "attachments.key"))
         try:
-            check(db, load_backends(load(self.config), self.place))
+            check(db, backends, targets=targets)
         finally:
             db.dispose()
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from blockstore_plugins.directory import DirectoryBackend
+from blockstore_plugins.local import LocalTarget
 from sqlalchemy import select
 
 from blockstore import states
 from blockstore.backends.contract import GIB, Backend
 from blockstore.db.models import Attachment, Message, OrderRow, PoolUsage, QuotaUsage, Snapshot, Volume
 from blockstore.db.session import Database
+from blockstore.keyring import Keyring
 from blockstore.manager.desk import snapshot_name, volume_name
 from blockstore.orders import ExtendVolume, Order, PlaceExtension, from_stored
 from blockstore.states import A
@@ -59,6 +62,8 @@ def check(
         *_usage("quota", quota, _quota(rows, opened)),
         *_usage("pool", pools, _pools(rows, opened)),
         *_attachments(rows),
+        *(_statuses(rows) if explained else ()),
+        *_secrets(db, {row.id for row in rows["attachment"]} | {o.resource_id for o in stored}),
     ]
     for name, target in (targets or {}).items():
         wrong += _exports(name, target, rows["attachment"])
@@ -112,20 +117,61 @@ def _reasons(rows: Mapping[str, list[Any]], stored: list[OrderRow], told: set[st
 
 
 def _attachments(rows: Mapping[str, list[Any]]) -> Iterator[str]:
-    """Volumes say what their attachments say, and who is being attached knows how."""
+    """Whoever is exported to knows how to connect, and nobody else; what is stored of that is no secret."""
     for row in rows["attachment"]:
-        if (row.status == A.ATTACHING) and row.connection is None:
-            yield f"attachment {row.id} is {row.status} and knows no connection"
-        if row.status == A.RESERVED and row.connection is not None:
-            yield f"attachment {row.id} is {row.status} and has a connection"
+        if row.status == A.ATTACHING or (row.status == A.ATTACHED and row.target):
+            if row.connection is None:
+                yield f"attachment {row.id} is {row.status} and knows no connection"
+        elif row.connection is not None and row.status in (A.RESERVED, A.ATTACHED, A.ERROR_ATTACHING):
+            yield f"attachment {row.id} is {row.status} by {row.target} and has a connection"
+        if row.connection and row.connection["secret_as"] in row.connection["data"]:
+            yield f"attachment {row.id} has its secret stored"
+
+
+SAYS = {
+    A.RESERVED: "reserved",
+    A.CONNECTING: "attaching",
+    A.ATTACHING: "attaching",
+    A.ATTACHED: "attached",
+    A.DISCONNECTING: "detaching",
+    A.ERROR_DETACHING: "attached",
+}
+"""What an attachment's status says of its volume; of several words the alphabetically first counts."""
+
+
+def _statuses(rows: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Both statuses of a volume are what its attachments say, where nothing else goes on with it."""
     for volume in rows["volume"]:
-        seen = [row.status for row in rows["attachment"] if row.volume_id == volume.id and not row.legacy]
-        if A.ATTACHED in seen and volume.attach_status != "attached":
-            yield f"volume {volume.id} has an attachment and is {volume.attach_status}"
-        if not seen and volume.attach_status != "detached":
+        own = [row.status for row in rows["attachment"] if row.volume_id == volume.id and not row.legacy]
+        word = min((SAYS[status] for status in own if status in SAYS), default="detached")
+        named = {"attached": "in-use", "detached": "available"}.get(word, word)
+        may_be = {(named, word)}
+        if A.RESERVED in own:
+            may_be |= {(status, said) for status in (named, "reserved") for said in (word, "detached")}
+        if A.ERROR_ATTACHING in own:  # which leaves both as they were
+            may_be |= {(status, said) for status in ("reserved", "attaching") for said in ("detached", "attaching")}
+        found = (volume.status, volume.attach_status)
+        if volume.status in {"available", "reserved", "attaching", "in-use", "detaching"}:
+            if found not in may_be:
+                yield f"volume {volume.id} is {' and '.join(found)}, its attachments are {own}"
+        elif not own and volume.attach_status != "detached":
             yield f"volume {volume.id} has no attachment and is {volume.attach_status}"
-        if not seen and volume.status in ("reserved", "in-use"):
-            yield f"volume {volume.id} has no attachment and is {volume.status}"
+
+
+def _secrets(db: Database, ids: set[str]) -> Iterator[str]:
+    """No file of the database holds the secret of an attachment, be it one that is gone."""
+    if not db.is_sqlite:
+        return
+    database = Path(str(db.url.database))
+    key = database.with_name("attachments.key")
+    if not key.exists():
+        return
+    keyring = Keyring(key)
+    for file in database.parent.glob(f"{database.name}*"):
+        held = file.read_bytes()
+        for attachment_id in sorted(ids):
+            if keyring.secret(attachment_id).encode() in held:
+                yield f"{file} holds the secret of attachment {attachment_id}"
 
 
 def _exports(name: str, target: Target, rows: list[Any]) -> Iterator[str]:
@@ -138,6 +184,10 @@ def _exports(name: str, target: Target, rows: list[Any]) -> Iterator[str]:
     for export_id in there:
         if ours.get(export_id) not in states.EXPORTED:
             yield f"{name} exports {export_id}, whose attachment is {ours.get(export_id, 'gone')}"
+    if isinstance(target, LocalTarget) and target.state_dir.exists():
+        for path in target.state_dir.iterdir():
+            if path.name not in there:
+                yield f"{path} belongs to no export"
 
 
 def _usage(what: str, noted: Mapping[Any, Any], counted: Mapping[Any, Any]) -> Iterator[str]:

@@ -5,6 +5,8 @@ last line of each distinct state of the disk (so on both sides of every commit, 
 removed), at every line around a started tool, and at a seeded sample of the other lines, which can only repeat one of
 those states. ``KILL_EVERY_LINE=1`` kills at each single line instead.
 
+What is exported by a target that lives on without the service, a tgtd or qemu-nbd, is tried as well, at fewer steps.
+
 ``KILL_CONFIG=FILE`` tries the backend of a configuration file, such as LVM in the lab, in place of the directory
 backend; its pool must be empty, and is again afterwards. ``KILL_SAMPLE`` sets the size of the sample.
 """
@@ -18,13 +20,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+from blockstore_plugins.nbd.folder import Folder
 
+from tests.conftest import need
 from tests.kill.nursery import Nursery
+from tests.tgtd import Tgtd
 
 CONFIG = os.environ.get("KILL_CONFIG")
 EVERY_LINE = os.environ.get("KILL_EVERY_LINE") == "1"
@@ -81,32 +87,63 @@ def scenarios() -> Sequence[str]:
     return (
         "create", "create from a snapshot", "clone", "create on the next pool", "create that nothing can take",
         "extend", "extend that nothing can take", "first snapshot", "third snapshot", "delete a snapshot", "delete",
-        "delete with cascade", "revert", "attach at once", "connect", "detach", "connect the older way",
-        "disconnect the older way", "reset to detached", "delete what is reserved", "extend what is attached", "resume",
+        "delete with cascade", "revert", "reserve", "attach at once", "connect", "complete", "detach",
+        "detach the older way", "connect the older way", "disconnect the older way", "reset to detached",
+        "delete what is reserved", "delete what is connected", "extend what is attached", "restore", "resume",
     )  # fmt: skip
+
+
+OUTLIVING = {
+    "tgt": (
+        "attach at once", "connect by another target", "detach", "delete what is connected", "extend what is attached",
+        "restore",
+    ),
+    "nbd": ("attach at once", "detach", "restore"),
+}  # fmt: skip
+"""What is tried with targets that go on without the service."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in scenarios() if name not in SHORTER])
 def test_killed_at_any_step_it_recovers(killing: Killing, name: str) -> None:
     """Whatever was accepted is carried out after the restart; what was not accepted left no trace."""
+    kill_at_steps(killing, name, "local")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(CONFIG), reason="KILL_CONFIG has a target of its own")
+@pytest.mark.parametrize(("target", "name"), [(target, name) for target in OUTLIVING for name in OUTLIVING[target]])
+def test_killed_beside_a_target_that_lives_on_it_recovers(killing: Killing, target: str, name: str) -> None:
+    """What the target was told and the database does not know is carried on with, or ended."""
+    if target == "nbd":
+        need(shutil.which("qemu-nbd"), "apt-get install qemu-utils")
+    kill_at_steps(killing, name, target)
+
+
+def kill_at_steps(killing: Killing, name: str, target: str) -> None:
+    """Kill at each chosen step, each time in a new copy of the same world."""
     template = killing.place / "template"
     if not CONFIG:
         shutil.rmtree(template, ignore_errors=True)
-        assert killing.run("prepare", str(template), name) in (0, -9), killing.said()
+        with running(target, template) as options:
+            assert killing.run("prepare", str(template), name, options) in (0, -9), killing.said()
     survey = killing.place / "survey"
-    assert killing.run("victim", str(template), str(survey), name, None) == 0, killing.said()
-    prints = json.loads((survey / "prints").read_text())
-    assert killing.run("recover", str(survey), name, True) == 0, killing.said()
+    with running(target, survey) as options:
+        assert killing.run("victim", str(template), str(survey), name, options, None) == 0, killing.said()
+        prints = json.loads((survey / "prints").read_text())
+        assert killing.run("recover", str(survey), name, options, True) == 0, killing.said()
     shutil.rmtree(survey)
     steps = chosen(prints, name)
+    if target in OUTLIVING and not EVERY_LINE:
+        steps = sorted(random.Random(name).sample(steps, min(SAMPLE, len(steps))))
 
     def kill(step: int) -> str:
         place = killing.place / str(step)
-        victim = killing.run("victim", str(template), str(place), name, step)
-        if victim not in (0, -9):
-            return f"step {step}: the victim failed: {victim}"
-        recovered = killing.run("recover", str(place), name, step % 10 == 0)
+        with running(target, place) as options:
+            victim = killing.run("victim", str(template), str(place), name, options, step)
+            if victim not in (0, -9):
+                return f"step {step}: the victim failed: {victim}"
+            recovered = killing.run("recover", str(place), name, options, step % 10 == 0)
         if recovered:
             return f"step {step}: the recovery failed: {recovered}"
         killing.drains.append(float((place / "drained").read_text()))
@@ -118,6 +155,21 @@ def test_killed_at_any_step_it_recovers(killing: Killing, name: str) -> None:
         failures = [failure for failure in pool.map(kill, steps) if failure]
     print(f"{name}: {len(prints)} steps, {len({p for p, _ in prints})} states of the disk, {len(steps)} kills")
     assert not failures, "\n".join([*failures[:20], killing.said()])
+
+
+@contextmanager
+def running(target: str, state_dir: Path) -> Iterator[str]:
+    """Give a service a target that outlives its kill; yield the target's name and options. Nothing of it is left."""
+    if target == "tgt":
+        with Tgtd() as tgtd:
+            yield f"tgt portals={tgtd.portal} control_socket={tgtd.socket}"
+        return
+    try:
+        yield target
+    finally:
+        for folder in (state_dir / "targets" / "nbd").glob("*-*"):
+            Folder(folder).stop()
+            (folder / "nbd").unlink(missing_ok=True)
 
 
 def chosen(prints: Sequence[tuple[int, bool]], name: str) -> list[int]:

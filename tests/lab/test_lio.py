@@ -24,6 +24,7 @@ from .lio import ALICE, BOB, CONFIGFS, MIB, an_export, is_closed, left_over, log
 
 pytestmark = pytest.mark.lab
 
+OTHERS = 200
 PATTERN = b"alice's bytes...".ljust(512, b".") * 64
 
 
@@ -408,11 +409,12 @@ def test_the_cost_does_not_grow_with_the_number_of_exports(lio: LioTarget, shm: 
 
     lio.withdraw(str(uuid.uuid4()))
     alone = cycle(10)
-    others = [an_export(path.name, path) for path in (make_file(shm, 1) for _ in range(50))]
+    others = [an_export(path.name, path) for path in (make_file(shm, 1) for _ in range(OTHERS))]
     for export in others:
         lio.export(export)
     among = cycle(10)
     for what, one, many in zip(("export", "withdraw"), alone, among, strict=True):
-        print(f"{what}: {one * 1000:.0f} ms alone, {many * 1000:.0f} ms beside 50 others")
-        assert many < 1.5 * one + 0.01
-    assert len(lio.list_exports()) == 50
+        print(f"{what}: {one * 1000:.0f} ms alone, {many * 1000:.0f} ms beside {OTHERS} others")
+        # A walk over them all takes the lab 100 ms and more; the rest is for what else this machine does.
+        assert many < 2 * one + 0.03
+    assert len(lio.list_exports()) == OTHERS

@@ -1,4 +1,4 @@
-"""Connecting and disconnecting, as their handlers do it: again after a kill, with another target, and when all fails."""
+"""Connecting and disconnecting as their handlers do it: again after a kill, with another target, when all fails."""
 
 from __future__ import annotations
 

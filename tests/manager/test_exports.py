@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from blockstore.targets.contract import Export
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check
-from tests.scripted_target import SECRET_AS, ScriptedTarget, attaching_service, target_of
+from tests.scripted_target import SECRET_AS, ScriptedTarget, attaching_service
 
 
 class Lives:
@@ -327,11 +330,12 @@ def test_looks_beside_many_attachments_that_come_and_go_disturb_none(lives: Live
         while not stop.is_set():
             api.service.exports.compare(api.service.backends)
             count += 1
+            time.sleep(0.005)
         return count
 
     def come_and_go(volume: str) -> None:
         client = Client(api.service)
-        for _ in range(15):
+        for _ in range(8):
             made = reserve(client, volume, connector=CONNECTOR)
             assert made.status == 200, made.body
             attachment = made.json["attachment"]["id"]
@@ -372,6 +376,17 @@ def test_a_target_that_cannot_be_told_of_a_new_size_does_not_fail_the_extension(
 # --- with files and the real target ------------------------------------------------------------------------
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Have another process hold a file open: the service's own files are no use of a volume."""
+    argv = [sys.executable, "-c", "import sys; file = open(sys.argv[1], 'rb'); print(flush=True); input()", str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "\n"
+        yield
+        holder.communicate("\n")
+
+
 def test_a_restart_with_the_target_local_never_touches_what_is_foreign(
     tmp_path: Path, start_service: Callable[..., Service]
 ) -> None:
@@ -396,7 +411,7 @@ def test_a_restart_with_the_target_local_never_touches_what_is_foreign(
     api = Client(start_service(config))
     assert {file.name for file in folder.iterdir()} == {made["id"], foreign}
     assert json.loads((folder / made["id"]).read_text()) == record
-    with path.open("rb"):
+    with held(path):
         answer = remove(api, made["id"])
         assert (answer.status, "is still in use on this node, by " in answer.message) == (409, True)
         assert api.get(f"/volumes/{volume}")["volume"]["status"] == "in-use"
