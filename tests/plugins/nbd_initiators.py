@@ -47,14 +47,13 @@ def place() -> Iterator[Path]:
 
 
 def processes(path: Path) -> Iterator[int]:
-    """Yield the servers whose command line names this path or something in it, and whoever has it open."""
+    """Yield the servers that name this path, or something in it, on their command line, or have it open."""
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
         with suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            is_server = words[0] == b"qemu-nbd" and any(str(path).encode() in word for word in words)
-            if is_server or any(str(path) in str(fd.readlink()) for fd in (entry / "fd").iterdir()):
+            if not entry.name.isdigit() or (entry / "comm").read_text() != "qemu-nbd\n":
+                continue
+            named = str(path).encode() in (entry / "cmdline").read_bytes()
+            if named or any(str(path) in str(fd.readlink()) for fd in (entry / "fd").iterdir()):
                 yield int(entry.name)
 
 
