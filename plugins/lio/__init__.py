@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockstore.errors import BackendError, ConfigError, SessionAlive, Unreachable
+from blockstore.errors import BackendError, ConfigError, NotSupported, SessionAlive, Unreachable
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
 from . import iscsi, targets
@@ -117,6 +117,8 @@ class LioTarget(Target):
         backstore = Backstore(self.owner, export.volume)
         # Not the bare id: the kernel takes a name that begins with 0b or 0x for a number, and refuses the login.
         user = f"blockstore-{export.id}"
+        if export.format != "raw":
+            raise NotSupported(f"LIO exports raw volumes only; {export.volume} is {export.format or 'of no format'}.")
         if not export.secret:
             raise BackendError(f"Export {export.id} has no password, without which nothing is exported.")
         with _explained():

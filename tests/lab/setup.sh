@@ -1,9 +1,10 @@
 #!/bin/bash
-# setup.sh: install what the lab needs, from Debian 12. Starts nothing and changes no configuration of this machine.
+# setup.sh: install what the lab needs, from Debian 12, and a quicker kernel from Debian unstable beside it (fetch-kernel).
+# Starts nothing and changes no configuration of this machine.
 set -e
 export DEBIAN_FRONTEND=noninteractive
 wanted="user-mode-linux lvm2 thin-provisioning-tools dmsetup kmod iproute2 util-linux procps e2fsprogs udev
- open-iscsi lsscsi sg3-utils tgt libiscsi-bin nfs-kernel-server nfs-common qemu-utils cryptsetup-bin"
+ open-iscsi lsscsi sg3-utils tgt libiscsi-bin nfs-kernel-server nfs-common qemu-utils cryptsetup-bin patchelf debian-archive-keyring"
 command -v cc > /dev/null || wanted="$wanted gcc libc6-dev"
 missing=
 for package in $wanted; do
@@ -22,4 +23,7 @@ if [ -n "$missing" ]; then
 	apt-get -o DPkg::Lock::Timeout=900 install -y --no-install-recommends $missing
 fi
 here=$(cd "$(dirname "$0")" && pwd)
+if [ ! -e /dev/mapper/control ] && [ ! -e /usr/local/lib/blockstore-lab ]; then
+	"$here/fetch-kernel" || echo "setup.sh: no newer kernel; the tests in the lab will take three times as long" >&2
+fi
 "$here/lab-run" -- sh -c 'echo "lab: $LAB_KIND, Linux $(uname -r), $(lvm version | sed -n "s/ *LVM version: */LVM /p")"'
