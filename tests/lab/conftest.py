@@ -15,6 +15,7 @@ HOW = (
     "needs a kernel with device-mapper: run it with `make test-lab` (tests/lab/lab-run), after `make lab-setup`"
     " (tests/lab/setup.sh) has installed what that needs"
 )
+DISKS = Path(os.environ.get("LAB_DISKS", "/var/tmp"))
 
 
 def in_lab() -> bool:
@@ -41,10 +42,10 @@ def run(*argv: str) -> str:
 
 
 class Disk:
-    """A sparse file on tmpfs as a loop device with a volume group on it."""
+    """A sparse file as a loop device with a volume group on it."""
 
     def __init__(self, gib: float, *, dirt: bytes = b"", stride: int = 64 * 1024, extent: str = "4m"):
-        self.image = Path("/dev/shm") / f"{uuid.uuid4().hex[:8]}.img"
+        self.image = DISKS / f"{uuid.uuid4().hex[:8]}.img"
         self.vg = "t" + uuid.uuid4().hex[:8]
         size = int(gib * 2**30)
         with self.image.open("wb", buffering=0) as file:
