@@ -30,7 +30,7 @@ clients: .venv/.base ## install the clients openstack and cinder into .venv
 install: .venv/.dev ## make .venv with everything that work on blockstore needs
 
 test: lint types ## check and test all that this machine can; says what to install for the rest
-	$(BIN)/python -m pytest -m "not lab"
+	$(BIN)/python -m pytest -m "not lab" -n 2 --dist worksteal  # two processes, whatever the machine has: some tests load it fully
 	@if why=$$(tests/lab/lab-run -- lvm version 2>&1); then \
 		$(MAKE) --no-print-directory test-lab; \
 	else \

@@ -312,8 +312,11 @@ def _run(service: Service, server: Any) -> int:
     host, port = server.socket.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v3"
     note = endpoint_file(service.state_dir)
-    note.touch(mode=0o600)
-    note.write_text(url + "\n")
+    fresh = note.with_suffix(".new")  # renamed, because whoever waits for the note may read it at any instant
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_text(url + "\n")
+    fresh.replace(note)
     _greet(service, url)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
