@@ -1,4 +1,4 @@
-"""The command: serve, openrc, attach, detach, order, backend and so on; each function below is one of them.
+"""The command: serve, openrc, attach, user, project, order, backend and so on; each function below is one of them.
 
 Imports what a command needs when it runs, so that ``blockstore openrc`` is quick.
 """
@@ -111,26 +111,73 @@ def openrc(config: Config) -> None:
     """Print what makes openstack, cinder and openstacksdk use this service: eval "$(blockstore openrc)"
 
     \b
-    openstack and openstacksdk read OS_auth_type, OS_ENDPOINT and OS_VOLUME_API_VERSION;
+    With the built-in identity, it is what they always read, for the user admin.
+    With auth = none, openstack and openstacksdk read OS_auth_type, OS_ENDPOINT and OS_VOLUME_API_VERSION;
     cinder reads OS_AUTH_SYSTEM, CINDER_ENDPOINT, CINDER_PROJECT_ID and OS_VOLUME_API_VERSION.
     What would send them elsewhere is unset.
     """
     from blockstore.microversions import MAXIMUM
 
-    url = _endpoint(config)
+    values = _without_identity(config) if config.service.auth == "none" else _with_password(config)
     click.echo(f"unset {_FOREIGN};")  # each line ends in a semicolon for those who eval without quotes
-    for name, value in (
+    for name, value in {**values, "OS_VOLUME_API_VERSION": str(MAXIMUM)}.items():
+        click.echo(f"export {name}={shlex.quote(value)};")
+
+
+def _without_identity(config: Config) -> dict[str, str]:
+    url = _endpoint(config)
+    return {
         # compat: cinder cannot start with OS_AUTH_TYPE=none, for that plugin's option --os-endpoint collides with
         # its own, and openstack cannot do without it. openstacksdk lowers the names it reads and cinder does not.
-        ("OS_auth_type", "none"),
-        ("OS_ENDPOINT", url),
-        ("OS_AUTH_SYSTEM", "noauth"),
-        ("CINDER_ENDPOINT", url),
+        "OS_auth_type": "none",
+        "OS_ENDPOINT": url,
+        "OS_AUTH_SYSTEM": "noauth",
+        "CINDER_ENDPOINT": url,
         # compat: not OS_PROJECT_ID, which openstacksdk would hand to a plugin that does not take it
-        ("CINDER_PROJECT_ID", "admin"),
-        ("OS_VOLUME_API_VERSION", str(MAXIMUM)),
-    ):
-        click.echo(f"export {name}={shlex.quote(value)};")
+        "CINDER_PROJECT_ID": "admin",
+    }
+
+
+def _with_password(config: Config) -> dict[str, str]:
+    from blockstore.identity.bootstrap import read_password
+
+    if config.service.auth == "keystone":
+        raise BlockstoreError(
+            f"{config.keystone.auth_url} knows the users; use the openrc or clouds.yaml of its administrator."
+        )
+    values = {
+        "OS_AUTH_URL": f"{_endpoint(config).removesuffix('/v3')}/identity/v3",
+        "OS_USERNAME": "admin",
+        "OS_PASSWORD": read_password(config.state_dir),
+        "OS_PROJECT_NAME": "admin",
+        "OS_USER_DOMAIN_ID": "default",
+        "OS_PROJECT_DOMAIN_ID": "default",
+        "OS_REGION_NAME": config.identity.region,
+        "OS_IDENTITY_API_VERSION": "3",
+    }
+    if config.service.tls_ca is not None:
+        values["OS_CACERT"] = str(config.service.tls_ca.absolute())
+    return values
+
+
+@main.command("clouds-yaml")
+@configured
+@click.option("--name", default="blockstore", show_default=True, help="Name of the cloud, for OS_CLOUD or --os-cloud.")
+def clouds_yaml(config: Config, name: str) -> None:
+    """Print a clouds.yaml for the user admin: blockstore clouds-yaml > ~/.config/openstack/clouds.yaml"""
+    from blockstore.microversions import MAXIMUM
+
+    cloud: dict[str, Any] = {"block_storage_default_microversion": str(MAXIMUM)}
+    if config.service.auth == "none":
+        cloud |= {"auth_type": "none", "auth": {"endpoint": _endpoint(config)}}
+    else:
+        values = _with_password(config)
+        names = ("auth_url", "username", "password", "project_name", "user_domain_id", "project_domain_id")
+        cloud |= {"auth": {key: values[f"OS_{key.upper()}"] for key in names}, "region_name": config.identity.region}
+        if "OS_CACERT" in values:
+            cloud["cacert"] = values["OS_CACERT"]
+    # JSON is YAML, and quotes every password right.
+    click.echo(json.dumps({"clouds": {name: cloud}}, indent=2))
 
 
 def _endpoint(config: Config) -> str:
@@ -142,7 +189,8 @@ def _endpoint(config: Config) -> str:
         if config.service.listen.endswith(":0"):
             raise BlockstoreError(f"Nothing has served from {config.state_dir} yet; its port is not known.") from None
         click.echo(f"blockstore: nothing has served from {config.state_dir} yet; this is for when it does.", err=True)
-        return f"http://{config.service.listen}/v3"
+        scheme = "http" if config.service.tls_certificate is None else "https"
+        return f"{scheme}://{config.service.listen}/v3"
     except OSError as exc:
         raise BlockstoreError(f"{note} cannot be read: {exc.strerror}.") from exc
 
@@ -326,22 +374,30 @@ def _find_volume(ask: Callable[..., Any], volume: str) -> str:
 
 def _asker(config: Config) -> Callable[..., Any]:
     """Return what asks the running service, as an administrator; a refusal is its own sentence."""
+    import ssl
     import urllib.error
     import urllib.request
 
     from blockstore.microversions import MAXIMUM
 
     url = _endpoint(config)
+    token = _admin_token(config)
+    context = ssl.create_default_context(cafile=config.service.tls_ca) if url.startswith("https") else None
 
     def ask(method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(  # noqa: S310 - the service's own address
             url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", "OpenStack-API-Version": f"volume {MAXIMUM}"},
+            headers={
+                "Content-Type": "application/json",
+                "OpenStack-API-Version": f"volume {MAXIMUM}",
+                **({"X-Auth-Token": token} if token else {}),
+            },
         )
+        timeout_s = config.service.attach_timeout_s + 30
         try:
-            with urllib.request.urlopen(request, timeout=config.service.attach_timeout_s + 30) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=timeout_s, context=context) as answer:  # noqa: S310
                 said = answer.read()
                 return json.loads(said) if said else None
         except urllib.error.HTTPError as exc:
@@ -352,6 +408,30 @@ def _asker(config: Config) -> Callable[..., Any]:
             raise BlockstoreError(f"Nothing answers at {url}; is `blockstore serve` running? ({exc})") from None
 
     return ask
+
+
+def _admin_token(config: Config) -> str | None:
+    """Return a token for one command of somebody who can write the database anyway; None where none is asked for."""
+    import os
+
+    if config.service.auth == "none":
+        return None
+    if config.service.auth == "keystone":
+        if not os.environ.get("OS_TOKEN"):
+            raise BlockstoreError("Keystone knows the users: export OS_TOKEN=$(openstack token issue -f value -c id)")
+        return os.environ["OS_TOKEN"]
+    from blockstore.db.models import now
+    from blockstore.identity import accounts, tokens
+
+    with _accounts(config) as session:
+        return tokens.issue(
+            session,
+            user_id=accounts.ADMIN,
+            scope=accounts.PROJECT,
+            scope_id=accounts.ADMIN,
+            methods=["password"],
+            expires_at=now() + datetime.timedelta(seconds=config.service.attach_timeout_s * 2 + 60),
+        )
 
 
 @main.group()
@@ -401,6 +481,284 @@ def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
     )
     for name, reason in untold.items():
         click.echo(f"blockstore: the target {name} cannot tell who is connected: {reason}", err=True)
+
+
+# --- users and projects ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _accounts(config: Config) -> Iterator[Any]:
+    """Open a session on the users and projects of the built-in identity."""
+    if config.service.auth != "builtin":
+        raise BlockstoreError(f"auth is {config.service.auth}; users and projects are here with auth = builtin only.")
+    _, db = _orders(config)
+    with db.write() as session:
+        yield session
+
+
+@main.group()
+def user() -> None:
+    """Look after the users of the built-in identity."""
+
+
+@user.command("list")
+@configured
+def user_list(config: Config) -> None:
+    """List the users, and what they may do where."""
+    from sqlalchemy import select
+
+    from blockstore.db.models import Domain, Grant, Project, Role, User
+
+    with _accounts(config) as session:
+        projects = {row.id: row.name for row in session.scalars(select(Project))}
+        domains = {row.id: row.name for row in session.scalars(select(Domain))}
+        roles = {row.id: row.name for row in session.scalars(select(Role))}
+        given: dict[str, list[str]] = {}
+        for row in session.scalars(select(Grant).order_by(Grant.scope, Grant.scope_id, Grant.role_id)):
+            names = {"project": projects, "domain": domains}.get(row.scope, {})
+            where = names.get(row.scope_id, row.scope_id)
+            given.setdefault(row.user_id, []).append(f"{roles[row.role_id]} on {row.scope} {where}")
+        rows = [
+            (
+                row.id,
+                row.name,
+                domains[row.domain_id],
+                "yes" if row.enabled else "no",
+                "; ".join(given.get(row.id, ["-"])),
+            )
+            for row in session.scalars(select(User).order_by(User.name))
+        ]
+    _table(("ID", "NAME", "DOMAIN", "ENABLED", "ROLES"), rows, empty="There are no users.")
+
+
+@user.command("create")
+@configured
+@click.argument("name")
+@click.option("--project", help="Give the user a role on this project.")
+@click.option("--role", default="member", show_default=True, help="Which role.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, instead of making one.")
+def user_create(config: Config, name: str, project: str | None, role: str, password_stdin: bool) -> None:
+    """Make a user; a password that was made is printed once."""
+    from blockstore.db.models import Project, Role, User
+    from blockstore.identity import accounts, passwords
+
+    password = _password(password_stdin)
+    kept = passwords.hashed(password)
+    with _accounts(config) as session:
+        home = accounts.named(session, Project, project) if project else None
+        row = User(
+            id=accounts.new_account_id(),
+            name=name,
+            domain_id=accounts.DEFAULT_DOMAIN,
+            default_project_id=home.id if home else None,
+            password_hash=kept,
+        )
+        accounts.add(session, row)
+        if home is not None:
+            accounts.grant(session, row.id, accounts.PROJECT, home.id, accounts.named(session, Role, role).id)
+    click.echo(row.id if password_stdin else f"{row.id} password: {password}")
+
+
+@user.command("password")
+@configured
+@click.argument("name")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, instead of making one.")
+def user_password(config: Config, name: str, password_stdin: bool) -> None:
+    """Set a new password; it ends the user's sessions. That of admin is kept for `blockstore openrc`."""
+    from blockstore.db.models import User
+    from blockstore.identity import accounts, bootstrap, passwords
+
+    password = _password(password_stdin)
+    kept = passwords.hashed(password)
+    with _accounts(config) as session:
+        row = accounts.named(session, User, name)
+        accounts.change(session, row, password_hash=kept)
+        if row.id == accounts.ADMIN:
+            bootstrap.write_password(config.state_dir, password)
+    if not password_stdin:
+        click.echo(f"password: {password}")
+
+
+@user.command("delete")
+@configured
+@click.argument("name")
+def user_delete(config: Config, name: str) -> None:
+    """Remove a user."""
+    from blockstore.db.models import User
+    from blockstore.identity import accounts
+
+    with _accounts(config) as session:
+        accounts.remove_user(session, accounts.named(session, User, name))
+
+
+@user.command("grant")
+@configured
+@click.argument("name")
+@click.argument("role")
+@click.argument("project")
+def user_grant(config: Config, name: str, role: str, project: str) -> None:
+    """Give a user a role on a project."""
+    from blockstore.identity import accounts
+
+    with _accounts(config) as session:
+        accounts.grant(session, *_granted(session, name, role, project))
+
+
+@user.command("revoke")
+@configured
+@click.argument("name")
+@click.argument("role")
+@click.argument("project")
+def user_revoke(config: Config, name: str, role: str, project: str) -> None:
+    """Take a role on a project from a user."""
+    from blockstore.identity import accounts
+
+    with _accounts(config) as session:
+        accounts.revoke(session, *_granted(session, name, role, project))
+
+
+def _granted(session: Any, name: str, role: str, project: str) -> tuple[str, str, str, str]:
+    from blockstore.db.models import Project, Role, User
+    from blockstore.identity import accounts
+
+    found = accounts.named(session, User, name).id, accounts.named(session, Project, project).id
+    return found[0], accounts.PROJECT, found[1], accounts.named(session, Role, role).id
+
+
+def _password(from_stdin: bool) -> str:
+    import secrets
+
+    if not from_stdin:
+        return secrets.token_urlsafe(18)
+    said = sys.stdin.readline().rstrip("\r\n")
+    if not said:
+        raise BlockstoreError("There is no password on standard input.")
+    return said
+
+
+@main.group()
+def project() -> None:
+    """Look after the projects of the built-in identity."""
+
+
+@project.command("list")
+@configured
+def project_list(config: Config) -> None:
+    """List the projects."""
+    from sqlalchemy import select
+
+    from blockstore.db.models import Domain, Project
+
+    with _accounts(config) as session:
+        domains = {row.id: row.name for row in session.scalars(select(Domain))}
+        rows = [
+            (row.id, row.name, domains[row.domain_id], "yes" if row.enabled else "no", row.description or "-")
+            for row in session.scalars(select(Project).order_by(Project.name))
+        ]
+    _table(("ID", "NAME", "DOMAIN", "ENABLED", "DESCRIPTION"), rows, empty="There are no projects.")
+
+
+@project.command("create")
+@configured
+@click.argument("name")
+@click.option("--description", default="", help="What it is for.")
+def project_create(config: Config, name: str, description: str) -> None:
+    """Make a project; print its id."""
+    from blockstore.db.models import Project
+    from blockstore.identity import accounts
+
+    row = Project(
+        id=accounts.new_account_id(),
+        name=name,
+        domain_id=accounts.DEFAULT_DOMAIN,
+        description=description,
+        enabled=True,
+    )
+    with _accounts(config) as session:
+        accounts.add(session, row)
+    click.echo(row.id)
+
+
+@project.command("delete")
+@configured
+@click.argument("name")
+def project_delete(config: Config, name: str) -> None:
+    """Remove a project that has no volumes."""
+    from blockstore.db.models import Project
+    from blockstore.identity import accounts
+
+    with _accounts(config) as session:
+        accounts.remove_project(session, accounts.named(session, Project, name))
+
+
+# --- policies ----------------------------------------------------------------------------------------------
+
+
+@main.group()
+def policy() -> None:
+    """Look at who may do what."""
+
+
+@policy.command("list")
+@configured
+def policy_list(config: Config) -> None:
+    """List the rules in force, and which of them policy.yaml has changed."""
+    rules, changed = _policy_rules(config)
+    _table(
+        ("RULE", "CHECK", "FROM"),
+        [(rule, check, "policy file" if rule in changed else "default") for rule, check in rules.items()],
+        empty="There are no rules.",
+    )
+
+
+@policy.command("check")
+@configured
+@click.argument("rule")
+@click.option("--role", "roles", multiple=True, help="A role of the caller; may be given several times.")
+@click.option("--user", "user_id", default="somebody", help="Id of the caller.")
+@click.option("--project", "project_id", default="theirs", help="Id of the caller's project.")
+def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, project_id: str) -> None:
+    """Explain whether a caller with these roles may do what a rule is about; exit status 1 means no."""
+    from blockstore.context import RequestContext
+    from blockstore.policies import IMPLIED, RULES
+    from blockstore.service import load_policy, policy_file
+
+    if rule not in RULES:
+        from difflib import get_close_matches
+
+        near = get_close_matches(rule, RULES, 3, 0.5)
+        raise BlockstoreError(f"There is no rule {rule}.{f' Did you mean {chr(32).join(near)}?' if near else ''}")
+    decides = load_policy(config)
+    given = frozenset(roles).union(*(IMPLIED.get(role, ()) for role in roles))
+    ctx = RequestContext(
+        request_id="",
+        user_id=user_id,
+        project_id=project_id,
+        roles=given,
+        is_admin=decides.is_admin(given, user_id, project_id),
+    )
+    rules, changed = _policy_rules(config)
+    allowed = decides.allowed(ctx, rule)
+    origin = f"from {policy_file(config)}" if rule in changed else "the default"
+    click.echo(f"rule     {rule}")
+    click.echo(f"check    {rules[rule]} ({origin})")
+    click.echo(f"caller   roles {', '.join(sorted(given)) or 'none'}; administrator: {'yes' if ctx.is_admin else 'no'}")
+    click.echo(f"decision {'allowed' if allowed else 'refused: 403'}, on what belongs to the caller's own project;")
+    click.echo(f"         what belongs to others {'is in reach, too' if ctx.is_admin else 'answers 404'}")
+    sys.exit(0 if allowed else 1)
+
+
+def _policy_rules(config: Config) -> tuple[dict[str, str], frozenset[str]]:
+    from blockstore.policies import RULES
+    from blockstore.service import policy_file
+
+    file = policy_file(config)
+    if not file.exists():
+        return {rule: level.value for rule, level in RULES.items()}, frozenset()
+    from blockstore.policy_file import PolicyFile
+
+    own = PolicyFile(file)
+    return {rule: own.check_of(rule) for rule in RULES}, own.overridden
 
 
 # --- backends ----------------------------------------------------------------------------------------------

@@ -39,8 +39,25 @@ class ServiceConfig:
         "Directory for database, keys and directory volumes; by default blockstore/ below $XDG_STATE_HOME.", None
     )
     node: str = option("Name of this node in host fields (NODE@BACKEND#POOL). Do not change it later.", "blockstore")
-    auth: str = option("How callers are known: none trusts them all, and is for loopback.", "none", choices=("none",))
+    auth: str = option(
+        "How callers are known: builtin has users and tokens of its own, keystone asks the Keystone of [keystone], none"
+        " trusts them all, and is for loopback.",
+        "builtin",
+        choices=("builtin", "keystone", "none"),
+    )
     insecure: bool = option("Serve without authentication on an address that others can reach.", False)
+    tls_certificate: Path | None = option(  # noqa: RUF009
+        "Certificate, with its chain, in PEM: the API is then served by HTTPS. Needs blockstore[tls].", None
+    )
+    tls_key: Path | None = option("Private key of the certificate, in PEM.", None)  # noqa: RUF009
+    tls_ca: Path | None = option(  # noqa: RUF009
+        "CA certificate that clients need to know, for `blockstore openrc`; empty when they know it.", None
+    )
+    policy_file: Path | None = option(  # noqa: RUF009
+        "Rules of your own, as oslo.policy reads them; by default policy.yaml in the state directory, if it is there."
+        " Needs blockstore[policy]. Read again when it changes.",
+        None,
+    )
     public_endpoint: str = option("Base URL for links in replies, when a proxy stands in front.", "")
     availability_zone: str = option("Zone of backends that name none.", "nova")
     default_volume_type: str = option("Name of the type of volumes that ask for none.", "__DEFAULT__")
@@ -54,6 +71,35 @@ class ServiceConfig:
     attach_timeout_s: float = option("Seconds that a request to attach or detach waits for its outcome.", 60.0)
     report_interval_s: float = option("Seconds between two looks at each backend's health and capacity.", 30.0)
     drain_timeout_s: float = option("Seconds that a clean stop waits for running operations.", 20.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityConfig:
+    """Section [identity]: the identity of `auth = builtin`."""
+
+    token_lifetime_s: int = option("Seconds that a token is valid.", 3600)
+    login_failures: int = option("Failed logins with one name from one address before it has to wait.", 10)
+    login_pause_s: int = option("Seconds that it then has to wait.", 60)
+    region: str = option("Name of the region in the catalogue.", "RegionOne")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeystoneConfig:
+    """Section [keystone]: the Keystone of `auth = keystone`, and who this service is there."""
+
+    auth_url: str = option("Its URL, such as http://keystone:5000/v3.", "")
+    public_url: str = option("Its URL for callers who lack a token; by default auth_url.", "")
+    username: str = option("This service's user.", "blockstore")
+    password: str = option("Its password.", "", secret=True)
+    project_name: str = option("Its project.", "service")
+    user_domain_name: str = option("Domain of the user.", "Default")
+    project_domain_name: str = option("Domain of the project.", "Default")
+    region_name: str = option("Region whose endpoint of Keystone is asked; by default any.", "")
+    interface: str = option("Endpoint of Keystone that is asked.", "internal", choices=("public", "internal", "admin"))
+    cafile: str = option("CA certificate to verify Keystone by; by default the system's.", "")
+    memcached_servers: str = option("Where tokens are remembered, HOST:PORT,...; by default in this process.", "")
+    token_cache_s: int = option("Seconds that a token is believed before Keystone is asked again; -1: never.", 30)
+    service_token_roles: str = option("Roles by which another service's token is known.", "service")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +209,8 @@ class Config:
     """The whole configuration."""
 
     service: ServiceConfig = ServiceConfig()
+    identity: IdentityConfig = IdentityConfig()
+    keystone: KeystoneConfig = KeystoneConfig()
     database: DatabaseConfig = DatabaseConfig()
     log: LogConfig = LogConfig()
     quota: QuotaConfig = QuotaConfig()
@@ -186,6 +234,8 @@ class Config:
 
 SECTIONS: Mapping[str, type] = {
     "service": ServiceConfig,
+    "identity": IdentityConfig,
+    "keystone": KeystoneConfig,
     "database": DatabaseConfig,
     "log": LogConfig,
     "quota": QuotaConfig,
@@ -352,6 +402,15 @@ def _check(config: Config) -> None:
         raise ConfigError(f"{where}[service] node is {service.node!r}; it may hold letters, digits, '-', '_' and '.'.")
     if service.public_endpoint and not service.public_endpoint.startswith(("http://", "https://")):
         raise ConfigError(f"{where}[service] public_endpoint is {service.public_endpoint!r}; it must be an HTTP URL.")
+    if (service.tls_certificate is None) != (service.tls_key is None):
+        raise ConfigError(f"{where}[service] tls_certificate and tls_key go together; one of them is missing.")
+    for name, low, high in (
+        ("token_lifetime_s", 60, 31_536_000),
+        ("login_failures", 1, 1000),
+        ("login_pause_s", 1, 86400),
+    ):
+        _between(getattr(config.identity, name), low, high, f"{where}[identity] {name}")
+    _between(config.keystone.token_cache_s, -1, 86400, f"{where}[keystone] token_cache_s")
     for f in dataclasses.fields(QuotaConfig):
         _between(getattr(config.quota, f.name), -1, 2**31 - 1, f"{where}[quota] {f.name}")
     _between(config.scheduler.max_attempts, 1, 100, f"{where}[scheduler] max_attempts")

@@ -48,6 +48,22 @@ class InvalidStatus(BadRequest):
     """The resource is in a status that does not allow what was asked."""
 
 
+class Unauthorized(BlockstoreError):
+    """Nobody knows who asks."""
+
+    status, fault = 401, "unauthorized"
+
+
+class TooManyRequests(BlockstoreError):
+    """The caller has to wait."""
+
+    status, fault = 429, "overLimit"
+
+    def __init__(self, message: str, wait_s: int):
+        self.wait_s = wait_s
+        super().__init__(message)
+
+
 class Forbidden(BlockstoreError):
     status, fault = 403, "forbidden"
 

@@ -12,6 +12,7 @@ from sqlalchemy import delete
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, now
 from blockstore.db.session import Database
+from blockstore.identity import tokens
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,11 @@ def jobs(config: ServiceConfig, db: Database, report: Callable[[], None]) -> Bac
 
 
 def purge(db: Database, keep_days: int) -> None:
-    """Remove orders and messages that are older than they are kept."""
+    """Remove orders and messages that are older than they are kept, and tokens that have expired."""
     limit = now() - datetime.timedelta(days=keep_days)
     with db.write() as session:
         orders = session.execute(delete(OrderRow).where(OrderRow.finished_at < limit)).rowcount  # type: ignore[attr-defined]
         told = session.execute(delete(Message).where(Message.expires_at < now())).rowcount  # type: ignore[attr-defined]
+        tokens.purge(session)
     if orders or told:
         log.info("purged %d finished orders and %d messages", orders, told)

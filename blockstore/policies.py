@@ -1,15 +1,20 @@
 """Who may do what: every policy rule of this service on one page.
 
-Rule names and levels are those of the reference, so an operator's knowledge carries over.
+Rule names and levels are those of the reference, so an operator's knowledge carries over; so does a ``policy.yaml``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
+from pathlib import Path
+from typing import Protocol
 
 from blockstore.context import RequestContext
-from blockstore.errors import Forbidden
+from blockstore.errors import ConfigError, Forbidden
+
+log = logging.getLogger(__name__)
 
 
 class Level(Enum):
@@ -186,6 +191,9 @@ RULES: Mapping[str, Level] = {
     "volume_extension:default_unset": ADMIN,
 }
 
+IMPLIED: Mapping[str, tuple[str, ...]] = {"admin": ("member", "reader"), "member": ("reader",)}
+"""Roles that come with a role, as Keystone's bootstrap has it."""
+
 _ROLES: Mapping[Level, frozenset[str]] = {
     READER: frozenset({"reader", "member", "admin"}),
     MEMBER: frozenset({"member", "admin"}),
@@ -193,13 +201,65 @@ _ROLES: Mapping[Level, frozenset[str]] = {
 }
 
 
-def allowed(ctx: RequestContext, rule: str) -> bool:
-    """Say whether the caller satisfies a rule."""
-    level = RULES[rule]
-    return level is ANYONE or ctx.is_admin or (level is not ADMIN and bool(ctx.roles & _ROLES[level]))
+class Policy:
+    """The rules in force: those above, and what a policy file puts over them, read again when it changes."""
+
+    def __init__(self, file: Path | None = None, load: Callable[[Path], Overrides] | None = None) -> None:
+        """``file`` need not be there; ``load`` reads it. Raises ConfigError when it cannot be used."""
+        self._file, self._load = file, load
+        self._seen: tuple[int, ...] | None = None
+        self._overrides: Overrides | None = None
+        if file is not None and load is not None:
+            self._seen = _signature(file)
+            self._overrides = load(file) if self._seen else None
+
+    def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
+        """Say whether these roles make an administrator."""
+        overrides = self._current()
+        if overrides is None:
+            return "admin" in roles
+        return overrides.is_admin(roles, user_id, project_id)
+
+    def allowed(self, ctx: RequestContext, rule: str) -> bool:
+        """Say whether the caller satisfies a rule."""
+        overrides = self._current()
+        if overrides is not None:
+            return overrides.allowed(ctx, rule)
+        level = RULES[rule]
+        return level is ANYONE or ctx.is_admin or (level is not ADMIN and bool(ctx.roles & _ROLES[level]))
+
+    def enforce(self, ctx: RequestContext, rule: str) -> None:
+        """Raise Forbidden naming the rule unless the caller satisfies it."""
+        if not self.allowed(ctx, rule):
+            raise Forbidden(f"Policy doesn't allow {rule} to be performed.")
+
+    def _current(self) -> Overrides | None:
+        if self._file is None or self._load is None:
+            return None
+        seen = _signature(self._file)
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._overrides = self._load(self._file) if seen else None
+                log.warning("policies read again: %s", self._file if seen else f"{self._file} is gone")
+            except ConfigError as exc:  # what was right until now is safer than nothing
+                log.error("policies not changed: %s", exc)
+        return self._overrides
 
 
-def enforce(ctx: RequestContext, rule: str) -> None:
-    """Raise Forbidden naming the rule unless the caller satisfies it."""
-    if not allowed(ctx, rule):
-        raise Forbidden(f"Policy doesn't allow {rule} to be performed.")
+class Overrides(Protocol):
+    """What a policy file says: ``policy_file.py`` has it."""
+
+    def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
+        """Say whether these roles make an administrator."""
+
+    def allowed(self, ctx: RequestContext, rule: str) -> bool:
+        """Say whether the caller satisfies a rule."""
+
+
+def _signature(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino)

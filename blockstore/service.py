@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockstore import __version__, logs, manager, periodic, recovery, scheduler
-from blockstore.api import create_app
+from blockstore import __version__, http_server, logs, manager, periodic, recovery, scheduler
+from blockstore.api import authentication, create_app
+from blockstore.api.authentication import Authenticator
 from blockstore.api.endpoint import Core
 from blockstore.api.types import ensure_default_type
 from blockstore.api.waiting import WaitingRoom
@@ -33,10 +34,13 @@ from blockstore.db import migrations
 from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, ConfigError
+from blockstore.identity import bootstrap
+from blockstore.identity.login import Login
 from blockstore.keyring import Keyring
 from blockstore.manager import reporting
 from blockstore.manager.desk import Desk
 from blockstore.manager.exports import ATTACH_LOCAL, LOCAL, Exports
+from blockstore.policies import Overrides, Policy
 from blockstore.scheduler import loading
 from blockstore.scheduler.placing import Scheduler
 from blockstore.settling import mark_started
@@ -82,6 +86,8 @@ class Service:
         self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
         self.db.cast = self.bus.cast
         self.waiting_room = WaitingRoom(self.api_threads)
+        self.policy = load_policy(config)
+        login = Login(self.db, config.identity, self.waiting_room.entered) if service.auth == "builtin" else None
         self.app = create_app(
             Core(
                 config=config,
@@ -89,10 +95,19 @@ class Service:
                 board=self.board,
                 bus=self.bus,
                 waiting_room=self.waiting_room,
+                authenticate=_authenticator(config, self.policy, self.db),
+                policy=self.policy,
                 secret_of=keyring.secret,
                 check_connector=self.exports.check_connector,
-            )
+            ),
+            login,
         )
+        self.application: Any = self.app
+        """What the HTTP server calls."""
+        if service.auth == "keystone":
+            from blockstore.api.keystone import guard
+
+            self.application = guard(self.app, config.keystone, config.source)
         self.reporter = reporting.Reporter(self.desk)
         self.clock = periodic.jobs(service, self.db, self.report)
 
@@ -127,6 +142,8 @@ class Service:
     def _register(self) -> None:
         with self.db.write() as session:
             ensure_default_type(session, self.config.service.default_volume_type)
+            if self.config.service.auth == "builtin" and bootstrap.ensure_admin(session, self.state_dir):
+                log.info("the administrator's password is in %s", self.state_dir / bootstrap.PASSWORD_FILE)
             for name in {pool.partition("#")[0] for pool in self.backends}:
                 if session.get(ServiceRow, ("cinder-volume", name)) is None:
                     session.add(ServiceRow(binary="cinder-volume", host=name))
@@ -134,8 +151,6 @@ class Service:
 
 def serve(config: Config) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
-    from waitress.server import create_server
-
     logs.configure(config.log)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     host, port = parse_listen(config.service.listen, "--listen")
@@ -143,24 +158,23 @@ def serve(config: Config) -> int:
     with StateLock(config.state_dir):
         service = Service(config)
         try:
-            server = create_server(
-                service.app,
-                sockets=[bound_socket(host, port)],
-                threads=service.api_threads,
-                ident=None,
-                max_request_body_size=MAX_REQUEST_BYTES,
-                channel_timeout=60,
-                cleanup_interval=10,
-                connection_limit=1000,
-                asyncore_use_poll=True,
-            )
+            server = _server(config, service, host, port)
         except OSError as exc:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
-        service.waiting_room.set_thread_count = server.task_dispatcher.set_thread_count
+        service.waiting_room.set_thread_count = server.set_thread_count
         service.start()
         gc.freeze()  # what is here now stays; looking through it again and again would only take time
         gc.set_threshold(10_000, 20, 50)
         return _run(service, server)
+
+
+def _server(config: Config, service: Service, host: str, port: int) -> http_server.Server:
+    section = config.service
+    if section.tls_certificate is not None and section.tls_key is not None:
+        return http_server.over_tls(
+            service.application, host, port, service.api_threads, section.tls_certificate, section.tls_key
+        )
+    return http_server.plain(service.application, host, port, service.api_threads)
 
 
 def prepare_state_dir(path: Path) -> Path:
@@ -172,6 +186,34 @@ def prepare_state_dir(path: Path) -> Path:
     except OSError as exc:
         raise ConfigError(f"The state directory {path} cannot be used: {exc.strerror}.") from exc
     return path
+
+
+def policy_file(config: Config) -> Path:
+    """Return where the policies of this site are, or would be. Raises ConfigError when a named file is not there."""
+    named = config.service.policy_file
+    if named is not None and not named.exists():
+        raise ConfigError(f"{config.source}: [service] policy_file: there is no {named}.")
+    return named or config.state_dir / "policy.yaml"
+
+
+def load_policy(config: Config) -> Policy:
+    """Return the rules in force. Raises ConfigError."""
+
+    def read(file: Path) -> Overrides:
+        from blockstore.policy_file import PolicyFile  # it takes longer to import than the rest of a start
+
+        return PolicyFile(file)
+
+    return Policy(policy_file(config), read)
+
+
+def _authenticator(config: Config, policy: Policy, db: Database) -> Authenticator:
+    if config.service.auth == "builtin":
+        return authentication.by_tokens(policy, db)
+    if config.service.auth == "keystone":
+        roles = frozenset(word.lower() for word in words(config.keystone.service_token_roles))
+        return authentication.by_middleware(policy, roles)
+    return authentication.believing(policy)
 
 
 def database_url(config: Config) -> str:
@@ -247,9 +289,6 @@ def _bound(handlers: Any, room: Any) -> Any:
 
 # --- the process -------------------------------------------------------------------------------------------
 
-MAX_REQUEST_BYTES = 1 << 20
-"""What the server reads of a body at all; the API allows less, with a sentence."""
-
 
 class StateLock:
     """Held while a process serves from a state directory: two would run each other's orders."""
@@ -274,11 +313,17 @@ class StateLock:
 
 
 def refuse_open_door(config: Config, host: str) -> None:
-    """Raise ConfigError when strangers could reach a service that asks nobody who they are."""
+    """Raise ConfigError when strangers could reach a service that asks nobody who they are; warn of plain HTTP."""
     if config.service.auth == "none" and not config.service.insecure and not _is_loopback(host):
         raise ConfigError(
             f"{host} can be reached by others, and without authentication everybody is an administrator."
             " Listen on 127.0.0.1, or say --insecure if the network is yours alone."
+        )
+    if config.service.tls_certificate is None and not _is_loopback(host):
+        log.warning(
+            "%s can be reached by others, and without TLS they can read passwords, tokens and secrets of attachments on"
+            " the way: set tls_certificate and tls_key, or let a proxy speak HTTPS",
+            host,
         )
 
 
@@ -290,27 +335,15 @@ def _is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
 
 
-def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def endpoint_file(state_dir: Path) -> Path:
     """Return where a serving process notes its URL, for ``blockstore openrc``."""
     return state_dir / "endpoint"
 
 
-def _run(service: Service, server: Any) -> int:
-    host, port = server.socket.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v3"
+def _run(service: Service, server: http_server.Server) -> int:
+    host, port = server.address
+    scheme = "http" if service.config.service.tls_certificate is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v3"
     note = endpoint_file(service.state_dir)
     fresh = note.with_suffix(".new")  # renamed, because whoever waits for the note may read it at any instant
     fresh.unlink(missing_ok=True)
@@ -349,9 +382,12 @@ def _reread_log_level(config: Config, _signal: int, _frame: object) -> None:
 
 
 def _greet(service: Service, url: str) -> None:
-    lines = [
-        f"blockstore {__version__} serves {url} (no authentication: everybody who can reach it is an administrator)"
-    ]
+    known = {
+        "none": "no authentication: everybody who can reach it is an administrator",
+        "builtin": "users and projects of its own",
+        "keystone": f"users of {service.config.keystone.auth_url}",
+    }
+    lines = [f"blockstore {__version__} serves {url} ({known[service.config.service.auth]})"]
     for name, report in sorted(service.board.reports().items()):
         state = f"up, {report.capacity.free_gib:.1f} GiB free" if report.up else f"DOWN: {report.reason}"
         lines.append(f"  backend {name.partition('@')[2].partition('#')[0]}: {state}")

@@ -128,10 +128,12 @@ UNLIMITED = QuotaConfig(volumes=-1, snapshots=-1, gigabytes=-1)
 
 
 def make_config(state_dir: Path, database_url: str = "", **parts: Any) -> Config:
-    """A configuration with one memory backend and no quota, unless told otherwise."""
+    """A configuration with one memory backend, no quota and no authentication, unless told otherwise."""
     parts.setdefault("quota", UNLIMITED)
     parts.setdefault("backends", (backend_section("memory", "memory"),))
-    service = dataclasses.replace(parts.pop("service", ServiceConfig()), state_dir=state_dir)
+    service = dataclasses.replace(
+        parts.pop("service", ServiceConfig()), state_dir=state_dir, auth=parts.pop("auth", "none")
+    )
     return Config(service=service, database=DatabaseConfig(url=database_url), source="test", **parts)
 
 
@@ -245,6 +247,15 @@ def api(service: Service) -> Client:
 # --- a service in a process of its own ---------------------------------------------------------------------
 
 
+def with_auth(config: str) -> str:
+    """Return a configuration without authentication, unless it says something about that itself."""
+    if "auth =" in config:
+        return config
+    if "[service]" in config:
+        return config.replace("[service]", "[service]\nauth = none", 1)
+    return f"[service]\nauth = none\n{config}"
+
+
 class Served:
     """`blockstore serve` as a user starts it."""
 
@@ -254,10 +265,9 @@ class Served:
         argv = [sys.executable, "-m", "blockstore", "serve", "--state-dir", str(state_dir), *arguments]
         if "--listen" not in arguments:
             argv += ["--listen", "127.0.0.1:0"]
-        if config is not None:
-            path = state_dir / "config.ini"
-            path.write_text(config)
-            argv += ["--config", str(path)]
+        path = state_dir / "config.ini"
+        path.write_text(with_auth(config or ""))
+        argv += ["--config", str(path)]
         (state_dir / "endpoint").unlink(missing_ok=True)
         self.log = state_dir / "log"
         with self.log.open("ab") as log:

@@ -13,6 +13,7 @@ from blockstore.api import (
     endpoint,
     extensions,
     faults,
+    identity,
     limits,
     messages,
     pools,
@@ -26,6 +27,7 @@ from blockstore.api import (
     volume_metadata,
     volumes,
 )
+from blockstore.identity.login import Login
 
 ROOMS = (
     volumes.room,
@@ -50,8 +52,8 @@ class ProjectConverter(BaseConverter):
     regex = r"[0-9A-Za-z_\-]{1,64}"
 
 
-def create_app(core: endpoint.Core) -> Flask:
-    """Return the WSGI application."""
+def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
+    """Return the WSGI application; with ``login``, it has the Identity API too."""
     app = Flask("blockstore", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
     app.url_map.converters["project"] = ProjectConverter
@@ -62,6 +64,9 @@ def create_app(core: endpoint.Core) -> Flask:
     endpoint.mount(blueprint, ROOMS)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(blueprint)
+    if login is not None:
+        app.extensions[identity.door.LOGIN] = login
+        app.register_blueprint(identity.blueprint())
     app.before_request(endpoint.before_request)
     app.after_request(endpoint.after_request)
     app.register_error_handler(Exception, faults.reply)

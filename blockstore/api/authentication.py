@@ -1,20 +1,30 @@
-"""Who the caller is. With ``auth = none`` everybody is believed, which is why the service then keeps to loopback.
+"""Who the caller is: three ways to know, one for each value of ``auth``; each gives the same ``RequestContext``.
 
-Called by ``endpoint.py`` as the first step of a request.
+Called by ``endpoint.py`` as the first step of a request; ``service.py`` chooses.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from flask import Request
 
 from blockstore.context import RequestContext
-from blockstore.errors import BadRequest
+from blockstore.db.session import Database
+from blockstore.errors import BadRequest, Forbidden, Unauthorized
+from blockstore.identity import tokens
+from blockstore.policies import Policy
 
 DEFAULT_PROJECT = "admin"
 DEFAULT_USER = "admin"
 ALL_ROLES = frozenset({"admin", "member", "reader"})
+
+UNAUTHENTICATED = "The request you have made requires authentication."
+SERVICE_ROLE = "service"
+
+Authenticator = Callable[[Request, str | None, str], RequestContext]
+"""Takes the request, the project in its path, and the request's id. Raises Unauthorized, BadRequest, Forbidden."""
 
 _ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
 _REQUEST_ID = re.compile(r"req-[0-9a-fA-F\-]{1,64}")
@@ -26,29 +36,104 @@ def global_request_id_of(request: Request) -> str | None:
     return given if _REQUEST_ID.fullmatch(given) else None
 
 
-def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
-    """Return the caller: project from the path, the header ``X-Project-Id``, or ``admin``.
+def believing(policy: Policy) -> Authenticator:
+    """Return the way of ``auth = none``: everybody is believed, which is why the service then keeps to loopback.
 
-    ``X-Roles``, ``X-User-Id`` and ``X-Service-Roles`` are taken as keystonemiddleware would set them, so that policies
-    can be tried out; without them the caller is an administrator. Raises BadRequest for an id that cannot be one, or on
-    a mismatch.
+    The project is that of the path, of the header ``X-Project-Id``, or ``admin``. ``X-Roles``, ``X-User-Id`` and
+    ``X-Service-Roles`` are taken as keystonemiddleware would set them, so that policies can be tried out; without them
+    the caller is an administrator.
     """
-    header_project = request.headers.get("X-Project-Id")
-    project = path_project or header_project or DEFAULT_PROJECT
-    user = request.headers.get("X-User-Id") or DEFAULT_USER
+
+    def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
+        said = request.headers.get("X-Roles")
+        return _context(
+            policy,
+            path_project,
+            request_id,
+            user=request.headers.get("X-User-Id") or DEFAULT_USER,
+            project=request.headers.get("X-Project-Id") or path_project or DEFAULT_PROJECT,
+            roles=ALL_ROLES if said is None else _words(said),
+            service_roles=_words(request.headers.get("X-Service-Roles", "")),
+        )
+
+    return authenticate
+
+
+def by_tokens(policy: Policy, db: Database) -> Authenticator:
+    """Return the way of ``auth = builtin``: tokens of our own, in ``X-Auth-Token`` and nowhere else."""
+
+    def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
+        words = request.headers.get("X-Auth-Token", "")
+        service_words = request.headers.get("X-Service-Token", "")
+        with db.read() as session:
+            caller = tokens.check(session, words)
+            service = tokens.check(session, service_words) if service_words else None
+        if caller is None or (service_words and service is None):
+            raise Unauthorized(UNAUTHENTICATED)
+        if caller.project is None:
+            raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+        return _context(
+            policy,
+            path_project,
+            request_id,
+            user=caller.user.id,
+            project=caller.project.id,
+            roles=caller.role_names(),
+            service_roles=service.role_names() if service else (),
+        )
+
+    return authenticate
+
+
+def by_middleware(policy: Policy, service_roles: frozenset[str]) -> Authenticator:
+    """Return the way of ``auth = keystone``: keystonemiddleware has looked, and removed what callers claimed."""
+
+    def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
+        headers = request.headers
+        service_status = headers.get("X-Service-Identity-Status", "Confirmed")
+        if headers.get("X-Identity-Status") != "Confirmed" or service_status != "Confirmed":
+            raise Unauthorized(UNAUTHENTICATED)
+        project = headers.get("X-Project-Id")
+        if not project:
+            raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+        given = _words(headers.get("X-Service-Roles", ""))
+        return _context(
+            policy,
+            path_project,
+            request_id,
+            user=headers.get("X-User-Id", ""),
+            project=project,
+            roles=_words(headers.get("X-Roles", "")),
+            service_roles={SERVICE_ROLE} if given & service_roles else (),
+        )
+
+    return authenticate
+
+
+def _context(
+    policy: Policy,
+    path_project: str | None,
+    request_id: str,
+    *,
+    user: str,
+    project: str,
+    roles: frozenset[str],
+    service_roles: Iterable[str],
+) -> RequestContext:
     for name, value in (("X-Project-Id", project), ("X-User-Id", user)):
         if not _ID.fullmatch(value):
             raise BadRequest(f"{name} must be 1 to 64 letters, digits, - and _.")
-    if path_project and header_project and path_project != header_project:
+    if path_project and path_project != project:
         raise BadRequest("Malformed request url")
-    said = request.headers.get("X-Roles")
-    roles = ALL_ROLES if said is None else frozenset(role.strip().lower() for role in said.split(",") if role.strip())
-    service_roles = {role.strip().lower() for role in request.headers.get("X-Service-Roles", "").split(",")}
     return RequestContext(
         request_id=request_id,
         user_id=user,
         project_id=project,
         roles=roles,
-        is_admin="admin" in roles,
-        is_service="service" in service_roles,
+        is_admin=policy.is_admin(roles, user, project),
+        is_service=SERVICE_ROLE in service_roles,
     )
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word.strip().lower() for word in text.split(",") if word.strip())

@@ -20,9 +20,8 @@ from flask import Blueprint, Response, abort, current_app, g, request
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from blockstore import policies
 from blockstore.api import faults, links
-from blockstore.api.authentication import authenticate, global_request_id_of
+from blockstore.api.authentication import Authenticator, global_request_id_of
 from blockstore.api.waiting import WaitingRoom
 from blockstore.board import Board
 from blockstore.bus import Bus, Expectation
@@ -31,6 +30,7 @@ from blockstore.context import RequestContext, new_request_id
 from blockstore.db.session import Database
 from blockstore.errors import BadRequest, Conflict, InvalidInput, NotAcceptable, NotFound, UnsupportedMediaType
 from blockstore.microversions import HEADER, MINIMUM, SERVICE_TYPE, Version, negotiate
+from blockstore.policies import Policy
 from blockstore.schemas.base import Schema, load
 
 log = logging.getLogger("blockstore.api")
@@ -39,6 +39,8 @@ MAX_BODY_BYTES = 114688
 MAX_DEPTH = 32
 TOO_DEEP = f"Malformed request body: it is nested more than {MAX_DEPTH} levels deep."
 JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
+IDENTITY = "/identity"
+"""Where the Identity API is; its faults have a form of their own."""
 CORE = "blockstore"
 """Where the application keeps its ``Core``."""
 
@@ -52,6 +54,8 @@ class Core:
     board: Board
     bus: Bus
     waiting_room: WaitingRoom
+    authenticate: Authenticator
+    policy: Policy
     secret_of: Callable[[str], str]
     """The secret of an attachment, for the reply that tells it."""
     check_connector: Callable[[str, Mapping[str, Any]], None]
@@ -77,11 +81,11 @@ class Call:
 
     def may(self, rule: str) -> bool:
         """Say whether the caller satisfies a policy rule."""
-        return policies.allowed(self.ctx, rule)
+        return self.core.policy.allowed(self.ctx, rule)
 
     def enforce(self, rule: str) -> None:
         """Raise Forbidden unless the caller satisfies a policy rule."""
-        policies.enforce(self.ctx, rule)
+        self.core.policy.enforce(self.ctx, rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +223,7 @@ def _view(target: Endpoint | dict[str, Endpoint]) -> Callable[..., Response]:
 def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: Mapping[str, str]) -> Response:
     """Answer one request."""
     core: Core = current_app.extensions[CORE]
-    ctx = authenticate(request, project_id, g.request_id)
+    ctx = core.authenticate(request, project_id, g.request_id)
     ctx = with_microversion(ctx)
     data, endpoint = _body_and_endpoint(target)
     if ctx.microversion < endpoint.since:
@@ -227,7 +231,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
     arguments: dict[str, Any] = dict(path)
     if endpoint.body is not None:
         arguments["body"] = load(endpoint.body, data, ctx.microversion)
-    policies.enforce(ctx, endpoint.policy)
+    core.policy.enforce(ctx, endpoint.policy)
     with ExitStack() as waiting:
         with _told_of_races(), (core.db.write if endpoint.writes else core.db.read)() as session:
             call = Call(
@@ -288,6 +292,7 @@ def before_request() -> None:
     """Give the request its id."""
     g.request_id = new_request_id()
     g.started = time.perf_counter()
+    g.identity = request.path.startswith(IDENTITY)
     if request.method == "HEAD" and request.path.startswith("/v3"):
         abort(404)  # compat: the reference routes no HEAD, where Flask would answer it like GET
 

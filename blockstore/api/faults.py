@@ -7,15 +7,16 @@ with a sentence that carries the request id and nothing else.
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from typing import Any
 
 import orjson
-from flask import Response, g
+from flask import Response, g, request
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from blockstore.errors import BlockstoreError
+from blockstore.errors import BlockstoreError, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,13 @@ NO_SUCH_RESOURCE = "The resource could not be found."
 
 def reply(error: Exception) -> Response:
     """Return the reply for any error that a request ended with."""
+    if isinstance(error, Unauthorized):
+        return unauthorized(error.message)
     if isinstance(error, BlockstoreError) and error.status != 500:
-        return fault(error.status, error.fault, error.message)
+        response = fault(error.status, error.fault, error.message)
+        if isinstance(error, TooManyRequests):
+            response.headers["Retry-After"] = str(error.wait_s)
+        return response
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         return from_router(error)
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
@@ -38,6 +44,8 @@ def reply(error: Exception) -> Response:
 
 def fault(status: int, name: str, message: str) -> Response:
     """Return an error body of the wire."""
+    if g.get("identity"):
+        return identity_fault(status, message)
     if status == 412:
         return Response(status=412)  # compat: an empty body
     inner: dict[str, Any] = {"code": status, "message": message}
@@ -49,9 +57,24 @@ def fault(status: int, name: str, message: str) -> Response:
     return response
 
 
+def identity_fault(status: int, message: str) -> Response:
+    """Return an error body in Keystone's form."""
+    body = {"error": {"code": status, "message": message, "title": HTTPStatus(status).phrase}}
+    return Response(orjson.dumps(body), status=status, mimetype="application/json")
+
+
+def unauthorized(message: str) -> Response:
+    """Return the reply to somebody unknown, in the form that keystonemiddleware gives it, whatever was asked."""
+    response = identity_fault(401, message)
+    response.headers["WWW-Authenticate"] = f'Keystone uri="{request.host_url.rstrip("/")}/identity"'
+    return response
+
+
 def from_router(error: HTTPException) -> Response:
     """Return what the reference's router says, in plain text, before any controller is reached."""
     code = error.code or 500
+    if g.get("identity"):
+        return identity_fault(code, NO_SUCH_RESOURCE if code == 404 else error.description or error.name)
     # compat: an unknown method on a known URL is 404 there, too
     if code in (404, 405):
         return Response("404 Not Found\n\nThe resource could not be found.\n", status=404, mimetype="text/plain")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Select, select, update
 
-from blockstore import policies, quotas, states
+from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
 from blockstore.api.metadata import OF_SNAPSHOTS
@@ -90,7 +90,7 @@ def shown(call: Call, rows: Sequence[Snapshot], *, kind: str) -> list[dict[str, 
     visible = set()
     if kind != "plain":
         visible.add(schemas.DETAIL)
-    if kind == "detailed" and policies.allowed(call.ctx, schemas.EXTENDED):
+    if kind == "detailed" and call.may(schemas.EXTENDED):
         visible.add(schemas.EXTENDED)
     getters = schemas.SNAPSHOT.getters(call.version, frozenset(visible))
     metadata = OF_SNAPSHOTS.of_many(call.session, [row.id for row in rows])

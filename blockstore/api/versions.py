@@ -11,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response as BaseResponse
 
 from blockstore.api import endpoint, links
-from blockstore.api.authentication import authenticate
 from blockstore.microversions import MAXIMUM, MINIMUM
 
 blueprint = Blueprint("versions", __name__)
@@ -29,7 +28,8 @@ def discover() -> Response:
 def show() -> Response:
     """List the versions to an authenticated caller."""
     g.in_controller = True
-    endpoint.with_microversion(authenticate(request, None, g.request_id))
+    core: endpoint.Core = current_app.extensions[endpoint.CORE]
+    endpoint.with_microversion(core.authenticate(request, None, g.request_id))
     return _document(200)
 
 

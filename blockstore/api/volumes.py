@@ -24,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 
-from blockstore import policies, quotas, states
+from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
 from blockstore.api.metadata import OF_VOLUMES
@@ -147,7 +147,7 @@ def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
     (On SQLite every writer is alone anyhow.)
     """
     volume = call.session.get(Volume, volume_id, with_for_update=lock or None) if is_uuid(volume_id) else None
-    if volume is None or not call.ctx.may_see(volume.project_id) or not policies.allowed(call.ctx, "volume:get"):
+    if volume is None or not call.ctx.may_see(volume.project_id) or not call.may("volume:get"):
         raise NotFound.resource("Volume", volume_id)
     return volume
 

@@ -310,3 +310,113 @@ class ServiceRow(Base):
     frozen: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime.datetime | None]
+
+
+# --- identity: who there is, with `auth = builtin` ---------------------------------------------------------
+
+
+class Domain(Base):
+    __tablename__ = "domains"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Name, unique=True)
+    description: Mapped[str] = mapped_column(Text, default="")
+    enabled: Mapped[bool] = mapped_column(default=True)
+
+
+class Project(Base):
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Name)
+    domain_id: Mapped[str] = mapped_column(ForeignKey("domains.id", ondelete="CASCADE"))
+    description: Mapped[str] = mapped_column(Text, default="")
+    enabled: Mapped[bool] = mapped_column(default=True)
+
+    __table_args__ = (Index("ix_projects_name", "domain_id", "name", unique=True),)
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Name)
+    domain_id: Mapped[str] = mapped_column(ForeignKey("domains.id", ondelete="CASCADE"))
+    description: Mapped[str | None] = mapped_column(Text)
+    email: Mapped[str | None] = mapped_column(Name)
+    enabled: Mapped[bool] = mapped_column(default=True)
+    default_project_id: Mapped[str | None] = mapped_column(String(64))
+    password_hash: Mapped[str | None] = mapped_column(Name)
+    """Argon2; a user without one cannot log in with a password."""
+
+    __table_args__ = (Index("ix_users_name", "domain_id", "name", unique=True),)
+
+
+class Role(Base):
+    __tablename__ = "roles"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Name, unique=True)
+    description: Mapped[str | None] = mapped_column(Text)
+
+
+class Grant(Base):
+    """A role that a user has on a project, on a domain, or on the system."""
+
+    __tablename__ = "grants"
+
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    scope: Mapped[str] = mapped_column(String(8), primary_key=True)
+    """project, domain or system."""
+    scope_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Of the system: all."""
+    role_id: Mapped[str] = mapped_column(ForeignKey("roles.id", ondelete="CASCADE"), primary_key=True)
+
+    __table_args__ = (Index("ix_grants_scope", "scope", "scope_id"), Index("ix_grants_role", "role_id"))
+
+
+class ApplicationCredential(Base):
+    """A secret by which a program acts for a user on one project, with some of the user's roles there."""
+
+    __tablename__ = "application_credentials"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Name)
+    description: Mapped[str | None] = mapped_column(Text)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))
+    role_ids: Mapped[list[Any]] = mapped_column(JSON)
+    secret_hash: Mapped[str] = mapped_column(Name)
+    """Argon2."""
+    unrestricted: Mapped[bool] = mapped_column(default=False)
+    """It may make and remove application credentials."""
+    expires_at: Mapped[datetime.datetime | None]
+
+    __table_args__ = (
+        Index("ix_application_credentials_name", "user_id", "name", unique=True),
+        Index("ix_application_credentials_project", "project_id"),
+    )
+
+
+class Token(Base):
+    """A token that was issued. Its own words are in no table: ``id`` is their SHA-256."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    scope: Mapped[str] = mapped_column(String(8))
+    """project, domain, system or none."""
+    scope_id: Mapped[str] = mapped_column(String(64))
+    methods: Mapped[list[Any]] = mapped_column(JSON)
+    audit_id: Mapped[str] = mapped_column(String(32))
+    credential_id: Mapped[str | None] = mapped_column(ForeignKey("application_credentials.id", ondelete="CASCADE"))
+    issued_at: Mapped[datetime.datetime]
+    expires_at: Mapped[datetime.datetime]
+
+    __table_args__ = (
+        Index("ix_tokens_user", "user_id"),
+        Index("ix_tokens_scope", "scope", "scope_id"),
+        Index("ix_tokens_credential", "credential_id"),
+        Index("ix_tokens_expires", "expires_at"),
+    )

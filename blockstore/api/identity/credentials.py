@@ -1,0 +1,139 @@
+"""Application credentials: what programs log in with, instead of a person's password."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from blockstore.api.identity.door import Desk, Visit, oneself
+from blockstore.api.identity.tokens import moment
+from blockstore.db.models import ApplicationCredential, Role, now
+from blockstore.errors import BadRequest, Conflict, Forbidden, NotFound
+from blockstore.identity import accounts, passwords
+from blockstore.schemas import identity as schemas
+
+desk = Desk()
+
+PLACE = "/users/<user_id>/application_credentials"
+
+
+def shown(visit: Visit, row: ApplicationCredential, roles: Mapping[str, Role]) -> dict[str, Any]:
+    """Return a credential as replies show it; never with its secret."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "description": row.description,
+        "project_id": row.project_id,
+        "user_id": row.user_id,
+        "roles": [
+            {"id": role.id, "name": role.name, "domain_id": None}
+            for role in (roles.get(role_id) for role_id in row.role_ids)
+            if role is not None
+        ],
+        "expires_at": None if row.expires_at is None else (moment(row.expires_at) or "").rstrip("Z"),
+        "unrestricted": row.unrestricted,
+        "links": {"self": visit.link(f"/users/{row.user_id}/application_credentials/{row.id}")},
+    }
+
+
+def _roles(session: Session) -> dict[str, Role]:
+    return {role.id: role for role in session.scalars(select(Role))}
+
+
+@desk.serves("GET", PLACE, to=oneself)
+def index(visit: Visit, user_id: str) -> dict[str, Any]:
+    """List a user's credentials."""
+    statement = select(ApplicationCredential).where(ApplicationCredential.user_id == user_id)
+    if "name" in visit.query:
+        statement = statement.where(ApplicationCredential.name == visit.query["name"])
+    with visit.db.read() as session:
+        roles = _roles(session)
+        rows = session.scalars(statement.order_by(ApplicationCredential.name)).all()
+    path = f"/users/{user_id}/application_credentials"
+    return visit.listed("application_credentials", [shown(visit, row, roles) for row in rows], path)
+
+
+@desk.serves("GET", f"{PLACE}/<credential_id>", to=oneself)
+def show(visit: Visit, user_id: str, credential_id: str) -> dict[str, Any]:
+    """Show a credential."""
+    with visit.db.read() as session:
+        row = _find(session, user_id, credential_id)
+        return {"application_credential": shown(visit, row, _roles(session))}
+
+
+@desk.serves("POST", PLACE, to=oneself, body=schemas.CreateCredential, status=201)
+def create(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a credential for oneself on the token's project; its secret is told once."""
+    caller, asked = visit.caller, body["application_credential"]
+    _refuse_restricted(visit)
+    if caller.user.id != user_id:
+        raise Forbidden("Application credentials are made by the user whom they act for.")
+    if caller.project is None:
+        raise BadRequest("An application credential is for a project; use a token that is scoped to one.")
+    if asked.get("expires_at") is not None and asked["expires_at"] <= now():
+        raise BadRequest("application_credential.expires_at is in the past.")
+    secret = asked.get("secret") or secrets.token_urlsafe(32)
+    with visit.core.waiting_room.entered():
+        kept = passwords.hashed(secret)
+    with visit.db.write() as session:
+        owned = {role.id: role.name for role in caller.roles}
+        row = ApplicationCredential(
+            id=accounts.new_account_id(),
+            name=asked["name"],
+            description=asked.get("description"),
+            user_id=user_id,
+            project_id=caller.project.id,
+            role_ids=_wanted(asked.get("roles"), owned),
+            secret_hash=kept,
+            unrestricted=asked.get("unrestricted", False),
+            expires_at=asked.get("expires_at"),
+        )
+        taken = select(ApplicationCredential.id).where(
+            ApplicationCredential.user_id == user_id, ApplicationCredential.name == row.name
+        )
+        if session.execute(taken).first() is not None:
+            raise Conflict(f"There is an application credential {row.name} of this user already.")
+        session.add(row)
+        session.flush()
+        item = shown(visit, row, _roles(session))
+    return {"application_credential": {**item, "secret": secret}}
+
+
+@desk.serves("DELETE", f"{PLACE}/<credential_id>", to=oneself, status=204)
+def remove(visit: Visit, user_id: str, credential_id: str) -> None:
+    """Remove a credential with its tokens."""
+    _refuse_restricted(visit)
+    with visit.db.write() as session:
+        session.delete(_find(session, user_id, credential_id))
+
+
+def _refuse_restricted(visit: Visit) -> None:
+    if visit.caller.restricted:
+        raise Forbidden("This application credential is restricted: it cannot make or remove application credentials.")
+
+
+def _wanted(asked: list[Mapping[str, str]] | None, owned: Mapping[str, str]) -> list[str]:
+    if not asked:
+        return sorted(owned)
+    found = []
+    for ref in asked:
+        ids = [
+            role_id
+            for role_id, name in owned.items()
+            if ref.get("id", role_id) == role_id and ref.get("name", name) == name
+        ]
+        if not ids:
+            raise BadRequest(f"application_credential.roles: you have no role {ref.get('name') or ref.get('id')} here.")
+        found += ids
+    return sorted(set(found))
+
+
+def _find(session: Session, user_id: str, credential_id: str) -> ApplicationCredential:
+    row = session.get(ApplicationCredential, credential_id)
+    if row is None or row.user_id != user_id:
+        raise NotFound(f"Could not find application credential: {credential_id}.")
+    return row

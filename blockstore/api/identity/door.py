@@ -1,0 +1,175 @@
+"""Around every function of the Identity API: who asks → may they → body → function → reply.
+
+A function takes a ``Visit`` and opens its own sessions, because hashing a password must not hold the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+from flask import Response, current_app, request
+
+from blockstore.api import links
+from blockstore.api.authentication import UNAUTHENTICATED
+from blockstore.api.endpoint import CORE, IDENTITY, Core, read_json
+from blockstore.db.session import Database
+from blockstore.errors import Forbidden, Unauthorized
+from blockstore.identity import tokens
+from blockstore.identity.login import Login
+from blockstore.microversions import MINIMUM
+from blockstore.schemas.base import FALSE, TRUE, Schema, load
+
+ROOT = f"{IDENTITY}/v3"
+LOGIN = "blockstore identity"
+"""Where the application keeps its ``Login``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """One request of the Identity API."""
+
+    core: Core
+    login: Login
+    query: Mapping[str, str]
+    base: str
+    """Scheme and authority, without a slash at the end."""
+    address: str
+    who: tokens.Caller | None
+    subject: str
+    """The token that is asked about."""
+
+    @property
+    def db(self) -> Database:
+        """Return the database."""
+        return self.core.db
+
+    @property
+    def caller(self) -> tokens.Caller:
+        """Return who asks, where that was made sure of."""
+        assert self.who is not None
+        return self.who
+
+    def link(self, path: str) -> str:
+        """Return the URL of something here."""
+        return f"{self.base}{ROOT}{path}"
+
+    def listed(self, collection: str, items: list[Any], path: str = "") -> dict[str, Any]:
+        """Return the reply of a list."""
+        link = self.link(path or f"/{collection}")
+        return {collection: items, "links": {"self": link, "next": None, "previous": None}}
+
+    def asked(self, name: str) -> bool | None:
+        """Return a switch of the query: given without a value it is on; None when it is not given."""
+        value = self.query.get(name)
+        if value is None:
+            return None
+        return value == "" or value in TRUE or value not in FALSE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A reply with headers of its own."""
+
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Rule(Protocol):
+    """Who may call a function."""
+
+    def __call__(self, visit: Visit, path: Mapping[str, str]) -> bool:
+        """Say whether this caller may, for this path."""
+
+
+def anybody(visit: Visit, path: Mapping[str, str]) -> bool:
+    """Everybody, with or without a token."""
+    return True
+
+
+def known(visit: Visit, path: Mapping[str, str]) -> bool:
+    """Everybody with a token."""
+    return visit.who is not None
+
+
+def admin(visit: Visit, path: Mapping[str, str]) -> bool:
+    """An administrator."""
+    return visit.caller.is_admin
+
+
+def oneself(visit: Visit, path: Mapping[str, str]) -> bool:
+    """The user in the path, or an administrator."""
+    return visit.caller.is_admin or visit.caller.user.id == path["user_id"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One method on one path."""
+
+    function: Callable[..., Any]
+    rule: Rule
+    body: type[Schema] | None
+    status: int
+
+
+class Desk:
+    """Collects the functions of one module."""
+
+    def __init__(self) -> None:
+        self.services: dict[tuple[str, str], Service] = {}
+
+    def serves(
+        self, method: str, path: str, *, to: Rule = admin, body: type[Schema] | None = None, status: int = 200
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare a function; ``path`` is below /identity/v3 unless it begins with /identity."""
+        full = path if path.startswith(IDENTITY) else ROOT + path
+
+        def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+            assert (method, full) not in self.services, f"{method} {full} is declared twice"
+            self.services[(method, full)] = Service(function=function, rule=to, body=body, status=status)
+            return function
+
+        return declare
+
+
+def answer(service: Service) -> Callable[..., Response]:
+    """Return what answers a request for a function."""
+
+    def view(**path: str) -> Response:
+        core: Core = current_app.extensions[CORE]
+        with core.db.read() as session:
+            who = tokens.check(session, request.headers.get("X-Auth-Token", ""))
+        visit = Visit(
+            core=core,
+            login=current_app.extensions[LOGIN],
+            query={key: values[-1].replace("\0", "") for key, values in request.args.lists()},
+            base=links.Links.of(request, core.config.service.public_endpoint, None).base,
+            address=request.remote_addr or "",
+            who=who,
+            subject=request.headers.get("X-Subject-Token", ""),
+        )
+        if service.rule is not anybody and who is None:
+            raise Unauthorized(UNAUTHENTICATED)
+        if not service.rule(visit, path):
+            raise Forbidden("You are not authorized to perform the requested action.")
+        arguments: dict[str, Any] = dict(path)
+        if service.body is not None:
+            arguments["body"] = load(service.body, read_json(), MINIMUM)
+        result = service.function(visit, **arguments)
+        if not isinstance(result, Answer):
+            result = Answer(body=result, status=service.status)
+        response = Response(status=result.status, headers=dict(result.headers))
+        if result.body is not None:
+            response = Response(
+                orjson.dumps(result.body),
+                status=result.status,
+                mimetype="application/json",
+                headers=dict(result.headers),
+            )
+        response.headers["Vary"] = "X-Auth-Token"
+        return response
+
+    return view

@@ -1,0 +1,99 @@
+"""Tokens: asked for, looked at, given back."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from blockstore.api.identity.catalog import catalog
+from blockstore.api.identity.door import Answer, Desk, Visit, anybody, known
+from blockstore.errors import Forbidden, NotFound, Unauthorized
+from blockstore.identity import accounts, tokens
+from blockstore.schemas import identity as schemas
+
+desk = Desk()
+
+
+@desk.serves("POST", "/auth/tokens", to=anybody, body=schemas.AskToken)
+def create(visit: Visit, body: Mapping[str, Any]) -> Answer:
+    """Log in."""
+    words = visit.login.token(body["auth"], visit.address)
+    with visit.db.read() as session:
+        caller = tokens.check(session, words)
+    if caller is None:  # what it rests on was changed in this moment
+        raise Unauthorized("The token was revoked at once: user, project or role have just been changed.")
+    return Answer(body={"token": shown(visit, caller)}, status=201, headers={"X-Subject-Token": words})
+
+
+@desk.serves("GET", "/auth/tokens", to=known)
+def show(visit: Visit) -> Answer:
+    """Show what a token says."""
+    caller = _subject(visit)
+    return Answer(body={"token": shown(visit, caller)}, headers={"X-Subject-Token": visit.subject})
+
+
+@desk.serves("HEAD", "/auth/tokens", to=known)
+def look(visit: Visit) -> Answer:
+    """Say whether a token is valid."""
+    _subject(visit)
+    return Answer(body=None, headers={"X-Subject-Token": visit.subject})
+
+
+@desk.serves("DELETE", "/auth/tokens", to=known, status=204)
+def remove(visit: Visit) -> None:
+    """Revoke a token."""
+    caller = _subject(visit)
+    with visit.db.write() as session:
+        tokens.revoke(session, caller.token_id)
+
+
+def _subject(visit: Visit) -> tokens.Caller:
+    with visit.db.read() as session:
+        subject = tokens.check(session, visit.subject)
+    if subject is None:
+        raise NotFound("Could not find the token of X-Subject-Token: it is not valid, or is no longer.")
+    caller = visit.caller
+    if subject.user.id != caller.user.id and not caller.role_names() & {"admin", "service"}:
+        raise Forbidden("You are not authorized to perform the requested action.")
+    return subject
+
+
+def shown(visit: Visit, caller: tokens.Caller) -> dict[str, Any]:
+    """Return a token as replies show it."""
+    token: dict[str, Any] = {
+        "methods": list(caller.methods),
+        "user": {
+            "id": caller.user.id,
+            "name": caller.user.name,
+            "domain": named(caller.user_domain),
+            "password_expires_at": None,
+        },
+        "audit_ids": [caller.audit_id],
+        "issued_at": moment(caller.issued_at),
+        "expires_at": moment(caller.expires_at),
+    }
+    if caller.scope == accounts.PROJECT:
+        token["project"] = {**named(caller.project), "domain": named(caller.domain)}
+        token["is_domain"] = False
+    elif caller.scope == accounts.DOMAIN:
+        token["domain"] = named(caller.domain)
+    elif caller.scope == accounts.SYSTEM:
+        token["system"] = {"all": True}
+    if caller.scope != accounts.NO_SCOPE:
+        token["roles"] = [named(role) for role in caller.roles]
+        if visit.asked("nocatalog") is None:
+            token["catalog"] = catalog(visit, caller.project.id if caller.project else None)
+    if caller.credential is not None:
+        token["application_credential"] = {**named(caller.credential), "restricted": caller.restricted}
+    return token
+
+
+def named(one: tokens.Named | None) -> dict[str, str]:
+    """Return an id and a name."""
+    return {} if one is None else {"id": one.id, "name": one.name}
+
+
+def moment(at: datetime.datetime | None) -> str | None:
+    """Return a time as the Identity API writes it."""
+    return None if at is None else at.isoformat(timespec="microseconds") + "Z"

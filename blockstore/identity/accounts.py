@@ -1,0 +1,176 @@
+"""Who there is: domains, projects, users, roles, and who has which role where.
+
+Used by ``api/identity/`` and by the command, each inside its own transaction.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, TypeVar
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from blockstore.db.models import Domain, Grant, Project, Role, Snapshot, Token, User, Volume
+from blockstore.db.session import insert_if_absent
+from blockstore.errors import Conflict, Forbidden, NotFound
+
+DEFAULT_DOMAIN = "default"
+ADMIN = "admin"
+"""Id of the first project and the first user: what ``auth = none`` calls everybody, so that nothing changes hands."""
+PROJECT, DOMAIN, SYSTEM, NO_SCOPE = "project", "domain", "system", "none"
+ALL = "all"
+"""What stands for the system where an id is asked for."""
+
+Row = TypeVar("Row", Domain, Project, User, Role)
+
+
+def new_account_id() -> str:
+    """Return a fresh id in the form of Keystone's."""
+    return uuid.uuid4().hex
+
+
+def find(session: Session, model: type[Row], ref: str) -> Row:
+    """Return a row by id. Raises NotFound."""
+    row = session.get(model, ref)
+    if row is None:
+        raise NotFound(f"Could not find {model.__name__.lower()}: {ref}.")
+    return row
+
+
+def named(session: Session, model: type[Row], ref: str, domain_id: str = DEFAULT_DOMAIN) -> Row:
+    """Return a row by id, or by its name in a domain. Raises NotFound."""
+    row = session.get(model, ref) or by_name(session, model, ref, domain_id)
+    if row is None:
+        raise NotFound(f"Could not find {model.__name__.lower()}: {ref}.")
+    return row
+
+
+def by_name(session: Session, model: type[Row], name: str, domain_id: str = DEFAULT_DOMAIN) -> Row | None:
+    """Return a row by its name in a domain; domains and roles have no domain."""
+    statement = select(model).where(model.name == name)
+    if model is Project or model is User:
+        statement = statement.where(model.domain_id == domain_id)
+    return session.scalars(statement).one_or_none()
+
+
+def add(session: Session, row: Row) -> Row:
+    """Add a row. Raises Conflict when its name is taken, NotFound for a domain that is not there."""
+    if isinstance(row, Project | User):
+        find(session, Domain, row.domain_id)
+    _refuse_taken(session, row)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def change(session: Session, row: Row, **values: Any) -> Row:
+    """Change what is given. Raises Conflict when a new name is taken, Forbidden for what must stay."""
+    if values.get("enabled") is False and row.id in (ADMIN, DEFAULT_DOMAIN):
+        raise Forbidden(f"The {type(row).__name__.lower()} {row.id} keeps this service manageable; it stays enabled.")
+    renamed = values.get("name") not in (None, row.name)
+    with session.no_autoflush:
+        for name, value in values.items():
+            setattr(row, name, value)
+        if renamed:
+            _refuse_taken(session, row)
+    if isinstance(row, User) and ("password_hash" in values or values.get("enabled") is False):
+        session.execute(delete(Token).where(Token.user_id == row.id))
+    session.flush()
+    return row
+
+
+def remove_user(session: Session, row: User) -> None:
+    """Remove a user with grants, tokens and application credentials. Raises Forbidden for the first one."""
+    if row.id == ADMIN:
+        raise Forbidden("The user admin was here first and cannot be deleted; disable others instead.")
+    session.delete(row)
+    session.flush()
+
+
+def remove_project(session: Session, row: Project) -> None:
+    """Remove a project. Raises Conflict while it has volumes or snapshots, Forbidden for the first one."""
+    if row.id == ADMIN:
+        raise Forbidden("The project admin was here first and cannot be deleted.")
+    for model, noun in ((Volume, "volumes"), (Snapshot, "snapshots")):
+        count = session.scalar(select(func.count()).select_from(model).where(model.project_id == row.id))
+        if count:
+            raise Conflict(f"The project {row.name} still has {count} {noun}; delete them, or give them away, first.")
+    _forget_scope(session, PROJECT, row.id)
+    session.delete(row)
+    session.flush()
+
+
+def remove_domain(session: Session, row: Domain) -> None:
+    """Remove a disabled domain with its users and its projects. Raises Forbidden, Conflict."""
+    if row.id == DEFAULT_DOMAIN:
+        raise Forbidden("The domain default was here first and cannot be deleted.")
+    if row.enabled:
+        raise Forbidden(f"Cannot delete a domain that is enabled; disable {row.name} first.")
+    for project in session.scalars(select(Project).where(Project.domain_id == row.id)).all():
+        remove_project(session, project)
+    _forget_scope(session, DOMAIN, row.id)
+    session.delete(row)
+    session.flush()
+
+
+def remove_role(session: Session, row: Role) -> None:
+    """Remove a role from everybody. Raises Forbidden for those that policies are made of."""
+    if row.name in ("admin", "member", "reader", "service"):
+        raise Forbidden(f"The role {row.name} stands in the policies and cannot be deleted.")
+    session.delete(row)
+    session.flush()
+
+
+def grant(session: Session, user_id: str, scope: str, scope_id: str, role_id: str) -> None:
+    """Give a role to a user; nothing changes when it is there already."""
+    insert_if_absent(session, Grant, user_id=user_id, scope=scope, scope_id=scope_id, role_id=role_id)
+
+
+def revoke(session: Session, user_id: str, scope: str, scope_id: str, role_id: str) -> None:
+    """Take a role from a user. Raises NotFound when it was not given, Forbidden for the last key to the house."""
+    if user_id == ADMIN and scope_id == ADMIN and session.get_one(Role, role_id).name == "admin":
+        raise Forbidden("The user admin stays administrator of the project admin.")
+    row = session.get(Grant, (user_id, scope, scope_id, role_id))
+    if row is None:
+        raise NotFound(f"Could not find role assignment with role: {role_id}, user: {user_id}, {scope}: {scope_id}.")
+    session.delete(row)
+    session.flush()
+
+
+def roles_on(session: Session, user_id: str, scope: str, scope_id: str) -> list[Role]:
+    """Return the roles that were given to a user there, by name."""
+    statement = (
+        select(Role)
+        .join(Grant, Grant.role_id == Role.id)
+        .where(Grant.user_id == user_id, Grant.scope == scope, Grant.scope_id == scope_id)
+        .order_by(Role.name)
+    )
+    return list(session.scalars(statement))
+
+
+def projects_of(session: Session, user_id: str) -> list[Project]:
+    """Return the enabled projects on which a user has a role, by name."""
+    reached = select(Grant.scope_id).where(Grant.user_id == user_id, Grant.scope == PROJECT)
+    statement = select(Project).where(Project.id.in_(reached), Project.enabled).order_by(Project.name)
+    return list(session.scalars(statement))
+
+
+def domains_of(session: Session, user_id: str) -> list[Domain]:
+    """Return the enabled domains on which a user has a role, by name."""
+    reached = select(Grant.scope_id).where(Grant.user_id == user_id, Grant.scope == DOMAIN)
+    return list(session.scalars(select(Domain).where(Domain.id.in_(reached), Domain.enabled).order_by(Domain.name)))
+
+
+def _forget_scope(session: Session, scope: str, scope_id: str) -> None:
+    for model in (Grant, Token):
+        session.execute(delete(model).where(model.scope == scope, model.scope_id == scope_id))
+
+
+def _refuse_taken(session: Session, row: Domain | Project | User | Role) -> None:
+    model = type(row)
+    statement = select(model.id).where(model.name == row.name, model.id != row.id)
+    if isinstance(row, Project | User):
+        statement = statement.where(model.domain_id == row.domain_id)  # type: ignore[union-attr]
+    if session.execute(statement).first() is not None:
+        raise Conflict(f"Duplicate entry found with name {row.name}: there is such a {model.__name__.lower()} already.")

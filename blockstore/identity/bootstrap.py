@@ -1,0 +1,79 @@
+"""The first start: a domain, two projects, the roles, and an administrator with a random password in a 0600 file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from blockstore.db.models import Domain, Project, Role, User
+from blockstore.db.session import insert_if_absent
+from blockstore.errors import ConfigError
+from blockstore.identity import accounts, passwords
+
+PASSWORD_FILE = "admin-password"  # noqa: S105 - a file name
+ROLES = {
+    "admin": "Everything, in every project",
+    "member": "Use and change what a project has",
+    "reader": "Look at what a project has",
+    "service": "Another service of the cloud, speaking for a user",
+}
+
+
+def ensure_admin(session: Session, state_dir: Path) -> bool:
+    """Make what the first start needs; say whether the administrator is new. Raises ConfigError."""
+    if session.get(User, accounts.ADMIN) is not None:
+        return False
+    insert_if_absent(session, Domain, id=accounts.DEFAULT_DOMAIN, name="Default", description="", enabled=True)
+    for name in (accounts.ADMIN, "service"):
+        insert_if_absent(
+            session, Project, id=name, name=name, domain_id=accounts.DEFAULT_DOMAIN, description="", enabled=True
+        )
+    for name, description in ROLES.items():
+        insert_if_absent(session, Role, id=name, name=name, description=description)
+    password = secrets.token_urlsafe(18)
+    write_password(state_dir, password)
+    session.add(
+        User(
+            id=accounts.ADMIN,
+            name=accounts.ADMIN,
+            domain_id=accounts.DEFAULT_DOMAIN,
+            default_project_id=accounts.ADMIN,
+            password_hash=passwords.hashed(password),
+        )
+    )
+    session.flush()
+    for scope, scope_id in ((accounts.PROJECT, accounts.ADMIN), (accounts.SYSTEM, accounts.ALL)):
+        accounts.grant(session, accounts.ADMIN, scope, scope_id, "admin")
+    return True
+
+
+def write_password(state_dir: Path, password: str) -> None:
+    """Keep the administrator's password for ``blockstore openrc``; whole or not at all. Raises ConfigError."""
+    path = state_dir / PASSWORD_FILE
+    fresh = path.with_name(f".{PASSWORD_FILE}.{os.getpid()}")
+    try:
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(password + "\n")
+            file.flush()
+            os.fsync(fd)
+        fresh.replace(path)
+    except OSError as exc:
+        raise ConfigError(f"{path}, which keeps the administrator's password: {exc.strerror}.") from exc
+
+
+def read_password(state_dir: Path) -> str:
+    """Return the administrator's password. Raises ConfigError."""
+    path = state_dir / PASSWORD_FILE
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is not there: it is written by the first start, and by `blockstore user password admin`."
+        ) from None
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}.") from exc

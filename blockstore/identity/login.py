@@ -1,0 +1,259 @@
+"""From proof to token: password, token or application credential, and the scope that is asked for.
+
+Who fails too often from one address has to wait. A wrong name, a wrong password and a disabled user are told alike,
+and take as long.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from blockstore.config import IdentityConfig
+from blockstore.db.models import ApplicationCredential, Domain, Project, User, now
+from blockstore.db.session import Database
+from blockstore.errors import TooManyRequests, Unauthorized
+from blockstore.identity import accounts, passwords, tokens
+
+log = logging.getLogger(__name__)
+
+REFUSED = "The name, the password, or the project is wrong, or is disabled."
+
+Aside = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(kw_only=True)
+class _Proved:
+    """What the proofs of one login came to."""
+
+    user_id: str
+    password_hash: str | None = None
+    """What the password was compared with."""
+    credential: ApplicationCredential | None = None
+    earlier: tokens.Caller | None = None
+    """The caller of the token that was presented."""
+
+
+class Login:
+    """Where tokens are asked for."""
+
+    def __init__(self, db: Database, config: IdentityConfig, aside: Aside) -> None:
+        """``aside`` is entered while a password is compared, so that others are answered meanwhile."""
+        self._db, self._config, self._aside = db, config, aside
+        self.throttle = Throttle(config.login_failures, config.login_pause_s)
+
+    def token(self, asked: Mapping[str, Any], address: str) -> str:
+        """Return the words of a new token for the body ``auth``. Raises Unauthorized, TooManyRequests."""
+        proved: _Proved | None = None
+        methods = list(dict.fromkeys(asked["identity"]["methods"]))
+        for method in methods:
+            proof = asked["identity"].get(method)
+            if proof is None:
+                raise Unauthorized(f"identity.methods names {method}, and identity.{method} is not there.")
+            found = self._PROOFS[method](self, proof, address)
+            if proved is not None and proved.user_id != found.user_id:
+                raise Unauthorized(REFUSED)
+            proved = found
+        assert proved is not None  # the schema asks for at least one method
+        with self._db.write() as session:
+            self._still_true(session, proved)
+            scope, scope_id = self._scope(session, asked.get("scope"), proved)
+            expires_at = now() + datetime.timedelta(seconds=self._config.token_lifetime_s)
+            if proved.earlier is not None:
+                methods = list(dict.fromkeys([*proved.earlier.methods, *methods]))
+                expires_at = min(expires_at, proved.earlier.expires_at)  # else a token would never end
+            if proved.credential is not None and proved.credential.expires_at is not None:
+                expires_at = min(expires_at, proved.credential.expires_at)
+            return tokens.issue(
+                session,
+                user_id=proved.user_id,
+                scope=scope,
+                scope_id=scope_id,
+                methods=methods,
+                expires_at=expires_at,
+                credential_id=proved.credential.id if proved.credential else None,
+            )
+
+    def check_password(self, user_id: str, password: str, address: str) -> str:
+        """Return the hash that a user's password was compared with. Raises Unauthorized, TooManyRequests."""
+        proved = self._by_password({"user": {"id": user_id, "password": password}}, address)
+        return proved.password_hash or ""
+
+    # --- proofs --------------------------------------------------------------------------------------------
+
+    def _by_password(self, proof: Mapping[str, Any], address: str) -> _Proved:
+        who = proof["user"]
+        with self._db.read() as session:
+            user = _user(session, who)
+        self._compare(address, _said(who), user.password_hash if user else None, who["password"])
+        assert user is not None  # else nothing would have matched
+        return _Proved(user_id=user.id, password_hash=user.password_hash)
+
+    def _by_token(self, proof: Mapping[str, Any], _address: str) -> _Proved:
+        with self._db.read() as session:
+            caller = tokens.check(session, proof["id"])
+        if caller is None:
+            raise Unauthorized("The token is not valid, or is no longer.")
+        if caller.credential is not None:
+            raise Unauthorized("A token from an application credential keeps its project; it cannot be exchanged.")
+        return _Proved(user_id=caller.user.id, earlier=caller)
+
+    def _by_application_credential(self, proof: Mapping[str, Any], address: str) -> _Proved:
+        credential: ApplicationCredential | None = None
+        with self._db.read() as session:
+            if proof.get("id"):
+                credential = session.get(ApplicationCredential, proof["id"])
+            elif proof.get("user") and (user := _user(session, proof["user"])):
+                statement = select(ApplicationCredential).where(
+                    ApplicationCredential.user_id == user.id, ApplicationCredential.name == proof.get("name")
+                )
+                credential = session.scalars(statement).one_or_none()
+        said = str(proof.get("id") or (proof.get("name"), _said(proof.get("user") or {})))
+        self._compare(address, said, credential.secret_hash if credential else None, proof["secret"])
+        assert credential is not None
+        if credential.expires_at is not None and credential.expires_at <= now():
+            raise Unauthorized(f"The application credential {credential.id} has expired.")
+        return _Proved(user_id=credential.user_id, credential=credential)
+
+    _PROOFS: Mapping[str, Callable[[Login, Mapping[str, Any], str], _Proved]] = {
+        "password": _by_password,
+        "token": _by_token,
+        "application_credential": _by_application_credential,
+    }
+
+    def _compare(self, address: str, said: str, kept: str | None, password: str) -> None:
+        self.throttle.admit(address, said)
+        with self._aside():
+            right = passwords.matches(kept, password)
+        if not right:
+            self.throttle.failed(address, said)
+            log.warning("a login from %s failed", address)
+            raise Unauthorized(REFUSED)
+        self.throttle.succeeded(address, said)
+
+    # --- scope ---------------------------------------------------------------------------------------------
+
+    def _still_true(self, session: Session, proved: _Proved) -> None:
+        """Look again, inside the transaction that makes the token: a password may have been changed meanwhile."""
+        user = session.get(User, proved.user_id)
+        fits = user is not None and user.enabled and session.get_one(Domain, user.domain_id).enabled
+        if fits and proved.password_hash is not None:
+            fits = user is not None and user.password_hash == proved.password_hash
+        if fits and proved.credential is not None:
+            fits = session.get(ApplicationCredential, proved.credential.id) is not None
+        if not fits:
+            raise Unauthorized(REFUSED)
+
+    def _scope(self, session: Session, asked: Any, proved: _Proved) -> tuple[str, str]:
+        user_id = proved.user_id
+        if proved.credential is not None:
+            if asked is not None:
+                raise Unauthorized("An application credential is for one project; the request must name no scope.")
+            scope, scope_id = accounts.PROJECT, proved.credential.project_id
+        elif asked is None:
+            home = session.get_one(User, user_id).default_project_id
+            if not home or not _open(session, accounts.PROJECT, home) or not _has_role(session, user_id, home):
+                return accounts.NO_SCOPE, ""
+            return accounts.PROJECT, home
+        elif asked == "unscoped" or "unscoped" in asked:
+            return accounts.NO_SCOPE, ""
+        elif "project" in asked:
+            project = _project(session, asked["project"])
+            scope, scope_id = accounts.PROJECT, project.id if project else ""
+        elif "domain" in asked:
+            domain = _domain(session, asked["domain"])
+            scope, scope_id = accounts.DOMAIN, domain.id if domain else ""
+        else:
+            scope, scope_id = accounts.SYSTEM, accounts.ALL
+        if not _open(session, scope, scope_id) or not accounts.roles_on(session, user_id, scope, scope_id):
+            raise Unauthorized(f"{REFUSED} Or the user has no role on the {scope}.")
+        return scope, scope_id
+
+
+def _has_role(session: Session, user_id: str, project_id: str) -> bool:
+    return bool(accounts.roles_on(session, user_id, accounts.PROJECT, project_id))
+
+
+def _open(session: Session, scope: str, scope_id: str) -> bool:
+    if scope == accounts.SYSTEM:
+        return True
+    domain_id: str | None = scope_id
+    if scope == accounts.PROJECT:
+        project = session.get(Project, scope_id)
+        domain_id = project.domain_id if project is not None and project.enabled else None
+    domain = session.get(Domain, domain_id) if domain_id else None
+    return domain is not None and domain.enabled
+
+
+def _said(who: Mapping[str, Any]) -> str:
+    """Return by what name a user was meant, for counting failures."""
+    return str(who.get("id") or (who.get("name"), sorted((who.get("domain") or {}).items())))
+
+
+def _domain(session: Session, said: Mapping[str, Any] | None) -> Domain | None:
+    if said is None:
+        return None
+    if said.get("id"):
+        return session.get(Domain, said["id"])
+    return accounts.by_name(session, Domain, said.get("name") or "")
+
+
+def _user(session: Session, said: Mapping[str, Any]) -> User | None:
+    if said.get("id"):
+        return session.get(User, said["id"])
+    domain = _domain(session, said.get("domain"))
+    return None if domain is None else accounts.by_name(session, User, said.get("name") or "", domain.id)
+
+
+def _project(session: Session, said: Mapping[str, Any]) -> Project | None:
+    if said.get("id"):
+        return session.get(Project, said["id"])
+    domain = _domain(session, said.get("domain"))
+    return None if domain is None else accounts.by_name(session, Project, said.get("name") or "", domain.id)
+
+
+class Throttle:
+    """Counts failed logins by address and name; in memory, for a restart is no way around it that strangers have."""
+
+    MOST = 10_000
+    """Pairs that are remembered; the oldest are forgotten first."""
+
+    def __init__(self, failures: int, pause_s: float) -> None:
+        self._failures, self._pause_s = failures, pause_s
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+
+    def admit(self, address: str, said: str) -> None:
+        """Raise TooManyRequests while an address has to wait before it may try a name again."""
+        with self._lock:
+            count, since = self._seen.get((address, said), (0, 0.0))
+        left = since + self._pause_s - time.monotonic()
+        if count >= self._failures and left > 0:
+            raise TooManyRequests(
+                f"{count} logins with this name have failed. Try again in {int(left) + 1} s.", int(left) + 1
+            )
+
+    def failed(self, address: str, said: str) -> None:
+        """Count a failure."""
+        with self._lock:
+            count, since = self._seen.pop((address, said), (0, 0.0))
+            if time.monotonic() - since > self._pause_s:
+                count = 0
+            self._seen[(address, said)] = (count + 1, time.monotonic())
+            while len(self._seen) > self.MOST:
+                self._seen.popitem(last=False)
+
+    def succeeded(self, address: str, said: str) -> None:
+        """Forget the failures."""
+        with self._lock:
+            self._seen.pop((address, said), None)

@@ -1,0 +1,206 @@
+"""Tokens: 256 random bits, of which only a SHA-256 is kept; checked against what is true at the moment of the check.
+
+One indexed query finds the token together with its user, its scope and the roles there, so that nothing stays valid
+beyond a change: there is no cache that could be behind.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, bindparam, delete, insert, select
+from sqlalchemy.orm import Session, aliased
+
+from blockstore.db.models import ApplicationCredential, Domain, Grant, Project, Role, Token, User, now
+from blockstore.identity.accounts import DOMAIN, NO_SCOPE, PROJECT
+from blockstore.policies import IMPLIED
+
+MOST_LENGTH = 255
+"""Longer than any token of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """Something by id and name."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """What a valid token says."""
+
+    token_id: str
+    user: Named
+    user_domain: Named
+    scope: str
+    project: Named | None
+    """Set when the scope is a project; ``domain`` is then the project's."""
+    domain: Named | None
+    roles: tuple[Named, ...]
+    """With the implied ones."""
+    methods: tuple[str, ...]
+    audit_id: str
+    issued_at: datetime.datetime
+    expires_at: datetime.datetime
+    credential: Named | None
+    restricted: bool
+    """It came from an application credential that may not make others."""
+
+    def role_names(self) -> frozenset[str]:
+        """Return the names of the roles."""
+        return frozenset(role.name for role in self.roles)
+
+    @property
+    def is_admin(self) -> bool:
+        """Say whether the caller is an administrator."""
+        return any(role.name == "admin" for role in self.roles)
+
+
+def issue(
+    session: Session,
+    *,
+    user_id: str,
+    scope: str,
+    scope_id: str,
+    methods: list[str],
+    expires_at: datetime.datetime,
+    credential_id: str | None = None,
+) -> str:
+    """Keep a new token and return its words: the only time that they are known."""
+    words = secrets.token_urlsafe(32)
+    session.execute(
+        insert(Token).values(
+            id=_kept(words),
+            user_id=user_id,
+            scope=scope,
+            scope_id=scope_id,
+            methods=methods,
+            audit_id=secrets.token_urlsafe(16),
+            credential_id=credential_id,
+            issued_at=now(),
+            expires_at=expires_at,
+        )
+    )
+    return words
+
+
+def check(session: Session, words: str) -> Caller | None:
+    """Return who presents a token, or None when it is not, or no longer, a valid one."""
+    if not words or len(words) > MOST_LENGTH:
+        return None
+    return _caller(session.execute(_CHECK, {"token": _kept(words), "now": now()}).all())
+
+
+def revoke(session: Session, token_id: str) -> None:
+    """Forget a token."""
+    session.execute(delete(Token).where(Token.id == token_id))
+
+
+def purge(session: Session) -> int:
+    """Remove the tokens that have expired; return how many they were."""
+    return int(session.execute(delete(Token).where(Token.expires_at <= now())).rowcount)  # type: ignore[attr-defined]
+
+
+def _kept(words: str) -> str:
+    return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _caller(rows: Any) -> Caller | None:
+    if not rows:
+        return None
+    first = rows[0]
+    project = domain = None
+    if first.scope == PROJECT:
+        if not (first.project_enabled and first.project_domain_enabled):
+            return None
+        project = Named(id=first.scope_id, name=first.project_name)
+        domain = Named(id=first.project_domain_id, name=first.project_domain_name)
+    elif first.scope == DOMAIN:
+        if not first.domain_enabled:
+            return None
+        domain = Named(id=first.scope_id, name=first.domain_name)
+    roles = with_implied({row.role_name: row.role_id for row in rows if row.role_id is not None})
+    credential = None
+    if first.credential_id is not None:
+        if first.credential_expires_at is not None and first.credential_expires_at <= now():
+            return None
+        allowed = set(first.credential_roles)
+        roles = with_implied({name: role_id for name, role_id in roles.items() if role_id in allowed})
+        credential = Named(id=first.credential_id, name=first.credential_name)
+    if not roles and first.scope != NO_SCOPE:
+        return None
+    return Caller(
+        token_id=first.id,
+        user=Named(id=first.user_id, name=first.user_name),
+        user_domain=Named(id=first.user_domain_id, name=first.user_domain_name),
+        scope=first.scope,
+        project=project,
+        domain=domain,
+        roles=tuple(Named(id=role_id, name=name) for name, role_id in sorted(roles.items())),
+        methods=tuple(first.methods),
+        audit_id=first.audit_id,
+        issued_at=first.issued_at,
+        expires_at=first.expires_at,
+        credential=credential,
+        restricted=credential is not None and not first.unrestricted,
+    )
+
+
+def with_implied(roles: dict[str, str]) -> dict[str, str]:
+    """Return roles, id by name, with those that come with them."""
+    names = dict(roles)
+    for name in roles:
+        for implied in IMPLIED.get(name, ()):
+            names.setdefault(implied, implied)  # the ids of the roles in the policies are their names
+    return names
+
+
+_USER_DOMAIN, _PROJECT_DOMAIN, _DOMAIN = aliased(Domain), aliased(Domain), aliased(Domain)
+# Built once: every request asks it.
+_CHECK = (
+    select(
+        Token.id,
+        Token.user_id,
+        Token.scope,
+        Token.scope_id,
+        Token.methods,
+        Token.audit_id,
+        Token.issued_at,
+        Token.expires_at,
+        Token.credential_id,
+        User.name.label("user_name"),
+        User.domain_id.label("user_domain_id"),
+        _USER_DOMAIN.name.label("user_domain_name"),
+        Project.name.label("project_name"),
+        Project.enabled.label("project_enabled"),
+        Project.domain_id.label("project_domain_id"),
+        _PROJECT_DOMAIN.name.label("project_domain_name"),
+        _PROJECT_DOMAIN.enabled.label("project_domain_enabled"),
+        _DOMAIN.name.label("domain_name"),
+        _DOMAIN.enabled.label("domain_enabled"),
+        ApplicationCredential.name.label("credential_name"),
+        ApplicationCredential.role_ids.label("credential_roles"),
+        ApplicationCredential.expires_at.label("credential_expires_at"),
+        ApplicationCredential.unrestricted,
+        Role.id.label("role_id"),
+        Role.name.label("role_name"),
+    )
+    .select_from(Token)
+    .join(User, User.id == Token.user_id)
+    .join(_USER_DOMAIN, _USER_DOMAIN.id == User.domain_id)
+    .outerjoin(Project, and_(Token.scope == PROJECT, Project.id == Token.scope_id))
+    .outerjoin(_PROJECT_DOMAIN, _PROJECT_DOMAIN.id == Project.domain_id)
+    .outerjoin(_DOMAIN, and_(Token.scope == DOMAIN, _DOMAIN.id == Token.scope_id))
+    .outerjoin(ApplicationCredential, ApplicationCredential.id == Token.credential_id)
+    .outerjoin(
+        Grant, and_(Grant.user_id == Token.user_id, Grant.scope == Token.scope, Grant.scope_id == Token.scope_id)
+    )
+    .outerjoin(Role, Role.id == Grant.role_id)
+    .where(Token.id == bindparam("token"), Token.expires_at > bindparam("now"), User.enabled, _USER_DOMAIN.enabled)
+)

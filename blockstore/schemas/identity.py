@@ -1,0 +1,289 @@
+"""Shapes of the Identity API. What it does not know it leaves aside, as Keystone does."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from marshmallow import EXCLUDE, ValidationError, fields, validates_schema
+
+from blockstore.schemas import base
+from blockstore.schemas.base import AnyValue, Part, Text, field
+
+MAX_ID = 64
+MAX_SECRET = 4096
+MAX_DESCRIPTION = 65535
+METHODS = ("password", "token", "application_credential")
+
+
+class Schema(base.Schema):
+    """A body, or a part of one."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class Bool(fields.Field[bool]):
+    """A JSON boolean."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("It must be true or false.")
+        return value
+
+
+class Moment(fields.Field[datetime.datetime]):
+    """A time in ISO 8601, UTC unless it says otherwise."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> datetime.datetime:
+        try:
+            at = datetime.datetime.fromisoformat(value)
+            return at.astimezone(datetime.UTC).replace(tzinfo=None) if at.tzinfo else at
+        except (TypeError, ValueError, OverflowError):
+            raise ValidationError("It must be a time in ISO 8601, such as 2027-01-31T12:00:00Z.") from None
+
+
+# --- tokens ------------------------------------------------------------------------------------------------
+
+
+class InDomain(Schema):
+    id = field(Text, max_length=MAX_ID)
+    name = field(Text)
+
+    @validates_schema
+    def _named(self, data: Any, **_kw: Any) -> None:
+        if not data:
+            raise ValidationError("An id or a name is needed.")
+
+
+class Named(Schema):
+    """A user or a project: by id, or by name in a domain."""
+
+    id = field(Text, max_length=MAX_ID)
+    name = field(Text)
+    domain = field(Part, schema=InDomain)
+
+    @validates_schema
+    def _named(self, data: Any, **_kw: Any) -> None:
+        if "id" not in data and not ("name" in data and "domain" in data):
+            raise ValidationError("An id is needed, or a name and its domain.")
+
+
+class UserAndPassword(Named):
+    password = field(Text, required=True, max_length=MAX_SECRET)
+
+
+class PasswordProof(Schema):
+    user = field(Part, required=True, schema=UserAndPassword)
+
+
+class TokenProof(Schema):
+    id = field(Text, required=True)
+
+
+class CredentialProof(Schema):
+    id = field(Text, max_length=MAX_ID)
+    name = field(Text)
+    user = field(Part, schema=Named)
+    secret = field(Text, required=True, max_length=MAX_SECRET)
+
+    @validates_schema
+    def _named(self, data: Any, **_kw: Any) -> None:
+        if "id" not in data and not ("name" in data and "user" in data):
+            raise ValidationError("An id is needed, or a name and its user.")
+
+
+class Proofs(Schema):
+    methods = fields.List(Text(choices=METHODS), required=True)
+    password = field(Part, schema=PasswordProof)
+    token = field(Part, schema=TokenProof)
+    application_credential = field(Part, schema=CredentialProof)
+
+    @validates_schema
+    def _some(self, data: Any, **_kw: Any) -> None:
+        if not 1 <= len(data["methods"]) <= len(METHODS):
+            raise ValidationError({"methods": [f"Name one to {len(METHODS)} of {', '.join(METHODS)}."]})
+
+
+class Scopes(Schema):
+    project = field(Part, schema=Named)
+    domain = field(Part, schema=InDomain)
+    system = field(AnyValue)
+    unscoped = field(AnyValue)
+
+    @validates_schema
+    def _one(self, data: Any, **_kw: Any) -> None:
+        if len(data) != 1:
+            raise ValidationError("Name exactly one of project, domain, system.")
+        if "system" in data and data["system"] != {"all": True}:
+            raise ValidationError({"system": ['The only system there is is {"all": true}.']})
+
+
+class Scope(Part):
+    """One scope, or the word unscoped."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> Any:
+        return value if value == "unscoped" else super()._deserialize(value, attr, data, **kw)
+
+
+class Auth(Schema):
+    identity = field(Part, required=True, schema=Proofs)
+    scope = field(Scope, schema=Scopes)
+
+
+class AskToken(Schema):
+    auth = field(Part, required=True, schema=Auth)
+
+
+# --- accounts ----------------------------------------------------------------------------------------------
+
+
+def _name(**kw: Any) -> Any:
+    return field(Text, min_length=1, strip=True, **kw)
+
+
+def _description() -> Any:
+    return field(Text, max_length=MAX_DESCRIPTION, allow_none=True)
+
+
+class NewDomain(Schema):
+    name = _name(required=True)
+    description = _description()
+    enabled = field(Bool)
+
+
+class CreateDomain(Schema):
+    domain = field(Part, required=True, schema=NewDomain)
+
+
+class DomainChange(Schema):
+    name = _name()
+    description = _description()
+    enabled = field(Bool)
+
+
+class ChangeDomain(Schema):
+    domain = field(Part, required=True, schema=DomainChange)
+
+
+class NewProject(NewDomain):
+    domain_id = field(Text, max_length=MAX_ID)
+    parent_id = field(Text, max_length=MAX_ID, allow_none=True)
+    is_domain = field(Bool)
+
+    @validates_schema
+    def _flat(self, data: Any, **_kw: Any) -> None:
+        if data.get("is_domain"):
+            raise ValidationError({"is_domain": ["A domain is made by POST /v3/domains."]})
+        if data.get("parent_id") not in (None, data.get("domain_id", data.get("parent_id"))):
+            raise ValidationError(
+                {"parent_id": ["Projects have no projects in them; the parent can be a domain only."]}
+            )
+
+
+class CreateProject(Schema):
+    project = field(Part, required=True, schema=NewProject)
+
+
+class ProjectChange(DomainChange):
+    pass
+
+
+class ChangeProject(Schema):
+    project = field(Part, required=True, schema=ProjectChange)
+
+
+class NewUser(Schema):
+    name = _name(required=True)
+    password = field(Text, min_length=1, max_length=MAX_SECRET, allow_none=True)
+    domain_id = field(Text, max_length=MAX_ID)
+    default_project_id = field(Text, max_length=MAX_ID, allow_none=True)
+    email = field(Text, allow_none=True)
+    description = _description()
+    enabled = field(Bool)
+
+
+class CreateUser(Schema):
+    user = field(Part, required=True, schema=NewUser)
+
+
+class UserChange(NewUser):
+    name = _name()
+
+
+class ChangeUser(Schema):
+    user = field(Part, required=True, schema=UserChange)
+
+
+class Passwords(Schema):
+    original_password = field(Text, required=True, max_length=MAX_SECRET)
+    password = field(Text, required=True, min_length=1, max_length=MAX_SECRET)
+
+
+class ChangePassword(Schema):
+    user = field(Part, required=True, schema=Passwords)
+
+
+class NewRole(Schema):
+    name = _name(required=True)
+    description = _description()
+    domain_id = field(Text, max_length=MAX_ID, allow_none=True)
+
+    @validates_schema
+    def _of_all(self, data: Any, **_kw: Any) -> None:
+        if data.get("domain_id"):
+            raise ValidationError({"domain_id": ["Roles belong to all domains here."]})
+
+
+class CreateRole(Schema):
+    role = field(Part, required=True, schema=NewRole)
+
+
+class RoleChange(Schema):
+    name = _name()
+    description = _description()
+
+
+class ChangeRole(Schema):
+    role = field(Part, required=True, schema=RoleChange)
+
+
+class RoleRef(Schema):
+    id = field(Text, max_length=MAX_ID)
+    name = field(Text)
+
+    @validates_schema
+    def _named(self, data: Any, **_kw: Any) -> None:
+        if not data:
+            raise ValidationError("An id or a name is needed.")
+
+
+class Roles(fields.Field[list[Any]]):
+    """A list of roles, each by id or name."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > 100:
+            raise ValidationError("It must be a list of at most 100 roles.")
+        if not all(isinstance(one, Mapping) for one in value):
+            raise ValidationError("Each of them must be an object with an id or a name.")
+        return [RoleRef().load(one) for one in value]
+
+
+class NewCredential(Schema):
+    name = _name(required=True)
+    description = _description()
+    secret = field(Text, min_length=1, max_length=MAX_SECRET, allow_none=True)
+    expires_at = field(Moment, allow_none=True)
+    roles = field(Roles)
+    unrestricted = field(Bool)
+    access_rules = field(AnyValue)
+
+    @validates_schema
+    def _no_rules(self, data: Any, **_kw: Any) -> None:
+        if data.get("access_rules"):
+            raise ValidationError({"access_rules": ["Access rules are not offered; limit the roles instead."]})
+
+
+class CreateCredential(Schema):
+    application_credential = field(Part, required=True, schema=NewCredential)
