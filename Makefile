@@ -15,7 +15,7 @@ QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --
 LAB := tests/lab/lab-run --with target,iscsi -- $(BIN)/python -m pytest -m lab
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve clients test test-quick test-lab lab-setup lint format types bench conformance clean
+.PHONY: help install serve clients test test-quick test-lab tempest lab-setup lint format types bench conformance clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ test-lab: .venv/.dev ## test on real LVM: in this kernel where it has device-map
 		log=$$(mktemp); $(LAB) tests/lab/test_lvm*.py > "$$log" 2>&1 & lvm=$$!; \
 		$(LAB) --ignore-glob='*/test_lvm*' tests/lab; targets=$$?; \
 		wait $$lvm; lvm=$$?; cat "$$log"; rm "$$log"; exit $$((lvm || targets)); fi  # two labs at once, one for each half
+
+tempest: .venv/.dev ## run the reference test suite against blockstore (ARGS=REGEX for some of it)
+	$(BIN)/python -m tests.tempest $(ARGS)
 
 lab-setup: ## install the Debian packages that the lab needs (root)
 	tests/lab/setup.sh
