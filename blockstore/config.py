@@ -132,6 +132,7 @@ class QuotaConfig:
     snapshots: int = option("Snapshots.", 10)
     gigabytes: int = option("GiB of volumes and snapshots together.", 1000)
     per_volume_gigabytes: int = option("GiB of one volume.", -1)
+    groups: int = option("Groups of volumes.", 10)
     backups: int = option("Backups.", 10)
     backup_gigabytes: int = option("GiB of backups.", 1000)
 

@@ -93,6 +93,12 @@ class OverQuota(BlockstoreError):
     status, fault = 413, "overLimit"
 
 
+class NotOffered(BlockstoreError):
+    """The API has it, and this service does not, yet."""
+
+    status, fault = 501, "notImplemented"
+
+
 class ServiceUnavailable(BlockstoreError):
     """What was asked for while the caller waits could not be done, by no fault of the caller."""
 

@@ -49,6 +49,8 @@ SNAPSHOT_FILTER_METADATA = Version(3, 22)
 """Snapshots are filtered by metadata."""
 DELETE_FORCE = Version(3, 23)
 """Delete of a volume takes force."""
+WORKERS_CLEANUP = Version(3, 24)
+"""Work that a dead service left is cleaned up."""
 POOL_FILTERS = Version(3, 28)
 """Pools are filtered."""
 SNAPSHOT_SORT_NAME = Version(3, 30)
@@ -59,6 +61,8 @@ LOG_LEVELS = Version(3, 32)
 """Log levels are read and changed."""
 ATTACHMENTS = Version(3, 27)
 """Attachments are a resource of their own."""
+RESOURCE_FILTERS = Version(3, 33)
+"""The filters of each resource are listed."""
 LIKE_FILTERS = Version(3, 34)
 """A filter with ~ matches a part of the value."""
 POOL_VOLUME_TYPE = Version(3, 35)
@@ -91,8 +95,16 @@ ATTACHMENT_MODE = Version(3, 54)
 """Attachments are made read-only or read-write."""
 TIME_FILTERS = Version(3, 60)
 """Volumes are filtered by time."""
+TRANSFER_PAGING = Version(3, 59)
+"""Transfers are paged and sorted."""
+TRANSFER_SNAPSHOTS = Version(3, 55)
+"""Transfers take the snapshots along, or leave them."""
+TRANSFER_PROJECTS = Version(3, 57)
+"""Transfers show their projects."""
 CLUSTER_NAME = Version(3, 61)
 """Administrators see a volume's cluster."""
+DEFAULT_TYPES = Version(3, 62)
+"""Projects have a default type of their own."""
 VOLUME_TYPE_ID = Version(3, 63)
 """Volumes show the id of their type."""
 CONSUMES_QUOTA = Version(3, 65)

@@ -1,41 +1,60 @@
 """Quota: charged in the transaction that inserts a row, refunded in the one that removes it, so it cannot drift.
 
 Used by every room inside its own transaction. The check and the charge are one UPDATE, so two requests cannot both
-take the last place.
+take the last place. Volumes, snapshots and gigabytes count twice: for the project, and for the volume type in the
+project. A limit is the project's own, else that of the class ``default``, else the configuration's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import BigInteger, bindparam, or_, select, update
+from sqlalchemy import BigInteger, and_, bindparam, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from blockstore.config import QuotaConfig
-from blockstore.db.models import QuotaUsage
+from blockstore.db.models import QuotaLimit, QuotaUsage
 from blockstore.db.session import insert_if_absent
 from blockstore.errors import OverQuota
 
+PROJECT, CLASS = "project", "class"
+DEFAULT_CLASS = "default"
+PER_TYPE = ("volumes", "gigabytes", "snapshots")
+"""Resources that count for each volume type, too; kept as RESOURCE_ID, so that a type can be renamed."""
+PER_VOLUME = "per_volume_gigabytes"
+UNLIMITED = -1
+
 
 def charge(
-    session: Session, limits: QuotaConfig, project_id: str, *, volumes: int = 0, snapshots: int = 0, gigabytes: int = 0
+    session: Session,
+    config: QuotaConfig,
+    project_id: str,
+    type_id: str,
+    *,
+    volumes: int = 0,
+    snapshots: int = 0,
+    gigabytes: int = 0,
 ) -> None:
     """Take from a project's quota. Raises OverQuota naming the limit and what is used; nothing is charged then."""
-    for resource, amount in (("volumes", volumes), ("snapshots", snapshots), ("gigabytes", gigabytes)):
-        if amount:
-            _charge(session, project_id, resource, amount, getattr(limits, resource))
+    wanted = dict(_amounts(type_id, volumes=volumes, snapshots=snapshots, gigabytes=gigabytes))
+    limits = _limits_in_force(session, config, project_id, [*wanted])
+    for resource, amount in wanted.items():
+        _charge(session, project_id, resource, amount, limits[resource])
 
 
-def refund(session: Session, project_id: str, *, volumes: int = 0, snapshots: int = 0, gigabytes: int = 0) -> None:
+def refund(
+    session: Session, project_id: str, type_id: str, *, volumes: int = 0, snapshots: int = 0, gigabytes: int = 0
+) -> None:
     """Give back to a project's quota."""
-    for resource, amount in (("volumes", volumes), ("snapshots", snapshots), ("gigabytes", gigabytes)):
-        if amount:
-            _add(session, project_id, resource, -amount)
+    for resource, amount in _amounts(type_id, volumes=volumes, snapshots=snapshots, gigabytes=gigabytes):
+        _add(session, project_id, resource, -amount)
 
 
-def check_volume_size(limits: QuotaConfig, size_gib: int) -> None:
+def check_volume_size(session: Session, config: QuotaConfig, project_id: str, size_gib: int) -> None:
     """Raise OverQuota when one volume may not be that large."""
-    limit = limits.per_volume_gigabytes
+    limit = _limits_in_force(session, config, project_id, [PER_VOLUME])[PER_VOLUME]
     if 0 <= limit < size_gib:
         raise OverQuota(
             f"VolumeSizeExceedsLimit: Requested volume size {size_gib}G is larger than maximum allowed limit {limit}G."
@@ -48,6 +67,58 @@ def usage(session: Session, project_id: str) -> dict[str, int]:
     return dict(rows.all())
 
 
+def limits_of(session: Session, config: QuotaConfig, project_id: str | None, class_name: str) -> dict[str, int]:
+    """Return what is not unlimited by nature: the limits of a class, and over them those of a project, by resource."""
+    found: dict[str, int] = asdict(config)
+    for scope, scope_id in ((CLASS, class_name), (PROJECT, project_id)):
+        if scope_id is not None:
+            rows = session.execute(
+                select(QuotaLimit.resource, QuotaLimit.most).where(
+                    QuotaLimit.scope == scope, QuotaLimit.scope_id == scope_id
+                )
+            )
+            found.update(dict(rows.all()))
+    return found
+
+
+def set_limits(session: Session, scope: str, scope_id: str, limits: Mapping[str, int]) -> None:
+    """Write limits of a project or a class."""
+    for resource, most in limits.items():
+        row = session.get(QuotaLimit, (scope, scope_id, resource))
+        if row is None:
+            session.add(QuotaLimit(scope=scope, scope_id=scope_id, resource=resource, most=most))
+        else:
+            row.most = most
+    session.flush()
+
+
+def forget_limits(session: Session, project_id: str) -> None:
+    """Let a project have the default limits again."""
+    session.execute(delete(QuotaLimit).where(QuotaLimit.scope == PROJECT, QuotaLimit.scope_id == project_id))
+
+
+def forget_type(session: Session, type_id: str) -> None:
+    """Remove the limits and the (zero) usage of a type that is removed."""
+    resources = [f"{resource}_{type_id}" for resource in PER_TYPE]
+    session.execute(delete(QuotaLimit).where(QuotaLimit.resource.in_(resources)))
+    session.execute(delete(QuotaUsage).where(QuotaUsage.resource.in_(resources)))
+
+
+def _amounts(type_id: str, **amounts: int) -> Iterator[tuple[str, int]]:
+    for resource, amount in amounts.items():
+        if amount:
+            yield resource, amount
+            yield f"{resource}_{type_id}", amount
+
+
+def _limits_in_force(session: Session, config: QuotaConfig, project_id: str, resources: list[str]) -> dict[str, int]:
+    limits = {resource: getattr(config, resource, UNLIMITED) for resource in resources}
+    rows = session.execute(_LIMITS, {"project": project_id, "resources": resources}).all()
+    for _, resource, most in sorted(rows):  # class comes before project
+        limits[resource] = most
+    return limits
+
+
 def _charge(session: Session, project_id: str, resource: str, amount: int, limit: int) -> None:
     if _add(session, project_id, resource, amount, limit):
         return
@@ -57,12 +128,13 @@ def _charge(session: Session, project_id: str, resource: str, amount: int, limit
         raise OverQuota(_refusal(resource, amount, limit, used))
 
 
-def _add(session: Session, project_id: str, resource: str, amount: int, limit: int = -1) -> bool:
+def _add(session: Session, project_id: str, resource: str, amount: int, limit: int = UNLIMITED) -> bool:
     values = {"project": project_id, "resource_": resource, "amount": amount, "limit": limit}
     return bool(session.execute(_ADD, values).rowcount)  # type: ignore[attr-defined]
 
 
 _USAGES: Any = QuotaUsage.__table__
+_LIMITED: Any = QuotaLimit.__table__
 # Built once: building a statement takes longer than running it.
 _ADD = (
     update(_USAGES)
@@ -73,15 +145,24 @@ _ADD = (
     )
     .values(in_use=_USAGES.c.in_use + bindparam("amount"))
 )
+_LIMITS = select(_LIMITED.c.scope, _LIMITED.c.resource, _LIMITED.c.most).where(
+    or_(
+        and_(_LIMITED.c.scope == PROJECT, _LIMITED.c.scope_id == bindparam("project")),
+        and_(_LIMITED.c.scope == CLASS, _LIMITED.c.scope_id == DEFAULT_CLASS),
+    ),
+    _LIMITED.c.resource.in_(bindparam("resources", expanding=True)),
+)
 
 
 def _refusal(resource: str, amount: int, limit: int, used: int) -> str:
     # compat: the wire's own sentences; clients look for them
-    if resource == "volumes":
-        return f"VolumeLimitExceeded: Maximum number of volumes allowed ({limit}) exceeded for quota 'volumes'."
-    if resource == "snapshots":
+    kind, _, type_id = resource.partition("_")
+    quota = f"{kind} of volume type {type_id}" if type_id else kind
+    if kind == "volumes":
+        return f"VolumeLimitExceeded: Maximum number of volumes allowed ({limit}) exceeded for quota '{quota}'."
+    if kind == "snapshots":
         return f"SnapshotLimitExceeded: Maximum number of snapshots allowed ({limit}) exceeded"
     return (
-        f"VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed {resource} quota."
+        f"VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed {quota} quota."
         f" Requested {amount}G, quota is {limit}G and {used}G has been consumed."
     )

@@ -46,6 +46,7 @@ from blockstore.scheduler.placing import Scheduler
 from blockstore.settling import mark_started
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Target
+from blockstore.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Service:
                 waiting_room=self.waiting_room,
                 authenticate=_authenticator(config, self.policy, self.db),
                 policy=self.policy,
+                guesses=Throttle(config.identity.login_failures, config.identity.login_pause_s),
                 secret_of=keyring.secret,
                 check_connector=self.exports.check_connector,
             ),

@@ -144,7 +144,9 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
     if isinstance(order, ExtendVolume):
         claims.release(session, order.pool, volume_gib=order.growth_gib)
     if isinstance(order, PlaceExtension | ExtendVolume):
-        quotas.refund(session, order.project_id, gigabytes=order.growth_gib)
+        type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == order.volume_id)).scalar()
+        if type_id is not None:  # else the volume is gone, and all that it was charged for was given back
+            quotas.refund(session, order.project_id, type_id, gigabytes=order.growth_gib)
     if isinstance(order, PlaceExtension):
         # Nothing was begun, so the volume is what it was.
         to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()

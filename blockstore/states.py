@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -111,7 +112,9 @@ VOLUME = Machine(
     model=Volume,
     moves={
         V.CREATING: frozenset({V.ERROR}),
-        V.AVAILABLE: frozenset({V.CREATING, V.EXTENDING, V.REVERTING, V.DELETING}) | FOLLOWS_ATTACHMENTS,
+        V.AVAILABLE: frozenset({V.CREATING, V.EXTENDING, V.REVERTING, V.DELETING, V.AWAITING_TRANSFER})
+        | FOLLOWS_ATTACHMENTS,
+        V.AWAITING_TRANSFER: frozenset({V.AVAILABLE}),
         V.RESERVED: FOLLOWS_ATTACHMENTS | {V.DOWNLOADING},
         V.ATTACHING: FOLLOWS_ATTACHMENTS,
         V.IN_USE: FOLLOWS_ATTACHMENTS | {V.EXTENDING},
@@ -277,6 +280,27 @@ def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) 
         update(OrderRow).where(OrderRow.resource_id == row_id, OrderRow.state == "open").values(cancel_asked=True)
     )
     log.warning("status of %s %s set to %s by %s", machine.name.lower(), row_id, to, by)
+
+
+def release(session: Session, volume_id: str) -> None:
+    """Make a volume available whose offer was taken back; one whose status was set meanwhile keeps it."""
+    with suppress(StateConflict):
+        move(session, VOLUME, volume_id, V.AVAILABLE, only_from=(V.AWAITING_TRANSFER,))
+
+
+def removed_at_once(session: Session, order: Order) -> None:
+    """Remove a row that nothing needs to be done for, and note its order as done: the story stays whole."""
+    file(session, order)
+    session.info[FILED].remove(order)
+    settle_removed(session, order)
+
+
+def is_covered(session: Session, kind: type[Order], row_id: str) -> bool:
+    """Say whether an order of a kind is open for a row."""
+    statement = select(OrderRow.id).where(
+        OrderRow.resource_id == row_id, OrderRow.state == "open", OrderRow.kind == kind.__name__
+    )
+    return session.execute(statement.limit(1)).first() is not None
 
 
 # --- orders ------------------------------------------------------------------------------------------------

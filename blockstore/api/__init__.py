@@ -10,16 +10,25 @@ from werkzeug.routing import BaseConverter
 
 from blockstore.api import (
     attachments,
+    default_types,
     endpoint,
     extensions,
     faults,
+    hosts,
     identity,
+    image_metadata,
+    later,
     limits,
     messages,
     pools,
+    qos_specs,
+    quota_sets,
+    resource_filters,
     services,
     snapshot_metadata,
     snapshots,
+    transfers,
+    type_encryption,
     types,
     versions,
     volume_actions,
@@ -34,15 +43,24 @@ ROOMS = (
     volume_actions.room,
     volume_attach_actions.room,
     volume_metadata.room,
+    image_metadata.room,
     snapshots.room,
     snapshot_metadata.room,
     attachments.room,
+    transfers.room,
     types.room,
+    type_encryption.room,
+    qos_specs.room,
+    default_types.room,
     pools.room,
     services.room,
+    hosts.room,
+    quota_sets.room,
     limits.room,
     messages.room,
+    resource_filters.room,
     extensions.room,
+    later.room,
 )
 
 
@@ -57,7 +75,6 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     app = Flask("blockstore", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
     app.url_map.converters["project"] = ProjectConverter
-    app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # no redirect: a path with // is one that is not there
     app.extensions[endpoint.CORE] = core
     blueprint = Blueprint("v3", __name__)

@@ -32,6 +32,7 @@ from blockstore.errors import BadRequest, Conflict, InvalidInput, NotAcceptable,
 from blockstore.microversions import HEADER, MINIMUM, SERVICE_TYPE, Version, negotiate
 from blockstore.policies import Policy
 from blockstore.schemas.base import Schema, load
+from blockstore.throttle import Throttle
 
 log = logging.getLogger("blockstore.api")
 
@@ -56,6 +57,8 @@ class Core:
     waiting_room: WaitingRoom
     authenticate: Authenticator
     policy: Policy
+    guesses: Throttle
+    """Of the keys of transfers."""
     secret_of: Callable[[str], str]
     """The secret of an attachment, for the reply that tells it."""
     check_connector: Callable[[str, Mapping[str, Any]], None]
@@ -128,9 +131,11 @@ class Room:
     def __init__(self) -> None:
         self.routes: dict[tuple[str, str], Endpoint | dict[str, Endpoint]] = {}
 
-    def get(self, path: str, *, policy: str, since: Version = MINIMUM) -> Callable[[Function], Function]:
-        """Declare an endpoint that only looks."""
-        return self._declare("GET", path, policy=policy, body=None, since=since, status=200, writes=False)
+    def get(
+        self, path: str, *, policy: str, since: Version = MINIMUM, status: int = 200, writes: bool = False
+    ) -> Callable[[Function], Function]:
+        """Declare an endpoint that only looks; some of the wire's do more."""
+        return self._declare("GET", path, policy=policy, body=None, since=since, status=status, writes=writes)
 
     def post(
         self, path: str, *, policy: str, body: type[Schema], status: int = 202, since: Version = MINIMUM

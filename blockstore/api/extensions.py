@@ -31,6 +31,17 @@ _OFFERED = (
     ("os-admin-actions", "AdminActions", "2012-08-25T00:00:00+00:00", "Enable admin actions."),
     ("os-services", "Services", "2012-10-28T00:00:00-00:00", "Services support."),
     ("scheduler-stats", "Scheduler_stats", "2014-09-07T00:00:00+00:00", "Scheduler stats support."),
+    ("os-hosts", "Hosts", "2011-06-29T00:00:00+00:00", "Admin-only host administration."),
+    ("os-quota-sets", "Quotas", "2011-08-08T00:00:00+00:00", "Quota management support."),
+    ("os-quota-class-sets", "QuotaClasses", "2012-03-12T00:00:00+00:00", "Quota classes management support."),
+    ("qos-specs", "Qos_specs_manage", "2013-08-02T00:00:00+00:00", "QoS specs support."),
+    ("encryption", "VolumeTypeEncryption", "2013-07-01T00:00:00+00:00", "Encryption support for volume types."),
+    ("os-volume-encryption-metadata", "VolumeEncryptionMetadata", "2013-07-10T00:00:00+00:00",
+        "Volume encryption metadata retrieval support."),
+    ("capabilities", "Capabilities", "2015-08-31T00:00:00+00:00", "Capabilities support."),
+    ("os-volume-transfer", "VolumeTransfer", "2013-05-29T00:00:00+00:00", "Volume transfer management support."),
+    ("os-vol-image-meta", "VolumeImageMetadata", "2012-12-07T00:00:00+00:00",
+        "Show image metadata associated with the volume."),
     ("OS-SCH-HNT", "SchedulerHints", "2013-04-18T00:00:00+00:00", "Pass arbitrary key/value pairs to the scheduler."),
 )  # fmt: skip
 

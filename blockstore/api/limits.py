@@ -22,13 +22,13 @@ def show(call: Call) -> dict[str, Any]:
             if not call.ctx.is_admin:
                 raise Forbidden("Only an administrator may read the limits of another project.")
             project = asked
-    limits = call.core.config.quota
+    limits = quotas.limits_of(call.session, call.core.config.quota, project, quotas.DEFAULT_CLASS)
     absolute: dict[str, Any] = {
-        "maxTotalVolumes": limits.volumes,
-        "maxTotalSnapshots": limits.snapshots,
-        "maxTotalVolumeGigabytes": limits.gigabytes,
-        "maxTotalBackups": limits.backups,
-        "maxTotalBackupGigabytes": limits.backup_gigabytes,
+        "maxTotalVolumes": limits["volumes"],
+        "maxTotalSnapshots": limits["snapshots"],
+        "maxTotalVolumeGigabytes": limits["gigabytes"],
+        "maxTotalBackups": limits["backups"],
+        "maxTotalBackupGigabytes": limits["backup_gigabytes"],
     }
     if call.may("limits_extension:used_limits"):
         used = quotas.usage(call.session, project)

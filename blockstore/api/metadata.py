@@ -1,4 +1,4 @@
-"""Metadata in the database, the same for volumes and snapshots: key and value rows beside their owner."""
+"""Metadata in the database, the same for volumes, their images and snapshots: key and value rows beside their owner."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
-from blockstore.db.models import Base, SnapshotMetadata, VolumeMetadata
+from blockstore.db.models import Base, SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from blockstore.errors import NotFound
 
 AT_ONCE = 500
@@ -68,4 +68,5 @@ class Metadata:
 
 
 OF_VOLUMES = Metadata(VolumeMetadata, "volume_id", "Volume")
+OF_IMAGES = Metadata(VolumeImageMetadata, "volume_id", "Volume")
 OF_SNAPSHOTS = Metadata(SnapshotMetadata, "snapshot_id", "Snapshot")

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from blockstore.api.endpoint import Call, Room
 from blockstore.board import PoolReport
 from blockstore.db.models import ServiceRow, now
-from blockstore.errors import NotFound
+from blockstore.errors import BadRequest, NotFound
 from blockstore.microversions import BACKEND_STATE, LOG_LEVELS, SERVICES_CLUSTER
 from blockstore.schemas import services as schemas
 from blockstore.schemas.base import timestamp
@@ -26,11 +26,23 @@ SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
 @room.get("/os-services", policy="volume_extension:services:index")
 def index(call: Call) -> dict[str, Any]:
     """List the services."""
+    binary, host = call.query.get("binary"), call.query.get("host")
+    return {
+        "services": [
+            item
+            for item in facts(call)
+            if binary in (None, item["binary"])
+            # compat: a node's name means all its services
+            and (host in (None, item["host"]) or item["host"].startswith(f"{host}@"))
+        ]
+    }
+
+
+def facts(call: Call) -> list[dict[str, Any]]:
+    """Return what is known of each service."""
     said = {(row.binary, row.host): row for row in call.session.scalars(select(ServiceRow))}
     items = []
     for binary, host, zone, reports in _services(call):
-        if call.query.get("binary", binary) != binary or call.query.get("host", host) != host:
-            continue
         row = said.get((binary, host))
         disabled = bool(row and row.disabled)
         item: dict[str, Any] = {
@@ -49,29 +61,61 @@ def index(call: Call) -> dict[str, Any]:
             if call.version >= BACKEND_STATE:
                 item["backend_state"] = "up" if reports and all(r.up for r in reports) else "down"
         items.append(item)
-    return {"services": items}
+    return items
 
 
 @room.put("/os-services/enable", policy="volume_extension:services:update", body=schemas.Switch)
 def enable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Let the scheduler use a service again."""
-    _switch(call, body, disabled=False)
+    switch(call, body.get("binary") or body["service"], body["host"], disabled=False)
     return {**_named(body), "status": "enabled", "disabled": False}
 
 
 @room.put("/os-services/disable", policy="volume_extension:services:update", body=schemas.Switch)
 def disable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a service."""
-    _switch(call, body, disabled=True)
+    switch(call, body.get("binary") or body["service"], body["host"], disabled=True)
     return {**_named(body), "status": "disabled", "disabled": True}
 
 
 @room.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOff)
 def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a service, and say why."""
-    reason = body.get("disabled_reason")
-    _switch(call, body, disabled=True, reason=reason)
+    reason = body["disabled_reason"]
+    switch(call, body.get("binary") or body["service"], body["host"], disabled=True, reason=reason)
     return {**_named(body), "status": "disabled", "disabled": True, "disabled_reason": reason}
+
+
+@room.put("/os-services/freeze", policy="volume_extension:services:update", body=schemas.Freeze)
+def freeze(call: Call, body: Mapping[str, Any]) -> None:
+    """Keep a backend as it is: no new volumes, no snapshots, no deletions."""
+    call.enforce("volume:freeze_host")
+    _set_frozen(call, body["host"], frozen=True)
+
+
+@room.put("/os-services/thaw", policy="volume_extension:services:update", body=schemas.Freeze)
+def thaw(call: Call, body: Mapping[str, Any]) -> None:
+    """End the freeze of a backend."""
+    call.enforce("volume:thaw_host")
+    _set_frozen(call, body["host"], frozen=False)
+
+
+def _set_frozen(call: Call, host: str, *, frozen: bool) -> None:
+    if not any((binary, name) == (VOLUME, host) for binary, name, _, _ in _services(call)):
+        raise BadRequest(f"Invalid input received: there is no backend {host}; name one as NODE@BACKEND.")
+    row = _row(call, VOLUME, host)
+    if row.frozen == frozen:
+        raise BadRequest(f"Invalid input received: the backend {host} is {'' if frozen else 'not '}frozen already.")
+    row.frozen, row.updated_at = frozen, now()
+
+
+def refuse_frozen(call: Call, pool: str | None, done: str) -> None:
+    """Raise BadRequest when the backend of a pool is frozen."""
+    row = call.session.get(ServiceRow, (VOLUME, pool.partition("#")[0])) if pool else None
+    if row is not None and row.frozen:
+        raise BadRequest(
+            f"The backend {row.host} is frozen; nothing on it can be {done} until an administrator thaws it."
+        )
 
 
 @room.put(
@@ -123,16 +167,21 @@ def _addressed(call: Call, body: Mapping[str, Any]) -> Iterator[tuple[str, str, 
             yield service
 
 
+def _row(call: Call, binary: str, host: str) -> ServiceRow:
+    row = call.session.get(ServiceRow, (binary, host))
+    if row is None:
+        row = ServiceRow(binary=binary, host=host, disabled=False, frozen=False)
+        call.session.add(row)
+    return row
+
+
 def _named(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"host": body["host"], "service": body.get("service", ""), "binary": body.get("binary", "")}
 
 
-def _switch(call: Call, body: Mapping[str, Any], *, disabled: bool, reason: str | None = None) -> None:
-    binary, host = body.get("binary") or body["service"], body["host"]
+def switch(call: Call, binary: str, host: str, *, disabled: bool, reason: str | None = None) -> None:
+    """Let the scheduler use a service, or not. Raises NotFound."""
     if not any((b, h) == (binary, host) for b, h, _, _ in _services(call)):
         raise NotFound(f"Service {binary} on host {host} could not be found.")
-    row = call.session.get(ServiceRow, (binary, host))
-    if row is None:
-        row = ServiceRow(binary=binary, host=host)
-        call.session.add(row)
+    row = _row(call, binary, host)
     row.disabled, row.disabled_reason, row.updated_at = disabled, reason, now()

@@ -12,6 +12,7 @@ from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
 from blockstore.api.metadata import OF_SNAPSHOTS
+from blockstore.api.services import refuse_frozen
 from blockstore.api.volumes import MIGRATION_IDLE, find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, NotFound, StateConflict
@@ -114,7 +115,7 @@ def _visible(call: Call) -> Select[Any]:
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
     asked = body["snapshot"]
-    volume = find_volume(call, asked["volume_id"], lock=True)  # its status stays what is looked at here
+    volume = find_volume(call, str(asked["volume_id"]), lock=True)  # its status stays what is looked at here
     _check_snapshot_of(call, volume, asked)
     snapshot = Snapshot(
         id=new_id(),
@@ -128,7 +129,8 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         progress="0%",
         created_at=now(),
     )
-    quotas.charge(call.session, call.core.config.quota, volume.project_id, snapshots=1, gigabytes=volume.size)
+    limits = call.core.config.quota
+    quotas.charge(call.session, limits, volume.project_id, volume.volume_type_id, snapshots=1, gigabytes=volume.size)
     order = PlaceSnapshot(
         order_id=new_order_id(),
         request_id=call.ctx.request_id,
@@ -160,6 +162,7 @@ def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> 
         raise InvalidStatus(f"Invalid volume: volume {volume.id} is being migrated ({volume.migration_status}).")
     if volume.host is None:
         raise InvalidStatus(f"Invalid volume: volume {volume.id} is on no backend.")
+    refuse_frozen(call, volume.host, "made")
 
 
 @room.put("/snapshots/<snapshot_id>", policy="volume:update_snapshot", body=schemas.UpdateSnapshot)
@@ -189,9 +192,11 @@ def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
         snapshot_id=snapshot_id,
         volume_id=snapshot.volume_id,
     )
-    conditions = [Snapshot.status != S.DELETING]
-    if not force:
-        conditions.append(Snapshot.status.in_(DELETABLE))
+    volume = call.session.get_one(Volume, snapshot.volume_id)
+    refuse_frozen(call, volume.host, "deleted")
+    if force and snapshot.status == S.DELETING and states.is_covered(call.session, DeleteSnapshot, snapshot_id):
+        return  # it is on its way already
+    conditions = [] if force else [Snapshot.status.in_(DELETABLE)]
     try:
         states.move(call.session, states.SNAPSHOT, snapshot_id, S.DELETING, where=conditions, order=order)
     except StateConflict as conflict:

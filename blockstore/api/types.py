@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, bindparam, exists, or_, select
 from sqlalchemy.orm import Session, joinedload
 
+from blockstore import quotas
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
-from blockstore.db.models import ExtraSpec, TypeAccess, Volume, VolumeType, new_id
+from blockstore.db.models import DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, new_id
 from blockstore.db.session import insert_if_absent
 from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound
 from blockstore.microversions import TYPE_FILTER_EXTRA_SPECS
@@ -99,13 +100,21 @@ def find_type(call: Call, ref: str, *, by_name: bool = True, lock: bool = False)
     row = call.session.get(VolumeType, ref, with_for_update=lock or None) if is_uuid(ref) else None
     if row is None and by_name:
         row = call.session.scalars(select(VolumeType).where(VolumeType.name == ref)).one_or_none()
-    if row is None or not (row.is_public or call.ctx.is_admin or _has_access(call, row.id, call.ctx.project_id)):
+    if row is None or not may_use(call, row):
         raise NotFound.resource("Volume type", ref)
     return row
 
 
+def may_use(call: Call, row: VolumeType) -> bool:
+    """Say whether the caller may use a type."""
+    return row.is_public or call.ctx.is_admin or _has_access(call, row.id, call.ctx.project_id)
+
+
 def default_type(call: Call) -> VolumeType:
-    """Return the type of volumes that ask for none. Raises NotFound when it was removed."""
+    """Return the type of volumes that ask for none: the project's, or that of all. Raises NotFound without one."""
+    own = call.session.execute(_OWN_DEFAULT, {"project": call.ctx.project_id}).scalar()
+    if own is not None:
+        return call.session.get_one(VolumeType, own)
     name = call.core.config.service.default_volume_type
     row = call.session.scalars(_BY_NAME, {"name": name}).unique().one_or_none()
     if row is None:
@@ -114,7 +123,12 @@ def default_type(call: Call) -> VolumeType:
 
 
 # Built once, and with the extra specs in one go: every create asks.
-_BY_NAME = select(VolumeType).where(VolumeType.name == bindparam("name")).options(joinedload(VolumeType.specs))
+_BY_NAME = (
+    select(VolumeType)
+    .where(VolumeType.name == bindparam("name"))
+    .options(joinedload(VolumeType.specs), joinedload(VolumeType.encryption))
+)
+_OWN_DEFAULT = select(DefaultType.volume_type_id).where(DefaultType.project_id == bindparam("project"))
 
 
 def ensure_default_type(session: Session, name: str) -> None:
@@ -201,7 +215,11 @@ def remove(call: Call, type_id: str) -> None:
     row = find_type(call, type_id, by_name=False, lock=True)
     if row.name == call.core.config.service.default_volume_type:
         raise BadRequest(f"Volume type {row.name} is the default type, which cannot be deleted.")
-    _refuse_used(call, row, "deleted")
+    refuse_used(call, row, "deleted")
+    projects = call.session.scalars(select(DefaultType.project_id).where(DefaultType.volume_type_id == row.id)).all()
+    if projects:
+        raise BadRequest(f"Volume type {row.name} is the default type of project {projects[0]}; unset that first.")
+    quotas.forget_type(call.session, row.id)
     call.session.delete(row)
 
 
@@ -248,13 +266,13 @@ def remove_spec(call: Call, type_id: str, key: str) -> None:
     spec = next((spec for spec in row.specs if spec.key == key), None)
     if spec is None:
         raise NotFound(f"Volume Type {type_id} has no extra specs with key {key}.")
-    _refuse_used(call, row, "changed in its extra specs")
+    refuse_used(call, row, "changed in its extra specs")
     row.specs.remove(spec)
 
 
 def _write_specs(call: Call, type_id: str, given: Mapping[str, str | None]) -> None:
     row = find_type(call, type_id, by_name=False, lock=True)
-    _refuse_used(call, row, "changed in its extra specs")
+    refuse_used(call, row, "changed in its extra specs")
     _check_specs({**row.extra_specs, **given})
     present = {spec.key: spec for spec in row.specs}
     for key, value in given.items():
@@ -318,7 +336,8 @@ def _refuse_taken(call: Call, name: str) -> None:
         raise Conflict(f"Volume Type {name} already exists.")
 
 
-def _refuse_used(call: Call, row: VolumeType, done: str) -> None:
+def refuse_used(call: Call, row: VolumeType, done: str) -> None:
+    """Raise BadRequest when volumes of a type exist."""
     if call.session.execute(select(Volume.id).where(Volume.volume_type_id == row.id).limit(1)).scalar() is not None:
         raise BadRequest(f"Volume Type {row.id} cannot be {done} while volumes of it exist.")
 

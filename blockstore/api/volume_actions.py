@@ -42,7 +42,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             call.enforce("volume:extend_attached_volume")
             _check_online(call, volume)
     size_bounds(call.session.get_one(VolumeType, volume.volume_type_id), new_size)
-    quotas.check_volume_size(call.core.config.quota, new_size)
+    quotas.check_volume_size(call.session, call.core.config.quota, volume.project_id, new_size)
     order = PlaceExtension(
         order_id=new_order_id(),
         request_id=call.ctx.request_id,
@@ -67,7 +67,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             f"Invalid volume: volume {volume_id} is {volume.status}; to be extended it must be"
             f" {' or '.join(allowed)} and not migrating."
         ) from None
-    quotas.charge(call.session, call.core.config.quota, volume.project_id, gigabytes=growth)
+    quotas.charge(call.session, call.core.config.quota, volume.project_id, volume.volume_type_id, gigabytes=growth)
 
 
 def _check_online(call: Call, volume: Volume) -> None:

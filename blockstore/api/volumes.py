@@ -17,7 +17,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     exists,
-    false,
     func,
     or_,
     select,
@@ -27,9 +26,20 @@ from sqlalchemy import (
 from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
-from blockstore.api.metadata import OF_VOLUMES
+from blockstore.api.metadata import OF_IMAGES, OF_VOLUMES
+from blockstore.api.services import refuse_frozen
 from blockstore.api.types import default_type, find_type, size_bounds
-from blockstore.db.models import Attachment, Snapshot, Volume, VolumeMetadata, VolumeType, new_id, now
+from blockstore.db.models import (
+    Attachment,
+    OrderRow,
+    Snapshot,
+    Volume,
+    VolumeImageMetadata,
+    VolumeMetadata,
+    VolumeType,
+    new_id,
+    now,
+)
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import (
     BOOTABLE_STRICT,
@@ -59,7 +69,9 @@ LISTING = listing.Listing(
     columns=listing.columns_of(Volume, display_name=Volume.name, display_description=Volume.description),
     special={
         "metadata": listing.pairs(Volume.id, VolumeMetadata, VolumeMetadata.volume_id, "metadata"),
-        "glance_metadata": lambda call, value: false(),
+        "glance_metadata": listing.pairs(
+            Volume.id, VolumeImageMetadata, VolumeImageMetadata.volume_id, "glance_metadata"
+        ),
         # compat: NODE@BACKEND means all its pools
         "host": lambda call, value: or_(Volume.host == value, Volume.host.startswith(f"{value}#", autoescape=True)),
         "bootable": listing.boolean(Volume.bootable, "bootable", BOOTABLE_STRICT),
@@ -94,6 +106,7 @@ class View:
     attachments: list[dict[str, Any]]
     links: list[dict[str, str]]
     shared_targets: bool | None
+    image_metadata: Mapping[str, str]
 
 
 @room.get("/volumes", policy="volume:get_all")
@@ -168,12 +181,17 @@ def shown(
     call: Call, rows: Sequence[Any], metadata: Mapping[str, Mapping[str, str]], *, detailed: bool
 ) -> list[dict[str, Any]]:
     """Return volumes as replies show them; rows are pairs of volume and type name, metadata is by volume id."""
-    visible = {rule for rule in schemas.VOLUME.rules() - {schemas.ADMIN_ONLY} if call.may(rule)}
+    visible = {rule for rule in schemas.VOLUME.rules() - {schemas.ADMIN_ONLY, schemas.IMAGE} if call.may(rule)}
     if not detailed:
         visible -= schemas.DETAIL_ONLY
     if call.ctx.is_admin:
         visible.add(schemas.ADMIN_ONLY)
     getters = schemas.VOLUME.getters(call.version, frozenset(visible))
+    with_image = schemas.VOLUME.getters(call.version, frozenset(visible | {schemas.IMAGE}))
+    images: Mapping[str, Mapping[str, str]] = {}
+    from_images = [volume.id for volume, _ in rows if volume.has_image_metadata] if detailed else []
+    if from_images and call.may(schemas.IMAGE):
+        images = OF_IMAGES.of_many(call.session, from_images)
     attachments = _attachments_of(call, [volume.id for volume, _ in rows if volume.attach_status == "attached"])
     items = []
     for volume, type_name in rows:
@@ -187,8 +205,9 @@ def shown(
             attachments.get(volume.id, []),
             call.links.of_resource("volumes", volume.id),
             schemas.shared_targets(volume.shared_targets, call.version),
+            images.get(volume.id, {}),
         )
-        items.append({name: get(view) for name, get in getters})
+        items.append({name: get(view) for name, get in (with_image if view.image_metadata else getters)})
     return items
 
 
@@ -249,6 +268,8 @@ class Source:
     volume_type_id: str
     availability_zone: str | None
     bootable: bool
+    image_of: str | None
+    """The volume whose image metadata the new one takes over."""
 
 
 @room.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
@@ -259,6 +280,11 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     volume_type = _type(call, asked, source)
     size = _size(asked, source)
     size_bounds(volume_type, size)
+    if volume_type.encryption is not None:
+        raise BadRequest(
+            f"Invalid volume type: volumes of type {volume_type.name} are to be encrypted, and this service holds no"
+            " keys yet. Use another type."
+        )
     multiattach = (volume_type.extra_specs.get("multiattach") or "").strip() == "<is> True"
     if multiattach:
         call.enforce("volume:multiattach")
@@ -274,12 +300,13 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         snapshot_id=asked.get("snapshot_id"),
         source_volid=asked.get("source_volid"),
         bootable=source.bootable if source else False,
+        has_image_metadata=source is not None and source.image_of is not None,
         multiattach=multiattach,
         created_at=now(),
     )
     limits = call.core.config.quota
-    quotas.check_volume_size(limits, size)
-    quotas.charge(call.session, limits, call.ctx.project_id, volumes=1, gigabytes=size)
+    quotas.check_volume_size(call.session, limits, call.ctx.project_id, size)
+    quotas.charge(call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size)
     order = PlaceVolume(
         order_id=new_order_id(),
         request_id=call.ctx.request_id,
@@ -292,6 +319,8 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     states.born(call.session, volume, order)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
+    if source is not None and source.image_of is not None:
+        OF_IMAGES.add(call.session, volume.id, OF_IMAGES.of(call.session, source.image_of))
     return {"volume": shown(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
 
 
@@ -317,7 +346,7 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} is {volume.status}; a source must be available or in-use."
         )
-    return Source(volume.size, volume.volume_type_id, volume.availability_zone, volume.bootable)
+    return _source_of(volume, volume.size)
 
 
 def _snapshot_source(call: Call, snapshot_id: str) -> Source:
@@ -329,7 +358,12 @@ def _snapshot_source(call: Call, snapshot_id: str) -> Source:
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available."
         )
     origin = call.session.get_one(Volume, snapshot.volume_id)
-    return Source(snapshot.volume_size, origin.volume_type_id, origin.availability_zone, origin.bootable)
+    return _source_of(origin, snapshot.volume_size)
+
+
+def _source_of(origin: Volume, size: int) -> Source:
+    image_of = origin.id if origin.has_image_metadata else None
+    return Source(size, origin.volume_type_id, origin.availability_zone, origin.bootable, image_of)
 
 
 def _type(call: Call, asked: Mapping[str, Any], source: Source | None) -> VolumeType:
@@ -410,6 +444,9 @@ def remove(call: Call, volume_id: str) -> None:
 def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
     """File the orders that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
     volume = find_volume(call, volume_id, lock=True)  # no snapshot is born while its conditions are looked at
+    refuse_frozen(call, volume.host, "deleted")
+    if force and volume.status == V.DELETING and states.is_covered(call.session, DeleteVolume, volume_id):
+        return  # it is on its way already
     if cascade:
         _delete_snapshots(call, volume, force=force)
     order = DeleteVolume(
@@ -419,20 +456,37 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
         volume_id=volume_id,
     )
     conditions = _removable(force=force, cascade=cascade)
+    at_once = _is_nowhere(call, volume)
     try:
-        states.move(call.session, states.VOLUME, volume_id, V.DELETING, where=conditions, order=order)
+        states.move(
+            call.session, states.VOLUME, volume_id, V.DELETING, where=conditions, order=None if at_once else order
+        )
     except StateConflict:
         raise InvalidStatus(_why_not_removable(call, volume, cascade=cascade)) from None
+    if at_once:
+        if volume.consumes_quota:
+            quotas.refund(call.session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
+        states.removed_at_once(call.session, order)
+
+
+def _is_nowhere(call: Call, volume: Volume) -> bool:
+    """Say whether nothing of a volume is on any backend, and nobody works on it: compat: it then goes at once."""
+    if volume.host is not None:
+        return False
+    idle = ~exists().where(OrderRow.resource_id == volume.id, OrderRow.state == "open")
+    unused = ~exists().where(Attachment.volume_id == volume.id)
+    without_snapshots = ~exists().where(Snapshot.volume_id == volume.id)
+    return bool(call.session.execute(select(and_(idle, unused, without_snapshots))).scalar())
 
 
 def _removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [
-        Volume.status != V.DELETING,
         Volume.attach_status != "attached",
         or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
         Volume.group_id.is_(None),
     ]
     if not force:
+        conditions.append(Volume.status != V.DELETING)
         # compat: what was never placed can be removed in any status
         conditions.append(or_(Volume.status.in_(DELETABLE), and_(Volume.host.is_(None))))
     if not cascade:

@@ -52,8 +52,12 @@ class VolumeType(Base):
         cascade="all, delete-orphan", lazy="selectin", order_by="ExtraSpec.key"
     )
     access: Mapped[list[TypeAccess]] = relationship(cascade="all, delete-orphan", lazy="raise_on_sql")
+    encryption: Mapped[TypeEncryption | None] = relationship(cascade="all, delete-orphan", lazy="selectin")
 
-    __table_args__ = (Index("ix_volume_types_page", "created_at", "id"),)
+    __table_args__ = (
+        Index("ix_volume_types_page", "created_at", "id"),
+        Index("ix_volume_types_qos", "qos_specs_id"),
+    )
 
     @property
     def extra_specs(self) -> dict[str, str | None]:
@@ -78,6 +82,63 @@ class TypeAccess(Base):
     project_id: Mapped[str] = mapped_column(Name, primary_key=True)
 
 
+class TypeEncryption(Base):
+    """How volumes of a type are to be encrypted."""
+
+    __tablename__ = "volume_type_encryptions"
+
+    volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id", ondelete="CASCADE"), primary_key=True)
+    id: Mapped[str] = mapped_column(Id, default=new_id)
+    provider: Mapped[str] = mapped_column(Name)
+    control_location: Mapped[str] = mapped_column(Name)
+    cipher: Mapped[str | None] = mapped_column(Name)
+    key_size: Mapped[int | None]
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime.datetime | None] = mapped_column(onupdate=now)
+
+
+class DefaultType(Base):
+    """The type of a project's volumes that ask for none."""
+
+    __tablename__ = "default_types"
+
+    project_id: Mapped[str] = mapped_column(Name, primary_key=True)
+    volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id"))
+
+    __table_args__ = (Index("ix_default_types_type", "volume_type_id"),)
+
+
+class QosSpecs(Base):
+    """Limits that the consumer of a volume keeps: hypervisor, storage, or both."""
+
+    __tablename__ = "qos_specs"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(Name, unique=True)
+    consumer: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+
+    pairs: Mapped[list[QosPair]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="QosPair.key")
+
+    __table_args__ = (
+        Index("ix_qos_specs_page", "created_at", "id"),
+        Index("ix_qos_specs_consumer", "consumer", "created_at", "id"),
+    )
+
+    @property
+    def specs(self) -> dict[str, str | None]:
+        """Return the limits as a map."""
+        return {pair.key: pair.value for pair in self.pairs}
+
+
+class QosPair(Base):
+    __tablename__ = "qos_spec_pairs"
+
+    qos_specs_id: Mapped[str] = mapped_column(ForeignKey("qos_specs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(Name, primary_key=True)
+    value: Mapped[str | None] = mapped_column(Name)
+
+
 class Volume(Base):
     __tablename__ = "volumes"
 
@@ -100,6 +161,8 @@ class Volume(Base):
     snapshot_id: Mapped[str | None] = mapped_column(Id)
     source_volid: Mapped[str | None] = mapped_column(Id)
     bootable: Mapped[bool] = mapped_column(default=False)
+    has_image_metadata: Mapped[bool] = mapped_column(default=False)
+    """Spares those without it the question."""
     multiattach: Mapped[bool] = mapped_column(default=False)
     admin_metadata: Mapped[dict[str, Any]] = mapped_column(default=dict)
     replication_status: Mapped[str | None] = mapped_column(Name)
@@ -140,6 +203,40 @@ class VolumeMetadata(Base):
     value: Mapped[str] = mapped_column(Name)
 
     __table_args__ = (Index("ix_volume_metadata_pair", "key", "value"),)
+
+
+class VolumeImageMetadata(Base):
+    """What is known of the image that a volume was made from."""
+
+    __tablename__ = "volume_image_metadata"
+
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(Name, primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_volume_image_metadata_key", "key"),)
+
+
+class Transfer(Base):
+    """An offer of a volume to whoever knows its key."""
+
+    __tablename__ = "transfers"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"), unique=True)
+    project_id: Mapped[str] = mapped_column(Name)
+    """Who gives it away."""
+    name: Mapped[str | None] = mapped_column(Name)
+    no_snapshots: Mapped[bool] = mapped_column(default=False)
+    salt: Mapped[str] = mapped_column(String(64))
+    key_hash: Mapped[str] = mapped_column(String(64))
+    """The key itself is told once, and kept nowhere."""
+    created_at: Mapped[datetime.datetime] = mapped_column(default=now)
+
+    __table_args__ = (
+        Index("ix_transfers_project_page", "project_id", "created_at", "id"),
+        Index("ix_transfers_page", "created_at", "id"),
+    )
 
 
 class Attachment(Base):
@@ -284,6 +381,21 @@ class QuotaUsage(Base):
     project_id: Mapped[str] = mapped_column(Name, primary_key=True)
     resource: Mapped[str] = mapped_column(Name, primary_key=True)
     in_use: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class QuotaLimit(Base):
+    """A limit that an administrator has set, for one project or for a class of them."""
+
+    __tablename__ = "quota_limits"
+
+    scope: Mapped[str] = mapped_column(String(8), primary_key=True)
+    """project or class."""
+    scope_id: Mapped[str] = mapped_column(Name, primary_key=True)
+    resource: Mapped[str] = mapped_column(Name, primary_key=True)
+    most: Mapped[int] = mapped_column(BigInteger)
+    """-1: no limit."""
+
+    __table_args__ = (Index("ix_quota_limits_resource", "resource"),)
 
 
 class PoolUsage(Base):

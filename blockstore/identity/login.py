@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,8 +19,9 @@ from sqlalchemy.orm import Session
 from blockstore.config import IdentityConfig
 from blockstore.db.models import ApplicationCredential, Domain, Project, User, now
 from blockstore.db.session import Database
-from blockstore.errors import TooManyRequests, Unauthorized
+from blockstore.errors import Unauthorized
 from blockstore.identity import accounts, passwords, tokens
+from blockstore.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -220,40 +218,3 @@ def _project(session: Session, said: Mapping[str, Any]) -> Project | None:
         return session.get(Project, said["id"])
     domain = _domain(session, said.get("domain"))
     return None if domain is None else accounts.by_name(session, Project, said.get("name") or "", domain.id)
-
-
-class Throttle:
-    """Counts failed logins by address and name; in memory, for a restart is no way around it that strangers have."""
-
-    MOST = 10_000
-    """Pairs that are remembered; the oldest are forgotten first."""
-
-    def __init__(self, failures: int, pause_s: float) -> None:
-        self._failures, self._pause_s = failures, pause_s
-        self._lock = threading.Lock()
-        self._seen: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
-
-    def admit(self, address: str, said: str) -> None:
-        """Raise TooManyRequests while an address has to wait before it may try a name again."""
-        with self._lock:
-            count, since = self._seen.get((address, said), (0, 0.0))
-        left = since + self._pause_s - time.monotonic()
-        if count >= self._failures and left > 0:
-            raise TooManyRequests(
-                f"{count} logins with this name have failed. Try again in {int(left) + 1} s.", int(left) + 1
-            )
-
-    def failed(self, address: str, said: str) -> None:
-        """Count a failure."""
-        with self._lock:
-            count, since = self._seen.pop((address, said), (0, 0.0))
-            if time.monotonic() - since > self._pause_s:
-                count = 0
-            self._seen[(address, said)] = (count + 1, time.monotonic())
-            while len(self._seen) > self.MOST:
-                self._seen.popitem(last=False)
-
-    def succeeded(self, address: str, said: str) -> None:
-        """Forget the failures."""
-        with self._lock:
-            self._seen.pop((address, said), None)

@@ -5,8 +5,10 @@ Handlers of orders; idempotent, as all are.
 
 from __future__ import annotations
 
+from sqlalchemy import select
+
 from blockstore import claims, quotas, states
-from blockstore.db.models import Snapshot
+from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.orders import CreateSnapshot, DeleteSnapshot
@@ -36,5 +38,6 @@ def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> No
     with desk.db.write() as session:
         claims.release(session, snapshot.host, snapshot_gib=snapshot.volume_size)
         if snapshot.consumes_quota:
-            quotas.refund(session, snapshot.project_id, snapshots=1, gigabytes=snapshot.volume_size)
+            type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == snapshot.volume_id)).scalar_one()
+            quotas.refund(session, snapshot.project_id, type_id, snapshots=1, gigabytes=snapshot.volume_size)
         states.settle_removed(session, order)

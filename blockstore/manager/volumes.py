@@ -119,7 +119,7 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
-            quotas.refund(session, volume.project_id, volumes=1, gigabytes=volume.size)
+            quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
         states.settle_removed(session, order)
 
 

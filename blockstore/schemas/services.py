@@ -30,7 +30,17 @@ class Switch(Schema):
 
 
 class SwitchOff(Switch):
-    disabled_reason = field(Text, min_length=1, strip=True, allow_none=True)
+    disabled_reason = field(Text, required=True, min_length=1, strip=True)
+
+
+class Freeze(Schema):
+    host = field(Text, min_length=1, pattern=HOST, allow_none=True)
+    cluster = field(Text, allow_none=True)
+
+    @validates_schema
+    def _names_a_backend(self, data: Any, **_kw: Any) -> None:
+        if not data.get("host"):
+            raise ValidationError({"host": ["It is needed; there are no clusters here."]})
 
 
 class Log(Schema):

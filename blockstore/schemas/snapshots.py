@@ -25,7 +25,8 @@ from blockstore.schemas.volumes import Word
 
 
 class NewSnapshot(Schema):
-    volume_id = field(Uuid, required=True)
+    volume_id = field(Uuid, required=True, allow_none=True)
+    # compat: null is a volume that cannot be found
     name = field(Text, strip=True, allow_none=True)
     display_name = field(Text, strip=True, allow_none=True)
     description = field(Text, printable=True, allow_none=True)

@@ -197,6 +197,7 @@ TENANT = "volume_extension:volume_tenant_attribute"
 MIGRATION = "volume_extension:volume_mig_status_attribute"
 ADMIN_ONLY = "admin"
 """Not a policy rule: shown to administrators, whatever the policies say."""
+IMAGE = "volume_extension:volume_image_metadata:show"
 DETAIL_ONLY = frozenset({HOST, TENANT, MIGRATION})
 
 SHOWN_AS = {"managing": "creating", "error_managing": "error", "error_managing_deleting": "deleting"}
@@ -234,6 +235,7 @@ VOLUME = Reply(
     ("os-vol-host-attr:host", lambda v: v.row.host, MINIMUM, HOST),
     ("os-vol-mig-status-attr:migstat", lambda v: v.row.migration_status, MINIMUM, MIGRATION),
     ("os-vol-mig-status-attr:name_id", lambda v: None, MINIMUM, MIGRATION),
+    ("volume_image_metadata", lambda v: v.image_metadata, MINIMUM, IMAGE),
 )
 
 

@@ -184,9 +184,7 @@ def run(served: Served, directory: Path, wanted: set[str], *, everything: bool) 
     return outcomes(VENV / "bin/python", done.stdout)
 
 
-def compare(
-    wanted: set[str], left_out: set[str], found: dict[str, Outcome], took_s: float, *, limited: bool
-) -> int:
+def compare(wanted: set[str], left_out: set[str], found: dict[str, Outcome], took_s: float, *, limited: bool) -> int:
     """Print what differs from what was wanted; return the exit status."""
     passed = {name for name, outcome in found.items() if outcome.status == "success"}
     missing = sorted(wanted - left_out - passed)

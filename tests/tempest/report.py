@@ -14,7 +14,8 @@ found = {}
 def one(test):
     name = re.sub(r"\[.*\]$", "", test["id"] or "")
     if name and test["status"] not in ("exists", "unknown"):
-        text = "\n".join(d.as_text() for k, d in sorted(test["details"].items()) if k.startswith(("traceback", "reason")))
+        told = [d.as_text() for k, d in sorted(test["details"].items()) if k.startswith(("traceback", "reason"))]
+        text = "\n".join(told)
         found[name] = [test["status"], text]
 result = testtools.StreamToDict(one)
 result.startTestRun()

@@ -40,7 +40,12 @@ def blueprint() -> Blueprint:
     for desk in DESKS:
         for (method, path), service in desk.services.items():
             routes.add_url_rule(
-                path, f"{method} {path}", answer(service), methods=[method], provide_automatic_options=False
+                path,
+                f"{method} {path}",
+                answer(service),
+                methods=[method],
+                strict_slashes=False,
+                provide_automatic_options=False,
             )
     return routes
 

@@ -1,0 +1,197 @@
+"""What the API has and this service does not, yet: images, backups, groups, migration, manage, failover.
+
+Lists are empty, which is true; a single one cannot be found; and what would make or move something answers 501 with
+what is missing, never with a pretence. A part leaves this file when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from blockstore.api.endpoint import Call, Room
+from blockstore.api.snapshots import find_snapshot
+from blockstore.api.volumes import find_volume
+from blockstore.errors import NotFound, NotOffered
+from blockstore.microversions import Version
+from blockstore.schemas.later import Anything
+
+room = Room()
+
+VOLUME_ACTION, SNAPSHOT_ACTION = "/volumes/<volume_id>/action", "/snapshots/<snapshot_id>/action"
+IMAGES, MIGRATION = "images from Glance", "moving volumes between backends and types"
+MANAGE, REPLICATION = "taking over and letting go of volumes that others made", "replication"
+GROUPS = "groups"
+
+VOLUME_ACTIONS = (
+    # action, policy, since, what is missing
+    ("os-volume_upload_image", "volume_extension:volume_actions:upload_image", (3, 0), IMAGES),
+    ("os-reimage", "volume:reimage", (3, 68), IMAGES),
+    ("os-retype", "volume:retype", (3, 0), MIGRATION),
+    ("os-migrate_volume", "volume_extension:volume_admin_actions:migrate_volume", (3, 0), MIGRATION),
+    ("os-migrate_volume_completion", "volume_extension:volume_admin_actions:migrate_volume_completion", (3, 0), MIGRATION),
+    ("os-unmanage", "volume_extension:volume_unmanage", (3, 0), MANAGE),
+)  # fmt: skip
+
+COLLECTIONS = (
+    # path, key of the list, noun, policy of the list, of one, since
+    ("/backups", "backups", "Backup", "backup:get_all", "backup:get", (3, 0)),
+    ("/groups", "groups", "Group", "group:get_all", "group:get", (3, 13)),
+    ("/group_snapshots", "group_snapshots", "Group snapshot", "group:get_all_group_snapshots", "group:get_group_snapshot", (3, 14)),
+    ("/consistencygroups", "consistencygroups", "Consistency group", "group:get_all", "group:get", (3, 0)),
+    ("/cgsnapshots", "cgsnapshots", "Consistency group snapshot", "group:get_all_group_snapshots", "group:get_group_snapshot", (3, 0)),
+)  # fmt: skip
+
+ABSENT = (
+    # method, path, noun, policy, since: what is asked of one that cannot be there
+    ("PUT", "/backups/<one_id>", "Backup", "backup:update", (3, 9)),
+    ("DELETE", "/backups/<one_id>", "Backup", "backup:delete", (3, 0)),
+    ("POST", "/backups/<one_id>/restore", "Backup", "backup:restore", (3, 0)),
+    ("GET", "/backups/<one_id>/export_record", "Backup", "backup:export-import", (3, 0)),
+    ("PUT", "/groups/<one_id>", "Group", "group:update", (3, 13)),
+    ("DELETE", "/group_snapshots/<one_id>", "Group snapshot", "group:delete_group_snapshot", (3, 14)),
+    ("PUT", "/consistencygroups/<one_id>", "Consistency group", "group:update", (3, 0)),
+    ("PUT", "/consistencygroups/<one_id>/update", "Consistency group", "group:update", (3, 0)),
+    ("POST", "/consistencygroups/<one_id>/delete", "Consistency group", "group:delete", (3, 0)),
+    ("DELETE", "/cgsnapshots/<one_id>", "Consistency group snapshot", "group:delete_group_snapshot", (3, 0)),
+    ("GET", "/group_types/<one_id>", "Group type", "none", (3, 11)),
+    ("PUT", "/group_types/<one_id>", "Group type", "group:group_types:update", (3, 11)),
+    ("DELETE", "/group_types/<one_id>", "Group type", "group:group_types:delete", (3, 11)),
+    ("GET", "/group_types/<one_id>/group_specs", "Group type", "group:group_types_specs:get_all", (3, 11)),
+    ("POST", "/group_types/<one_id>/group_specs", "Group type", "group:group_types_specs:create", (3, 11)),
+    ("GET", "/group_types/<one_id>/group_specs/<key>", "Group type", "group:group_types_specs:get", (3, 11)),
+    ("PUT", "/group_types/<one_id>/group_specs/<key>", "Group type", "group:group_types_specs:update", (3, 11)),
+    ("DELETE", "/group_types/<one_id>/group_specs/<key>", "Group type", "group:group_types_specs:delete", (3, 11)),
+)
+
+ABSENT_ACTIONS = (
+    # path, action, noun, policy, since
+    ("/backups/<one_id>/action", "os-reset_status", "Backup", "volume_extension:backup_admin_actions:reset_status", (3, 0)),
+    ("/backups/<one_id>/action", "os-force_delete", "Backup", "volume_extension:backup_admin_actions:force_delete", (3, 0)),
+    ("/groups/<one_id>/action", "delete", "Group", "group:delete", (3, 13)),
+    ("/groups/<one_id>/action", "reset_status", "Group", "group:reset_status", (3, 20)),
+    ("/groups/<one_id>/action", "enable_replication", "Group", "group:enable_replication", (3, 38)),
+    ("/groups/<one_id>/action", "disable_replication", "Group", "group:disable_replication", (3, 38)),
+    ("/groups/<one_id>/action", "failover_replication", "Group", "group:failover_replication", (3, 38)),
+    ("/groups/<one_id>/action", "list_replication_targets", "Group", "group:list_replication_targets", (3, 38)),
+    ("/group_snapshots/<one_id>/action", "reset_status", "Group snapshot", "group:reset_group_snapshot_status", (3, 19)),
+)  # fmt: skip
+
+REFUSED = (
+    # method, path, policy, since, what is missing
+    ("POST", "/backups", "backup:create", (3, 0), "backups"),
+    ("POST", "/backups/import_record", "backup:backup-import", (3, 0), "backups"),
+    ("POST", "/groups", "group:create", (3, 13), GROUPS),
+    ("POST", "/group_snapshots", "group:create_group_snapshot", (3, 14), GROUPS),
+    ("POST", "/group_types", "group:group_types:create", (3, 11), GROUPS),
+    ("POST", "/consistencygroups", "group:create", (3, 0), GROUPS),
+    ("POST", "/consistencygroups/create_from_src", "group:create", (3, 0), GROUPS),
+    ("POST", "/cgsnapshots", "group:create_group_snapshot", (3, 0), GROUPS),
+    ("GET", "/manageable_volumes", "volume_extension:list_manageable", (3, 8), MANAGE),
+    ("GET", "/manageable_volumes/detail", "volume_extension:list_manageable", (3, 8), MANAGE),
+    ("POST", "/manageable_volumes", "volume_extension:volume_manage", (3, 8), MANAGE),
+    ("GET", "/os-volume-manage", "volume_extension:list_manageable", (3, 0), MANAGE),
+    ("GET", "/os-volume-manage/detail", "volume_extension:list_manageable", (3, 0), MANAGE),
+    ("POST", "/os-volume-manage", "volume_extension:volume_manage", (3, 0), MANAGE),
+    ("GET", "/manageable_snapshots", "snapshot_extension:list_manageable", (3, 8), MANAGE),
+    ("GET", "/manageable_snapshots/detail", "snapshot_extension:list_manageable", (3, 8), MANAGE),
+    ("POST", "/manageable_snapshots", "snapshot_extension:snapshot_manage", (3, 8), MANAGE),
+    ("GET", "/os-snapshot-manage", "snapshot_extension:list_manageable", (3, 0), MANAGE),
+    ("GET", "/os-snapshot-manage/detail", "snapshot_extension:list_manageable", (3, 0), MANAGE),
+    ("POST", "/os-snapshot-manage", "snapshot_extension:snapshot_manage", (3, 0), MANAGE),
+    ("PUT", "/os-services/failover_host", "volume:failover_host", (3, 0), REPLICATION),
+)
+
+
+def _refuse(missing: str) -> NotOffered:
+    return NotOffered(f"This service does not offer {missing} yet.")
+
+
+def _on_a_volume(name: str, policy: str, since: Version, missing: str) -> None:
+    @room.action(VOLUME_ACTION, name, policy=policy, body=Anything, since=since)
+    def refuse(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+        """Refuse what is not offered yet."""
+        find_volume(call, volume_id)
+        raise _refuse(missing)
+
+
+def _collection(path: str, key: str, noun: str, policy: str, policy_of_one: str, since: Version) -> None:
+    @room.get(path, policy=policy, since=since)
+    def index(call: Call) -> dict[str, Any]:
+        """List nothing."""
+        return {key: []}
+
+    @room.get(f"{path}/detail", policy=policy, since=since)
+    def detail(call: Call) -> dict[str, Any]:
+        """List nothing."""
+        return {key: []}
+
+    @room.get(f"{path}/<one_id>", policy=policy_of_one, since=since)
+    def show(call: Call, one_id: str) -> None:
+        """Find nothing."""
+        raise NotFound.resource(noun, one_id)
+
+
+def _absent(method: str, path: str, noun: str, policy: str, since: Version) -> None:
+    def find(call: Call, one_id: str, **_more: Any) -> None:
+        """Find nothing."""
+        raise NotFound.resource(noun, one_id)
+
+    _declare(method, path, policy, since, find)
+
+
+def _absent_action(path: str, name: str, noun: str, policy: str, since: Version) -> None:
+    @room.action(path, name, policy=policy, body=Anything, since=since)
+    def find(call: Call, one_id: str, body: Mapping[str, Any]) -> None:
+        """Find nothing."""
+        raise NotFound.resource(noun, one_id)
+
+
+def _refused(method: str, path: str, policy: str, since: Version, missing: str) -> None:
+    def refuse(call: Call, **_more: Any) -> None:
+        """Refuse what is not offered yet."""
+        raise _refuse(missing)
+
+    _declare(method, path, policy, since, refuse)
+
+
+def _declare(method: str, path: str, policy: str, since: Version, function: Any) -> None:
+    if method == "POST":
+        room.post(path, policy=policy, body=Anything, since=since)(function)
+    elif method == "PUT":
+        room.put(path, policy=policy, body=Anything, since=since)(function)
+    elif method == "DELETE":
+        room.delete(path, policy=policy, since=since)(function)
+    else:
+        room.get(path, policy=policy, since=since)(function)
+
+
+for _action, _policy, _since, _missing in VOLUME_ACTIONS:
+    _on_a_volume(_action, _policy, Version(*_since), _missing)
+for _path, _key, _noun, _policy, _policy_of_one, _since in COLLECTIONS:
+    _collection(_path, _key, _noun, _policy, _policy_of_one, Version(*_since))
+for _method, _path, _noun, _policy, _since in ABSENT:
+    _absent(_method, _path, _noun, _policy, Version(*_since))
+for _path, _action, _noun, _policy, _since in ABSENT_ACTIONS:
+    _absent_action(_path, _action, _noun, _policy, Version(*_since))
+for _method, _path, _policy, _since, _missing in REFUSED:
+    _refused(_method, _path, _policy, Version(*_since), _missing)
+
+
+@room.get("/group_types", policy="none", since=Version(3, 11))
+def group_types(call: Call) -> dict[str, Any]:
+    """List nothing."""
+    return {"group_types": []}
+
+
+@room.action("/groups/action", "create-from-src", policy="group:create", body=Anything, since=Version(3, 14))
+def create_group_from_source(call: Call, body: Mapping[str, Any]) -> None:
+    """Refuse what is not offered yet."""
+    raise _refuse(GROUPS)
+
+
+@room.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=Anything)
+def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
+    """Refuse what is not offered yet."""
+    find_snapshot(call, snapshot_id)
+    raise _refuse(MANAGE)

@@ -1,0 +1,257 @@
+"""Volume transfers: a volume is offered, and goes to the project that accepts it with the key.
+
+Two generations of the same thing: /volume-transfers, and /os-volume-transfer, which knows nothing of snapshots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, delete, exists, func, select, update
+
+from blockstore import quotas, states
+from blockstore.api import listing
+from blockstore.api.endpoint import Call, Room
+from blockstore.api.types import may_use
+from blockstore.api.volumes import find_volume
+from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
+from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
+from blockstore.microversions import MINIMUM, TRANSFER_PAGING
+from blockstore.schemas import transfers as schemas
+from blockstore.schemas.base import is_uuid
+from blockstore.states import S, V
+
+room = Room()
+
+OLD, NEW = "/os-volume-transfer", "/volume-transfers"
+
+LISTING = listing.Listing(
+    model=Transfer,
+    noun="Transfer",
+    collection="os-volume-transfer",  # compat: of both generations
+    links_key="transfers_links",
+    columns=listing.columns_of(Transfer, display_name=Transfer.name),
+    public=frozenset({"id", "name", "volume_id"}),
+)
+
+
+@dataclass(slots=True)
+class View:
+    """A transfer as replies show it."""
+
+    row: Transfer
+    links: list[dict[str, str]]
+
+
+@room.get(NEW, policy="volume:get_all_transfers")
+def index(call: Call) -> dict[str, Any]:
+    """List the project's transfers."""
+    return _listed(call, paged=call.version >= TRANSFER_PAGING, detailed=False)
+
+
+@room.get(f"{NEW}/detail", policy="volume:get_all_transfers")
+def detail(call: Call) -> dict[str, Any]:
+    """List the project's transfers with every field."""
+    return _listed(call, paged=call.version >= TRANSFER_PAGING, detailed=True)
+
+
+@room.get(f"{NEW}/<transfer_id>", policy="volume:get_transfer")
+def show(call: Call, transfer_id: str) -> dict[str, Any]:
+    """Show a transfer."""
+    return {"transfer": _shown(call, _find(call, transfer_id))}
+
+
+@room.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransfer)
+def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Offer a volume; the key is told once."""
+    return _create(call, body["transfer"], old=False)
+
+
+@room.post(f"{NEW}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)
+def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Take a volume that was offered, with its snapshots unless they stay behind."""
+    key = body["accept"]["auth_key"]
+    row = call.session.get(Transfer, transfer_id) if is_uuid(transfer_id) else None
+    if row is None:
+        raise NotFound.resource("Transfer", transfer_id)
+    call.core.guesses.admit(transfer_id)
+    if not hmac.compare_digest(_hashed(row.salt, key), row.key_hash):
+        call.core.guesses.failed(transfer_id)
+        raise BadRequest(f"Invalid auth key: Attempt to transfer {transfer_id} with invalid auth key.")
+    call.core.guesses.succeeded(transfer_id)
+    _hand_over(call, row)
+    return {"transfer": _summary(call, row)}
+
+
+@room.delete(f"{NEW}/<transfer_id>", policy="volume:delete_transfer")
+def remove(call: Call, transfer_id: str) -> None:
+    """Take an offer back."""
+    row = _find(call, transfer_id)
+    _take(call, row)
+    states.release(call.session, row.volume_id)
+
+
+@room.get(OLD, policy="volume:get_all_transfers")
+def old_index(call: Call) -> dict[str, Any]:
+    """List the project's transfers."""
+    return _listed(call, paged=False, detailed=False)
+
+
+@room.get(f"{OLD}/detail", policy="volume:get_all_transfers")
+def old_detail(call: Call) -> dict[str, Any]:
+    """List the project's transfers with the fields that this generation has."""
+    return _listed(call, paged=False, detailed=True, old=True)
+
+
+@room.get(f"{OLD}/<transfer_id>", policy="volume:get_transfer")
+def old_show(call: Call, transfer_id: str) -> dict[str, Any]:
+    """Show a transfer with the fields that this generation has."""
+    return {"transfer": _shown(call, _find(call, transfer_id), old=True)}
+
+
+@room.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransfer)
+def old_create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Offer a volume; the key is told once."""
+    return _create(call, body["transfer"], old=True)
+
+
+room.post(f"{OLD}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)(accept)
+room.delete(f"{OLD}/<transfer_id>", policy="volume:delete_transfer")(remove)
+
+
+# --- looking -----------------------------------------------------------------------------------------------
+
+
+def _listed(call: Call, *, paged: bool, detailed: bool, old: bool = False) -> dict[str, Any]:
+    if not paged:  # compat: as it was, from old to new, all of them
+        own = {name: value for name, value in call.query.items() if name in (*LISTING.public, "all_tenants")}
+        call.query = {**own, "sort": "created_at:asc"}
+    page = listing.page(call, LISTING, _visible(call))
+    show_one = _summary if not detailed else _shown
+    items = [_shown(call, row, old=old) if detailed else show_one(call, row) for (row,) in page.rows]
+    return {"transfers": items, **page.envelope}
+
+
+def _visible(call: Call) -> Select[Any]:
+    return select(Transfer).where(*listing.visible_projects(call, Transfer, strict=False))
+
+
+def _find(call: Call, transfer_id: str) -> Transfer:
+    row = call.session.get(Transfer, transfer_id) if is_uuid(transfer_id) else None
+    if row is None or not call.ctx.may_see(row.project_id):
+        raise NotFound.resource("Transfer", transfer_id)
+    return row
+
+
+def _links(call: Call, row: Transfer) -> list[dict[str, str]]:
+    return call.links.of_resource("os-volume-transfer", row.id)
+
+
+def _summary(call: Call, row: Transfer) -> dict[str, Any]:
+    return {"id": row.id, "volume_id": row.volume_id, "name": row.name, "links": _links(call, row)}
+
+
+def _shown(call: Call, row: Transfer, *, old: bool = False) -> dict[str, Any]:
+    view = View(row, _links(call, row))
+    getters = schemas.TRANSFER.getters(MINIMUM if old else call.version, frozenset())
+    return {name: get(view) for name, get in getters}
+
+
+# --- offering and taking -----------------------------------------------------------------------------------
+
+
+def _create(call: Call, asked: Mapping[str, Any], *, old: bool) -> dict[str, Any]:
+    volume = find_volume(call, asked["volume_id"], lock=True)
+    no_snapshots = asked.get("no_snapshots", False)
+    if not no_snapshots:
+        busy = call.session.execute(
+            select(Snapshot.id, Snapshot.status).where(Snapshot.volume_id == volume.id, Snapshot.status != S.AVAILABLE)
+        ).first()
+        if busy is not None:
+            raise InvalidStatus(
+                f"Invalid snapshot: snapshot {busy.id} of volume {volume.id} is {busy.status}; it must be available."
+            )
+    try:
+        states.move(call.session, states.VOLUME, volume.id, V.AWAITING_TRANSFER)
+    except StateConflict:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; to be offered it must be available."
+        ) from None
+    # A status that an administrator has set may have left an older offer.
+    call.session.execute(delete(Transfer).where(Transfer.volume_id == volume.id))
+    key, salt = secrets.token_hex(8), secrets.token_hex(4)
+    row = Transfer(
+        id=new_id(),
+        volume_id=volume.id,
+        project_id=volume.project_id,
+        name=asked.get("name"),
+        no_snapshots=no_snapshots,
+        salt=salt,
+        key_hash=_hashed(salt, key),
+        created_at=now(),
+    )
+    call.session.add(row)
+    call.session.flush()
+    return {"transfer": {**_shown(call, row, old=old), "auth_key": key}}
+
+
+def _hand_over(call: Call, row: Transfer) -> None:
+    """Move the volume, its snapshots and what they count for to the caller's project, in this one transaction."""
+    volume = call.session.get_one(Volume, row.volume_id, with_for_update=True)
+    donor, receiver = volume.project_id, call.ctx.project_id
+    _check_type(call, volume)
+    moved: dict[str, Any] = {"project_id": receiver, "user_id": call.ctx.user_id, "updated_at": now()}
+    _take(call, row)
+    try:
+        states.move(call.session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(V.AWAITING_TRANSFER,), **moved)
+    except StateConflict:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; it must be awaiting-transfer."
+        ) from None
+    count = gib = 0
+    if not row.no_snapshots:
+        of_volume = Snapshot.volume_id == volume.id
+        count, gib = call.session.execute(
+            select(func.count(), func.coalesce(func.sum(Snapshot.volume_size), 0)).where(
+                of_volume, Snapshot.consumes_quota, Snapshot.project_id == donor
+            )
+        ).one()
+        call.session.execute(update(Snapshot).where(of_volume, Snapshot.project_id == donor).values(moved))
+    if donor == receiver:
+        return
+    limits = call.core.config.quota
+    quotas.check_volume_size(call.session, limits, receiver, volume.size)
+    amounts = {
+        "volumes": 1 if volume.consumes_quota else 0,
+        "snapshots": count,
+        "gigabytes": (volume.size if volume.consumes_quota else 0) + int(gib),
+    }
+    quotas.charge(call.session, limits, receiver, volume.volume_type_id, **amounts)
+    quotas.refund(call.session, donor, volume.volume_type_id, **amounts)
+
+
+def _check_type(call: Call, volume: Volume) -> None:
+    kind = call.session.get_one(VolumeType, volume.volume_type_id)
+    if not may_use(call, kind):
+        raise BadRequest(
+            f"Invalid volume type: the project {call.ctx.project_id} may not use the volume's type, which is private."
+        )
+
+
+def _take(call: Call, row: Transfer) -> None:
+    """Remove the offer. Raises NotFound when somebody else has just taken it."""
+    gone = call.session.execute(
+        delete(Transfer).where(Transfer.id == row.id, exists().where(Volume.id == row.volume_id))
+    )
+    if gone.rowcount != 1:  # type: ignore[attr-defined]
+        raise NotFound.resource("Transfer", row.id)
+
+
+def _hashed(salt: str, key: str) -> str:
+    # 64 random bits need no slow hash; the number of guesses is limited.
+    return hmac.digest(salt.encode(), key.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()

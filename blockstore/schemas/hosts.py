@@ -1,0 +1,56 @@
+"""Shapes of hosts, clusters and workers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from marshmallow import ValidationError, fields
+
+from blockstore.schemas.base import BoolLike, Schema, Text, Uuid, field
+from blockstore.schemas.services import HOST
+
+
+class SwitchHost(Schema):
+    class Meta:
+        unknown = "exclude"
+
+    status = field(Text, required=True, choices=("enable", "disable"))
+
+
+class Cluster(Schema):
+    name = field(Text, required=True, min_length=1)
+    binary = field(Text, allow_none=True)
+
+
+class DisableCluster(Cluster):
+    disabled_reason = field(Text, min_length=1, allow_none=True)
+
+
+class ServiceId(fields.Field[int]):
+    """Number of a service."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,11}", str(value), re.ASCII):
+            raise ValidationError("It must be a number of at most 11 digits.")
+        return int(value)
+
+
+class Kind(fields.Field[str]):
+    """Volume or Snapshot, in any case."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in ("volume", "snapshot"):
+            raise ValidationError("It must be Volume or Snapshot.")
+        return value.lower()
+
+
+class Cleanup(Schema):
+    cluster_name = field(Text, min_length=1, pattern=HOST, allow_none=True)
+    disabled = field(BoolLike)
+    host = field(Text, min_length=1, pattern=HOST, allow_none=True)
+    is_up = field(BoolLike)
+    binary = field(Text, choices=("cinder-volume", "cinder-scheduler"))
+    resource_id = field(Uuid, allow_none=True)
+    resource_type = field(Kind, allow_none=True)
+    service_id = field(ServiceId, allow_none=True)

@@ -1,0 +1,58 @@
+"""Shapes of volume transfers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError, fields
+
+from blockstore.microversions import TRANSFER_PROJECTS, TRANSFER_SNAPSHOTS
+from blockstore.schemas.base import BoolLike, Part, Reply, Schema, Text, Uuid, field, timestamp
+
+
+class OldTransfer(Schema):
+    volume_id = field(Uuid, required=True)
+    name = field(Text, strip=True, allow_none=True)
+
+
+class OldCreateTransfer(Schema):
+    transfer = field(Part, required=True, schema=OldTransfer)
+
+
+class NewTransfer(OldTransfer):
+    no_snapshots = field(BoolLike, since=TRANSFER_SNAPSHOTS)
+
+
+class CreateTransfer(Schema):
+    transfer = field(Part, required=True, schema=NewTransfer)
+
+
+class Key(fields.Field[str]):
+    """The key of a transfer; compat: one of digits only may come as a number."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > 255:
+            raise ValidationError("It must be a string of at most 255 characters.")
+        return str(value)
+
+
+class Proof(Schema):
+    auth_key = field(Key, required=True)
+
+
+class AcceptTransfer(Schema):
+    accept = field(Part, required=True, schema=Proof)
+
+
+TRANSFER = Reply(
+    ("id", lambda t: t.row.id),
+    ("created_at", lambda t: timestamp(t.row.created_at)),
+    ("name", lambda t: t.row.name),
+    ("volume_id", lambda t: t.row.volume_id),
+    ("links", lambda t: t.links),
+    ("no_snapshots", lambda t: t.row.no_snapshots, TRANSFER_SNAPSHOTS),
+    ("source_project_id", lambda t: t.row.project_id, TRANSFER_PROJECTS),
+    ("destination_project_id", lambda t: None, TRANSFER_PROJECTS),
+    ("accepted", lambda t: False, TRANSFER_PROJECTS),
+)
+"""A transfer that was accepted is gone, so the last two are what they are before."""
