@@ -199,17 +199,24 @@ def _usage(what: str, noted: Mapping[Any, Any], counted: Mapping[Any, Any]) -> I
 
 def _quota(rows: Mapping[str, list[Any]], opened: list[Order]) -> Counter[tuple[str, str]]:
     count: Counter[tuple[str, str]] = Counter()
+    type_of = {row.id: row.volume_type_id for row in rows["volume"]}
+
+    def add(project: str, volume_id: str, resource: str, amount: int) -> None:
+        """Everything counts twice: for the project, and for the type in it."""
+        count[project, resource] += amount
+        count[project, f"{resource}_{type_of[volume_id]}"] += amount
+
     for row in rows["volume"]:
         if row.consumes_quota:
-            count[row.project_id, "volumes"] += 1
-            count[row.project_id, "gigabytes"] += row.size
+            add(row.project_id, row.id, "volumes", 1)
+            add(row.project_id, row.id, "gigabytes", row.size)
     for row in rows["snapshot"]:
         if row.consumes_quota:
-            count[row.project_id, "snapshots"] += 1
-            count[row.project_id, "gigabytes"] += row.volume_size
+            add(row.project_id, row.volume_id, "snapshots", 1)
+            add(row.project_id, row.volume_id, "gigabytes", row.volume_size)
     for order in opened:
-        if isinstance(order, PlaceExtension | ExtendVolume):
-            count[order.project_id, "gigabytes"] += order.growth_gib
+        if isinstance(order, PlaceExtension | ExtendVolume) and order.volume_id in type_of:
+            add(order.project_id, order.volume_id, "gigabytes", order.growth_gib)
     return count
 
 
