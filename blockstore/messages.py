@@ -24,6 +24,7 @@ from blockstore.orders import (
     PlaceExtension,
     PlaceSnapshot,
     PlaceVolume,
+    RetypeVolume,
     RevertVolume,
 )
 
@@ -41,6 +42,7 @@ class Action(Enum):
     DELETE = ("101", "delete volume")
     REVERT = ("102", "revert volume to snapshot")
     DETACH = ("103", "detach volume")
+    RETYPE = ("104", "retype volume")
 
 
 class Detail(Enum):
@@ -60,6 +62,7 @@ ACTIONS: Mapping[type[Order], Action] = {
     PlaceExtension: Action.EXTEND,
     ExtendVolume: Action.EXTEND,
     RevertVolume: Action.REVERT,
+    RetypeVolume: Action.RETYPE,
     PlaceSnapshot: Action.SNAPSHOT_CREATE,
     CreateSnapshot: Action.SNAPSHOT_CREATE,
     DeleteSnapshot: Action.SNAPSHOT_DELETE,

@@ -152,6 +152,23 @@ class PlaceExtension(Order):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetypeVolume(Order):
+    """Give a volume another type, when its pool serves that one, too."""
+
+    room: ClassVar[str] = "scheduler"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "retyping"
+    cancellable: ClassVar[bool] = True
+    volume_id: str
+    type_id: str
+    """The new one; its quota was charged for the volume."""
+    counted: int
+    """1, or 0 for a volume that does not count."""
+    size_gib: int
+    """What it counts for."""
+
+
 # --- manager: let a backend do it ------------------------------------------------------------------------------
 
 

@@ -52,6 +52,25 @@ def refund(
         _add(session, project_id, resource, -amount)
 
 
+def charge_type(
+    session: Session, config: QuotaConfig, project_id: str, type_id: str, *, volumes: int, gigabytes: int
+) -> None:
+    """Take what a volume that gets another type counts for with that type. Raises OverQuota."""
+    wanted = {f"volumes_{type_id}": volumes, f"gigabytes_{type_id}": gigabytes}
+    limits = _limits_in_force(session, config, project_id, [*wanted])
+    for resource, amount in wanted.items():
+        _charge(session, project_id, resource, amount, limits[resource])
+
+
+def refund_type(
+    session: Session, project_id: str, type_id: str, *, volumes: int = 0, gigabytes: int = 0, snapshots: int = 0
+) -> None:
+    """Give back what counts for one type, and leave what counts for all; less than nothing takes, without a limit."""
+    for resource, amount in (("volumes", volumes), ("gigabytes", gigabytes), ("snapshots", snapshots)):
+        if amount:
+            _charge(session, project_id, f"{resource}_{type_id}", -amount, UNLIMITED)
+
+
 def check_volume_size(session: Session, config: QuotaConfig, project_id: str, size_gib: int) -> None:
     """Raise OverQuota when one volume may not be that large."""
     limit = _limits_in_force(session, config, project_id, [PER_VOLUME])[PER_VOLUME]

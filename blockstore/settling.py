@@ -21,7 +21,7 @@ from blockstore.db.models import Attachment, OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, Unreachable
 from blockstore.messages import Detail
-from blockstore.orders import ConnectAttachment, DisconnectAttachment, ExtendVolume, Order, PlaceExtension
+from blockstore.orders import ConnectAttachment, DisconnectAttachment, ExtendVolume, Order, PlaceExtension, RetypeVolume
 from blockstore.states import A, V
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,9 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
         type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == order.volume_id)).scalar()
         if type_id is not None:  # else the volume is gone, and all that it was charged for was given back
             quotas.refund(session, order.project_id, type_id, gigabytes=order.growth_gib)
-    if isinstance(order, PlaceExtension):
+    if isinstance(order, RetypeVolume):
+        quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+    if isinstance(order, PlaceExtension | RetypeVolume):
         # Nothing was begun, so the volume is what it was.
         to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()
     if isinstance(order, ConnectAttachment | DisconnectAttachment):

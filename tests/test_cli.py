@@ -32,7 +32,11 @@ MEMORY = "[backend:m]\nplugin = memory\n"
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    words = [str(argument) for argument in arguments]
+    if "--state-dir" in words and "--config" not in words:
+        config = Path(words[words.index("--state-dir") + 1]) / "config.ini"
+        words += ["--config", str(config)] if config.exists() else []  # what it is served with
+    return CliRunner().invoke(main, words)
 
 
 def said(*arguments: object) -> str:
@@ -228,13 +232,17 @@ def test_mistake_in_the_configuration_is_one_line(tmp_path: Path) -> None:
 
 def test_openrc_names_the_address_that_is_served(serve: Callable[..., Served]) -> None:
     served = serve(MEMORY)
-    script = f'eval "$({sys.executable} -m blockstore openrc --state-dir {served.state_dir})" && echo $OS_ENDPOINT'
+    options = f"--state-dir {served.state_dir} --config {served.state_dir}/config.ini"
+    script = f'eval "$({sys.executable} -m blockstore openrc {options})" && echo $OS_ENDPOINT'
     done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{served.url}\n"
 
 
 def test_openrc_without_a_server_names_the_configured_address(tmp_path: Path) -> None:
-    assert "OS_ENDPOINT=http://127.0.0.1:8776/v3;\n" in said("openrc", "--state-dir", tmp_path / "none")
+    config = tmp_path / "config.ini"
+    config.write_text("[service]\nauth = none\n")
+    output = said("openrc", "--state-dir", tmp_path / "none", "--config", config)
+    assert "OS_ENDPOINT=http://127.0.0.1:8776/v3;\n" in output
 
 
 # --- order -------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from blockstore.errors import OverQuota
 
 from .conftest import UNLIMITED
 
+TYPE = "a-type"
+
 
 @pytest.fixture
 def db(tmp_path: Path, database_url: str) -> Iterator[Database]:
@@ -28,19 +30,19 @@ def db(tmp_path: Path, database_url: str) -> Iterator[Database]:
 
 def used(db: Database, project: str = "p") -> dict[str, int]:
     with db.read() as session:
-        return quotas.usage(session, project)
+        return {name: amount for name, amount in quotas.usage(session, project).items() if "_" not in name}
 
 
 def charge(db: Database, limits: QuotaConfig, project: str = "p", **amounts: int) -> None:
     with db.write() as session:
-        quotas.charge(session, limits, project, **amounts)
+        quotas.charge(session, limits, project, TYPE, **amounts)
 
 
 def test_a_charge_is_noted_and_a_refund_takes_it_back(db: Database) -> None:
     charge(db, UNLIMITED, volumes=1, gigabytes=5)
     charge(db, UNLIMITED, volumes=1, gigabytes=7)
     with db.write() as session:
-        quotas.refund(session, "p", volumes=1, gigabytes=5)
+        quotas.refund(session, "p", TYPE, volumes=1, gigabytes=5)
     assert used(db) == {"volumes": 1, "gigabytes": 7}
     assert used(db, "other") == {}
 
@@ -69,18 +71,22 @@ def test_a_limit_lowered_below_the_use_refuses_and_breaks_nothing(db: Database) 
     with pytest.raises(OverQuota):
         charge(db, QuotaConfig(volumes=3), volumes=1)
     with db.write() as session:
-        quotas.refund(session, "p", volumes=5)
+        quotas.refund(session, "p", TYPE, volumes=5)
     assert used(db) == {"volumes": 0}
 
 
 @pytest.mark.parametrize(("limit", "size", "fits"), [(-1, 10**6, True), (5, 5, True), (5, 6, False), (0, 1, False)])
-def test_the_size_of_one_volume(limit: int, size: int, fits: bool) -> None:
+def test_the_size_of_one_volume(db: Database, limit: int, size: int, fits: bool) -> None:
     limits = QuotaConfig(per_volume_gigabytes=limit)
-    if fits:
-        quotas.check_volume_size(limits, size)
-        return
-    with pytest.raises(OverQuota, match=f"Requested volume size {size}G is larger than maximum allowed limit {limit}G"):
-        quotas.check_volume_size(limits, size)
+    with db.read() as session:
+        if fits:
+            quotas.check_volume_size(session, limits, "p", size)
+            return
+    with (
+        db.read() as session,
+        pytest.raises(OverQuota, match=f"Requested volume size {size}G is larger than maximum allowed limit {limit}G"),
+    ):
+        quotas.check_volume_size(session, limits, "p", size)
 
 
 def test_many_threads_take_exactly_what_there_is(db: Database) -> None:

@@ -19,28 +19,34 @@ from blockstore.schemas.later import Anything
 room = Room()
 
 VOLUME_ACTION, SNAPSHOT_ACTION = "/volumes/<volume_id>/action", "/snapshots/<snapshot_id>/action"
-IMAGES, MIGRATION = "images from Glance", "moving volumes between backends and types"
+IMAGES, MIGRATION = "images from Glance", "moving volumes between backends"
 MANAGE, REPLICATION = "taking over and letting go of volumes that others made", "replication"
 GROUPS = "groups"
+SNAPSHOT_OF_GROUP, OLD_GROUP, OLD_SNAPSHOT = "Group snapshot", "Consistency group", "Consistency group snapshot"
+LIST_SNAPSHOTS, SHOW_SNAPSHOT = "group:get_all_group_snapshots", "group:get_group_snapshot"
 
 VOLUME_ACTIONS = (
     # action, policy, since, what is missing
     ("os-volume_upload_image", "volume_extension:volume_actions:upload_image", (3, 0), IMAGES),
     ("os-reimage", "volume:reimage", (3, 68), IMAGES),
-    ("os-retype", "volume:retype", (3, 0), MIGRATION),
     ("os-migrate_volume", "volume_extension:volume_admin_actions:migrate_volume", (3, 0), MIGRATION),
-    ("os-migrate_volume_completion", "volume_extension:volume_admin_actions:migrate_volume_completion", (3, 0), MIGRATION),
+    (
+        "os-migrate_volume_completion",
+        "volume_extension:volume_admin_actions:migrate_volume_completion",
+        (3, 0),
+        MIGRATION,
+    ),
     ("os-unmanage", "volume_extension:volume_unmanage", (3, 0), MANAGE),
-)  # fmt: skip
+)
 
 COLLECTIONS = (
     # path, key of the list, noun, policy of the list, of one, since
     ("/backups", "backups", "Backup", "backup:get_all", "backup:get", (3, 0)),
     ("/groups", "groups", "Group", "group:get_all", "group:get", (3, 13)),
-    ("/group_snapshots", "group_snapshots", "Group snapshot", "group:get_all_group_snapshots", "group:get_group_snapshot", (3, 14)),
-    ("/consistencygroups", "consistencygroups", "Consistency group", "group:get_all", "group:get", (3, 0)),
-    ("/cgsnapshots", "cgsnapshots", "Consistency group snapshot", "group:get_all_group_snapshots", "group:get_group_snapshot", (3, 0)),
-)  # fmt: skip
+    ("/group_snapshots", "group_snapshots", SNAPSHOT_OF_GROUP, LIST_SNAPSHOTS, SHOW_SNAPSHOT, (3, 14)),
+    ("/consistencygroups", "consistencygroups", OLD_GROUP, "group:get_all", "group:get", (3, 0)),
+    ("/cgsnapshots", "cgsnapshots", OLD_SNAPSHOT, LIST_SNAPSHOTS, SHOW_SNAPSHOT, (3, 0)),
+)
 
 ABSENT = (
     # method, path, noun, policy, since: what is asked of one that cannot be there
@@ -49,11 +55,11 @@ ABSENT = (
     ("POST", "/backups/<one_id>/restore", "Backup", "backup:restore", (3, 0)),
     ("GET", "/backups/<one_id>/export_record", "Backup", "backup:export-import", (3, 0)),
     ("PUT", "/groups/<one_id>", "Group", "group:update", (3, 13)),
-    ("DELETE", "/group_snapshots/<one_id>", "Group snapshot", "group:delete_group_snapshot", (3, 14)),
-    ("PUT", "/consistencygroups/<one_id>", "Consistency group", "group:update", (3, 0)),
-    ("PUT", "/consistencygroups/<one_id>/update", "Consistency group", "group:update", (3, 0)),
-    ("POST", "/consistencygroups/<one_id>/delete", "Consistency group", "group:delete", (3, 0)),
-    ("DELETE", "/cgsnapshots/<one_id>", "Consistency group snapshot", "group:delete_group_snapshot", (3, 0)),
+    ("DELETE", "/group_snapshots/<one_id>", SNAPSHOT_OF_GROUP, "group:delete_group_snapshot", (3, 14)),
+    ("PUT", "/consistencygroups/<one_id>", OLD_GROUP, "group:update", (3, 0)),
+    ("PUT", "/consistencygroups/<one_id>/update", OLD_GROUP, "group:update", (3, 0)),
+    ("POST", "/consistencygroups/<one_id>/delete", OLD_GROUP, "group:delete", (3, 0)),
+    ("DELETE", "/cgsnapshots/<one_id>", OLD_SNAPSHOT, "group:delete_group_snapshot", (3, 0)),
     ("GET", "/group_types/<one_id>", "Group type", "none", (3, 11)),
     ("PUT", "/group_types/<one_id>", "Group type", "group:group_types:update", (3, 11)),
     ("DELETE", "/group_types/<one_id>", "Group type", "group:group_types:delete", (3, 11)),
@@ -66,16 +72,34 @@ ABSENT = (
 
 ABSENT_ACTIONS = (
     # path, action, noun, policy, since
-    ("/backups/<one_id>/action", "os-reset_status", "Backup", "volume_extension:backup_admin_actions:reset_status", (3, 0)),
-    ("/backups/<one_id>/action", "os-force_delete", "Backup", "volume_extension:backup_admin_actions:force_delete", (3, 0)),
+    (
+        "/backups/<one_id>/action",
+        "os-reset_status",
+        "Backup",
+        "volume_extension:backup_admin_actions:reset_status",
+        (3, 0),
+    ),
+    (
+        "/backups/<one_id>/action",
+        "os-force_delete",
+        "Backup",
+        "volume_extension:backup_admin_actions:force_delete",
+        (3, 0),
+    ),
     ("/groups/<one_id>/action", "delete", "Group", "group:delete", (3, 13)),
     ("/groups/<one_id>/action", "reset_status", "Group", "group:reset_status", (3, 20)),
     ("/groups/<one_id>/action", "enable_replication", "Group", "group:enable_replication", (3, 38)),
     ("/groups/<one_id>/action", "disable_replication", "Group", "group:disable_replication", (3, 38)),
     ("/groups/<one_id>/action", "failover_replication", "Group", "group:failover_replication", (3, 38)),
     ("/groups/<one_id>/action", "list_replication_targets", "Group", "group:list_replication_targets", (3, 38)),
-    ("/group_snapshots/<one_id>/action", "reset_status", "Group snapshot", "group:reset_group_snapshot_status", (3, 19)),
-)  # fmt: skip
+    (
+        "/group_snapshots/<one_id>/action",
+        "reset_status",
+        SNAPSHOT_OF_GROUP,
+        "group:reset_group_snapshot_status",
+        (3, 19),
+    ),
+)
 
 REFUSED = (
     # method, path, policy, since, what is missing

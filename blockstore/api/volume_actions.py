@@ -1,4 +1,4 @@
-"""Actions on a volume: extend, revert, reset_status, force_delete, set_bootable, update_readonly_flag."""
+"""Actions on a volume: extend, revert, retype, reset_status, force_delete, set_bootable, update_readonly_flag."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sqlalchemy import or_, select, update
 from blockstore import quotas, states
 from blockstore.api.attachments import disconnect
 from blockstore.api.endpoint import Call, Room
-from blockstore.api.types import size_bounds
+from blockstore.api.types import find_type, size_bounds
 from blockstore.api.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
-from blockstore.db.models import Attachment, Snapshot, Volume, VolumeType, now
+from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
-from blockstore.orders import PlaceExtension, RevertVolume, new_order_id
+from blockstore.orders import PlaceExtension, RetypeVolume, RevertVolume, new_order_id
 from blockstore.schemas import volumes as schemas
 from blockstore.schemas.base import is_uuid
 from blockstore.states import A, S, V
@@ -115,6 +115,70 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     except StateConflict as conflict:
         # compat: 409 here, where other actions answer 400
         raise Conflict(f"{conflict.message} Volume and snapshot must be available.") from None
+
+
+@room.action(ACTION, "os-retype", policy="volume:retype", body=schemas.Retype)
+def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Accept that a volume gets another type, which its pool must serve: nothing is moved yet."""
+    volume = find_volume(call, volume_id, lock=True)
+    former = call.session.get_one(VolumeType, volume.volume_type_id)
+    wanted = find_type(call, body["retype"]["new_type"], lock=True)
+    _check_retype(call, volume, former, wanted)
+    counted = int(volume.consumes_quota)
+    order = RetypeVolume(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume_id,
+        type_id=wanted.id,
+        counted=counted,
+        size_gib=volume.size * counted,
+    )
+    try:
+        states.move(
+            call.session,
+            states.VOLUME,
+            volume_id,
+            V.RETYPING,
+            where=[not_migrating(), Volume.group_id.is_(None)],
+            order=order,
+            previous_status=volume.status,
+        )
+    except StateConflict:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume_id} is {volume.status}; to be retyped it must be available or in-use,"
+            " in no group, and not migrating."
+        ) from None
+    if counted:
+        limits = call.core.config.quota
+        quotas.charge_type(call.session, limits, volume.project_id, wanted.id, volumes=1, gigabytes=volume.size)
+
+
+def _check_retype(call: Call, volume: Volume, former: VolumeType, wanted: VolumeType) -> None:
+    if wanted.id == former.id:
+        raise InvalidInput("os-retype.new_type", wanted.name, f"Volume {volume.id} has that type already.")
+    if wanted.encryption is not None:
+        raise InvalidInput(
+            "os-retype.new_type", wanted.name, "Its volumes are to be encrypted, which is not offered yet."
+        )
+    size_bounds(wanted, volume.size)
+    shared = [(kind.extra_specs.get("multiattach") or "").strip() == "<is> True" for kind in (former, wanted)]
+    if shared[1]:
+        call.enforce("volume:multiattach")
+    if volume.status == V.IN_USE:
+        if shared[0] != shared[1]:
+            raise InvalidStatus(
+                f"Invalid volume: volume {volume.id} is in-use; multiattach changes when it is available."
+            )
+        if _limits_of_hypervisor(call, former) != _limits_of_hypervisor(call, wanted):
+            raise InvalidStatus(
+                f"Invalid volume: volume {volume.id} is in-use, and the types differ in QoS that its consumer keeps."
+            )
+
+
+def _limits_of_hypervisor(call: Call, kind: VolumeType) -> Mapping[str, str | None]:
+    specs = call.session.get(QosSpecs, kind.qos_specs_id) if kind.qos_specs_id else None
+    return {} if specs is None or specs.consumer == "back-end" else specs.specs
 
 
 @room.action(

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blockstore.orders import Order, PlaceExtension, PlaceSnapshot, PlaceVolume
+from blockstore.orders import Order, PlaceExtension, PlaceSnapshot, PlaceVolume, RetypeVolume
 from blockstore.scheduler import placing
 
 HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     PlaceVolume: placing.place_volume,
     PlaceSnapshot: placing.place_snapshot,
     PlaceExtension: placing.place_extension,
+    RetypeVolume: placing.retype_volume,
 }

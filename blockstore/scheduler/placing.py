@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, states
+from blockstore import claims, quotas, states
 from blockstore.board import NO_USAGE, Board, PoolReport
 from blockstore.config import SchedulerConfig
-from blockstore.db.models import ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume
+from blockstore.db.models import ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
 from blockstore.orders import (
@@ -26,11 +26,13 @@ from blockstore.orders import (
     PlaceExtension,
     PlaceSnapshot,
     PlaceVolume,
+    RetypeVolume,
     following_id,
 )
 from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.settling import settles
+from blockstore.states import V
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,39 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
             pool=choice.pool.name,
         )
         states.hand_over(session, order, following)
+
+
+@settles
+def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
+    """Give the volume its new type, when the pool that it is on serves that one. A refusal changes nothing."""
+    with room.db.write() as session:
+        kind = session.get(VolumeType, order.type_id)
+        if kind is None:
+            raise NoBackend(f"The volume type {order.type_id} is gone.")
+        facts = _facts(session, volume) | {"extra_specs": kind.extra_specs}
+        # The volume has its room already. What has to move to another pool cannot, yet.
+        _choose(room, session, Wish(size_gib=0, only_pool=volume.host, **facts), order.request_id)
+        multiattach = (kind.extra_specs.get("multiattach") or "").strip() == "<is> True"
+        changed = {"volume_type_id": kind.id, "multiattach": multiattach}
+        session.execute(update(Volume).where(Volume.id == volume.id).values(changed))
+        quotas.refund_type(
+            session, volume.project_id, volume.volume_type_id, volumes=order.counted, gigabytes=order.size_gib
+        )
+        _recount_snapshots(session, volume, kind.id)
+        if states.settle(session, order, V.AVAILABLE):
+            states.reckon(session, volume.id)
+
+
+def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
+    """Count the volume's snapshots for its new type; they are there, so no limit is asked."""
+    rows = session.execute(
+        select(Snapshot.project_id, func.count(), func.sum(Snapshot.volume_size))
+        .where(Snapshot.volume_id == volume.id, Snapshot.consumes_quota)
+        .group_by(Snapshot.project_id)
+    )
+    for project, count, gib in rows.all():
+        quotas.refund_type(session, project, volume.volume_type_id, snapshots=count, gigabytes=int(gib))
+        quotas.refund_type(session, project, type_id, snapshots=-count, gigabytes=-int(gib))
 
 
 # --- what the decision is made of ----------------------------------------------------------------------------

@@ -140,6 +140,15 @@ class UpdateReadonlyFlag(Schema):
     flag = field(Part, required=True, schema=Readonly, data_key="os-update_readonly_flag")
 
 
+class NewType(Schema):
+    new_type = field(Text, required=True, min_length=1)
+    migration_policy = field(Text, choices=("on-demand", "never"), allow_none=True)
+
+
+class Retype(Schema):
+    retype = field(Part, required=True, schema=NewType, data_key="os-retype")
+
+
 class ForceDelete(Schema):
     force_delete = field(AnyValue, required=True, allow_none=True, data_key="os-force_delete")
 

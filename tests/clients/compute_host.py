@@ -23,13 +23,14 @@ def main(endpoint: str, volume: str) -> dict[str, Any]:
     """Attach a volume to a server, use it, and detach it."""
     import os_brick.privileged
     from cinderclient import client
-    from cinderclient.contrib.noauth import CinderNoAuthPlugin
     from keystoneauth1 import session
+    from keystoneauth1.token_endpoint import Token
     from os_brick.initiator import connector
 
     # We are root: without a daemon of os-brick's own behind sudo.
     os_brick.privileged.default.set_client_mode(False)
-    cinder = client.Client("3.44", session=session.Session(auth=CinderNoAuthPlugin("n", "admin", endpoint=endpoint)))
+    auth = Token(endpoint, os.environ["OS_TOKEN"])
+    cinder = client.Client("3.44", session=session.Session(auth=auth))
     seen: dict[str, Any] = {}
 
     server = str(uuid.uuid4())

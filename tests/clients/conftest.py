@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -27,6 +28,7 @@ MAX_LIMIT = 3
 
 CONFIG = f"""\
 [service]
+auth = builtin
 max_limit = {MAX_LIMIT}
 [quota]
 volumes = 40
@@ -62,9 +64,10 @@ ANOTHER_CLOUD = {
 """What a shell holds after the openrc of some other cloud: none of it may be in the way."""
 
 
-def openrc(state_dir: Path, home: Path) -> dict[str, str]:
+def openrc(state_dir: Path, home: Path, config: Path | None = None) -> dict[str, str]:
     """Return the environment of a shell that knew another cloud and has then evaluated our openrc."""
-    blockstore = shlex.join([sys.executable, "-m", "blockstore", "openrc", "--state-dir", str(state_dir)])
+    options = ["--config", str(config)] if config else []
+    blockstore = shlex.join([sys.executable, "-m", "blockstore", "openrc", "--state-dir", str(state_dir), *options])
     done = subprocess.run(
         ["/bin/sh", "-euc", f'eval "$({blockstore})"; exec env -0'],
         env={
@@ -89,6 +92,29 @@ class Cloud:
     def __init__(self, served: Served, home: Path) -> None:
         self.served = served
         self.environment = openrc(served.state_dir, home)
+
+    @functools.cached_property
+    def token(self) -> str:
+        """A token of the administrator's, for what is done without a client."""
+        user = {"name": "admin", "domain": {"id": "default"}, "password": self.environment["OS_PASSWORD"]}
+        project = {"name": "admin", "domain": {"id": "default"}}
+        identity = {"methods": ["password"], "password": {"user": user}}
+        request = urllib.request.Request(
+            f"{self.environment['OS_AUTH_URL']}/auth/tokens",
+            data=json.dumps({"auth": {"identity": identity, "scope": {"project": project}}}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return str(answer.headers["X-Subject-Token"])
+
+    def session(self) -> Any:
+        """A session of keystoneauth, logged in by the environment."""
+        from keystoneauth1 import session
+        from keystoneauth1.identity import v3
+
+        names = ("username", "password", "project_name", "user_domain_id", "project_domain_id")
+        settings = {name: self.environment[f"OS_{name.upper()}"] for name in names}
+        return session.Session(auth=v3.Password(self.environment["OS_AUTH_URL"], **settings))
 
     def run(self, *argv: str) -> tuple[int, str, str]:
         """Run a command line and return its exit status and what it printed; a traceback is never right."""
@@ -139,13 +165,15 @@ class Cloud:
 
     def get(self, path: str) -> Any:
         """Look without a client."""
-        request = urllib.request.Request(self.served.url + path, headers={"OpenStack-API-Version": "volume 3.71"})
+        headers = {"OpenStack-API-Version": "volume 3.71", "X-Auth-Token": self.token}
+        request = urllib.request.Request(self.served.url + path, headers=headers)
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def delete(self, path: str) -> None:
         """Delete without a client."""
-        urllib.request.urlopen(urllib.request.Request(self.served.url + path, method="DELETE"), timeout=30).close()
+        request = urllib.request.Request(self.served.url + path, method="DELETE", headers={"X-Auth-Token": self.token})
+        urllib.request.urlopen(request, timeout=30).close()
 
     def make_volumes(self, number: int) -> str:
         """Create volumes without a client, and return what their names begin with."""
@@ -154,7 +182,7 @@ class Cloud:
             request = urllib.request.Request(
                 f"{self.served.url}/volumes",
                 data=json.dumps({"volume": {"size": 1, "name": f"{prefix}{i}"}}).encode(),
-                headers={"Content-Type": "application/json"},
+                headers={"Content-Type": "application/json", "X-Auth-Token": self.token},
             )
             urllib.request.urlopen(request, timeout=10).close()
         self.settle()

@@ -172,11 +172,8 @@ class TestAsNova(Volumes):
     def cinder(self, cloud: Cloud) -> Iterator[Any]:
         """A client of the microversion that Nova asks for."""
         from cinderclient import client
-        from cinderclient.contrib.noauth import CinderNoAuthPlugin
-        from keystoneauth1 import session
 
-        auth = CinderNoAuthPlugin("admin", "admin", endpoint=cloud.environment["CINDER_ENDPOINT"])
-        connection = session.Session(auth=auth)
+        connection = cloud.session()
         yield client.Client("3.44", session=connection)
         connection.session.close()
 

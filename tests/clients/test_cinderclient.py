@@ -19,13 +19,10 @@ class Library:
 
     @pytest.fixture
     def cinder(self, cloud: Cloud) -> Iterator[Any]:
-        """The library's client; its plugin for services without identity puts the project in the path."""
+        """The library's client, logged in by password; the catalogue puts the project in the path."""
         from cinderclient import client
-        from cinderclient.contrib.noauth import CinderNoAuthPlugin
-        from keystoneauth1 import session
 
-        auth = CinderNoAuthPlugin("admin", "admin", endpoint=cloud.environment["CINDER_ENDPOINT"])
-        connection = session.Session(auth=auth)
+        connection = cloud.session()
         yield client.Client(cloud.environment["OS_VOLUME_API_VERSION"], session=connection)
         connection.session.close()
 

@@ -12,6 +12,12 @@ from tests.clients.conftest import ANOTHER_CLOUD, openrc
 from tests.conftest import Served
 
 
+def without_identity(directory: Path) -> Path:
+    path = directory / "none.ini"
+    path.write_text("[service]\nauth = none\n")
+    return path
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "blockstore", "openrc", *arguments], capture_output=True, text=True, timeout=60
@@ -21,7 +27,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_names_the_port_that_is_served_and_clears_another_cloud(serve: Callable[..., Served], tmp_path: Path) -> None:
     """The environment afterwards has our values and nothing that would send a client elsewhere."""
     served = serve()
-    found = openrc(served.state_dir, tmp_path)
+    found = openrc(served.state_dir, tmp_path, served.state_dir / "config.ini")
     ours = {k: v for k, v in found.items() if k.startswith(("OS_", "CINDER"))}
     assert ours == {
         "OS_auth_type": "none",
@@ -36,9 +42,28 @@ def test_names_the_port_that_is_served_and_clears_another_cloud(serve: Callable[
     }
 
 
+def test_with_the_built_in_identity_it_is_what_every_client_reads(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """Nothing else than the usual settings, with the password that the first start made."""
+    served = serve("[service]\nauth = builtin\n")
+    found = openrc(served.state_dir, tmp_path)
+    assert (served.state_dir / "admin-password").stat().st_mode & 0o777 == 0o600
+    assert {k: v for k, v in found.items() if k.startswith(("OS_", "CINDER"))} == {
+        "OS_AUTH_URL": served.url.removesuffix("/v3") + "/identity/v3",
+        "OS_USERNAME": "admin",
+        "OS_PASSWORD": (served.state_dir / "admin-password").read_text().strip(),
+        "OS_PROJECT_NAME": "admin",
+        "OS_USER_DOMAIN_ID": "default",
+        "OS_PROJECT_DOMAIN_ID": "default",
+        "OS_REGION_NAME": "RegionOne",
+        "OS_IDENTITY_API_VERSION": "3",
+        "OS_VOLUME_API_VERSION": str(MAXIMUM),
+        "OS_INTERFACE": ANOTHER_CLOUD["OS_INTERFACE"],
+    }
+
+
 def test_works_without_quotes_too(tmp_path: Path) -> None:
     """``eval $(blockstore openrc)`` runs lines into one; a semicolon ends each."""
-    text = run("--state-dir", str(tmp_path)).stdout
+    text = run("--state-dir", str(tmp_path), "--config", str(without_identity(tmp_path))).stdout
     done = subprocess.run(
         ["/bin/sh", "-euc", f"eval {text!r}; echo $OS_ENDPOINT $OS_VOLUME_API_VERSION".replace("\\n", " ")],
         capture_output=True,
@@ -50,7 +75,7 @@ def test_works_without_quotes_too(tmp_path: Path) -> None:
 
 def test_before_the_first_start_it_says_so(tmp_path: Path) -> None:
     """The configured address is printed, and on the error stream that nothing has served yet."""
-    done = run("--state-dir", str(tmp_path / "none"))
+    done = run("--state-dir", str(tmp_path / "none"), "--config", str(without_identity(tmp_path)))
     assert done.returncode == 0
     assert "export OS_ENDPOINT=http://127.0.0.1:8776/v3;" in done.stdout
     assert done.stderr == f"blockstore: nothing has served from {tmp_path / 'none'} yet; this is for when it does.\n"
@@ -59,7 +84,7 @@ def test_before_the_first_start_it_says_so(tmp_path: Path) -> None:
 def test_a_state_directory_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     """No traceback."""
     (tmp_path / "file").touch()
-    done = run("--state-dir", str(tmp_path / "file"))
+    done = run("--state-dir", str(tmp_path / "file"), "--config", str(without_identity(tmp_path)))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"blockstore: {tmp_path}/file/endpoint cannot be read: Not a directory.\n"
 

@@ -46,9 +46,9 @@ class TestLocal:
         """Reserve, connect with os-brick's properties, write, detach; not while the disk is open."""
         need(os.geteuid() == 0, "run the tests as root: os-brick reads the initiator's name as root")
         done = subprocess.run(
-            [sys.executable, "-m", "tests.clients.compute_host", cloud.environment["CINDER_ENDPOINT"], volume],
+            [sys.executable, "-m", "tests.clients.compute_host", cloud.served.url, volume],
             cwd=ROOT,
-            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+            env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "OS_TOKEN": cloud.token},
             capture_output=True,
             text=True,
             timeout=120,

@@ -21,7 +21,7 @@ from blockstore.db.models import Attachment, Message, OrderRow, PoolUsage, Quota
 from blockstore.db.session import Database
 from blockstore.keyring import Keyring
 from blockstore.manager.desk import snapshot_name, volume_name
-from blockstore.orders import ExtendVolume, Order, PlaceExtension, from_stored
+from blockstore.orders import ExtendVolume, Order, PlaceExtension, RetypeVolume, from_stored
 from blockstore.states import A
 from blockstore.targets.contract import Target
 
@@ -217,6 +217,9 @@ def _quota(rows: Mapping[str, list[Any]], opened: list[Order]) -> Counter[tuple[
     for order in opened:
         if isinstance(order, PlaceExtension | ExtendVolume) and order.volume_id in type_of:
             add(order.project_id, order.volume_id, "gigabytes", order.growth_gib)
+        if isinstance(order, RetypeVolume):
+            count[order.project_id, f"volumes_{order.type_id}"] += order.counted
+            count[order.project_id, f"gigabytes_{order.type_id}"] += order.size_gib
     return count
 
 
