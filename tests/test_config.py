@@ -70,7 +70,7 @@ def test_example_with_every_option_uncommented_equals_the_defaults(plugin: str, 
 
 MISTAKES = {
     "[nonsense]\n": "[nonsense] is not a section that blockstore knows."
-    " Known: service, database, log, quota, scheduler, backend:NAME, target:NAME.",
+    " Known: service, identity, keystone, database, log, quota, scheduler, backend:NAME, target:NAME.",
     "[backend:]\nplugin = memory": "[backend:] is not a section that blockstore knows.",
     "[service]\nlissen = 1": "[service] lissen is not an option. Options here: listen, state_dir,",
     "[service]\nworkers = many": "[service] workers is 'many'; it must be a whole number.",
@@ -82,7 +82,10 @@ MISTAKES = {
     "[service]\nreport_interval_s = 0.1": "[service] report_interval_s is 0.1; it must be from 1 to 86400.",
     "[service]\nreport_interval_s = nan": "[service] report_interval_s is 'nan'; it must be a number.",
     "[service]\ninsecure = maybe": "[service] insecure is 'maybe'; it must be yes or no.",
-    "[service]\nauth = keystone": "[service] auth is 'keystone'; it must be one of none.",
+    "[service]\nauth = guess": "[service] auth is 'guess'; it must be one of builtin, keystone, none.",
+    "[service]\ntls_key = /k": "[service] tls_certificate and tls_key go together; one of them is missing.",
+    "[identity]\ntoken_lifetime_s = 1": "[identity] token_lifetime_s is 1; it must be from 60 to 31536000.",
+    "[keystone]\ntoken_cache_s = -2": "[keystone] token_cache_s is -2; it must be from -1 to 86400.",
     "[service]\nlisten = 8776": "[service] listen is '8776'; it must be HOST:PORT, such as 127.0.0.1:8776.",
     "[service]\nlisten = host:": "[service] listen is 'host:'; it must be HOST:PORT",
     "[service]\nlisten = host:65536": "[service] listen is 'host:65536'; it must be HOST:PORT",

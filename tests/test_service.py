@@ -57,7 +57,9 @@ def wait_for(true: Callable[[], object], timeout_s: float = 20) -> None:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
 def test_address_that_others_reach_is_refused_with_a_sentence(listen: str, tmp_path: Path) -> None:
-    done = blockstore("serve", "--state-dir", tmp_path / "s", "--listen", listen)
+    config = tmp_path / "config.ini"
+    config.write_text("[service]\nauth = none\n")
+    done = blockstore("serve", "--state-dir", tmp_path / "s", "--listen", listen, "--config", config)
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -73,7 +75,7 @@ def test_insecure_is_the_way_to_serve_others_all_the_same(serve: Serve) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1"])
 def test_loopback_is_served(host: str) -> None:
-    refuse_open_door(Config(), host)
+    refuse_open_door(Config(service=ServiceConfig(auth="none")), host)
 
 
 def test_name_that_is_no_address_is_one_sentence() -> None:

@@ -25,6 +25,16 @@ GROUPS = "groups"
 SNAPSHOT_OF_GROUP, OLD_GROUP, OLD_SNAPSHOT = "Group snapshot", "Consistency group", "Consistency group snapshot"
 LIST_SNAPSHOTS, SHOW_SNAPSHOT = "group:get_all_group_snapshots", "group:get_group_snapshot"
 
+ASKED_LATER = (
+    "backup:backup_project_attribute",
+    "group:access_group_types_specs",
+    "group:group_project_attribute",
+    "group:group_snapshot_project_attribute",
+    "volume:reimage_reserved",
+    "volume_extension:volume_actions:upload_public",
+)
+"""Rules that a policy file may name already, and that what is built later will ask."""
+
 VOLUME_ACTIONS = (
     # action, policy, since, what is missing
     ("os-volume_upload_image", "volume_extension:volume_actions:upload_image", (3, 0), IMAGES),

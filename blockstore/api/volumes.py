@@ -338,6 +338,7 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
     if not named:
         return None
     if named[0] in ("imageRef", "image_id"):
+        call.enforce("volume:create_from_image")
         raise InvalidInput(f"volume.{named[0]}", asked[named[0]], "This service does not offer images yet.")
     if named[0] == "snapshot_id":
         return _snapshot_source(call, asked["snapshot_id"])

@@ -10,7 +10,7 @@ import datetime
 import uuid
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, String, Text
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -161,7 +161,7 @@ class Volume(Base):
     snapshot_id: Mapped[str | None] = mapped_column(Id)
     source_volid: Mapped[str | None] = mapped_column(Id)
     bootable: Mapped[bool] = mapped_column(default=False)
-    has_image_metadata: Mapped[bool] = mapped_column(default=False)
+    has_image_metadata: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Spares those without it the question."""
     multiattach: Mapped[bool] = mapped_column(default=False)
     admin_metadata: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -77,9 +77,9 @@ class People:
 
 
 @pytest.fixture
-def people(start_service: Callable[..., Service], database_url: str) -> Iterator[People]:
+def people(start_service: Callable[..., Service], database_url: str) -> People:
     """A fresh service on each database."""
-    yield People(start_service(database_url=database_url, auth="builtin"))
+    return People(start_service(database_url=database_url, auth="builtin"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from blockstore.db.models import ApplicationCredential, Token, now
 from blockstore.identity import tokens
 from tests.identity.conftest import DEFAULT, People, said
 
+TOKEN = {"methods": ["token"], "token": {"id": "x"}}
+
 
 def believed(people: People, token: str) -> bool:
     """Whether the block storage API takes a token, and the Identity API says the same."""
@@ -177,8 +179,7 @@ def test_no_role_no_scope(people: People) -> None:
         ({"identity": {"methods": ["password"], "password": {"user": {"name": "a", "password": "b"}}}}, "user"),
         ({"identity": {"methods": ["password"], "password": {"user": {"id": "a", "password": 1}}}}, "password"),
         ({"identity": {"methods": ["token"], "token": {"id": "x"}}, "scope": {"system": {}}}, "system"),
-        ({"identity": {"methods": ["token"], "token": {"id": "x"}}, "scope": {"domain": {"id": "d"}, "project": {"id": "p"}}},
-            "scope"),
+        ({"identity": TOKEN, "scope": {"domain": {"id": "d"}, "project": {"id": "p"}}}, "scope"),
     ],
 )  # fmt: skip
 def test_a_body_that_is_wrong_is_told_what(town: People, auth: Any, field: str) -> None:
