@@ -20,6 +20,7 @@ from blockstore.api import (
     later,
     limits,
     messages,
+    openapi,
     pools,
     qos_specs,
     quota_sets,
@@ -81,6 +82,7 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     endpoint.mount(blueprint, ROOMS)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(blueprint)
+    app.register_blueprint(openapi.blueprint(ROOMS))
     if login is not None:
         app.extensions[identity.door.LOGIN] = login
         app.register_blueprint(identity.blueprint())

@@ -208,7 +208,7 @@ SNAPSHOT_OPERATIONS: dict[str, tuple[Ask, set[str]]] = {
         {"available"},
     ),
     "delete": (lambda client, _hall, snapshot: client("DELETE", f"/snapshots/{snapshot}"), {"available", "error"}),
-    "os-force_delete": (snapshot_action("os-force_delete", {}), {str(s) for s in S} - {"deleting"}),
+    "os-force_delete": (snapshot_action("os-force_delete", {}), {str(s) for s in S}),
     "update": (
         lambda client, _hall, snapshot: client("PUT", f"/snapshots/{snapshot}", {"snapshot": {"name": "n"}}),
         {str(s) for s in S},
