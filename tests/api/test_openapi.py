@@ -21,8 +21,10 @@ from blockstore.service import Service
 from tests.api.conftest import Hall
 from tests.conftest import make_config
 
-EXAMPLES = 130
-"""Requests for each operation, at most; fewer where there are not so many different ones."""
+EXAMPLES = 45
+"""Requests that are generated for each operation; fewer where there are not so many different ones."""
+VERSIONS = ("3.0", "3.43", "3.71")
+"""Each is sent at these, because making one up takes far longer than answering it."""
 LEAST = 20_000
 CHECKS = [
     checks.not_a_server_error,
@@ -110,10 +112,10 @@ def _exercise(operation: Any) -> None:
     )
     @hypothesis.given(case=strategy)
     def send(case: Any) -> None:
-        sent[operation.path] += 1
-        response = case.call()
-        if response.status_code == 501:
-            return
-        case.validate_response(response, checks=CHECKS)
+        for version in VERSIONS:
+            sent[operation.path] += 1
+            response = case.call(headers={"OpenStack-API-Version": f"volume {version}"})
+            if response.status_code != 501:
+                case.validate_response(response, checks=CHECKS)
 
     send()

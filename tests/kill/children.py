@@ -125,6 +125,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "create that nothing can take": Scenario(lambda w: w.volume(size=HUGE), {"new": ("error", HUGE, None)}),
     "extend": Scenario(lambda w: w.action("P", "os-extend", {"new_size": 3}), {"P": ("available", 3, "plain")}),
     "extend that nothing can take": Scenario(lambda w: w.action("P", "os-extend", {"new_size": HUGE}), {}),
+    "retype": Scenario(lambda w: w.retype("V"), {"V": ("available", 1, "now")}),
+    "retype that nothing can take": Scenario(lambda w: w.retype("V", volume_backend_name="none"), {}),
     "first snapshot": Scenario(
         lambda w: w.ask("POST", "/snapshots", {"snapshot": {"volume_id": w.ids["P"]}}),
         {"new": ("available", 1, "plain")},
@@ -218,6 +220,10 @@ class World:
 
     def action(self, name: str, action: str, arguments: Any) -> Answer:
         return self.ask("POST", f"/volumes/{self.ids[name]}/action", {action: arguments})
+
+    def retype(self, name: str, **specs: str) -> Answer:
+        kind = self.ask("POST", "/types", {"volume_type": {"name": "another", "extra_specs": specs}})
+        return self.action(name, "os-retype", {"new_type": kind.json["volume_type"]["id"]})
 
     def attach(self, name: str, **fields: Any) -> Answer:
         return self.ask("POST", "/attachments", {"attachment": {"volume_uuid": self.ids[name], **fields}})

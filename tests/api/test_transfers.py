@@ -1,0 +1,159 @@
+"""Volume transfers: offered, taken by whoever has the key, once. A25 of the attacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from blockstore.db.models import Transfer
+from blockstore.service import Service
+from tests.api.conftest import at_once, unknown_id
+from tests.conftest import Client
+
+NEW, OLD = "/volume-transfers", "/os-volume-transfer"
+
+
+@pytest.fixture
+def donor(service: Service) -> Client:
+    return Client(service, **{"X-Roles": "member,reader", "X-Project-Id": "donor", "X-User-Id": "d"})
+
+
+@pytest.fixture
+def receiver(service: Service) -> Client:
+    return Client(service, **{"X-Roles": "member,reader", "X-Project-Id": "receiver", "X-User-Id": "r"})
+
+
+def offer(client: Client, volume: str, where: str = NEW, **more: Any) -> dict[str, Any]:
+    answer = client("POST", where, {"transfer": {"volume_id": volume, "name": "gift", **more}})
+    assert answer.status == 202, answer.body
+    return dict(answer.json["transfer"])
+
+
+def accept(client: Client, transfer: str, key: str, where: str = NEW) -> Any:
+    return client("POST", f"{where}/{transfer}/accept", {"accept": {"auth_key": key}})
+
+
+def usage(client: Client) -> dict[str, int]:
+    entries = client.get(f"/os-quota-sets/{client.headers['X-Project-Id']}?usage=true")["quota_set"]
+    return {name: entry["in_use"] for name, entry in entries.items() if isinstance(entry, dict) and entry["in_use"]}
+
+
+@pytest.mark.parametrize("where", [NEW, OLD])
+def test_a_volume_goes_to_another_project(donor: Client, receiver: Client, where: str) -> None:
+    volume = donor.volume(size=2)["id"]
+    snapshot = donor.snapshot(volume)["id"]
+    before = usage(donor)
+    transfer = offer(donor, volume, where)
+    assert donor.get(f"/volumes/{volume}")["volume"]["status"] == "awaiting-transfer"
+    assert donor.get(f"{where}/{transfer['id']}")["transfer"].get("auth_key") is None
+    assert receiver("GET", f"{where}/{transfer['id']}").status == 404
+    taken = accept(receiver, transfer["id"], transfer["auth_key"], where)
+    assert taken.status == 202
+    assert set(taken.json["transfer"]) == {"id", "name", "volume_id", "links"}
+    assert donor("GET", f"/volumes/{volume}").status == donor("GET", f"/snapshots/{snapshot}").status == 404
+    shown = receiver.get(f"/volumes/{volume}")["volume"]
+    assert (shown["status"], shown["user_id"]) == ("available", "r")
+    assert receiver.get(f"/snapshots/{snapshot}")["snapshot"]["status"] == "available"
+    assert (usage(donor), usage(receiver)) == ({}, before)
+    assert accept(receiver, transfer["id"], transfer["auth_key"], where).status == 404
+    assert donor("GET", f"{where}/{transfer['id']}").status == 404
+
+
+def test_snapshots_can_stay_behind(donor: Client, receiver: Client) -> None:
+    volume = donor.volume(size=2)["id"]
+    snapshot = donor.snapshot(volume)["id"]
+    transfer = offer(donor, volume, no_snapshots=True)
+    assert transfer["no_snapshots"] is True
+    assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
+    assert donor.get(f"/snapshots/{snapshot}")["snapshot"]["id"] == snapshot
+    assert usage(donor)["snapshots"] == 1
+    assert usage(receiver)["gigabytes"] == 2
+
+
+def test_fields_by_version(donor: Client) -> None:
+    transfer = offer(donor, donor.volume()["id"])["id"]
+
+    def fields(version: str, where: str = NEW) -> set[str]:
+        return set(donor("GET", f"{where}/{transfer}", version=version).json["transfer"])
+
+    assert fields("3.0") == fields("3.71", OLD) == {"id", "created_at", "name", "volume_id", "links"}
+    assert fields("3.55") - fields("3.54") == {"no_snapshots"}
+    assert fields("3.57") - fields("3.56") == {"source_project_id", "destination_project_id", "accepted"}
+    listed = donor.get(f"{NEW}?limit=1")
+    assert [one["id"] for one in listed["transfers"]] == [transfer]
+    assert "/os-volume-transfer?" in listed["transfers_links"][0]["href"]
+    assert [one["id"] for one in donor("GET", f"{OLD}/detail").json["transfers"]] == [transfer]
+
+
+def test_an_offer_is_taken_back(donor: Client) -> None:
+    volume = donor.volume()["id"]
+    transfer = offer(donor, volume)["id"]
+    assert donor("DELETE", f"/volumes/{volume}").status == 400
+    assert donor("DELETE", f"{NEW}/{transfer}").status == 202
+    assert donor.get(f"/volumes/{volume}")["volume"]["status"] == "available"
+    assert donor("DELETE", f"{NEW}/{transfer}").status == 404
+
+
+def test_only_what_is_available_is_offered(donor: Client, receiver: Client) -> None:
+    volume = donor.volume()["id"]
+    offer(donor, volume)
+    assert donor("POST", NEW, {"transfer": {"volume_id": volume}}).status == 400
+    assert donor("POST", NEW, {"transfer": {"volume_id": unknown_id()}}).status == 404
+    assert receiver("POST", NEW, {"transfer": {"volume_id": volume}}).status == 404
+
+
+def test_a_wrong_key_changes_nothing_and_guessing_ends(service: Service, donor: Client, receiver: Client) -> None:
+    volume = donor.volume()["id"]
+    transfer = offer(donor, volume)
+    with service.db.read() as session:
+        row = session.scalars(select(Transfer)).one()
+    assert transfer["auth_key"] not in (row.salt, row.key_hash)
+    limit = service.config.identity.login_failures
+    assert [accept(receiver, transfer["id"], f"guess {n}").status for n in range(limit)] == [400] * limit
+    assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 429
+    assert donor.get(f"/volumes/{volume}")["volume"]["status"] == "awaiting-transfer"
+    assert usage(receiver) == {}
+
+
+def test_of_two_who_accept_one_gets_it(service: Service, donor: Client) -> None:
+    for _ in range(20):
+        volume = donor.volume()["id"]
+        transfer = offer(donor, volume)
+        takers = [
+            Client(service, **{"X-Roles": "member,reader", "X-Project-Id": f"taker{n}", "X-User-Id": "t"})
+            for n in range(4)
+        ]
+        answers = at_once(4, lambda n: accept(takers[n], transfer["id"], transfer["auth_key"]))  # noqa: B023
+        assert sorted(answer.status for answer in answers) == [202, 404, 404, 404]
+        winner = takers[next(n for n, answer in enumerate(answers) if answer.status == 202)]
+        assert winner.get(f"/volumes/{volume}")["volume"]["status"] == "available"
+        winner("DELETE", f"/volumes/{volume}")
+        winner.wait_idle()
+    assert usage(donor) == {}
+
+
+def test_the_receiver_s_quota_is_asked(service: Service, donor: Client, receiver: Client) -> None:
+    admin = Client(service)
+    volume = donor.volume(size=5)["id"]
+    for limits in ({"volumes": 0}, {"gigabytes": 4}, {"per_volume_gigabytes": 4}):
+        admin("PUT", "/os-quota-sets/receiver", {"quota_set": limits})
+        transfer = offer(donor, volume)
+        before = usage(donor)
+        assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 413
+        assert donor.get(f"/volumes/{volume}")["volume"]["status"] == "awaiting-transfer"
+        assert (usage(donor), usage(receiver)) == (before, {})
+        admin("DELETE", "/os-quota-sets/receiver")
+        donor("DELETE", f"{NEW}/{transfer['id']}")
+
+
+def test_a_private_type_does_not_come_along(service: Service, donor: Client, receiver: Client) -> None:
+    admin = Client(service)
+    kind = admin("POST", "/types", {"volume_type": {"name": "own", "os-volume-type-access:is_public": False}})
+    place = f"/types/{kind.json['volume_type']['id']}/action"
+    admin("POST", place, {"addProjectAccess": {"project": "donor"}})
+    transfer = offer(donor, donor.volume(volume_type="own")["id"])
+    assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 400
+    admin("POST", place, {"addProjectAccess": {"project": "receiver"}})
+    assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
