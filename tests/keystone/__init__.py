@@ -1,0 +1,1 @@
+"""``auth = keystone`` against a real Keystone of PyPI, in an environment of its own (``.keystone``), on SQLite."""
