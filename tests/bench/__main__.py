@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import attaching, creating, listing, lvm, showing, starting
+from tests.bench import attaching, creating, identity, listing, lvm, showing, starting
 from tests.bench.figures import Figure, header, machine, table
 
 MEASUREMENTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "start": starting.measure,
     "show": showing.measure,
+    "identity": identity.measure,
     "list": listing.measure,
     "create": creating.measure,
     "attach": attaching.measure,

@@ -7,21 +7,28 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Client:
     """One connection to the service."""
 
+    tokens: ClassVar[dict[int, str]] = {}
+    """What to show at a port, where the service asks who one is."""
+
     def __init__(self, port: int) -> None:
+        token = self.tokens.get(port)
+        self._token = f"X-Auth-Token: {token}\r\n" if token else ""
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._rest = b""
 
     def __call__(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        """Send one request and return status and body of its answer."""
+        """Send one request and return status and body of its answer; ``path`` is below /v3, or /identity."""
         data = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} /v3{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nOpenStack-API-Version: volume 3.71\r\n"
+        root = "" if path.startswith("/identity") else "/v3"
+        head = f"{method} {root}{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nOpenStack-API-Version: volume 3.71\r\n"
+        head += self._token
         if data:
             head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
         self._socket.sendall(f"{head}\r\n".encode() + data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,22 @@ class Server:
             )
         self._wait_for_answer()
         self.start_s = time.perf_counter() - started
+        password = state_dir / "admin-password"
+        self.password = password.read_text().strip() if password.exists() else ""
+        if self.password and "auth = none" not in configuration:
+            Client.tokens[self.port] = self.token()
+
+    def token(self) -> str:
+        """Log in as the administrator."""
+        user = {"name": "admin", "domain": {"id": "default"}, "password": self.password}
+        auth = {"identity": {"methods": ["password"], "password": {"user": user}}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/identity/v3/auth/tokens",
+            data=json.dumps({"auth": auth}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return str(answer.headers["X-Subject-Token"])
 
     def _wait_for_answer(self) -> None:
         while self.process.poll() is None:

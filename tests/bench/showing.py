@@ -18,9 +18,9 @@ def measure(quick: bool) -> Iterator[Figure]:
         path = f"/volumes/{rows.fill(directory, 1000)[500]}"
         with served(directory) as server:
             for clients in (1, 8):
-                closed_loop(server.port, clients, _until(0.3, path))
+                closed_loop(server.port, clients, until(0.3, path))
                 watch = server.watch()
-                durations, rate = closed_loop(server.port, clients, _until(2.0 if quick else 6.0, path))
+                durations, rate = closed_loop(server.port, clients, until(2.0 if quick else 6.0, path))
                 median = 1000 * statistics.median(durations)
                 yield timed(
                     f"show, {clients} client{'s' * (clients > 1)}",
@@ -32,7 +32,8 @@ def measure(quick: bool) -> Iterator[Figure]:
                 )
 
 
-def _until(seconds: float, path: str):  # type: ignore[no-untyped-def]
+def until(seconds: float, path: str):
+    """Return work that shows a volume until so many seconds are over."""
     end = time.perf_counter() + seconds
 
     def work(client: Client) -> bool:

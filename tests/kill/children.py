@@ -418,7 +418,7 @@ gc.freeze()
 def _service(state_dir: Path, target: str) -> Service:
     """Return a service on this state directory; the routes, which know nothing of it, are made before the fork."""
 
-    def app(core: Any) -> Any:
+    def app(core: Any, _login: Any) -> Any:
         _app.extensions[CORE] = core
         return _app
 
@@ -428,7 +428,7 @@ def _service(state_dir: Path, target: str) -> Service:
 
 def _config(state_dir: Path, target: str) -> Config:
     """Return the configuration; ``target`` is a name, with options if it has any: ``tgt portals=...``."""
-    service = ServiceConfig(drain_timeout_s=1)
+    service = ServiceConfig(drain_timeout_s=1, auth="none")
     if CONFIG:
         config = load(Path(CONFIG))
         return dataclasses.replace(config, service=dataclasses.replace(service, state_dir=state_dir), quota=UNLIMITED)
