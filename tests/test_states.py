@@ -72,7 +72,11 @@ def test_every_status_of_an_order_is_transitional_and_the_reverse(machine: Machi
             for name in ("volume_id", "snapshot_id", "attachment_id", "came_from")
             if name in kind.__dataclass_fields__
         }
-        extra = {name: 1 for name in ("new_size_gib", "growth_gib", "pool") if name in kind.__dataclass_fields__}
+        extra = {
+            name: 1
+            for name in ("new_size_gib", "growth_gib", "pool", "type_id", "counted", "size_gib")
+            if name in kind.__dataclass_fields__
+        }
         for noun, _id, status in kind(order_id="o", request_id="r", project_id="p", **ids, **extra).covers():
             if states.MACHINES[noun] is machine:
                 ended.add(status)

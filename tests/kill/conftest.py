@@ -24,6 +24,7 @@ DRAIN_LIMIT_S = 5.0
 
 CONFIG = """
 [service]
+auth = none
 workers = 4
 [quota]
 volumes = -1
