@@ -312,9 +312,11 @@ class Tgtd:
 
 def _connected(socket_path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
+    # Blocking, with a limit: one that does not block is refused at once while tgtd has others in its line.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
     try:
         connection.connect(str(socket_path))
+        connection.settimeout(10)
     except OSError as exc:
         connection.close()
         raise Unreachable(
