@@ -70,7 +70,7 @@ class Server:
         while self.process.poll() is None:
             with contextlib.suppress(ConnectionRefusedError):
                 client = Client(self.port)
-                client.get("/volumes?limit=1")
+                client("GET", "/volumes?limit=1")  # any answer: without a token it is a refusal
                 client.close()
                 return
             time.sleep(0.002)
