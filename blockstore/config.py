@@ -166,7 +166,7 @@ class PoolConfig:
     plugin: str = option("Name of the plugin: directory, lvm, memory, or one that is installed beside blockstore.")
     target: str = option(
         "How volumes leave this node: a [target:NAME], or the name of a target plugin to use it as it is. By default"
-        " local, and nbd for qcow2.",
+        " local, and nbd for qcow2; none for rbd and nfs, whose consumers reach the storage itself.",
         "",
     )
     volume_backend_name: str = option("Name that volume types select by; by default the section's NAME.", "")

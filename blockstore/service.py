@@ -234,10 +234,10 @@ def load_backends(config: Config, state_dir: Path) -> dict[str, Backend]:
 
 def load_targets(
     config: Config, backends: Mapping[str, Backend], state_dir: Path, keyring: Keyring
-) -> tuple[dict[str, Target], dict[str, str]]:
-    """Return every target in use by name, and the name of each pool's. Raises ConfigError."""
+) -> tuple[dict[str, Target], dict[str, str | None]]:
+    """Return every target in use by name, and the name of each pool's, None where there is none. Raises ConfigError."""
     targets: dict[str, Target] = {}
-    serving: dict[str, str] = {}
+    serving: dict[str, str | None] = {}
     chosen = {section.name: section.pool.target for section in config.backends}
 
     def target(name: str) -> Target:
@@ -249,6 +249,9 @@ def load_targets(
     for section in config.targets:
         target(section.name)  # also what no backend names any more: its exports are to be ended
     for pool, backend in backends.items():
+        if backend.is_direct and chosen[backend.name] in ("", "direct"):
+            serving[pool] = None
+            continue
         name = chosen[backend.name] or (LOCAL if backend.file_format == "raw" else "nbd")
         if backend.file_format not in target(name).capabilities().formats:
             raise ConfigError(

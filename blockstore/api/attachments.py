@@ -157,6 +157,7 @@ def connection_info(
     facts = {
         "driver_volume_type": row.connection["driver_volume_type"],
         "enforce_multipath": bool(connector.get("enforce_multipath", False)),
+        **row.connection.get("beside", {}),
     }
     return {**data, **facts, "attachment_id": row.id} if flat else {"data": data, **facts}
 

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 from blockstore.config import option as option
 from blockstore.errors import BackendError, NotSupported
@@ -73,6 +73,10 @@ class Capabilities:
     """Space is taken when written, so the pool may be over-subscribed."""
     thick: bool = False
     """Space is taken when created."""
+    qos: bool = False
+    """The storage itself keeps the limits that ``limit_volume`` sets."""
+    manage: bool = False
+    """Volumes and snapshots that others made can be taken over."""
     storage_protocol: str = "local"
     """The wire's word for how a consumer reaches it: iSCSI, nfs, ceph, file, local."""
     vendor_name: str = "Open Source"
@@ -98,6 +102,31 @@ class Located:
     """As ``qemu-img`` names it; recorded when the file was made, never found out by looking into it."""
 
 
+@dataclass(frozen=True)
+class Direct:
+    """How a consumer that speaks the storage's own protocol reaches a volume, without a target on this node."""
+
+    driver_volume_type: str
+    """Which of os-brick's connectors it takes: rbd, nfs."""
+    data: Mapping[str, Any]
+    """What that connector needs; stored and shown, so JSON and never a secret."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What stands beside ``data`` on the wire, such as ``mount_point_base``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manageable:
+    """A volume or snapshot on the storage that could be taken over."""
+
+    reference: str
+    """What it is called there; given back to ``adopt_volume`` or ``adopt_snapshot``."""
+    size_bytes: int
+    volume: str = ""
+    """Of a snapshot: the reference of its volume."""
+    reason: str | None = None
+    """Why it cannot be taken over now; a sentence."""
+
+
 Mode = Literal["rb", "r+b"]
 
 
@@ -105,6 +134,8 @@ class Backend(ABC):
     """One configured pool of storage."""
 
     Options: ClassVar[type[BackendOptions]] = BackendOptions
+    is_direct: ClassVar[bool] = False
+    """Consumers reach the storage itself, as ``direct`` says, unless the section names a target."""
 
     @property
     def file_format(self) -> str:
@@ -185,6 +216,20 @@ class Backend(ABC):
         """
         return None
 
+    def direct(self, name: str) -> Direct | None:
+        """Return how consumers reach the volume on the storage itself; None: they need a target.
+
+        Raises: VolumeMissing.
+        """
+        return None
+
+    def regions(self, name: str, size_bytes: int) -> Iterable[tuple[int, int]]:
+        """Yield offset and length of every region of a volume that may hold other bytes than zeros, rising.
+
+        Spares a copy the rest. The volume is open for it, and nobody writes.
+        """
+        yield 0, size_bytes
+
     # --- optional: declare it in capabilities() ----------------------------------------------------------
 
     def create_snapshot(self, volume: str, snapshot: str) -> None:
@@ -222,6 +267,37 @@ class Backend(ABC):
         """Give the volume the bytes and size of its snapshot; the snapshot stays. Killed half-way and called
         again, it completes: after success the volume equals the snapshot, never a mixture."""
         raise self._not_supported("revert")
+
+    def limit_volume(self, name: str, limits: Mapping[str, int]) -> None:
+        """Let the storage keep a volume within limits, in the place of those set before; none lifts them all.
+
+        Keys are those of QoS specs: total, read or write, then ``_iops_sec`` or ``_bytes_sec``, each also with
+        ``_max`` for bursts. What the storage cannot limit is passed over. Raises: VolumeMissing.
+        """
+        raise self._not_supported("qos")
+
+    def list_manageable(self) -> Sequence[Manageable]:
+        """Return every volume on the pool that could be a volume of ours, those that are included."""
+        raise self._not_supported("manage")
+
+    def list_manageable_snapshots(self) -> Sequence[Manageable]:
+        """Return every snapshot of such volumes, those that are ours included."""
+        raise self._not_supported("manage")
+
+    def adopt_volume(self, reference: str, name: str) -> int:
+        """Take a volume over under a new name, grown to whole GiB; return its size. Keeps its bytes.
+
+        One that has the name already is a success. Raises: VolumeMissing; NameTaken; InUse when something has it
+        open; BackendError when it cannot be a volume of ours.
+        """
+        raise self._not_supported("manage")
+
+    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        """Take over a snapshot of a volume of ours under a new name. One that has the name already is a success.
+
+        Raises: VolumeMissing; NameTaken; BackendError when its size is not the volume's or no whole GiB.
+        """
+        raise self._not_supported("manage")
 
     def _not_supported(self, capability: str) -> NotSupported:
         return NotSupported(f"Backend {self.name} does not offer {capability}.")

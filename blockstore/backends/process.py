@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blockstore.errors import ToolFailed, ToolTimeout, Unreachable
 
 log = logging.getLogger(__name__)
 
 HIDDEN = "***"
+
+_PERCENT = re.compile(rb"(\d{1,3})(?:\.\d+)?(?:/100)?%")
 
 
 def run(
@@ -45,12 +49,10 @@ def run(
             timeout=timeout_s,
             check=False,
             pass_fds=pass_fds,
-            env={"PATH": _search_path(), "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1", **_inherited()},
+            env=_environment(),
         )
-    except FileNotFoundError as exc:
-        raise Unreachable(missing_tool(argv[0], package)) from exc
-    except PermissionError as exc:
-        raise Unreachable(f"{argv[0]} may not be run by this user: {exc.strerror}.") from exc
+    except OSError as exc:
+        raise _cannot_start(exc, argv[0], package) from exc
     except subprocess.TimeoutExpired as exc:
         raise ToolTimeout(f"{' '.join(shown)} did not end within {timeout_s:g} s and was stopped.") from exc
     took_ms = (time.monotonic() - started) * 1000
@@ -58,6 +60,49 @@ def run(
     if done.returncode:
         raise ToolFailed(shown, done.returncode, _hide(done.stderr.decode(errors="replace"), secrets))
     return done.stdout.decode(errors="replace")
+
+
+def follow(
+    argv: Sequence[str], tell: Callable[[int], None], *, timeout_s: float = 60, package: str | None = None
+) -> None:
+    """Run a tool that prints how far it is, in percent, and tell it; when ``tell`` raises, the tool is stopped.
+
+    Raises: Unreachable when the tool is missing; ToolTimeout; ToolFailed with the tool's last words.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - argv list, no shell
+            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment()
+        )
+    except OSError as exc:
+        raise _cannot_start(exc, argv[0], package) from exc
+    assert process.stdout is not None
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_s, stop)
+    timer.daemon = True
+    timer.start()
+    said, told = b"", -1
+    try:
+        while part := os.read(process.stdout.fileno(), 4096):
+            said = (said + part)[-4096:]
+            percents = _PERCENT.findall(said)
+            if percents and int(percents[-1]) > told:
+                told = min(int(percents[-1]), 100)
+                tell(told)
+        process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+        process.stdout.close()
+        process.wait()
+    if expired.is_set():
+        raise ToolTimeout(f"{' '.join(argv)} did not end within {timeout_s:g} s and was stopped.")
+    if process.returncode:
+        raise ToolFailed(tuple(argv), process.returncode, said.decode(errors="replace"))
 
 
 def have(tool: str) -> bool:
@@ -69,6 +114,16 @@ def missing_tool(tool: str, package: str | None) -> str:
     """Return the sentence for a tool that is not installed."""
     hint = f" Install it: apt-get install {package}." if package else ""
     return f"The tool {tool} is not installed, or not in {_search_path()}.{hint}"
+
+
+def _cannot_start(exc: OSError, tool: str, package: str | None) -> Unreachable:
+    if isinstance(exc, FileNotFoundError):
+        return Unreachable(missing_tool(tool, package))
+    return Unreachable(f"{tool} may not be run by this user: {exc.strerror}.")
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": _search_path(), "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1", **_inherited()}
 
 
 def _hide(text: str, secrets: Sequence[str]) -> str:

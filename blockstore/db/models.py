@@ -157,6 +157,8 @@ class Volume(Base):
     availability_zone: Mapped[str | None] = mapped_column(Name)
     host: Mapped[str | None] = mapped_column(Name)
     """The pool, NODE@BACKEND#POOL, once placed."""
+    name_id: Mapped[str | None] = mapped_column(Id)
+    """What it is called on the pool in the place of its id, since it was moved there."""
     volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id"))
     snapshot_id: Mapped[str | None] = mapped_column(Id)
     source_volid: Mapped[str | None] = mapped_column(Id)

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select, update
 from blockstore import states
 from blockstore.db.models import Attachment, Volume
 from blockstore.errors import InUse, VolumeMissing
-from blockstore.manager.desk import Desk, volume_name
+from blockstore.manager.desk import Desk, name_of
 from blockstore.orders import ConnectAttachment, DisconnectAttachment
 from blockstore.settling import KeepsStatus, settles
 from blockstore.states import A
@@ -25,7 +25,7 @@ def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachm
     if pool is None:
         raise VolumeMissing(f"The volume {attachment.volume_id} is on no pool.")
     backend = desk.backend(pool)
-    connection = desk.exports.make(attachment, pool, backend, volume_name(attachment.volume_id))
+    connection = desk.exports.make(attachment, pool, backend, name_of(desk.db, attachment.volume_id))
     with desk.db.write() as session:
         states.lock(session, attachment.volume_id)
         session.execute(

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
 
 from blockstore.backends.contract import Backend
 from blockstore.board import Board
 from blockstore.config import Config
+from blockstore.db.models import Volume
 from blockstore.db.session import Database
-from blockstore.errors import Unreachable
+from blockstore.errors import Unreachable, VolumeMissing
 from blockstore.manager.exports import Exports
 
 
@@ -43,9 +47,18 @@ class Desk:
         return backend
 
 
-def volume_name(volume_id: str) -> str:
-    """Return what a volume is called on its backend."""
-    return f"volume-{volume_id}"
+def volume_name(volume: Any) -> str:
+    """Return what a volume's row is called on its backend: by its id, or by the id that a move gave it there."""
+    return f"volume-{volume.name_id or volume.id}"
+
+
+def name_of(db: Database, volume_id: str) -> str:
+    """Return what a volume is called on its backend. Raises VolumeMissing when there is no such row."""
+    with db.read() as session:
+        found = session.execute(select(Volume.id, Volume.name_id).where(Volume.id == volume_id)).one_or_none()
+    if found is None:
+        raise VolumeMissing(f"The volume {volume_id} is gone.")
+    return volume_name(found)
 
 
 def snapshot_name(snapshot_id: str) -> str:

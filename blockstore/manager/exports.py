@@ -36,8 +36,10 @@ ATTACH_LOCAL = "attach_local"
 class Exports:
     """The targets, and which of them serves which pool."""
 
-    def __init__(self, db: Database, keyring: Keyring, targets: Mapping[str, Target], serving: Mapping[str, str]):
-        """``targets`` by name; ``serving``: the name of each pool's target."""
+    def __init__(
+        self, db: Database, keyring: Keyring, targets: Mapping[str, Target], serving: Mapping[str, str | None]
+    ):
+        """``targets`` by name; ``serving``: the name of each pool's; None: consumers reach the storage itself."""
         self._db = db
         self._keyring = keyring
         self.targets = targets
@@ -48,15 +50,18 @@ class Exports:
         self._busy: Counter[str] = Counter()
         self._change = threading.Condition()
 
-    def target_of(self, pool: str) -> Target:
-        """Return the target that serves a pool."""
-        return self.targets[self._serving[pool]]
+    def target_of(self, pool: str) -> Target | None:
+        """Return the target that serves a pool; None: consumers reach the storage itself."""
+        name = self._serving[pool]
+        return None if name is None else self.targets[name]
 
     def check_connector(self, pool: str, connector: Mapping[str, Any]) -> None:
         """Raise InvalidConnector when the pool's target cannot use this connector. Reaches for no storage."""
-        self.targets[self._name(pool, connector)].check_connector(connector)
+        name = self._name(pool, connector)
+        if name is not None:
+            self.targets[name].check_connector(connector)
 
-    def _name(self, pool: str, connector: Mapping[str, Any]) -> str:
+    def _name(self, pool: str, connector: Mapping[str, Any]) -> str | None:
         return LOCAL if connector.get(ATTACH_LOCAL) is True else self._serving[pool]
 
     # --- one export -----------------------------------------------------------------------------------------
@@ -65,6 +70,8 @@ class Exports:
         """Export a volume to the initiator of an attachment; return its connection as it is stored."""
         connector = attachment.connector or {}
         name = self._name(pool, connector)
+        if name is None:
+            return self._let_through(attachment, backend, volume_name)
         target = self.targets[name]
         located = backend.locate(volume_name)
         if located is None:
@@ -94,6 +101,22 @@ class Exports:
             )
             self._whole.add(attachment.id)
         return _stored(connection)
+
+    def _let_through(self, attachment: Attachment, backend: Backend, volume_name: str) -> dict[str, Any]:
+        """Return how the initiator reaches the storage itself: nothing is exported, and there is nothing to end."""
+        if attachment.target is not None:
+            with self.ended([attachment]), self._db.write() as session:  # the last connector asked for a target
+                session.execute(update(Attachment).where(Attachment.id == attachment.id).values(target=None))
+        direct = backend.direct(volume_name)
+        if direct is None:
+            raise NotSupported(f"Backend {backend.name} can be reached through a target only; name one in its section.")
+        data = {**direct.data, "access_mode": "ro" if attachment.attach_mode == "ro" else "rw"}
+        return {
+            "driver_volume_type": direct.driver_volume_type,
+            "data": data,
+            "secret_as": "",
+            "beside": dict(direct.beside),
+        }
 
     @contextlib.contextmanager
     def ended(self, attachments: Iterable[Attachment]) -> Iterator[None]:
@@ -198,12 +221,13 @@ class Exports:
             if attachment is None or volume is None or attachment.status not in (A.ATTACHING, A.ATTACHED):
                 return
             backend = backends.get(volume.host or "")
-            located = backend.locate(f"volume-{volume.id}") if backend else None
+            name_there = f"volume-{volume.name_id or volume.id}"
+            located = backend.locate(name_there) if backend else None
             if located is None:
                 raise Unreachable(f"its volume {volume.id} is on {volume.host}, which is not there")
             export = Export(
                 id=attachment.id,
-                volume=f"volume-{volume.id}",
+                volume=name_there,
                 path=located.path,
                 format=located.format,
                 connector=attachment.connector or {},

@@ -105,7 +105,10 @@ def report(desk: Desk, pool: str) -> None:
 
 def _with_target(desk: Desk, pool: str, capabilities: Capabilities) -> Capabilities:
     """Return what consumers can do: what both the backend and its target can."""
-    target = desk.exports.target_of(pool).capabilities()
+    serving = desk.exports.target_of(pool)
+    if serving is None:
+        return capabilities
+    target = serving.capabilities()
     return replace(
         capabilities,
         multiattach=capabilities.multiattach and target.multiattach,

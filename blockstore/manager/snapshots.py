@@ -10,7 +10,7 @@ from sqlalchemy import select
 from blockstore import claims, quotas, states
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
-from blockstore.manager.desk import Desk, snapshot_name, volume_name
+from blockstore.manager.desk import Desk, name_of, snapshot_name
 from blockstore.orders import CreateSnapshot, DeleteSnapshot
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import S
@@ -19,7 +19,8 @@ from blockstore.states import S
 @settles
 def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> None:
     """Freeze the volume's bytes."""
-    desk.backend(snapshot.host).create_snapshot(volume_name(order.volume_id), snapshot_name(snapshot.id))
+    volume = name_of(desk.db, order.volume_id)
+    desk.backend(snapshot.host).create_snapshot(volume, snapshot_name(snapshot.id))
     with desk.db.write() as session:
         states.settle(session, order, S.AVAILABLE, progress="100%")
 
@@ -30,7 +31,7 @@ def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> No
     if snapshot.host is not None:
         try:
             desk.backend(snapshot.host).delete_snapshot(
-                volume_name(order.volume_id), snapshot_name(snapshot.id), progress_of(desk, order)
+                name_of(desk.db, order.volume_id), snapshot_name(snapshot.id), progress_of(desk, order)
             )
         except InUse as exc:
             # compat: a busy snapshot is available again

@@ -16,7 +16,7 @@ from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
 from blockstore.manager.attachments import end_all
-from blockstore.manager.desk import Desk, snapshot_name, volume_name
+from blockstore.manager.desk import Desk, name_of, snapshot_name, volume_name
 from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, following_id
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import V
@@ -32,7 +32,7 @@ def create_volume(desk: Desk, order: CreateVolume, volume: Volume) -> None:
         backend = desk.backend(volume.host)
         _make(desk, order, volume, backend)
     except BackendError as exc:
-        if not _may_try_elsewhere(desk, order, exc) or not _left_nothing(backend, order, exc):
+        if not _may_try_elsewhere(desk, order, exc) or not _left_nothing(backend, order, volume, exc):
             raise
         _send_back(desk, order, volume, exc)
         return
@@ -41,7 +41,7 @@ def create_volume(desk: Desk, order: CreateVolume, volume: Volume) -> None:
 
 
 def _make(desk: Desk, order: CreateVolume, volume: Volume, backend: Backend) -> None:
-    name = volume_name(volume.id)
+    name = volume_name(volume)
     progress = progress_of(desk, order)
     if order.snapshot_id is not None:
         with desk.db.read() as session:
@@ -49,10 +49,10 @@ def _make(desk: Desk, order: CreateVolume, volume: Volume, backend: Backend) -> 
         if origin is None:
             raise VolumeMissing(f"The snapshot {order.snapshot_id} is gone.")
         backend.create_volume_from_snapshot(
-            name, volume.size, volume_name(origin), snapshot_name(order.snapshot_id), progress
+            name, volume.size, name_of(desk.db, origin), snapshot_name(order.snapshot_id), progress
         )
     elif order.source_volume_id is not None:
-        backend.clone_volume(name, volume.size, volume_name(order.source_volume_id), progress)
+        backend.clone_volume(name, volume.size, name_of(desk.db, order.source_volume_id), progress)
     else:
         backend.create_volume(name, volume.size)
 
@@ -63,7 +63,7 @@ def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bo
     return exc.retry_elsewhere and not bound_to_source and attempts < desk.config.scheduler.max_attempts
 
 
-def _left_nothing(backend: Backend | None, order: CreateVolume, exc: BackendError) -> bool:
+def _left_nothing(backend: Backend | None, order: CreateVolume, volume: Volume, exc: BackendError) -> bool:
     """Say whether the pool that failed holds nothing of the volume; else the row must go on naming that pool.
 
     A call that raises leaves nothing behind. But a former life may have made it, or a tool that ran out of time.
@@ -73,7 +73,7 @@ def _left_nothing(backend: Backend | None, order: CreateVolume, exc: BackendErro
     if backend is None:
         return False
     try:
-        backend.delete_volume(volume_name(order.volume_id))
+        backend.delete_volume(volume_name(volume))
     except BackendError:
         return False
     return True
@@ -112,7 +112,7 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
     try:
         end_all(desk, volume.id)
         if volume.host is not None:
-            desk.backend(volume.host).delete_volume(volume_name(volume.id), progress_of(desk, order))
+            desk.backend(volume.host).delete_volume(volume_name(volume), progress_of(desk, order))
     except InUse as exc:
         # compat: a busy volume is available again, with the reason in a message
         raise KeepsStatus(V.AVAILABLE, exc.message) from exc
@@ -126,7 +126,7 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
 @settles
 def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
     """Grow the volume; the claim and the quota were taken when the order was accepted."""
-    desk.backend(order.pool).extend_volume(volume_name(volume.id), order.new_size_gib)
+    desk.backend(order.pool).extend_volume(volume_name(volume), order.new_size_gib)
     desk.exports.resize(volume.id)
     with desk.db.write() as session:
         # The size is a fact now, whatever an administrator did to the status meanwhile.
@@ -139,7 +139,7 @@ def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
 def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
     """Give the volume the bytes of its snapshot; the snapshot is available again afterwards."""
     desk.backend(volume.host).revert_volume(
-        volume_name(volume.id), snapshot_name(order.snapshot_id), progress_of(desk, order)
+        volume_name(volume), snapshot_name(order.snapshot_id), progress_of(desk, order)
     )
     with desk.db.write() as session:
         states.settle(session, order, V.AVAILABLE)

@@ -243,7 +243,7 @@ VOLUME = Reply(
     ("os-vol-tenant-attr:tenant_id", lambda v: v.row.project_id, MINIMUM, TENANT),
     ("os-vol-host-attr:host", lambda v: v.row.host, MINIMUM, HOST),
     ("os-vol-mig-status-attr:migstat", lambda v: v.row.migration_status, MINIMUM, MIGRATION),
-    ("os-vol-mig-status-attr:name_id", lambda v: None, MINIMUM, MIGRATION),
+    ("os-vol-mig-status-attr:name_id", lambda v: v.row.name_id, MINIMUM, MIGRATION),
     ("volume_image_metadata", lambda v: v.image_metadata, MINIMUM, IMAGE),
 )
 

@@ -40,7 +40,7 @@ from blockstore.backends import loader
 from blockstore.backends.contract import GIB
 from blockstore.config import Config, SchedulerConfig, ServiceConfig, load
 from blockstore.db.models import Attachment, Message, Snapshot, Volume
-from blockstore.manager.desk import snapshot_name, volume_name
+from blockstore.manager.desk import name_of, snapshot_name, volume_name
 from blockstore.scheduler import loading
 from blockstore.service import Service
 from blockstore.targets import loader as target_loader
@@ -246,7 +246,7 @@ class World:
     def write(self, name: str, text: str) -> None:
         """Write a word at the beginning, in the middle and at the end of the first GiB."""
         row = self.row(name)
-        with self.service.backends[row.host].open_volume(volume_name(row.id), "r+b") as file:
+        with self.service.backends[row.host].open_volume(volume_name(row), "r+b") as file:
             for place in PLACES:
                 file.seek(place)
                 file.write(text.encode().ljust(4096, b"\0"))
@@ -281,7 +281,7 @@ class World:
             return None
         with self.service.db.read() as session:
             volume = session.get_one(Volume, attachment.volume_id)
-        located = self.service.backends[str(volume.host)].locate(volume_name(volume.id))
+        located = self.service.backends[str(volume.host)].locate(volume_name(volume))
         assert located is not None
         data, target = attachment.connection["data"], self.service.exports.targets[str(attachment.target)]
         if attachment.target == "nbd":
@@ -300,9 +300,9 @@ class World:
             return None
         backend = self.service.backends[row.host]
         opened = (
-            backend.open_volume(volume_name(row.id), "rb")
+            backend.open_volume(volume_name(row), "rb")
             if isinstance(row, Volume)
-            else backend.open_snapshot(volume_name(row.volume_id), snapshot_name(row.id))
+            else backend.open_snapshot(name_of(self.service.db, row.volume_id), snapshot_name(row.id))
         )
         words = []
         with opened as file:
@@ -539,12 +539,12 @@ def _reboot(world: World) -> None:
         if isinstance(target, LocalTarget):
             assert not any(target.state_dir.iterdir())
     volume = world.row("P")
-    located = world.service.backends[volume.host].locate(volume_name(volume.id))
+    located = world.service.backends[volume.host].locate(volume_name(volume))
     assert located is not None
     world.service.exports.targets[world.target].export(
         Export(
             id=str(uuid.uuid4()),
-            volume=volume_name(volume.id),
+            volume=volume_name(volume),
             path=located.path,
             connector=CONNECTOR,
             secret="nobodyknowsthis1",

@@ -70,9 +70,10 @@ def check(
     for pool, backend in backends.items():
         on_pool = {kind: [row for row in rows[kind] if row.host == pool] for kind in ("volume", "snapshot")}
         wrong += _volumes(pool, backend, on_pool["volume"])
-        wrong += _snapshots(pool, backend, on_pool["snapshot"], rows["snapshot"])
+        names = {row.id: volume_name(row) for row in rows["volume"]}
+        wrong += _snapshots(pool, backend, on_pool["snapshot"], names)
         if isinstance(backend, DirectoryBackend):
-            wrong += _strays(backend, on_pool["volume"], on_pool["snapshot"])
+            wrong += _strays(backend, on_pool["volume"], on_pool["snapshot"], names)
     wrong += [
         f"{row.id} is on the unknown pool {row.host}"
         for kind in ("volume", "snapshot")
@@ -245,7 +246,7 @@ def _pools(rows: Mapping[str, list[Any]], opened: list[Order]) -> dict[str, tupl
 def _volumes(pool: str, backend: Backend, rows: list[Any]) -> Iterator[str]:
     there = dict(backend.list_volumes())
     for row in rows:
-        size = there.pop(volume_name(row.id), None)
+        size = there.pop(volume_name(row), None)
         if size is None:
             if row.status not in MAY_BE_ABSENT:
                 yield f"volume {row.id} is {row.status}, and not on {pool}"
@@ -255,7 +256,7 @@ def _volumes(pool: str, backend: Backend, rows: list[Any]) -> Iterator[str]:
         yield f"{name}, {size:g} GiB, is on {pool} and in no row"
 
 
-def _snapshots(pool: str, backend: Backend, rows: list[Any], _all: list[Any]) -> Iterator[str]:
+def _snapshots(pool: str, backend: Backend, rows: list[Any], names: Mapping[str, str]) -> Iterator[str]:
     there = dict(backend.list_snapshots())
     for row in rows:
         origin = there.pop(snapshot_name(row.id), None)
@@ -263,7 +264,7 @@ def _snapshots(pool: str, backend: Backend, rows: list[Any], _all: list[Any]) ->
             if row.status not in MAY_BE_ABSENT:
                 yield f"snapshot {row.id} is {row.status}, and not on {pool}"
             continue
-        if origin != volume_name(row.volume_id):
+        if origin != names[row.volume_id]:
             yield f"snapshot {row.id} of volume {row.volume_id} is one of {origin} on {pool}"
             continue
         if row.status == "available":
@@ -275,17 +276,19 @@ def _snapshots(pool: str, backend: Backend, rows: list[Any], _all: list[Any]) ->
         yield f"{name} of {origin or 'nothing'} is on {pool} and in no row"
 
 
-def _strays(backend: DirectoryBackend, volumes: list[Any], snapshots: list[Any]) -> Iterator[str]:
+def _strays(
+    backend: DirectoryBackend, volumes: list[Any], snapshots: list[Any], names: Mapping[str, str]
+) -> Iterator[str]:
     """Yield every file and directory that belongs to no row: unfinished ones, claims of names, empty directories."""
     known = {"snapshots"}
     for row in volumes:
-        name = volume_name(row.id)
+        name = volume_name(row)
         known |= {f"{name}.raw", f"{name}.qcow2", f"snapshots/{name}"}
         if row.status in MAY_BE_ABSENT:
             known |= {f".{name}.tmp", f".{name}.open"}
     for row in snapshots:
         name = snapshot_name(row.id)
-        below = f"snapshots/{volume_name(row.volume_id)}"
+        below = f"snapshots/{names[row.volume_id]}"
         known |= {f"snapshots/{name}.of", f"{below}/{name}.raw", f"{below}/{name}.qcow2"}
         if row.status in MAY_BE_ABSENT:
             known |= {f"snapshots/.{name}.tmp", f"{below}/.{name}.tmp"}

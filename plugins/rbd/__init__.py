@@ -1,0 +1,546 @@
+"""Volumes as images of a Ceph pool; consumers reach the cluster themselves.
+
+    POOL/[NAMESPACE/]VOLUME             a volume
+    POOL/VOLUME@SNAPSHOT                a snapshot
+    POOL/VOLUME@clone-OTHER             for the moment in which OTHER is cloned from VOLUME
+    trash: blockstore-gone-VOLUME-...   a volume that was deleted while clones still need bytes of it
+
+Clones are layered (format 2, Ceph 13 or newer), so snapshots and parents may go before their clones: their remains wait
+in the trash, and the gardener removes them with the last clone. It also flattens clones that would make a chain too
+long.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, cast
+
+from blockstore_plugins.rbd.cluster import Cluster, HasSnapshots, Info, Place, Stuck
+from blockstore_plugins.rbd.commands import Commands
+from blockstore_plugins.rbd.gardener import GONE, Gardener
+from blockstore_plugins.rbd.librbd import Librbd, bindings
+
+from blockstore.backends.contract import (
+    GIB,
+    Backend,
+    BackendOptions,
+    Capabilities,
+    Capacity,
+    Direct,
+    Manageable,
+    Mode,
+    Progress,
+    check_name,
+    no_progress,
+    option,
+)
+from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
+
+log = logging.getLogger(__name__)
+
+_HELPER = "clone-"
+_FOREIGN = re.compile(r"[^-/@\0][^/@\0]{0,127}")
+_LIMITS = {
+    f"{kind}_{unit}_sec{burst}": f"rbd_qos_{prefix}{short}_{end}"
+    for kind, prefix in (("total", ""), ("read", "read_"), ("write", "write_"))
+    for unit, short in (("iops", "iops"), ("bytes", "bps"))
+    for burst, end in (("", "limit"), ("_max", "burst"))
+}
+"""Words of QoS specs, and the options of an image that they set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RbdOptions(BackendOptions):
+    """What can be set for pools of a Ceph cluster."""
+
+    pools: str = option("Pools for volumes, separated by commas; each is a pool of the scheduler's, too.", "volumes")
+    namespace: str = option("Namespace within the pools; os-brick knows none, libvirt does.", "")
+    ceph_conf: Path = option("The cluster's configuration file.", Path("/etc/ceph/ceph.conf"))  # noqa: RUF009
+    cluster_name: str = option("Name of the cluster, as consumers know it.", "ceph")
+    user: str = option(
+        "Ceph user, without `client.`; needs the profile rbd on the monitors and on the pools.", "blockstore"
+    )
+    keyring: Path | None = option("File with the user's key; by default where Ceph looks for it.", None)  # noqa: RUF009
+    secret_uuid: str = option("Id of the libvirt secret that holds the key; by default the cluster's id.", "")
+    max_clone_depth: int = option("Clones of clones before one is made independent, in the background.", 5)
+    timeout_s: int = option("Seconds after which a step that the cluster does not answer is given up.", 30)
+    bindings: str = option(
+        "Ceph's Python bindings (python3-rbd): several times as fast as the programs of ceph-common.",
+        "auto",
+        choices=("auto", "yes", "no"),
+    )
+
+
+class RbdBackend(Backend):
+    """One pool of a Ceph cluster."""
+
+    Options: ClassVar[type[BackendOptions]] = RbdOptions
+    is_direct: ClassVar[bool] = True
+
+    def __init__(self, name: str, options: BackendOptions, state_dir: Path, pool: str = ""):
+        super().__init__(name, options, state_dir)
+        self._settings = cast(RbdOptions, options)
+        self._ceph_pool = pool or self._settings.pools.split(",")[0].strip()
+        self._lock = threading.Lock()
+        self._made: Cluster | None = None
+        self._openers: Counter[str] = Counter()
+        self._names: dict[str, str] | None = None
+        """Volumes (to nothing) and snapshots (to their volume): no name is given twice."""
+        self._monitors: tuple[str, Sequence[tuple[str, str]]] | None = None
+        self._aside = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
+        self._gardener = Gardener(lambda: self._cluster)
+
+    @classmethod
+    def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
+        """Return an instance for each pool of the cluster; the only one is named as the section."""
+        pools = [word.strip() for word in cast(RbdOptions, options).pools.split(",") if word.strip()]
+        made = [cls(name, options, state_dir, pool) for pool in pools]
+        if len(made) > 1:
+            for backend, pool in zip(made, pools, strict=True):
+                backend.pool = pool
+        return made
+
+    @property
+    def _cluster(self) -> Cluster:
+        with self._lock:
+            if self._made is None:
+                settings = self._settings
+                place = Place(
+                    pool=self._ceph_pool,
+                    namespace=settings.namespace,
+                    conf=settings.ceph_conf,
+                    cluster_name=settings.cluster_name,
+                    user=settings.user,
+                    keyring=settings.keyring,
+                    timeout_s=settings.timeout_s,
+                )
+                modules = None if settings.bindings == "no" else bindings()
+                if modules is None and settings.bindings == "yes":
+                    raise Unreachable(
+                        "Ceph's Python bindings are not there for this Python: apt-get install python3-rbd;"
+                        " or set bindings = auto, to use the programs of ceph-common."
+                    )
+                self._made = Librbd(place, modules) if modules else Commands(place)
+            return self._made
+
+    # --- health and figures ------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        cluster = self._cluster
+        cluster.prove()
+        self._monitors = cluster.monitors()
+        if self._names is None:
+            self._known()
+            self._gardener.wake()  # what a former life left
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            snapshots=True,
+            clone=True,
+            revert=True,
+            online_extend=True,
+            multiattach=True,
+            thin=True,
+            qos=True,
+            manage=True,
+            storage_protocol="ceph",
+        )
+
+    def capacity(self) -> Capacity:
+        found = self._cluster.figures()
+        return Capacity(total_gib=found.total / GIB, free_gib=found.free / GIB)
+
+    def list_volumes(self) -> Mapping[str, float]:
+        return {name: size / GIB for name, size in self._cluster.sizes().items() if not name.startswith(GONE)}
+
+    def list_snapshots(self) -> Mapping[str, str]:
+        rows = self._cluster.all_snapshots()
+        return {name: image for image, name, _size in rows if not name.startswith(_HELPER)}
+
+    # --- volumes -----------------------------------------------------------------------------------------
+
+    def create_volume(self, name: str, size_gib: int) -> None:
+        check_name(name)
+        self._refuse_snapshot(name)
+        with self._explained():
+            try:
+                self._cluster.create(name, size_gib * GIB)
+            except NameTaken:
+                if not self._is_there(name, size_gib):
+                    self._cluster.create(name, size_gib * GIB)
+        self._note(name)
+
+    def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
+        check_name(name)
+        progress(0)
+        self._refuse_open(name)
+        with self._explained(), self._gardener.leaving(name):
+            try:
+                self._cluster.remove(name)
+            except VolumeMissing:
+                if self._size(name) is not None:
+                    # In a full pool rbd says that what it cannot remove is not there.
+                    raise Stuck(f"{name} is there and cannot be removed; is the pool full?") from None
+            except HasSnapshots:
+                self._bury(name)
+        self._forget(name)
+        self._gardener.wake()
+
+    def _bury(self, name: str) -> None:
+        """Remove an image with snapshots: if they are only what clones need, it waits in the trash for their end."""
+        cluster = self._cluster
+        own = cluster.snapshots(name)
+        if any(not snapshot.startswith(_HELPER) for snapshot in own):
+            raise InUse(f"Volume {name} has snapshots; delete them first.")
+        if who := cluster.watchers(name):  # the trash would take it from under them
+            raise InUse(f"Volume {name} is open at {', '.join(who)}.")
+        for snapshot in own:  # of a clone that was never finished
+            with suppress(VolumeMissing):
+                cluster.remove_snapshot(name, snapshot)
+        gone = f"{GONE}{name}-{secrets.token_hex(4)}"
+        cluster.rename(name, gone)
+        cluster.to_trash(gone)
+
+    def extend_volume(self, name: str, size_gib: int) -> None:
+        check_name(name)
+        with self._explained():
+            try:
+                self._cluster.resize(name, size_gib * GIB)
+            except (VolumeMissing, Stuck, NoSpace):
+                raise
+            except BackendError:
+                size = self._cluster.info(name).size
+                if size > size_gib * GIB:
+                    raise BackendError(
+                        f"Volume {name} is {size / GIB:g} GiB, which is more than {size_gib} GiB."
+                    ) from None
+                if size < size_gib * GIB:
+                    raise
+
+    @contextmanager
+    def open_volume(self, name: str, mode: Mode) -> Iterator[BinaryIO]:
+        check_name(name)
+        with self._explained(), self._cluster.open(name, "", write=mode == "r+b") as file, self._counted(name):
+            yield file
+
+    def direct(self, name: str) -> Direct:
+        check_name(name)
+        with self._explained():
+            self._cluster.info(name)
+            if self._monitors is None:
+                self._monitors = self._cluster.monitors()
+        fsid, monitors = self._monitors
+        settings = self._settings
+        where = f"{self._ceph_pool}/{settings.namespace}" if settings.namespace else self._ceph_pool
+        return Direct(
+            "rbd",
+            {
+                "name": f"{where}/{name}",
+                "hosts": [host for host, _port in monitors],
+                "ports": [port for _host, port in monitors],
+                "cluster_name": settings.cluster_name,
+                "auth_enabled": True,
+                "auth_username": settings.user,
+                "secret_type": "ceph",
+                "secret_uuid": settings.secret_uuid or fsid,
+                "discard": True,
+            },
+        )
+
+    def regions(self, name: str, size_bytes: int) -> Sequence[tuple[int, int]]:
+        with self._explained():
+            return self._cluster.regions(check_name(name), size_bytes)
+
+    def limit_volume(self, name: str, limits: Mapping[str, int]) -> None:
+        wanted = {ceph: limits.get(word) for word, ceph in _LIMITS.items()}
+        with self._explained():
+            self._cluster.set_options(
+                check_name(name), {ceph: None if value is None else str(value) for ceph, value in wanted.items()}
+            )
+
+    # --- snapshots and clones ----------------------------------------------------------------------------
+
+    def create_snapshot(self, volume: str, snapshot: str) -> None:
+        check_name(volume)
+        if check_name(snapshot).startswith(_HELPER):
+            raise BackendError(f"Names of snapshots do not begin with {_HELPER}.")
+        owner = self._known().get(snapshot)
+        if owner == "":
+            raise NameTaken(f"{snapshot} is the name of a volume.")
+        if owner not in (None, volume):
+            raise NameTaken(f"{snapshot} is a snapshot of volume {owner}.")
+        with self._explained(), suppress(NameTaken):
+            self._cluster.snapshot(volume, snapshot)
+        self._note(snapshot, volume)
+
+    def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        check_name(volume)
+        check_name(snapshot)
+        progress(0)
+        with self._explained(), suppress(VolumeMissing):
+            self._cluster.remove_snapshot(volume, snapshot)
+        if self._known().get(snapshot) == volume:
+            self._forget(snapshot)
+
+    @contextmanager
+    def open_snapshot(self, volume: str, snapshot: str) -> Iterator[BinaryIO]:
+        check_name(volume)
+        check_name(snapshot)
+        with self._explained(), self._cluster.open(volume, snapshot, write=False) as file:
+            yield file
+
+    def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        check_name(volume)
+        check_name(snapshot)
+        progress(0)
+        self._refuse_open(volume)
+        with self._explained():
+            self._cluster.rollback(volume, snapshot, progress)
+
+    def create_volume_from_snapshot(
+        self, name: str, size_gib: int, volume: str, snapshot: str, progress: Progress = no_progress
+    ) -> None:
+        for word in (name, volume, snapshot):
+            check_name(word)
+        self._refuse_snapshot(name)
+        progress(0)
+        with self._explained():
+            about = self._aside.submit(self._cluster.info, volume, snapshot)
+            try:
+                self._cluster.clone(volume, snapshot, name)
+            except NameTaken:
+                about.result()
+                self._complete(name, size_gib, (volume, snapshot))
+            else:
+                with self._undoing(lambda: self._cluster.remove(name)):
+                    self._fit(name, size_gib, about.result())
+        self._note(name)
+        progress(100)
+
+    def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
+        check_name(name)
+        check_name(source)
+        self._refuse_snapshot(name)
+        progress(0)
+        helper = f"{_HELPER}{name}"
+        with self._explained():
+            about = self._aside.submit(self._cluster.info, source)
+            self._freeze(source, helper, name)
+            with self._undoing(lambda: self._cluster.remove_snapshot(source, helper)):
+                try:
+                    self._cluster.clone(source, helper, name)
+                except NameTaken:
+                    self._complete(name, size_gib, (source, helper))
+                else:
+                    with self._undoing(lambda: self._cluster.remove(name)):
+                        self._fit(name, size_gib, about.result())
+                with suppress(VolumeMissing):
+                    self._cluster.remove_snapshot(source, helper)
+        self._note(name)
+        progress(100)
+
+    def _freeze(self, source: str, helper: str, name: str) -> None:
+        """Make the snapshot to clone from; one that a kill left holds old bytes, unless it is in use already."""
+        try:
+            self._cluster.snapshot(source, helper)
+        except NameTaken:
+            if self._size(name) is None:
+                self._cluster.remove_snapshot(source, helper)
+                self._cluster.snapshot(source, helper)
+
+    def _complete(self, name: str, size_gib: int, origin: tuple[str, str]) -> None:
+        """Finish a clone that is there already; raise NameTaken when it is something else."""
+        found = self._cluster.info(name)
+        if found.size < size_gib * GIB and found.parent == origin:
+            self._cluster.resize(name, size_gib * GIB)
+        elif found.size != size_gib * GIB:
+            raise NameTaken(f"Volume {name} exists with {found.size / GIB:g} GiB.")
+
+    def _fit(self, name: str, size_gib: int, source: Info) -> None:
+        if source.size > size_gib * GIB:
+            raise BackendError(f"A copy of {source.size / GIB:g} GiB does not fit into {size_gib} GiB.")
+        if source.size < size_gib * GIB:
+            self._cluster.resize(name, size_gib * GIB)
+        if self._depth(source) >= self._settings.max_clone_depth:
+            self._gardener.flatten(name)
+
+    def _depth(self, of: Info) -> int:
+        """Return how many parents a clone has, as far as it matters."""
+        depth, now = 0, of
+        while now.is_clone and depth < self._settings.max_clone_depth:
+            depth += 1
+            if now.parent is None or not now.parent[0]:
+                return self._settings.max_clone_depth if depth > 1 else depth  # the rest of the chain is out of sight
+            with suppress(VolumeMissing):
+                now = self._cluster.info(now.parent[0])
+                continue
+            break
+        return depth
+
+    # --- taking over -------------------------------------------------------------------------------------
+
+    def list_manageable(self) -> Sequence[Manageable]:
+        return [
+            Manageable(reference=name, size_bytes=size, reason=_why_not(name))
+            for name, size in self._cluster.sizes().items()
+            if not name.startswith(GONE)
+        ]
+
+    def list_manageable_snapshots(self) -> Sequence[Manageable]:
+        return [
+            Manageable(reference=name, size_bytes=size, volume=image, reason=_why_not(name))
+            for image, name, size in self._cluster.all_snapshots()
+            if not name.startswith(_HELPER) and not image.startswith(GONE)
+        ]
+
+    def adopt_volume(self, reference: str, name: str) -> int:
+        check_name(name)
+        self._refuse_snapshot(name)
+        with self._explained():
+            if reference != name:
+                self._take(reference, name)
+            size = self._cluster.info(name).size
+            whole = max(1, -(-size // GIB))
+            if size != whole * GIB:
+                self._cluster.resize(name, whole * GIB)
+        self._note(name)
+        return whole
+
+    def _take(self, reference: str, name: str) -> None:
+        if reason := _why_not(reference):
+            raise BackendError(reason)
+        taken = self._size(name) is not None
+        try:
+            who = self._cluster.watchers(reference)
+        except VolumeMissing:
+            if taken:
+                return  # taken over by a former life
+            raise
+        if taken:
+            raise NameTaken(f"Volume {name} exists already.")
+        if who:
+            raise InUse(f"Image {reference} is open at {', '.join(who)}.")
+        self._cluster.rename(reference, name)
+        self._forget(reference)
+
+    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        check_name(volume)
+        check_name(snapshot)
+        if reason := _why_not(reference):
+            raise BackendError(reason)
+        with self._explained():
+            there = self._cluster.snapshots(volume)
+            if snapshot not in there:
+                size = self._cluster.info(volume, reference).size
+                if size % GIB:
+                    raise BackendError(f"Snapshot {reference} has {size / GIB:g} GiB, which is no whole number.")
+                if self._known().get(snapshot) is not None:
+                    raise NameTaken(f"{snapshot} exists already.")
+                self._cluster.rename_snapshot(volume, reference, snapshot)
+                self._forget(reference)
+        self._note(snapshot, volume)
+
+    # --- names -------------------------------------------------------------------------------------------
+
+    def _known(self) -> dict[str, str]:
+        with self._lock:
+            names = self._names
+        if names is None:
+            names = dict.fromkeys(self._cluster.names(), "")
+            names |= {name: image for image, name, _size in self._cluster.all_snapshots()}
+            with self._lock:
+                self._names = names
+        return names
+
+    def _note(self, name: str, volume: str = "") -> None:
+        self._known()[name] = volume
+
+    def _forget(self, name: str) -> None:
+        self._known().pop(name, None)
+
+    def _refuse_snapshot(self, name: str) -> None:
+        if volume := self._known().get(name):
+            raise NameTaken(f"{name} is a snapshot of volume {volume}.")
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return self._cluster.info(name).size
+        except VolumeMissing:
+            return None
+
+    def _is_there(self, name: str, size_gib: int) -> bool:
+        """Say whether a volume exists with this size; what a kill left of one is removed. Raises NameTaken."""
+        size = self._size(name)
+        if size is None:
+            with suppress(VolumeMissing):
+                self._cluster.remove(name)
+            return False
+        if size != size_gib * GIB:
+            raise NameTaken(f"Volume {name} exists with {size / GIB:g} GiB.")
+        return True
+
+    # --- who uses it, and errors ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Remember that a volume is open: the cluster does not know of readers."""
+        with self._lock:
+            self._openers[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._openers[name] -= 1
+                if not self._openers[name]:
+                    del self._openers[name]
+
+    def _refuse_open(self, name: str) -> None:
+        with self._lock:
+            is_open = name in self._openers
+        if is_open:
+            raise InUse(f"Volume {name} is open in this process.")
+
+    @contextmanager
+    def _undoing(self, undo: Callable[[], Any]) -> Iterator[None]:
+        """Take back what was made when the rest fails, as far as the cluster lets us."""
+        try:
+            yield
+        except BaseException:
+            with suppress(BackendError):
+                undo()
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Tell a full pool from a cluster that is away: both let calls wait until they are given up."""
+        started = time.monotonic()
+        try:
+            yield
+        except Stuck as exc:
+            log.warning("backend %s: given up after %.0f s: %s", self.name, time.monotonic() - started, exc)
+            try:
+                figures = self._cluster.figures()
+            except BackendError:
+                raise exc from None
+            if figures.free < figures.total // 50:
+                raise NoSpace(
+                    f"The pool {self._ceph_pool} is full: {figures.free / GIB:.1f} of {figures.total / GIB:.1f} GiB are"
+                    f" free. {exc}"
+                ) from exc
+            raise
+
+
+def _why_not(reference: str) -> str | None:
+    if _FOREIGN.fullmatch(reference):
+        return None
+    return f"The name {reference!r} cannot be used: it must not hold '/' or '@', nor begin with '-'."

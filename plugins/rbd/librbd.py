@@ -1,0 +1,402 @@
+"""Asks a cluster through librbd, by the Python bindings that Ceph's packages bring: one connection, no processes.
+
+The bindings are not on PyPI. Those of the distribution are for its own Python; they are loaded from where they lie
+when this interpreter has the same ABI, without letting in anything else that lies there.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.machinery
+import importlib.util
+import io
+import json
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from blockstore_plugins.rbd.cluster import Figures, Info, Place, Stuck, explain, need_conf, no_pool
+from blockstore_plugins.rbd.figures import figures_of, monitors_of
+
+from blockstore.backends.contract import Progress
+from blockstore.errors import BackendError, VolumeMissing
+
+DISTRIBUTION = Path("/usr/lib/python3/dist-packages")
+
+_lock = threading.Lock()
+
+
+def bindings() -> tuple[Any, Any] | None:
+    """Return the modules rados and rbd; None where there are none for this Python."""
+    with _lock:
+        found = [_module(name) for name in ("rados", "rbd")]  # rbd needs rados to be there
+    return None if None in found else (found[0], found[1])
+
+
+def _module(name: str) -> Any:
+    with suppress(ImportError):
+        return importlib.import_module(name)
+    file = DISTRIBUTION / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not file.exists():
+        return None
+    loader = importlib.machinery.ExtensionFileLoader(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+    if spec is None:
+        return None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        loader.exec_module(module)
+    except ImportError:
+        sys.modules.pop(name, None)
+        return None
+    return module
+
+
+class Librbd:
+    """A pool, asked through librbd."""
+
+    def __init__(self, place: Place, modules: tuple[Any, Any]):
+        self._place = place
+        self._rados, self._rbd = modules
+        self._lock = threading.Lock()
+        self._connection: tuple[Any, Any] | None = None
+
+    # --- the pool
+
+    def prove(self) -> None:
+        """Raise Unreachable unless the pool can be used."""
+        need_conf(self._place)
+        try:
+            with self._asking(f"pool {self._place.spec}") as pool:
+                self._rbd.RBD().list(pool)
+        except VolumeMissing as exc:
+            raise no_pool(self._place) from exc
+
+    def figures(self) -> Figures:
+        """Return what the pool has."""
+        quota = self._monitor(prefix="osd pool get-quota", pool=self._place.pool)
+        return figures_of(self._place.pool, self._monitor(prefix="df"), quota)
+
+    def monitors(self) -> tuple[str, Sequence[tuple[str, str]]]:
+        """Return the cluster's id and its monitors."""
+        return monitors_of(self._monitor(prefix="mon dump"))
+
+    def names(self) -> Sequence[str]:
+        """Return the images."""
+        with self._asking(f"pool {self._place.spec}") as pool:
+            return list(self._rbd.RBD().list(pool))
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the images with their sizes."""
+        found = {}
+        for name in self.names():
+            with suppress(VolumeMissing), self._image(name) as image:  # it went meanwhile
+                found[name] = int(image.size())
+        return found
+
+    def all_snapshots(self) -> Sequence[tuple[str, str, int]]:
+        """Return image, name and size of all snapshots."""
+        found = []
+        for name in self.names():
+            with suppress(VolumeMissing), self._image(name) as image:
+                found += [(name, str(row["name"]), int(row["size"])) for row in self._listed(image)]
+        return found
+
+    # --- images
+
+    def create(self, image: str, size: int) -> None:
+        """Make an image."""
+        with self._asking(f"image {image}") as pool:
+            self._rbd.RBD().create(pool, image, size)
+
+    def info(self, image: str, snapshot: str = "") -> Info:
+        """Return what is known of an image or snapshot."""
+        with self._image(image, snapshot) as opened:
+            size = int(opened.size())
+            try:
+                parent = opened.get_parent_image_spec()
+            except self._rbd.ImageNotFound:
+                return Info(size, None, is_clone=False)
+            here = None
+            at = (parent["pool_name"], parent.get("pool_namespace") or "")
+            if at == (self._place.pool, self._place.namespace):
+                here = ("" if parent.get("trash") else str(parent["image_name"]), str(parent["snap_name"]))
+            return Info(size, here, is_clone=True)
+
+    def resize(self, image: str, size: int) -> None:
+        """Grow an image."""
+        with self._image(image, write=True) as opened:
+            if opened.size() > size:
+                raise explain(errno.EINVAL, f"image {image}", "it is larger than that")
+            opened.resize(size)
+
+    def remove(self, image: str) -> None:
+        """Remove an image."""
+        with self._asking(f"image {image}") as pool:
+            self._rbd.RBD().remove(pool, image)
+
+    def rename(self, image: str, to: str) -> None:
+        """Rename an image."""
+        with self._asking(f"image {image} to {to}") as pool:
+            self._rbd.RBD().rename(pool, image, to)
+
+    def watchers(self, image: str) -> Sequence[str]:
+        """Return who has an image open for writing."""
+        with self._image(image) as opened:
+            return [str(watcher["addr"]) for watcher in opened.watchers_list()]
+
+    # --- snapshots
+
+    def snapshots(self, image: str) -> Sequence[str]:
+        """Return the snapshots of an image."""
+        with self._image(image) as opened:
+            return [str(row["name"]) for row in self._listed(opened)]
+
+    def _listed(self, opened: Any) -> list[Mapping[str, Any]]:
+        user = self._rbd.RBD_SNAP_NAMESPACE_TYPE_USER
+        return [row for row in opened.list_snaps() if row["namespace"] == user]
+
+    def snapshot(self, image: str, snapshot: str) -> None:
+        """Make a snapshot."""
+        with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
+            opened.create_snap(snapshot)
+
+    def remove_snapshot(self, image: str, snapshot: str) -> None:
+        """Remove a snapshot."""
+        with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
+            opened.remove_snap(snapshot)
+
+    def rename_snapshot(self, image: str, snapshot: str, to: str) -> None:
+        """Rename a snapshot."""
+        with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
+            opened.rename_snap(snapshot, to)
+
+    def rollback(self, image: str, snapshot: str, progress: Progress) -> None:
+        """Give an image the bytes of its snapshot."""
+        with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
+            opened.rollback_to_snap(snapshot)
+        progress(100)
+
+    # --- clones
+
+    def clone(self, image: str, snapshot: str, to: str) -> None:
+        """Make an image of a snapshot."""
+        with self._asking(f"{to}, a clone of snapshot {snapshot} of {image}") as pool:
+            self._rbd.RBD().clone(pool, image, snapshot, pool, to)
+
+    def flatten(self, image: str, progress: Progress) -> None:
+        """Copy into a clone what it has of its parent."""
+        stopped: list[BaseException] = []
+
+        def tell(done: int, total: int) -> int:
+            try:
+                progress(min(100, done * 100 // max(1, total)))
+            except BaseException as exc:  # it must not pass through librbd
+                stopped[:] = [exc]
+                return -errno.ECANCELED
+            return 0
+
+        try:
+            with self._image(image, write=True) as opened:
+                opened.flatten(on_progress=tell)
+        except BackendError:
+            if not stopped:
+                raise
+        if stopped:
+            raise stopped[0]
+
+    def trash(self) -> Mapping[str, str]:
+        """Return what is in the trash."""
+        with self._asking("the trash") as pool:
+            return {str(row["id"]): str(row["name"]) for row in self._rbd.RBD().trash_list(pool)}
+
+    def to_trash(self, image: str) -> None:
+        """Move an image to the trash."""
+        with self._asking(f"image {image}") as pool:
+            self._rbd.RBD().trash_move(pool, image)
+
+    def remove_from_trash(self, image_id: str) -> None:
+        """Remove an image that is in the trash."""
+        with self._asking(f"image {image_id} in the trash") as pool:
+            self._rbd.RBD().trash_remove(pool, image_id)
+
+    def set_options(self, image: str, options: Mapping[str, str | None]) -> None:
+        """Set options of an image."""
+        with self._image(image, write=True) as opened:
+            for name, value in options.items():
+                key = f"conf_{name}"
+                if value is not None:
+                    opened.metadata_set(key, value)
+                else:
+                    with suppress(KeyError):
+                        opened.metadata_remove(key)
+
+    # --- bytes
+
+    def regions(self, image: str, size: int) -> Sequence[tuple[int, int]]:
+        """Return what may hold data."""
+        found: list[tuple[int, int]] = []
+
+        def note(offset: int, length: int, exists: bool) -> None:
+            if exists:
+                found.append((offset, length))
+
+        with self._image(image) as opened:
+            opened.diff_iterate(0, min(size, opened.size()), None, note, True, True)
+        return sorted(found)
+
+    @contextmanager
+    def open(self, image: str, snapshot: str, *, write: bool) -> Iterator[BinaryIO]:
+        """Open the bytes."""
+        with self._image(image, snapshot, write=write) as opened:
+            file = ImageFile(opened, self._explained, write=write)
+            yield cast(BinaryIO, file)
+            file.flush()
+
+    # --- the connection
+
+    @contextmanager
+    def _image(self, image: str, snapshot: str = "", *, write: bool = False, what: str = "") -> Iterator[Any]:
+        what = what or (f"snapshot {snapshot} of {image}" if snapshot else f"image {image}")
+        with self._asking(what) as pool:
+            opened = self._rbd.Image(pool, image, snapshot or None, read_only=not write)
+            try:
+                yield opened
+            finally:
+                opened.close()
+
+    def _monitor(self, **words: str) -> Any:
+        with self._asking(f"pool {self._place.spec}"):
+            assert self._connection is not None
+            code, said, error = self._connection[0].mon_command(json.dumps({**words, "format": "json"}), b"")
+        if code:
+            raise explain(abs(code), f"pool {self._place.spec}", error)
+        return json.loads(said)
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[Any]:
+        """Give the pool; errors of Ceph's become ours, and a connection that is stuck is not used again."""
+        with self._explained(what):
+            connection = self._connected()
+            try:
+                yield connection[1]
+            except (self._rados.Error, self._rbd.Error) as exc:
+                if isinstance(_explain(exc, what), Stuck):
+                    self._drop(connection)
+                raise
+
+    def _connected(self) -> tuple[Any, Any]:
+        with self._lock:
+            if self._connection is None:
+                place = self._place
+                conf = {
+                    **place.limits(),
+                    "rbd_default_clone_format": "2",
+                    "rbd_cache": "false",  # several may have a volume open, and each sees what the others wrote
+                }
+                if place.keyring is not None:
+                    conf["keyring"] = str(place.keyring)
+                cluster = self._rados.Rados(
+                    conffile=str(place.conf), rados_id=place.user, clustername=place.cluster_name, conf=conf
+                )
+                cluster.connect()
+                try:
+                    pool = cluster.open_ioctx(place.pool)
+                    pool.set_namespace(place.namespace)
+                except BaseException:
+                    cluster.shutdown()
+                    raise
+                self._connection = (cluster, pool)
+            return self._connection
+
+    def _drop(self, connection: tuple[Any, Any]) -> None:
+        with self._lock:
+            if self._connection is connection:
+                self._connection = None
+        # What is stuck may hold up its end, too.
+        threading.Thread(target=_end, args=(connection,), name="rbd-end", daemon=True).start()
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (self._rados.Error, self._rbd.Error) as exc:
+            raise _explain(exc, what) from exc
+
+
+def _explain(exc: Any, what: str) -> BackendError:
+    code = abs(getattr(exc, "errno", None) or 0)
+    return explain(code, what, str(exc.args[0]) if exc.args else type(exc).__name__)
+
+
+def _end(connection: tuple[Any, Any]) -> None:
+    with suppress(Exception):
+        connection[0].shutdown()
+
+
+class ImageFile(io.RawIOBase):
+    """An open image, as an unbuffered file that writing cannot make larger."""
+
+    def __init__(self, image: Any, explained: Any, *, write: bool):
+        self._image = image
+        self._explained = explained
+        self._write = write
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return self._write
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        self._position = max(0, (self._image.size() if start is None else start) + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        part = memoryview(buffer).cast("B")
+        data = self.read(len(part))
+        part[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        with self._explained("an open image"):
+            room = max(0, self._image.size() - self._position)
+            length = room if size < 0 else min(size, room)
+            data: bytes = self._image.read(self._position, length) if length else b""
+        self._position += len(data)
+        return data
+
+    def write(self, data: Any) -> int:
+        if not self._write:
+            raise io.UnsupportedOperation("It is open for reading only.")
+        part = memoryview(data).cast("B")
+        with self._explained("an open image"):
+            length = min(len(part), self._image.size() - self._position)
+            if len(part) and length <= 0:
+                raise OSError(errno.ENOSPC, "This is past the end of the volume.")
+            written = int(self._image.write(bytes(part[:length]), self._position)) if length else 0
+        self._position += written
+        return written
+
+    def flush(self) -> None:
+        if self._write and not self.closed:
+            with self._explained("an open image"):
+                self._image.flush()
+
+    def truncate(self, _size: int | None = None) -> int:
+        raise io.UnsupportedOperation("The size of a volume is changed by extend_volume only.")

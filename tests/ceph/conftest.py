@@ -1,0 +1,111 @@
+"""A real Ceph of one monitor, one manager and one OSD, up in two seconds, for the whole session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockstore_plugins.rbd import RbdBackend, RbdOptions
+from blockstore_plugins.rbd.librbd import bindings
+
+HERE = Path(__file__).parent
+POOLS = ("volumes", "fast", "small")
+
+
+@dataclass
+class Ceph:
+    """A cluster that runs."""
+
+    folder: Path
+
+    @property
+    def conf(self) -> Path:
+        return self.folder / "ceph.conf"
+
+    @property
+    def keyring(self) -> Path:
+        return self.folder / "cinder.keyring"
+
+    def run(self, *words: str, check: bool = True, timeout_s: float = 60) -> str:
+        """Run one of Ceph's programs as the cluster's administrator."""
+        done = subprocess.run(
+            words,
+            env={**os.environ, "CEPH_CONF": str(self.conf)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+        assert not check or done.returncode == 0, (words, done.stderr)
+        return done.stdout
+
+    def options(self, **more: Any) -> RbdOptions:
+        """Return the options of a backend on this cluster."""
+        given = {"ceph_conf": self.conf, "user": "cinder", "keyring": self.keyring, "timeout_s": 20, **more}
+        return RbdOptions(**given)
+
+    def backend(self, state_dir: Path, **more: Any) -> RbdBackend:
+        """Return a backend on this cluster."""
+        made = RbdBackend("ceph", self.options(**more), state_dir)
+        made.check()
+        return made
+
+    def pid(self, daemon: str) -> int:
+        """Return the process id of mon, mgr or osd."""
+        return int((self.folder / "run" / f"{daemon}.pid").read_text())
+
+
+def up(folder: Path, *options: str) -> Ceph:
+    """Start a cluster."""
+    pools = [word for pool in POOLS for word in ("--pool", pool)]
+    subprocess.run([HERE / "ceph-up", *pools, *options, folder], check=True, stdout=subprocess.PIPE, timeout=120)
+    return Ceph(folder)
+
+
+def down(cluster: Ceph) -> None:
+    """Stop a cluster, and remove it."""
+    subprocess.run([HERE / "ceph-down", "--rm", cluster.folder], check=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def new_ceph() -> Iterator[Callable[..., Ceph]]:
+    """Give a function that starts a cluster; it ends with the session."""
+    if shutil.which("ceph-osd") is None:
+        sentence = "Ceph is not installed: run tests/ceph/install.sh"
+        if os.environ.get("CI"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    made: list[Ceph] = []
+
+    def start(*options: str) -> Ceph:
+        made.append(up(Path(tempfile.mkdtemp(prefix="ceph-", dir="/var/tmp")) / "c", *options))
+        return made[-1]
+
+    yield start
+    for cluster in made:
+        down(cluster)
+        cluster.folder.parent.rmdir()
+
+
+@pytest.fixture(scope="session")
+def ceph(new_ceph: Callable[..., Ceph]) -> Ceph:
+    """Give the cluster that all tests share which do it no harm."""
+    return new_ceph("--size", "16G")
+
+
+@pytest.fixture(params=["yes", "no"], ids=["librbd", "commands"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Ask the cluster in both ways."""
+    if request.param == "yes" and bindings() is None:
+        sentence = "Ceph's Python bindings are not there for this Python: apt-get install python3-rbd"
+        if os.environ.get("CI"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    return str(request.param)
