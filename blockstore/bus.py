@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
+from blockstore.errors import TryAgain
 from blockstore.orders import Order
 
 log = logging.getLogger(__name__)
@@ -212,6 +213,9 @@ class Bus:
         started = time.monotonic()
         try:
             await self._loop.run_in_executor(room.threads, room.handlers[type(order)], order)
+        except TryAgain as exc:
+            log.warning("%s %s is tried again: %s", order.kind, order.order_id, exc)
+            return False
         except Exception:
             log.exception("%s %s could not be settled", order.kind, order.order_id)
             return False

@@ -818,6 +818,58 @@ def backend_check(config: Config, name: str) -> None:
     sys.exit(1 if failed else 0)
 
 
+@backend.command("drain")
+@configured
+@click.argument("name")
+@click.option("--dry-run", is_flag=True, help="Only show where each volume would go.")
+def backend_drain(config: Config, name: str, dry_run: bool) -> None:
+    """Move every volume of a backend to others, and keep new ones away from it.
+
+    What cannot be moved now is shown with the reason. `blockstore order list` shows how far it is;
+    `openstack volume service set --enable HOST cinder-volume` takes the backend into use again.
+    """
+    ask = _asker(config)
+    host = name if "@" in name else f"{config.service.node}@{name}"
+    plan = ask("POST", "/os-services/drain", {"drain": {"host": host, "dry_run": dry_run}})["drain"]["volumes"]
+    rows = [(v["volume_id"], v["size"], v["source"], v["destination"] or f"stays: {v['reason']}") for v in plan]
+    _table(("VOLUME", "GIB", "FROM", "TO"), rows, empty=f"There is no volume on {host}.")
+    moved = sum(v["destination"] is not None for v in plan)
+    click.echo(f"{moved} of {len(plan)} volumes {'would be' if dry_run else 'are being'} moved.")
+    sys.exit(0 if moved == len(plan) else 1)
+
+
+@main.group()
+def schedule() -> None:
+    """Ask the scheduler."""
+
+
+@schedule.command("explain")
+@configured
+@click.option("--size", type=int, required=True, help="GiB.")
+@click.option("--type", "volume_type", help="Volume type; the default one without it.")
+@click.option("--zone", help="Availability zone.")
+def schedule_explain(config: Config, size: int, volume_type: str | None, zone: str | None) -> None:
+    """Tell where a volume would be placed, and why: per pool, filter and weigher, with the numbers."""
+    from urllib.parse import urlencode
+
+    wanted = {"size": size, "volume_type": volume_type, "availability_zone": zone}
+    query = urlencode({key: value for key, value in wanted.items() if value is not None})
+    told = _asker(config)("GET", f"/scheduler-stats/explain?{query}")["explanation"]
+    rows = []
+    for pool in told["pools"]:
+        if pool["rank"] is None:
+            why = f"{pool['filter']}: {pool['reason']}"
+        else:
+            parts = [f"{w['weigher']} {w['raw']} is {w['normalised']} x {w['multiplier']}" for w in pool["weights"]]
+            why = f"{pool['total']} = {' + '.join(parts) or 'not weighed'}"
+        rows.append(
+            (pool["rank"] or "-", pool["name"], pool.get("free_gib", "-"), pool.get("virtual_free_gib", "-"), why)
+        )
+    _table(("RANK", "POOL", "FREE", "MAY PROMISE", "WHY"), rows, empty="No pool is configured.")
+    click.echo(f"It would go to {told['winner']}." if told["winner"] else "No pool can take it.")
+    sys.exit(0 if told["winner"] else 1)
+
+
 @contextlib.contextmanager
 def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
     """Give the target of a pool as an installation of its own has it, beside the one that may be serving."""

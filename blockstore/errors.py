@@ -130,6 +130,10 @@ class NoBackend(BlockstoreError):
     """No pool can take what was asked; carries the reason for each pool."""
 
 
+class TryAgain(BlockstoreError):
+    """What an order asks for cannot be done now, and must be done: the bus tries again."""
+
+
 class OrderCancelled(BlockstoreError):
     """An operator cancelled the order while it ran."""
 

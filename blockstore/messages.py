@@ -20,10 +20,14 @@ from blockstore.orders import (
     DeleteVolume,
     DisconnectAttachment,
     ExtendVolume,
+    MoveToType,
+    MoveVolume,
     Order,
     PlaceExtension,
+    PlaceMigration,
     PlaceSnapshot,
     PlaceVolume,
+    RemoveCopy,
     RetypeVolume,
     RevertVolume,
 )
@@ -43,6 +47,7 @@ class Action(Enum):
     REVERT = ("102", "revert volume to snapshot")
     DETACH = ("103", "detach volume")
     RETYPE = ("104", "retype volume")
+    MIGRATE = ("105", "migrate volume")
 
 
 class Detail(Enum):
@@ -63,6 +68,10 @@ ACTIONS: Mapping[type[Order], Action] = {
     ExtendVolume: Action.EXTEND,
     RevertVolume: Action.REVERT,
     RetypeVolume: Action.RETYPE,
+    MoveToType: Action.RETYPE,
+    PlaceMigration: Action.MIGRATE,
+    MoveVolume: Action.MIGRATE,
+    RemoveCopy: Action.MIGRATE,
     PlaceSnapshot: Action.SNAPSHOT_CREATE,
     CreateSnapshot: Action.SNAPSHOT_CREATE,
     DeleteSnapshot: Action.SNAPSHOT_DELETE,

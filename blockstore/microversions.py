@@ -35,6 +35,8 @@ SERVICES_CLUSTER = Version(3, 7)
 """Services show their cluster."""
 FILTER_GROUP_ID = Version(3, 10)
 """Volumes are filtered by group_id."""
+MIGRATE_CLUSTER = Version(3, 16)
+"""A volume can be asked to move to a cluster."""
 VOLUME_SUMMARY = Version(3, 12)
 """Totals of volumes."""
 VOLUME_GROUP = Version(3, 13)

@@ -167,6 +167,21 @@ class RetypeVolume(Order):
     """1, or 0 for a volume that does not count."""
     size_gib: int
     """What it counts for."""
+    may_move: bool = False
+    """Whether it may go to another pool when its own does not serve the type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceMigration(Order):
+    """Choose the pool that a volume is moved to, and claim it."""
+
+    room: ClassVar[str] = "scheduler"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "maintenance"
+    cancellable: ClassVar[bool] = True
+    volume_id: str
+    destination: str
+    """NODE@BACKEND, or NODE@BACKEND#POOL."""
 
 
 # --- manager: let a backend do it ------------------------------------------------------------------------------
@@ -279,6 +294,58 @@ class DeleteSnapshot(Order):
     def keys(self) -> tuple[str, ...]:
         """Hold the volume too: deleting merges or touches it on some backends."""
         return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveVolume(Order):
+    """Copy a volume to another pool, and go on with the copy."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "maintenance"
+    cancellable: ClassVar[bool] = True
+    volume_id: str
+    destination: str
+    """The pool, where room for it is claimed."""
+    name_id: str
+    """What the copy is called there."""
+    volume_gib: int
+
+    @property
+    def copy_name(self) -> str:
+        """Return the copy's name on its pool."""
+        return f"volume-{self.name_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveToType(MoveVolume):
+    """Move a volume to a pool that serves its new type."""
+
+    status: ClassVar[str] = "retyping"
+    type_id: str
+    counted: int
+    size_gib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveCopy(Order):
+    """Remove from a pool what is not the volume: left behind by a move, or by one that failed. Covers no row."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = ""
+    volume_id: str
+    pool: str
+    name: str
+    size_gib: int
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold up nothing else."""
+        return (f"copy:{self.name}",)
+
+    def covers(self) -> tuple[tuple[str, str, str], ...]:
+        """Settle no row."""
+        return ()
 
 
 def exports_of(volume_id: str) -> str:

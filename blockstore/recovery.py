@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from blockstore import messages, settling, states
-from blockstore.db.models import OrderRow, now
+from blockstore.db.models import OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.messages import Detail
 from blockstore.orders import Order, from_stored
@@ -57,6 +57,8 @@ def _settle_stranded(session: Session, covered: set[tuple[str, str, str]]) -> in
         model: Any = machine.model
         found = session.execute(select(model.id, model.status).where(model.status.in_(sorted(machine.failure)))).all()
         for row_id, status in found:
+            if status == states.V.MAINTENANCE and not _was_moving(session, row_id):
+                continue  # an administrator's doing, who will end it, too
             if (kind, row_id, status) not in covered:
                 states.move(session, machine, row_id, machine.failure[status], only_from=(status,))
                 log.warning(
@@ -64,3 +66,8 @@ def _settle_stranded(session: Session, covered: set[tuple[str, str, str]]) -> in
                 )
                 count += 1
     return count
+
+
+def _was_moving(session: Session, volume_id: str) -> bool:
+    status = session.execute(select(Volume.migration_status).where(Volume.id == volume_id)).scalar()
+    return status in ("starting", "migrating")

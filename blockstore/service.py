@@ -41,7 +41,7 @@ from blockstore.manager import reporting
 from blockstore.manager.desk import Desk
 from blockstore.manager.exports import ATTACH_LOCAL, LOCAL, Exports
 from blockstore.policies import Overrides, Policy
-from blockstore.scheduler import loading
+from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placing import Scheduler
 from blockstore.settling import mark_started
 from blockstore.targets import loader as target_loader
@@ -101,6 +101,8 @@ class Service:
                 guesses=Throttle(config.identity.login_failures, config.identity.login_pause_s),
                 secret_of=keyring.secret,
                 check_connector=self.exports.check_connector,
+                explain_new=functools.partial(explaining.explain_new, room),
+                plan_drain=functools.partial(explaining.plan_drain, room),
             ),
             login,
         )

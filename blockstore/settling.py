@@ -21,7 +21,19 @@ from blockstore.db.models import Attachment, OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, Unreachable
 from blockstore.messages import Detail
-from blockstore.orders import ConnectAttachment, DisconnectAttachment, ExtendVolume, Order, PlaceExtension, RetypeVolume
+from blockstore.orders import (
+    ConnectAttachment,
+    DisconnectAttachment,
+    ExtendVolume,
+    MoveToType,
+    MoveVolume,
+    Order,
+    PlaceExtension,
+    PlaceMigration,
+    RemoveCopy,
+    RetypeVolume,
+    new_order_id,
+)
 from blockstore.states import A, V
 
 log = logging.getLogger(__name__)
@@ -147,7 +159,11 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
         type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == order.volume_id)).scalar()
         if type_id is not None:  # else the volume is gone, and all that it was charged for was given back
             quotas.refund(session, order.project_id, type_id, gigabytes=order.growth_gib)
-    if isinstance(order, RetypeVolume):
+    if isinstance(order, PlaceMigration | MoveVolume):
+        session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
+    if isinstance(order, MoveVolume):
+        states.file(session, the_other(order, order.destination, order.copy_name, order.volume_gib))
+    if isinstance(order, RetypeVolume | MoveToType):
         quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
     if isinstance(order, PlaceExtension | RetypeVolume):
         # Nothing was begun, so the volume is what it was.
@@ -170,6 +186,19 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
             states.reckon(session, order.volume_id)
     elif to in (V.AVAILABLE, V.IN_USE) and _status_of(session, order) == to:
         states.reckon(session, order.resource_id)
+
+
+def the_other(order: MoveVolume, pool: str, name: str, size_gib: int) -> RemoveCopy:
+    """Return the order that removes, after a move or the end of one, what is not the volume."""
+    return RemoveCopy(
+        order_id=new_order_id(),
+        request_id=order.request_id,
+        project_id=order.project_id,
+        volume_id=order.volume_id,
+        pool=pool,
+        name=name,
+        size_gib=size_gib,
+    )
 
 
 def _status_of(session: Session, order: Order) -> str | None:

@@ -112,7 +112,9 @@ VOLUME = Machine(
     model=Volume,
     moves={
         V.CREATING: frozenset({V.ERROR}),
-        V.AVAILABLE: frozenset({V.CREATING, V.EXTENDING, V.REVERTING, V.RETYPING, V.DELETING, V.AWAITING_TRANSFER})
+        V.AVAILABLE: frozenset(
+            {V.CREATING, V.EXTENDING, V.REVERTING, V.RETYPING, V.DELETING, V.AWAITING_TRANSFER, V.MAINTENANCE}
+        )
         | FOLLOWS_ATTACHMENTS,
         V.AWAITING_TRANSFER: frozenset({V.AVAILABLE}),
         V.RESERVED: FOLLOWS_ATTACHMENTS | {V.DOWNLOADING},
@@ -121,6 +123,7 @@ VOLUME = Machine(
         V.DETACHING: FOLLOWS_ATTACHMENTS,
         V.EXTENDING: frozenset({V.AVAILABLE, V.IN_USE}),
         V.REVERTING: frozenset({V.AVAILABLE}),
+        V.MAINTENANCE: frozenset({V.AVAILABLE}),
         V.RETYPING: frozenset({V.AVAILABLE, V.IN_USE}),
         V.DELETING: ANY,
         V.ERROR: frozenset({V.CREATING, V.REVERTING}),
@@ -132,6 +135,7 @@ VOLUME = Machine(
         V.EXTENDING: V.ERROR_EXTENDING,
         V.REVERTING: V.ERROR,
         V.RETYPING: V.AVAILABLE,
+        V.MAINTENANCE: V.AVAILABLE,
         V.DELETING: V.ERROR_DELETING,
     },
 )

@@ -63,6 +63,10 @@ class Core:
     """The secret of an attachment, for the reply that tells it."""
     check_connector: Callable[[str, Mapping[str, Any]], None]
     """Raises InvalidConnector when the target of a pool cannot use a connector."""
+    explain_new: Callable[..., dict[str, Any]]
+    """What the scheduler would do with a new volume."""
+    plan_drain: Callable[[Session, str], list[dict[str, Any]]]
+    """Where the volumes of a backend would go."""
 
 
 @dataclass(slots=True, kw_only=True)

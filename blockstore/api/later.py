@@ -19,7 +19,7 @@ from blockstore.schemas.later import Anything
 room = Room()
 
 VOLUME_ACTION, SNAPSHOT_ACTION = "/volumes/<volume_id>/action", "/snapshots/<snapshot_id>/action"
-IMAGES, MIGRATION = "images from Glance", "moving volumes between backends"
+IMAGES = "images from Glance"
 MANAGE, REPLICATION = "taking over and letting go of volumes that others made", "replication"
 GROUPS = "groups"
 SNAPSHOT_OF_GROUP, OLD_GROUP, OLD_SNAPSHOT = "Group snapshot", "Consistency group", "Consistency group snapshot"
@@ -41,13 +41,6 @@ VOLUME_ACTIONS = (
     # action, policy, since, what is missing
     ("os-volume_upload_image", "volume_extension:volume_actions:upload_image", (3, 0), IMAGES),
     ("os-reimage", "volume:reimage", (3, 68), IMAGES),
-    ("os-migrate_volume", "volume_extension:volume_admin_actions:migrate_volume", (3, 0), MIGRATION),
-    (
-        "os-migrate_volume_completion",
-        "volume_extension:volume_admin_actions:migrate_volume_completion",
-        (3, 0),
-        MIGRATION,
-    ),
     ("os-unmanage", "volume_extension:volume_unmanage", (3, 0), MANAGE),
 )
 

@@ -8,7 +8,7 @@ from marshmallow import ValidationError
 
 from blockstore import claims
 from blockstore.api.endpoint import Call, Room
-from blockstore.api.types import find_type
+from blockstore.api.types import default_type, find_type
 from blockstore.board import NO_USAGE
 from blockstore.db.models import ServiceRow
 from blockstore.errors import BadRequest, InvalidInput
@@ -46,6 +46,18 @@ def get_pools(call: Call) -> dict[str, Any]:
             continue
         pools.append({"name": name, "capabilities": capabilities} if detail else {"name": name})
     return {"pools": pools}
+
+
+@room.get("/scheduler-stats/explain", policy="scheduler_extension:scheduler_stats:get_pools")
+def explain(call: Call) -> dict[str, Any]:
+    """Tell what the scheduler would do with a new volume, and why: per pool, filter and weigher. Not in Cinder."""
+    given = call.query.get("size", "")
+    if not (given.isascii() and given.isdigit() and 0 < int(given) < 2**31):
+        raise InvalidInput("size", given, "It must be a whole number of GiB, from 1.")
+    wanted = call.query.get("volume_type")
+    kind = find_type(call, wanted) if wanted else default_type(call)
+    zone = call.query.get("availability_zone", "")
+    return {"explanation": call.core.explain_new(call.session, size_gib=int(given), type_id=kind.id, zone=zone)}
 
 
 @room.get("/os-availability-zone", policy="none")

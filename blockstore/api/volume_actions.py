@@ -119,7 +119,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 @room.action(ACTION, "os-retype", policy="volume:retype", body=schemas.Retype)
 def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Accept that a volume gets another type, which its pool must serve: nothing is moved yet."""
+    """Accept that a volume gets another type, which its pool serves, or another to which it may be moved."""
     volume = find_volume(call, volume_id, lock=True)
     former = call.session.get_one(VolumeType, volume.volume_type_id)
     wanted = find_type(call, body["retype"]["new_type"], lock=True)
@@ -133,6 +133,7 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         type_id=wanted.id,
         counted=counted,
         size_gib=volume.size * counted,
+        may_move=body["retype"].get("migration_policy") == "on-demand",
     )
     try:
         states.move(
@@ -162,7 +163,7 @@ def _check_retype(call: Call, volume: Volume, former: VolumeType, wanted: Volume
             "os-retype.new_type", wanted.name, "Its volumes are to be encrypted, which is not offered yet."
         )
     size_bounds(wanted, volume.size)
-    shared = [(kind.extra_specs.get("multiattach") or "").strip() == "<is> True" for kind in (former, wanted)]
+    shared = [kind.multiattach for kind in (former, wanted)]
     if shared[1]:
         call.enforce("volume:multiattach")
     if volume.status == V.IN_USE:

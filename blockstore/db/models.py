@@ -60,6 +60,11 @@ class VolumeType(Base):
     )
 
     @property
+    def multiattach(self) -> bool:
+        """Say whether volumes of this type may be attached several times at once."""
+        return (self.extra_specs.get("multiattach") or "").strip() == "<is> True"
+
+    @property
     def extra_specs(self) -> dict[str, str | None]:
         """Return the extra specs as a map."""
         return {spec.key: spec.value for spec in self.specs}

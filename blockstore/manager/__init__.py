@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blockstore.manager import attachments, snapshots, volumes
+from blockstore.manager import attachments, moving, snapshots, volumes
 from blockstore.orders import (
     ConnectAttachment,
     CreateSnapshot,
@@ -17,7 +17,10 @@ from blockstore.orders import (
     DeleteVolume,
     DisconnectAttachment,
     ExtendVolume,
+    MoveToType,
+    MoveVolume,
     Order,
+    RemoveCopy,
     RevertVolume,
 )
 
@@ -26,6 +29,9 @@ HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     DeleteVolume: volumes.delete_volume,
     ExtendVolume: volumes.extend_volume,
     RevertVolume: volumes.revert_volume,
+    MoveVolume: moving.move_volume,
+    MoveToType: moving.move_volume,
+    RemoveCopy: moving.remove_copy,
     CreateSnapshot: snapshots.create_snapshot,
     DeleteSnapshot: snapshots.delete_snapshot,
     ConnectAttachment: attachments.connect_attachment,

@@ -17,6 +17,7 @@ from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
 from blockstore.manager.attachments import end_all
 from blockstore.manager.desk import Desk, name_of, snapshot_name, volume_name
+from blockstore.manager.limits import keep_limits
 from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, following_id
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import V
@@ -55,6 +56,7 @@ def _make(desk: Desk, order: CreateVolume, volume: Volume, backend: Backend) -> 
         backend.clone_volume(name, volume.size, name_of(desk.db, order.source_volume_id), progress)
     else:
         backend.create_volume(name, volume.size)
+    keep_limits(desk, volume.host or "", name, volume.volume_type_id, volume.size)
 
 
 def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bool:
@@ -127,6 +129,7 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
 def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
     """Grow the volume; the claim and the quota were taken when the order was accepted."""
     desk.backend(order.pool).extend_volume(volume_name(volume), order.new_size_gib)
+    keep_limits(desk, order.pool, volume_name(volume), volume.volume_type_id, order.new_size_gib)
     desk.exports.resize(volume.id)
     with desk.db.write() as session:
         # The size is a fact now, whatever an administrator did to the status meanwhile.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blockstore.orders import Order, PlaceExtension, PlaceSnapshot, PlaceVolume, RetypeVolume
+from blockstore.orders import Order, PlaceExtension, PlaceMigration, PlaceSnapshot, PlaceVolume, RetypeVolume
 from blockstore.scheduler import placing
 
 HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
@@ -16,4 +16,5 @@ HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     PlaceSnapshot: placing.place_snapshot,
     PlaceExtension: placing.place_extension,
     RetypeVolume: placing.retype_volume,
+    PlaceMigration: placing.place_migration,
 }

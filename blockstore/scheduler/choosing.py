@@ -29,6 +29,8 @@ class Wish:
     invalid_hint: str | None = None  # why same_host or different_host cannot be understood; fails every pool
     only_pool: str | None = None  # where the source is, when the volume has to be beside it
     tried: tuple[str, ...] = ()  # pools that failed already
+    leaves: str | None = None  # the pool that it is to be moved away from
+    destination: str | None = None  # the pool, or the backend, that it is to be moved to
     extends_attached: bool = False
     held_by: str | None = None  # the pool that holds the volume already (retype); not for an extend, which needs room
 
@@ -151,6 +153,10 @@ def _refuse_by_history(wish: Wish, pool: Pool, names: frozenset[str]) -> Refusal
     """Refuse what failed already and what is not beside the source; neither is left to the configuration."""
     if pool.name in wish.tried:
         return Refusal("RetryFilter", "tried already")
+    if pool.name == wish.leaves:
+        return Refusal("MigrationFilter", "the volume is there already")
+    if wish.destination not in (None, pool.name, pool.backend):
+        return Refusal("MigrationFilter", f"the destination is {wish.destination}")
     if wish.only_pool is not None and pool.name != wish.only_pool:
         absent = "" if wish.only_pool in names else ", which is down, disabled or has not reported"
         return Refusal("SourcePoolFilter", f"the source is on {wish.only_pool}{absent}")

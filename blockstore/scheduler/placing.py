@@ -16,14 +16,17 @@ from sqlalchemy.orm import Session
 from blockstore import claims, quotas, states
 from blockstore.board import NO_USAGE, Board, PoolReport
 from blockstore.config import SchedulerConfig
-from blockstore.db.models import ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType
+from blockstore.db.models import ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
 from blockstore.orders import (
     CreateSnapshot,
     CreateVolume,
     ExtendVolume,
+    MoveToType,
+    MoveVolume,
     PlaceExtension,
+    PlaceMigration,
     PlaceSnapshot,
     PlaceVolume,
     RetypeVolume,
@@ -83,7 +86,7 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
     """Check that the volume's pool can take the snapshot, claim it and hand over."""
     with room.db.read() as session:
         volume = session.get_one(Volume, order.volume_id)
-        wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **_facts(session, volume))
+        wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **facts_of(session, volume))
     with room.db.write() as session:
         choice = _choose(room, session, wish, order.request_id)
         claims.claim(session, choice.pool.name, snapshot_gib=snapshot.volume_size)
@@ -106,7 +109,7 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
             size_gib=order.growth_gib,
             only_pool=volume.host,
             extends_attached=volume.attach_status != "detached",
-            **_facts(session, volume),
+            **facts_of(session, volume),
         )
     with room.db.write() as session:
         choice = _choose(room, session, wish, order.request_id)
@@ -125,16 +128,22 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
 
 @settles
 def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
-    """Give the volume its new type, when the pool that it is on serves that one. A refusal changes nothing."""
+    """Give the volume its new type, when the pool that it is on serves that one; else move it, if it may.
+
+    A refusal changes nothing.
+    """
     with room.db.write() as session:
         kind = session.get(VolumeType, order.type_id)
         if kind is None:
             raise NoBackend(f"The volume type {order.type_id} is gone.")
-        facts = _facts(session, volume) | {"extra_specs": kind.extra_specs}
-        # The volume has its room already. What has to move to another pool cannot, yet.
-        _choose(room, session, Wish(size_gib=0, only_pool=volume.host, **facts), order.request_id)
-        multiattach = (kind.extra_specs.get("multiattach") or "").strip() == "<is> True"
-        changed = {"volume_type_id": kind.id, "multiattach": multiattach}
+        facts = facts_of(session, volume) | {"extra_specs": kind.extra_specs}
+        try:
+            # The volume has its room already.
+            _choose(room, session, Wish(size_gib=0, only_pool=volume.host, **facts), order.request_id)
+        except NoBackend as refused:
+            _retype_by_moving(room, session, order, volume, facts, refused)
+            return
+        changed = {"volume_type_id": kind.id, "multiattach": kind.multiattach}
         session.execute(update(Volume).where(Volume.id == volume.id).values(changed))
         quotas.refund_type(
             session, volume.project_id, volume.volume_type_id, volumes=order.counted, gigabytes=order.size_gib
@@ -142,6 +151,57 @@ def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
         _recount_snapshots(session, volume, kind.id)
         if states.settle(session, order, V.AVAILABLE):
             states.reckon(session, volume.id)
+
+
+def _retype_by_moving(
+    room: Scheduler, session: Session, order: RetypeVolume, volume: Volume, facts: Mapping[str, Any], refused: NoBackend
+) -> None:
+    if not order.may_move:
+        raise NoBackend(f"{refused.message} It is not moved, since migration_policy is not on-demand.")
+    if volume.previous_status != V.AVAILABLE:
+        raise NoBackend(f"{refused.message} A volume that is {volume.previous_status} is not moved; detach it first.")
+    kept = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
+    if kept is not None:
+        raise NoBackend(f"{refused.message} A volume with snapshots is not moved; delete them first.")
+    wish = Wish(size_gib=volume.size, leaves=volume.host, **facts)
+    pool = _choose(room, session, wish, order.request_id).pool
+    claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
+    session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
+    following = MoveToType(
+        order_id=following_id(order.order_id),
+        request_id=order.request_id,
+        project_id=order.project_id,
+        volume_id=volume.id,
+        destination=pool.name,
+        name_id=new_id(),
+        volume_gib=volume.size,
+        type_id=order.type_id,
+        counted=order.counted,
+        size_gib=order.size_gib,
+    )
+    states.hand_over(session, order, following)
+
+
+@settles
+def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> None:
+    """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
+    with room.db.write() as session:
+        wish = Wish(
+            size_gib=volume.size, leaves=volume.host, destination=order.destination, **facts_of(session, volume)
+        )
+        pool = _choose(room, session, wish, order.request_id).pool
+        claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
+        session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
+        following = MoveVolume(
+            order_id=following_id(order.order_id),
+            request_id=order.request_id,
+            project_id=order.project_id,
+            volume_id=volume.id,
+            destination=pool.name,
+            name_id=new_id(),
+            volume_gib=volume.size,
+        )
+        states.hand_over(session, order, following)
 
 
 def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
@@ -214,7 +274,7 @@ def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, b
     return choice
 
 
-def _facts(session: Session, volume: Volume) -> dict[str, Any]:
+def facts_of(session: Session, volume: Volume) -> dict[str, Any]:
     """Return what filters and expressions may know of a volume."""
     return {
         "extra_specs": dict(session.execute(_SPECS, {"type": volume.volume_type_id}).all()),
@@ -228,15 +288,18 @@ def _facts(session: Session, volume: Volume) -> dict[str, Any]:
     }
 
 
+def zones_of(specs: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return the zones that a type's volumes are kept in; none means any."""
+    return tuple(zone.strip() for zone in (specs.get(AVAILABILITY_ZONES_SPEC) or "").split(",") if zone.strip())
+
+
 def _wish(session: Session, volume: Volume, order: PlaceVolume) -> Wish:
-    facts = _facts(session, volume)
+    facts = facts_of(session, volume)
     specs: Mapping[str, str | None] = facts["extra_specs"]
-    zones = [zone.strip() for zone in (specs.get(AVAILABILITY_ZONES_SPEC) or "").split(",") if zone.strip()]
-    if volume.availability_zone:
-        zones = [volume.availability_zone]
+    zones = (volume.availability_zone,) if volume.availability_zone else zones_of(specs)
     return Wish(
         size_gib=volume.size,
-        availability_zones=tuple(zones),
+        availability_zones=zones,
         same_pools=_pools_of(session, order.hints.get("same_host"), volume.project_id),
         different_pools=_pools_of(session, order.hints.get("different_host"), volume.project_id),
         only_pool=_source_pool(session, volume),

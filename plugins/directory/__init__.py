@@ -15,7 +15,7 @@ import errno
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +198,14 @@ class DirectoryBackend(Backend):
         with self._named(name) as root:
             image = self._need(root, name)
             return Located(self.path / image.file, image.format)
+
+    def regions(self, name: str, size_bytes: int) -> Iterable[tuple[int, int]]:
+        with self._named(name) as root:
+            image = self._need(root, name)
+            if image.format != "raw":
+                return [(0, size_bytes)]
+            with self._opened(image) as fd:
+                return [(start, end - start) for start, end in files.data_of(fd, size_bytes)]
 
     # --- snapshots and copies ----------------------------------------------------------------------------
 

@@ -338,7 +338,7 @@ def _copy_sparse(source: int, target: int, progress: Progress) -> None:
     """Copy what is data; the target is new and empty, so that what is skipped reads as zeros."""
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    for start, end in _data(source, size):
+    for start, end in data_of(source, size):
         position = start
         while position < end:
             progress(position * 100 // size)
@@ -349,7 +349,8 @@ def _copy_sparse(source: int, target: int, progress: Progress) -> None:
     progress(100)
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of what is no hole."""
     end = 0
     while end < size:
         try:

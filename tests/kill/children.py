@@ -127,6 +127,11 @@ SCENARIOS: Mapping[str, Scenario] = {
     "extend that nothing can take": Scenario(lambda w: w.action("P", "os-extend", {"new_size": HUGE}), {}),
     "retype": Scenario(lambda w: w.retype("V"), {"V": ("available", 1, "now")}),
     "retype that nothing can take": Scenario(lambda w: w.retype("V", volume_backend_name="none"), {}),
+    "move": Scenario(lambda w: w.move("P"), {"P": ("available", 1, "plain")}),
+    "retype by moving": Scenario(
+        lambda w: w.retype("P", volume_backend_name=w.elsewhere("P").partition("@")[2]),
+        {"P": ("available", 1, "plain")},
+    ),
     "first snapshot": Scenario(
         lambda w: w.ask("POST", "/snapshots", {"snapshot": {"volume_id": w.ids["P"]}}),
         {"new": ("available", 1, "plain")},
@@ -223,7 +228,18 @@ class World:
 
     def retype(self, name: str, **specs: str) -> Answer:
         kind = self.ask("POST", "/types", {"volume_type": {"name": "another", "extra_specs": specs}})
-        return self.action(name, "os-retype", {"new_type": kind.json["volume_type"]["id"]})
+        return self.action(
+            name, "os-retype", {"new_type": kind.json["volume_type"]["id"], "migration_policy": "on-demand"}
+        )
+
+    def elsewhere(self, name: str) -> str:
+        """Return the backend that a volume is not on."""
+        with self.service.db.read() as session:
+            host = session.get_one(Volume, self.ids[name]).host
+        return next(pool.partition("#")[0] for pool in sorted(self.service.backends) if pool != host)
+
+    def move(self, name: str) -> Answer:
+        return self.action(name, "os-migrate_volume", {"host": self.elsewhere(name)})
 
     def attach(self, name: str, **fields: Any) -> Answer:
         return self.ask("POST", "/attachments", {"attachment": {"volume_uuid": self.ids[name], **fields}})

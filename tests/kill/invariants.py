@@ -21,7 +21,16 @@ from blockstore.db.models import Attachment, Message, OrderRow, PoolUsage, Quota
 from blockstore.db.session import Database
 from blockstore.keyring import Keyring
 from blockstore.manager.desk import snapshot_name, volume_name
-from blockstore.orders import ExtendVolume, Order, PlaceExtension, RetypeVolume, from_stored
+from blockstore.orders import (
+    ExtendVolume,
+    MoveToType,
+    MoveVolume,
+    Order,
+    PlaceExtension,
+    RemoveCopy,
+    RetypeVolume,
+    from_stored,
+)
 from blockstore.states import A
 from blockstore.targets.contract import Target
 
@@ -218,7 +227,7 @@ def _quota(rows: Mapping[str, list[Any]], opened: list[Order]) -> Counter[tuple[
     for order in opened:
         if isinstance(order, PlaceExtension | ExtendVolume) and order.volume_id in type_of:
             add(order.project_id, order.volume_id, "gigabytes", order.growth_gib)
-        if isinstance(order, RetypeVolume):
+        if isinstance(order, RetypeVolume | MoveToType):
             count[order.project_id, f"volumes_{order.type_id}"] += order.counted
             count[order.project_id, f"gigabytes_{order.type_id}"] += order.size_gib
     return count
@@ -237,6 +246,11 @@ def _pools(rows: Mapping[str, list[Any]], opened: list[Order]) -> dict[str, tupl
     for order in opened:
         if isinstance(order, ExtendVolume):
             count.setdefault(order.pool, [0, 0, 0])[1] += order.growth_gib
+        if isinstance(order, MoveVolume | RemoveCopy):
+            moving = isinstance(order, MoveVolume)
+            used = count.setdefault(order.destination if moving else order.pool, [0, 0, 0])
+            used[0] += 1
+            used[1] += order.volume_gib if moving else order.size_gib
     return {pool: (used[0], used[1], used[2]) for pool, used in count.items()}
 
 

@@ -1,0 +1,42 @@
+"""The limits of a volume that its storage keeps: those of its type's QoS specs, where the backend can."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from blockstore.db.models import QosSpecs, VolumeType
+from blockstore.manager.desk import Desk
+
+_PER_GIB = "_per_gb"
+
+
+def keep_limits(desk: Desk, pool: str, name: str, type_id: str, size_gib: int) -> None:
+    """Let the pool keep a volume within what its type says; one whose type says nothing stays as it is.
+
+    Raises: BackendError.
+    """
+    report = desk.board.get(pool)
+    if report is None or not report.capabilities.qos:
+        return
+    with desk.db.read() as session:
+        specs = session.scalars(
+            select(QosSpecs).join(VolumeType, VolumeType.qos_specs_id == QosSpecs.id).where(VolumeType.id == type_id)
+        ).one_or_none()
+        if specs is None or specs.consumer == "front-end":
+            return
+        limits = limits_of(specs.specs, size_gib)
+    if limits:
+        desk.backend(pool).limit_volume(name, limits)
+
+
+def limits_of(specs: dict[str, str | None], size_gib: int) -> dict[str, int]:
+    """Return the limits of a volume of this size; words that are not numbers say nothing.
+
+    compat: a key that ends in ``_per_gb`` is multiplied by the size, and ``NAME_per_gb_min`` is the least it gives.
+    """
+    numbers = {key: int(value) for key, value in specs.items() if value and value.isascii() and value.isdigit()}
+    limits = {key: number for key, number in numbers.items() if _PER_GIB not in key}
+    for key, number in numbers.items():
+        if key.endswith(_PER_GIB):
+            limits[key.removesuffix(_PER_GIB)] = max(number * size_gib, numbers.get(f"{key}_min", 0))
+    return limits

@@ -1,0 +1,77 @@
+"""Volumes from one pool to another: copy, prove, switch, remove what is left; exactly one of the two is the volume.
+
+The copy has a name of its own, so that two sections may lead to the same storage. The row names the old one until the
+transaction of the switch, and from then on the new one; the other goes by a ``RemoveCopy``, filed in the transaction
+that decides which one that is.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import select
+
+from blockstore import claims, quotas, states
+from blockstore.backends.contract import GIB
+from blockstore.db.models import OrderRow, Volume, VolumeType
+from blockstore.errors import BackendError, OrderCancelled, StateConflict, TryAgain
+from blockstore.manager.copying import copy_volume
+from blockstore.manager.desk import Desk, volume_name
+from blockstore.manager.limits import keep_limits
+from blockstore.orders import MoveToType, MoveVolume, RemoveCopy
+from blockstore.settling import progress_of, settles, the_other
+from blockstore.states import V
+
+log = logging.getLogger(__name__)
+
+
+@settles
+def move_volume(desk: Desk, order: MoveVolume, volume: Volume) -> None:
+    """Copy the volume to its destination and switch to the copy; the scheduler has claimed the room there."""
+    source, target = desk.backend(volume.host), desk.backend(order.destination)
+    name = order.copy_name
+    if order.attempt > 1:
+        target.delete_volume(name)  # half of it, from a former life
+    target.create_volume(name, volume.size)
+    type_id = order.type_id if isinstance(order, MoveToType) else volume.volume_type_id
+    keep_limits(desk, order.destination, name, type_id, volume.size)
+    copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(desk, order))
+    with desk.db.write() as session:
+        values = {"host": order.destination, "name_id": order.name_id, "migration_status": "success"}
+        report = desk.board.get(order.destination)
+        if report is not None:
+            values["availability_zone"] = report.availability_zone
+        if isinstance(order, MoveToType):
+            kind = session.get(VolumeType, order.type_id)
+            if kind is None:
+                raise BackendError(f"The volume type {order.type_id} is gone.")
+            values |= {"volume_type_id": kind.id, "multiattach": kind.multiattach}
+            counts = {"volumes": order.counted, "gigabytes": order.size_gib}
+            quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
+        try:
+            states.move(session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(order.status,), **values)
+        except StateConflict as conflict:
+            # Whoever set the status may have written to the volume since.
+            raise OrderCancelled(f"the status was reset meanwhile: {conflict.message}") from None
+        states.finish(session, order)
+        states.file(session, the_other(order, volume.host or "", volume_name(volume), volume.size))
+
+
+def remove_copy(desk: Desk, order: RemoveCopy) -> None:
+    """Remove what is not the volume any more, or never became it, and give its room back. Tried until it is done."""
+    with desk.db.read() as session:
+        state = session.execute(select(OrderRow.state).where(OrderRow.id == order.order_id)).scalar()
+    if state != "open":
+        return
+    reason = None
+    if order.pool in desk.backends:
+        try:
+            desk.backend(order.pool).delete_volume(order.name)
+        except BackendError as exc:
+            raise TryAgain(f"{order.name} cannot be removed from {order.pool} yet: {exc}") from exc
+    else:
+        reason = f"the pool {order.pool} is not in the configuration any more; {order.name} may be left there"
+        log.error("%s", reason, extra={"request_id": order.request_id})
+    with desk.db.write() as session:
+        claims.release(session, order.pool, volumes=1, volume_gib=order.size_gib)
+        states.finish(session, order, "failed" if reason else "done", reason)

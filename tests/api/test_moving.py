@@ -1,0 +1,327 @@
+"""Volumes that move to another backend: every byte arrives, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from blockstore_plugins.directory import DirectoryBackend
+from sqlalchemy import select
+
+from blockstore import states
+from blockstore.backends.contract import GIB
+from blockstore.db.models import OrderRow, Volume
+from blockstore.errors import Unreachable
+from blockstore.manager import copying
+from blockstore.manager.desk import volume_name
+from blockstore.service import Service
+from tests.conftest import Client, backend_section
+from tests.kill.invariants import check
+
+A, B = "blockstore@a", "blockstore@b"
+PLACES = {0: b"start", 70_000: b"odd", GIB // 2 + 5: b"middle", GIB - 3: b"end"}
+
+
+@pytest.fixture
+def api(start_service: Callable[..., Service], database_url: str) -> Client:
+    sections = (backend_section("a", "directory"), backend_section("b", "directory"))
+    return Client(start_service(database_url=database_url, backends=sections))
+
+
+def idle(api: Client) -> None:
+    assert api.service.bus.wait_idle(60)
+
+
+def volume(api: Client, backend: str = "a", size: int = 1) -> dict[str, Any]:
+    kinds = {kind["name"] for kind in api("GET", "/types").json["volume_types"]}
+    if backend not in kinds:
+        specs = {"volume_backend_name": backend}
+        api("POST", "/types", {"volume_type": {"name": backend, "extra_specs": specs}})
+    made = api("POST", "/volumes", {"volume": {"size": size, "volume_type": backend}}).json["volume"]
+    idle(api)
+    return shown(api, made["id"])
+
+
+def shown(api: Client, volume_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = api("GET", f"/volumes/{volume_id}").json["volume"]
+    return found
+
+
+def row(api: Client, volume_id: str) -> Volume:
+    with api.service.db.read() as session:
+        return session.get_one(Volume, volume_id)
+
+
+def fill(api: Client, volume_id: str) -> None:
+    found = row(api, volume_id)
+    with api.service.backends[str(found.host)].open_volume(volume_name(found), "r+b") as file:
+        for place, text in PLACES.items():
+            file.seek(place)
+            file.write(text)
+
+
+def holds(api: Client, volume_id: str) -> bool:
+    found = row(api, volume_id)
+    with api.service.backends[str(found.host)].open_volume(volume_name(found), "rb") as file:
+        assert file.seek(0, os.SEEK_END) == found.size * GIB
+        for place, text in PLACES.items():
+            file.seek(place)
+            if file.read(len(text)) != text:
+                return False
+    return True
+
+
+def move(api: Client, volume_id: str, host: str = B, **more: Any) -> Any:
+    return api("POST", f"/volumes/{volume_id}/action", {"os-migrate_volume": {"host": host, **more}})
+
+
+def whole(api: Client, *, explained: bool = True) -> None:
+    check(api.service.db, api.service.backends, explained=explained)
+
+
+def test_a_volume_moves_with_its_bytes(api: Client) -> None:
+    made = volume(api, size=2)
+    fill(api, made["id"])
+    assert move(api, made["id"]).status == 202
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["migration_status"]) == ("available", "success")
+    assert found["os-vol-host-attr:host"] == f"{B}#b"
+    assert found["os-vol-mig-status-attr:name_id"] not in (None, made["id"])
+    assert holds(api, made["id"])
+    whole(api)
+    spent = api.service.backends[f"{B}#b"].locate(volume_name(row(api, made["id"])))
+    assert spent is not None and spent.path.stat().st_blocks * 512 < 2**20  # sparse out
+
+
+def test_a_moved_volume_is_a_volume_like_any_other(api: Client) -> None:
+    made = volume(api)
+    fill(api, made["id"])
+    move(api, made["id"])
+    idle(api)
+    shot = api("POST", "/snapshots", {"snapshot": {"volume_id": made["id"]}}).json["snapshot"]
+    idle(api)
+    clone = api("POST", "/volumes", {"volume": {"size": 1, "snapshot_id": shot["id"]}}).json["volume"]
+    copy = api("POST", "/volumes", {"volume": {"size": 2, "source_volid": made["id"]}}).json["volume"]
+    idle(api)
+    assert holds(api, clone["id"]) and holds(api, copy["id"])
+    assert api("POST", f"/volumes/{made['id']}/action", {"revert": {"snapshot_id": shot["id"]}}).status == 202
+    idle(api)
+    assert "has snapshots" in move(api, made["id"], A).message
+    assert api("DELETE", f"/snapshots/{shot['id']}").status == 202
+    idle(api)
+    assert api("POST", f"/volumes/{made['id']}/action", {"os-extend": {"new_size": 2}}).status == 202
+    idle(api)
+    assert move(api, made["id"], A).status == 202
+    idle(api)
+    assert shown(api, made["id"])["os-vol-host-attr:host"] == f"{A}#a"
+    assert holds(api, made["id"])
+    whole(api)
+    assert api("DELETE", f"/volumes/{made['id']}").status == 202
+    idle(api)
+    whole(api)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "Exactly one of host and cluster"),
+        ({"host": B, "cluster": "c"}, "Exactly one of host and cluster"),
+        ({"cluster": "c"}, "There is no cluster c"),
+        ({"host": "nowhere"}, "there is no backend or pool nowhere"),
+        ({"host": A}, "is on blockstore@a#a already"),
+        ({"host": f"{A}#a"}, "is on blockstore@a#a already"),
+        ({"host": B, "lock_volume": "perhaps"}, "lock_volume"),
+    ],
+)
+def test_a_bad_request_changes_nothing(api: Client, body: dict[str, Any], words: str) -> None:
+    made = volume(api)
+    answer = api("POST", f"/volumes/{made['id']}/action", {"os-migrate_volume": body})
+    assert answer.status == 400 and words in answer.message
+    found = shown(api, made["id"])
+    assert (found["status"], found["migration_status"]) == ("available", None)
+
+
+def test_what_is_attached_or_elsewhere_is_not_moved(api: Client) -> None:
+    made = volume(api)
+    assert move(api.as_("other"), made["id"]).status == 403
+    api("POST", "/attachments", {"attachment": {"volume_uuid": made["id"]}})
+    assert "is attached; detach it first" in move(api, made["id"]).message
+    assert move(api, "00000000-0000-4000-8000-000000000000").status == 404
+    api("PUT", "/os-services/disable", {"binary": "cinder-volume", "host": B})
+    assert "is disabled" in move(api, volume(api)["id"]).message
+
+
+def test_completion_is_refused(api: Client) -> None:
+    made = volume(api)
+    body = {"os-migrate_volume_completion": {"new_volume": made["id"], "error": False}}
+    answer = api("POST", f"/volumes/{made['id']}/action", body)
+    assert answer.status == 400 and "does not wait for anybody" in answer.message
+
+
+def test_a_copy_that_reads_otherwise_is_given_up(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = volume(api)
+    fill(api, made["id"])
+    write = copying._write
+
+    def spoil(file: Any, offset: int, data: bytes, runs: Any) -> None:
+        write(file, offset, bytes([data[0] ^ 1]) + data[1:], runs)
+
+    monkeypatch.setattr(copying, "_write", spoil)
+    move(api, made["id"])
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["migration_status"]) == ("available", "error")
+    assert found["os-vol-host-attr:host"] == f"{A}#a" and holds(api, made["id"])
+    (said,) = api("GET", "/messages").json["messages"]
+    assert "does not read as it was written" in said["user_message"]
+    whole(api)
+
+
+def test_a_move_can_be_cancelled(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = volume(api)
+    fill(api, made["id"])
+    monkeypatch.setattr("blockstore.settling.PROGRESS_INTERVAL_S", 0)
+
+    def ask_to_stop(*_args: Any) -> bytes:
+        with api.service.db.write() as session:
+            session.execute(OrderRow.__table__.update().values(cancel_asked=True))
+        return b""
+
+    monkeypatch.setattr(copying, "_digest", ask_to_stop)
+    move(api, made["id"])
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["migration_status"]) == ("available", "error")
+    assert holds(api, made["id"])
+    whole(api)
+
+
+def test_a_status_set_meanwhile_stops_the_switch(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = volume(api)
+    fill(api, made["id"])
+    prove = copying._prove
+
+    def reset(*args: Any) -> None:
+        prove(*args)
+        body = {"os-reset_status": {"status": "available", "migration_status": "none"}}
+        assert api("POST", f"/volumes/{made['id']}/action", body).status == 202
+
+    monkeypatch.setattr(copying, "_prove", reset)
+    move(api, made["id"])
+    idle(api)
+    assert shown(api, made["id"])["os-vol-host-attr:host"] == f"{A}#a"
+    assert holds(api, made["id"])
+    whole(api)
+
+
+def test_what_a_move_leaves_is_removed_when_its_pool_lets_it(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = volume(api)
+    fill(api, made["id"])
+    backend = api.service.backends[f"{A}#a"]
+    assert isinstance(backend, DirectoryBackend)
+    delete, failures = backend.delete_volume, [Unreachable("The cable is out.")] * 2
+
+    def fail_twice(*args: Any, **kw: Any) -> None:
+        if failures:
+            raise failures.pop()
+        delete(*args, **kw)
+
+    monkeypatch.setattr(backend, "delete_volume", fail_twice)
+    monkeypatch.setattr("blockstore.bus.RETRY_DELAYS_S", (0.01, 0.01))
+    move(api, made["id"])
+    idle(api)
+    assert not failures
+    assert holds(api, made["id"])
+    whole(api)
+
+
+def retype(api: Client, volume_id: str, kind: str, policy: str | None) -> Any:
+    body = {"new_type": kind} | ({"migration_policy": policy} if policy else {})
+    return api("POST", f"/volumes/{volume_id}/action", {"os-retype": body})
+
+
+@pytest.mark.parametrize("policy", [None, "never"])
+def test_a_type_that_means_a_move_needs_leave_to_move(api: Client, policy: str | None) -> None:
+    made, _other = volume(api), volume(api, "b")
+    assert retype(api, made["id"], "b", policy).status == 202
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["volume_type"], found["os-vol-host-attr:host"]) == ("available", "a", f"{A}#a")
+    (said,) = api("GET", "/messages").json["messages"]
+    assert "migration_policy is not on-demand" in said["user_message"]
+    whole(api)
+
+
+def test_a_volume_moves_for_its_new_type(api: Client) -> None:
+    made, _other = volume(api), volume(api, "b")
+    fill(api, made["id"])
+    assert retype(api, made["id"], "b", "on-demand").status == 202
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["volume_type"], found["os-vol-host-attr:host"]) == ("available", "b", f"{B}#b")
+    assert holds(api, made["id"])
+    whole(api)
+
+
+def test_drain_shows_its_plan_then_moves_everything(api: Client) -> None:
+    moved = [volume(api)["id"] for _ in range(3)]
+    kept = volume(api)["id"]
+    api("POST", "/snapshots", {"snapshot": {"volume_id": kept}})
+    idle(api)
+    for one in moved:
+        fill(api, one)
+    # Types bind them to their backend; without, they may go.
+    for one in [*moved, kept]:
+        retype(api, one, "__DEFAULT__", None)
+    idle(api)
+    plan = api("POST", "/os-services/drain", {"drain": {"host": A, "dry_run": True}}).json["drain"]["volumes"]
+    told = {item["volume_id"]: (item["destination"], item["reason"]) for item in plan}
+    assert told == {**dict.fromkeys(moved, (f"{B}#b", None)), kept: (None, "it has snapshots")}
+    assert shown(api, moved[0])["os-vol-host-attr:host"] == f"{A}#a"
+    assert api("POST", "/os-services/drain", {"drain": {"host": A}}).status == 202
+    idle(api)
+    assert {shown(api, one)["os-vol-host-attr:host"] for one in moved} == {f"{B}#b"}
+    assert all(holds(api, one) for one in moved)
+    assert shown(api, kept)["os-vol-host-attr:host"] == f"{A}#a"
+    service = next(s for s in api("GET", "/os-services").json["services"] if s["host"] == A)
+    assert (service["status"], service["disabled_reason"][:7]) == ("disabled", "drained")
+    whole(api)
+    assert api("POST", "/os-services/drain", {"drain": {"host": "nowhere"}}).status == 400
+    assert api.as_("other")("POST", "/os-services/drain", {"drain": {"host": A}}).status == 403
+
+
+def test_explain_tells_each_pool_and_number(api: Client) -> None:
+    volume(api, "b")
+    told = api("GET", "/scheduler-stats/explain?size=3&volume_type=b").json["explanation"]
+    assert told["winner"] == f"{B}#b"
+    first, second = told["pools"]
+    assert (first["name"], first["rank"]) == (f"{B}#b", 1)
+    assert first["weights"][0]["weigher"] == "CapacityWeigher" and first["free_gib"] > 0
+    assert (second["name"], second["rank"], second["filter"]) == (f"{A}#a", None, "CapabilitiesFilter")
+    api("PUT", "/os-services/disable", {"binary": "cinder-volume", "host": B})
+    told = api("GET", "/scheduler-stats/explain?size=3&volume_type=b").json["explanation"]
+    assert told["winner"] is None and "is disabled" in told["pools"][-1]["reason"]
+    for query in ("", "size=0", "size=x", "size=-1"):
+        answer = api("GET", f"/scheduler-stats/explain?{query}")
+        assert answer.status == 400 and "whole number of GiB" in answer.message
+    assert api("GET", "/scheduler-stats/explain?size=1&volume_type=none").status == 404
+    assert api.as_("other")("GET", "/scheduler-stats/explain?size=1").status == 403
+
+
+def test_maintenance_set_by_an_administrator_outlives_a_restart(api: Client) -> None:
+    made = volume(api)
+    api("POST", f"/volumes/{made['id']}/action", {"os-reset_status": {"status": "maintenance"}})
+    from blockstore.recovery import resume
+
+    assert resume(api.service.db, attempts=5, message_days=30) == []
+    assert shown(api, made["id"])["status"] == "maintenance"
+    with api.service.db.write() as session:
+        session.execute(Volume.__table__.update().values(migration_status="migrating"))
+    resume(api.service.db, attempts=5, message_days=30)
+    assert shown(api, made["id"])["status"] == "available"
+    with api.service.db.read() as session:
+        assert session.scalars(select(OrderRow.state).where(OrderRow.state == "open")).all() == []
+    assert states.VOLUME.failure[states.V.MAINTENANCE] == "available"

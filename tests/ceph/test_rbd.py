@@ -1,0 +1,366 @@
+"""What is rbd's own: clones and their parents, limits, connections, taking over, figures, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockstore_plugins.rbd import RbdBackend
+
+from blockstore.backends.contract import GIB
+from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
+from tests.ceph.conftest import Ceph
+
+pytestmark = pytest.mark.ceph
+
+
+@pytest.fixture
+def backend(ceph: Ceph, way: str, tmp_path: Path) -> RbdBackend:
+    return ceph.backend(tmp_path, bindings=way)
+
+
+def name(what: str = "volume") -> str:
+    return f"{what}-{uuid.uuid4()}"
+
+
+def write(backend: RbdBackend, volume: str, text: bytes, at: int = 0) -> None:
+    with backend.open_volume(volume, "r+b") as file:
+        file.seek(at)
+        file.write(text)
+
+
+def read(backend: RbdBackend, volume: str, length: int, at: int = 0) -> bytes:
+    with backend.open_volume(volume, "rb") as file:
+        file.seek(at)
+        return file.read(length)
+
+
+def trash(ceph: Ceph) -> list[str]:
+    return [row["name"] for row in json.loads(ceph.run("rbd", "trash", "ls", "volumes", "--format", "json"))]
+
+
+def parent(ceph: Ceph, image: str) -> Any:
+    return json.loads(ceph.run("rbd", "info", f"volumes/{image}", "--format", "json")).get("parent")
+
+
+def tidied(backend: RbdBackend) -> None:
+    assert backend._gardener.wait_idle(60)
+
+
+def test_a_parent_waits_in_the_trash_for_its_last_clone(ceph: Ceph, backend: RbdBackend) -> None:
+    first, second, third = name(), name(), name()
+    backend.create_volume(first, 1)
+    write(backend, first, b"bytes")
+    backend.clone_volume(second, 1, first)
+    backend.clone_volume(third, 1, second)
+    backend.delete_volume(first)
+    backend.delete_volume(second)
+    tidied(backend)
+    assert len([one for one in trash(ceph) if first in one or second in one]) == 2
+    assert not set(backend.list_volumes()) & {first, second}
+    assert read(backend, third, 5) == b"bytes"
+    backend.delete_volume(third)
+    tidied(backend)
+    assert not [one for one in trash(ceph) if first in one or second in one]
+
+
+def test_a_chain_that_grows_too_long_is_cut(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    backend = ceph.backend(tmp_path, bindings=way, max_clone_depth=2)
+    chain = [name()]
+    backend.create_volume(chain[0], 1)
+    write(backend, chain[0], b"bytes")
+    for _ in range(3):
+        chain.append(name())
+        backend.clone_volume(chain[-1], 1, chain[-2])
+    tidied(backend)
+    assert [parent(ceph, one) is not None for one in chain] == [False, True, True, False]
+    assert read(backend, chain[-1], 5) == b"bytes"
+    for one in chain:
+        backend.delete_volume(one)
+    tidied(backend)
+    assert not [one for one in trash(ceph) if any(word in one for word in chain)]
+
+
+def test_what_a_kill_leaves_of_a_clone_is_completed(ceph: Ceph, backend: RbdBackend) -> None:
+    source, target = name(), name()
+    backend.create_volume(source, 1)
+    write(backend, source, b"first")
+    ceph.run("rbd", "snap", "create", "--no-progress", f"volumes/{source}@clone-{target}")
+    write(backend, source, b"later")
+    backend.clone_volume(target, 2, source)  # a snapshot nobody cloned from is old: its bytes are not the present ones
+    assert read(backend, target, 5) == b"later"
+    other = name()
+    ceph.run("rbd", "snap", "create", "--no-progress", f"volumes/{source}@clone-{other}")
+    ceph.run("rbd", "clone", "--rbd-default-clone-format", "2", f"volumes/{source}@clone-{other}", f"volumes/{other}")
+    backend.clone_volume(other, 3, source)
+    assert backend.list_volumes()[other] == 3
+    assert not [snapshot for snapshot, volume in backend.list_snapshots().items() if volume == source]
+    assert ceph.run("rbd", "snap", "ls", f"volumes/{source}") == ""
+    for one in (source, target, other):
+        backend.delete_volume(one)
+
+
+def test_what_a_kill_leaves_of_a_burial_is_completed(ceph: Ceph, way: str, backend: RbdBackend, tmp_path: Path) -> None:
+    source, clone = name(), name()
+    backend.create_volume(source, 1)
+    backend.clone_volume(clone, 1, source)
+    gone = f"blockstore-gone-{source}-0"
+    ceph.run("rbd", "rename", f"volumes/{source}", f"volumes/{gone}")
+    assert source not in backend.list_volumes() and gone not in backend.list_volumes()
+    again = ceph.backend(tmp_path, bindings=way)
+    tidied(again)
+    assert gone in trash(ceph)
+    again.delete_volume(clone)
+    tidied(again)
+    assert gone not in trash(ceph)
+
+
+def test_limits_are_the_images_own(ceph: Ceph, backend: RbdBackend) -> None:
+    volume = name()
+    backend.create_volume(volume, 1)
+
+    def kept() -> dict[str, str]:
+        rows = json.loads(ceph.run("rbd", "config", "image", "ls", f"volumes/{volume}", "--format", "json"))
+        return {row["name"]: row["value"] for row in rows if row["source"] == "image"}
+
+    backend.limit_volume(volume, {"total_iops_sec": 500, "read_bytes_sec_max": 1000, "size_iops_sec": 1})
+    assert kept() == {"rbd_qos_iops_limit": "500", "rbd_qos_read_bps_burst": "1000"}
+    backend.limit_volume(volume, {"write_iops_sec": 7})
+    assert kept() == {"rbd_qos_write_iops_limit": "7"}
+    backend.limit_volume(volume, {})
+    assert kept() == {}
+    backend.delete_volume(volume)
+
+
+def test_consumers_are_told_all_but_the_key(ceph: Ceph, backend: RbdBackend) -> None:
+    volume = name()
+    with pytest.raises(VolumeMissing):
+        backend.direct(volume)
+    backend.create_volume(volume, 1)
+    told = backend.direct(volume)
+    fsid = ceph.run("ceph", "fsid").strip()
+    address = json.loads(ceph.run("ceph", "mon", "dump", "--format", "json"))["mons"][0]["addr"]
+    assert told.driver_volume_type == "rbd"
+    assert told.data == {
+        "name": f"volumes/{volume}", "hosts": ["127.0.0.1"], "ports": [address.partition("/")[0].rpartition(":")[2]],
+        "cluster_name": "ceph", "auth_enabled": True, "auth_username": "cinder", "secret_type": "ceph",
+        "secret_uuid": fsid, "discard": True,
+    }  # fmt: skip
+    key = (ceph.folder / "cinder.secret").read_text().strip()
+    assert key not in json.dumps(told.data)
+    backend.delete_volume(volume)
+
+
+def test_images_of_others_are_taken_over(ceph: Ceph, backend: RbdBackend) -> None:
+    theirs, ours = f"vm.{uuid.uuid4().hex}", name()
+    ceph.run("rbd", "create", "--size", "1500M", f"volumes/{theirs}")
+    ceph.run("rbd", "create", "--size", "1G", f"volumes/{theirs}.b")
+    ceph.run("rbd", "snap", "create", "--no-progress", f"volumes/{theirs}.b@their-own")
+    listed = {one.reference: one for one in backend.list_manageable()}
+    assert (listed[theirs].size_bytes, listed[theirs].reason) == (1500 * 2**20, None)
+    assert backend.adopt_volume(theirs, ours) == 2
+    assert backend.adopt_volume(theirs, ours) == 2
+    assert backend.list_volumes()[ours] == 2
+    other, shot = name(), name("snap")
+    assert backend.adopt_volume(f"{theirs}.b", other) == 1
+    assert ("their-own", other) in [(one.reference, one.volume) for one in backend.list_manageable_snapshots()]
+    for _ in range(2):
+        backend.adopt_snapshot(other, "their-own", shot)
+    assert backend.list_snapshots()[shot] == other
+    with pytest.raises(VolumeMissing):
+        backend.adopt_volume("nothing", name())
+    with pytest.raises(NameTaken):
+        backend.adopt_volume(ours, other)
+    for bad in ("../x", "a/b", "a@b", "--size=1", ""):
+        with pytest.raises(BackendError):
+            backend.adopt_volume(bad, name())
+    with backend.open_volume(other, "r+b"), pytest.raises(InUse):
+        backend.adopt_volume(other, name())
+    backend.delete_snapshot(other, shot)
+    backend.delete_volume(other)
+    backend.delete_volume(ours)
+
+
+def test_regions_are_where_data_is(backend: RbdBackend) -> None:
+    volume, clone = name(), name()
+    backend.create_volume(volume, 1)
+    write(backend, volume, b"x", GIB // 2)
+    backend.clone_volume(clone, 2, volume)
+    write(backend, clone, b"x", 2 * GIB - 1)
+    found = list(backend.regions(clone, 2 * GIB))
+    assert sum(length for _offset, length in found) <= 8 * 2**20
+    assert [any(offset <= at < offset + length for offset, length in found) for at in (0, GIB // 2, 2 * GIB - 1)] == [
+        False, True, True,
+    ]  # fmt: skip
+    backend.delete_volume(clone)
+    backend.delete_volume(volume)
+
+
+def test_a_namespace_is_a_pool_of_its_own(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    place = f"n{uuid.uuid4().hex[:8]}"
+    with pytest.raises(Unreachable, match=f"rbd namespace create volumes/{place}"):
+        ceph.backend(tmp_path, bindings=way, namespace=place)
+    ceph.run("rbd", "namespace", "create", f"volumes/{place}")
+    backend = ceph.backend(tmp_path, bindings=way, namespace=place)
+    source, clone = name(), name()
+    backend.create_volume(source, 1)
+    write(backend, source, b"bytes")
+    backend.clone_volume(clone, 1, source)
+    assert read(backend, clone, 5) == b"bytes"
+    assert set(backend.list_volumes()) == {source, clone}
+    assert backend.direct(clone).data["name"] == f"volumes/{place}/{clone}"
+    for one in (clone, source):
+        backend.delete_volume(one)
+
+
+def test_several_pools_are_several_backends(ceph: Ceph, tmp_path: Path) -> None:
+    pools = RbdBackend.open_pools("ceph", ceph.options(pools="volumes, fast"), tmp_path)
+    assert [backend.pool for backend in pools] == ["volumes", "fast"]
+    volume = name()
+    pools[1].check()
+    pools[1].create_volume(volume, 1)
+    assert volume in pools[1].list_volumes() and volume not in pools[0].list_volumes()
+    pools[1].delete_volume(volume)
+
+
+def test_figures_count_what_the_pool_may_take(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    backend = ceph.backend(tmp_path, bindings=way, pools="fast")
+    before = backend.capacity()
+    assert 10 < before.total_gib < 17
+    ceph.run("ceph", "osd", "pool", "set-quota", "fast", "max_bytes", str(3 * GIB))
+    assert backend.capacity().total_gib == 3
+    ceph.run("ceph", "osd", "pool", "set-quota", "fast", "max_bytes", "0")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ceph_conf": Path("/nowhere/ceph.conf")}, "/nowhere/ceph.conf is not there"),
+        ({"pools": "none"}, "Make it: ceph osd pool create none"),
+        ({"user": "stranger", "timeout_s": 5}, ""),
+    ],
+)
+def test_what_is_set_up_wrongly_says_so(
+    ceph: Ceph, way: str, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BackendError, match=words):
+        ceph.backend(tmp_path, bindings=way, **options)
+
+
+# --- faults: on a cluster of their own ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hurt(new_ceph: Callable[..., Ceph]) -> Ceph:
+    return new_ceph("--size", "2G")
+
+
+def stop(ceph: Ceph, daemon: str) -> None:
+    os.kill(ceph.pid(daemon), signal.SIGSTOP)
+
+
+def go_on(ceph: Ceph, daemon: str) -> None:
+    os.kill(ceph.pid(daemon), signal.SIGCONT)
+
+
+@pytest.fixture(params=["osd", "mon"])
+def frozen(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+def test_a_daemon_that_hangs_is_waited_for_but_not_for_ever(hurt: Ceph, frozen: str, way: str, tmp_path: Path) -> None:
+    """Each call ends in time with a reason, and the same backend works again when the daemon does."""
+    backend = hurt.backend(tmp_path, bindings=way, timeout_s=4)
+    kept = name()
+    backend.create_volume(kept, 1)
+    write(backend, kept, b"bytes")
+    stop(hurt, frozen)
+    try:
+        began = time.monotonic()
+        with pytest.raises(BackendError):
+            backend.check()
+            backend.create_volume(name(), 1)
+        assert time.monotonic() - began < 40
+    finally:
+        go_on(hurt, frozen)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            backend.check()
+            break
+        except BackendError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    assert read(backend, kept, 5) == b"bytes"
+    made = name()
+    backend.create_volume(made, 1)
+    backend.delete_volume(made)
+    backend.delete_volume(kept)
+
+
+def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: Path) -> None:
+    backend = hurt.backend(tmp_path, bindings=way, timeout_s=4, pools="small")
+    kept, gone = name(), name()
+    for one in (kept, gone):
+        backend.create_volume(one, 1)
+        write(backend, one, b"bytes")
+    hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "4096")
+    deadline = time.monotonic() + 30
+    while "pool_quota" not in hurt.run("ceph", "osd", "pool", "ls", "detail") and "full" not in hurt.run(
+        "ceph", "osd", "pool", "ls", "detail"
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    made = name()
+    with pytest.raises(NoSpace):
+        backend.create_volume(made, 1)
+    try:
+        backend.delete_volume(gone)
+    except BackendError:
+        assert gone in backend.list_volumes()  # it must not be said to be gone
+    else:
+        assert gone not in backend.list_volumes()
+    assert read(backend, kept, 5) == b"bytes"
+    hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "0")
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            backend.create_volume(made, 1)
+            break
+        except BackendError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    for one in (made, gone, kept):
+        backend.delete_volume(one)
+    assert backend.list_volumes() == {}
+
+
+def test_a_client_that_was_shut_out_comes_back(hurt: Ceph, tmp_path: Path) -> None:
+    backend = hurt.backend(tmp_path, bindings="yes", timeout_s=4)
+    volume = name()
+    backend.create_volume(volume, 1)
+    with backend.open_volume(volume, "r+b") as file:
+        file.write(b"bytes")
+        file.flush()
+        (who,) = backend._cluster.watchers(volume)
+        hurt.run("ceph", "osd", "blocklist", "add", who)
+        with pytest.raises(BackendError):  # noqa: PT012
+            for _ in range(100):
+                backend.create_volume(name(), 1)
+                time.sleep(0.05)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            backend.check()
+            break
+        except BackendError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    assert read(backend, volume, 5) == b"bytes"
