@@ -69,12 +69,12 @@ def test_every_status_of_an_order_is_transitional_and_the_reverse(machine: Machi
     for kind in KINDS.values():
         ids = {
             name: "x"
-            for name in ("volume_id", "snapshot_id", "attachment_id", "came_from")
+            for name in ("volume_id", "snapshot_id", "attachment_id", "came_from", "destination", "name_id", "name")
             if name in kind.__dataclass_fields__
         }
         extra = {
             name: 1
-            for name in ("new_size_gib", "growth_gib", "pool", "type_id", "counted", "size_gib")
+            for name in ("new_size_gib", "growth_gib", "pool", "type_id", "counted", "size_gib", "volume_gib")
             if name in kind.__dataclass_fields__
         }
         for noun, _id, status in kind(order_id="o", request_id="r", project_id="p", **ids, **extra).covers():

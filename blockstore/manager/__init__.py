@@ -30,7 +30,7 @@ HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     ExtendVolume: volumes.extend_volume,
     RevertVolume: volumes.revert_volume,
     MoveVolume: moving.move_volume,
-    MoveToType: moving.move_volume,
+    MoveToType: moving.move_to_type,
     RemoveCopy: moving.remove_copy,
     CreateSnapshot: snapshots.create_snapshot,
     DeleteSnapshot: snapshots.delete_snapshot,

@@ -85,8 +85,8 @@ def _prove(written: BinaryIO, pieces: list[_Piece], to: str, progress: Progress)
         piece, digest = under_way.popleft()
         if digest.result() != piece.digest:
             raise BackendError(
-                f"{to} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy is given"
-                " up, and the volume stays where it is. Check the storage it was to move to."
+                f"{to} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy is"
+                " given up, and the volume stays where it is. Check the storage it was to move to."
             )
 
     with _thread("move-sum") as summing:

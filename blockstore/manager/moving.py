@@ -8,6 +8,7 @@ that decides which one that is.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from sqlalchemy import select
 
@@ -28,16 +29,25 @@ log = logging.getLogger(__name__)
 @settles
 def move_volume(desk: Desk, order: MoveVolume, volume: Volume) -> None:
     """Copy the volume to its destination and switch to the copy; the scheduler has claimed the room there."""
+    _move(desk, order, volume, volume.volume_type_id)
+
+
+@settles
+def move_to_type(desk: Desk, order: MoveToType, volume: Volume) -> None:
+    """Move the volume to a pool that serves its new type, which it has from the switch on."""
+    _move(desk, order, volume, order.type_id)
+
+
+def _move(desk: Desk, order: MoveVolume, volume: Volume, type_id: str) -> None:
     source, target = desk.backend(volume.host), desk.backend(order.destination)
     name = order.copy_name
     if order.attempt > 1:
         target.delete_volume(name)  # half of it, from a former life
     target.create_volume(name, volume.size)
-    type_id = order.type_id if isinstance(order, MoveToType) else volume.volume_type_id
     keep_limits(desk, order.destination, name, type_id, volume.size)
     copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(desk, order))
     with desk.db.write() as session:
-        values = {"host": order.destination, "name_id": order.name_id, "migration_status": "success"}
+        values: dict[str, Any] = {"host": order.destination, "name_id": order.name_id, "migration_status": "success"}
         report = desk.board.get(order.destination)
         if report is not None:
             values["availability_zone"] = report.availability_zone

@@ -59,6 +59,28 @@ def _module(name: str) -> Any:
     return module
 
 
+class _Connection:
+    """A connection, which ends when it is not to be used again and nothing uses it any more.
+
+    Not before: librbd crashes the process when an image is used whose connection has ended.
+    """
+
+    def __init__(self, cluster: Any, pool: Any):
+        self.cluster, self.pool = cluster, pool
+        self.users = 0
+        self.is_dropped = False
+
+    def end(self) -> None:
+        """Close it, aside: what is stuck may hold up its end, too."""
+
+        def close() -> None:
+            with suppress(Exception):
+                self.pool.close()
+                self.cluster.shutdown()
+
+        threading.Thread(target=close, name="rbd-end", daemon=True).start()
+
+
 class Librbd:
     """A pool, asked through librbd."""
 
@@ -66,7 +88,7 @@ class Librbd:
         self._place = place
         self._rados, self._rbd = modules
         self._lock = threading.Lock()
-        self._connection: tuple[Any, Any] | None = None
+        self._connection: _Connection | None = None
 
     # --- the pool
 
@@ -273,9 +295,9 @@ class Librbd:
                 opened.close()
 
     def _monitor(self, **words: str) -> Any:
-        with self._asking(f"pool {self._place.spec}"):
-            assert self._connection is not None
-            code, said, error = self._connection[0].mon_command(json.dumps({**words, "format": "json"}), b"")
+        what = f"pool {self._place.spec}"
+        with self._connected(what) as connection, self._explained(what):
+            code, said, error = connection.cluster.mon_command(json.dumps({**words, "format": "json"}), b"")
         if code:
             raise explain(abs(code), f"pool {self._place.spec}", error)
         return json.loads(said)
@@ -283,45 +305,57 @@ class Librbd:
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:
         """Give the pool; errors of Ceph's become ours, and a connection that is stuck is not used again."""
-        with self._explained(what):
-            connection = self._connected()
+        with self._connected(what) as connection, self._explained(what):
             try:
-                yield connection[1]
+                yield connection.pool
             except (self._rados.Error, self._rbd.Error) as exc:
                 if isinstance(_explain(exc, what), Stuck):
                     self._drop(connection)
                 raise
 
-    def _connected(self) -> tuple[Any, Any]:
+    @contextmanager
+    def _connected(self, what: str) -> Iterator[_Connection]:
         with self._lock:
             if self._connection is None:
-                place = self._place
-                conf = {
-                    **place.limits(),
-                    "rbd_default_clone_format": "2",
-                    "rbd_cache": "false",  # several may have a volume open, and each sees what the others wrote
-                }
-                if place.keyring is not None:
-                    conf["keyring"] = str(place.keyring)
-                cluster = self._rados.Rados(
-                    conffile=str(place.conf), rados_id=place.user, clustername=place.cluster_name, conf=conf
-                )
-                cluster.connect()
-                try:
-                    pool = cluster.open_ioctx(place.pool)
-                    pool.set_namespace(place.namespace)
-                except BaseException:
-                    cluster.shutdown()
-                    raise
-                self._connection = (cluster, pool)
-            return self._connection
+                with self._explained(what):
+                    self._connection = self._connect()
+            connection = self._connection
+            connection.users += 1
+        try:
+            yield connection
+        finally:
+            with self._lock:
+                connection.users -= 1
+                is_last = connection.is_dropped and not connection.users
+            if is_last:
+                connection.end()
 
-    def _drop(self, connection: tuple[Any, Any]) -> None:
+    def _connect(self) -> _Connection:
+        place = self._place
+        conf = {
+            **place.limits(),
+            "rbd_default_clone_format": "2",
+            "rbd_cache": "false",  # several may have a volume open, and each sees what the others wrote
+        }
+        if place.keyring is not None:
+            conf["keyring"] = str(place.keyring)
+        cluster = self._rados.Rados(
+            conffile=str(place.conf), rados_id=place.user, clustername=place.cluster_name, conf=conf
+        )
+        cluster.connect()
+        try:
+            pool = cluster.open_ioctx(place.pool)
+            pool.set_namespace(place.namespace)
+        except BaseException:
+            cluster.shutdown()
+            raise
+        return _Connection(cluster, pool)
+
+    def _drop(self, connection: _Connection) -> None:
         with self._lock:
+            connection.is_dropped = True
             if self._connection is connection:
                 self._connection = None
-        # What is stuck may hold up its end, too.
-        threading.Thread(target=_end, args=(connection,), name="rbd-end", daemon=True).start()
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -334,11 +368,6 @@ class Librbd:
 def _explain(exc: Any, what: str) -> BackendError:
     code = abs(getattr(exc, "errno", None) or 0)
     return explain(code, what, str(exc.args[0]) if exc.args else type(exc).__name__)
-
-
-def _end(connection: tuple[Any, Any]) -> None:
-    with suppress(Exception):
-        connection[0].shutdown()
 
 
 class ImageFile(io.RawIOBase):

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def test_what_a_kill_leaves_of_a_burial_is_completed(ceph: Ceph, way: str, backe
     backend.clone_volume(clone, 1, source)
     gone = f"blockstore-gone-{source}-0"
     ceph.run("rbd", "rename", f"volumes/{source}", f"volumes/{gone}")
-    assert source not in backend.list_volumes() and gone not in backend.list_volumes()
+    assert source not in backend.list_volumes()
+    assert gone not in backend.list_volumes()
     again = ceph.backend(tmp_path, bindings=way)
     tidied(again)
     assert gone in trash(ceph)
@@ -226,7 +227,8 @@ def test_several_pools_are_several_backends(ceph: Ceph, tmp_path: Path) -> None:
     volume = name()
     pools[1].check()
     pools[1].create_volume(volume, 1)
-    assert volume in pools[1].list_volumes() and volume not in pools[0].list_volumes()
+    assert volume in pools[1].list_volumes()
+    assert volume not in pools[0].list_volumes()
     pools[1].delete_volume(volume)
 
 
@@ -266,13 +268,18 @@ def stop(ceph: Ceph, daemon: str) -> None:
     os.kill(ceph.pid(daemon), signal.SIGSTOP)
 
 
+def _ask(backend: RbdBackend) -> None:
+    backend.check()
+    backend.create_volume(name(), 1)
+
+
 def go_on(ceph: Ceph, daemon: str) -> None:
     os.kill(ceph.pid(daemon), signal.SIGCONT)
 
 
 @pytest.fixture(params=["osd", "mon"])
 def frozen(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+    return request.param
 
 
 def test_a_daemon_that_hangs_is_waited_for_but_not_for_ever(hurt: Ceph, frozen: str, way: str, tmp_path: Path) -> None:
@@ -285,8 +292,7 @@ def test_a_daemon_that_hangs_is_waited_for_but_not_for_ever(hurt: Ceph, frozen: 
     try:
         began = time.monotonic()
         with pytest.raises(BackendError):
-            backend.check()
-            backend.create_volume(name(), 1)
+            _ask(backend)
         assert time.monotonic() - began < 40
     finally:
         go_on(hurt, frozen)
@@ -351,10 +357,9 @@ def test_a_client_that_was_shut_out_comes_back(hurt: Ceph, tmp_path: Path) -> No
         file.flush()
         (who,) = backend._cluster.watchers(volume)
         hurt.run("ceph", "osd", "blocklist", "add", who)
-        with pytest.raises(BackendError):  # noqa: PT012
+        with pytest.raises(BackendError):
             for _ in range(100):
-                backend.create_volume(name(), 1)
-                time.sleep(0.05)
+                _ask(backend)
     deadline = time.monotonic() + 30
     while True:
         try:
