@@ -98,6 +98,9 @@ class Librbd:
         try:
             with self._asking(f"pool {self._place.spec}") as pool:
                 self._rbd.RBD().list(pool)
+                # librbd finds a namespace that is not there empty.
+                if self._place.namespace and not self._rbd.RBD().namespace_exists(pool, self._place.namespace):
+                    raise no_pool(self._place)
         except VolumeMissing as exc:
             raise no_pool(self._place) from exc
 

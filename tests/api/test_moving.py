@@ -161,8 +161,9 @@ def test_what_is_attached_or_elsewhere_is_not_moved(api: Client) -> None:
     api("POST", "/attachments", {"attachment": {"volume_uuid": made["id"]}})
     assert "is attached; detach it first" in move(api, made["id"]).message
     assert move(api, "00000000-0000-4000-8000-000000000000").status == 404
+    other = volume(api)
     api("PUT", "/os-services/disable", {"binary": "cinder-volume", "host": B})
-    assert "is disabled" in move(api, volume(api)["id"]).message
+    assert "is disabled" in move(api, other["id"]).message
 
 
 def test_completion_is_refused(api: Client) -> None:

@@ -246,7 +246,7 @@ def test_figures_count_what_the_pool_may_take(ceph: Ceph, way: str, tmp_path: Pa
     [
         ({"ceph_conf": Path("/nowhere/ceph.conf")}, "/nowhere/ceph.conf is not there"),
         ({"pools": "none"}, "Make it: ceph osd pool create none"),
-        ({"user": "stranger", "timeout_s": 5}, ""),
+        ({"user": "stranger", "timeout_s": 5}, "."),
     ],
 )
 def test_what_is_set_up_wrongly_says_so(
@@ -273,15 +273,16 @@ def _ask(backend: RbdBackend) -> None:
     backend.create_volume(name(), 1)
 
 
+def _ask_often(backend: RbdBackend) -> None:
+    for _ in range(100):
+        _ask(backend)
+
+
 def go_on(ceph: Ceph, daemon: str) -> None:
     os.kill(ceph.pid(daemon), signal.SIGCONT)
 
 
-@pytest.fixture(params=["osd", "mon"])
-def frozen(request: pytest.FixtureRequest) -> Iterator[str]:
-    return request.param
-
-
+@pytest.mark.parametrize("frozen", ["osd", "mon"])
 def test_a_daemon_that_hangs_is_waited_for_but_not_for_ever(hurt: Ceph, frozen: str, way: str, tmp_path: Path) -> None:
     """Each call ends in time with a reason, and the same backend works again when the daemon does."""
     backend = hurt.backend(tmp_path, bindings=way, timeout_s=4)
@@ -311,17 +312,20 @@ def test_a_daemon_that_hangs_is_waited_for_but_not_for_ever(hurt: Ceph, frozen: 
     backend.delete_volume(kept)
 
 
+def _flags(ceph: Ceph, pool: str) -> str:
+    rows = json.loads(ceph.run("ceph", "osd", "dump", "--format", "json"))["pools"]
+    return next(str(row["flags_names"]) for row in rows if row["pool_name"] == pool)
+
+
 def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: Path) -> None:
     backend = hurt.backend(tmp_path, bindings=way, timeout_s=4, pools="small")
     kept, gone = name(), name()
     for one in (kept, gone):
         backend.create_volume(one, 1)
         write(backend, one, b"bytes")
-    hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "4096")
+    hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "1")
     deadline = time.monotonic() + 30
-    while "pool_quota" not in hurt.run("ceph", "osd", "pool", "ls", "detail") and "full" not in hurt.run(
-        "ceph", "osd", "pool", "ls", "detail"
-    ):
+    while "full" not in _flags(hurt, "small"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     made = name()
@@ -352,14 +356,16 @@ def test_a_client_that_was_shut_out_comes_back(hurt: Ceph, tmp_path: Path) -> No
     backend = hurt.backend(tmp_path, bindings="yes", timeout_s=4)
     volume = name()
     backend.create_volume(volume, 1)
-    with backend.open_volume(volume, "r+b") as file:
-        file.write(b"bytes")
-        file.flush()
-        (who,) = backend._cluster.watchers(volume)
-        hurt.run("ceph", "osd", "blocklist", "add", who)
-        with pytest.raises(BackendError):
-            for _ in range(100):
-                _ask(backend)
+    opened = backend.open_volume(volume, "r+b")
+    file = opened.__enter__()
+    file.write(b"bytes")
+    file.flush()
+    (who,) = backend._cluster.watchers(volume)
+    hurt.run("ceph", "osd", "blocklist", "add", who)
+    with pytest.raises(BackendError):
+        _ask_often(backend)
+    with pytest.raises(BackendError):  # what was open is lost, and says so
+        opened.__exit__(None, None, None)
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -1,0 +1,135 @@
+"""A volume's life on Ceph over HTTP, its bytes read by qemu, a client of Ceph's own; and moves to and from other backends."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstore.manager.desk import volume_name
+from blockstore.service import Service
+from tests.api.test_moving import fill, holds, idle, move, row, shown, whole
+from tests.ceph.conftest import Ceph
+from tests.conftest import Client, backend_section
+
+pytestmark = pytest.mark.ceph
+
+RBD, DISK = "blockstore@ceph", "blockstore@disk"
+
+
+@pytest.fixture
+def api(ceph: Ceph, way: str, start_service: Callable[..., Service]) -> Client:
+    options = {"ceph_conf": str(ceph.conf), "user": "cinder", "keyring": str(ceph.keyring), "bindings": way}
+    ceph.run("rbd", "pool", "init", "fast")
+    sections = (backend_section("ceph", "rbd", pools="fast", **options), backend_section("disk", "directory"))
+    return Client(start_service(backends=sections))
+
+
+def volume(api: Client, **fields: Any) -> str:
+    """A volume on Ceph."""
+    other = {"binary": "cinder-volume", "host": DISK}
+    api("PUT", "/os-services/disable", other)
+    made = api("POST", "/volumes", {"volume": {"size": 1, **fields}}).json["volume"]["id"]
+    idle(api)
+    api("PUT", "/os-services/enable", other)
+    assert shown(api, made)["status"] == "available", api("GET", "/messages").json
+    return str(made)
+
+
+def read_by_qemu(ceph: Ceph, told: Any, tmp_path: Path) -> bytes:
+    """The first bytes of a volume, by what its consumer is told of it."""
+    assert told["driver_volume_type"] == "rbd"
+    data = told["data"]
+    url = f"rbd:{data['name']}:id={data['auth_username']}:keyring={ceph.keyring}:mon_host="
+    url += "\\;".join(f"{host}\\:{port}" for host, port in zip(data["hosts"], data["ports"], strict=True))
+    out = tmp_path / "read"
+    argv = ["qemu-img", "dd", "-f", "raw", "-O", "raw", "bs=512", "count=1", f"if={url}", f"of={out}"]
+    subprocess.run(argv, check=True, timeout=60)
+    return out.read_bytes()
+
+
+def test_a_life_on_ceph(api: Client, ceph: Ceph, tmp_path: Path) -> None:
+    made = volume(api)
+    fill(api, made)
+    connector = {"host": "elsewhere", "ip": "192.0.2.1"}
+    body = {"os-initialize_connection": {"connector": connector}}
+    answer = api("POST", f"/volumes/{made}/action", body)
+    assert answer.status == 200, answer.body
+    told = answer.json["connection_info"]
+    assert told["data"]["volume_id"] == made
+    assert read_by_qemu(ceph, told, tmp_path).startswith(b"start")
+    key = (ceph.folder / "cinder.secret").read_text().strip()
+    assert key.encode() not in answer.body
+    assert api("POST", f"/volumes/{made}/action", {"os-terminate_connection": {"connector": connector}}).status == 202
+    shot = api("POST", "/snapshots", {"snapshot": {"volume_id": made}}).json["snapshot"]["id"]
+    idle(api)
+    clone = volume(api, snapshot_id=shot, size=2)
+    copy = volume(api, source_volid=made)
+    assert holds(api, copy)
+    assert api("POST", f"/volumes/{made}/action", {"os-extend": {"new_size": 3}}).status == 202
+    idle(api)
+    whole(api)
+    assert api("DELETE", f"/volumes/{made}?cascade=true").status == 202
+    idle(api)
+    whole(api)
+    assert row(api, clone).size == 2
+    for one in (clone, copy):
+        assert api("DELETE", f"/volumes/{one}").status == 202
+    idle(api)
+    whole(api)
+
+
+def test_attachments_on_ceph(api: Client) -> None:
+    made = volume(api)
+    connector = {"host": "elsewhere", "ip": "192.0.2.1"}
+    answer = api("POST", "/attachments", {"attachment": {"volume_uuid": made, "connector": connector}})
+    assert answer.status == 200, answer.body
+    attachment = answer.json["attachment"]
+    assert attachment["connection_info"]["driver_volume_type"] == "rbd"
+    assert api("POST", f"/attachments/{attachment['id']}/action", {"os-complete": {}}).status == 204
+    assert shown(api, made)["status"] == "in-use"
+    here = {"host": "x", "attach_local": True}
+    refused = api("POST", "/attachments", {"attachment": {"volume_uuid": volume(api), "connector": here}})
+    assert (refused.status, "no file or device on this node" in refused.message) == (503, True)
+    assert api("DELETE", f"/attachments/{attachment['id']}").status == 200
+    assert shown(api, made)["status"] == "available"
+    for one in api("GET", "/volumes").json["volumes"]:
+        api("POST", f"/volumes/{one['id']}/action", {"os-force_delete": {}})
+    idle(api)
+    whole(api)
+
+
+def test_limits_of_the_type_reach_the_image(api: Client, ceph: Ceph) -> None:
+    specs = {
+        "qos_specs": {"name": "slow", "consumer": "back-end", "total_iops_sec": "100", "read_iops_sec_per_gb": "5"}
+    }
+    qos = api("POST", "/qos-specs", specs).json["qos_specs"]["id"]
+    kind = api("POST", "/types", {"volume_type": {"name": "slow"}}).json["volume_type"]["id"]
+    api("GET", f"/qos-specs/{qos}/associate?vol_type_id={kind}")
+    made = volume(api, volume_type="slow", size=2)
+    kept = ceph.run("rbd", "config", "image", "ls", f"fast/{volume_name(row(api, made))}")
+    limits = {
+        line.split()[0]: line.split()[1] for line in kept.splitlines() if line.endswith("image") or "image " in line
+    }
+    assert limits["rbd_qos_iops_limit"] == "100"
+    assert limits["rbd_qos_read_iops_limit"] == "10"
+    api("DELETE", f"/volumes/{made}")
+    idle(api)
+
+
+def test_from_disk_to_ceph_and_back(api: Client) -> None:
+    made = volume(api)
+    fill(api, made)
+    for host in (DISK, RBD, DISK):
+        assert move(api, made, host).status == 202
+        idle(api)
+        found = shown(api, made)
+        assert (found["migration_status"], found["os-vol-host-attr:host"].partition("#")[0]) == ("success", host)
+        assert holds(api, made)
+        whole(api)
+    api("DELETE", f"/volumes/{made}")
+    idle(api)
+    whole(api)
