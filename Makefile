@@ -11,11 +11,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export LAB_TIMEOUT ?= 3600
 
 # Quick: neither root, nor another process, nor a second of waiting.
-QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/bench
+QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/ceph --ignore=tests/bench
 LAB := tests/lab/lab-run --with target,iscsi -- $(BIN)/python -m pytest -m lab
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve clients test test-quick test-lab tempest lab-setup lint format types bench conformance clean
+.PHONY: help install serve clients test test-quick test-lab test-ceph tempest lab-setup ceph-setup lint format types bench conformance clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,11 +48,17 @@ test-lab: .venv/.dev ## test on real LVM: in this kernel where it has device-map
 		$(LAB) --ignore-glob='*/test_lvm*' tests/lab; targets=$$?; \
 		wait $$lvm; lvm=$$?; cat "$$log"; rm "$$log"; exit $$((lvm || targets)); fi  # two labs at once, one for each half
 
+test-ceph: .venv/.dev ## test on a real Ceph, which the tests start and stop
+	$(BIN)/python -m pytest tests/ceph $(ARGS)
+
 tempest: .venv/.dev ## run the reference test suite against blockstore (ARGS=REGEX for some of it)
 	$(BIN)/python -m tests.tempest $(ARGS)
 
 lab-setup: ## install the Debian packages that the lab needs (root)
 	tests/lab/setup.sh
+
+ceph-setup: ## install the Debian packages of Ceph that test-ceph needs (root)
+	tests/ceph/install.sh
 
 lint: .venv/.dev ## check style, format and the direction of imports
 	$(BIN)/ruff check .

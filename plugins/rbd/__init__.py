@@ -532,7 +532,7 @@ class RbdBackend(Backend):
                 figures = self._cluster.figures()
             except BackendError:
                 raise exc from None
-            if figures.free < figures.total // 50:
+            if figures.free <= figures.total // 50:
                 raise NoSpace(
                     f"The pool {self._ceph_pool} is full: {figures.free / GIB:.1f} of {figures.total / GIB:.1f} GiB are"
                     f" free. {exc}"

@@ -90,7 +90,8 @@ def new_ceph() -> Iterator[Callable[..., Ceph]]:
 
     yield start
     for cluster in made:
-        down(cluster)
+        if cluster.folder.exists():
+            down(cluster)
         cluster.folder.parent.rmdir()
 
 

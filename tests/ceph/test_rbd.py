@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from blockstore_plugins.rbd import RbdBackend
 
 from blockstore.backends.contract import GIB
 from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
-from tests.ceph.conftest import Ceph
+from tests.ceph.conftest import Ceph, down
 
 pytestmark = pytest.mark.ceph
 
@@ -260,8 +260,10 @@ def test_what_is_set_up_wrongly_says_so(
 
 
 @pytest.fixture
-def hurt(new_ceph: Callable[..., Ceph]) -> Ceph:
-    return new_ceph("--size", "2G")
+def hurt(new_ceph: Callable[..., Ceph]) -> Iterator[Ceph]:
+    cluster = new_ceph("--size", "2G")
+    yield cluster
+    down(cluster)
 
 
 def stop(ceph: Ceph, daemon: str) -> None:

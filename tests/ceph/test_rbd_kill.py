@@ -1,0 +1,142 @@
+"""Killed before or after any question to the cluster, then asked again: the action completes, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockstore_plugins.rbd import RbdBackend
+from blockstore_plugins.rbd.gardener import GONE
+
+from tests.ceph.conftest import Ceph
+
+pytestmark = [pytest.mark.ceph, pytest.mark.slow]
+
+
+class Killed(BaseException):
+    """The end of the process: no handler of ours may stop it."""
+
+
+class Mortal:
+    """A cluster whose asker dies at the n-th question, before it is asked or after; dead, it asks nothing more."""
+
+    def __init__(self, cluster: Any, at: int, *, after: bool):
+        self._cluster, self._at, self._after = cluster, at, after
+        self.asked, self.dead = 0, False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._cluster, name)
+
+        def ask(*args: Any, **kw: Any) -> Any:
+            if self.dead:
+                raise Killed
+            self.asked += 1
+            self.dead = self.asked == self._at
+            if self.dead and not self._after:
+                raise Killed
+            answer = method(*args, **kw)
+            if self.dead:
+                raise Killed
+            return answer
+
+        return ask
+
+
+def name(what: str = "volume") -> str:
+    return f"{what}-{uuid.uuid4()}"
+
+
+def write(backend: RbdBackend, volume: str, text: bytes) -> None:
+    with backend.open_volume(volume, "r+b") as file:
+        file.write(text)
+
+
+def read(backend: RbdBackend, volume: str, snapshot: str = "") -> bytes:
+    opened = backend.open_snapshot(volume, snapshot) if snapshot else backend.open_volume(volume, "rb")
+    with opened as file:
+        return file.read(5)
+
+
+class Scene:
+    """A volume with a snapshot and a clone, and names for what is to come."""
+
+    def __init__(self, backend: RbdBackend):
+        self.volume, self.shot, self.clone, self.new = name(), name("snap"), name(), name()
+        self.new_shot = name("snap")
+        backend.create_volume(self.volume, 1)
+        write(backend, self.volume, b"first")
+        backend.create_snapshot(self.volume, self.shot)
+        backend.create_volume_from_snapshot(self.clone, 1, self.volume, self.shot)
+        write(backend, self.volume, b"later")
+
+
+ACTIONS: dict[str, tuple[Callable[[RbdBackend, Scene], Any], Callable[[RbdBackend, Scene], bool]]] = {
+    "create": (lambda b, s: b.create_volume(s.new, 2), lambda b, s: b.list_volumes()[s.new] == 2),
+    "extend": (lambda b, s: b.extend_volume(s.volume, 3), lambda b, s: b.list_volumes()[s.volume] == 3),
+    "snapshot": (
+        lambda b, s: b.create_snapshot(s.volume, s.new_shot),
+        lambda b, s: read(b, s.volume, s.new_shot) == b"later",
+    ),
+    "delete a snapshot": (
+        lambda b, s: b.delete_snapshot(s.volume, s.shot),
+        lambda b, s: s.shot not in b.list_snapshots() and read(b, s.clone) == b"first",
+    ),
+    "from a snapshot": (
+        lambda b, s: b.create_volume_from_snapshot(s.new, 2, s.volume, s.shot),
+        lambda b, s: read(b, s.new) == b"first" and b.list_volumes()[s.new] == 2,
+    ),
+    "clone": (
+        lambda b, s: b.clone_volume(s.new, 2, s.volume),
+        lambda b, s: read(b, s.new) == b"later" and b.list_volumes()[s.new] == 2,
+    ),
+    "revert": (lambda b, s: b.revert_volume(s.volume, s.shot), lambda b, s: read(b, s.volume) == b"first"),
+    "delete a clone": (lambda b, s: b.delete_volume(s.clone), lambda b, s: s.clone not in b.list_volumes()),
+    "delete a parent": (
+        lambda b, s: (b.delete_snapshot(s.volume, s.shot), b.delete_volume(s.volume)),
+        lambda b, s: s.volume not in b.list_volumes() and read(b, s.clone) == b"first",
+    ),
+    "take over": (lambda b, s: b.adopt_volume(s.clone, s.new), lambda b, s: read(b, s.new) == b"first"),
+}
+
+
+@pytest.fixture
+def fresh(ceph: Ceph, tmp_path: Path) -> Iterator[Callable[[], RbdBackend]]:
+    """Start the backend anew each time, in a namespace of its own."""
+    place = f"kill{uuid.uuid4().hex[:8]}"
+    ceph.run("rbd", "namespace", "create", f"volumes/{place}")
+    return lambda: ceph.backend(tmp_path, bindings="auto", namespace=place)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, after: bool) -> None:
+    act, done = ACTIONS[action]
+    for step in range(1, 40):
+        backend = fresh()
+        scene = Scene(backend)
+        before = set(backend.list_volumes()) | set(backend.list_snapshots())
+        assert backend._gardener.wait_idle(30)
+        mortal = Mortal(backend._cluster, step, after=after)
+        backend._made = mortal  # type: ignore[assignment]
+        with contextlib.suppress(Killed):
+            act(backend, scene)
+        backend._gardener.wait_idle(30)
+        again = fresh()
+        act(again, scene)
+        assert done(again, scene), (action, step)
+        mine = {scene.new, scene.new_shot, scene.volume, scene.clone, scene.shot}
+        assert set(again.list_volumes()) | set(again.list_snapshots()) <= before | mine
+        for shot, volume in again.list_snapshots().items():
+            again.delete_snapshot(volume, shot)
+        for volume in again.list_volumes():
+            again.delete_volume(volume)
+        assert again._gardener.wait_idle(30)
+        assert again._cluster.names() == []
+        assert not [one for one in again._cluster.trash().values() if one.startswith(GONE)]
+        if not mortal.dead:
+            return
+    raise AssertionError(f"{action} asks more than 40 times")
