@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import attaching, creating, identity, listing, lvm, showing, starting
+from tests.bench import attaching, creating, identity, listing, lvm, moving, rbd, showing, starting
 from tests.bench.figures import Figure, header, machine, table
 
 MEASUREMENTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
@@ -19,6 +19,8 @@ MEASUREMENTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "create": creating.measure,
     "attach": attaching.measure,
     "lvm": lvm.measure,
+    "rbd": rbd.measure,
+    "move": moving.measure,
 }
 
 
