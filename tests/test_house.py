@@ -19,6 +19,7 @@ from blockstore import manager, orders, policies, scheduler, states
 from blockstore.api import ROOMS
 from blockstore.api.endpoint import Endpoint
 from blockstore.orders import KINDS, Order
+from tests.backends_table import table
 
 from .conftest import ROOT
 
@@ -277,3 +278,8 @@ def test_an_order_that_follows_another_holds_what_that_held() -> None:
     )
     for before, following in pairs:
         assert set(following.keys()) == set(before.keys())
+
+
+def test_the_table_of_backends_is_what_the_plugins_declare() -> None:
+    page = Path(__file__).parents[1] / "docs" / "backends.md"
+    assert page.read_text() == table(), "run: python -m tests.backends_table > docs/backends.md"

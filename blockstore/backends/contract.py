@@ -207,7 +207,8 @@ class Backend(ABC):
     @abstractmethod
     def open_volume(self, name: str, mode: Mode) -> AbstractContextManager[BinaryIO]:
         """Open the volume's bytes as its consumer sees them: exactly its size, seekable, unbuffered writes flushed
-        at the end. The primitive under every generic copy. Raises: VolumeMissing."""
+        at the end. The primitive under every generic copy. A file that several threads may use at once also has
+        ``pread(length, offset)`` and ``pwrite(data, offset)``. Raises: VolumeMissing."""
 
     def locate(self, name: str) -> Located | None:
         """Return the file or device that holds the volume on this node, ready to be opened; None: there is no such.

@@ -1,26 +1,31 @@
 """Copies a volume's bytes from one backend to another: sparse in and out, and proved equal before anybody relies on it.
 
-Used by ``moving.py``. One thread reads, one writes, one reckons checksums: the slowest of the three sets the pace.
+Used by ``moving.py``. A few threads each take a chunk through all its steps, so that reading, reckoning checksums and
+writing go on at once, also where each of them waits for a network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from blockstore.backends.contract import Backend, Progress
 from blockstore.errors import BackendError
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 CHUNK = 4 * 2**20
 BLOCK = 64 * 2**10
 """What is all zeros, in whole blocks of so many bytes, is not written."""
-AHEAD = 4
+THREADS = 4
 COPY_SHARE = 70
 """Percent of the progress that copying takes; the rest is for the proof."""
 
@@ -41,72 +46,100 @@ def copy_volume(source: Backend, name: str, target: Backend, to: str, size: int,
     """
     progress(0)
     with source.open_volume(name, "rb") as reader:
-        regions = list(source.regions(name, size))
+        chunks = list(_chunks(source.regions(name, size)))
         with target.open_volume(to, "r+b") as writer:
-            pieces = _copied(reader, writer, regions, lambda percent: progress(percent * COPY_SHARE // 100))
+            pieces = _copied(reader, writer, chunks, lambda percent: progress(percent * COPY_SHARE // 100))
             writer.flush()
             _forget_cached(writer)
     with target.open_volume(to, "rb") as written:
         _prove(written, pieces, to, lambda percent: progress(COPY_SHARE + percent * (100 - COPY_SHARE) // 100))
 
 
-def _copied(reader: BinaryIO, writer: BinaryIO, regions: Iterable[tuple[int, int]], progress: Progress) -> list[_Piece]:
-    chunks = list(_chunks(regions))
-    pieces: list[_Piece] = []
-    under_way: deque[tuple[int, int, Future[bytes], Future[None]]] = deque()
+def _copied(reader: BinaryIO, writer: BinaryIO, chunks: Sequence[tuple[int, int]], progress: Progress) -> list[_Piece]:
+    come_from, go_to = _Side(reader), _Side(writer)
 
-    def settle_first() -> None:
-        offset, length, digest, written = under_way.popleft()
-        written.result()
-        pieces.append(_Piece(offset, length, digest.result()))
+    def copy(chunk: tuple[int, int]) -> _Piece | None:
+        offset, length = chunk
+        data = come_from.read(offset, length)
+        runs = list(_runs(data))
+        if not runs:
+            return None
+        go_to.write(offset, data, runs)
+        return _Piece(offset, length, _digest(data))
 
-    with _thread("move-write") as writing, _thread("move-sum") as summing:
-        for count, (offset, length) in enumerate(chunks):
-            progress(count * 100 // len(chunks))
-            data = _read(reader, offset, length)
-            runs = list(_runs(data))
-            if not runs:
-                continue
-            digest = summing.submit(_digest, data)
-            under_way.append((offset, length, digest, writing.submit(_write, writer, offset, data, runs)))
-            if len(under_way) > AHEAD:
-                settle_first()
-        while under_way:
-            settle_first()
-    progress(100)
-    return pieces
+    return [piece for piece in _all(copy, chunks, progress) if piece is not None]
 
 
-def _prove(written: BinaryIO, pieces: list[_Piece], to: str, progress: Progress) -> None:
+def _prove(written: BinaryIO, pieces: Sequence[_Piece], to: str, progress: Progress) -> None:
     """Read what was written and compare checksums with those of the source."""
-    under_way: deque[tuple[_Piece, Future[bytes]]] = deque()
+    side = _Side(written)
 
-    def settle_first() -> None:
-        piece, digest = under_way.popleft()
-        if digest.result() != piece.digest:
+    def check(piece: _Piece) -> None:
+        if _digest(side.read(piece.offset, piece.length)) != piece.digest:
             raise BackendError(
                 f"{to} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy is"
                 " given up, and the volume stays where it is. Check the storage it was to move to."
             )
 
-    with _thread("move-sum") as summing:
-        for count, piece in enumerate(pieces):
-            progress(count * 100 // len(pieces))
-            under_way.append((piece, summing.submit(_digest, _read(written, piece.offset, piece.length))))
-            if len(under_way) > AHEAD:
-                settle_first()
-        while under_way:
-            settle_first()
-    progress(100)
+    for _ in _all(check, pieces, progress):
+        pass
 
 
-@contextmanager
-def _thread(name: str) -> Iterator[ThreadPoolExecutor]:
-    threads = ThreadPoolExecutor(1, thread_name_prefix=name)
+def _all(work: Callable[[T], U], items: Sequence[T], progress: Progress) -> Iterator[U]:
+    """Yield what ``work`` makes of each, in order, a few at a time; nothing works any more when this ends."""
+    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="move")
+    under_way: deque[Future[U]] = deque()
     try:
-        yield threads
+        for count, item in enumerate(items):
+            progress(count * 100 // len(items))
+            under_way.append(threads.submit(work, item))
+            if len(under_way) > THREADS:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+        progress(100)
     finally:
-        threads.shutdown(cancel_futures=True)  # nothing may use a file that is closed next
+        threads.shutdown(cancel_futures=True)
+
+
+class _Side:
+    """An open volume that several threads use: in turns, unless its file can be read and written at a position."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._lock = threading.Lock()
+        self._pread: Any = getattr(file, "pread", None)
+        self._pwrite: Any = getattr(file, "pwrite", None)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read exactly so many bytes."""
+        parts = []
+        with _named("read"):
+            while length:
+                if self._pread is not None:
+                    part = self._pread(length, offset)
+                else:
+                    with self._lock:
+                        self._file.seek(offset)
+                        part = self._file.read(length)
+                if not part:
+                    raise BackendError(f"A volume ends at {offset} bytes, before its size.")
+                parts.append(part)
+                offset, length = offset + len(part), length - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, offset: int, data: bytes, runs: Iterable[tuple[int, int]]) -> None:
+        """Write the runs of a chunk that lies at an offset."""
+        with _named("written"):
+            for start, end in runs:
+                while start < end:
+                    part = data if (start, end) == (0, len(data)) else memoryview(data)[start:end]
+                    if self._pwrite is not None:
+                        start += self._pwrite(part, offset + start)
+                        continue
+                    with self._lock:
+                        self._file.seek(offset + start)
+                        start += self._file.write(part)
 
 
 def _chunks(regions: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -128,27 +161,6 @@ def _runs(data: bytes) -> Iterator[tuple[int, int]]:
             start = offset
     if start is not None:
         yield start, len(data)
-
-
-def _read(file: BinaryIO, offset: int, length: int) -> bytes:
-    with _named("read"):
-        file.seek(offset)
-        data = file.read(length)
-        while len(data) < length:
-            more = file.read(length - len(data))
-            if not more:
-                raise BackendError(f"A volume ends at {offset + len(data)} bytes, before its size.")
-            data += more
-        return data
-
-
-def _write(file: BinaryIO, offset: int, data: bytes, runs: list[tuple[int, int]]) -> None:
-    with _named("written"):
-        for start, end in runs:
-            file.seek(offset + start)
-            left = memoryview(data)[start:end]
-            while left:
-                left = left[file.write(left) :]
 
 
 def _digest(data: bytes) -> bytes:

@@ -406,24 +406,32 @@ class ImageFile(io.RawIOBase):
         return len(data)
 
     def read(self, size: int = -1) -> bytes:
-        with self._explained("an open image"):
-            room = max(0, self._image.size() - self._position)
-            length = room if size < 0 else min(size, room)
-            data: bytes = self._image.read(self._position, length) if length else b""
+        data = self.pread(self._image.size() if size < 0 else size, self._position)
         self._position += len(data)
         return data
 
     def write(self, data: Any) -> int:
-        if not self._write:
-            raise io.UnsupportedOperation("It is open for reading only.")
-        part = memoryview(data).cast("B")
-        with self._explained("an open image"):
-            length = min(len(part), self._image.size() - self._position)
-            if len(part) and length <= 0:
-                raise OSError(errno.ENOSPC, "This is past the end of the volume.")
-            written = int(self._image.write(bytes(part[:length]), self._position)) if length else 0
+        written = self.pwrite(data, self._position)
         self._position += written
         return written
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read at a position; several threads may, at once."""
+        with self._explained("an open image"):
+            length = min(length, max(0, self._image.size() - offset))
+            data: bytes = self._image.read(offset, length) if length else b""
+        return data
+
+    def pwrite(self, data: Any, offset: int) -> int:
+        """Write at a position; several threads may, at once."""
+        if not self._write:
+            raise io.UnsupportedOperation("It is open for reading only.")
+        with self._explained("an open image"):
+            room = self._image.size() - offset
+            if len(data) and room <= 0:
+                raise OSError(errno.ENOSPC, "This is past the end of the volume.")
+            whole = isinstance(data, bytes) and len(data) <= room
+            return int(self._image.write(data if whole else bytes(memoryview(data).cast("B")[:room]), offset))
 
     def flush(self) -> None:
         if self._write and not self.closed:

@@ -177,12 +177,12 @@ def test_completion_is_refused(api: Client) -> None:
 def test_a_copy_that_reads_otherwise_is_given_up(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = volume(api)
     fill(api, made["id"])
-    write = copying._write
+    write = copying._Side.write
 
-    def spoil(file: Any, offset: int, data: bytes, runs: Any) -> None:
-        write(file, offset, bytes([data[0] ^ 1]) + data[1:], runs)
+    def spoil(side: Any, offset: int, data: bytes, runs: Any) -> None:
+        write(side, offset, bytes([data[0] ^ 1]) + data[1:], runs)
 
-    monkeypatch.setattr(copying, "_write", spoil)
+    monkeypatch.setattr(copying._Side, "write", spoil)
     move(api, made["id"])
     idle(api)
     found = shown(api, made["id"])

@@ -1,0 +1,69 @@
+"""The table of docs/backends.md, from what the plugins declare: `python -m tests.backends_table > docs/backends.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
+from blockstore_plugins.lvm import LvmBackend, LvmOptions
+from blockstore_plugins.rbd import RbdBackend, RbdOptions
+
+from blockstore.backends.contract import Backend, Capabilities
+
+HERE = Path("/nowhere")
+
+WORDS = {
+    "snapshots": "Snapshots",
+    "clone": "Clones, and volumes from snapshots, by the storage itself",
+    "revert": "Revert to a snapshot",
+    "online_extend": "Extend while attached",
+    "multiattach": "Multi-attach",
+    "thin": "Thin: space is taken when written",
+    "thick": "Thick: space is taken when created",
+    "qos": "QoS limits kept by the storage",
+    "manage": "Taking over what others made (the contract; its API comes later)",
+}
+
+HEAD = """\
+# What each backend can do
+
+Generated from what the plugins declare, by `python -m tests.backends_table`; the conformance suite proves each line on
+the real thing: `blockstore backend check NAME` does so on yours.
+
+"""
+
+FOOT = """
+With a target between volume and consumer (`docs/targets.md`), multi-attach and extending while attached need both.
+
+A volume moves between any two of them (`openstack volume migrate`, `openstack volume set --type T --retype-policy
+on-demand`, `blockstore backend drain`) when it is available and has no snapshots.
+"""
+
+
+def backends() -> Iterator[tuple[str, Backend]]:
+    """Return what has a column, in its forms."""
+    for kind in ("raw", "qcow2"):
+        yield f"directory, {kind}", DirectoryBackend("d", DirectoryOptions(format=kind), HERE)
+    for kind in ("thin", "thick"):
+        yield f"lvm, {kind}", LvmBackend("l", LvmOptions(lvm_type=kind), HERE)
+    yield "rbd", RbdBackend("r", RbdOptions(), HERE)
+
+
+def table() -> str:
+    """Return the whole page."""
+    columns = [(title, backend, backend.capabilities()) for title, backend in backends()]
+    rows = [["", *(title for title, _, _ in columns)], ["---"] * (len(columns) + 1)]
+    declared = {field.name for field in dataclasses.fields(Capabilities) if field.type in (bool, "bool")}
+    assert declared == set(WORDS), declared ^ set(WORDS)
+    for name, words in WORDS.items():
+        rows.append([words, *("yes" if getattr(has, name) else "-" for _, _, has in columns)])
+    rows.append(["Protocol on the wire without a target", *(has.storage_protocol for _, _, has in columns)])
+    reached = ["directly, by os-brick or libvirt" if backend.is_direct else "by a target" for _, backend, _ in columns]
+    rows.append(["How consumers elsewhere reach it", *reached])
+    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows) + FOOT
+
+
+if __name__ == "__main__":
+    print(table(), end="")
