@@ -73,7 +73,7 @@ class PoolReport:
             "thick_provisioning_support": caps.thick,
             "multiattach": caps.multiattach,
             "online_extend_support": caps.online_extend,
-            "QoS_support": False,
+            "QoS_support": caps.qos,
             "replication_enabled": False,
             "backend_state": "up" if self.up else "down",
             "filter_function": config.filter_function or None,

@@ -1,4 +1,4 @@
-"""Each action on Ceph against the bare `rbd` commands of it, asked by programs and by librbd; on a cluster in memory."""
+"""Each action on Ceph against the bare `rbd` commands of it, by programs and by librbd; on a cluster in memory."""
 
 from __future__ import annotations
 

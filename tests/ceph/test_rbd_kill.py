@@ -14,7 +14,11 @@ from blockstore_plugins.rbd.gardener import GONE
 
 from tests.ceph.conftest import Ceph
 
-pytestmark = [pytest.mark.ceph, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ceph,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),  # the gardener is killed, too
+]
 
 
 class Killed(BaseException):
@@ -124,7 +128,8 @@ def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, 
         backend._made = mortal  # type: ignore[assignment]
         with contextlib.suppress(Killed):
             act(backend, scene)
-        backend._gardener.wait_idle(30)
+        while not (mortal.dead or backend._gardener.wait_idle(0.05)):
+            pass
         again = fresh()
         act(again, scene)
         assert done(again, scene), (action, step)
