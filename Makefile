@@ -12,7 +12,7 @@ export LAB_TIMEOUT ?= 3600
 
 # Quick: neither root, nor another process, nor a second of waiting.
 QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/ceph --ignore=tests/bench
-LAB := tests/lab/lab-run --with target,iscsi -- $(BIN)/python -m pytest -m lab
+LAB := tests/lab/lab-run --with target,iscsi,nfs -- $(BIN)/python -m pytest -m lab
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve clients test test-quick test-lab test-ceph tempest lab-setup ceph-setup lint format types bench conformance clean

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
 from blockstore_plugins.lvm import LvmBackend, LvmOptions
+from blockstore_plugins.nfs import NfsBackend, NfsOptions
 from blockstore_plugins.rbd import RbdBackend, RbdOptions
 
 from blockstore.backends.contract import Backend, Capabilities
@@ -48,6 +49,8 @@ def backends() -> Iterator[tuple[str, Backend]]:
         yield f"directory, {kind}", DirectoryBackend("d", DirectoryOptions(format=kind), HERE)
     for kind in ("thin", "thick"):
         yield f"lvm, {kind}", LvmBackend("l", LvmOptions(lvm_type=kind), HERE)
+    for kind in ("raw", "qcow2"):
+        yield f"nfs, {kind}", NfsBackend("n", NfsOptions(exports="host:/path", format=kind), HERE)
     yield "rbd", RbdBackend("r", RbdOptions(), HERE)
 
 

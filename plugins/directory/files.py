@@ -36,9 +36,10 @@ class Folder:
         self.shown = shown
 
     @classmethod
-    def open_root(cls, path: Path) -> Folder:
-        """Open the pool's directory, and refuse one that other users can change or look into."""
-        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path)._proved()
+    def open_root(cls, path: Path, *, may_enter: bool = False) -> Folder:
+        """Open the pool's directory, and refuse one that other users can change, or look into unless they may."""
+        forbidden = 0o022 if may_enter else 0o077
+        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path)._proved(forbidden)
 
     def open_sub(self, name: str) -> Folder | None:
         """Open a directory inside this one; None when it is not there."""
@@ -65,14 +66,14 @@ class Folder:
         except NotADirectoryError:
             raise BackendError(f"{self.shown / name} must be a directory, and is something else. Remove it.") from None
 
-    def _proved(self) -> Folder:
+    def _proved(self, forbidden: int = 0o077) -> Folder:
         """Return the folder, or close it when other users can change it or look into it."""
         try:
             found = os.fstat(self.fd)
             if found.st_uid != os.geteuid():
                 raise PermissionError(errno.EACCES, "it belongs to another user")
-            if found.st_mode & 0o077:
-                raise PermissionError(errno.EACCES, "other users may enter it")
+            if found.st_mode & forbidden:
+                raise PermissionError(errno.EACCES, "other users may enter it, or change it")
         except BaseException:
             self.close()
             raise

@@ -1,0 +1,66 @@
+"""Mounts an export, and proves that what is mounted is that export: mount(8), umount(8), /proc/self/mountinfo."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from blockstore.backends.process import run
+from blockstore.errors import ToolFailed, Unreachable
+
+PACKAGE = "nfs-common"
+
+
+def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
+    """Return the device number of an export's mount, which is made, or made again, if need be. Raises Unreachable."""
+    source = source_of(at)
+    if source is not None and source != export:
+        raise Unreachable(f"{source} is mounted at {at}, where {export} is to be. Unmount it: umount {at}")
+    if source is not None and _is_stale(at):
+        _run("umount", "-l", str(at), timeout_s=timeout_s)
+        source = None
+    if source is None:
+        at.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.geteuid():
+            raise Unreachable(f"{export} is not mounted at {at}, and only root may mount it: run the service as root.")
+        _run("mount", "-t", "nfs4", "-o", options, export, str(at), timeout_s=timeout_s)
+    try:
+        device = at.stat().st_dev
+    except OSError as exc:
+        raise Unreachable(f"The NFS server of {export} does not answer: {exc.strerror}.") from exc
+    if source_of(at) != export:
+        raise Unreachable(f"{export} could not be mounted at {at}.")
+    return device
+
+
+def source_of(at: Path) -> str | None:
+    """Return what is mounted at a place by NFS or otherwise, or None; asks no server."""
+    found = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if _unescaped(before.split()[4]) == str(at):
+            kind, source = after.split()[:2]
+            found = _unescaped(source) if kind.startswith("nfs") else kind
+    return found
+
+
+def _unescaped(word: str) -> str:
+    for code in ("040", "011", "012", "134"):
+        word = word.replace(f"\\{code}", chr(int(code, 8)))
+    return word
+
+
+def _is_stale(at: Path) -> bool:
+    try:
+        at.stat()
+    except OSError as exc:
+        return exc.errno == errno.ESTALE
+    return False
+
+
+def _run(*argv: str, timeout_s: int) -> None:
+    try:
+        run(argv, timeout_s=timeout_s, package=PACKAGE)
+    except ToolFailed as exc:
+        raise Unreachable(f"The share cannot be mounted: {exc}") from exc

@@ -1,0 +1,166 @@
+"""A real kernel NFS server and mount: the conformance suite, a server that goes away, fills up, or turns read-only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blockstore_plugins.nfs import NfsBackend, NfsOptions, mounts
+
+from blockstore.backends.conformance import BackendConformance
+from blockstore.errors import BackendError, NoSpace, Unreachable
+
+pytestmark = pytest.mark.lab
+
+EXPORT = "127.0.0.1:/"
+SERVED = Path("/run/lab-nfs")
+
+
+def run(*argv: str) -> None:
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., NfsBackend]]:
+    """Give a function that makes a backend on the lab's export, empty and ours alone."""
+    made: list[NfsBackend] = []
+    SERVED.chmod(0o755)
+
+    def make(**options: object) -> NfsBackend:
+        backend = NfsBackend("share", NfsOptions(exports=EXPORT, **{"timeout_s": 8, **options}), tmp_path)  # type: ignore[arg-type]
+        made.append(backend)
+        backend.check()
+        return backend
+
+    yield make
+    for backend in made:
+        subprocess.run(["umount", "-f", "-l", str(backend.path)], check=False, capture_output=True)
+    for path in SERVED.iterdir():
+        run("rm", "-rf", str(path))
+
+
+class TestNfs(BackendConformance):
+    @pytest.fixture(params=["raw", "qcow2"])
+    def backend(self, mount: Callable[..., NfsBackend], request: pytest.FixtureRequest) -> NfsBackend:
+        return mount(format=request.param)
+
+
+def name() -> str:
+    return f"volume-{uuid.uuid4()}"
+
+
+def test_it_is_mounted_once_and_again_when_it_went(mount: Callable[..., NfsBackend]) -> None:
+    backend = mount()
+    volume = name()
+    backend.create_volume(volume, 1)
+    assert (SERVED / f"{volume}.raw").stat().st_mode & 0o777 == 0o600
+    backend.check()
+    assert Path("/proc/self/mountinfo").read_text().count(str(backend.path)) == 1
+    run("umount", str(backend.path))
+    with pytest.raises(Unreachable, match="not mounted"):
+        backend.create_volume(name(), 1)
+    assert list(backend.path.iterdir()) == []  # nothing was written beside the share
+    backend.check()
+    assert backend.list_volumes() == {volume: 1}
+    assert backend.direct(volume).data == {
+        "export": EXPORT, "name": f"{volume}.raw", "options": "-o vers=4.2", "format": "raw",
+    }  # fmt: skip
+
+
+def test_something_else_at_the_mount_point_is_not_used(mount: Callable[..., NfsBackend]) -> None:
+    backend = mount()
+    run("umount", str(backend.path))
+    run("mount", "-t", "tmpfs", "none", str(backend.path))
+    with pytest.raises(Unreachable, match="tmpfs is mounted"):
+        backend.check()
+    with pytest.raises(BackendError):
+        backend.create_volume(name(), 1)
+    run("umount", str(backend.path))
+
+
+def test_a_server_that_stops_is_given_up_in_time_and_found_again(mount: Callable[..., NfsBackend]) -> None:
+    backend = mount(timeout_s=6)
+    volume = name()
+    backend.create_volume(volume, 1)
+    run("rpc.nfsd", "0")
+    try:
+        began = time.monotonic()
+        with pytest.raises(BackendError):
+            backend.create_volume(name(), 1)
+        with pytest.raises(BackendError):
+            backend.check()
+        assert time.monotonic() - began < 120
+    finally:
+        run("rpc.nfsd", "4")
+        Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            backend.check()
+            break
+        except BackendError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    assert volume in backend.list_volumes()
+    backend.delete_volume(volume)
+
+
+def test_a_share_without_room_says_so_and_keeps_what_it_has(mount: Callable[..., NfsBackend]) -> None:
+    backend = mount()
+    volume, clone = name(), name()
+    backend.create_volume(volume, 1)
+    with backend.open_volume(volume, "r+b") as file:
+        file.write(os.urandom(4 * 2**20))
+    fill = SERVED / "fill"
+    free = os.statvfs(SERVED)
+    run("fallocate", "-l", str(free.f_bavail * free.f_frsize - 2**20), str(fill))
+    with pytest.raises(NoSpace):
+        backend.clone_volume(clone, 1, volume)
+    assert clone not in backend.list_volumes()
+    fill.unlink()
+    backend.clone_volume(clone, 1, volume)
+    assert set(backend.list_volumes()) == {volume, clone}
+
+
+def test_a_share_that_turns_read_only_says_so(mount: Callable[..., NfsBackend]) -> None:
+    backend = mount()
+    volume = name()
+    backend.create_volume(volume, 1)
+    run("mount", "-o", "remount,ro", str(backend.path))
+    try:
+        with pytest.raises(Unreachable, match="read-only"):
+            backend.check()
+        with pytest.raises(BackendError):
+            backend.create_volume(name(), 1)
+    finally:
+        run("mount", "-o", "remount,rw", str(backend.path))
+    backend.check()
+    assert volume in backend.list_volumes()
+
+
+def test_links_planted_on_the_share_are_refused(mount: Callable[..., NfsBackend], tmp_path: Path) -> None:
+    backend = mount()
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    volume = name()
+    (SERVED / f"{volume}.raw").symlink_to(secret)
+    with pytest.raises(BackendError, match="symbolic link"):
+        backend.extend_volume(volume, 2)
+    (SERVED / f"{volume}.raw").unlink()
+    backend.create_volume(volume, 1)
+    os.link(SERVED / f"{volume}.raw", SERVED / "other.raw")
+    with pytest.raises(BackendError, match="hard links"), backend.open_volume(volume, "rb"):
+        pass
+    assert secret.read_bytes() == b"secret"
+
+
+def test_who_is_asked_for_what(tmp_path: Path) -> None:
+    backend = NfsBackend("share", NfsOptions(exports="127.0.0.1:/nothing", timeout_s=8), tmp_path)
+    with pytest.raises(Unreachable, match="cannot be mounted"):
+        backend.check()
+    assert mounts.source_of(backend.path) is None
