@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,8 +98,9 @@ def test_a_server_that_stops_is_given_up_in_time_and_found_again(mount: Callable
             backend.check()
         assert time.monotonic() - began < 120
     finally:
-        run("rpc.nfsd", "4")
-        Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+        run("rpc.nfsd", "-N", "3", "-V", "4", "-U", "2")  # as the lab starts it
+        with suppress(OSError):
+            Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -157,6 +160,45 @@ def test_links_planted_on_the_share_are_refused(mount: Callable[..., NfsBackend]
     with pytest.raises(BackendError, match="hard links"), backend.open_volume(volume, "rb"):
         pass
     assert secret.read_bytes() == b"secret"
+
+
+def test_swapping_in_a_loop_leads_nowhere(mount: Callable[..., NfsBackend], tmp_path: Path) -> None:
+    """Whoever may write to the share makes the volume's name a link again and again; the file behind it stays whole."""
+    backend = mount()
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * 1000)
+    secret.chmod(0o600)
+    volume = name()
+    backend.create_volume(volume, 1)
+    real, link, there = SERVED / "real", SERVED / "link", SERVED / f"{volume}.raw"
+    os.link(there, real)
+    there.unlink()
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            link.symlink_to(secret)
+            link.replace(there)
+            os.rename(real, there)  # noqa: PTH104 - a rename is the attack
+            os.rename(there, real)  # noqa: PTH104
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    opened = 0
+    try:
+        for _ in range(150):
+            with suppress(BackendError), backend.open_volume(volume, "r+b") as file:
+                assert file.read(6) != b"secret"
+                file.seek(0)
+                file.write(b"volume")
+                opened += 1
+            with suppress(BackendError):
+                backend.extend_volume(volume, 1)
+    finally:
+        stop.set()
+        swapper.join()
+    assert secret.read_bytes() == b"secret" * 1000
+    assert opened < 150  # else nothing was in the way
 
 
 def test_who_is_asked_for_what(tmp_path: Path) -> None:
