@@ -27,7 +27,7 @@ def api(start_service: Callable[..., Service]) -> Iterator[Client]:
     SERVED.chmod(0o755)
     sections = (
         backend_section("thin", "lvm", volume_group=thin.vg, lvm_type="thin"),
-        backend_section("thick", "lvm", volume_group=thick.vg, lvm_type="default"),
+        backend_section("thick", "lvm", volume_group=thick.vg, lvm_type="thick"),
         backend_section("nas", "nfs", exports="127.0.0.1:/"),
         backend_section("disk", "directory"),
     )
