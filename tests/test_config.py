@@ -48,7 +48,7 @@ def test_example_as_it_is_equals_the_defaults() -> None:
     assert dataclasses.replace(load(EXAMPLE), source=Config.source) == load(None)
 
 
-@pytest.mark.parametrize("plugin", ["directory", "lvm", "memory"])
+@pytest.mark.parametrize("plugin", ["directory", "lvm", "memory", "rbd"])
 def test_example_with_every_option_uncommented_equals_the_defaults(plugin: str, tmp_path: Path) -> None:
     common, *parts = EXAMPLE.read_text().split("# The plugin ")
     (own,) = (part for part in parts if part.startswith(f"{plugin} "))
@@ -63,7 +63,7 @@ def test_example_with_every_option_uncommented_equals_the_defaults(plugin: str, 
     assert loader.options(section) == loader.plugin(plugin, "").Options()
     for target in config.targets:
         assert target_loader.options(target) == target_loader.plugin(target.plugin, "").Options()
-    assert [target.name for target in config.targets] == (installed(target_loader.GROUP) if plugin == "memory" else [])
+    assert [target.name for target in config.targets] == (installed(target_loader.GROUP) if plugin == "rbd" else [])
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------

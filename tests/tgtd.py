@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -79,8 +80,11 @@ class Tgtd:
 
     def open_files(self) -> list[str]:
         """Return what it has open."""
-        links = Path(f"/proc/{self.process.pid}/fd").iterdir()
-        return [str(link.readlink()) for link in links]
+        found = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found.append(str(link.readlink()))
+        return found
 
     def __enter__(self) -> Tgtd:
         return self

@@ -183,7 +183,10 @@ class Commands:
 
     @contextmanager
     def open(self, image: str, snapshot: str, *, write: bool) -> Iterator[BinaryIO]:
-        """Open the bytes by a qemu-nbd of our own, which ends when we let go or die."""
+        """Open the bytes by a qemu-nbd of our own, which ends when we let go or die.
+
+        qemu opens an image as a writer even to read it, so what lies in a full pool cannot be opened; librbd can.
+        """
         self.info(image, snapshot)  # qemu's words for what is missing are no words to go by
         with tempfile.TemporaryDirectory(prefix="blockstore-") as folder:
             socket = Path(folder) / "nbd"

@@ -339,7 +339,8 @@ def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: P
         assert gone in backend.list_volumes()  # it must not be said to be gone
     else:
         assert gone not in backend.list_volumes()
-    assert read(backend, kept, 5) == b"bytes"
+    if way == "yes":  # qemu, by which the programs read, opens nothing in a full pool
+        assert read(backend, kept, 5) == b"bytes"
     hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "0")
     deadline = time.monotonic() + 60
     while True:
@@ -349,6 +350,7 @@ def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: P
         except BackendError:
             assert time.monotonic() < deadline
             time.sleep(0.5)
+    assert read(backend, kept, 5) == b"bytes"
     for one in (made, gone, kept):
         backend.delete_volume(one)
     assert backend.list_volumes() == {}
