@@ -398,5 +398,22 @@ class VolumeFile(io.FileIO):
                 raise self._no_space() from exc
             raise
 
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read at a position; several threads may, at once."""
+        return os.pread(self.fileno(), length, offset)
+
+    def pwrite(self, data: bytes | memoryview, offset: int) -> int:
+        """Write at a position, within the size; several threads may, at once."""
+        part = memoryview(data).cast("B")
+        room = os.fstat(self.fileno()).st_size - offset
+        if part.nbytes and room <= 0:
+            raise OSError(errno.ENOSPC, "This is past the end of the volume.")
+        try:
+            return os.pwrite(self.fileno(), part[: max(0, room)], offset)
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._no_space() from exc
+            raise
+
     def truncate(self, _size: int | None = None) -> int:
         raise io.UnsupportedOperation("The size of a volume is changed by extend_volume only.")
