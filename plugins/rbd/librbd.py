@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from blockstore_plugins.rbd.cluster import Figures, Info, Place, Stuck, explain, need_conf, no_pool
+from blockstore_plugins.rbd.connections import Connection, connections
 from blockstore_plugins.rbd.figures import figures_of, monitors_of
 
 from blockstore.backends.contract import Progress
@@ -59,36 +60,12 @@ def _module(name: str) -> Any:
     return module
 
 
-class _Connection:
-    """A connection, which ends when it is not to be used again and nothing uses it any more.
-
-    Not before: librbd crashes the process when an image is used whose connection has ended.
-    """
-
-    def __init__(self, cluster: Any, pool: Any):
-        self.cluster, self.pool = cluster, pool
-        self.users = 0
-        self.is_dropped = False
-
-    def end(self) -> None:
-        """Close it, aside: what is stuck may hold up its end, too."""
-
-        def close() -> None:
-            with suppress(Exception):
-                self.pool.close()
-                self.cluster.shutdown()
-
-        threading.Thread(target=close, name="rbd-end", daemon=True).start()
-
-
 class Librbd:
     """A pool, asked through librbd."""
 
     def __init__(self, place: Place, modules: tuple[Any, Any]):
         self._place = place
         self._rados, self._rbd = modules
-        self._lock = threading.Lock()
-        self._connection: _Connection | None = None
 
     # --- the pool
 
@@ -310,30 +287,24 @@ class Librbd:
         """Give the pool; errors of Ceph's become ours, and a connection that is stuck is not used again."""
         with self._connected(what) as connection, self._explained(what):
             try:
-                yield connection.pool
+                yield connection.pool(self._place.pool, self._place.namespace)
             except (self._rados.Error, self._rbd.Error) as exc:
                 if isinstance(_explain(exc, what), Stuck):
-                    self._drop(connection)
+                    connections.leave(connection)
                 raise
 
     @contextmanager
-    def _connected(self, what: str) -> Iterator[_Connection]:
-        with self._lock:
-            if self._connection is None:
-                with self._explained(what):
-                    self._connection = self._connect()
-            connection = self._connection
-            connection.users += 1
-        try:
-            yield connection
-        finally:
-            with self._lock:
-                connection.users -= 1
-                is_last = connection.is_dropped and not connection.users
-            if is_last:
-                connection.end()
+    def _connected(self, what: str) -> Iterator[Connection]:
+        def connect() -> Any:
+            with self._explained(what):
+                return self._connect()
 
-    def _connect(self) -> _Connection:
+        place = self._place
+        key = (place.conf, place.cluster_name, place.user, place.keyring, place.timeout_s)
+        with connections.use(key, connect) as connection:
+            yield connection
+
+    def _connect(self) -> Any:
         place = self._place
         conf = {
             **place.limits(),
@@ -346,19 +317,7 @@ class Librbd:
             conffile=str(place.conf), rados_id=place.user, clustername=place.cluster_name, conf=conf
         )
         cluster.connect()
-        try:
-            pool = cluster.open_ioctx(place.pool)
-            pool.set_namespace(place.namespace)
-        except BaseException:
-            cluster.shutdown()
-            raise
-        return _Connection(cluster, pool)
-
-    def _drop(self, connection: _Connection) -> None:
-        with self._lock:
-            connection.is_dropped = True
-            if self._connection is connection:
-                self._connection = None
+        return cluster
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:

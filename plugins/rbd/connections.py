@@ -1,0 +1,98 @@
+"""Connections to Ceph clusters through librados: one for each cluster and user, shared by all pools of the process.
+
+librbd works on in threads of its own after an image is closed, and takes the process down when its connection has ended
+meanwhile. So a connection stays for the life of the process; one that is stuck is left, and ended when it is quiet.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_QUIET_S = 10.0
+"""How long after its last use a connection that was left is ended."""
+_EXIT_S = 5.0
+
+
+class Connection:
+    """A connected ``rados.Rados``, and its pools."""
+
+    def __init__(self, cluster: Any):
+        self.cluster = cluster
+        self._pools: dict[tuple[str, str], Any] = {}
+        self.users = 0
+        self.is_left = False
+
+    def pool(self, name: str, namespace: str) -> Any:
+        """Return the ``rados.Ioctx`` of a pool."""
+        found = self._pools.get((name, namespace))
+        if found is None:
+            found = self.cluster.open_ioctx(name)
+            found.set_namespace(namespace)
+            self._pools[name, namespace] = found
+        return found
+
+    def end(self) -> None:
+        """End it; may block where the cluster does not answer."""
+        with suppress(Exception):
+            for pool in self._pools.values():
+                pool.close()
+            self.cluster.shutdown()
+
+
+class Connections:
+    """All connections of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connecting: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
+        """A lock for each key: a cluster that does not answer holds up no other."""
+        self._made: dict[Hashable, Connection] = {}
+
+    @contextmanager
+    def use(self, key: Hashable, connect: Callable[[], Any]) -> Iterator[Connection]:
+        """Give the connection of a key, made by ``connect`` when there is none."""
+        with self._lock:
+            connecting = self._connecting[key]
+        with connecting:
+            connection = self._made.get(key) or Connection(connect())
+            with self._lock:
+                self._made[key] = connection
+                connection.users += 1
+        try:
+            yield connection
+        finally:
+            with self._lock:
+                connection.users -= 1
+                is_last = connection.is_left and not connection.users
+            if is_last:
+                self._end_later(connection)
+
+    def leave(self, connection: Connection) -> None:
+        """Give this connection to nobody any more; call it while it is in use."""
+        with self._lock:
+            connection.is_left = True
+            self._made = {key: one for key, one in self._made.items() if one is not connection}
+
+    def _end_later(self, connection: Connection) -> None:
+        timer = threading.Timer(_QUIET_S, connection.end)
+        timer.daemon = True
+        timer.start()
+
+    def end(self) -> None:
+        """End what nobody uses, before the interpreter does so in the order it likes."""
+        with self._lock:
+            idle = [one for one in self._made.values() if not one.users]
+        threads = [threading.Thread(target=one.end, daemon=True) for one in idle]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(_EXIT_S)
+
+
+connections = Connections()
+atexit.register(connections.end)
