@@ -20,10 +20,12 @@ from blockstore.orders import (
     DeleteVolume,
     DisconnectAttachment,
     ExtendVolume,
+    ManageVolume,
     MoveToType,
     MoveVolume,
     Order,
     PlaceExtension,
+    PlaceManaged,
     PlaceMigration,
     PlaceSnapshot,
     PlaceVolume,
@@ -48,6 +50,7 @@ class Action(Enum):
     DETACH = ("103", "detach volume")
     RETYPE = ("104", "retype volume")
     MIGRATE = ("105", "migrate volume")
+    MANAGE = ("106", "manage volume")
 
 
 class Detail(Enum):
@@ -72,6 +75,8 @@ ACTIONS: Mapping[type[Order], Action] = {
     PlaceMigration: Action.MIGRATE,
     MoveVolume: Action.MIGRATE,
     RemoveCopy: Action.MIGRATE,
+    PlaceManaged: Action.MANAGE,
+    ManageVolume: Action.MANAGE,
     PlaceSnapshot: Action.SNAPSHOT_CREATE,
     CreateSnapshot: Action.SNAPSHOT_CREATE,
     DeleteSnapshot: Action.SNAPSHOT_DELETE,

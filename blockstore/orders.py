@@ -128,6 +128,8 @@ class PlaceSnapshot(Order):
     cancellable: ClassVar[bool] = True
     snapshot_id: str
     volume_id: str
+    reference: str = ""
+    """What one that is taken over is called now; a new one is made where there is none."""
 
     def keys(self) -> tuple[str, ...]:
         """Hold the volume too, as the order that follows does."""
@@ -184,6 +186,20 @@ class PlaceMigration(Order):
     """NODE@BACKEND, or NODE@BACKEND#POOL."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceManaged(Order):
+    """Check that a pool serves the type of a volume that is to be taken over."""
+
+    room: ClassVar[str] = "scheduler"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "managing"
+    cancellable: ClassVar[bool] = True
+    volume_id: str
+    pool: str
+    reference: str
+    """What it is called there now."""
+
+
 # --- manager: let a backend do it ------------------------------------------------------------------------------
 
 
@@ -213,6 +229,22 @@ def _with_source(volume_id: str, snapshot_id: str | None, source_volume_id: str 
     if source_volume_id:
         held.append(f"volume:{source_volume_id}")
     return tuple(held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManageVolume(Order):
+    """Take over a volume that is on a pool already."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "managing"
+    volume_id: str
+    pool: str
+    reference: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the reference too: one row gets it."""
+        return (f"volume:{self.volume_id}", f"reference:{self.pool}/{self.reference}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +307,7 @@ class CreateSnapshot(Order):
     status: ClassVar[str] = "creating"
     snapshot_id: str
     volume_id: str
+    reference: str = ""
 
     def keys(self) -> tuple[str, ...]:
         """Hold the volume too: one snapshot, revert or delete of it at a time."""

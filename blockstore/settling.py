@@ -25,6 +25,7 @@ from blockstore.orders import (
     ConnectAttachment,
     DisconnectAttachment,
     ExtendVolume,
+    ManageVolume,
     MoveToType,
     MoveVolume,
     Order,
@@ -163,6 +164,8 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
         session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
     if isinstance(order, MoveVolume):
         states.file(session, the_other(order, order.destination, order.copy_name, order.volume_gib))
+    if isinstance(order, ManageVolume):
+        _take_back(session, order)
     if isinstance(order, RetypeVolume | MoveToType):
         quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
     if isinstance(order, PlaceExtension | RetypeVolume):
@@ -186,6 +189,20 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
             states.reckon(session, order.volume_id)
     elif to in (V.AVAILABLE, V.IN_USE) and _status_of(session, order) == to:
         states.reckon(session, order.resource_id)
+
+
+def _take_back(session: Session, order: ManageVolume) -> None:
+    """Let a volume that was not taken over be nowhere again, and give back what was charged for it."""
+    volume = session.execute(
+        select(Volume.host, Volume.size, Volume.volume_type_id, Volume.project_id).where(
+            Volume.id == order.volume_id, Volume.status == order.status
+        )
+    ).one_or_none()
+    if volume is None or volume.host is None:
+        return
+    claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
+    quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
+    session.execute(update(Volume).where(Volume.id == order.volume_id).values(host=None, size=0, consumes_quota=False))
 
 
 def the_other(order: MoveVolume, pool: str, name: str, size_gib: int) -> RemoveCopy:

@@ -113,7 +113,16 @@ VOLUME = Machine(
     moves={
         V.CREATING: frozenset({V.ERROR}),
         V.AVAILABLE: frozenset(
-            {V.CREATING, V.EXTENDING, V.REVERTING, V.RETYPING, V.DELETING, V.AWAITING_TRANSFER, V.MAINTENANCE}
+            {
+                V.CREATING,
+                V.EXTENDING,
+                V.REVERTING,
+                V.RETYPING,
+                V.DELETING,
+                V.AWAITING_TRANSFER,
+                V.MAINTENANCE,
+                V.MANAGING,
+            }
         )
         | FOLLOWS_ATTACHMENTS,
         V.AWAITING_TRANSFER: frozenset({V.AVAILABLE}),
@@ -129,9 +138,11 @@ VOLUME = Machine(
         V.ERROR: frozenset({V.CREATING, V.REVERTING}),
         V.ERROR_EXTENDING: frozenset({V.EXTENDING}),
         V.ERROR_DELETING: frozenset({V.DELETING}),
+        V.ERROR_MANAGING: frozenset({V.MANAGING}),
     },
     failure={
         V.CREATING: V.ERROR,
+        V.MANAGING: V.ERROR_MANAGING,
         V.EXTENDING: V.ERROR_EXTENDING,
         V.REVERTING: V.ERROR,
         V.RETYPING: V.AVAILABLE,
@@ -299,6 +310,18 @@ def removed_at_once(session: Session, order: Order) -> None:
     file(session, order)
     session.info[FILED].remove(order)
     settle_removed(session, order)
+
+
+def let_go(
+    session: Session, machine: Machine, row_id: str, only_from: Sequence[str], where: Sequence[ColumnElement[bool]] = ()
+) -> None:
+    """Remove a row whose volume or snapshot stays on its backend. Raises StateConflict; nothing is changed then."""
+    model: Any = machine.model
+    gone = session.execute(delete(model).where(model.id == row_id, model.status.in_(sorted(only_from)), *where))
+    if gone.rowcount != 1:  # type: ignore[attr-defined]
+        present = session.execute(select(model.status).where(model.id == row_id)).scalar()
+        raise StateConflict(machine.name, row_id, present, "unmanaging")
+    log.info("%s %s is not managed any more", machine.name.lower(), row_id)
 
 
 def is_covered(session: Session, kind: type[Order], row_id: str) -> bool:

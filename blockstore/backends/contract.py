@@ -121,10 +121,16 @@ class Manageable:
     reference: str
     """What it is called there; given back to ``adopt_volume`` or ``adopt_snapshot``."""
     size_bytes: int
+    name: str = ""
+    """The name that the contract gives it, when that is another word than the reference."""
     volume: str = ""
     """Of a snapshot: the reference of its volume."""
     reason: str | None = None
     """Why it cannot be taken over now; a sentence."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.reference)
 
 
 Mode = Literal["rb", "r+b"]

@@ -11,7 +11,7 @@ import io
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from blockstore.backends.contract import (
     BackendOptions,
     Capabilities,
     Capacity,
+    Manageable,
     Mode,
     Progress,
     check_name,
@@ -93,7 +94,14 @@ class MemoryBackend(Backend):
     def capabilities(self) -> Capabilities:
         thin = self.settings.thin
         return Capabilities(
-            snapshots=True, clone=True, revert=True, online_extend=True, multiattach=True, thin=thin, thick=not thin
+            snapshots=True,
+            clone=True,
+            revert=True,
+            online_extend=True,
+            multiattach=True,
+            manage=True,
+            thin=thin,
+            thick=not thin,
         )
 
     def capacity(self) -> Capacity:
@@ -202,6 +210,52 @@ class MemoryBackend(Backend):
             self._refuse_open(volume)
             self._reserve(frozen.size_gib - image.size_gib)
             self._pool.volumes[volume] = frozen.copy(frozen.size_gib)
+
+    # --- taking over
+
+    def list_manageable(self) -> Sequence[Manageable]:
+        self._begin("list_manageable")
+        with self._pool.lock:
+            return [
+                Manageable(reference=name, size_bytes=image.size_gib * GIB)
+                for name, image in self._pool.volumes.items()
+            ]
+
+    def list_manageable_snapshots(self) -> Sequence[Manageable]:
+        self._begin("list_manageable_snapshots")
+        with self._pool.lock:
+            return [
+                Manageable(reference=name, size_bytes=image.size_gib * GIB, volume=volume)
+                for name, (volume, image) in self._pool.snapshots.items()
+            ]
+
+    def adopt_volume(self, reference: str, name: str) -> int:
+        self._begin("adopt_volume", name)
+        with self._pool.lock:
+            if name in self._pool.snapshots:
+                raise NameTaken(f"{name} is the name of a snapshot.")
+            if name in self._pool.volumes:
+                if reference in self._pool.volumes and reference != name:
+                    raise NameTaken(f"Volume {name} exists.")
+                return self._pool.volumes[name].size_gib
+            image = self._volume(reference)
+            self._refuse_open(reference)
+            self._pool.volumes[name] = self._pool.volumes.pop(reference)
+            for shot, (volume, frozen) in self._pool.snapshots.items():
+                if volume == reference:
+                    self._pool.snapshots[shot] = (name, frozen)
+            return image.size_gib
+
+    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        self._begin("adopt_snapshot", volume, snapshot)
+        with self._pool.lock:
+            if self._pool.snapshots.get(snapshot, ("",))[0] == volume:
+                return
+            if snapshot in self._pool.snapshots or snapshot in self._pool.volumes:
+                raise NameTaken(f"{snapshot} exists.")
+            if self._snapshot(volume, reference).size_gib != self._volume(volume).size_gib:
+                raise BackendError(f"Snapshot {reference} has another size than {volume}.")
+            self._pool.snapshots[snapshot] = self._pool.snapshots.pop(reference)
 
     # --- inside
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blockstore.manager import attachments, moving, snapshots, volumes
+from blockstore.manager import attachments, managing, moving, snapshots, volumes
 from blockstore.orders import (
     ConnectAttachment,
     CreateSnapshot,
@@ -17,6 +17,7 @@ from blockstore.orders import (
     DeleteVolume,
     DisconnectAttachment,
     ExtendVolume,
+    ManageVolume,
     MoveToType,
     MoveVolume,
     Order,
@@ -26,6 +27,7 @@ from blockstore.orders import (
 
 HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     CreateVolume: volumes.create_volume,
+    ManageVolume: managing.manage_volume,
     DeleteVolume: volumes.delete_volume,
     ExtendVolume: volumes.extend_volume,
     RevertVolume: volumes.revert_volume,

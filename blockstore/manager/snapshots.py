@@ -18,9 +18,12 @@ from blockstore.states import S
 
 @settles
 def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> None:
-    """Freeze the volume's bytes."""
-    volume = name_of(desk.db, order.volume_id)
-    desk.backend(snapshot.host).create_snapshot(volume, snapshot_name(snapshot.id))
+    """Freeze the volume's bytes, or take over a snapshot that is there."""
+    volume, backend = name_of(desk.db, order.volume_id), desk.backend(snapshot.host)
+    if order.reference:
+        backend.adopt_snapshot(volume, order.reference, snapshot_name(snapshot.id))
+    else:
+        backend.create_snapshot(volume, snapshot_name(snapshot.id))
     with desk.db.write() as session:
         states.settle(session, order, S.AVAILABLE, progress="100%")
 

@@ -16,5 +16,6 @@ HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     PlaceSnapshot: placing.place_snapshot,
     PlaceExtension: placing.place_extension,
     RetypeVolume: placing.retype_volume,
+    PlaceManaged: placing.place_managed,
     PlaceMigration: placing.place_migration,
 }

@@ -23,9 +23,11 @@ from blockstore.orders import (
     CreateSnapshot,
     CreateVolume,
     ExtendVolume,
+    ManageVolume,
     MoveToType,
     MoveVolume,
     PlaceExtension,
+    PlaceManaged,
     PlaceMigration,
     PlaceSnapshot,
     PlaceVolume,
@@ -97,6 +99,24 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
             project_id=order.project_id,
             snapshot_id=snapshot.id,
             volume_id=order.volume_id,
+            reference=order.reference,
+        )
+        states.hand_over(session, order, following)
+
+
+@settles
+def place_managed(room: Scheduler, order: PlaceManaged, volume: Volume) -> None:
+    """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
+    with room.db.write() as session:
+        wish = Wish(size_gib=0, only_pool=order.pool, **facts_of(session, volume))
+        _choose(room, session, wish, order.request_id)
+        following = ManageVolume(
+            order_id=following_id(order.order_id),
+            request_id=order.request_id,
+            project_id=order.project_id,
+            volume_id=volume.id,
+            pool=order.pool,
+            reference=order.reference,
         )
         states.hand_over(session, order, following)
 

@@ -15,7 +15,7 @@ import errno
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from blockstore.backends.contract import (
     Capabilities,
     Capacity,
     Located,
+    Manageable,
     Mode,
     Progress,
     check_name,
@@ -109,6 +110,7 @@ class DirectoryBackend(Backend):
             online_extend=raw,
             multiattach=raw,
             thin=True,
+            manage=True,
             storage_protocol="file",
         )
 
@@ -276,6 +278,96 @@ class DirectoryBackend(Backend):
             with self._snapshot(volume, snapshot) as source:
                 self._refuse_open(image)
                 self._build_copy(image, source, progress=progress)
+
+    # --- taking over -------------------------------------------------------------------------------------
+
+    def list_manageable(self) -> Sequence[Manageable]:
+        with self._explained(), self._root() as root:
+            return [self._manageable(image) for image, _entry in self._images(root)]
+
+    def list_manageable_snapshots(self) -> Sequence[Manageable]:
+        found = []
+        with self._explained(), self._root() as root, self._sub(root, _SNAPSHOTS) as snapshots:
+            for entry in snapshots.entries() if snapshots else ():
+                volume = self._find(root, entry.name) if entry.is_dir(follow_symlinks=False) else None
+                with self._sub(snapshots if volume else None, entry.name) as shots:
+                    for image, _entry in self._images(shots) if shots else ():
+                        found.append(self._manageable(image, volume.file if volume else ""))
+        return found
+
+    def _manageable(self, image: Image, volume: str = "") -> Manageable:
+        size, reason = 0, None
+        try:
+            with self._opened(image) as fd:
+                size = self._size(image, fd)
+        except BackendError as exc:
+            reason = str(exc)
+        return Manageable(reference=image.file, name=image.name, size_bytes=size, volume=volume, reason=reason)
+
+    def adopt_volume(self, reference: str, name: str) -> int:
+        """Take over a file of the pool's directory; its suffix says the format, and it must be private and ours."""
+        with self._named(name) as root:
+            image = self._find(root, name)
+            if image is None:
+                image = self._foreign(root, reference)
+                self._refuse_snapshots(root, image, name)
+                with self._opened(image, write=True) as fd:
+                    self._refuse_open(image, fd)
+                    whole = self._grow_to_whole(image, fd)
+                root.rename(image.file, f"{name}.{image.format}")
+                return whole
+            if image.file != reference and root.stat(reference) is not None:
+                raise NameTaken(f"Volume {name} exists already.")
+            root.sync()
+            with self._opened(image, write=True) as fd:
+                return self._grow_to_whole(image, fd)
+
+    def _foreign(self, folder: Folder, reference: str) -> Image:
+        name, _dot, kind = reference.rpartition(".")
+        for known in FORMATS:
+            if kind == known:
+                image = Image(folder, check_name(name), known)
+                if folder.stat(image.file) is None:
+                    raise VolumeMissing(f"{image.shown} is not there.")
+                return image
+        raise BackendError(f"{reference!r} does not end in .raw or .qcow2, and bytes are not asked for their format.")
+
+    def _refuse_snapshots(self, root: Folder, image: Image, name: str) -> None:
+        with self._sub(root, _SNAPSHOTS) as snapshots, self._sub(snapshots, image.name) as shots:
+            if snapshots and (owner := self._owner(snapshots, name)):
+                raise NameTaken(f"{name} is a snapshot of volume {owner}.")
+            if shots and any(True for _image in self._images(shots)):
+                raise BackendError(f"{image.shown} has snapshots, which would be lost; remove them first.")
+
+    def _grow_to_whole(self, image: Image, fd: int) -> int:
+        size = self._size(image, fd)
+        whole = max(1, -(-size // GIB))
+        if size != whole * GIB:
+            if image.format == "raw":
+                files.set_size(fd, whole * GIB)
+            else:
+                commands.resize_qcow2(fd, whole)
+            files.flush(fd)
+        return whole
+
+    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        with self._named(volume, snapshot) as root, root.make_sub(_SNAPSHOTS) as snapshots:
+            source = self._need(root, volume)
+            if self._find(root, snapshot) or self._claimed_by(snapshots, snapshot) not in ("", volume):
+                raise NameTaken(f"{snapshot} exists already.")
+            with snapshots.make_sub(volume) as shots:
+                if self._find(shots, snapshot):
+                    shots.sync()
+                    return
+                image = self._foreign(shots, reference)
+                with self._opened(source) as whole, self._opened(image) as part:
+                    if self._size(source, whole) != self._size(image, part):
+                        raise BackendError(f"{image.shown} has another size than its volume {volume}.")
+                if not self._claimed_by(snapshots, snapshot):
+                    with snapshots.building(f"{snapshot}.of", _temporary(snapshot)) as claim:
+                        files.write_start(claim, volume.encode())
+                shots.rename(image.file, f"{snapshot}.{image.format}")
+                snapshots.remove(f"{image.name}.of")
 
     # --- finding -----------------------------------------------------------------------------------------
 

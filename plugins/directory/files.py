@@ -185,6 +185,11 @@ class Folder:
             raise
         return fd
 
+    def rename(self, name: str, to: str) -> None:
+        """Give a file another name, which nothing has; it survives a power cut."""
+        os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        self.sync()
+
     def remove(self, name: str) -> bool:
         """Remove a file; say whether it was there."""
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,14 @@ from blockstore.backends.contract import (
     Capabilities,
     Capacity,
     Located,
+    Manageable,
     Mode,
     Progress,
     check_name,
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, ConfigError, NameTaken, Unreachable
+from blockstore.errors import BackendError, ConfigError, NameTaken, Unreachable, VolumeMissing
 
 from . import devices, names
 from .commands import Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
@@ -164,6 +165,7 @@ class LvmBackend(Backend):
             revert=True,
             online_extend=True,
             multiattach=True,
+            manage=True,
             thin=thin,
             thick=not thin,
         )
@@ -257,6 +259,80 @@ class LvmBackend(Backend):
     def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
         """Give the volume the bytes and size of its snapshot."""
         self._kind().revert_volume(check_name(volume), check_name(snapshot), progress)
+
+    # --- taking over ----------------------------------------------------------------------------------------
+
+    def list_manageable(self) -> Sequence[Manageable]:
+        """Return the volumes; a thin snapshot that others made is one of them, too."""
+        lvs, kind = self._lvm.lvs(), self._kind()
+        return [
+            Manageable(reference=lv.name, size_bytes=lv.size, reason="Its device is open." if lv.open else None)
+            for lv in lvs.values()
+            if kind.owns(lv) and names.snapshot_of(lv) is None and not names.is_unfinished(lv)
+        ]
+
+    def list_manageable_snapshots(self) -> Sequence[Manageable]:
+        """Return the snapshots whose volume is there."""
+        lvs, kind = self._lvm.lvs(), self._kind()
+        found = []
+        for lv in lvs.values():
+            volume = names.snapshot_of(lv) or lv.origin
+            if volume in lvs and lv.kind != "plain" and kind.owns(lv) and not names.is_unfinished(lv):
+                found.append(Manageable(reference=lv.name, size_bytes=lv.size, volume=volume))
+        return found
+
+    def adopt_volume(self, reference: str, name: str) -> int:
+        """Rename a logical volume, then grow it to whole GiB."""
+        check_name(name)
+        lvs, kind = self._lvm.lvs(), self._kind()
+        if name in lvs:
+            if reference != name and reference in lvs:
+                raise NameTaken(f"The name {name} is taken.")
+            return self._grown(lvs[name], name)
+        lv = lvs.get(reference)
+        if lv is None or not kind.owns(lv) or names.snapshot_of(lv) is not None or names.is_unfinished(lv):
+            raise VolumeMissing(f"There is no volume {reference} in {self._lvm.vg} that could be taken over.")
+        names.refuse_open(reference, lvs, self._lvm.lvs)
+        for snapshot in names.dependants(lvs, reference):
+            self._lvm.tag(snapshot, names.snapshot_tag(name))
+            self._lvm.untag(snapshot, names.snapshot_tag(reference))
+        self._lvm.rename(reference, name)
+        try:
+            return self._grown(lv, name)
+        except BackendError:
+            self._lvm.rename(name, reference)
+            for snapshot in names.dependants(lvs, reference):
+                self._lvm.tag(snapshot, names.snapshot_tag(reference))
+                self._lvm.untag(snapshot, names.snapshot_tag(name))
+            raise
+
+    def _grown(self, lv: Lv, name: str) -> int:
+        whole = max(1, -(-lv.size // GIB))
+        if lv.size != whole * GIB:
+            self._kind().extend_volume(name, whole)
+        return whole
+
+    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        """Rename a snapshot and mark it as one."""
+        check_name(volume)
+        check_name(snapshot)
+        lvs, kind = self._lvm.lvs(), self._kind()
+        origin = lvs.get(volume)
+        if origin is None:
+            raise VolumeMissing(f"The volume {volume} is not there.")
+        lv = lvs.get(snapshot) or lvs.get(reference)
+        if lv is None or not kind.owns(lv) or lv.kind == "plain" or names.is_unfinished(lv):
+            raise VolumeMissing(f"There is no snapshot {reference} in {self._lvm.vg}.")
+        if (names.snapshot_of(lv) or lv.origin) != volume:
+            if lv.name == snapshot:
+                raise NameTaken(f"The name {snapshot} is taken.")
+            raise BackendError(f"{reference} is no snapshot of {volume}.")
+        if lv.size != origin.size:
+            raise BackendError(f"Snapshot {reference} has another size than {volume}.")
+        if names.snapshot_of(lv) is None:
+            self._lvm.tag(lv.name, names.snapshot_tag(volume))
+        if lv.name != snapshot:
+            self._lvm.rename(lv.name, snapshot)
 
 
 def _size(gib: int) -> int:

@@ -88,6 +88,7 @@ class NfsBackend(DirectoryBackend):
             online_extend=raw,
             multiattach=raw,
             thin=True,
+            manage=True,
             storage_protocol="nfs",
         )
 

@@ -407,16 +407,25 @@ class RbdBackend(Backend):
         check_name(name)
         self._refuse_snapshot(name)
         with self._explained():
-            if reference != name:
-                self._take(reference, name)
-            size = self._cluster.info(name).size
-            whole = max(1, -(-size // GIB))
-            if size != whole * GIB:
-                self._cluster.resize(name, whole * GIB)
+            # Grown before it is renamed: when there is no room it stays what it was.
+            if reference != name and self._may_take(reference, name):
+                whole = self._grow_to_whole(reference)
+                self._cluster.rename(reference, name)
+                self._forget(reference)
+            else:
+                whole = self._grow_to_whole(name)
         self._note(name)
         return whole
 
-    def _take(self, reference: str, name: str) -> None:
+    def _grow_to_whole(self, image: str) -> int:
+        size = self._cluster.info(image).size
+        whole = max(1, -(-size // GIB))
+        if size != whole * GIB:
+            self._cluster.resize(image, whole * GIB)
+        return whole
+
+    def _may_take(self, reference: str, name: str) -> bool:
+        """Say whether it waits to be renamed; False when a former life has done that."""
         if reason := _why_not(reference):
             raise BackendError(reason)
         taken = self._size(name) is not None
@@ -424,14 +433,13 @@ class RbdBackend(Backend):
             who = self._cluster.watchers(reference)
         except VolumeMissing:
             if taken:
-                return  # taken over by a former life
+                return False
             raise
         if taken:
             raise NameTaken(f"Volume {name} exists already.")
         if who:
             raise InUse(f"Image {reference} is open at {', '.join(who)}.")
-        self._cluster.rename(reference, name)
-        self._forget(reference)
+        return True
 
     def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
         check_name(volume)
@@ -442,8 +450,8 @@ class RbdBackend(Backend):
             there = self._cluster.snapshots(volume)
             if snapshot not in there:
                 size = self._cluster.info(volume, reference).size
-                if size % GIB:
-                    raise BackendError(f"Snapshot {reference} has {size / GIB:g} GiB, which is no whole number.")
+                if size != self._cluster.info(volume).size:
+                    raise BackendError(f"Snapshot {reference} has {size / GIB:g} GiB, another size than {volume}.")
                 if self._known().get(snapshot) is not None:
                     raise NameTaken(f"{snapshot} exists already.")
                 self._cluster.rename_snapshot(volume, reference, snapshot)

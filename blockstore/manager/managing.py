@@ -1,0 +1,104 @@
+"""Volumes that others made, taken over: measure, charge, rename. ``Found`` says what is on a pool already, and whose.
+
+The charge and the claim are written before the backend is asked to rename, so that a kill finds them and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from blockstore import claims, quotas, states
+from blockstore.backends.contract import GIB, Backend, Manageable
+from blockstore.db.models import OrderRow, Snapshot, Volume
+from blockstore.errors import BackendError, VolumeMissing
+from blockstore.manager.desk import Desk, snapshot_name, volume_name
+from blockstore.manager.limits import keep_limits
+from blockstore.orders import ManageVolume
+from blockstore.settling import settles
+from blockstore.states import V
+
+MANAGED = "already managed"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A volume or snapshot on a pool, as an administrator may take it over or not."""
+
+    reference: str
+    size_gib: int
+    volume: str
+    """Of a snapshot: the reference of its volume."""
+    reason: str | None
+    """Why not."""
+    managed_as: str | None
+    """The id of the row that has it."""
+
+
+def volumes_on(session: Session, backend: Backend, pool: str) -> list[Found]:
+    """Return the volumes on a pool, ours included. Raises BackendError."""
+    rows = session.execute(select(Volume.id, Volume.name_id).where(Volume.host == pool))
+    return _found(session, backend.list_manageable(), {volume_name(row): row.id for row in rows})
+
+
+def snapshots_on(session: Session, backend: Backend, pool: str) -> list[Found]:
+    """Return the snapshots on a pool, ours included. Raises BackendError."""
+    ids = session.scalars(select(Snapshot.id).where(Snapshot.host == pool))
+    return _found(session, backend.list_manageable_snapshots(), {snapshot_name(one): one for one in ids})
+
+
+def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[Found]:
+    # What an unfinished move copies to, or has left behind, is in no row.
+    busy = " ".join(map(str, session.scalars(select(OrderRow.body).where(OrderRow.state == "open"))))
+    found = []
+    for one in there:
+        row_id = ours.get(one.name)
+        reason = MANAGED if row_id else one.reason
+        if reason is None and one.name in busy:
+            reason = "an operation that is not finished works on it"
+        found.append(Found(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
+    return found
+
+
+@settles
+def manage_volume(desk: Desk, order: ManageVolume, volume: Volume) -> None:
+    """Charge for the volume at the size that it has there, and let the backend give it our name."""
+    backend = desk.backend(order.pool)
+    size = volume.size if volume.host is not None else _charge(desk, order, volume, backend)
+    whole = backend.adopt_volume(order.reference, volume_name(volume))
+    if whole != size:
+        raise BackendError(f"{order.reference} has grown from {size} to {whole} GiB while it was taken over.")
+    keep_limits(desk, order.pool, volume_name(volume), volume.volume_type_id, size)
+    with desk.db.write() as session:
+        states.settle(session, order, V.AVAILABLE)
+
+
+def _charge(desk: Desk, order: ManageVolume, volume: Volume, backend: Backend) -> int:
+    """Find out the size, and charge quota and pool for it; return it, in GiB."""
+    with desk.db.read() as session:
+        found = {one.reference: one for one in volumes_on(session, backend, order.pool)}.get(order.reference)
+    if found is None:
+        raise VolumeMissing(f"There is no volume {order.reference} on {order.pool}.")
+    if found.reason is not None:
+        raise BackendError(f"{order.reference} cannot be managed: {found.reason}")
+    size = max(1, found.size_gib)
+    limits = desk.config.quota
+    with desk.db.write() as session:
+        quotas.check_volume_size(session, limits, volume.project_id, size)
+        quotas.charge(session, limits, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=size)
+        claims.claim(session, order.pool, volumes=1, volume_gib=size)
+        report = desk.board.get(order.pool)
+        session.execute(
+            update(Volume)
+            .where(Volume.id == volume.id)
+            .values(
+                host=order.pool,
+                size=size,
+                consumes_quota=True,
+                availability_zone=report.availability_zone if report else volume.availability_zone,
+            )
+        )
+    return size
