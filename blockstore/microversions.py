@@ -35,7 +35,9 @@ SERVICES_CLUSTER = Version(3, 7)
 """Services show their cluster."""
 FILTER_GROUP_ID = Version(3, 10)
 """Volumes are filtered by group_id."""
+MANAGEABLE = Version(3, 8)
 MIGRATE_CLUSTER = Version(3, 16)
+MANAGEABLE_CLUSTER = Version(3, 17)
 """A volume can be asked to move to a cluster."""
 VOLUME_SUMMARY = Version(3, 12)
 """Totals of volumes."""

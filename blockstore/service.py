@@ -37,7 +37,7 @@ from blockstore.errors import BackendError, ConfigError
 from blockstore.identity import bootstrap
 from blockstore.identity.login import Login
 from blockstore.keyring import Keyring
-from blockstore.manager import reporting
+from blockstore.manager import managing, reporting
 from blockstore.manager.desk import Desk
 from blockstore.manager.exports import ATTACH_LOCAL, LOCAL, Exports
 from blockstore.policies import Overrides, Policy
@@ -103,6 +103,7 @@ class Service:
                 check_connector=self.exports.check_connector,
                 explain_new=functools.partial(explaining.explain_new, room),
                 plan_drain=functools.partial(explaining.plan_drain, room),
+                manageable=functools.partial(managing.manageable, self.desk),
             ),
             login,
         )

@@ -24,7 +24,7 @@ WORDS = {
     "thin": "Thin: space is taken when written",
     "thick": "Thick: space is taken when created",
     "qos": "QoS limits kept by the storage",
-    "manage": "Taking over what others made (the contract; its API comes later)",
+    "manage": "Taking over what others made",
 }
 
 HEAD = """\

@@ -69,7 +69,16 @@ def test_every_status_of_an_order_is_transitional_and_the_reverse(machine: Machi
     for kind in KINDS.values():
         ids = {
             name: "x"
-            for name in ("volume_id", "snapshot_id", "attachment_id", "came_from", "destination", "name_id", "name")
+            for name in (
+                "volume_id",
+                "snapshot_id",
+                "attachment_id",
+                "came_from",
+                "destination",
+                "name_id",
+                "name",
+                "reference",
+            )
             if name in kind.__dataclass_fields__
         }
         extra = {

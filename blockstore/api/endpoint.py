@@ -67,6 +67,8 @@ class Core:
     """What the scheduler would do with a new volume."""
     plan_drain: Callable[[Session, str], list[dict[str, Any]]]
     """Where the volumes of a backend would go."""
+    manageable: Callable[[Session, str, str], list[Any]]
+    """What is on a pool: ``volumes`` or ``snapshots``. Raises BackendError."""
 
 
 @dataclass(slots=True, kw_only=True)

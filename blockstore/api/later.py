@@ -1,4 +1,4 @@
-"""What the API has and this service does not, yet: images, backups, groups, migration, manage, failover.
+"""What the API has and this service does not, yet: images, backups, groups, failover.
 
 Lists are empty, which is true; a single one cannot be found; and what would make or move something answers 501 with
 what is missing, never with a pretence. A part leaves this file when it is built.
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.endpoint import Call, Room
-from blockstore.api.snapshots import find_snapshot
 from blockstore.api.volumes import find_volume
 from blockstore.errors import NotFound, NotOffered
 from blockstore.microversions import Version
@@ -18,9 +17,9 @@ from blockstore.schemas.later import Anything
 
 room = Room()
 
-VOLUME_ACTION, SNAPSHOT_ACTION = "/volumes/<volume_id>/action", "/snapshots/<snapshot_id>/action"
+VOLUME_ACTION = "/volumes/<volume_id>/action"
 IMAGES = "images from Glance"
-MANAGE, REPLICATION = "taking over and letting go of volumes that others made", "replication"
+REPLICATION = "replication"
 GROUPS = "groups"
 SNAPSHOT_OF_GROUP, OLD_GROUP, OLD_SNAPSHOT = "Group snapshot", "Consistency group", "Consistency group snapshot"
 LIST_SNAPSHOTS, SHOW_SNAPSHOT = "group:get_all_group_snapshots", "group:get_group_snapshot"
@@ -41,7 +40,6 @@ VOLUME_ACTIONS = (
     # action, policy, since, what is missing
     ("os-volume_upload_image", "volume_extension:volume_actions:upload_image", (3, 0), IMAGES),
     ("os-reimage", "volume:reimage", (3, 68), IMAGES),
-    ("os-unmanage", "volume_extension:volume_unmanage", (3, 0), MANAGE),
 )
 
 COLLECTIONS = (
@@ -116,18 +114,6 @@ REFUSED = (
     ("POST", "/consistencygroups", "group:create", (3, 0), GROUPS),
     ("POST", "/consistencygroups/create_from_src", "group:create", (3, 0), GROUPS),
     ("POST", "/cgsnapshots", "group:create_group_snapshot", (3, 0), GROUPS),
-    ("GET", "/manageable_volumes", "volume_extension:list_manageable", (3, 8), MANAGE),
-    ("GET", "/manageable_volumes/detail", "volume_extension:list_manageable", (3, 8), MANAGE),
-    ("POST", "/manageable_volumes", "volume_extension:volume_manage", (3, 8), MANAGE),
-    ("GET", "/os-volume-manage", "volume_extension:list_manageable", (3, 0), MANAGE),
-    ("GET", "/os-volume-manage/detail", "volume_extension:list_manageable", (3, 0), MANAGE),
-    ("POST", "/os-volume-manage", "volume_extension:volume_manage", (3, 0), MANAGE),
-    ("GET", "/manageable_snapshots", "snapshot_extension:list_manageable", (3, 8), MANAGE),
-    ("GET", "/manageable_snapshots/detail", "snapshot_extension:list_manageable", (3, 8), MANAGE),
-    ("POST", "/manageable_snapshots", "snapshot_extension:snapshot_manage", (3, 8), MANAGE),
-    ("GET", "/os-snapshot-manage", "snapshot_extension:list_manageable", (3, 0), MANAGE),
-    ("GET", "/os-snapshot-manage/detail", "snapshot_extension:list_manageable", (3, 0), MANAGE),
-    ("POST", "/os-snapshot-manage", "snapshot_extension:snapshot_manage", (3, 0), MANAGE),
     ("PUT", "/os-services/failover_host", "volume:failover_host", (3, 0), REPLICATION),
 )
 
@@ -217,10 +203,3 @@ def group_types(call: Call) -> dict[str, Any]:
 def create_group_from_source(call: Call, body: Mapping[str, Any]) -> None:
     """Refuse what is not offered yet."""
     raise _refuse(GROUPS)
-
-
-@room.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=Anything)
-def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
-    """Refuse what is not offered yet."""
-    find_snapshot(call, snapshot_id)
-    raise _refuse(MANAGE)

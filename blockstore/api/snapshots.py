@@ -116,6 +116,11 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
     asked = body["snapshot"]
     volume = find_volume(call, str(asked["volume_id"]), lock=True)  # its status stays what is looked at here
+    return {"snapshot": shown(call, [born(call, volume, asked)], kind="accepted")[0]}
+
+
+def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str = "") -> Snapshot:
+    """File a snapshot of a volume, or, with a ``reference``, the taking over of one. Raises InvalidStatus."""
     _check_snapshot_of(call, volume, asked)
     snapshot = Snapshot(
         id=new_id(),
@@ -137,10 +142,11 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         project_id=volume.project_id,
         snapshot_id=snapshot.id,
         volume_id=volume.id,
+        reference=reference,
     )
     states.born(call.session, snapshot, order)
     OF_SNAPSHOTS.add(call.session, snapshot.id, asked.get("metadata") or {})
-    return {"snapshot": shown(call, [snapshot], kind="accepted")[0]}
+    return snapshot
 
 
 def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> None:

@@ -456,14 +456,14 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
         project_id=volume.project_id,
         volume_id=volume_id,
     )
-    conditions = _removable(force=force, cascade=cascade)
+    conditions = removable(force=force, cascade=cascade)
     at_once = _is_nowhere(call, volume)
     try:
         states.move(
             call.session, states.VOLUME, volume_id, V.DELETING, where=conditions, order=None if at_once else order
         )
     except StateConflict:
-        raise InvalidStatus(_why_not_removable(call, volume, cascade=cascade)) from None
+        raise InvalidStatus(why_not_removable(call, volume, cascade=cascade)) from None
     if at_once:
         if volume.consumes_quota:
             quotas.refund(call.session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
@@ -480,7 +480,8 @@ def _is_nowhere(call: Call, volume: Volume) -> bool:
     return bool(call.session.execute(select(and_(idle, unused, without_snapshots))).scalar())
 
 
-def _removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
+def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
+    """Return what must hold of a volume that is to go."""
     conditions: list[ColumnElement[bool]] = [
         Volume.attach_status != "attached",
         or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
@@ -495,7 +496,8 @@ def _removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _why_not_removable(call: Call, volume: Volume, *, cascade: bool) -> str:
+def why_not_removable(call: Call, volume: Volume, *, cascade: bool) -> str:
+    """Return the sentence that says what is in the way."""
     said = f"Invalid volume: volume {volume.id} cannot be deleted: "
     if volume.attach_status == "attached":
         return said + "it is attached."

@@ -796,6 +796,75 @@ class BackendConformance:
         bench.volume_holds(name, "first")
         bench.lists({name: 1}, {shot: name})
 
+    # --- taking over
+
+    @case(lacks="manage")
+    def test_undeclared_manage_refuses(self, bench: Bench) -> None:
+        """A backend that does not declare manage raises NotSupported and changes nothing."""
+        name = bench.volume("kept")
+        refuses(NotSupported, bench.backend.list_manageable)
+        refuses(NotSupported, bench.backend.list_manageable_snapshots)
+        refuses(NotSupported, bench.backend.adopt_volume, name, bench.prefix + "ours")
+        refuses(NotSupported, bench.backend.adopt_snapshot, name, "s", bench.prefix + "shot")
+        bench.lists({name: 1}, {})
+
+    @case("manage")
+    def test_declared_manage_works(self, bench: Bench) -> None:
+        """A volume is listed, and taken over under a new name with its bytes; twice is once."""
+        name, ours = bench.volume("theirs"), bench.prefix + "ours"
+        found = {one.name: one for one in bench.backend.list_manageable()}
+        expect(name in found, "list_manageable must name every volume.")
+        expect(found[name].size_bytes == GIB, "list_manageable must tell the size in bytes.")
+        expect(bench.backend.adopt_volume(found[name].reference, ours) == 1, "adopt_volume returns the size in GiB.")
+        expect(bench.backend.adopt_volume(found[name].reference, ours) == 1, "Taken over twice is taken over once.")
+        bench.lists({ours: 1}, {})
+        bench.volume_holds(ours, "theirs")
+        bench.backend.extend_volume(ours, 2)
+        bench.lists({ours: 2}, {})
+
+    @case("manage")
+    def test_manage_refusals_change_nothing(self, bench: Bench) -> None:
+        """What is not there, a name that is taken and names that are none are refused."""
+        name, other = bench.volume("one"), bench.volume("two")
+        reference = {one.name: one for one in bench.backend.list_manageable()}[name].reference
+        missing = reference.replace(name, bench.prefix + "none")
+        refuses(VolumeMissing, bench.backend.adopt_volume, missing, bench.prefix + "ours")
+        refuses(NameTaken, bench.backend.adopt_volume, reference, other)
+        for bad in ("", "..", "../up", "-f", "a/b", "/etc/passwd", "a@b"):
+            refuses(BackendError, bench.backend.adopt_volume, bad, bench.prefix + "ours")
+        refuses(BackendError, bench.backend.adopt_volume, reference, "../up")
+        bench.lists({name: 1, other: 1}, {})
+        bench.volume_holds(name, "one")
+        bench.volume_holds(other, "two")
+
+    @case("manage")
+    def test_manage_of_an_open_volume_is_refused(self, bench: Bench) -> None:
+        """What somebody writes to is not renamed."""
+        name = bench.volume("theirs")
+        reference = {one.name: one for one in bench.backend.list_manageable()}[name].reference
+        with bench.backend.open_volume(name, "r+b"):
+            refuses(InUse, bench.backend.adopt_volume, reference, bench.prefix + "ours")
+        bench.lists({name: 1}, {})
+
+    @case("manage", "snapshots")
+    def test_snapshots_are_taken_over(self, bench: Bench) -> None:
+        """A snapshot of a volume of ours gets a new name and keeps its bytes; twice is once."""
+        name = bench.volume("before")
+        theirs, ours = bench.snapshot(name), bench.prefix + "shot"
+        bench.fill(name, "after")
+        found = {one.name: one for one in bench.backend.list_manageable_snapshots()}
+        expect(theirs in found, "list_manageable_snapshots must name every snapshot.")
+        expect(found[theirs].size_bytes == GIB, "list_manageable_snapshots must tell the size in bytes.")
+        volumes = {one.reference for one in bench.backend.list_manageable()}
+        expect(found[theirs].volume in volumes, "A snapshot must name its volume as list_manageable does.")
+        for _ in range(2):
+            bench.backend.adopt_snapshot(name, found[theirs].reference, ours)
+        bench.lists({name: 1}, {ours: name})
+        bench.snapshot_holds(name, ours, "before")
+        other = bench.volume("other")
+        refuses(BackendError, bench.backend.adopt_snapshot, other, ours, bench.prefix + "third")
+        bench.lists({name: 1, other: 1}, {ours: name})
+
 
 class _Thrown(BackendError):
     """What a case throws through a backend."""

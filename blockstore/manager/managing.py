@@ -17,11 +17,12 @@ from blockstore.db.models import OrderRow, Snapshot, Volume
 from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
-from blockstore.orders import ManageVolume
+from blockstore.orders import ManageVolume, MoveToType, MoveVolume, RemoveCopy
 from blockstore.settling import settles
 from blockstore.states import V
 
 MANAGED = "already managed"
+_COPYING = [kind.__name__ for kind in (MoveVolume, MoveToType, RemoveCopy)]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Found:
     """The id of the row that has it."""
 
 
+def manageable(desk: Desk, session: Session, pool: str, kind: str) -> list[Found]:
+    """Return the volumes, or the snapshots, on a pool. Raises BackendError."""
+    return (volumes_on if kind == "volumes" else snapshots_on)(session, desk.backend(pool), pool)
+
+
 def volumes_on(session: Session, backend: Backend, pool: str) -> list[Found]:
     """Return the volumes on a pool, ours included. Raises BackendError."""
     rows = session.execute(select(Volume.id, Volume.name_id).where(Volume.host == pool))
@@ -52,12 +58,13 @@ def snapshots_on(session: Session, backend: Backend, pool: str) -> list[Found]:
 
 def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[Found]:
     # What an unfinished move copies to, or has left behind, is in no row.
-    busy = " ".join(map(str, session.scalars(select(OrderRow.body).where(OrderRow.state == "open"))))
+    copies = select(OrderRow.body).where(OrderRow.state == "open", OrderRow.kind.in_(_COPYING))
+    busy = " ".join(map(str, session.scalars(copies)))
     found = []
     for one in there:
         row_id = ours.get(one.name)
         reason = MANAGED if row_id else one.reason
-        if reason is None and one.name in busy:
+        if reason is None and one.name.removeprefix("volume-") in busy:
             reason = "an operation that is not finished works on it"
         found.append(Found(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
     return found

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blockstore.orders import Order, PlaceExtension, PlaceMigration, PlaceSnapshot, PlaceVolume, RetypeVolume
+from blockstore.orders import (
+    Order,
+    PlaceExtension,
+    PlaceManaged,
+    PlaceMigration,
+    PlaceSnapshot,
+    PlaceVolume,
+    RetypeVolume,
+)
 from blockstore.scheduler import placing
 
 HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {

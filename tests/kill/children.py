@@ -132,6 +132,21 @@ SCENARIOS: Mapping[str, Scenario] = {
         lambda w: w.retype("P", volume_backend_name=w.elsewhere("P").partition("@")[2]),
         {"P": ("available", 1, "plain")},
     ),
+    "manage": Scenario(
+        lambda w: w.manage(), {"new": ("available", 1, "theirs")}, before=lambda w: w.foreign("foreign", "theirs")
+    ),
+    "manage that is not there": Scenario(lambda w: w.manage(), {"new": ("error_managing", 0, None)}),
+    "manage a snapshot": Scenario(
+        lambda w: w.ask(
+            "POST",
+            "/manageable_snapshots",
+            {"snapshot": {"volume_id": w.ids["V"], "ref": f"{snapshot_name(w.ids['S2'])}.raw"}},
+        ),
+        {"new": ("available", 1, "mid")},
+        before=lambda w: w.ask("POST", f"/snapshots/{w.ids['S2']}/action", {"os-unmanage": {}}),
+        begin={"S2": None},
+    ),
+    "unmanage": Scenario(lambda w: w.action("P", "os-unmanage", {}), {"P": None}, files_order=False),
     "first snapshot": Scenario(
         lambda w: w.ask("POST", "/snapshots", {"snapshot": {"volume_id": w.ids["P"]}}),
         {"new": ("available", 1, "plain")},
@@ -240,6 +255,22 @@ class World:
 
     def move(self, name: str) -> Answer:
         return self.action(name, "os-migrate_volume", {"host": self.elsewhere(name)})
+
+    def foreign(self, name: str, text: str) -> Answer:
+        """Make a volume on the first pool behind the service's back."""
+        backend = self.service.backends[min(self.service.backends)]
+        backend.create_volume(name, 1)
+        with backend.open_volume(name, "r+b") as file:
+            for place in PLACES:
+                file.seek(place)
+                file.write(text.encode().ljust(4096, b"\0"))
+        return self.ask("GET", f"/manageable_volumes?host={self._first()}")
+
+    def manage(self) -> Answer:
+        return self.ask("POST", "/manageable_volumes", {"volume": {"host": self._first(), "ref": "foreign.raw"}})
+
+    def _first(self) -> str:
+        return min(self.service.backends).partition("#")[0]
 
     def attach(self, name: str, **fields: Any) -> Answer:
         return self.ask("POST", "/attachments", {"attachment": {"volume_uuid": self.ids[name], **fields}})

@@ -34,7 +34,7 @@ from blockstore.orders import (
 from blockstore.states import A
 from blockstore.targets.contract import Target
 
-MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting"})
+MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting", "managing", "error_managing"})
 """Statuses of rows whose bytes need not be on the backend: they never got there, or are half-way out."""
 MAY_BE_LARGER = frozenset({"extending", "error_extending"})
 
@@ -294,7 +294,8 @@ def _strays(
     backend: DirectoryBackend, volumes: list[Any], snapshots: list[Any], names: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield every file and directory that belongs to no row: unfinished ones, claims of names, empty directories."""
-    known = {"snapshots"}
+    # What others made belongs to no row either, until it is taken over.
+    known = {"snapshots", "foreign.raw"}
     for row in volumes:
         name = volume_name(row)
         known |= {f"{name}.raw", f"{name}.qcow2", f"snapshots/{name}"}

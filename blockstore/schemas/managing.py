@@ -1,0 +1,54 @@
+"""Bodies of what takes over, and lets go of, volumes and snapshots that others made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError, fields
+
+from blockstore.microversions import MIGRATE_CLUSTER
+from blockstore.schemas.base import AnyValue, BoolLike, Pairs, Part, Schema, Text, Uuid, field
+
+
+class Reference(fields.Field[str]):
+    """What a volume is called on its backend: a name, or an object with ``source-name``."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        name = value.get("source-name") if isinstance(value, dict) else value
+        if not isinstance(name, str) or not name.strip() or len(name) > 255 or "\0" in name:
+            raise ValidationError('It must be {"source-name": NAME}, NAME of 1 to 255 characters.')
+        if isinstance(value, dict) and set(value) != {"source-name"}:
+            raise ValidationError("Its only key is source-name.")
+        return name
+
+
+class Volume(Schema):
+    ref = field(Reference, required=True)
+    host = field(Text, min_length=1, allow_none=True)
+    cluster = field(Text, since=MIGRATE_CLUSTER, min_length=1, allow_none=True)
+    name = field(Text, strip=True, allow_none=True)
+    description = field(Text, printable=True, allow_none=True)
+    availability_zone = field(Text, allow_none=True)
+    bootable = field(BoolLike)
+    volume_type = field(Text, allow_none=True)
+    metadata = field(Pairs, allow_none=True)
+
+
+class ManageVolume(Schema):
+    volume = field(Part, required=True, schema=Volume)
+
+
+class Snapshot(Schema):
+    volume_id = field(Uuid, required=True)
+    ref = field(Reference, required=True)
+    name = field(Text, strip=True, allow_none=True)
+    description = field(Text, printable=True, allow_none=True)
+    metadata = field(Pairs, allow_none=True)
+
+
+class ManageSnapshot(Schema):
+    snapshot = field(Part, required=True, schema=Snapshot)
+
+
+class Unmanage(Schema):
+    unmanage = field(AnyValue, required=True, allow_none=True, data_key="os-unmanage")

@@ -1,0 +1,215 @@
+"""Volumes and snapshots that others made are listed, taken over and let go, and nothing is counted wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from blockstore.backends.contract import Backend
+from blockstore.db.models import QuotaUsage, Volume
+from blockstore.errors import NoSpace
+from blockstore.service import Service
+from tests.conftest import Client, backend_section
+from tests.kill.invariants import check
+
+HOST = "blockstore@a"
+
+
+@pytest.fixture(params=["memory", "directory"])
+def api(start_service: Callable[..., Service], database_url: str, request: pytest.FixtureRequest) -> Client:
+    return Client(start_service(database_url=database_url, backends=(backend_section("a", request.param),)))
+
+
+@pytest.fixture
+def backend(api: Client) -> Backend:
+    (found,) = api.service.backends.values()
+    return found
+
+
+def idle(api: Client) -> None:
+    assert api.service.bus.wait_idle(60)
+
+
+def foreign(backend: Backend, name: str, text: bytes = b"theirs") -> str:
+    """Make a volume behind the service's back; return its reference."""
+    backend.create_volume(name, 1)
+    with backend.open_volume(name, "r+b") as file:
+        file.write(text)
+    return {one.name: one.reference for one in backend.list_manageable()}[name]
+
+
+def listed(api: Client, path: str = "/manageable_volumes/detail", **query: Any) -> list[dict[str, Any]]:
+    words = "&".join(f"{key}={value}" for key, value in {"host": HOST, **query}.items())
+    answer = api("GET", f"{path}?{words}")
+    assert answer.status == 200, answer.body
+    (found,) = answer.json.values()
+    return list(found)
+
+
+def manage(api: Client, reference: Any, **more: Any) -> Any:
+    return api("POST", "/manageable_volumes", {"volume": {"host": HOST, "ref": reference, **more}})
+
+
+def managed(api: Client, reference: str, **more: Any) -> dict[str, Any]:
+    answer = manage(api, {"source-name": reference}, **more)
+    assert answer.status == 202, answer.body
+    idle(api)
+    found: dict[str, Any] = api("GET", f"/volumes/{answer.json['volume']['id']}").json["volume"]
+    return found
+
+
+def used(api: Client, resource: str) -> int:
+    with api.service.db.read() as session:
+        return session.execute(select(QuotaUsage.in_use).where(QuotaUsage.resource == resource)).scalar() or 0
+
+
+def first(backend: Backend, name: str, length: int = 6) -> bytes:
+    with backend.open_volume(name, "rb") as file:
+        return file.read(length)
+
+
+def test_a_foreign_volume_is_listed_taken_over_and_used(api: Client, backend: Backend) -> None:
+    reference = foreign(backend, "their-disk")
+    (item,) = listed(api)
+    assert item == {
+        "reference": {"source-name": reference}, "size": 1, "safe_to_manage": True, "reason_not_safe": None,
+        "cinder_id": None, "extra_info": None,
+    }  # fmt: skip
+    volume = managed(api, reference, name="mine", bootable=True, metadata={"k": "v"})
+    assert (volume["status"], volume["size"], volume["name"]) == ("available", 1, "mine")
+    assert (volume["bootable"], volume["metadata"]) == ("true", {"k": "v"})
+    assert first(backend, f"volume-{volume['id']}") == b"theirs"
+    assert (used(api, "volumes"), used(api, "gigabytes")) == (1, 1)
+    (item,) = listed(api)
+    assert (item["safe_to_manage"], item["reason_not_safe"], item["cinder_id"]) == (
+        False, "already managed", volume["id"],
+    )  # fmt: skip
+    again = manage(api, item["reference"])
+    assert again.status == 400
+    assert volume["id"] in again.body
+    check(api.service.db, api.service.backends)
+
+
+def test_let_go_and_taken_back(api: Client, backend: Backend) -> None:
+    """Volume and snapshot survive with their bytes, and are not counted meanwhile."""
+    volume = managed(api, foreign(backend, "their-disk"))
+    shot = api("POST", "/snapshots", {"snapshot": {"volume_id": volume["id"]}}).json["snapshot"]
+    idle(api)
+    refused = api("POST", f"/volumes/{volume['id']}/action", {"os-unmanage": {}})
+    assert refused.status == 400
+    assert "snapshot" in refused.body
+    assert api("POST", f"/snapshots/{shot['id']}/action", {"os-unmanage": {}}).status == 202
+    assert api("GET", f"/snapshots/{shot['id']}").status == 404
+    assert (used(api, "snapshots"), used(api, "gigabytes")) == (0, 1)
+    (item,) = listed(api, "/manageable_snapshots/detail")
+    assert (item["safe_to_manage"], item["cinder_id"]) == (True, None)
+    assert item["source_reference"] == listed(api)[0]["reference"]
+    body = {"snapshot": {"volume_id": volume["id"], "ref": item["reference"], "name": "back"}}
+    back = api("POST", "/manageable_snapshots", body)
+    assert (back.status, back.json["snapshot"]["status"]) == (202, "creating")
+    idle(api)
+    snapshot_id = back.json["snapshot"]["id"]
+    assert api("GET", f"/snapshots/{snapshot_id}").json["snapshot"]["status"] == "available"
+    with backend.open_snapshot(f"volume-{volume['id']}", f"snap-{snapshot_id}") as file:
+        assert file.read(6) == b"theirs"
+    check(api.service.db, api.service.backends)
+    api("DELETE", f"/snapshots/{snapshot_id}")
+    idle(api)
+    assert api("POST", f"/volumes/{volume['id']}/action", {"os-unmanage": None}).status == 202
+    assert api("GET", f"/volumes/{volume['id']}").status == 404
+    assert (used(api, "volumes"), used(api, "gigabytes")) == (0, 0)
+    (item,) = listed(api)
+    returned = managed(api, item["reference"]["source-name"])
+    assert first(backend, f"volume-{returned['id']}") == b"theirs"
+    check(api.service.db, api.service.backends)
+
+
+def test_what_cannot_be_taken_over_says_why_and_counts_for_nothing(api: Client, backend: Backend) -> None:
+    reference = foreign(backend, "their-disk")
+    missing = managed(api, reference.replace("their", "no"))
+    backend_fails = foreign(backend, "second")
+    project = missing["os-vol-tenant-attr:tenant_id"]
+    api("PUT", f"/os-quota-sets/{project}", {"quota_set": {"gigabytes": 0}})
+    over = managed(api, backend_fails)
+    for volume, why in ((missing, "There is no volume"), (over, "exceeds allowed")):
+        assert (volume["status"], volume["size"]) == ("error", 0)  # compat: shown as error
+        with api.service.db.read() as session:
+            assert session.get_one(Volume, volume["id"]).status == "error_managing"
+        messages = api("GET", f"/messages?resource_uuid={volume['id']}").json["messages"]
+        assert why in messages[0]["user_message"], messages
+    assert (used(api, "volumes"), used(api, "gigabytes")) == (0, 0)
+    assert {one.reference for one in backend.list_manageable()} == {reference, backend_fails}
+    check(api.service.db, api.service.backends)
+    for volume in (missing, over):
+        assert api("DELETE", f"/volumes/{volume['id']}").status == 202
+    idle(api)
+    assert {one.reference for one in backend.list_manageable()} == {reference, backend_fails}
+    check(api.service.db, api.service.backends)
+
+
+def test_a_backend_that_fails_leaves_the_volume_where_it_was(api: Client, backend: Backend, monkeypatch: Any) -> None:
+    reference = foreign(backend, "their-disk")
+
+    def fail(*_args: Any) -> int:
+        raise NoSpace("There is no room to grow.")
+
+    monkeypatch.setattr(backend, "adopt_volume", fail)
+    volume = managed(api, reference)
+    assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", None)
+    assert (used(api, "volumes"), used(api, "gigabytes")) == (0, 0)
+    check(api.service.db, api.service.backends)
+    assert first(backend, "their-disk") == b"theirs"
+
+
+def test_pages(api: Client, backend: Backend) -> None:
+    references = sorted(foreign(backend, f"disk{number}") for number in range(5))
+    backend.extend_volume("disk3", 2)
+    names = [one["reference"]["source-name"] for one in listed(api, "/manageable_volumes")]
+    assert names == references[::-1]
+    assert set(listed(api, "/manageable_volumes")[0]) == {"reference", "size", "safe_to_manage"}
+    names = [one["reference"]["source-name"] for one in listed(api, sort="size:desc,reference:asc")]
+    assert names == [references[3], *references[:3], references[4]]
+    got: list[str] = []
+    while page := listed(
+        api, limit=2, sort="reference:asc", **({"marker": json.dumps({"source-name": got[-1]})} if got else {})
+    ):
+        got += [one["reference"]["source-name"] for one in page]
+    assert got == references
+    assert [one["reference"]["source-name"] for one in listed(api, offset=4, sort="reference:asc")] == references[4:]
+    for bad in ("sort=name", "marker=unknown", "limit=-1", "sort_dir=up", "cluster=c"):
+        answer = api("GET", f"/manageable_volumes?host={HOST}&{bad}")
+        assert answer.status == 400, bad
+    assert api("GET", "/manageable_volumes").status == 400
+    assert api("GET", "/manageable_volumes?host=nowhere").status == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"ref": {}}, "source-name"),
+        ({"ref": {"source-id": "x"}}, "source-name"),
+        ({"ref": 7}, "source-name"),
+        ({"ref": "x", "host": "nowhere"}, "no pool nowhere"),
+        ({"ref": "x", "host": None}, "host"),
+        ({"ref": "x", "cluster": "c"}, "cluster"),
+        ({"ref": "x", "volume_type": "none"}, "none"),
+        ({"ref": "x", "size": 3}, "size"),
+    ],
+)
+def test_bad_bodies_are_refused_by_name(api: Client, fields: dict[str, Any], said: str) -> None:
+    answer = api("POST", "/manageable_volumes", {"volume": {"host": HOST, **fields}})
+    assert answer.status == 400
+    assert said in answer.body
+    assert api("GET", "/volumes").json["volumes"] == []
+
+
+def test_a_reserved_volume_is_not_let_go(api: Client, backend: Backend) -> None:
+    volume = managed(api, foreign(backend, "their-disk"))
+    assert api("POST", f"/volumes/{volume['id']}/action", {"os-reserve": {}}).status == 202
+    answer = api("POST", f"/volumes/{volume['id']}/action", {"os-unmanage": {}})
+    assert answer.status == 400
+    assert "reserved" in answer.body
