@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from blockstore import claims, messages, quotas, states
 from blockstore.db.models import Attachment, OrderRow, Volume, now
 from blockstore.db.session import Database
-from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, Unreachable
+from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, OverQuota, Unreachable
 from blockstore.messages import Detail
 from blockstore.orders import (
     ConnectAttachment,
@@ -248,7 +248,7 @@ def _explain(order: Order, exc: Exception) -> tuple[str, Detail, str]:
         return str(exc), Detail.NO_BACKEND_AVAILABLE, "failed"
     if isinstance(exc, Unreachable):
         return str(exc), Detail.BACKEND_UNREACHABLE, "failed"
-    if isinstance(exc, BackendError | KeepsStatus):
+    if isinstance(exc, BackendError | KeepsStatus | OverQuota):
         return str(exc), Detail.BACKEND_REFUSED, "failed"
     log.error("%s %s failed unexpectedly", order.kind, order.order_id, exc_info=exc)
     return (

@@ -26,7 +26,7 @@ from blockstore.api.volumes import DELETABLE, View, find_volume, removable, why_
 from blockstore.board import PoolReport
 from blockstore.db.models import Attachment, ServiceRow, Volume, VolumeType, new_id, now
 from blockstore.errors import BackendError, BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
-from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM
+from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
 from blockstore.orders import PlaceManaged, new_order_id
 from blockstore.schemas import managing as schemas
 from blockstore.schemas.base import load
@@ -41,9 +41,7 @@ _SORT_KEYS = ("reference", "size")
 # --- lists -------------------------------------------------------------------------------------------------
 
 
-def _declare_lists(path: str, since: Any, kind: str) -> None:
-    policy = f"{'volume' if kind == 'volumes' else 'snapshot'}_extension:list_manageable"
-
+def _declare_lists(path: str, since: Version, kind: str, policy: str) -> None:
     @room.get(path, policy=policy, since=since)
     def index(call: Call) -> dict[str, Any]:
         """List what is on a pool, ours included."""
@@ -55,13 +53,13 @@ def _declare_lists(path: str, since: Any, kind: str) -> None:
         return {f"manageable-{kind}": _page(call, kind, detailed=True)}
 
 
-for _path, _since, _kind in (
-    ("/manageable_volumes", MANAGEABLE, "volumes"),
-    ("/os-volume-manage", MINIMUM, "volumes"),
-    ("/manageable_snapshots", MANAGEABLE, "snapshots"),
-    ("/os-snapshot-manage", MINIMUM, "snapshots"),
+for _path, _since, _kind, _policy in (
+    ("/manageable_volumes", MANAGEABLE, "volumes", "volume_extension:list_manageable"),
+    ("/os-volume-manage", MINIMUM, "volumes", "volume_extension:list_manageable"),
+    ("/manageable_snapshots", MANAGEABLE, "snapshots", "snapshot_extension:list_manageable"),
+    ("/os-snapshot-manage", MINIMUM, "snapshots", "snapshot_extension:list_manageable"),
 ):
-    _declare_lists(_path, _since, _kind)
+    _declare_lists(_path, _since, _kind, _policy)
 
 
 def _page(call: Call, kind: str, *, detailed: bool) -> list[dict[str, Any]]:

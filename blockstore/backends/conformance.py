@@ -811,7 +811,7 @@ class BackendConformance:
     @case("manage")
     def test_declared_manage_works(self, bench: Bench) -> None:
         """A volume is listed, and taken over under a new name with its bytes; twice is once."""
-        name, ours = bench.volume("theirs"), bench.prefix + "ours"
+        name, ours = bench.volume("theirs"), bench.name()
         found = {one.name: one for one in bench.backend.list_manageable()}
         expect(name in found, "list_manageable must name every volume.")
         expect(found[name].size_bytes == GIB, "list_manageable must tell the size in bytes.")
@@ -850,7 +850,7 @@ class BackendConformance:
     def test_snapshots_are_taken_over(self, bench: Bench) -> None:
         """A snapshot of a volume of ours gets a new name and keeps its bytes; twice is once."""
         name = bench.volume("before")
-        theirs, ours = bench.snapshot(name), bench.prefix + "shot"
+        theirs, ours = bench.snapshot(name), bench.snapshot_name(name)
         bench.fill(name, "after")
         found = {one.name: one for one in bench.backend.list_manageable_snapshots()}
         expect(theirs in found, "list_manageable_snapshots must name every snapshot.")

@@ -338,6 +338,8 @@ class DirectoryBackend(Backend):
                 raise NameTaken(f"{name} is a snapshot of volume {owner}.")
             if shots and any(True for _image in self._images(shots)):
                 raise BackendError(f"{image.shown} has snapshots, which would be lost; remove them first.")
+            if snapshots:
+                snapshots.remove_sub(image.name)
 
     def _grow_to_whole(self, image: Image, fd: int) -> int:
         size = self._size(image, fd)

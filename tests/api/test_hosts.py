@@ -91,7 +91,6 @@ def test_what_is_not_offered_yet_says_so(lite: Hall) -> None:
         ("POST", "/backups", {"backup": {"volume_id": volume}}),
         ("POST", "/groups", {"group": {}}),
         ("POST", f"/volumes/{volume}/action", {"os-volume_upload_image": {"image_name": "x"}}),
-        ("GET", "/manageable_volumes", None),
         ("PUT", "/os-services/failover_host", {"host": HOST}),
     ):
         answer = admin(method, path, body)

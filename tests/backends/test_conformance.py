@@ -404,6 +404,31 @@ class DeclaredInVain(MemoryBackend):
     clone_volume = create_volume_from_snapshot = revert_volume = create_snapshot  # type: ignore[assignment]
 
 
+class ManageCopies(MemoryBackend):
+    def adopt_volume(self, reference: str, name: str) -> int:
+        image = self._volume(reference)
+        self._pool.volumes.setdefault(name, image.copy(image.size_gib))
+        return image.size_gib
+
+
+class ManageMakesUp(MemoryBackend):
+    def adopt_volume(self, reference: str, name: str) -> int:
+        if reference not in self._pool.volumes:
+            self.create_volume(name, 1)
+        return super().adopt_volume(reference, name)
+
+
+class ManageWhileOpen(MemoryBackend):
+    def _refuse_open(self, name: str) -> None:
+        pass
+
+
+class ManageTakesPresentBytes(MemoryBackend):
+    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        self.delete_snapshot(volume, reference)
+        self.create_snapshot(volume, snapshot)
+
+
 FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
     OldBytes: ("test_create_never_shows_old_bytes",),
     OldBytesInExtension: ("test_extend_keeps_bytes_and_grows_zeros",),
@@ -461,6 +486,10 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
     CheckMakesThings: ("test_check_twice",),
     NeitherThinNorThick: ("test_capabilities_are_steady_and_whole",),
     NotForThreads: ("test_parallel_creates_of_different_names",),
+    ManageCopies: ("test_declared_manage_works",),
+    ManageMakesUp: ("test_manage_refusals_change_nothing",),
+    ManageWhileOpen: ("test_manage_of_an_open_volume_is_refused",),
+    ManageTakesPresentBytes: ("test_snapshots_are_taken_over",),
     NoMultiattach: ("test_declared_multiattach_works",),
     NoOnlineExtend: ("test_declared_online_extend_works",),
     Undeclared: (
@@ -468,6 +497,7 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
         "test_undeclared_clone_refuses",
         "test_undeclared_revert_refuses",
         "test_undeclared_online_extend_refuses",
+        "test_undeclared_manage_refuses",
     ),
     DeclaredInVain: ("test_declared_snapshots_work", "test_declared_clone_works", "test_declared_revert_works"),
 }

@@ -36,6 +36,8 @@ from blockstore.targets.contract import Target
 
 MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting", "managing", "error_managing"})
 """Statuses of rows whose bytes need not be on the backend: they never got there, or are half-way out."""
+FOREIGN = "foreign"
+"""How the names of what others made begin; it belongs to no row until it is taken over."""
 MAY_BE_LARGER = frozenset({"extending", "error_extending"})
 
 
@@ -266,7 +268,7 @@ def _volumes(pool: str, backend: Backend, rows: list[Any]) -> Iterator[str]:
                 yield f"volume {row.id} is {row.status}, and not on {pool}"
         elif size != row.size and not (row.status in MAY_BE_LARGER and size > row.size):
             yield f"volume {row.id} is {row.status} with {row.size} GiB, on {pool} with {size:g} GiB"
-    for name, size in there.items():
+    for name, size in _ours(there):
         yield f"{name}, {size:g} GiB, is on {pool} and in no row"
 
 
@@ -286,16 +288,19 @@ def _snapshots(pool: str, backend: Backend, rows: list[Any], names: Mapping[str,
                 size = file.seek(0, os.SEEK_END) / GIB
             if size != row.volume_size:
                 yield f"snapshot {row.id} has {row.volume_size} GiB, on {pool} {size:g} GiB"
-    for name, origin in there.items():
+    for name, origin in _ours(there):
         yield f"{name} of {origin or 'nothing'} is on {pool} and in no row"
+
+
+def _ours(there: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, what) for name, what in there.items() if not name.startswith(FOREIGN)]
 
 
 def _strays(
     backend: DirectoryBackend, volumes: list[Any], snapshots: list[Any], names: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield every file and directory that belongs to no row: unfinished ones, claims of names, empty directories."""
-    # What others made belongs to no row either, until it is taken over.
-    known = {"snapshots", "foreign.raw"}
+    known = {"snapshots"}
     for row in volumes:
         name = volume_name(row)
         known |= {f"{name}.raw", f"{name}.qcow2", f"snapshots/{name}"}
@@ -308,5 +313,5 @@ def _strays(
         if row.status in MAY_BE_ABSENT:
             known |= {f"snapshots/.{name}.tmp", f"{below}/.{name}.tmp"}
     for path in sorted(backend.path.rglob("*")):
-        if str(path.relative_to(backend.path)) not in known:
+        if str(path.relative_to(backend.path)) not in known and not path.name.startswith(FOREIGN):
             yield f"{path} belongs to no row"

@@ -87,7 +87,7 @@ def scenarios() -> Sequence[str]:
     return (
         "create", "create from a snapshot", "clone", "create on the next pool", "create that nothing can take",
         "extend", "extend that nothing can take", "retype", "move", "retype by moving",
-        "manage", "manage that is not there", "manage a snapshot", "unmanage",
+        "manage", "manage that nothing can take", "manage a snapshot",
         "retype that nothing can take", "first snapshot", "third snapshot", "delete a snapshot", "delete",
         "delete with cascade", "revert", "reserve", "attach at once", "connect", "complete", "detach",
         "detach the older way", "connect the older way", "disconnect the older way", "reset to detached",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockstore.backends import process
+from blockstore.backends.contract import GIB
 from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
 
 from .conftest import Disk, lvm_backend, run
@@ -259,3 +260,51 @@ def test_foreign_volumes(disk: Disk, lvm_type: str) -> None:
         assert "swap" in disk.names()
         with pytest.raises(VolumeMissing), b.open_volume("swap", "rb"):
             pass
+
+
+def test_foreign_volumes_are_taken_over(disk: Disk, lvm_type: str) -> None:
+    """Grown to whole GiB with zeros, its snapshots come along, and what does not fit stays what it was."""
+    b = lvm_backend(disk, lvm_type)
+    where = ("-V", "1500m", "-T", f"{disk.vg}/{disk.vg}-pool") if lvm_type == "thin" else ("-L", "1500m", disk.vg)
+    run("lvcreate", "-y", "-n", "their_disk", *where)
+    with b.open_volume("their_disk", "r+b") as file:
+        file.write(b"theirs")
+    (found,) = b.list_manageable()
+    assert (found.reference, found.size_bytes, found.reason) == ("their_disk", 1500 * 2**20, None)
+    for _ in range(2):
+        assert b.adopt_volume("their_disk", "volume-1") == 2
+    assert b.list_volumes() == {"volume-1": 2}
+    with b.open_volume("volume-1", "rb") as file:
+        assert file.read(6) == b"theirs"
+        file.seek(1500 * 2**20)
+        assert not any(file.read(2**20))
+    b.create_snapshot("volume-1", "snap-1")
+    (shot,) = b.list_manageable_snapshots()
+    assert (shot.reference, shot.volume, shot.size_bytes) == ("snap-1", "volume-1", 2 * GIB)
+    # Let go with its snapshot, and taken back: the snapshot follows.
+    assert b.adopt_volume("volume-1", "volume-2") == 2
+    assert b.list_snapshots() == {"snap-1": "volume-2"}
+    b.adopt_snapshot("volume-2", "snap-1", "snap-2")
+    b.adopt_snapshot("volume-2", "snap-1", "snap-2")
+    assert b.list_snapshots() == {"snap-2": "volume-2"}
+    b.revert_volume("volume-2", "snap-2")
+    b.delete_snapshot("volume-2", "snap-2")
+    b.delete_volume("volume-2")
+    assert b.list_volumes() == {}
+
+
+def test_foreign_snapshots_are_taken_over(disk: Disk, lvm_type: str) -> None:
+    """What lvcreate -s made, without our tag."""
+    b = lvm_backend(disk, lvm_type)
+    b.create_volume("v", 1)
+    more = () if lvm_type == "thin" else ("-L", "1100m")
+    run("lvcreate", "-y", "-s", *more, "-n", "theirs", f"{disk.vg}/v")
+    (shot,) = b.list_manageable_snapshots()
+    assert (shot.reference, shot.volume) == ("theirs", "v")
+    b.adopt_snapshot("v", "theirs", "snap-1")
+    assert b.list_snapshots() == {"snap-1": "v"}
+    with b.open_snapshot("v", "snap-1") as file:
+        assert file.seek(0, 2) == GIB
+    b.delete_snapshot("v", "snap-1")
+    b.delete_volume("v")
+    assert b.list_volumes() == {}

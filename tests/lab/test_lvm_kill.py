@@ -269,3 +269,17 @@ def test_lvcreate_killed_before_it_attached_a_snapshot(disk: Disk) -> None:
         assert b.list_snapshots() == {"snap-v": "v"}
         b.delete_snapshot("v", "snap-v")
         assert pool_only(disk) == ["v"]
+
+
+def test_manage(killer: Killer, disk: Disk, again: Callable[[], LvmBackend]) -> None:
+    """A killed taking over is completed, with the bytes and the snapshot."""
+    theirs, ours, b = "one", "two", again()
+    b.create_volume(theirs, 1)
+    write(b, theirs, "kept")
+    b.create_snapshot(theirs, "shot")
+    for restarted in steps(killer, lambda b: b.adopt_volume(theirs, ours), again):
+        assert restarted.adopt_volume(theirs, ours) == 1
+        assert read(restarted, ours, 1) == "kept"
+        assert restarted.list_snapshots() == {"shot": ours}
+        assert restarted.list_volumes() == {ours: 1}
+        restarted.adopt_volume(ours, theirs)
