@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blockstore.backends.contract import Capabilities, Capacity
+from blockstore.backends.contract import Capabilities, Capacity, Chore
 from blockstore.config import PoolConfig
 from blockstore.db.models import PoolUsage
 
@@ -31,6 +31,8 @@ class PoolReport:
     """Why it is down; a sentence."""
     capabilities: Capabilities
     capacity: Capacity
+    chores: Sequence[Chore] = ()
+    """What goes on in the background."""
     ours_gib: int
     """What the ledger said when the figures were read: tells how much of them is not ours."""
     at: datetime.datetime
@@ -74,6 +76,9 @@ class PoolReport:
             "multiattach": caps.multiattach,
             "online_extend_support": caps.online_extend,
             "QoS_support": caps.qos,
+            "consistent_group_snapshot_enabled": caps.group_snapshots,
+            "deepest_chain": self.capacity.deepest_chain,
+            "background": [f"{chore.what}: {chore.percent} %" for chore in self.chores],
             "replication_enabled": False,
             "backend_state": "up" if self.up else "down",
             "filter_function": config.filter_function or None,

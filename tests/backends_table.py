@@ -23,6 +23,7 @@ WORDS = {
     "multiattach": "Multi-attach",
     "thin": "Thin: space is taken when written",
     "thick": "Thick: space is taken when created",
+    "group_snapshots": "Snapshots of several volumes at one instant",
     "qos": "QoS limits kept by the storage",
     "manage": "Taking over what others made",
 }

@@ -73,6 +73,8 @@ class Capabilities:
     """Space is taken when written, so the pool may be over-subscribed."""
     thick: bool = False
     """Space is taken when created."""
+    group_snapshots: bool = False
+    """Snapshots of several volumes are taken at one instant, also while they are written."""
     qos: bool = False
     """The storage itself keeps the limits that ``limit_volume`` sets."""
     manage: bool = False
@@ -91,6 +93,17 @@ class Capacity:
     free_gib: float
     provisioned_gib: float | None = None
     """Sum of virtual sizes on the pool, also of volumes that are not ours; None when the backend cannot tell."""
+    deepest_chain: int | None = None
+    """Most layers that lie below a volume or snapshot; None where there are no layers, or nobody counts them."""
+
+
+@dataclass(frozen=True)
+class Chore:
+    """Something the plugin does in the background."""
+
+    what: str
+    """What is done to what; words for a person."""
+    percent: int
 
 
 @dataclass(frozen=True)
@@ -178,6 +191,10 @@ class Backend(ABC):
     def capacity(self) -> Capacity:
         """Return the pool's figures, read from the storage."""
 
+    def chores(self) -> Sequence[Chore]:
+        """Return what goes on in the background, and what waits for it. Cheap: asks no storage."""
+        return ()
+
     @abstractmethod
     def list_volumes(self) -> Mapping[str, float]:
         """Return name and size in GiB of every volume on the pool, snapshots and unfinished things excluded."""
@@ -245,6 +262,14 @@ class Backend(ABC):
         Raises: VolumeMissing; NoSpace; NameTaken when the name belongs to another volume's snapshot or to a volume.
         """
         raise self._not_supported("snapshots")
+
+    def create_group_snapshot(self, snapshots: Mapping[str, str]) -> None:
+        """Freeze several volumes, each under the name of its snapshot, at one instant: no write that was confirmed
+        before another one began is missing where the other is there. The volumes may be in use. All or none.
+
+        Raises: as ``create_snapshot``.
+        """
+        raise self._not_supported("group_snapshots")
 
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
         """Remove a snapshot; volumes made from it live on. A snapshot that is not there is a success."""

@@ -93,6 +93,7 @@ def report(desk: Desk, pool: str) -> None:
             reason=reason,
             capabilities=capabilities,
             capacity=capacity,
+            chores=backend.chores(),
             ours_gib=ours,
             at=now(),
         )

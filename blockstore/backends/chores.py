@@ -1,0 +1,105 @@
+"""What a plugin does in the background: one piece of work after the other, on a thread that ends when none is left.
+
+Used by plugins. Nothing here survives a kill: a plugin finds out at its next start what is left to be done.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from blockstore.backends.contract import Chore, Progress
+from blockstore.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[Progress], None]
+
+
+class _Leave(Exception):
+    """The work is given up."""
+
+
+@dataclass
+class _Waiting:
+    subject: str
+    what: str
+    work: Work
+    percent: int = 0
+
+
+class Chores:
+    """One thread for one pool."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._waiting: list[_Waiting] = []
+        self._busy: _Waiting | None = None
+        self._leaving: set[str] = set()
+
+    def add(self, subject: str, what: str, work: Work) -> None:
+        """Do something soon; what waits for the same subject already is done once.
+
+        ``what`` goes on in a log after the pool's name. The work may raise BackendError: it is then left for later.
+        """
+        with self._change:
+            if not any(one.subject == subject for one in self._waiting):
+                self._waiting.append(_Waiting(subject, what, work))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"{self._name}-chores", daemon=True)
+                self._thread.start()
+
+    def now(self) -> Sequence[Chore]:
+        """Return what is being done, and what waits."""
+        with self._change:
+            busy = [self._busy] if self._busy else []
+            return [Chore(what=one.what, percent=one.percent) for one in (*busy, *self._waiting)]
+
+    @contextmanager
+    def leaving(self, subject: str) -> Iterator[None]:
+        """Keep off a subject: work on it is given up first, at the next time that it tells its progress."""
+        with self._change:
+            self._leaving.add(subject)
+            self._waiting = [one for one in self._waiting if one.subject != subject]
+            self._change.wait_for(lambda: self._busy is None or self._busy.subject != subject)
+        try:
+            yield
+        finally:
+            with self._change:
+                self._leaving.discard(subject)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until there is nothing to do; say whether that came true in time."""
+        with self._change:
+            return self._change.wait_for(lambda: self._thread is None, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                self._busy = self._waiting.pop(0) if self._waiting else None
+                if self._busy is None:
+                    self._thread = None
+                self._change.notify_all()
+                one = self._busy
+            if one is None:
+                return
+            try:
+                one.work(lambda percent, one=one: self._tell(one, percent))  # type: ignore[misc]
+            except _Leave:
+                pass
+            except BackendError as exc:
+                log.info("%s: left for later: %s: %s", self._name, one.what, exc)
+            except Exception:
+                log.exception("%s: failed: %s", self._name, one.what)
+
+    def _tell(self, one: _Waiting, percent: int) -> None:
+        if one.subject in self._leaving:
+            raise _Leave
+        if percent >= one.percent + 10:
+            log.info("%s: %s: %d %%", self._name, one.what, percent)
+        one.percent = max(one.percent, percent)
