@@ -117,7 +117,7 @@ STEPS = {
     "os-initialize_connection": Step(
         name="os-initialize_connection",
         arguments={"connector": CONNECTOR},
-        allowed=ALL - {"maintenance", "creating", "extending", "reverting", "retyping", "deleting"},
+        allowed=ALL - {"maintenance", "creating", "managing", "extending", "reverting", "retyping", "deleting"},
     ),
     "os-terminate_connection": Step(
         name="os-terminate_connection",

@@ -46,7 +46,7 @@ from blockstore.service import Service
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Export
 from tests.conftest import UNLIMITED, Answer, Client, backend_section, make_config, target_section
-from tests.kill.invariants import check
+from tests.kill.invariants import FOREIGN, check
 
 DRAIN_LIMIT_S = 5.0
 """How soon a restarted service must have nothing open."""
@@ -631,6 +631,13 @@ def recover(place: str, name: str, target: str, purge: bool) -> None:
 def _purge(service: Service) -> None:
     """Delete everything: nothing that a kill left stands in the way, and nothing remains."""
     api = Client(service)
+    for backend in service.backends.values():  # what others made, and a killed request has not taken over
+        for name, origin in dict(backend.list_snapshots()).items():
+            if name.startswith(FOREIGN):
+                backend.delete_snapshot(origin, name)
+        for name in list(backend.list_volumes()):
+            if name.startswith(FOREIGN):
+                backend.delete_volume(name)
     for volume in api.get("/volumes")["volumes"]:
         reset = {"status": "available", "attach_status": "detached"}
         assert api("POST", f"/volumes/{volume['id']}/action", {"os-reset_status": reset}).status == 202
