@@ -68,7 +68,7 @@ class ServiceConfig:
     workers: int = option("Storage operations that may run at once.", 4)
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
-    attach_timeout_s: float = option("Seconds that a request to attach or detach waits for its outcome.", 60.0)
+    attach_timeout_s: float = option("Seconds that a request to attach, detach or list what is on a pool waits.", 60.0)
     report_interval_s: float = option("Seconds between two looks at each backend's health and capacity.", 30.0)
     drain_timeout_s: float = option("Seconds that a clean stop waits for running operations.", 20.0)
 

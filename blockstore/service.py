@@ -88,6 +88,7 @@ class Service:
         self.db.cast = self.bus.cast
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)
+        self.looker = managing.Looker(self.desk)
         login = Login(self.db, config.identity, self.waiting_room.entered) if service.auth == "builtin" else None
         self.app = create_app(
             Core(
@@ -103,7 +104,7 @@ class Service:
                 check_connector=self.exports.check_connector,
                 explain_new=functools.partial(explaining.explain_new, room),
                 plan_drain=functools.partial(explaining.plan_drain, room),
-                manageable=functools.partial(managing.manageable, self.desk),
+                manageable=self.looker.manageable,
             ),
             login,
         )
@@ -140,6 +141,7 @@ class Service:
         self.clock.shutdown(wait=False)
         clean = self.bus.drain(self.config.service.drain_timeout_s)
         clean = self.reporter.stop() and clean
+        clean = self.looker.stop() and clean
         self.bus.stop()
         self.db.dispose()
         return clean

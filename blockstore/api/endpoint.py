@@ -1,7 +1,7 @@
 """The one decorator: what happens around every function of this room, in a fixed order.
 
 authenticate → microversion → load body and query → policy → session → your function → dump → commit → cast; and where
-the wire wants the outcome in the reply (``Later``), → wait for the orders → reply.
+the wire wants the outcome in the reply (``Later``), → wait for the orders → reply; or what storage says (``Aside``).
 A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is testable without a client.
 """
 
@@ -67,8 +67,8 @@ class Core:
     """What the scheduler would do with a new volume."""
     plan_drain: Callable[[Session, str], list[dict[str, Any]]]
     """Where the volumes of a backend would go."""
-    manageable: Callable[[Session, str, str], list[Any]]
-    """What is on a pool: ``volumes`` or ``snapshots``. Raises BackendError."""
+    manageable: Callable[[str, str, float], list[Any]]
+    """What is on a pool, ``volumes`` or ``snapshots``, if it says so in time. Raises BackendError, TimeoutError."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,6 +114,14 @@ class Later:
     orders: Sequence[str]
     reply: Callable[[Call], Any]
     """Called with a new session; finds out by itself how the orders ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aside:
+    """A reply for which storage is asked: made when the session has ended, while another thread answers."""
+
+    reply: Callable[[float], Any]
+    """Called with the seconds that it may take."""
 
 
 Function = Callable[..., Any]
@@ -254,10 +262,17 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
                 if_match=request.headers.get("If-Match"),
             )
             result = endpoint.function(call, **arguments)
-            if not isinstance(result, Later):
+            if isinstance(result, Later):
+                expecting = waiting.enter_context(core.bus.expecting(result.orders))
+            elif not isinstance(result, Aside):
                 return _dump(result, endpoint.status)
-            expecting = waiting.enter_context(core.bus.expecting(result.orders))
-        return _dump(_replied_later(call, result, expecting), endpoint.status)
+        reply = _made_aside(core, result) if isinstance(result, Aside) else _replied_later(call, result, expecting)
+        return _dump(reply, endpoint.status)
+
+
+def _made_aside(core: Core, aside: Aside) -> Any:
+    with core.waiting_room.entered() as may_wait:
+        return aside.reply(core.config.service.attach_timeout_s if may_wait else 0)
 
 
 def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import exists, or_, select
 
 from blockstore import claims, quotas, states
-from blockstore.api.endpoint import Call, Room
+from blockstore.api.endpoint import Aside, Call, Room
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.services import VOLUME
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
@@ -24,8 +24,16 @@ from blockstore.api.types import default_type, find_type
 from blockstore.api.volume_actions import ACTION
 from blockstore.api.volumes import DELETABLE, View, find_volume, removable, why_not_removable
 from blockstore.board import PoolReport
-from blockstore.db.models import Attachment, ServiceRow, Volume, VolumeType, new_id, now
-from blockstore.errors import BackendError, BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume, VolumeType, new_id, now
+from blockstore.errors import (
+    BackendError,
+    BadRequest,
+    InvalidInput,
+    InvalidStatus,
+    NotFound,
+    ServiceUnavailable,
+    StateConflict,
+)
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
 from blockstore.orders import PlaceManaged, new_order_id
 from blockstore.schemas import managing as schemas
@@ -35,7 +43,7 @@ from blockstore.schemas.volumes import VOLUME as VOLUME_REPLY
 
 room = Room()
 
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_OUR_NAME = re.compile(r"(?:.*/)?(?:volume|snap)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.\w+)?", re.DOTALL)
 _SORT_KEYS = ("reference", "size")
 
 # --- lists -------------------------------------------------------------------------------------------------
@@ -43,14 +51,14 @@ _SORT_KEYS = ("reference", "size")
 
 def _declare_lists(path: str, since: Version, kind: str, policy: str) -> None:
     @room.get(path, policy=policy, since=since)
-    def index(call: Call) -> dict[str, Any]:
+    def index(call: Call) -> Aside:
         """List what is on a pool, ours included."""
-        return {f"manageable-{kind}": _page(call, kind, detailed=False)}
+        return _listing(call, kind, detailed=False)
 
     @room.get(f"{path}/detail", policy=policy, since=since)
-    def detail(call: Call) -> dict[str, Any]:
+    def detail(call: Call) -> Aside:
         """List what is on a pool, and why what cannot be taken over cannot."""
-        return {f"manageable-{kind}": _page(call, kind, detailed=True)}
+        return _listing(call, kind, detailed=True)
 
 
 for _path, _since, _kind, _policy in (
@@ -62,16 +70,30 @@ for _path, _since, _kind, _policy in (
     _declare_lists(_path, _since, _kind, _policy)
 
 
-def _page(call: Call, kind: str, *, detailed: bool) -> list[dict[str, Any]]:
+def _listing(call: Call, kind: str, *, detailed: bool) -> Aside:
     asked = load(PageQuery, dict(call.query), call.version)
-    most = call.core.config.service.max_limit
     keys = _sort_keys(asked)
     cluster = call.query.get("cluster") if call.version >= MANAGEABLE_CLUSTER else None
     pool = _pool(call, call.query.get("host"), cluster).name
-    try:
-        found = call.core.manageable(call.session, pool, kind)
-    except BackendError as exc:
-        raise BadRequest(f"Invalid host: {pool} cannot list its {kind}: {exc}") from exc
+
+    def reply(timeout_s: float) -> dict[str, Any]:
+        try:
+            found = call.core.manageable(pool, kind, timeout_s)
+        except BackendError as exc:
+            raise BadRequest(f"Invalid host: {pool} cannot list its {kind}: {exc}") from exc
+        except TimeoutError:
+            raise ServiceUnavailable(
+                f"{pool} has not said within {timeout_s:g} s which {kind} it has; is its storage stuck?"
+                if timeout_s
+                else f"Too many requests wait for an answer already; ask again for the {kind} on {pool}."
+            ) from None
+        page = _page(found, asked, keys, call.core.config.service.max_limit)
+        return {f"manageable-{kind}": [_item(one, kind, detailed=detailed) for one in page]}
+
+    return Aside(reply=reply)
+
+
+def _page(found: Sequence[Any], asked: Mapping[str, Any], keys: Sequence[tuple[str, bool]], most: int) -> Sequence[Any]:
     found = sorted(found, key=lambda one: one.reference)
     for key, down in reversed(keys):
         found.sort(key=lambda one: one.size_gib if key == "size" else one.reference, reverse=down)
@@ -82,8 +104,7 @@ def _page(call: Call, kind: str, *, detailed: bool) -> list[dict[str, Any]]:
             raise BadRequest(f"Invalid input received: marker not found: {marker}")
         found = found[places[0] + 1 :]
     start = asked.get("offset") or 0
-    found = found[start : start + min(asked.get("limit", most), most)]
-    return [_item(one, kind, detailed=detailed) for one in found]
+    return found[start : start + min(asked.get("limit", most), most)]
 
 
 def _item(one: Any, kind: str, *, detailed: bool) -> dict[str, Any]:
@@ -153,7 +174,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     report = _pool(call, asked.get("host"), asked.get("cluster"))
     if not report.capabilities.manage:
         raise BadRequest(f"Invalid host: {report.name} does not offer to take volumes over.")
-    _refuse_managed(call, report.name, asked["ref"])
+    _refuse_managed(call, report.name, asked["ref"], Volume)
     kind = _type(call, asked.get("volume_type"))
     volume = Volume(
         id=new_id(),
@@ -195,11 +216,17 @@ def _type(call: Call, ref: str | None) -> VolumeType:
     return kind
 
 
-def _refuse_managed(call: Call, pool: str, reference: str) -> None:
-    ids = _UUID.findall(reference)
-    statement = select(Volume.id).where(Volume.host == pool, or_(Volume.id.in_(ids), Volume.name_id.in_(ids)))
-    for row_id in call.session.scalars(statement) if ids else ():
-        raise BadRequest(f"Invalid reference: {reference} on {pool} is managed already, as volume {row_id}.")
+def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | Snapshot]) -> None:
+    """Raise BadRequest for what is called like something of ours; whatever else is ours, the manager finds out."""
+    named = _OUR_NAME.fullmatch(reference)
+    if named is None:
+        return
+    called = or_(Volume.id == named[1], Volume.name_id == named[1]) if kind is Volume else Snapshot.id == named[1]
+    row_id = call.session.execute(select(kind.id).where(called).limit(1)).scalar()
+    if row_id is not None:
+        raise BadRequest(
+            f"Invalid reference: {reference} on {pool} is managed already, as {kind.__name__.lower()} {row_id}."
+        )
 
 
 def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +237,7 @@ def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     report = call.core.board.get(volume.host or "")
     if report is None or not report.capabilities.manage:
         raise BadRequest(f"Invalid volume: {volume.host} does not offer to take snapshots over.")
+    _refuse_managed(call, report.name, asked["ref"], Snapshot)
     snapshot = snapshot_born(call, volume, {**asked, "force": True}, reference=asked["ref"])
     return {"snapshot": snapshots_shown(call, [snapshot], kind="plain")[0]}
 

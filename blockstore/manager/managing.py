@@ -1,11 +1,13 @@
 """Volumes that others made, taken over: measure, charge, rename. ``Found`` says what is on a pool already, and whose.
 
 The charge and the claim are written before the backend is asked to rename, so that a kill finds them and goes on.
+No session is held while a backend is asked; rows are read after it, for every volume of ours has its row first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sqlalchemy import select, update
@@ -14,6 +16,7 @@ from sqlalchemy.orm import Session
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import GIB, Backend, Manageable
 from blockstore.db.models import OrderRow, Snapshot, Volume
+from blockstore.db.session import Database
 from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
@@ -39,21 +42,46 @@ class Found:
     """The id of the row that has it."""
 
 
-def manageable(desk: Desk, session: Session, pool: str, kind: str) -> list[Found]:
-    """Return the volumes, or the snapshots, on a pool. Raises BackendError."""
-    return (volumes_on if kind == "volumes" else snapshots_on)(session, desk.backend(pool), pool)
+class Looker:
+    """Asks pools what is on them, each on a thread of its own: one that hangs holds up no other, and is asked once."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._threads = {pool: ThreadPoolExecutor(1, thread_name_prefix="look") for pool in desk.backends}
+        self._asked: set[Future[list[Found]]] = set()
+
+    def manageable(self, pool: str, kind: str, timeout_s: float) -> list[Found]:
+        """Return the ``volumes``, or the ``snapshots``, on a pool. Raises BackendError, TimeoutError."""
+        look = volumes_on if kind == "volumes" else snapshots_on
+        asked = self._threads[pool].submit(look, self._desk.db, self._desk.backend(pool))
+        self._asked.add(asked)
+        asked.add_done_callback(self._asked.discard)
+        try:
+            return asked.result(timeout_s)
+        finally:
+            asked.cancel()  # what has not begun when nobody waits any more
+
+    def stop(self) -> bool:
+        """Ask no more; say whether every pool has answered."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+        return not self._asked
 
 
-def volumes_on(session: Session, backend: Backend, pool: str) -> list[Found]:
+def volumes_on(db: Database, backend: Backend) -> list[Found]:
     """Return the volumes on a pool, ours included. Raises BackendError."""
-    rows = session.execute(select(Volume.id, Volume.name_id).where(Volume.host == pool))
-    return _found(session, backend.list_manageable(), {volume_name(row): row.id for row in rows})
+    there = backend.list_manageable()
+    with db.read() as session:
+        # Of all pools: two of them may lead to the same storage.
+        rows = session.execute(select(Volume.id, Volume.name_id))
+        return _found(session, there, {volume_name(row): row.id for row in rows})
 
 
-def snapshots_on(session: Session, backend: Backend, pool: str) -> list[Found]:
+def snapshots_on(db: Database, backend: Backend) -> list[Found]:
     """Return the snapshots on a pool, ours included. Raises BackendError."""
-    ids = session.scalars(select(Snapshot.id).where(Snapshot.host == pool))
-    return _found(session, backend.list_manageable_snapshots(), {snapshot_name(one): one for one in ids})
+    there = backend.list_manageable_snapshots()
+    with db.read() as session:
+        return _found(session, there, {snapshot_name(one): one for one in session.scalars(select(Snapshot.id))})
 
 
 def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[Found]:
@@ -68,6 +96,13 @@ def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) 
             reason = "an operation that is not finished works on it"
         found.append(Found(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
     return found
+
+
+def refuse_unsafe(found: Found) -> None:
+    """Raise BackendError for what must not be taken over."""
+    if found.reason is not None:
+        whose = f", as {found.managed_as}" if found.managed_as else ""
+        raise BackendError(f"{found.reference} cannot be managed: {found.reason}{whose}.")
 
 
 @settles
@@ -85,12 +120,10 @@ def manage_volume(desk: Desk, order: ManageVolume, volume: Volume) -> None:
 
 def _charge(desk: Desk, order: ManageVolume, volume: Volume, backend: Backend) -> int:
     """Find out the size, and charge quota and pool for it; return it, in GiB."""
-    with desk.db.read() as session:
-        found = {one.reference: one for one in volumes_on(session, backend, order.pool)}.get(order.reference)
+    found = {one.reference: one for one in volumes_on(desk.db, backend)}.get(order.reference)
     if found is None:
         raise VolumeMissing(f"There is no volume {order.reference} on {order.pool}.")
-    if found.reason is not None:
-        raise BackendError(f"{order.reference} cannot be managed: {found.reason}")
+    refuse_unsafe(found)
     size = max(1, found.size_gib)
     limits = desk.config.quota
     with desk.db.write() as session:

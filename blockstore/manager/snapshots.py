@@ -11,6 +11,7 @@ from blockstore import claims, quotas, states
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.desk import Desk, name_of, snapshot_name
+from blockstore.manager.managing import refuse_unsafe, snapshots_on
 from blockstore.orders import CreateSnapshot, DeleteSnapshot
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import S
@@ -21,6 +22,9 @@ def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> No
     """Freeze the volume's bytes, or take over a snapshot that is there."""
     volume, backend = name_of(desk.db, order.volume_id), desk.backend(snapshot.host)
     if order.reference:
+        for found in snapshots_on(desk.db, backend):
+            if found.reference == order.reference:
+                refuse_unsafe(found)
         backend.adopt_snapshot(volume, order.reference, snapshot_name(snapshot.id))
     else:
         backend.create_snapshot(volume, snapshot_name(snapshot.id))

@@ -1,4 +1,4 @@
-"""`blockstore serve` with a target that exports when a file is there: for tests of what other requests meet meanwhile.
+"""`blockstore serve` with storage that answers when a file is there: for tests of what other requests meet meanwhile.
 
 Run as ``python -m tests.api.slow_server STATE_DIR GATE``.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from blockstore import service
+from blockstore.backends.contract import Manageable
+from blockstore.backends.memory import MemoryBackend
 from blockstore.config import Config, ServiceConfig
 from blockstore.targets.contract import Connection, Export
 from tests.conftest import make_config
@@ -35,6 +38,15 @@ def main(state_dir: str, gate: str) -> int:
     config = make_config(
         Path(state_dir), service=ServiceConfig(listen="127.0.0.1:0", api_threads=1, workers=4, attach_timeout_s=60)
     )
+
+    list_manageable = MemoryBackend.list_manageable
+
+    def wait_and_list(backend: MemoryBackend) -> Sequence[Manageable]:
+        while not Path(gate).exists():
+            time.sleep(0.01)
+        return list_manageable(backend)
+
+    MemoryBackend.list_manageable = wait_and_list  # type: ignore[method-assign]
 
     def made(config: Config) -> service.Service:
         return attaching_service(config, GatedTarget(Path(gate)))

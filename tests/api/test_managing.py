@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from blockstore.backends.contract import Backend
+from blockstore.api import waiting
+from blockstore.backends.contract import Backend, Manageable
+from blockstore.config import ServiceConfig
 from blockstore.db.models import QuotaUsage, Volume
 from blockstore.errors import NoSpace
 from blockstore.service import Service
@@ -91,6 +96,8 @@ def test_a_foreign_volume_is_listed_taken_over_and_used(api: Client, backend: Ba
     again = manage(api, item["reference"])
     assert again.status == 400
     assert volume["id"] in again.message
+    copy = foreign(backend, f"copy-of-volume-{volume['id']}")
+    assert managed(api, copy)["status"] == "available"
     check(api.service.db, api.service.backends)
 
 
@@ -213,3 +220,82 @@ def test_a_reserved_volume_is_not_let_go(api: Client, backend: Backend) -> None:
     answer = api("POST", f"/volumes/{volume['id']}/action", {"os-unmanage": {}})
     assert answer.status == 400
     assert "attaching" in answer.message
+
+
+def test_a_pool_that_hangs_is_told_of_in_time_and_holds_up_no_other(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = (backend_section("a", "memory"), backend_section("b", "memory"))
+    api = Client(start_service(backends=sections, service=ServiceConfig(attach_timeout_s=0.2)))
+    stuck, there, opened = api.service.backends["blockstore@a#a"], threading.Event(), []
+
+    def hang() -> list[Manageable]:
+        opened.append(True)
+        assert there.wait(30)
+        return []
+
+    monkeypatch.setattr(stuck, "list_manageable", hang)
+    for _ in range(3):
+        answer = api("GET", "/manageable_volumes?host=blockstore@a")
+        assert (answer.status, answer.message) == (
+            503, "blockstore@a#a has not said within 0.2 s which volumes it has; is its storage stuck?",
+        )  # fmt: skip
+        assert api("GET", "/manageable_volumes?host=blockstore@b").status == 200
+    assert len(opened) == 1
+    there.set()
+    assert api("GET", "/manageable_volumes?host=blockstore@a").json == {"manageable-volumes": []}
+
+
+def test_a_stop_does_not_wait_for_a_pool_that_hangs(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = Client(start_service(backends=(backend_section("a", "memory"),), service=ServiceConfig(attach_timeout_s=0.1)))
+    there, looker = threading.Event(), api.service.looker
+    monkeypatch.setattr(api.service.backends["blockstore@a#a"], "list_manageable", lambda: there.wait(30) and [])
+    assert api("GET", "/manageable_volumes?host=blockstore@a").status == 503
+    assert not looker.stop()
+    there.set()
+    while not looker.stop():
+        time.sleep(0.01)
+
+
+def test_who_finds_no_room_to_wait_is_told_at_once(
+    api: Client, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = threading.Event()
+    monkeypatch.setattr(waiting, "MOST", 0)
+    monkeypatch.setattr(backend, "list_manageable_snapshots", lambda: there.wait(30) and [])
+    answer = api("GET", f"/manageable_snapshots?host={HOST}")
+    there.set()
+    monkeypatch.undo()
+    assert listed(api, "/manageable_snapshots") == []
+    assert answer.status == 503
+    assert "ask again for the snapshots" in answer.message
+
+
+def test_what_another_section_has_on_the_same_storage_is_not_taken_over(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    sections = tuple(backend_section(name, "directory", path=str(tmp_path / "pool")) for name in ("a", "b"))
+    api = Client(start_service(backends=sections))
+    made = api("POST", "/volumes", {"volume": {"size": 1}}).json["volume"]["id"]
+    idle(api)
+    pool = api("GET", f"/volumes/{made}").json["volume"]["os-vol-host-attr:host"]
+    other = next(name.partition("#")[0] for name in api.service.backends if name != pool)
+    (item,) = listed(api, host=other)
+    assert (item["safe_to_manage"], item["cinder_id"]) == (False, made)
+    answer = api("POST", "/manageable_volumes", {"volume": {"host": other, "ref": item["reference"]}})
+    assert answer.status == 400
+    assert made in answer.message
+
+
+def test_a_snapshot_that_is_managed_is_not_taken_away_from_its_row(api: Client, backend: Backend) -> None:
+    volume = managed(api, foreign(backend, "foreign"))["id"]
+    shot = api("POST", "/snapshots", {"snapshot": {"volume_id": volume}}).json["snapshot"]["id"]
+    idle(api)
+    (item,) = listed(api, "/manageable_snapshots/detail")
+    again = api("POST", "/manageable_snapshots", {"snapshot": {"volume_id": volume, "ref": item["reference"]}})
+    assert again.status == 400
+    assert shot in again.message
+    assert api("GET", f"/snapshots/{shot}").json["snapshot"]["status"] == "available"
+    check(api.service.db, api.service.backends)

@@ -153,3 +153,19 @@ def test_others_are_answered_while_several_wait_for_a_target(slow: tuple[Ask, Pa
         for wait in waits:
             assert wait.result(30)["attachment"]["connection_info"]["driver_volume_type"] == "iscsi"
     assert len(ask("GET", "/attachments")["attachments"]) == 6
+
+
+def test_others_are_answered_while_a_pool_does_not_say_what_is_on_it(slow: tuple[Ask, Path]) -> None:
+    ask, gate = slow
+    volume = ask("POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"]
+    with ThreadPoolExecutor(4) as threads:
+        lists = [threads.submit(ask, "GET", "/manageable_volumes?host=blockstore@memory") for _ in range(4)]
+        for _ in range(20):
+            assert ask("GET", f"/volumes/{volume}")["volume"]["id"] == volume
+        ask("POST", "/volumes", {"volume": {"size": 1}})
+        while {v["status"] for v in ask("GET", "/volumes/detail")["volumes"]} != {"available"}:
+            time.sleep(0.02)
+        assert not any(one.done() for one in lists)
+        gate.touch()
+        for one in lists:
+            assert len(one.result(30)["manageable-volumes"]) == 2
