@@ -100,6 +100,6 @@ class Chores:
     def _tell(self, one: _Waiting, percent: int) -> None:
         if one.subject in self._leaving:
             raise _Leave
-        if percent >= one.percent + 10:
+        if percent // 10 > one.percent // 10:
             log.info("%s: %s: %d %%", self._name, one.what, percent)
         one.percent = max(one.percent, percent)

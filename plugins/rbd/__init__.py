@@ -36,6 +36,7 @@ from blockstore.backends.contract import (
     BackendOptions,
     Capabilities,
     Capacity,
+    Chore,
     Direct,
     Manageable,
     Mode,
@@ -98,7 +99,7 @@ class RbdBackend(Backend):
         """Volumes (to nothing) and snapshots (to their volume): no name is given twice."""
         self._monitors: tuple[str, Sequence[tuple[str, str]]] | None = None
         self._aside = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
-        self._gardener = Gardener(lambda: self._cluster)
+        self._gardener = Gardener(f"{name}/{self._ceph_pool}", lambda: self._cluster, self._settings.max_clone_depth)
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
@@ -139,9 +140,8 @@ class RbdBackend(Backend):
         cluster = self._cluster
         cluster.prove()
         self._monitors = cluster.monitors()
-        if self._names is None:
-            self._known()
-            self._gardener.wake()  # what a former life left
+        self._known()
+        self._gardener.look()
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -159,6 +159,9 @@ class RbdBackend(Backend):
     def capacity(self) -> Capacity:
         found = self._cluster.figures()
         return Capacity(total_gib=found.total / GIB, free_gib=found.free / GIB)
+
+    def chores(self) -> Sequence[Chore]:
+        return self._gardener.chores.now()
 
     def list_volumes(self) -> Mapping[str, float]:
         return {name: size / GIB for name, size in self._cluster.sizes().items() if not name.startswith(GONE)}
@@ -194,7 +197,7 @@ class RbdBackend(Backend):
             except HasSnapshots:
                 self._bury(name)
         self._forget(name)
-        self._gardener.wake()
+        self._gardener.empty_trash()
 
     def _bury(self, name: str) -> None:
         """Remove an image with snapshots: if they are only what clones need, it waits in the trash for their end."""
@@ -325,6 +328,8 @@ class RbdBackend(Backend):
                 with self._undoing(lambda: self._cluster.remove(name)):
                     self._fit(name, size_gib, about.result())
         self._note(name)
+        if about.result().is_clone:
+            self._gardener.shorten(name)
         progress(100)
 
     def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
@@ -347,6 +352,8 @@ class RbdBackend(Backend):
                 with suppress(VolumeMissing):
                     self._cluster.remove_snapshot(source, helper)
         self._note(name)
+        if about.result().is_clone:
+            self._gardener.shorten(name)
         progress(100)
 
     def _freeze(self, source: str, helper: str, name: str) -> None:
@@ -371,21 +378,6 @@ class RbdBackend(Backend):
             raise BackendError(f"A copy of {source.size / GIB:g} GiB does not fit into {size_gib} GiB.")
         if source.size < size_gib * GIB:
             self._cluster.resize(name, size_gib * GIB)
-        if self._depth(source) >= self._settings.max_clone_depth:
-            self._gardener.flatten(name)
-
-    def _depth(self, of: Info) -> int:
-        """Return how many parents a clone has, as far as it matters."""
-        depth, now = 0, of
-        while now.is_clone and depth < self._settings.max_clone_depth:
-            depth += 1
-            if now.parent is None or not now.parent[0]:
-                return self._settings.max_clone_depth if depth > 1 else depth  # the rest of the chain is out of sight
-            with suppress(VolumeMissing):
-                now = self._cluster.info(now.parent[0])
-                continue
-            break
-        return depth
 
     # --- taking over -------------------------------------------------------------------------------------
 
@@ -466,8 +458,9 @@ class RbdBackend(Backend):
         if names is None:
             names = dict.fromkeys(self._cluster.names(), "")
             names |= {name: image for image, name, _size in self._cluster.all_snapshots()}
-            with self._lock:
-                self._names = names
+            with self._lock:  # another thread may have been quicker, and have noted something since
+                self._names = names if self._names is None else self._names
+                return self._names
         return names
 
     def _note(self, name: str, volume: str = "") -> None:

@@ -58,8 +58,7 @@ class Info:
     size: int
     """Bytes."""
     parent: tuple[str, str] | None
-    """Image and snapshot of which it is a clone, within the same pool and namespace; an image without a name is
-    one in the trash."""
+    """Image and snapshot of which it is a clone, within the same pool and namespace; the image may be in the trash."""
     is_clone: bool
     """Whether it has a parent, here or elsewhere."""
 
@@ -129,11 +128,17 @@ class Cluster(Protocol):
     def clone(self, image: str, snapshot: str, to: str) -> None:
         """Make an image of a snapshot, which it needs from then on. Raises: VolumeMissing; NameTaken."""
 
+    def parents(self) -> Mapping[str, str]:
+        """Return the clones, those in the trash included, and the image below each; no name: one of another pool."""
+
     def flatten(self, image: str, progress: Progress) -> None:
         """Copy into a clone what it still has of its parent. Raises: VolumeMissing."""
 
     def trash(self) -> Mapping[str, str]:
         """Return id and name of what is in the trash."""
+
+    def info_in_trash(self, image_id: str) -> Info:
+        """Return what is known of an image in the trash. Raises: VolumeMissing."""
 
     def to_trash(self, image: str) -> None:
         """Move an image to the trash. Raises: VolumeMissing."""
@@ -149,6 +154,11 @@ class Cluster(Protocol):
 
     def open(self, image: str, snapshot: str, *, write: bool) -> AbstractContextManager[BinaryIO]:
         """Open the bytes. Raises: VolumeMissing."""
+
+
+def below(infos: Mapping[str, Info]) -> Mapping[str, str]:
+    """Return the clones among images, and the image below each."""
+    return {name: info.parent[0] if info.parent else "" for name, info in infos.items() if info.is_clone}
 
 
 _MISSING = frozenset({errno.ENOENT})

@@ -9,11 +9,21 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from blockstore_plugins.rbd.cluster import LONG_S, Figures, Info, Place, Stuck, explain, need_conf, no_pool
+from blockstore_plugins.rbd.cluster import (
+    LONG_S,
+    Figures,
+    Info,
+    Place,
+    Stuck,
+    below,
+    explain,
+    need_conf,
+    no_pool,
+)
 from blockstore_plugins.rbd.figures import figures_of, monitors_of
 from blockstore_plugins.rbd.nbd_file import NbdFile
 
@@ -86,11 +96,13 @@ class Commands:
 
     def info(self, image: str, snapshot: str = "") -> Info:
         """Return what is known of an image or snapshot."""
-        found = self._json("info", self._at(image, snapshot), what=_name(image, snapshot))
+        return self._info(self._json("info", self._at(image, snapshot), what=_name(image, snapshot)))
+
+    def _info(self, found: Mapping[str, Any]) -> Info:
         parent = found.get("parent")
         here = None
         if parent and (parent["pool"], parent.get("pool_namespace", "")) == (self._place.pool, self._place.namespace):
-            here = ("" if parent.get("trash") else str(parent["image"]), str(parent["snapshot"]))
+            here = (str(parent["image"]), str(parent["snapshot"]))
         return Info(int(found["size"]), here, bool(parent))
 
     def resize(self, image: str, size: int) -> None:
@@ -143,6 +155,14 @@ class Commands:
         words = ("clone", "--rbd-default-clone-format", "2", self._at(image, snapshot), self._at(to))
         self._rbd(*words, what=f"{to}, a clone of {_name(image, snapshot)}")
 
+    def parents(self) -> Mapping[str, str]:
+        """Return the clones and what is below each."""
+        found = {str(row["image"]): self._info(row) for row in self._long() if "snapshot" not in row}
+        for image_id, name in self.trash().items():
+            with suppress(VolumeMissing):
+                found[name] = self.info_in_trash(image_id)
+        return below(found)
+
     def flatten(self, image: str, progress: Progress) -> None:
         """Copy into a clone what it has of its parent."""
         self._follow("flatten", self._at(image), what=f"image {image}", progress=progress)
@@ -151,6 +171,12 @@ class Commands:
         """Return what is in the trash."""
         rows = self._json("trash", "ls", self._place.spec, what="the trash")
         return {str(row["id"]): str(row["name"]) for row in rows}
+
+    def info_in_trash(self, image_id: str) -> Info:
+        """Return what is known of an image in the trash."""
+        what = f"image {image_id} in the trash"
+        where = ("--pool", self._place.pool, "--namespace", self._place.namespace)
+        return self._info(self._json("info", "--image-id", image_id, *where, what=what))
 
     def to_trash(self, image: str) -> None:
         """Move an image to the trash."""

@@ -1,18 +1,19 @@
 """Work in the background of an rbd pool: the trash of parents whose clones are gone, and clones that are too deep.
 
-A thread that sleeps until something is deleted or cloned. What a kill leaves undone is found again at the next start,
-or by the next deletion; nothing here is needed for a volume to be whole.
+What a kill or a cluster that is away leaves undone is found again on the storage, at the next start or look; nothing
+here is needed for a volume to be whole.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from blockstore_plugins.rbd.cluster import Cluster
+from blockstore_plugins.rbd.cluster import Cluster, Stuck
 
+from blockstore.backends.chores import Chores
+from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, VolumeMissing
 
 log = logging.getLogger(__name__)
@@ -20,101 +21,100 @@ log = logging.getLogger(__name__)
 GONE = "blockstore-gone-"
 """How the name of an image begins that was deleted and is still needed by its clones."""
 
-
-class _Leave(Exception):
-    """The clone is being deleted."""
+_TRASH, _CHAINS = "", "*"
+"""Subjects of chores that are no image's."""
 
 
 class Gardener:
-    """One thread for one pool."""
+    """Keeps one pool tidy."""
 
-    def __init__(self, cluster: Callable[[], Cluster]):
+    def __init__(self, name: str, cluster: Callable[[], Cluster], max_depth: int):
+        self.chores = Chores(name)
         self._cluster = cluster
-        self._change = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._trash = False
-        self._deep: list[str] = []
-        self._busy: str | None = None
-        self._leaving: set[str] = set()
+        self._max_depth = max_depth
+        self._must_look = True
 
-    def wake(self) -> None:
-        """Look into the trash soon."""
-        with self._change:
-            self._trash = True
-            self._begin()
+    def look(self) -> None:
+        """Look for all that is left to do, unless that has been done and nothing failed since."""
+        if self._must_look:
+            self._must_look = False
+            self.empty_trash()
+            self.chores.add(_CHAINS, "looking for chains of clones that are too long", self._kept(self._find_deep))
 
-    def flatten(self, image: str) -> None:
-        """Make a clone independent soon."""
-        with self._change:
-            self._deep.append(image)
-            self._begin()
+    def empty_trash(self) -> None:
+        """Remove soon what no clone needs any more."""
+        self.chores.add(_TRASH, "emptying the trash", self._kept(self._empty))
+
+    def shorten(self, image: str) -> None:
+        """Make a clone independent soon, if its chain of parents is too long."""
+        what = f"making {image} independent of its parents"
+        self.chores.add(image, what, self._kept(lambda progress: self._shorten(image, progress)))
 
     @contextmanager
     def leaving(self, image: str) -> Iterator[None]:
         """Keep off an image that is being deleted: a flatten of it is stopped first."""
-        with self._change:
-            self._leaving.add(image)
-            self._deep = [one for one in self._deep if one != image]
-            self._change.wait_for(lambda: self._busy != image)
-        try:
-            yield
-        finally:
-            with self._change:
-                self._leaving.discard(image)
+        with self.chores.leaving(image):
+            try:
+                yield
+            except BaseException:
+                self._must_look = True  # it stays, and its flatten was given up
+                raise
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until there is nothing to do; say whether that came true in time."""
-        with self._change:
-            return self._change.wait_for(lambda: self._thread is None, timeout_s)
+        return self.chores.wait_idle(timeout_s)
 
-    def _begin(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="rbd-gardener", daemon=True)
-            self._thread.start()
+    def _kept(self, work: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """Return work that is looked for again when the cluster did not let it be done."""
 
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                self._busy = None
-                self._change.notify_all()
-                if self._deep:
-                    self._busy = self._deep.pop(0)
-                elif self._trash:
-                    self._trash = False
-                else:
-                    self._thread = None
-                    self._change.notify_all()
-                    return
-                image = self._busy
+        def do(progress: Progress) -> None:
             try:
-                if image is None:
-                    self._empty()
-                else:
-                    self._flatten(image)
-            except BackendError as exc:
-                log.info("rbd: left for later: %s", exc)
-            except Exception:
-                log.exception("rbd: the gardener failed")
+                work(progress)
+            except BackendError:
+                self._must_look = True
+                raise
 
-    def _flatten(self, image: str) -> None:
-        told = 0
+        return do
 
-        def tell(percent: int) -> None:
-            nonlocal told
-            if image in self._leaving:
-                raise _Leave
-            if percent >= told + 10:
-                told = percent
-                log.info("rbd: %s is being made independent of its parents: %d %%", image, percent)
+    # --- chains
 
+    def _find_deep(self, _progress: Progress) -> None:
+        parents = self._cluster().parents()
+        for image in parents:
+            if not image.startswith(GONE) and self._is_deep(image, parents.get):
+                self.shorten(image)
+
+    def _shorten(self, image: str, progress: Progress) -> None:
+        if self._is_deep(image, self._parent):
+            try:
+                self._cluster().flatten(image, progress)
+            except VolumeMissing:
+                return
+            self.empty_trash()  # it may have been the last that needed its parent
+
+    def _is_deep(self, image: str, parent: Callable[[str], str | None]) -> bool:
+        """Say whether more images lie below one than may; those of other pools count as one."""
+        below = parent(image)
+        depth = 0
+        while below is not None and depth <= self._max_depth:
+            depth += 1
+            below = parent(below) if below else None
+        return depth > self._max_depth
+
+    def _parent(self, image: str) -> str | None:
+        cluster = self._cluster()
         try:
-            self._cluster().flatten(image, tell)
-        except (_Leave, VolumeMissing):
-            return
-        with self._change:
-            self._trash = True  # it may have been the last that needed its parent
+            found = cluster.info(image)
+        except VolumeMissing:
+            ids = [image_id for image_id, name in cluster.trash().items() if name == image]
+            if not ids:
+                return None
+            found = cluster.info_in_trash(ids[0])
+        return found.parent[0] if found.parent else "" if found.is_clone else None
 
-    def _empty(self) -> None:
+    # --- the trash
+
+    def _empty(self, _progress: Progress) -> None:
         """Remove what no clone needs any more; each that goes may free its own parent."""
         cluster = self._cluster()
         for name in cluster.names():
@@ -129,5 +129,7 @@ class Gardener:
                 try:
                     cluster.remove_from_trash(image_id)
                     went = True
+                except Stuck:
+                    raise
                 except BackendError as exc:
                     log.debug("rbd: %s stays in the trash: %s", name, exc)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from blockstore_plugins.rbd.cluster import Figures, Info, Place, Stuck, explain, need_conf, no_pool
+from blockstore_plugins.rbd.cluster import Figures, Info, Place, Stuck, below, explain, need_conf, no_pool
 from blockstore_plugins.rbd.connections import Connection, connections
 from blockstore_plugins.rbd.figures import figures_of, monitors_of
 
@@ -121,16 +121,19 @@ class Librbd:
     def info(self, image: str, snapshot: str = "") -> Info:
         """Return what is known of an image or snapshot."""
         with self._image(image, snapshot) as opened:
-            size = int(opened.size())
-            try:
-                parent = opened.get_parent_image_spec()
-            except self._rbd.ImageNotFound:
-                return Info(size, None, is_clone=False)
-            here = None
-            at = (parent["pool_name"], parent.get("pool_namespace") or "")
-            if at == (self._place.pool, self._place.namespace):
-                here = ("" if parent.get("trash") else str(parent["image_name"]), str(parent["snap_name"]))
-            return Info(size, here, is_clone=True)
+            return self._info(opened)
+
+    def _info(self, opened: Any) -> Info:
+        size = int(opened.size())
+        try:
+            parent = opened.get_parent_image_spec()
+        except self._rbd.ImageNotFound:
+            return Info(size, None, is_clone=False)
+        here = None
+        at = (parent["pool_name"], parent.get("pool_namespace") or "")
+        if at == (self._place.pool, self._place.namespace):
+            here = (str(parent["image_name"]), str(parent["snap_name"]))
+        return Info(size, here, is_clone=True)
 
     def resize(self, image: str, size: int) -> None:
         """Grow an image."""
@@ -193,6 +196,17 @@ class Librbd:
         with self._asking(f"{to}, a clone of snapshot {snapshot} of {image}") as pool:
             self._rbd.RBD().clone(pool, image, snapshot, pool, to)
 
+    def parents(self) -> Mapping[str, str]:
+        """Return the clones and what is below each."""
+        found = {}
+        for name in self.names():
+            with suppress(VolumeMissing):
+                found[name] = self.info(name)
+        for image_id, name in self.trash().items():
+            with suppress(VolumeMissing):
+                found[name] = self.info_in_trash(image_id)
+        return below(found)
+
     def flatten(self, image: str, progress: Progress) -> None:
         """Copy into a clone what it has of its parent."""
         stopped: list[BaseException] = []
@@ -218,6 +232,12 @@ class Librbd:
         """Return what is in the trash."""
         with self._asking("the trash") as pool:
             return {str(row["id"]): str(row["name"]) for row in self._rbd.RBD().trash_list(pool)}
+
+    def info_in_trash(self, image_id: str) -> Info:
+        """Return what is known of an image in the trash."""
+        what = f"image {image_id} in the trash"
+        with self._asking(what) as pool, self._rbd.Image(pool, image_id=image_id, read_only=True) as opened:
+            return self._info(opened)
 
     def to_trash(self, image: str) -> None:
         """Move an image to the trash."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blockstore_plugins.rbd import RbdBackend
 
-from blockstore.backends.contract import GIB
+from blockstore.backends.contract import GIB, Progress
 from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
 from tests.ceph.conftest import Ceph, down
 
@@ -82,10 +85,74 @@ def test_a_chain_that_grows_too_long_is_cut(ceph: Ceph, way: str, tmp_path: Path
     tidied(backend)
     assert [parent(ceph, one) is not None for one in chain] == [False, True, True, False]
     assert read(backend, chain[-1], 5) == b"bytes"
+    backend.delete_volume(chain[1])  # what lies in the trash counts as well
+    chain.append(name())
+    backend.clone_volume(chain[-1], 1, chain[2])
+    tidied(backend)
+    assert not parent(ceph, chain[-1])
     for one in chain:
         backend.delete_volume(one)
     tidied(backend)
     assert not [one for one in trash(ceph) if any(word in one for word in chain)]
+
+
+def test_a_chain_that_a_kill_left_too_long_is_cut_at_the_next_start(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    first = ceph.backend(tmp_path, bindings=way)
+    chain = [name() for _ in range(4)]
+    first.create_volume(chain[0], 1)
+    for below, above in itertools.pairwise(chain):
+        first.clone_volume(above, 1, below)
+    tidied(first)
+    first.delete_volume(chain[1])
+    tidied(first)
+    again = ceph.backend(tmp_path, bindings=way, max_clone_depth=2)
+    tidied(again)
+    assert [parent(ceph, one) is not None for one in (chain[0], *chain[2:])] == [False, True, False]
+    for one in chain:
+        again.delete_volume(one)
+    tidied(again)
+
+
+def test_a_flatten_tells_how_far_it_is_and_makes_way_for_a_delete(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    backend = ceph.backend(tmp_path, bindings=way, max_clone_depth=1)
+    chain = [name() for _ in range(3)]
+    backend.create_volume(chain[0], 1)
+    for at in range(0, GIB, GIB // 32):
+        write(backend, chain[0], b"bytes", at)
+    tidied(backend)
+    half, go_on = threading.Event(), threading.Event()
+    cluster = backend._cluster
+    flatten = cluster.flatten
+
+    def slowly(image: str, progress: Progress) -> None:
+        def tell(percent: int) -> None:
+            progress(percent)
+            if percent >= 50:
+                half.set()
+                assert go_on.wait(60)
+
+        flatten(image, tell)
+
+    cluster.flatten = slowly  # type: ignore[method-assign]
+    for below, above in itertools.pairwise(chain):
+        backend.clone_volume(above, 1, below)
+    assert half.wait(60)
+    (told,) = [chore for chore in backend.chores() if chain[2] in chore.what]
+    assert 50 <= told.percent < 100
+    assert "independent of its parents" in told.what
+    with ThreadPoolExecutor(1) as thread:
+        deleted = thread.submit(backend.delete_volume, chain[2])
+        with pytest.raises(TimeoutError):
+            deleted.result(0.5)
+        assert not [chore for chore in backend.chores() if chore.what == told.what and chore != told]
+        go_on.set()
+        deleted.result(60)
+    tidied(backend)
+    assert backend.chores() == []
+    assert chain[2] not in backend.list_volumes()
+    for one in chain[:2]:
+        backend.delete_volume(one)
+    tidied(backend)
 
 
 def test_what_a_kill_leaves_of_a_clone_is_completed(ceph: Ceph, backend: RbdBackend) -> None:

@@ -17,7 +17,7 @@ from tests.ceph.conftest import Ceph
 pytestmark = [
     pytest.mark.ceph,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),  # the gardener is killed, too
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),  # its chores are killed, too
 ]
 
 
