@@ -7,6 +7,7 @@ Two doors, the same cases. pytest: subclass ``BackendConformance`` and give it a
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -34,6 +35,8 @@ from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, NotSuppor
 
 PATIENCE_S = 10.0
 """How long a pool's figures may take to follow."""
+WRITES_WITHIN_S = 30.0
+"""How long two writes may take, beside a snapshot."""
 
 HOSTILE_NAMES = (
     "", ".", "..", "../up", "a/b", "/etc/passwd", "-f", "--config=x", "@tag", "a b", "a\nb", "a\n", "a\0b", "a;reboot",
@@ -99,6 +102,7 @@ class BackendConformance:
         expect(has.thin or has.thick, "capabilities() must declare thin, thick or both.")
         expect(has.storage_protocol, "capabilities() must name a storage_protocol.")
         expect(has.snapshots or not has.revert, "revert is declared without snapshots, which it needs.")
+        expect(has.snapshots or not has.group_snapshots, "group_snapshots is declared without snapshots.")
 
     @case()
     def test_capacity_is_plausible(self, bench: Bench) -> None:
@@ -393,6 +397,9 @@ class BackendConformance:
                 refuses(BackendError, bench.backend.delete_snapshot, good, bad)
                 refuses(BackendError, bench.backend.delete_snapshot, bad, "good")
                 refuses(BackendError, _enter, bench.backend.open_snapshot, good, bad)
+            if bench.has.group_snapshots:
+                refuses(BackendError, bench.backend.create_group_snapshot, {good: bench.prefix + "s", bad: "good"})
+                refuses(BackendError, bench.backend.create_group_snapshot, {good: bad})
             if bench.has.clone:
                 refuses(BackendError, bench.backend.clone_volume, bad, 1, good)
                 refuses(BackendError, bench.backend.clone_volume, bench.prefix + "x", 1, bad)
@@ -693,6 +700,94 @@ class BackendConformance:
         bench.lists({source: 1, target: 1}, {shot: source})
         bench.volume_holds(target, "first")
 
+    # snapshots of several volumes
+
+    @case(lacks="group_snapshots")
+    def test_undeclared_group_snapshots_refuse(self, bench: Bench) -> None:
+        """Without group_snapshots, it raises NotSupported and freezes nothing."""
+        one, two = bench.volume("one"), bench.volume("two")
+        group = {one: bench.snapshot_name(one), two: bench.snapshot_name(two)}
+        refuses(NotSupported, bench.backend.create_group_snapshot, group)
+        bench.lists({one: 1, two: 1})
+
+    @case("group_snapshots")
+    def test_declared_group_snapshots_work(self, bench: Bench) -> None:
+        """Several volumes are frozen; taken twice it is one, and each is a snapshot like any other."""
+        one, two = bench.volume("one"), bench.volume("two", 2)
+        group = {one: bench.snapshot_name(one), two: bench.snapshot_name(two)}
+        bench.backend.create_group_snapshot(group)
+        for name in (one, two):
+            bench.fill(name, "later")
+        bench.backend.create_group_snapshot(group)
+        bench.lists({one: 1, two: 2}, {shot: name for name, shot in group.items()})
+        bench.snapshot_holds(one, group[one], "one")
+        bench.snapshot_holds(two, group[two], "two", 2)
+        bench.backend.delete_snapshot(one, group[one])
+        bench.lists({one: 1, two: 2}, {group[two]: two})
+        bench.snapshot_holds(two, group[two], "two", 2)
+
+    @case("group_snapshots")
+    def test_half_a_group_snapshot_is_taken_anew(self, bench: Bench) -> None:
+        """Where some of the snapshots are there, of a call that was cut short, all are of the new instant."""
+        one, two = bench.volume("first"), bench.volume("first")
+        group = {one: bench.snapshot_name(one), two: bench.snapshot_name(two)}
+        bench.backend.create_snapshot(one, group[one])
+        for name in (one, two):
+            bench.fill(name, "second")
+        bench.backend.create_group_snapshot(group)
+        for name, shot in group.items():
+            bench.snapshot_holds(name, shot, "second")
+
+    @case("group_snapshots")
+    def test_group_snapshots_are_of_one_instant(self, bench: Bench) -> None:
+        """What is written to one volume after another was written is in no snapshot without the other's."""
+        one, two = bench.volume(), bench.volume()
+        groups = [{one: bench.snapshot_name(one), two: bench.snapshot_name(two)} for _ in range(5)]
+        ended, count = threading.Event(), 0
+
+        def write() -> None:
+            nonlocal count
+            with bench.backend.open_volume(one, "r+b") as first, bench.backend.open_volume(two, "r+b") as second:
+                while not ended.is_set():
+                    count += 1
+                    for file in (first, second):
+                        write_at(file, 0, count.to_bytes(8, "big"))
+                        file.flush()
+
+        def seen(volume: str, shot: str) -> int:
+            with bench.backend.open_snapshot(volume, shot) as file:
+                return int.from_bytes(read_at(file, 0, 8), "big")
+
+        with ThreadPoolExecutor(1) as thread:
+            writing = thread.submit(write)
+            try:
+                for group in groups:
+                    _goes_on(lambda: count, writing.done)
+                    bench.backend.create_group_snapshot(group)
+            finally:
+                ended.set()
+            writing.result()  # nothing that was written has failed
+        for group in groups:
+            first, second = (seen(name, shot) for name, shot in group.items())
+            expect(
+                first - second in (0, 1),
+                f"Writes {first} and {second} are in snapshots of two volumes that were written in turns.",
+            )
+        expect(seen(one, groups[-1][one]) > 1, "Snapshots must hold what was written before.")
+
+    @case("group_snapshots")
+    def test_group_snapshot_refusals_freeze_nothing(self, bench: Bench) -> None:
+        """A volume that is not there, or a name that is taken, and none of the group is frozen."""
+        one, two, other = bench.volume("one"), bench.volume("two"), bench.volume("other")
+        taken, shot = bench.snapshot(other), bench.snapshot_name(one)
+        create = bench.backend.create_group_snapshot
+        refuses(VolumeMissing, create, {one: shot, bench.name(): bench.prefix + "none"})
+        refuses(NameTaken, create, {one: shot, two: taken})
+        refuses(NameTaken, create, {one: shot, two: other})
+        refuses(BackendError, create, {one: shot, two: shot})
+        bench.lists({one: 1, two: 1, other: 1}, {taken: other})
+        bench.snapshot_holds(other, taken, "other")
+
     # revert
 
     @case(lacks="revert")
@@ -878,6 +973,12 @@ def _throw_inside(opened: AbstractContextManager[BinaryIO]) -> None:
 def _enter(opener: Callable[..., AbstractContextManager[BinaryIO]], *args: Any) -> None:
     with opener(*args):
         pass
+
+
+def _goes_on(count: Callable[[], int], has_ended: Callable[[], bool]) -> None:
+    """Wait until something has counted on by two."""
+    before = count()
+    eventually(lambda: count() > before + 1 or has_ended(), "A volume must take writes.", WRITES_WITHIN_S)
 
 
 def _absurd(backend: Backend) -> int:

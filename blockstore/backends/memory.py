@@ -97,6 +97,7 @@ class MemoryBackend(Backend):
             snapshots=True,
             clone=True,
             revert=True,
+            group_snapshots=True,
             online_extend=True,
             multiattach=True,
             manage=True,
@@ -165,15 +166,29 @@ class MemoryBackend(Backend):
     def create_snapshot(self, volume: str, snapshot: str) -> None:
         self._begin("create_snapshot", volume, snapshot)
         with self._pool.lock:
-            image = self._volume(volume)
+            self._freeze({volume: snapshot})
+
+    def create_group_snapshot(self, snapshots: Mapping[str, str]) -> None:
+        self._begin("create_group_snapshot", *snapshots, *snapshots.values())
+        with self._pool.lock:
+            self._freeze(snapshots)
+
+    def _freeze(self, snapshots: Mapping[str, str]) -> None:
+        """Make snapshots, unless all are there already; what is there of some is not of this instant."""
+        images = {volume: self._volume(volume) for volume in snapshots}
+        if len(set(snapshots.values())) < len(snapshots):
+            raise NameTaken("Two volumes cannot have snapshots of one name.")
+        for volume, snapshot in snapshots.items():
             if snapshot in self._pool.volumes:
                 raise NameTaken(f"{snapshot} is the name of a volume.")
-            owner, _image = self._pool.snapshots.get(snapshot, (volume, image))
+            owner = self._pool.snapshots.get(snapshot, (volume,))[0]
             if owner != volume:
                 raise NameTaken(f"{snapshot} is a snapshot of volume {owner}.")
-            if snapshot not in self._pool.snapshots:
-                self._reserve(image.size_gib)
-                self._pool.snapshots[snapshot] = (volume, image.copy(image.size_gib))
+        missing = {volume for volume, snapshot in snapshots.items() if snapshot not in self._pool.snapshots}
+        if missing:
+            self._reserve(sum(images[volume].size_gib for volume in missing))
+            for volume, image in images.items():
+                self._pool.snapshots[snapshots[volume]] = (volume, image.copy(image.size_gib))
 
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
         self._begin("delete_snapshot", volume, snapshot)

@@ -8,6 +8,9 @@
 Clones are layered (format 2, Ceph 13 or newer), so snapshots and parents may go before their clones: their remains wait
 in the trash, and the gardener removes them with the last clone. It also flattens clones that would make a chain too
 long.
+
+Group snapshots are not declared. Who keeps the locks of images while it freezes them makes the writes of their users
+fail, not wait (tried with Ceph 16: EROFS); Ceph's own groups can do it, but nothing can be cloned from their snapshots.
 """
 
 from __future__ import annotations
