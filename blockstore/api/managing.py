@@ -272,7 +272,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
         raise InvalidStatus(
             f"Invalid volume: volume {volume_id} has attachments; end them first."
             if reserved
-            else why_not_removable(call, volume, cascade=False).replace("deleted", "unmanaged", 1)
+            else why_not_removable(call, volume, cascade=False, done="unmanaged")
         ) from None
     claims.release(call.session, host, **placed)
     quotas.refund(call.session, project, type_id, **counted)

@@ -33,9 +33,9 @@ def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """
     volume = find_volume(call, volume_id, lock=True)
     asked = body["migrate"]
-    if (asked.get("host") is None) == (asked.get("cluster") is None):
+    if bool(asked.get("host")) == bool(asked.get("cluster")):
         raise InvalidInput("os-migrate_volume", asked, "Exactly one of host and cluster is needed.")
-    if asked.get("cluster") is not None:
+    if asked.get("cluster"):
         raise BadRequest(f"There is no cluster {asked['cluster']}; name a host, NODE@BACKEND or NODE@BACKEND#POOL.")
     _check_destination(call, volume, asked["host"])
     begin(call, volume, asked["host"])

@@ -496,9 +496,9 @@ def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def why_not_removable(call: Call, volume: Volume, *, cascade: bool) -> str:
+def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = "deleted") -> str:
     """Return the sentence that says what is in the way."""
-    said = f"Invalid volume: volume {volume.id} cannot be deleted: "
+    said = f"Invalid volume: volume {volume.id} cannot be {done}: "
     if volume.attach_status == "attached":
         return said + "it is attached."
     if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
@@ -509,7 +509,8 @@ def why_not_removable(call: Call, volume: Volume, *, cascade: bool) -> str:
         select(func.count()).select_from(Snapshot).where(Snapshot.volume_id == volume.id)
     ).scalar_one()
     if count and not cascade:
-        return said + f"it has {count} snapshot{'s' if count > 1 else ''}; delete them first, or with cascade."
+        way = "delete them first, or with cascade" if done == "deleted" else "unmanage or delete them first"
+        return said + f"it has {count} snapshot{'s' if count > 1 else ''}; {way}."
     return said + f"its status is {volume.status}; it must be {', '.join(DELETABLE[:-1])} or {DELETABLE[-1]}."
 
 

@@ -11,14 +11,15 @@ from blockstore.schemas.base import AnyValue, BoolLike, Pairs, Part, Schema, Tex
 
 
 class Reference(fields.Field[str]):
-    """What a volume is called on its backend: a name, or an object with ``source-name``."""
+    """What a volume is called on its backend: a name, or an object with ``source-name``.
+
+    compat: other keys are passed over, as those of the reference do that know a volume by its name.
+    """
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         name = value.get("source-name") if isinstance(value, dict) else value
         if not isinstance(name, str) or not name.strip() or len(name) > 255 or "\0" in name:
             raise ValidationError('It must be {"source-name": NAME}, NAME of 1 to 255 characters.')
-        if isinstance(value, dict) and set(value) != {"source-name"}:
-            raise ValidationError("Its only key is source-name.")
         return name
 
 

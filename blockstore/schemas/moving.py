@@ -7,8 +7,8 @@ from blockstore.schemas.base import BoolLike, Part, Schema, Text, Uuid, field
 
 
 class Destination(Schema):
-    host = field(Text, min_length=1, allow_none=True)
-    cluster = field(Text, since=MIGRATE_CLUSTER, min_length=1, allow_none=True)
+    host = field(Text, allow_none=True)
+    cluster = field(Text, since=MIGRATE_CLUSTER, allow_none=True)
     force_host_copy = field(BoolLike)
     lock_volume = field(BoolLike)
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from blockstore.api.extensions import EXTENSIONS
+from blockstore.backends.contract import Backend
 from blockstore.db.models import Message, SnapshotMetadata, new_id, now
 from blockstore.microversions import MAXIMUM
-from tests.api.conftest import Hall
+from tests.api.conftest import POOL, Hall
 from tests.conftest import Answer, Client
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -371,9 +372,73 @@ CASES = [
             ("/volume-transfers", "volume_transfers/volume-transfers"),
         )
     ),
+    *(
+        Case(
+            method="GET",
+            path=f"{path}{detail}?host=blockstore@memory",
+            version=version,
+            reply=f"{kind}-manage-list{word}-response.json",
+        )
+        for kind, paths in (
+            ("volume", (("/manageable_volumes", "3.8"), ("/os-volume-manage", "3.0"))),
+            ("snapshot", (("/manageable_snapshots", "3.8"), ("/os-snapshot-manage", "3.0"))),
+        )
+        for path, version in paths
+        for detail, word in (("", ""), ("/detail", "-detail"))
+    ),
+    *(
+        Case(
+            method="POST",
+            path=path,
+            version=version,
+            body=f"{kind}_manage_extensions/{kind}-manage-request.json",
+            reply=f"{kind}_manage_extensions/{kind}-manage-response.json",
+            status=202,
+        )
+        for kind, path, version in (
+            ("volume", "/manageable_volumes", "3.71"),
+            ("volume", "/os-volume-manage", "3.0"),
+            ("snapshot", "/manageable_snapshots", "3.71"),
+            ("snapshot", "/os-snapshot-manage", "3.0"),
+        )
+    ),
+    Case(
+        method="POST",
+        path="/manageable_volumes",
+        version="3.16",
+        body="volume-manage-request-cluster.json",
+        status=400,  # there are no clusters
+        replies=True,
+    ),
+    *(
+        Case(method="POST", path=f"{path}/action", body="volume-unmanage-request.json", status=202)
+        for path in ("/volumes/{spare}", S)
+    ),
+    Case(
+        method="POST",
+        path=f"{V}/action",
+        body="volume-os-migrate_volume-request.json",
+        status=400,  # there is no other backend
+        replies=True,
+    ),
+    Case(
+        method="POST",
+        path=f"{V}/action",
+        body="volume-os-migrate_volume_completion-request.json",
+        status=400,  # no migration waits to be completed
+        replies=True,
+    ),
     Case(method="GET", path="/messages", version="3.3", reply="messages-list-response.json"),
     Case(method="GET", path="/messages/{message}", version="3.3", reply="messages-show-response.json"),
 ]
+
+
+def _as_the_code_says(sample: Any) -> None:
+    """The sample is of 2014; since then the reference shows every field of 3.0, none that a policy opens, and types."""
+    del sample["volume"]["os-vol-tenant-attr:tenant_id"]
+    sample["volume"] |= {"consistencygroup_id": None, "multiattach": False, "replication_status": None}
+    sample["volume"] |= {"encrypted": False, "updated_at": None, "bootable": "true"}
+
 
 CONTRADICTED: dict[str, Callable[[Any], Any]] = {
     # Two samples of one reply differ; the one that the reference's own functional tests use is followed.
@@ -387,6 +452,7 @@ CONTRADICTED: dict[str, Callable[[Any], Any]] = {
         lambda sample: sample["attachment"].update(detached_at=""),
     ),
     "attachment-list-detailed-response.json": lambda sample: sample["attachments"][0].update(detached_at=""),
+    "volume_manage_extensions/volume-manage-response.json": _as_the_code_says,
     # The reference's schema needs it.
     "host-attach-request.json": lambda sample: sample["os-attach"].update(mountpoint="/dev/vdc"),
 }
@@ -413,6 +479,7 @@ class Scene:
         self.ids = {"volume": hall.volume(owner, size=1)}
         self.ids["snapshot"] = hall.snapshot(owner, self.ids["volume"], progress="100%")
         self.ids["spare"] = hall.volume(owner)
+        self._fill(hall.service.backends[POOL])
         # In a project of its own: in the samples, lists hold nothing that is attached.
         other = Client(hall.service, **{"X-Project-Id": "other"})
         self.ids["used"] = hall.volume(other, status="in-use", attach_status="attached")
@@ -457,6 +524,7 @@ class Scene:
             made = self("POST", "/qos-specs", {"qos_specs": {"name": word, **specs}})
             self.ids[word] = made.json["qos_specs"]["id"]
         self("PUT", "/os-services/thaw", {"host": "blockstore@memory"})
+        self("PUT", "/os-services/enable", {"host": "blockstore@memory", "binary": "cinder-volume"})
         given = {"transfer": {"volume_id": hall.volume(owner), "name": "first volume"}}
         offered = self("POST", "/volume-transfers", given).json["transfer"]
         self.ids["transfer"], self.ids["key"] = offered["id"], offered["auth_key"]
@@ -468,6 +536,19 @@ class Scene:
             got = self.client.http.get("/")
             return Answer(got.status_code, dict(got.headers), got.data)
         return self.client(method, f"/{self.project}{path}", body, version=version)
+
+    def _fill(self, pool: Backend) -> None:
+        """Have a volume of others beside ours on the pool, each with a snapshot."""
+        for name, origin in dict(pool.list_snapshots()).items():
+            pool.delete_snapshot(origin, name)
+        for name in list(pool.list_volumes()):
+            pool.delete_volume(name)
+        for volume, snapshot in (
+            ("existingLV", "lvol0"),
+            (f"volume-{self.ids['volume']}", f"snap-{self.ids['snapshot']}"),
+        ):
+            pool.create_volume(volume, 1)
+            pool.create_snapshot(volume, snapshot)
 
     def _type(self, name: str, specs: dict[str, str], is_public: bool) -> str:
         asked = {"name": name, "extra_specs": specs, "os-volume-type-access:is_public": is_public}
@@ -496,6 +577,11 @@ class Scene:
             inner["auth_key"] = self.ids["key"]
         if "volume_uuid" in inner:
             inner["volume_uuid"] = self.ids["volume"]
+        if "ref" in inner:
+            inner |= {"host": "blockstore@memory"} if inner.get("host") else {}
+            inner |= {"volume_id": self.ids["volume"]} if "volume_id" in inner else {}
+        if "new_volume" in inner:
+            inner["new_volume"] = self.ids["spare"]
         if "attachment_id" in inner:
             inner["attachment_id"] = self.ids["use"]
         if "server" in content:
