@@ -113,6 +113,8 @@ class Located:
     path: Path
     format: str = "raw"
     """As ``qemu-img`` names it; recorded when the file was made, never found out by looking into it."""
+    layers: Sequence[Path] = ()
+    """Files of the same format that lie below it, the nearest first: they are read where it was not written."""
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ class PairBench(Bench):
             volume=volume,
             path=located.path,
             format=located.format,
+            layers=located.layers,
             connector=connector,
             secret=secret,
         )

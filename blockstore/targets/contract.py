@@ -21,7 +21,7 @@ Rules for every method:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,6 +62,8 @@ class Export:
     path: Path
     """File or block device that holds the volume."""
     format: str = "raw"
+    layers: Sequence[Path] = ()
+    """Files of the same format that lie below it, the nearest first."""
     connector: Mapping[str, Any] = field(default_factory=dict)
     """What the initiator said of itself; hostile until checked."""
     read_only: bool = False

@@ -175,7 +175,8 @@ class DirectoryBackend(Backend):
                     files.set_size(fd, size_gib * GIB)
                 elif size < size_gib * GIB:
                     self._refuse_open(image, fd)
-                    commands.resize_qcow2(fd, size_gib)
+                    with self._readable(image, fd) as path:
+                        commands.resize_qcow2(path, size_gib)
                 files.flush(fd)
 
     @contextmanager
@@ -348,7 +349,8 @@ class DirectoryBackend(Backend):
             if image.format == "raw":
                 files.set_size(fd, whole * GIB)
             else:
-                commands.resize_qcow2(fd, whole)
+                with self._readable(image, fd) as path:
+                    commands.resize_qcow2(path, whole)
             files.flush(fd)
         return whole
 
@@ -467,7 +469,20 @@ class DirectoryBackend(Backend):
     def _size(self, image: Image, fd: int) -> int:
         if image.format == "raw":
             return files.size_of(fd)
-        return commands.qcow2_size(files.read_start(fd, commands.HEADER_LENGTH), image.shown)
+        return self._header(image, fd).size
+
+    def _header(self, image: Image, fd: int) -> commands.Header:
+        """Read a qcow2 header; refuse one that sends its reader to another file."""
+        header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), image.shown)
+        if header.backing is not None:
+            raise commands.names_another(image.shown)
+        return header
+
+    @contextmanager
+    def _readable(self, image: Image, fd: int) -> Iterator[str]:
+        """Give the path under which qemu-img may open a qcow2 image."""
+        self._header(image, fd)
+        yield commands.path_of(fd)
 
     def _listed_size(self, image: Image, entry: os.DirEntry[str]) -> int:
         try:
@@ -499,18 +514,19 @@ class DirectoryBackend(Backend):
                 if image.format == "raw":
                     files.set_size(fd, size_gib * GIB)
                 else:
-                    commands.resize_qcow2(fd, size_gib)
+                    with self._readable(image, fd) as path:
+                        commands.resize_qcow2(path, size_gib)
 
             self._build(image, make)
 
     @contextmanager
     def _unpacked(self, image: Image, fd: int) -> Iterator[int]:
         """Give the bytes of a qcow2 image in a raw file without a name, gone when closed."""
-        self._size(image, fd)  # refuses a header that points elsewhere
         with self._lock:
             raw = image.folder.nameless(_unpacked_name(image.name))
         with files.closing(raw):
-            commands.qcow2_to_raw(fd, raw)
+            with self._readable(image, fd) as path:
+                commands.qcow2_to_raw(path, raw)
             yield raw
 
     def _volume_file(self, stack: ExitStack, fd: int, *, write: bool) -> BinaryIO:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from blockstore.backends.process import have, missing_tool, run
+from blockstore.backends.process import follow, have, missing_tool, run
 from blockstore.errors import BackendError, NoSpace, ToolFailed, Unreachable
 
 PACKAGE = "qemu-utils"
 
-HEADER_LENGTH = 80
+HEADER_LENGTH = 4096
+"""How much of a file ``read_header`` wants to see."""
+_LEAST = 80
 _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA_FILE = 1 << 2
+_BACKING_FORMAT = 0xE2792ACA
 _COPY_TIMEOUT_S = 24 * 3600
 
 
@@ -29,45 +33,101 @@ def need_qemu_img() -> None:
 
 def create_qcow2(fd: int, size_gib: int) -> None:
     """Make an empty qcow2 image in a new file."""
-    _qemu_img("create", "-q", "-f", "qcow2", _path(fd), f"{size_gib}G")
+    _qemu_img("create", "-q", "-f", "qcow2", path_of(fd), f"{size_gib}G")
 
 
-def resize_qcow2(fd: int, size_gib: int) -> None:
+def create_overlay(fd: int, backing: str, size: int) -> None:
+    """Make an image of ``size`` bytes in a new file that reads as another image where it was not written."""
+    _qemu_img("create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, path_of(fd), str(size))
+
+
+def resize_qcow2(path: str, size_gib: int) -> None:
     """Grow a qcow2 image."""
-    _qemu_img("resize", "-q", "-f", "qcow2", _path(fd), f"{size_gib}G")
+    _qemu_img("resize", "-q", "-f", "qcow2", path, f"{size_gib}G")
 
 
-def qcow2_to_raw(source: int, target: int) -> None:
+def qcow2_to_raw(path: str, target: int) -> None:
     """Unpack a qcow2 image into a new file."""
-    _qemu_img("convert", "-q", "-f", "qcow2", "-O", "raw", _path(source), _path(target))
+    _qemu_img("convert", "-q", "-f", "qcow2", "-O", "raw", path, path_of(target))
 
 
 def raw_to_qcow2(source: int, target: int) -> None:
     """Pack bytes into a new qcow2 image."""
-    _qemu_img("convert", "-q", "-f", "raw", "-O", "qcow2", _path(source), _path(target))
+    _qemu_img("convert", "-q", "-f", "raw", "-O", "qcow2", path_of(source), path_of(target))
 
 
-def qcow2_size(header: bytes, shown: str) -> int:
-    """Return the virtual size in bytes; refuse a header that sends its reader to another file."""
-    if len(header) < HEADER_LENGTH or header[:4] != _MAGIC:
+def rebase(path: str, backing: str, tell: Callable[[int], None]) -> None:
+    """Have an image read the same over another backing file, or none when empty, by taking in what that lacks."""
+    named = ("-F", "qcow2", "-b", backing) if backing else ("-b", "")
+    _qemu_img("rebase", "-p", "-f", "qcow2", *named, path, tell=tell)
+
+
+def prove_equal(path: str, other: str) -> None:
+    """Raise BackendError unless two images read alike."""
+    _qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", path, other)
+
+
+class Header(NamedTuple):
+    """What the first bytes of a qcow2 image say."""
+
+    size: int
+    """Bytes, as its reader sees them."""
+    backing: str | None
+    """The name of the file below it."""
+    backing_format: str | None
+    map_offset: int
+    map_length: int
+    """Where the table lies that is all zeros while nothing was written, in bytes."""
+
+
+def read_header(start: bytes, shown: str) -> Header:
+    """Read a header, given the file's first bytes; refuse one that has its bytes in a file of another kind."""
+    if len(start) < _LEAST or start[:4] != _MAGIC:
         raise BackendError(f"{shown} is not a qcow2 image; it was damaged or replaced.")
-    version, backing_offset = struct.unpack_from(">IQ", header, 4)
-    (size,) = struct.unpack_from(">Q", header, 24)
-    (features,) = struct.unpack_from(">Q", header, 72)
-    if backing_offset or (version >= 3 and features & _EXTERNAL_DATA_FILE):
-        raise BackendError(f"{shown} names another file as the source of its bytes, which blockstore never does.")
-    return int(size)
+    version, backing_offset, backing_length = struct.unpack_from(">IQI", start, 4)
+    size, _crypt, map_entries, map_offset = struct.unpack_from(">QIIQ", start, 24)
+    (features,) = struct.unpack_from(">Q", start, 72)
+    if version >= 3 and features & _EXTERNAL_DATA_FILE:
+        raise names_another(shown)
+    backing = backing_format = None
+    if backing_offset:
+        name = start[backing_offset : backing_offset + backing_length]
+        if not name.isascii() or len(name) != backing_length:
+            raise names_another(shown)
+        backing, backing_format = name.decode(), _backing_format(start, version)
+    return Header(size, backing, backing_format, map_offset, map_entries * 8)
 
 
-def _path(fd: int) -> str:
+def _backing_format(start: bytes, version: int) -> str | None:
+    at = struct.unpack_from(">I", start, 100)[0] if version >= 3 and len(start) >= 104 else 72
+    while at + 8 <= len(start):
+        kind, length = struct.unpack_from(">II", start, at)
+        if not kind:
+            break
+        if kind == _BACKING_FORMAT:
+            return start[at + 8 : at + 8 + length].decode("ascii", "replace")
+        at += 8 + (length + 7) // 8 * 8
+    return None
+
+
+def names_another(shown: str) -> BackendError:
+    """Return the error for a header that sends its reader elsewhere."""
+    return BackendError(f"{shown} names another file as the source of its bytes, which blockstore never does.")
+
+
+def path_of(fd: int) -> str:
     """Return a path under which a child can open exactly this file; it holds nothing qemu gives a meaning to."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def _qemu_img(*words: str) -> None:
+def _qemu_img(*words: str, tell: Callable[[int], None] | None = None) -> None:
     argv: Sequence[str] = ("qemu-img", *words)
+    timeout_s = _COPY_TIMEOUT_S if words[0] in ("convert", "rebase", "compare") else 60
     try:
-        run(argv, timeout_s=_COPY_TIMEOUT_S if words[0] == "convert" else 60, package=PACKAGE)
+        if tell:
+            follow(argv, tell, timeout_s=timeout_s, package=PACKAGE)
+        else:
+            run(argv, timeout_s=timeout_s, package=PACKAGE)
     except ToolFailed as exc:
         if "No space left on device" in exc.stderr or "Disk quota exceeded" in exc.stderr:
             raise NoSpace(str(exc)) from exc

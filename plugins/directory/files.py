@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -98,18 +99,26 @@ class Folder:
                 if not entry.name.startswith("."):
                     yield entry
 
-    def stat(self, name: str) -> os.stat_result | None:
+    def hidden(self, prefix: str) -> list[str]:
+        """Return the names of a kind that ``entries`` passes over."""
+        with os.scandir(self.fd) as found:
+            return [entry.name for entry in found if entry.name.startswith(prefix)]
+
+    def stat(self, name: str, *, names: int = 1) -> os.stat_result | None:
         """Return what is known of a file of ours, or None when it is not there."""
         try:
             found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
-        self._prove_file(name, found)
+        self._prove_file(name, found, names)
         return found
 
-    def open(self, name: str, *, write: bool = False) -> int:
-        """Open a file of ours. Raises FileNotFoundError, and BackendError for anything but a private plain file."""
-        if self.stat(name) is None:  # before the open, which would wait for ever on a pipe
+    def open(self, name: str, *, write: bool = False, names: int = 1) -> int:
+        """Open a file of ours. Raises FileNotFoundError, and BackendError for anything but a private plain file.
+
+        ``names``: how many names the file may have.
+        """
+        if self.stat(name, names=names) is None:  # before the open, which would wait for ever on a pipe
             raise FileNotFoundError(errno.ENOENT, "No such file", str(self.shown / name))
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -119,19 +128,19 @@ class Folder:
                 raise self._planted(name, "a symbolic link") from None
             raise
         try:
-            self._prove_file(name, os.fstat(fd))  # again, on what was really opened
+            self._prove_file(name, os.fstat(fd), names)  # again, on what was really opened
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    def _prove_file(self, name: str, found: os.stat_result) -> None:
+    def _prove_file(self, name: str, found: os.stat_result, names: int) -> None:
         """Refuse what this plugin never makes: somebody put it there to have us read or write another file."""
         if stat.S_ISLNK(found.st_mode):
             raise self._planted(name, "a symbolic link")
         if not stat.S_ISREG(found.st_mode):
             raise self._planted(name, "not a plain file")
-        if found.st_nlink > 1:
+        if found.st_nlink > names:
             raise self._planted(name, f"one of {found.st_nlink} hard links to the same bytes")
         if found.st_mode & 0o077:
             raise BackendError(
@@ -189,6 +198,10 @@ class Folder:
         """Give a file another name, which nothing has; it survives a power cut."""
         os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         self.sync()
+
+    def link(self, name: str, folder: Folder, to: str) -> None:
+        """Give a file a second name, in this directory or another one."""
+        os.link(name, to, src_dir_fd=self.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
 
     def remove(self, name: str) -> bool:
         """Remove a file; say whether it was there."""
@@ -286,6 +299,29 @@ def is_open_elsewhere(fd: int) -> bool:
         if patience:
             # A process another thread is just starting holds our closed files for a moment, until its exec.
             time.sleep(0.01)
+    return True
+
+
+# QEMU's own protocol: whoever has an image open holds locks within these bytes; on NFS the server keeps them.
+_LOCKED_BYTES = (100, 200)
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def is_image_open(fd: int) -> bool:
+    """Say whether a QEMU, on this machine or another one, has an image open."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *_LOCKED_BYTES, 0)
+    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
+    return kind != fcntl.F_UNLCK
+
+
+def lock_image(fd: int) -> bool:
+    """Keep every QEMU from opening an image until ``fd``, open for writing, is closed; say whether none has it open."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *_LOCKED_BYTES, 0))
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
     return True
 
 

@@ -148,7 +148,7 @@ class NbdTarget(Target):
 
     def _serve(self, folder: Folder, export: Export) -> None:
         folder.stop()  # one that nobody can reach, or that is not ready in time
-        image = images.blockdev(export.path, export.format)
+        image = images.blockdev(export.path, export.format, export.layers)
         if self._host:
             tls.write_keys(folder.path, export.id, export.secret)
             self._serve_tcp(folder, export, image)

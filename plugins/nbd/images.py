@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import stat
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,24 @@ _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA_FILE = 1 << 2
 
 
-def blockdev(path: Path, image_format: str) -> str:
+def blockdev(path: Path, image_format: str, layers: Sequence[Path] = ()) -> str:
     """Return the description by which QEMU opens a volume: as JSON, since a path may hold any character.
+
+    ``layers`` lie below it, the nearest first; they are opened by these paths, whatever the files say of each other.
 
     Raises: VolumeMissing; BackendError for an image whose bytes are said to lie in another file.
     """
+    described: dict[str, Any] | None = None
+    for file, on in zip((*reversed(layers), path), (None, *reversed(layers)), strict=True):
+        described = _node(file, image_format, described, below=on)
+    return f"json:{json.dumps(described)}"
+
+
+def _node(path: Path, image_format: str, backing: dict[str, Any] | None, *, below: Path | None) -> dict[str, Any]:
     try:
         mode = path.stat().st_mode
         if image_format == "qcow2":
-            _prove_alone(path)
+            _prove(path, below)
     except FileNotFoundError:
         raise VolumeMissing(f"{path} is gone.") from None
     except OSError as exc:
@@ -37,18 +47,18 @@ def blockdev(path: Path, image_format: str) -> str:
     protocol = {"driver": "host_device" if stat.S_ISBLK(mode) else "file", "filename": str(path)}
     image: dict[str, Any] = {"driver": image_format, "file": protocol}
     if image_format == "qcow2":
-        image["backing"] = None
+        image["backing"] = backing
     elif image_format != "raw":
         raise NotSupported(f"{path} has the format {image_format}; raw and qcow2 can be exported over NBD.")
-    return f"json:{json.dumps(image)}"
+    return image
 
 
-def _prove_alone(path: Path) -> None:
-    """Refuse a header that sends its reader to another file; ``backing`` alone would show zeros in its place."""
+def _prove(path: Path, below: Path | None) -> None:
+    """Refuse a header that sends its reader to another file than it lies on; ``backing`` alone would hide that."""
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or header[:4] != _MAGIC:
         raise BackendError(f"{path} is not a qcow2 image; it was damaged or replaced.")
     _magic, version, backing, features = _HEADER.unpack(header)
-    if backing or (version >= 3 and features & _EXTERNAL_DATA_FILE):
+    if bool(backing) != (below is not None) or (version >= 3 and features & _EXTERNAL_DATA_FILE):
         raise BackendError(f"{path} names another file as the source of its bytes, which blockstore never makes.")

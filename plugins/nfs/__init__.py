@@ -3,7 +3,9 @@
     STATE_DIR/NAME/mnt/HASH     where an export is mounted; what lies in it is laid out as the directory plugin does it
 
 Copies are made by the server where it can: shared blocks (btrfs, xfs), or a copy that does not pass the network (NFS
-4.2). Nothing waits long for a dead server: the mounts are soft, and report what they could not write.
+4.2). Where it cannot, qcow2 volumes are not copied: they and their snapshots lie on layers (``layers.py``), of which
+few are left in the background (``tending.py``). Nothing waits long for a dead server: the mounts are soft, and report
+what they could not write.
 """
 
 from __future__ import annotations
@@ -13,16 +15,32 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, cast
 
-from blockstore_plugins.directory import FORMATS, DirectoryBackend, DirectoryOptions, Image
+from blockstore_plugins.directory import FORMATS, DirectoryBackend, DirectoryOptions, Image, commands, files
 from blockstore_plugins.directory.files import Folder
 from blockstore_plugins.nfs import mounts
+from blockstore_plugins.nfs.layers import Layers, Named
+from blockstore_plugins.nfs.tending import Tender
 
-from blockstore.backends.contract import Backend, BackendOptions, Capabilities, Direct, option
+from blockstore.backends.chores import Chores
+from blockstore.backends.contract import (
+    GIB,
+    Backend,
+    BackendOptions,
+    Capabilities,
+    Capacity,
+    Chore,
+    Direct,
+    Located,
+    Progress,
+    no_progress,
+    option,
+)
 from blockstore.errors import BackendError, ConfigError, InUse, Unreachable
 
 _EXPORT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[0-9A-Za-z][0-9A-Za-z.-]*):(/[^\s,\0]*)")
@@ -36,6 +54,12 @@ class NfsOptions(BackendOptions):
     exports: str = option("Exports, HOST:/PATH, separated by commas; each is a pool of the scheduler's, too.")
     mount_options: str = option("Options of mount(8) besides those that bound its waiting.", "vers=4.2")
     format: str = option("Format of new volumes; old ones keep theirs. qcow2 needs qemu-img.", "raw", choices=FORMATS)
+    layers: str = option(
+        "Snapshots and clones of qcow2 volumes as layers, not copies; auto: where the share cannot copy by itself.",
+        "auto",
+        choices=("auto", "yes", "no"),
+    )
+    max_layers: int = option("Layers below a volume before some are merged, in the background.", 5)
     timeout_s: int = option("Seconds after which a server that does not answer is given up.", 20)
 
 
@@ -57,6 +81,10 @@ class NfsBackend(DirectoryBackend):
         self._mounting = threading.Lock()
         self._device: int | None = None
         """Of the mounted file system; anything else at the mount point is a local directory."""
+        self._is_layered = settings.layers == "yes"
+        self._layers = Layers(state_dir)
+        self._tender = Tender(self._layers, self._layered_files, settings.max_layers)
+        self._chores = Chores(f"nfs {self.export}")
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
@@ -70,8 +98,18 @@ class NfsBackend(DirectoryBackend):
 
     def check(self) -> None:
         with self._mounting:
+            known = self._device
             self._device = mounts.mounted(self.export, self.path, self._mount_options(), self._settings.timeout_s)
         super().check()
+        with self._explained(), self._root() as root:
+            if self._device != known:
+                self._tender.leave()
+                if self._format == "qcow2" and self._settings.layers == "auto":
+                    self._is_layered = not mounts.copies_by_itself(self.path, root)
+            if self._layers.in_doubt:
+                self._layers.mend(root, lambda: self._layered_files(root))
+        if self._tender.waits:
+            self._tend()
 
     def _mount_options(self) -> str:
         # Tenths of a second until the first of two repetitions; each waits longer.
@@ -92,6 +130,22 @@ class NfsBackend(DirectoryBackend):
             storage_protocol="nfs",
         )
 
+    def capacity(self) -> Capacity:
+        deepest = self._tender.deepest if self._format == "qcow2" else None
+        return replace(super().capacity(), deepest_chain=deepest)
+
+    def chores(self) -> Sequence[Chore]:
+        return self._chores.now()
+
+    def locate(self, name: str) -> Located:
+        with self._named(name) as root, ExitStack() as kept:
+            image = self._need(root, name)
+            if image.format == "raw":
+                return Located(self.path / image.file)
+            with self._opened(image) as fd:
+                layers = self._layers.chain(root, fd, image.shown, kept)
+            return Located(self.path / image.file, image.format, tuple(self.path / layer for layer in layers))
+
     def direct(self, name: str) -> Direct:
         with self._named(name) as root:
             image = self._need(root, name)
@@ -111,12 +165,89 @@ class NfsBackend(DirectoryBackend):
             raise Unreachable(f"{self.export} is not mounted at {self.path} any more; it is mounted again soon.")
         return root
 
-    def _refuse_open(self, image: Image, fd: int | None = None) -> None:  # noqa: ARG002 - an open file tells nothing
-        """Refuse what this process has open; NFS cannot tell who else has."""
-        with self._lock:
-            is_open = image.name in self._openers
-        if is_open:
+    def _refuse_open(self, image: Image, fd: int | None = None) -> None:
+        """Refuse what this process has open, and what a QEMU has, here or elsewhere; NFS knows of no others."""
+        if self._is_open_here(image):
             raise InUse(f"Volume {image.name} is open in this process.")
+        with ExitStack() as kept:
+            if files.is_image_open(kept.enter_context(self._opened(image)) if fd is None else fd):
+                raise InUse(f"Volume {image.name} is open: a QEMU uses {image.shown}, here or on another machine.")
+
+    def _is_open_here(self, image: Image) -> bool:
+        with self._lock:
+            return image.name in self._openers
+
+    # --- layers --------------------------------------------------------------------------------------------
+
+    def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
+        super().delete_volume(name, progress)
+        self._tend()
+
+    def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        super().delete_snapshot(volume, snapshot, progress)
+        self._tend()
+
+    def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
+        super().revert_volume(volume, snapshot, progress)
+        self._tend()
+
+    def adopt_volume(self, reference: str, name: str) -> int:
+        with self._layers.renaming():
+            return super().adopt_volume(reference, name)
+
+    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        with self._layers.renaming():
+            super().adopt_snapshot(volume, reference, snapshot)
+
+    def _tend(self) -> None:
+        """Have chains shortened soon; what has no layers never has any."""
+        if self._format == "qcow2" or self._tender.waits:
+            self._chores.add("layers", f"layers on {self.export} are merged", self._tend_now)
+
+    def _tend_now(self, progress: Progress) -> None:
+        with self._explained(), self._root() as root:
+            self._tender.tend(root, progress)
+
+    def _layered_files(self, root: Folder) -> Iterator[Named]:
+        """Yield the qcow2 files of volumes and snapshots."""
+        yield from (Named(root, image.file) for image, _entry in self._images(root) if image.format == "qcow2")
+        with self._sub(root, "snapshots") as snapshots:
+            for entry in snapshots.entries() if snapshots else ():
+                with self._sub(snapshots if entry.is_dir(follow_symlinks=False) else None, entry.name) as shots:
+                    images = self._images(shots) if shots else ()
+                    yield from (Named(image.folder, image.file) for image, _entry in images if image.format == "qcow2")
+
+    def _header(self, image: Image, fd: int) -> commands.Header:
+        return self._layers.header(fd, image.shown)
+
+    @contextmanager
+    def _readable(self, image: Image, fd: int) -> Iterator[str]:
+        with self._root() as root, self._layers.readable(root, fd, image.shown) as path:
+            yield path
+
+    def _build_copy(
+        self, image: Image, source: Image, size_gib: int | None = None, progress: Progress = no_progress
+    ) -> None:
+        if source.format == "raw":
+            super()._build_copy(image, source, size_gib, progress)
+        elif not self._is_layered:
+            with self._opened(source) as fd, ExitStack() as kept:
+                if backing := self._header(source, fd).backing:  # it was made when this share was layered
+                    kept.enter_context(self._layers.holding(backing))
+                super()._build_copy(image, source, size_gib, progress)
+        else:
+            progress(0)
+            frozen = Named(source.folder, source.file)
+            with (
+                self._root() as root,
+                self._layers.frozen(root, frozen, is_open=self._is_open_here(source)) as (layer, size),
+            ):
+                if size_gib is not None and size > size_gib * GIB:
+                    raise BackendError(
+                        f"A copy of {source.name}, {size / GIB:g} GiB, does not fit into {size_gib} GiB."
+                    )
+                self._build(image, lambda fd: commands.create_overlay(fd, layer, size_gib * GIB if size_gib else size))
+            self._tend()
 
     def _explain(self, exc: OSError) -> BackendError:
         if exc.errno in (errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH):
