@@ -16,6 +16,8 @@ HOW = (
     " (tests/lab/setup.sh) has installed what that needs"
 )
 DISKS = Path(os.environ.get("LAB_DISKS", "/var/tmp"))
+SERVED = Path("/run/lab-nfs")
+"""What the lab's NFS server exports, as 127.0.0.1:/."""
 
 
 def in_lab() -> bool:

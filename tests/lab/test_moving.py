@@ -15,11 +15,10 @@ from tests.api.test_moving import fill, holds, idle, move, shown, whole
 from tests.ceph.conftest import Ceph, down, up
 from tests.conftest import Client, backend_section, need, target_section
 
-from .conftest import Disk
+from .conftest import SERVED, Disk
 
 pytestmark = pytest.mark.lab
 
-SERVED = Path("/run/lab-nfs")
 PLACES = ("thin", "thick", "nas", "disk", "ceph", "nas-qcow2", "disk-qcow2")
 
 

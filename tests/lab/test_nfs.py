@@ -17,10 +17,11 @@ from blockstore_plugins.nfs import NfsBackend, NfsOptions, mounts
 from blockstore.backends.conformance import BackendConformance
 from blockstore.errors import BackendError, NoSpace, Unreachable
 
+from .conftest import SERVED
+
 pytestmark = pytest.mark.lab
 
 EXPORT = "127.0.0.1:/"
-SERVED = Path("/run/lab-nfs")
 
 
 def run(*argv: str) -> None:
