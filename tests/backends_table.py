@@ -39,7 +39,7 @@ the real thing: `blockstore backend check NAME` does so on yours.
 FOOT = """
 With a target between volume and consumer (`docs/targets.md`), multi-attach and extending while attached need both.
 
-A volume moves between any two of them (`openstack volume migrate`, `openstack volume set --type T --retype-policy
+A volume moves between any two of them (`openstack volume migrate`, `openstack volume set --type T --migration-policy
 on-demand`, `blockstore backend drain`) when it is available and has no snapshots.
 """
 

@@ -30,7 +30,7 @@ class Volume(Schema):
     name = field(Text, strip=True, allow_none=True)
     description = field(Text, printable=True, allow_none=True)
     availability_zone = field(Text, allow_none=True)
-    bootable = field(BoolLike)
+    bootable = field(BoolLike, allow_none=True)  # compat: openstackclient sends null
     volume_type = field(Text, allow_none=True)
     metadata = field(Pairs, allow_none=True)
 

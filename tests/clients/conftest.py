@@ -40,6 +40,9 @@ reserved_percentage = 0
 fill_limit_percentage = 100
 """
 
+ON_THEIR_WAY = ("creating", "extending", "deleting", "reverting", "restoring", "managing", "retyping", "maintenance")
+"""Statuses that end by themselves."""
+
 SERVICE = "blockstore@disk"
 POOL = "blockstore@disk#"
 
@@ -198,7 +201,7 @@ class Cloud:
         """Wait until nothing is on its way; for where a client offers no waiting."""
         deadline = time.monotonic() + timeout_s
         for kind in ("volumes", "snapshots"):
-            for status in ("creating", "extending", "deleting", "reverting", "restoring"):
+            for status in ON_THEIR_WAY:
                 while self.get(f"/{kind}/detail?status={status}&limit=1")[kind]:
                     assert time.monotonic() < deadline, (kind, status)
                     time.sleep(0.02)
