@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,15 +20,18 @@ import pytest
 from click.testing import CliRunner, Result
 
 import blockstore
-from blockstore import states
+from blockstore import settling, states
+from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend
 from blockstore.cli import main
 from blockstore.db.models import OrderRow
 from blockstore.db.session import Database
+from blockstore.manager import copying
 from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
 from blockstore.service import Service
+from tests.kill.invariants import check
 
-from .conftest import Client, Served, make_config
+from .conftest import Client, Served, backend_section, make_config
 
 MEMORY = "[backend:m]\nplugin = memory\n"
 
@@ -300,6 +305,47 @@ def test_order_cancel_refuses_what_may_not_be_stopped(state: Path) -> None:
     db.dispose()
     assert f"Order {done} is done already." in refused("order", "cancel", done, "--state-dir", state)
     assert "There is no order nonsense." in refused("order", "cancel", "nonsense", "--state-dir", state)
+
+
+def test_a_running_move_shows_its_progress_and_is_stopped(
+    start_service: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    service = start_service(
+        make_config(state, backends=(backend_section("a", "memory"), backend_section("b", "memory")))
+    )
+    api, digest, gate, count = Client(service), copying._digest, threading.Event(), itertools.count()
+    volume = api.volume(size=1)
+    home = str(volume["os-vol-host-attr:host"])
+    with service.backends[home].open_volume(f"volume-{volume['id']}", "r+b") as file:
+        for place in range(0, GIB, GIB // 20):
+            file.seek(place)
+            file.write(b"some")
+
+    def wait_half_way(data: bytes) -> bytes:
+        assert next(count) < 10 or gate.wait(30)
+        return digest(data)
+
+    monkeypatch.setattr(copying, "_digest", wait_half_way)
+    monkeypatch.setattr(settling, "PROGRESS_INTERVAL_S", 0)
+    target = "blockstore@b" if home == "blockstore@a#a" else "blockstore@a"
+    api("POST", f"/volumes/{volume['id']}/action", {"os-migrate_volume": {"host": target}})
+    shown = ""
+    while not (found := re.search(r"(\S+) +MoveVolume +volume \S+ +running +(\d+) %", shown)):
+        shown = said("order", "list", "--state-dir", state)
+    assert 0 < int(found[2]) < copying.COPY_SHARE
+    assert f"progress   {found[2]} %" in said("order", "show", found[1], "--state-dir", state)
+    assert (
+        said("order", "cancel", found[1], "--state-dir", state)
+        == f"Asked MoveVolume of volume {volume['id']} to stop.\n"
+    )
+    assert "stopping" in said("order", "list", "--state-dir", state)
+    gate.set()
+    assert service.bus.wait_idle(30)
+    assert "cancelled by the operator at" in said("order", "show", found[1], "--state-dir", state)
+    kept = api("GET", f"/volumes/{volume['id']}").json["volume"]
+    assert (kept["status"], kept["migration_status"], kept["os-vol-host-attr:host"]) == ("available", "error", home)
+    check(service.db, service.backends)
 
 
 # --- backend -----------------------------------------------------------------------------------------------
