@@ -113,6 +113,10 @@ class Scenario:
     """The request is there already, never handed to a room; what is killed is the start that resumes it."""
     spoils: bool = False
     """The first pool fails while the request is carried out."""
+    moved: frozenset[str] = frozenset()
+    """What is on another pool when it has been carried out."""
+    lets_go: str = ""
+    """What is on its pool still when its row is gone."""
 
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -127,10 +131,16 @@ SCENARIOS: Mapping[str, Scenario] = {
     "extend that nothing can take": Scenario(lambda w: w.action("P", "os-extend", {"new_size": HUGE}), {}),
     "retype": Scenario(lambda w: w.retype("V"), {"V": ("available", 1, "now")}),
     "retype that nothing can take": Scenario(lambda w: w.retype("V", volume_backend_name="none"), {}),
-    "move": Scenario(lambda w: w.move("P"), {"P": ("available", 1, "plain")}),
+    "move": Scenario(lambda w: w.move("P"), {}, moved=frozenset({"P"})),
     "retype by moving": Scenario(
-        lambda w: w.retype("P", volume_backend_name=w.elsewhere("P").partition("@")[2]),
-        {"P": ("available", 1, "plain")},
+        lambda w: w.retype("P", volume_backend_name=w.elsewhere("P").partition("@")[2]), {}, moved=frozenset({"P"})
+    ),
+    "drain": Scenario(
+        lambda w: w.drain("P"),
+        {},
+        before=lambda w: w.volume(size=1, source_volid=w.ids["P"]),
+        begin={"N": ("available", 1, "plain")},
+        moved=frozenset({"P", "N"}),
     ),
     "manage": Scenario(
         lambda w: w.manage(), {"new": ("available", 1, "theirs")}, before=lambda w: w.foreign("foreign", "theirs")
@@ -143,6 +153,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         {"new": ("available", 1, "now")},
         before=lambda w: w.foreign_snapshot("V", "foreign-shot"),
     ),
+    "unmanage": Scenario(lambda w: w.action("P", "os-unmanage", {}), {"P": None}, files_order=False, lets_go="P"),
     "first snapshot": Scenario(
         lambda w: w.ask("POST", "/snapshots", {"snapshot": {"volume_id": w.ids["P"]}}),
         {"new": ("available", 1, "plain")},
@@ -251,6 +262,24 @@ class World:
 
     def move(self, name: str) -> Answer:
         return self.action(name, "os-migrate_volume", {"host": self.elsewhere(name)})
+
+    def drain(self, name: str) -> Answer:
+        """Move away whatever is on the backend of a volume."""
+        return self.ask("POST", "/os-services/drain", {"drain": {"host": self.row(name).host.partition("#")[0]}})
+
+    def moved(self) -> frozenset[str]:
+        """Return what has come from another pool."""
+        rows = {name: self.row(name) for name in self.ids}
+        return frozenset(
+            name for name, row in rows.items() if isinstance(row, Volume) and row.migration_status == "success"
+        )
+
+    def take_away(self, name: str) -> None:
+        """Remove from its pool a volume that was let go, and whose bytes are there."""
+        stem = f"volume-{self.ids[name]}"
+        (pool,) = (pool for pool, backend in self.service.backends.items() if stem in dict(backend.list_volumes()))
+        assert self._text(Volume(id=self.ids[name], host=pool)) == BASE[name][2]
+        self.service.backends[pool].delete_volume(stem)
 
     def foreign(self, name: str, text: str) -> Answer:
         """Make a volume on the first pool behind the service's back."""
@@ -535,8 +564,10 @@ def _prepared(state_dir: Path, scenario: Scenario, target: str) -> World:
     if scenario.before:
         answer = scenario.before(world)
         assert answer.status in (200, 202), answer.body
-        if "P-use" in scenario.begin:
-            world.learn("P-use")
+        assert service.bus.wait_idle(60)
+        for name in scenario.begin:
+            if name not in world.ids:
+                world.learn(name)
     assert world.state() == {**BASE, **scenario.begin}, world.state()
     (state_dir / "ids").write_text(json.dumps(world.ids))
     (state_dir / "orders").write_text(str(_orders_in(state_dir)))
@@ -613,6 +644,8 @@ def recover(place: str, name: str, target: str, purge: bool) -> None:
     service.start()
     assert service.bus.wait_idle(DRAIN_LIMIT_S if not CONFIG else 600), service.bus.running()
     (state_dir / "drained").write_text(f"{time.monotonic() - started}")
+    if scenario.lets_go and world.row(scenario.lets_go) is None:
+        world.take_away(scenario.lets_go)
     check(service.db, service.backends, targets=service.exports.targets)
     state, begin = world.state(), {**BASE, **scenario.begin}
     goal = {name: what for name, what in {**begin, **scenario.goal}.items() if what is not None}
@@ -620,6 +653,7 @@ def recover(place: str, name: str, target: str, purge: bool) -> None:
     assert accepted or not (state_dir / "answered").exists(), ("what was answered was forgotten", state)
     expected = goal if accepted else begin
     assert state == expected, (state, expected)
+    assert world.moved() == (scenario.moved if accepted else frozenset())
     with service.db.read() as session:
         told = [message.user_message for message in session.scalars(select(Message))]
     assert bool(told) == (accepted and "nothing can take" in name), told

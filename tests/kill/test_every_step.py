@@ -86,8 +86,8 @@ def scenarios() -> Sequence[str]:
     """Return the names; importing the children here would start what must not be started before a fork."""
     return (
         "create", "create from a snapshot", "clone", "create on the next pool", "create that nothing can take",
-        "extend", "extend that nothing can take", "retype", "move", "retype by moving",
-        "manage", "manage that nothing can take", "manage a snapshot",
+        "extend", "extend that nothing can take", "retype", "move", "retype by moving", "drain",
+        "manage", "manage that nothing can take", "manage a snapshot", "unmanage",
         "retype that nothing can take", "first snapshot", "third snapshot", "delete a snapshot", "delete",
         "delete with cascade", "revert", "reserve", "attach at once", "connect", "complete", "detach",
         "detach the older way", "connect the older way", "disconnect the older way", "reset to detached",
