@@ -5,6 +5,7 @@ Used by ``commands.py``, for ``rbd`` itself reads and writes whole images only.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -21,6 +22,9 @@ _FIXED_NEWSTYLE, _NO_ZEROES, _OPT_EXPORT_NAME = 1, 2, 1
 _READ, _WRITE, _DISCONNECT, _FLUSH = range(4)
 _REQUEST, _REPLY = 0x25609513, 0x67446698
 _MOST = 4 * 2**20
+_NO_WORD = (errno.EINVAL, errno.EIO, errno.ESHUTDOWN)
+"""What qemu says of a call that the cluster did not answer: NBD has no word for it. Ours are never invalid."""
+_SILENT = "The Ceph cluster does not answer: an open image can be neither read nor written."
 
 
 class NbdFile(io.RawIOBase):
@@ -74,7 +78,7 @@ class NbdFile(io.RawIOBase):
         part = memoryview(data).cast("B")
         length = min(len(part), self._size - self._position, _MOST)
         if len(part) and length <= 0:
-            raise OSError(28, "This is past the end of the volume.")
+            raise OSError(errno.ENOSPC, "This is past the end of the volume.")
         self._ask(_WRITE, self._position, length, bytes(part[:length]))
         self._position += length
         return length
@@ -104,11 +108,13 @@ class NbdFile(io.RawIOBase):
             magic, code, _handle = struct.unpack(">IIQ", self._receive(16))
             if magic != _REPLY:
                 raise Unreachable("qemu-nbd did not answer as it should.")
+            if code in _NO_WORD:
+                raise Stuck(_SILENT)
             if code:
                 raise OSError(code, os.strerror(code))
             return self._receive(length) if what == _READ else b""
         except TimeoutError as exc:
-            raise Stuck("The Ceph cluster does not answer: an open image can be neither read nor written.") from exc
+            raise Stuck(_SILENT) from exc
 
     def _receive(self, length: int) -> bytes:
         parts = []

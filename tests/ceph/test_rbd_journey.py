@@ -13,7 +13,7 @@ import pytest
 from blockstore.manager.desk import volume_name
 from blockstore.service import Service
 from tests.api.test_moving import fill, holds, idle, move, row, shown, whole
-from tests.ceph.conftest import Ceph
+from tests.ceph.conftest import Ceph, down
 from tests.conftest import Client, backend_section
 
 pytestmark = pytest.mark.ceph
@@ -134,3 +134,51 @@ def test_from_disk_to_ceph_and_back(api: Client) -> None:
     api("DELETE", f"/volumes/{made}")
     idle(api)
     whole(api)
+
+
+def test_from_one_cluster_to_another_and_back(
+    ceph: Ceph, way: str, new_ceph: Callable[..., Ceph], start_service: Callable[..., Service]
+) -> None:
+    """Two clusters are two backends: each has its own connection, and a volume moves with its bytes."""
+    second = new_ceph("--size", "2G")
+    clusters = {"ceph": ceph, "second": second}
+    sections = [
+        backend_section(
+            name,
+            "rbd",
+            pools="fast",
+            ceph_conf=str(cluster.conf),
+            user="cinder",
+            keyring=str(cluster.keyring),
+            bindings=way,
+        )
+        for name, cluster in clusters.items()
+    ]
+    api = Client(start_service(backends=tuple(sections)))
+    made = api.volume()["id"]
+    fill(api, made)
+    seen = {}
+    for _ in range(2):
+        here = shown(api, made)["os-vol-host-attr:host"].partition("#")[0].partition("@")[2]
+        there = next(name for name in clusters if name != here)
+        assert move(api, made, f"blockstore@{there}").status == 202
+        idle(api)
+        found = shown(api, made)
+        assert found["migration_status"] == "success", api("GET", "/messages").json
+        assert found["os-vol-host-attr:host"].startswith(f"blockstore@{there}#")
+        assert holds(api, made)
+        whole(api)
+        image = volume_name(row(api, made))
+        assert image in clusters[there].run("rbd", "ls", "fast")
+        assert image not in clusters[here].run("rbd", "ls", "fast")
+        connector = {"host": "elsewhere", "ip": "192.0.2.1"}
+        answer = api("POST", "/attachments", {"attachment": {"volume_uuid": made, "connector": connector}})
+        told = answer.json["attachment"]["connection_info"]
+        assert told["secret_uuid"] == clusters[there].run("ceph", "fsid").strip()
+        seen[there] = told["ports"]
+        assert api("DELETE", f"/attachments/{answer.json['attachment']['id']}").status == 200
+    assert seen["ceph"] != seen["second"]
+    api("DELETE", f"/volumes/{made}")
+    idle(api)
+    whole(api)
+    down(second)
