@@ -359,9 +359,15 @@ class World:
             return None
         with self.service.db.read() as session:
             volume = session.get_one(Volume, attachment.volume_id)
-        located = self.service.backends[str(volume.host)].locate(volume_name(volume))
+        backend, data = self.service.backends[str(volume.host)], attachment.connection["data"]
+        if attachment.target is None:  # the initiator reaches the storage itself
+            direct = backend.direct(volume_name(volume))
+            assert direct is not None
+            assert data == {**direct.data, "access_mode": "rw"}
+            return "served"
+        located = backend.locate(volume_name(volume))
         assert located is not None
-        data, target = attachment.connection["data"], self.service.exports.targets[str(attachment.target)]
+        target = self.service.exports.targets[attachment.target]
         if attachment.target == "nbd":
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(data["socket"])

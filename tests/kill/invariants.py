@@ -36,6 +36,8 @@ from blockstore.targets.contract import Target
 
 MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting", "managing", "error_managing"})
 """Statuses of rows whose bytes need not be on the backend: they never got there, or are half-way out."""
+DIRECT = ("rbd", "nfs")
+"""How initiators reach storage without a target."""
 FOREIGN = "foreign"
 """How the names of what others made begin; it belongs to no row until it is taken over."""
 MAY_BE_LARGER = frozenset({"extending", "error_extending"})
@@ -134,12 +136,17 @@ def _attachments(rows: Mapping[str, list[Any]]) -> Iterator[str]:
         if row.status == A.ATTACHING or (row.status == A.ATTACHED and row.target):
             if row.connection is None:
                 yield f"attachment {row.id} is {row.status} and knows no connection"
-        elif row.connection is not None and row.status in (A.RESERVED, A.ATTACHED, A.ERROR_ATTACHING):
+        elif row.connection is not None and (
+            row.status in (A.RESERVED, A.ERROR_ATTACHING)
+            or (row.status == A.ATTACHED and row.connection["driver_volume_type"] not in DIRECT)
+        ):
             yield f"attachment {row.id} is {row.status} by {row.target} and has a connection"
         if row.connection and row.connection["secret_as"] in row.connection["data"]:
             yield f"attachment {row.id} has its secret stored"
 
 
+DIRECT = frozenset({"nfs", "rbd"})
+"""How consumers reach the storage itself; no target exports it."""
 SAYS = {
     A.RESERVED: "reserved",
     A.CONNECTING: "attaching",
