@@ -150,7 +150,7 @@ class NfsBackend(DirectoryBackend):
         with self._named(name) as root:
             image = self._need(root, name)
         options = f"-o {self._settings.mount_options}" if self._settings.mount_options else None
-        data = {"export": self.export, "name": image.file, "options": options, "format": image.format}
+        data = {"export": self.export, "name": image.file, "options": options, "format": image.format, "discard": True}
         return Direct("nfs", data, {"mount_point_base": str(self._base)})
 
     # --- what is different on a share ----------------------------------------------------------------------
