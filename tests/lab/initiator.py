@@ -7,13 +7,17 @@ for links in /dev/disk that nobody makes.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
+import socket
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +64,63 @@ class Initiator:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
         for path in list(self._attached):
             self.disconnect(path)
+
+
+class NfsHost:
+    """A host that mounts exports by os-brick, below a directory of its own; a context that unmounts.
+
+    It has a network and a name of its own, without which the kernel would be one NFS client for it and for blockstore,
+    to whom the server need not tell what the other has written.
+    """
+
+    SERVER = "10.9.0.1"
+    """The address by which hosts reach the lab's NFS server, and blockstore must, too."""
+    connector: Mapping[str, Any] = {"host": "elsewhere", "ip": "10.9.1.2", "os_type": "linux"}
+
+    def __init__(self, base: Path, number: int = 1):
+        _set_up()
+        from os_brick.initiator import connector
+
+        self.base, self._number = base, number
+        base.mkdir()
+        self._brick = connector.InitiatorConnector.factory("NFS", "", nfs_mount_point_base=str(base), conn={})
+        self._inside = ThreadPoolExecutor(1)
+
+    def connect(self, connection: Mapping[str, Any]) -> Path:
+        """Mount what must be mounted; return the path of the file."""
+        return Path(self._inside.submit(self._brick.connect_volume, dict(connection)).result()["path"])
+
+    def disconnect(self, connection: Mapping[str, Any], path: Path) -> None:
+        """Detach, which leaves the export mounted for others."""
+        self._inside.submit(self._brick.disconnect_volume, dict(connection), {"path": str(path)}).result()
+
+    def __enter__(self) -> NfsHost:
+        thread = self._inside.submit(_leave, f"host{self._number}").result()
+        outer, inner, net = f"lab{self._number}", f"eth{self._number}", f"10.9.{self._number}"
+        run("modprobe", "veth")
+        run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", str(thread))
+        run("ip", "address", "add", f"{net}.1/24", "dev", outer)
+        run("ip", "link", "set", outer, "up")
+        for words in (f"link set {inner} up", f"address add {net}.2/24 dev {inner}", f"route add default via {net}.1"):
+            self._inside.submit(run, "ip", *words.split()).result()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        for path in self.base.iterdir():
+            run("umount", str(path))
+        # With the thread go its network and, in a moment of their own, both ends of the cable.
+        subprocess.run(["ip", "link", "delete", f"lab{self._number}"], capture_output=True, check=False)
+        self._inside.shutdown()
+
+
+def _leave(name: str) -> int:
+    """Give this thread, and what it starts, another network and host name; return its id."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_network_and_names = 0x40000000 | 0x04000000  # CLONE_NEWNET | CLONE_NEWUTS
+    if libc.unshare(new_network_and_names):
+        raise OSError(ctypes.get_errno(), "unshare")
+    socket.sethostname(name)
+    return threading.get_native_id()
 
 
 def traces() -> list[str]:

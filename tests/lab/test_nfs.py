@@ -71,7 +71,7 @@ def test_it_is_mounted_once_and_again_when_it_went(mount: Callable[..., NfsBacke
     backend.check()
     assert backend.list_volumes() == {volume: 1}
     assert backend.direct(volume).data == {
-        "export": EXPORT, "name": f"{volume}.raw", "options": "-o vers=4.2", "format": "raw",
+        "export": EXPORT, "name": f"{volume}.raw", "options": "-o vers=4.2", "format": "raw", "discard": True,
     }  # fmt: skip
 
 
