@@ -35,6 +35,11 @@ plugin = directory
 max_over_subscription_ratio = 1000
 reserved_percentage = 0
 fill_limit_percentage = 100
+[backend:spare]
+plugin = directory
+max_over_subscription_ratio = 1000
+reserved_percentage = 0
+fill_limit_percentage = 100
 """
 
 

@@ -30,9 +30,10 @@ CLIENTS = 4
 LOAD_S = 0.25
 DRAIN_LIMIT_S = 5.0
 MANY = 24
+BACKENDS = ("blockstore@directory", "blockstore@spare")
 
-RACES = re.compile(r"is not in |is gone")
-"""What a client may bring upon itself: a copy of what it deletes in the same breath."""
+RACES = re.compile(r"is not in |is gone|There is no volume ")
+"""What a client may bring upon itself: a copy of what it deletes, or takes over, in the same breath."""
 
 
 class Truth:
@@ -49,6 +50,8 @@ class Truth:
         self.origin: dict[str, str] = {}
         self.cascading: set[str] = set()
         """Volumes that a client is removing with their snapshots, also those whose answer is on its way to another."""
+        self.let_go = 0
+        """Volumes that may have been let go since all that was found was taken over."""
         self.answered: Counter[str] = Counter()
 
     def compare(self, listed: dict[str, dict[str, Any]]) -> None:
@@ -77,7 +80,10 @@ class Load:
 
     def run(self) -> None:
         """Work until the server is gone."""
-        verbs = [self.create, self.copy, self.clone, self.snapshot, self.extend, self.revert, self.delete_snapshot]
+        verbs = [
+            self.create, self.copy, self.clone, self.snapshot, self.extend, self.revert, self.delete_snapshot,
+            self.move, self.let_go, self.take_over,
+        ]  # fmt: skip
         try:
             while True:
                 with self.truth.lock:
@@ -107,9 +113,9 @@ class Load:
             with self.truth.lock:
                 if thing.get("volume_id") not in self.truth.cascading:
                     self.truth.alive[noun].add(thing["id"])
-                if noun == "volumes":
+                if noun == "volumes" and thing["size"]:  # what is taken over has none yet
                     self.truth.sizes[thing["id"]] = thing["size"]
-                else:
+                elif noun == "snapshots":
                     self.truth.origin[thing["id"]] = thing["volume_id"]
 
     def create(self) -> None:
@@ -143,6 +149,39 @@ class Load:
         volume_id = self.truth.origin.get(snapshot_id, self.pick("volumes"))
         self.ask("POST", f"/volumes/{volume_id}/action", {"revert": {"snapshot_id": snapshot_id}})
 
+    def move(self) -> None:
+        body = {"os-migrate_volume": {"host": self.dice.choice(BACKENDS)}}
+        self.ask("POST", f"/volumes/{self.pick('volumes')}/action", body)
+
+    def let_go(self) -> None:
+        volume_id = self.pick("volumes")
+        with self.truth.lock:
+            self.truth.let_go += 1
+        if not self.remove("volumes", volume_id, action=f"/volumes/{volume_id}/action"):
+            with self.truth.lock:
+                self.truth.let_go -= 1
+
+    def take_over(self) -> None:
+        for host, reference in self.free()[:1]:
+            self.made("volumes", self.ask("POST", "/manageable_volumes", {"volume": {"host": host, "ref": reference}}))
+
+    def free(self) -> list[tuple[str, Any]]:
+        """Return backend and reference of what may be taken over."""
+        lists = {host: self.ask("GET", f"/manageable_volumes?host={host}")[1] for host in BACKENDS}
+        return [
+            (host, one["reference"])
+            for host, found in lists.items()
+            for one in found["manageable-volumes"]
+            if one["safe_to_manage"]
+        ]
+
+    def take_over_all(self) -> None:
+        """Take over all that was let go: no more than that is there, so nothing was left behind."""
+        while free := self.free():
+            assert len(free) <= self.truth.let_go, (free, self.truth.let_go)
+            self.take_over()
+        self.http.close()
+
     def delete_snapshot(self) -> None:
         self.remove("snapshots", self.pick("snapshots"))
 
@@ -164,12 +203,15 @@ class Load:
             else:
                 self.truth.alive["snapshots"] |= unsure - self.truth.gone["snapshots"]
 
-    def remove(self, noun: str, thing_id: str, query: str = "") -> bool:
-        """Delete; between question and answer nobody knows."""
+    def remove(self, noun: str, thing_id: str, query: str = "", *, action: str = "") -> bool:
+        """Delete or, by an ``action``, let go; between question and answer nobody knows."""
         with self.truth.lock:
             known = thing_id in self.truth.alive[noun]
             self.truth.alive[noun].discard(thing_id)
-        status, _ = self.ask("DELETE", f"/{noun}/{thing_id}{query}")
+        if action:
+            status, _ = self.ask("POST", action, {"os-unmanage": {}})
+        else:
+            status, _ = self.ask("DELETE", f"/{noun}/{thing_id}{query}")
         with self.truth.lock:
             if status == 202:
                 self.truth.gone[noun].add(thing_id)
@@ -206,6 +248,9 @@ def test_kills_under_load(victim: Victim) -> None:
     for number in range(KILLS):
         victim.start(cold=number % COLD_EVERY == 0)
         drains.append(victim.drain())
+        Load(truth, victim.url, 0).take_over_all()
+        victim.drain()
+        truth.let_go = 0
         victim.check()
         truth.compare(listed(victim.url))
         with ThreadPoolExecutor(CLIENTS) as clients:
