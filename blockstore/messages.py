@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.db.models import Message, now
 from blockstore.orders import (
+    ChangeType,
     ConnectAttachment,
     CreateSnapshot,
     CreateVolume,
@@ -71,6 +72,7 @@ ACTIONS: Mapping[type[Order], Action] = {
     ExtendVolume: Action.EXTEND,
     RevertVolume: Action.REVERT,
     RetypeVolume: Action.RETYPE,
+    ChangeType: Action.RETYPE,
     MoveToType: Action.RETYPE,
     PlaceMigration: Action.MIGRATE,
     MoveVolume: Action.MIGRATE,

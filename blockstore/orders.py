@@ -361,6 +361,19 @@ class MoveToType(MoveVolume):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeType(Order):
+    """Give a volume its new type on the pool where it is, which keeps it within that type's limits."""
+
+    room: ClassVar[str] = "manager"
+    resource_type: ClassVar[str] = "volume"
+    status: ClassVar[str] = "retyping"
+    volume_id: str
+    type_id: str
+    counted: int
+    size_gib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveCopy(Order):
     """Remove from a pool what is not the volume: left behind by a move, or by one that failed. Covers no row."""
 

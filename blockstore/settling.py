@@ -22,6 +22,7 @@ from blockstore.db.session import Database
 from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, OverQuota, Unreachable
 from blockstore.messages import Detail
 from blockstore.orders import (
+    ChangeType,
     ConnectAttachment,
     DisconnectAttachment,
     ExtendVolume,
@@ -99,11 +100,16 @@ def progress_of(room: Room, order: Order) -> Callable[[int], None]:
         next_at = time.monotonic() + PROGRESS_INTERVAL_S
         with room.db.write() as session:
             session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(progress=percent))
-            asked = session.execute(select(OrderRow.cancel_asked).where(OrderRow.id == order.order_id)).scalar()
-        if asked and order.cancellable:
-            raise OrderCancelled(f"cancelled by the operator at {percent} %")
+            refuse_cancelled(session, order, f"at {percent} %")
 
     return tell
+
+
+def refuse_cancelled(session: Session, order: Order, when: str = "at the end") -> None:
+    """Raise OrderCancelled for an order that was asked to stop, or whose row got another status, and may stop."""
+    asked = session.execute(select(OrderRow.cancel_asked).where(OrderRow.id == order.order_id)).scalar()
+    if asked and order.cancellable:
+        raise OrderCancelled(f"cancelled by the operator {when}")
 
 
 def mark_started(db: Database, order: Order) -> None:
@@ -166,10 +172,10 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
         states.file(session, the_other(order, order.destination, order.copy_name, order.volume_gib))
     if isinstance(order, ManageVolume):
         _take_back(session, order)
-    if isinstance(order, RetypeVolume | MoveToType):
+    if isinstance(order, RetypeVolume | ChangeType | MoveToType):
         quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
-    if isinstance(order, PlaceExtension | RetypeVolume):
-        # Nothing was begun, so the volume is what it was.
+    if isinstance(order, PlaceExtension | RetypeVolume | ChangeType):
+        # Its bytes were not touched, so the volume is what it was.
         to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()
     if isinstance(order, ConnectAttachment | DisconnectAttachment):
         states.lock(session, order.volume_id)

@@ -222,7 +222,7 @@ def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | S
     if named is None:
         return
     called = or_(Volume.id == named[1], Volume.name_id == named[1]) if kind is Volume else Snapshot.id == named[1]
-    row_id = call.session.execute(select(kind.id).where(called).limit(1)).scalar()
+    row_id = call.session.execute(select(kind.id).where(called, kind.host.is_not(None)).limit(1)).scalar()
     if row_id is not None:
         raise BadRequest(
             f"Invalid reference: {reference} on {pool} is managed already, as {kind.__name__.lower()} {row_id}."

@@ -13,7 +13,7 @@ from blockstore.api.services import VOLUME, switch
 from blockstore.api.volume_actions import ACTION, not_migrating
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
-from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, StateConflict
+from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.orders import PlaceMigration, new_order_id
 from blockstore.schemas import moving as schemas
 from blockstore.states import V
@@ -123,5 +123,13 @@ def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         switch(call, VOLUME, host, disabled=True, reason=DRAINED)
         for item in plan:
             if item["destination"] is not None:
-                begin(call, find_volume(call, item["volume_id"], lock=True), item["destination"])
+                _begin_of(call, item)
     return {"drain": {"host": host, "dry_run": dry_run, "volumes": plan}}
+
+
+def _begin_of(call: Call, item: dict[str, Any]) -> None:
+    """Begin what a plan says, unless somebody was quicker and it cannot be any more."""
+    try:
+        begin(call, find_volume(call, item["volume_id"], lock=True), item["destination"])
+    except (InvalidStatus, NotFound) as exc:
+        item |= {"destination": None, "reason": exc.message}

@@ -10,6 +10,7 @@ from typing import Any
 
 from blockstore.manager import attachments, managing, moving, snapshots, volumes
 from blockstore.orders import (
+    ChangeType,
     ConnectAttachment,
     CreateSnapshot,
     CreateVolume,
@@ -30,6 +31,7 @@ HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     ManageVolume: managing.manage_volume,
     DeleteVolume: volumes.delete_volume,
     ExtendVolume: volumes.extend_volume,
+    ChangeType: volumes.change_type,
     RevertVolume: volumes.revert_volume,
     MoveVolume: moving.move_volume,
     MoveToType: moving.move_to_type,

@@ -45,19 +45,20 @@ def copy_volume(source: Backend, name: str, target: Backend, to: str, size: int,
     Raises: BackendError of either side, also when what was written does not read as it should.
     """
     progress(0)
+    here, there = f"{name} on {source.pool}", f"{to} on {target.pool}"
     with source.open_volume(name, "rb") as reader:
         chunks = list(_chunks(source.regions(name, size)))
         with target.open_volume(to, "r+b") as writer:
-            pieces = _copied(reader, writer, chunks, lambda percent: progress(percent * COPY_SHARE // 100))
+            sides = _Side(reader, here), _Side(writer, there)
+            pieces = _copied(*sides, chunks, lambda percent: progress(percent * COPY_SHARE // 100))
             writer.flush()
             _forget_cached(writer)
     with target.open_volume(to, "rb") as written:
-        _prove(written, pieces, to, lambda percent: progress(COPY_SHARE + percent * (100 - COPY_SHARE) // 100))
+        side = _Side(written, there)
+        _prove(side, pieces, lambda percent: progress(COPY_SHARE + percent * (100 - COPY_SHARE) // 100))
 
 
-def _copied(reader: BinaryIO, writer: BinaryIO, chunks: Sequence[tuple[int, int]], progress: Progress) -> list[_Piece]:
-    come_from, go_to = _Side(reader), _Side(writer)
-
+def _copied(come_from: _Side, go_to: _Side, chunks: Sequence[tuple[int, int]], progress: Progress) -> list[_Piece]:
     def copy(chunk: tuple[int, int]) -> _Piece | None:
         offset, length = chunk
         data = come_from.read(offset, length)
@@ -70,14 +71,13 @@ def _copied(reader: BinaryIO, writer: BinaryIO, chunks: Sequence[tuple[int, int]
     return [piece for piece in _all(copy, chunks, progress) if piece is not None]
 
 
-def _prove(written: BinaryIO, pieces: Sequence[_Piece], to: str, progress: Progress) -> None:
+def _prove(side: _Side, pieces: Sequence[_Piece], progress: Progress) -> None:
     """Read what was written and compare checksums with those of the source."""
-    side = _Side(written)
 
     def check(piece: _Piece) -> None:
         if _digest(side.read(piece.offset, piece.length)) != piece.digest:
             raise BackendError(
-                f"{to} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy is"
+                f"{side.what} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy is"
                 " given up, and the volume stays where it is. Check the storage it was to move to."
             )
 
@@ -105,8 +105,9 @@ def _all(work: Callable[[T], U], items: Sequence[T], progress: Progress) -> Iter
 class _Side:
     """An open volume that several threads use: in turns, unless its file can be read and written at a position."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO, what: str):
         self._file = file
+        self.what = what
         self._lock = threading.Lock()
         self._pread: Any = getattr(file, "pread", None)
         self._pwrite: Any = getattr(file, "pwrite", None)
@@ -114,7 +115,7 @@ class _Side:
     def read(self, offset: int, length: int) -> bytes:
         """Read exactly so many bytes."""
         parts = []
-        with _named("read"):
+        with self._named("read"):
             while length:
                 if self._pread is not None:
                     part = self._pread(length, offset)
@@ -123,14 +124,14 @@ class _Side:
                         self._file.seek(offset)
                         part = self._file.read(length)
                 if not part:
-                    raise BackendError(f"A volume ends at {offset} bytes, before its size.")
+                    raise BackendError(f"{self.what} ends at {offset} bytes, before its size.")
                 parts.append(part)
                 offset, length = offset + len(part), length - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, offset: int, data: bytes, runs: Iterable[tuple[int, int]]) -> None:
         """Write the runs of a chunk that lies at an offset."""
-        with _named("written"):
+        with self._named("written"):
             for start, end in runs:
                 while start < end:
                     part = data if (start, end) == (0, len(data)) else memoryview(data)[start:end]
@@ -140,6 +141,14 @@ class _Side:
                     with self._lock:
                         self._file.seek(offset + start)
                         start += self._file.write(part)
+
+    @contextmanager
+    def _named(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            said = exc.strerror or exc
+            raise BackendError(f"{self.what} cannot be {done}: {said}. Look at that storage.") from exc
 
 
 def _chunks(regions: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -171,11 +180,3 @@ def _forget_cached(file: BinaryIO) -> None:
     """Have the proof read the storage, not this node's memory, where there is a file to say it of."""
     with suppress(OSError, AttributeError):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-@contextmanager
-def _named(done: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise BackendError(f"A volume cannot be {done}: {exc.strerror or exc}.") from exc

@@ -10,8 +10,8 @@ from blockstore.manager.desk import Desk
 _PER_GIB = "_per_gb"
 
 
-def keep_limits(desk: Desk, pool: str, name: str, type_id: str, size_gib: int) -> None:
-    """Let the pool keep a volume within what its type says; one whose type says nothing stays as it is.
+def keep_limits(desk: Desk, pool: str, name: str, type_id: str, size_gib: int, *, lift: bool = False) -> None:
+    """Let the pool keep a volume within what its type says; ``lift``: those of another type end, if it had some.
 
     Raises: BackendError.
     """
@@ -22,10 +22,8 @@ def keep_limits(desk: Desk, pool: str, name: str, type_id: str, size_gib: int) -
         specs = session.scalars(
             select(QosSpecs).join(VolumeType, VolumeType.qos_specs_id == QosSpecs.id).where(VolumeType.id == type_id)
         ).one_or_none()
-        if specs is None or specs.consumer == "front-end":
-            return
-        limits = limits_of(specs.specs, size_gib)
-    if limits:
+        limits = {} if specs is None or specs.consumer == "front-end" else limits_of(specs.specs, size_gib)
+    if limits or lift:
         desk.backend(pool).limit_volume(name, limits)
 
 

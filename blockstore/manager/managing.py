@@ -73,7 +73,7 @@ def volumes_on(db: Database, backend: Backend) -> list[Found]:
     there = backend.list_manageable()
     with db.read() as session:
         # Of all pools: two of them may lead to the same storage.
-        rows = session.execute(select(Volume.id, Volume.name_id))
+        rows = session.execute(select(Volume.id, Volume.name_id).where(Volume.host.is_not(None)))
         return _found(session, there, {volume_name(row): row.id for row in rows})
 
 

@@ -20,7 +20,7 @@ from blockstore.manager.copying import copy_volume
 from blockstore.manager.desk import Desk, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.orders import MoveToType, MoveVolume, RemoveCopy
-from blockstore.settling import progress_of, settles, the_other
+from blockstore.settling import progress_of, refuse_cancelled, settles, the_other
 from blockstore.states import V
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def _move(desk: Desk, order: MoveVolume, volume: Volume, type_id: str) -> None:
         except StateConflict as conflict:
             # Whoever set the status may have written to the volume since.
             raise OrderCancelled(f"the status was reset meanwhile: {conflict.message}") from None
+        refuse_cancelled(session, order)  # also when it was reset, and another move has begun since
         states.finish(session, order)
         states.file(session, the_other(order, volume.host or "", volume_name(volume), volume.size))
 

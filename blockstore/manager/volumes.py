@@ -1,4 +1,4 @@
-"""Volumes on their backends: create, delete, extend, revert.
+"""Volumes on their backends: create, delete, extend, retype, revert.
 
 Handlers of the orders that the scheduler and the API cast. Each is idempotent: after a crash it runs again from the
 start. Decides nothing about who may ask or where a volume goes.
@@ -9,16 +9,25 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import Backend
-from blockstore.db.models import Snapshot, Volume
+from blockstore.db.models import Snapshot, Volume, VolumeType
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
 from blockstore.manager.attachments import end_all
 from blockstore.manager.desk import Desk, name_of, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
-from blockstore.orders import CreateVolume, DeleteVolume, ExtendVolume, PlaceVolume, RevertVolume, following_id
+from blockstore.orders import (
+    ChangeType,
+    CreateVolume,
+    DeleteVolume,
+    ExtendVolume,
+    PlaceVolume,
+    RevertVolume,
+    following_id,
+)
 from blockstore.settling import KeepsStatus, progress_of, settles
 from blockstore.states import V
 
@@ -136,6 +145,35 @@ def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
         session.execute(update(Volume).where(Volume.id == volume.id).values(size=order.new_size_gib))
         if states.settle(session, order, V.AVAILABLE):
             states.reckon(session, volume.id)
+
+
+@settles
+def change_type(desk: Desk, order: ChangeType, volume: Volume) -> None:
+    """Let the pool keep the volume within the limits of its new type, and give it that type."""
+    keep_limits(desk, volume.host or "", volume_name(volume), order.type_id, volume.size, lift=True)
+    with desk.db.write() as session:
+        kind = session.get(VolumeType, order.type_id)
+        if kind is None:
+            raise BackendError(f"The volume type {order.type_id} is gone.")
+        changed = {"volume_type_id": kind.id, "multiattach": kind.multiattach}
+        session.execute(update(Volume).where(Volume.id == volume.id).values(changed))
+        counts = {"volumes": order.counted, "gigabytes": order.size_gib}
+        quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
+        _recount_snapshots(session, volume, kind.id)
+        if states.settle(session, order, V.AVAILABLE):
+            states.reckon(session, volume.id)
+
+
+def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
+    """Count the volume's snapshots for its new type; they are there, so no limit is asked."""
+    rows = session.execute(
+        select(Snapshot.project_id, func.count(), func.sum(Snapshot.volume_size))
+        .where(Snapshot.volume_id == volume.id, Snapshot.consumes_quota)
+        .group_by(Snapshot.project_id)
+    )
+    for project, count, gib in rows.all():
+        quotas.refund_type(session, project, volume.volume_type_id, snapshots=count, gigabytes=int(gib))
+        quotas.refund_type(session, project, type_id, snapshots=-count, gigabytes=-int(gib))
 
 
 @settles

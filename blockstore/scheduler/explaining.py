@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from blockstore.db.models import Attachment, Snapshot, Volume, VolumeType
+from blockstore.db.models import Volume, VolumeType
 from blockstore.scheduler.choosing import Choice, Wish, choose, explain
-from blockstore.scheduler.placing import Scheduler, candidates, facts_of, zones_of
+from blockstore.scheduler.placing import Scheduler, candidates, facts_of, kept_by, zones_of
 from blockstore.scheduler.pools import Pool
 
 
@@ -103,12 +103,7 @@ def why_it_stays(session: Session, volume: Volume) -> str | None:
     """Return why a volume cannot be moved now, or None."""
     if volume.status != "available":
         return f"it is {volume.status}; only an available volume is moved"
-    if volume.group_id is not None:
-        return "it is in a group"
-    for model, words in ((Attachment, "it is attached, or connected"), (Snapshot, "it has snapshots")):
-        if session.execute(select(model.id).where(model.volume_id == volume.id).limit(1)).first() is not None:
-            return words
-    return None
+    return kept_by(session, volume)
 
 
 def _with(pool: Pool, size_gib: int) -> Pool:

@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, quotas, states
+from blockstore import claims, states
 from blockstore.board import NO_USAGE, Board, PoolReport
 from blockstore.config import SchedulerConfig
-from blockstore.db.models import ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
+from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
 from blockstore.orders import (
+    ChangeType,
     CreateSnapshot,
     CreateVolume,
     ExtendVolume,
@@ -148,7 +149,7 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
 
 @settles
 def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
-    """Give the volume its new type, when the pool that it is on serves that one; else move it, if it may.
+    """Leave the volume where it is when its pool serves the new type, else move it, if it may; and hand over.
 
     A refusal changes nothing.
     """
@@ -163,14 +164,16 @@ def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
         except NoBackend as refused:
             _retype_by_moving(room, session, order, volume, facts, refused)
             return
-        changed = {"volume_type_id": kind.id, "multiattach": kind.multiattach}
-        session.execute(update(Volume).where(Volume.id == volume.id).values(changed))
-        quotas.refund_type(
-            session, volume.project_id, volume.volume_type_id, volumes=order.counted, gigabytes=order.size_gib
+        following = ChangeType(
+            order_id=following_id(order.order_id),
+            request_id=order.request_id,
+            project_id=order.project_id,
+            volume_id=volume.id,
+            type_id=order.type_id,
+            counted=order.counted,
+            size_gib=order.size_gib,
         )
-        _recount_snapshots(session, volume, kind.id)
-        if states.settle(session, order, V.AVAILABLE):
-            states.reckon(session, volume.id)
+        states.hand_over(session, order, following)
 
 
 def _retype_by_moving(
@@ -180,9 +183,9 @@ def _retype_by_moving(
         raise NoBackend(f"{refused.message} It is not moved, since migration_policy is not on-demand.")
     if volume.previous_status != V.AVAILABLE:
         raise NoBackend(f"{refused.message} A volume that is {volume.previous_status} is not moved; detach it first.")
-    kept = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
+    kept = kept_by(session, volume)
     if kept is not None:
-        raise NoBackend(f"{refused.message} A volume with snapshots is not moved; delete them first.")
+        raise NoBackend(f"{refused.message} It is not moved either: {kept}.")
     wish = Wish(size_gib=volume.size, leaves=volume.host, **facts)
     pool = _choose(room, session, wish, order.request_id).pool
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
@@ -200,6 +203,17 @@ def _retype_by_moving(
         size_gib=order.size_gib,
     )
     states.hand_over(session, order, following)
+
+
+def kept_by(session: Session, volume: Volume) -> str | None:
+    """Return what keeps a volume from being moved though it is available, or None."""
+    if volume.group_id is not None:
+        return "it is in a group"
+    # One that os-initialize_connection has exported is available all the same.
+    for model, words in ((Attachment, "it is attached, or connected"), (Snapshot, "it has snapshots")):
+        if session.execute(select(model.id).where(model.volume_id == volume.id).limit(1)).first() is not None:
+            return words
+    return None
 
 
 @settles
@@ -222,18 +236,6 @@ def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> N
             volume_gib=volume.size,
         )
         states.hand_over(session, order, following)
-
-
-def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
-    """Count the volume's snapshots for its new type; they are there, so no limit is asked."""
-    rows = session.execute(
-        select(Snapshot.project_id, func.count(), func.sum(Snapshot.volume_size))
-        .where(Snapshot.volume_id == volume.id, Snapshot.consumes_quota)
-        .group_by(Snapshot.project_id)
-    )
-    for project, count, gib in rows.all():
-        quotas.refund_type(session, project, volume.volume_type_id, snapshots=count, gigabytes=int(gib))
-        quotas.refund_type(session, project, type_id, snapshots=-count, gigabytes=-int(gib))
 
 
 # --- what the decision is made of ----------------------------------------------------------------------------

@@ -18,8 +18,10 @@ class Reference(fields.Field[str]):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         name = value.get("source-name") if isinstance(value, dict) else value
-        if not isinstance(name, str) or not name.strip() or len(name) > 255 or "\0" in name:
+        if not isinstance(name, str) or not name.strip() or len(name) > 255:
             raise ValidationError('It must be {"source-name": NAME}, NAME of 1 to 255 characters.')
+        if not name.isprintable():
+            raise ValidationError("It must hold printable characters only.")
         return name
 
 

@@ -18,6 +18,7 @@ from blockstore.config import ServiceConfig
 from blockstore.db.models import QuotaUsage, Volume
 from blockstore.errors import NoSpace
 from blockstore.service import Service
+from tests.api.conftest import at_once
 from tests.conftest import Client, backend_section
 from tests.kill.invariants import check
 
@@ -200,6 +201,9 @@ def test_pages(api: Client, backend: Backend) -> None:
         ({"ref": {}}, "source-name"),
         ({"ref": {"source-id": "x"}}, "source-name"),
         ({"ref": 7}, "source-name"),
+        ({"ref": "x\ny"}, "printable"),
+        ({"ref": "x\0y"}, "printable"),
+        ({"ref": "x" * 256}, "255 characters"),
         ({"ref": "x", "host": "nowhere"}, "no pool nowhere"),
         ({"ref": "x", "host": None}, "host"),
         ({"ref": "x", "cluster": "c"}, "cluster"),
@@ -299,3 +303,40 @@ def test_a_snapshot_that_is_managed_is_not_taken_away_from_its_row(api: Client, 
     assert shot in again.message
     assert api("GET", f"/snapshots/{shot}").json["snapshot"]["status"] == "available"
     check(api.service.db, api.service.backends)
+
+
+@pytest.mark.parametrize(
+    "reference", ["../state/blockstore.db", "/etc/passwd", "snapshots", ".", "..", "%s", "-rf", "é"]
+)
+def test_a_reference_is_something_that_the_pool_lists_and_nothing_else(
+    api: Client, backend: Backend, reference: str
+) -> None:
+    there = foreign(backend, "foreign")
+    volume = managed(api, reference)
+    assert (volume["status"], volume["size"], volume["os-vol-host-attr:host"]) == ("error", 0, None)
+    (message,) = api("GET", f"/messages?resource_uuid={volume['id']}").json["messages"]
+    assert f"There is no volume {reference} on" in message["user_message"]
+    assert [one.reference for one in backend.list_manageable()] == [there]
+    check(api.service.db, api.service.backends)
+
+
+def test_of_two_who_take_the_same_over_one_gets_it(api: Client, backend: Backend) -> None:
+    reference = foreign(backend, "foreign")
+    answers = at_once(4, lambda _number: manage(api, reference))
+    assert [answer.status for answer in answers] == [202] * 4
+    idle(api)
+    ids = [answer.json["volume"]["id"] for answer in answers]
+    found = [api("GET", f"/volumes/{one}").json["volume"] for one in ids]
+    assert sorted(volume["status"] for volume in found) == ["available", "error", "error", "error"]
+    assert (used(api, "volumes"), used(api, "gigabytes")) == (1, 1)
+    check(api.service.db, api.service.backends)
+
+
+def test_members_neither_take_over_nor_let_go(api: Client, backend: Backend) -> None:
+    volume = managed(api, foreign(backend, "foreign"))["id"]
+    body = {"volume": {"host": HOST, "ref": foreign(backend, "foreign-2")}}
+    member = api.as_("other")
+    assert member("GET", f"/manageable_volumes?host={HOST}").status == 403
+    assert member("POST", "/manageable_volumes", body).status == 403
+    assert member("POST", "/manageable_snapshots", {"snapshot": {"volume_id": volume, "ref": "x"}}).status == 403
+    assert member("POST", f"/volumes/{volume}/action", {"os-unmanage": {}}).status == 403

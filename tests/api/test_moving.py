@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
-from blockstore import states
+from blockstore import claims, states
 from blockstore.backends.contract import GIB
-from blockstore.db.models import OrderRow, Volume
+from blockstore.db.models import OrderRow, PoolUsage, Volume
 from blockstore.errors import Unreachable
 from blockstore.manager import copying
 from blockstore.manager.desk import volume_name
+from blockstore.orders import MoveVolume, new_order_id
 from blockstore.recovery import resume
 from blockstore.service import Service
-from tests.conftest import Client, backend_section
+from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check
 
 A, B = "blockstore@a", "blockstore@b"
@@ -338,3 +342,165 @@ def test_maintenance_set_by_an_administrator_outlives_a_restart(api: Client) -> 
     with api.service.db.read() as session:
         assert session.scalars(select(OrderRow.state).where(OrderRow.state == "open")).all() == []
     assert states.VOLUME.failure[states.V.MAINTENANCE] == "available"
+
+
+@pytest.fixture
+def half_way(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """What has something done once, when the next move has copied all and proved nothing."""
+    prove, todo = copying._prove, []
+
+    def interrupted(*args: Any) -> None:
+        if todo:
+            todo.pop()()
+        prove(*args)
+
+    monkeypatch.setattr(copying, "_prove", interrupted)
+    return todo.append
+
+
+def test_what_is_written_after_a_reset_is_not_lost(api: Client, half_way: Callable[[Callable[[], None]], None]) -> None:
+    """The move is stopped, though its volume is in its status again, by another move, when it would switch."""
+    made = volume(api)
+    fill(api, made["id"])
+
+    def use_and_move_again() -> None:
+        body = {"os-reset_status": {"status": "available", "migration_status": "none"}}
+        assert api("POST", f"/volumes/{made['id']}/action", body).status == 202
+        with api.service.backends[f"{A}#a"].open_volume(f"volume-{made['id']}", "r+b") as file:
+            file.write(b"since")
+        assert move(api, made["id"]).status == 202
+
+    half_way(use_and_move_again)
+    move(api, made["id"])
+    idle(api)
+    found = row(api, made["id"])
+    assert found.status == "available"
+    with api.service.backends[str(found.host)].open_volume(volume_name(found), "rb") as file:
+        assert file.read(5) == b"since"
+    with api.service.db.read() as session:
+        (reason,) = session.scalars(select(OrderRow.reason).where(OrderRow.kind == "MoveVolume"))
+    assert reason == "cancelled by the operator at the end"
+    whole(api, explained=False)
+
+
+def test_nothing_else_is_done_with_a_volume_that_moves(
+    api: Client, half_way: Callable[[Callable[[], None]], None]
+) -> None:
+    made = volume(api)
+    fill(api, made["id"])
+    connector = {"host": "here", "ip": "127.0.0.1", "initiator": "iqn.2000-01.org.example:one"}
+    asked: dict[str, tuple[str, str, Any]] = {
+        name: ("POST", f"/volumes/{made['id']}/action", {name: body})
+        for name, body in {
+            "os-extend": {"new_size": 2}, "os-migrate_volume": {"host": B}, "os-unmanage": {}, "os-reserve": {},
+            "os-retype": {"new_type": bound(api, "b")}, "os-initialize_connection": {"connector": connector},
+            "os-attach": {"mountpoint": "/dev/vdb", "host_name": "here"}, "os-update_readonly_flag": {"readonly": True},
+        }.items()
+    }  # fmt: skip
+    reserve = {"attachment": {"volume_uuid": made["id"]}}
+    connect = {"attachment": {"volume_uuid": made["id"], "connector": connector}}
+    asked |= {
+        "delete": ("DELETE", f"/volumes/{made['id']}", None),
+        "cascade": ("DELETE", f"/volumes/{made['id']}?cascade=true", None),
+        "snapshot": ("POST", "/snapshots", {"snapshot": {"volume_id": made["id"]}}),
+        "reserve": ("POST", "/attachments", reserve),
+        "connect": ("POST", "/attachments", connect),
+        "clone": ("POST", "/volumes", {"volume": {"source_volid": made["id"]}}),
+        "transfer": ("POST", "/volume-transfers", {"transfer": {"volume_id": made["id"]}}),
+        "rename": ("PUT", f"/volumes/{made['id']}", {"volume": {"name": "other"}}),
+    }
+    answers: dict[str, Any] = {}
+
+    def ask_all() -> None:
+        answers.update({name: api(*request) for name, request in asked.items()})
+
+    half_way(ask_all)
+    move(api, made["id"])
+    idle(api)
+    assert {name: answer.status for name, answer in answers.items()} == dict.fromkeys(asked, 400)
+    for name, answer in answers.items():
+        assert "maintenance" in answer.message or "is being migrated (migrating)" in answer.message, (name, answer.body)
+    assert shown(api, made["id"])["os-vol-host-attr:host"] == f"{B}#b"
+    assert holds(api, made["id"])
+    whole(api)
+
+
+def test_what_is_connected_is_not_moved_for_its_type(api: Client) -> None:
+    """os-initialize_connection leaves the volume available, and somebody writes to it."""
+    made = volume(api)
+    connector = {"host": socket.gethostname(), "ip": "127.0.0.1"}
+    body = {"os-initialize_connection": {"connector": connector}}
+    assert api("POST", f"/volumes/{made['id']}/action", body).status == 200
+    assert shown(api, made["id"])["status"] == "available"
+    assert retype(api, made["id"], bound(api, "b"), "on-demand").status == 202
+    idle(api)
+    found = shown(api, made["id"])
+    kept = (found["status"], found["volume_type"], found["os-vol-host-attr:host"])
+    assert kept == ("available", "__DEFAULT__", f"{A}#a")
+    (said,) = api("GET", "/messages").json["messages"]
+    assert "It is not moved either: it is attached, or connected." in said["user_message"]
+    whole(api)
+
+
+@pytest.mark.parametrize("missing", ["b", "a"])
+def test_a_pool_that_left_the_configuration_while_a_volume_moved(
+    start_service: Callable[..., Service], tmp_path: Path, missing: str
+) -> None:
+    """The volume stays where it is; what was copied goes, or is told of when nobody can reach it."""
+    sections = {name: backend_section(name, "directory") for name in "ab"}
+    service = start_service(make_config(tmp_path / "state", backends=tuple(sections.values())))
+    api = Client(service)
+    made = volume(api)
+    service.backends[f"{B}#b"].create_volume("volume-copy", 1)
+    order = MoveVolume(
+        order_id=new_order_id(), request_id="req-1", project_id="admin", volume_id=made["id"], destination=f"{B}#b",
+        name_id="copy", volume_gib=1,
+    )  # fmt: skip
+    service.bus.drain(1)  # the order is left to the next start
+    with service.db.write() as session:
+        session.execute(Volume.__table__.update().values(status="maintenance", migration_status="migrating"))
+        claims.claim(session, f"{B}#b", volumes=1, volume_gib=1)
+        states.file(session, order)
+    service.stop()
+    kept = tuple(section for name, section in sections.items() if name != missing)
+    api = Client(start_service(make_config(tmp_path / "state", backends=kept)))
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["migration_status"]) == ("available", "error")
+    assert found["os-vol-host-attr:host"] == f"{A}#a"
+    with api.service.db.read() as session:
+        state, reason = session.execute(
+            select(OrderRow.state, OrderRow.reason).where(OrderRow.kind == "RemoveCopy")
+        ).one()
+        held = {usage.pool: usage.volumes for usage in session.scalars(select(PoolUsage))}
+    assert held == {f"{A}#a": 1, f"{B}#b": 0}
+    if missing == "b":
+        assert (state, "volume-copy may be left there" in reason) == ("failed", True)
+        whole(api)
+    else:
+        assert (state, reason) == ("done", None)
+        assert dict(api.service.backends[f"{B}#b"].list_volumes()) == {}
+
+
+def test_a_new_type_brings_its_limits(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that keeps volumes within limits learns of the new ones, and of their end."""
+    made, backend, told = volume(api), api.service.backends[f"{A}#a"], []
+    monkeypatch.setattr(backend, "capabilities", lambda: replace(DirectoryBackend.capabilities(backend), qos=True))
+    monkeypatch.setattr(backend, "limit_volume", lambda name, limits: told.append((name, dict(limits))))
+    api.service.report()
+    specs = {"qos_specs": {"name": "slow", "consumer": "back-end", "total_iops_sec": "100"}}
+    qos = api("POST", "/qos-specs", specs).json["qos_specs"]["id"]
+    kinds = [api("POST", "/types", {"volume_type": {"name": name}}).json["volume_type"]["id"] for name in ("s", "f")]
+    assert api("GET", f"/qos-specs/{qos}/associate?vol_type_id={kinds[0]}").status == 202
+    for kind in kinds:
+        assert retype(api, made["id"], kind, None).status == 202
+        idle(api)
+    name = f"volume-{made['id']}"
+    assert told == [(name, {"total_iops_sec": 100}), (name, {})]
+    assert shown(api, made["id"])["volume_type"] == "f"
+    monkeypatch.setattr(backend, "limit_volume", lambda _name, _limits: told[9])  # an internal error
+    retype(api, made["id"], kinds[0], None)
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["volume_type"]) == ("available", "f")
+    whole(api)

@@ -22,6 +22,7 @@ from blockstore.db.session import Database
 from blockstore.keyring import Keyring
 from blockstore.manager.desk import snapshot_name, volume_name
 from blockstore.orders import (
+    ChangeType,
     ExtendVolume,
     MoveToType,
     MoveVolume,
@@ -236,7 +237,7 @@ def _quota(rows: Mapping[str, list[Any]], opened: list[Order]) -> Counter[tuple[
     for order in opened:
         if isinstance(order, PlaceExtension | ExtendVolume) and order.volume_id in type_of:
             add(order.project_id, order.volume_id, "gigabytes", order.growth_gib)
-        if isinstance(order, RetypeVolume | MoveToType):
+        if isinstance(order, RetypeVolume | ChangeType | MoveToType):
             count[order.project_id, f"volumes_{order.type_id}"] += order.counted
             count[order.project_id, f"gigabytes_{order.type_id}"] += order.size_gib
     return count
