@@ -87,12 +87,12 @@ def snapshots_on(db: Database, backend: Backend) -> list[Found]:
 def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[Found]:
     # What an unfinished move copies to, or has left behind, is in no row.
     copies = select(OrderRow.body).where(OrderRow.state == "open", OrderRow.kind.in_(_COPYING))
-    busy = " ".join(map(str, session.scalars(copies)))
+    busy = {body.get("name") or f"volume-{body['name_id']}" for body in session.scalars(copies)}
     found = []
     for one in there:
         row_id = ours.get(one.name)
         reason = MANAGED if row_id else one.reason
-        if reason is None and one.name.removeprefix("volume-") in busy:
+        if reason is None and one.name in busy:
             reason = "an operation that is not finished works on it"
         found.append(Found(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
     return found

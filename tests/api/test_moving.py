@@ -504,3 +504,23 @@ def test_a_new_type_brings_its_limits(api: Client, monkeypatch: pytest.MonkeyPat
     found = shown(api, made["id"])
     assert (found["status"], found["volume_type"]) == ("available", "f")
     whole(api)
+
+
+def test_a_copy_that_is_being_made_cannot_be_taken_over(
+    api: Client, half_way: Callable[[Callable[[], None]], None]
+) -> None:
+    """Nor what a move has left; but what has any other name can."""
+    made = volume(api)
+    fill(api, made["id"])
+    api.service.backends[f"{B}#b"].create_volume("name", 1)
+    listed: list[dict[str, Any]] = []
+
+    def look() -> None:
+        listed.extend(api("GET", f"/manageable_volumes/detail?host={B}&sort=reference:asc").json["manageable-volumes"])
+
+    half_way(look)
+    move(api, made["id"])
+    idle(api)
+    theirs, copy = listed
+    assert (theirs["reference"], theirs["safe_to_manage"]) == ({"source-name": "name.raw"}, True)
+    assert (copy["cinder_id"], copy["reason_not_safe"]) == (None, "an operation that is not finished works on it")
