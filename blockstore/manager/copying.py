@@ -77,8 +77,8 @@ def _prove(side: _Side, pieces: Sequence[_Piece], progress: Progress) -> None:
     def check(piece: _Piece) -> None:
         if _digest(side.read(piece.offset, piece.length)) != piece.digest:
             raise BackendError(
-                f"{side.what} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy is"
-                " given up, and the volume stays where it is. Check the storage it was to move to."
+                f"{side.what} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy"
+                " is given up, and the volume stays where it is. Check the storage it was to move to."
             )
 
     for _ in _all(check, pieces, progress):

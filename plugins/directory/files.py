@@ -248,11 +248,12 @@ def make_root(path: Path, *, parents: bool) -> None:
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """Close a file descriptor in the end."""
+    """Close a file descriptor in the end; what closing it meets was told by flushing it, or is told otherwise now."""
     try:
         yield fd
     finally:
-        os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
 
 
 def size_of(fd: int) -> int:

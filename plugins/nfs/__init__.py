@@ -100,7 +100,9 @@ class NfsBackend(DirectoryBackend):
         with self._mounting:
             known = self._device
             self._device = mounts.mounted(self.export, self.path, self._mount_options(), self._settings.timeout_s)
-        super().check()
+            super().check()
+            with self._explained(), self._root() as root:
+                mounts.prove_writable(root)
         with self._explained(), self._root() as root:
             if self._device != known:
                 self._tender.leave()
@@ -254,6 +256,11 @@ class NfsBackend(DirectoryBackend):
             said = exc.strerror or str(exc)
             return Unreachable(
                 f"The NFS server of {self.export} does not answer as it should: {said}. Look at the server."
+            )
+        if exc.errno == errno.EROFS:
+            return Unreachable(
+                f"{self.export} is read-only. Export it read-write on its server; if that is so, remount it here:"
+                f" mount -o remount,rw {self.path}"
             )
         return super()._explain(exc)
 

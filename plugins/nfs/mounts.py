@@ -38,6 +38,16 @@ def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
     return device
 
 
+def prove_writable(root: Folder) -> None:
+    """Raise the error that making a file meets; what the client remembers of its rights may be a minute old."""
+    try:
+        with closing(root.nameless(".probe")):
+            pass
+    except OSError as exc:
+        if exc.errno not in (errno.EEXIST, errno.ENOSPC, errno.EDQUOT):  # another service's; full, and can be emptied
+            raise
+
+
 def copies_by_itself(at: Path, root: Folder) -> bool:
     """Say whether a share's server copies files, so that their bytes do not pass the network; tried on a small one."""
     with closing(root.nameless(".probe-from")) as source, closing(root.nameless(".probe-to")) as target:
