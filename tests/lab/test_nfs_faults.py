@@ -1,0 +1,271 @@
+"""A server that dies, fills up or turns read-only in the middle of the work: bounded, told, and nothing is lost."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockstore.manager import copying
+from blockstore.manager.desk import volume_name
+from blockstore.service import Service
+from tests.api.test_moving import move, row, shown, whole
+from tests.conftest import Client, backend_section
+
+from .conftest import SERVED, run
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+MIB = 2**20
+BYTES = os.urandom(48 * MIB)
+ROOM_MIB = 160
+TIMEOUT_S = 4
+SOON_S = 2.0
+"""How long a request may take that has nothing to do with the share; the lab's kernel is slow."""
+ENDS_S = 40.0
+"""How long an order on a dead server may take to be given up."""
+SMALL = SERVED / "small"
+NAS, DISK, OTHER = "blockstore@nas#nas", "blockstore@disk#disk", "blockstore@other#other"
+
+
+def export(mode: str) -> None:
+    run("exportfs", "-o", f"{mode},no_root_squash,insecure,no_subtree_check,fsid=7", f"127.0.0.1:{SMALL}")
+
+
+def stop_server() -> None:
+    run("rpc.nfsd", "0")
+
+
+def start_server() -> None:
+    run("rpc.nfsd", "-N", "3", "-V", "4", "-U", "2")  # as the lab starts it
+    with suppress(OSError):
+        Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+
+
+def fill_up() -> None:
+    with (SMALL / "fill").open("wb") as file, suppress(OSError):
+        for at in itertools.count():
+            os.posix_fallocate(file.fileno(), at * MIB, MIB)
+
+
+def turn_read_only() -> None:
+    export("ro")
+
+
+TOLD: dict[Callable[[], None], str] = {
+    stop_server: "The NFS server of 127.0.0.1:/small does not answer as it should: .*Look at the server",
+    fill_up: "did not fit.* GiB free|No space left.* GiB free",
+    turn_read_only: "127.0.0.1:/small is read-only. Export it read-write on its server",
+}
+"""What people are told."""
+
+
+def mend() -> None:
+    """Take every fault away."""
+    (SMALL / "fill").unlink(missing_ok=True)
+    export("rw")
+    if Path("/proc/fs/nfsd/threads").read_text().strip() == "0":
+        start_server()
+
+
+@pytest.fixture
+def api(start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setattr("blockstore.bus.RETRY_DELAYS_S", (0.5, 1.0))
+    SERVED.chmod(0o755)
+    SMALL.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={ROOM_MIB}m,mode=755", "small", str(SMALL))
+    export("rw")
+    sections = (
+        backend_section("nas", "nfs", exports="127.0.0.1:/small", timeout_s=str(TIMEOUT_S)),
+        backend_section("disk", "directory"),
+        backend_section("other", "directory"),
+    )
+    service = start_service(backends=sections)
+    service.report()
+    api = Client(service)
+    for name in ("nas", "other"):
+        body = {"volume_type": {"name": name, "extra_specs": {"volume_backend_name": name}}}
+        assert api("POST", "/types", body).status == 200
+    yield api
+    mend()
+    service.stop()
+    run("umount", "-f", "-l", str(service.backends[NAS].path))  # type: ignore[attr-defined]
+    run("exportfs", "-u", f"127.0.0.1:{SMALL}")
+    run("umount", "-l", str(SMALL))
+    SMALL.rmdir()
+
+
+def volume(api: Client, place: str) -> str:
+    """A volume with bytes."""
+    hosts = [f"blockstore@{name}" for name in ("nas", "disk", "other") if name != place]
+    for host in hosts:
+        api("PUT", "/os-services/disable", {"binary": "cinder-volume", "host": host})
+    made = api.volume()
+    for host in hosts:
+        api("PUT", "/os-services/enable", {"binary": "cinder-volume", "host": host})
+    assert made["status"] == "available", api("GET", "/messages").json
+    found = row(api, made["id"])
+    with api.service.backends[str(found.host)].open_volume(volume_name(found), "r+b") as file:
+        for at in range(0, len(BYTES), MIB):
+            file.write(BYTES[at : at + MIB])
+    return str(made["id"])
+
+
+def holds(api: Client, volume_id: str) -> bool:
+    found = row(api, volume_id)
+    with api.service.backends[str(found.host)].open_volume(volume_name(found), "rb") as file:
+        return b"".join(file.read(MIB) for _ in range(0, len(BYTES), MIB)) == BYTES
+
+
+def said(api: Client, volume_id: str) -> str:
+    """Return the newest message about a volume."""
+    (text, *_) = (m["user_message"] for m in api.get("/messages")["messages"] if m["resource_uuid"] == volume_id)
+    return str(text)
+
+
+def ended(api: Client, volume_id: str) -> float:
+    """Wait until nothing goes on with a volume; return for how many seconds."""
+    began = time.monotonic()
+    while shown(api, volume_id)["status"] in ("maintenance", "creating", "downloading", "deleting"):
+        assert time.monotonic() - began < ENDS_S, api.service.bus.running()
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def others_go_on(api: Client) -> None:
+    """Whoever has nothing to do with the share does not notice."""
+    began = time.monotonic()
+    made = api("POST", "/volumes", {"volume": {"size": 1, "volume_type": "other"}}).json["volume"]["id"]
+    ended(api, made)
+    assert shown(api, made)["status"] == "available"
+    api.get("/volumes/detail")
+    assert time.monotonic() - began < SOON_S
+
+
+def is_down(api: Client) -> str:
+    """Look at the pools; return why the share is down, as it is shown to people."""
+    began = time.monotonic()
+    api.service.report()
+    assert time.monotonic() - began < ENDS_S
+    (pool,) = (p for p in api.get("/scheduler-stats/explain?size=1")["explanation"]["pools"] if p["name"] == NAS)
+    (service,) = (s for s in api.get("/os-services")["services"] if s["host"] == "blockstore@nas")
+    assert service["backend_state"] == "down"
+    return str(pool["reason"])
+
+
+def is_up_again(api: Client) -> None:
+    """Wait until the pool is up, everything left over is gone, and a volume can be made and removed there."""
+    began = time.monotonic()
+    while True:
+        api.service.report()
+        report = api.service.board.get(NAS)
+        if report is not None and report.up:
+            break
+        assert time.monotonic() - began < ENDS_S, report
+        time.sleep(0.2)
+    api.wait_idle(ENDS_S)
+    whole(api)
+    made = api.volume(volume_type="nas")
+    assert made["status"] == "available"
+    api("DELETE", f"/volumes/{made['id']}")
+    api.wait_idle()
+    whole(api)
+
+
+def in_the_middle(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[[], None]) -> threading.Event:
+    """Let a fault happen when a third of a copy is done; return what tells that it has."""
+    count, real, struck = itertools.count(1), getattr(copying._Side, method), threading.Event()
+
+    def with_fault(side: Any, *arguments: Any) -> Any:
+        if next(count) == 5:
+            fault()
+            struck.set()
+        return real(side, *arguments)
+
+    monkeypatch.setattr(copying._Side, method, with_fault)
+    return struck
+
+
+@pytest.mark.parametrize("fault", [stop_server, fill_up, turn_read_only])
+def test_a_move_to_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None]) -> None:
+    made = volume(api, "disk")
+    struck = in_the_middle(monkeypatch, "write", fault)
+    assert move(api, made, "blockstore@nas").status == 202
+    assert struck.wait(ENDS_S)
+    others_go_on(api)
+    ended(api, made)
+    found = shown(api, made)
+    assert (found["status"], found["migration_status"]) == ("available", "error")
+    assert found["os-vol-host-attr:host"] == DISK
+    assert re.search(TOLD[fault], said(api, made))
+    assert holds(api, made)
+    if fault is not fill_up:
+        assert re.search(TOLD[fault], is_down(api))
+        others_go_on(api)
+    mend()
+    is_up_again(api)
+    monkeypatch.undo()
+    assert move(api, made, "blockstore@nas").status == 202
+    api.wait_idle()
+    assert shown(api, made)["os-vol-host-attr:host"] == NAS
+    assert holds(api, made)
+
+
+@pytest.mark.parametrize("fault", [stop_server, turn_read_only])
+def test_a_move_from_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None]) -> None:
+    made = volume(api, "nas")
+    Path("/proc/sys/vm/drop_caches").write_text("3")  # what was just written would be read from memory
+    struck = in_the_middle(monkeypatch, "read", fault)
+    assert move(api, made, "blockstore@disk").status == 202
+    assert struck.wait(ENDS_S)
+    others_go_on(api)
+    ended(api, made)
+    found = shown(api, made)
+    assert found["status"] == "available"
+    if fault is stop_server:
+        assert (found["migration_status"], found["os-vol-host-attr:host"]) == ("error", NAS)
+        assert re.search("on nas cannot be read: .*Look at that storage", said(api, made))
+    else:
+        assert (found["migration_status"], found["os-vol-host-attr:host"]) == ("success", DISK)
+    assert re.search(TOLD[fault], is_down(api))
+    others_go_on(api)
+    mend()
+    is_up_again(api)
+    assert holds(api, made)
+
+
+def test_work_begun_while_the_server_is_dead(api: Client) -> None:
+    made = volume(api, "nas")
+    stop_server()
+    asked = {"create": {"size": 1, "volume_type": "nas"}, "clone": {"size": 1, "source_volid": made}}
+    begun = {what: api("POST", "/volumes", {"volume": body}).json["volume"]["id"] for what, body in asked.items()}
+    shot = api("POST", "/snapshots", {"snapshot": {"volume_id": made}}).json["snapshot"]["id"]
+    others_go_on(api)
+    for what, volume_id in begun.items():
+        ended(api, volume_id)
+        assert shown(api, volume_id)["status"] == "error", what
+        assert re.search(TOLD[stop_server], said(api, volume_id))
+    api.wait_idle(ENDS_S)
+    assert api.get(f"/snapshots/{shot}")["snapshot"]["status"] == "error"
+    assert re.search(TOLD[stop_server], said(api, shot))
+    assert re.search(TOLD[stop_server], is_down(api))
+    mend()
+    is_up_again(api)
+    for volume_id in begun.values():
+        assert api("DELETE", f"/volumes/{volume_id}").status == 202
+        api.wait_idle()
+    assert api("DELETE", f"/snapshots/{shot}").status == 202
+    api.wait_idle()
+    left = {one["id"] for one in api.get("/volumes")["volumes"]}
+    assert made in left
+    assert not left & set(begun.values())
+    whole(api)
+    assert holds(api, made)
