@@ -66,6 +66,7 @@ class ServiceConfig:
         "Threads that answer requests; 0 is 1 with SQLite, where more would only take turns, and 4 with PostgreSQL.", 0
     )
     workers: int = option("Storage operations that may run at once.", 4)
+    moves: int = option("Volumes that may move to another backend at once, beside those operations.", 2)
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
     attach_timeout_s: float = option("Seconds that a request to attach, detach or list what is on a pool waits.", 60.0)
@@ -393,7 +394,7 @@ def _check(config: Config) -> None:
             if names.count(name) > 1:
                 raise ConfigError(f"{where}[{prefix}{name}] stands there twice.")
     service = config.service
-    for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("max_limit", 1, 100_000)):
+    for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("moves", 1, 256), ("max_limit", 1, 100_000)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     for name, low, high in (("order_attempts", 2, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")

@@ -333,7 +333,7 @@ class DeleteSnapshot(Order):
 class MoveVolume(Order):
     """Copy a volume to another pool, and go on with the copy."""
 
-    room: ClassVar[str] = "manager"
+    room: ClassVar[str] = "mover"
     resource_type: ClassVar[str] = "volume"
     status: ClassVar[str] = "maintenance"
     cancellable: ClassVar[bool] = True

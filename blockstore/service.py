@@ -38,7 +38,7 @@ from blockstore.identity import bootstrap
 from blockstore.identity.login import Login
 from blockstore.keyring import Keyring
 from blockstore.manager import managing, reporting
-from blockstore.manager.desk import Desk
+from blockstore.manager.desk import Desk, is_attached
 from blockstore.manager.exports import ATTACH_LOCAL, LOCAL, Exports
 from blockstore.policies import Overrides, Policy
 from blockstore.scheduler import explaining, loading
@@ -67,11 +67,13 @@ class Service:
         service = config.service
         url = database_url(config)
         self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
-        self.db = Database(url, connections=self.api_threads + service.workers + 4)
+        self.db = Database(url, connections=self.api_threads + service.workers + service.moves + 4)
         self.board = Board()
         self.backends = load_backends(config, self.state_dir)
         keyring = Keyring(self.state_dir / "attachments.key")
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
+        for backend in self.backends.values():
+            backend.is_attached = functools.partial(is_attached, self.db)
         self.desk = Desk(db=self.db, backends=self.backends, board=self.board, config=config, exports=self.exports)
         room = Scheduler(
             db=self.db,
@@ -85,6 +87,7 @@ class Service:
         # One worker: each decision sees the claims of those before it.
         self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
         self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
+        self.bus.open_room("mover", _bound(manager.MOVERS, self.desk), workers=service.moves)
         self.db.cast = self.bus.cast
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)

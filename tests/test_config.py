@@ -74,6 +74,7 @@ MISTAKES = {
     "[backend:]\nplugin = memory": "[backend:] is not a section that blockstore knows.",
     "[service]\nlissen = 1": "[service] lissen is not an option. Options here: listen, state_dir,",
     "[service]\nworkers = many": "[service] workers is 'many'; it must be a whole number.",
+    "[service]\nmoves = 0": "[service] moves is 0; it must be from 1 to 256.",
     "[service]\nworkers = 0": "[service] workers is 0; it must be from 1 to 256.",
     "[service]\napi_threads = 999": "[service] api_threads is 999; it must be from 0 to 256.",
     "[service]\nmax_limit = 0": "[service] max_limit is 0; it must be from 1 to 100000.",

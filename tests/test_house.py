@@ -26,7 +26,7 @@ from .conftest import ROOT
 SOURCES = sorted(path for top in ("blockstore", "plugins") for path in (ROOT / top).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in SOURCES}
-HANDLERS = {"scheduler": scheduler.HANDLERS, "manager": manager.HANDLERS}
+HANDLERS = {"scheduler": scheduler.HANDLERS, "manager": manager.HANDLERS, "mover": manager.MOVERS}
 
 
 def setup_cfg() -> configparser.ConfigParser:

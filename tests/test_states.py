@@ -93,7 +93,7 @@ def test_every_status_of_an_order_is_transitional_and_the_reverse(machine: Machi
 
 
 def test_every_order_has_exactly_one_handler() -> None:
-    handlers = [*scheduler.HANDLERS, *manager.HANDLERS]
+    handlers = [*scheduler.HANDLERS, *manager.HANDLERS, *manager.MOVERS]
     assert sorted(kind.__name__ for kind in handlers) == sorted(KINDS)
     for name, room in (("scheduler", scheduler), ("manager", manager)):
         assert {kind.room for kind in room.HANDLERS} == {name}

@@ -285,7 +285,8 @@ def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> 
     snapshot = find_snapshot(call, snapshot_id)
     if snapshot.group_snapshot_id is not None:
         raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
-    volume = call.session.get_one(Volume, snapshot.volume_id)
+    # Its type stays what it is until the snapshot is not counted for that any more.
+    volume = call.session.get_one(Volume, snapshot.volume_id, with_for_update=True)
     host, project, size, counts = snapshot.host, snapshot.project_id, snapshot.volume_size, snapshot.consumes_quota
     try:
         states.let_go(call.session, states.SNAPSHOT, snapshot_id, SNAPSHOT_DELETABLE)

@@ -1,4 +1,4 @@
-"""The room that lets backends do the work. ``HANDLERS`` is its contents page.
+"""The room that lets backends do the work. ``HANDLERS`` and ``MOVERS`` are its contents page.
 
 Its orders come from the scheduler and the API; what it cannot do it explains, and settles.
 """
@@ -33,11 +33,15 @@ HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
     ExtendVolume: volumes.extend_volume,
     ChangeType: volumes.change_type,
     RevertVolume: volumes.revert_volume,
-    MoveVolume: moving.move_volume,
-    MoveToType: moving.move_to_type,
     RemoveCopy: moving.remove_copy,
     CreateSnapshot: snapshots.create_snapshot,
     DeleteSnapshot: snapshots.delete_snapshot,
     ConnectAttachment: attachments.connect_attachment,
     DisconnectAttachment: attachments.disconnect_attachment,
 }
+
+MOVERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
+    MoveVolume: moving.move_volume,
+    MoveToType: moving.move_to_type,
+}
+"""What takes hours when a backend is drained, and so has workers of its own: nothing else waits for it."""

@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from blockstore.backends.contract import Backend
 from blockstore.board import Board
 from blockstore.config import Config
-from blockstore.db.models import Volume
+from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import Unreachable, VolumeMissing
 from blockstore.manager.exports import Exports
+from blockstore.states import A
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ def name_of(db: Database, volume_id: str) -> str:
     if found is None:
         raise VolumeMissing(f"The volume {volume_id} is gone.")
     return volume_name(found)
+
+
+def is_attached(db: Database, name: str) -> bool:
+    """Say whether a volume, as its backend calls it, was connected to somebody, and may still be."""
+    row_id = name.removeprefix("volume-")
+    connected = (
+        select(Attachment.id)
+        .join(Volume, Volume.id == Attachment.volume_id)
+        .where(or_(Volume.id == row_id, Volume.name_id == row_id), Attachment.status != A.RESERVED)
+    )
+    with db.read() as session:
+        return session.execute(connected.limit(1)).first() is not None
 
 
 def snapshot_name(snapshot_id: str) -> str:

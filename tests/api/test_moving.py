@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,11 @@ from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
 from blockstore import claims, states
+from blockstore.api import moving
 from blockstore.backends.contract import GIB
+from blockstore.config import ServiceConfig
 from blockstore.db.models import OrderRow, PoolUsage, Volume
-from blockstore.errors import Unreachable
+from blockstore.errors import InvalidStatus, NotFound, Unreachable
 from blockstore.manager import copying
 from blockstore.manager.desk import volume_name
 from blockstore.orders import MoveVolume, new_order_id
@@ -524,3 +528,51 @@ def test_a_copy_that_is_being_made_cannot_be_taken_over(
     theirs, copy = listed
     assert (theirs["reference"], theirs["safe_to_manage"]) == ({"source-name": "name.raw"}, True)
     assert (copy["cinder_id"], copy["reason_not_safe"]) == (None, "an operation that is not finished works on it")
+
+
+def test_nothing_waits_for_moves(
+    start_service: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More volumes move than may at once, and others are made meanwhile."""
+    sections = (backend_section("a", "directory"), backend_section("b", "directory"))
+    config = make_config(tmp_path / "state", backends=sections, service=ServiceConfig(workers=1, moves=1))
+    api, gate, prove = Client(start_service(config)), threading.Event(), copying._prove
+
+    def wait(*args: Any) -> None:
+        assert gate.wait(30)
+        prove(*args)
+
+    monkeypatch.setattr(copying, "_prove", wait)
+    under_way = [volume(api)["id"] for _ in range(3)]
+    for one in under_way:
+        assert move(api, one).status == 202
+    made = api("POST", "/volumes", {"volume": {"size": 1}}).json["volume"]["id"]
+    while shown(api, made)["status"] != "available":
+        time.sleep(0.01)
+    assert {shown(api, one)["status"] for one in under_way} == {"maintenance"}
+    gate.set()
+    idle(api)
+    assert {shown(api, one)["os-vol-host-attr:host"] for one in under_way} == {f"{B}#b"}
+    whole(api)
+
+
+def test_drain_leaves_what_somebody_took_meanwhile(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the plan and the move of each volume; the others move."""
+    first, second, third = (volume(api)["id"] for _ in range(3))
+    begin = moving.begin
+
+    def begin_late(call: Any, found: Volume, destination: str) -> None:
+        if found.id == first:
+            raise InvalidStatus("It is reserved.")
+        if found.id == second:
+            raise NotFound("It is gone.")
+        begin(call, found, destination)
+
+    monkeypatch.setattr(moving, "begin", begin_late)
+    plan = api("POST", "/os-services/drain", {"drain": {"host": A}}).json["drain"]["volumes"]
+    assert {item["volume_id"]: (item["destination"], item["reason"]) for item in plan} == {
+        first: (None, "It is reserved."), second: (None, "It is gone."), third: (f"{B}#b", None),
+    }  # fmt: skip
+    idle(api)
+    assert [shown(api, one)["os-vol-host-attr:host"][-1] for one in (first, second, third)] == ["a", "a", "b"]
+    whole(api)
