@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -134,7 +135,7 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
         assert killing.run("victim", str(template), str(survey), name, options, None) == 0, killing.said()
         prints = json.loads((survey / "prints").read_text())
         assert killing.run("recover", str(survey), name, options, True) == 0, killing.said()
-    shutil.rmtree(survey)
+    remove(survey)
     steps = chosen(prints, name)
     if target in OUTLIVING and not EVERY_LINE:
         steps = sorted(random.Random(name).sample(steps, min(SAMPLE, len(steps))))
@@ -150,13 +151,22 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
             return f"step {step}: the recovery failed: {recovered}"
         killing.drains.append(float((place / "drained").read_text()))
         killing.kills += victim == -9
-        shutil.rmtree(place)
+        remove(place)
         return ""
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         failures = [failure for failure in pool.map(kill, steps) if failure]
     print(f"{name}: {len(prints)} steps, {len({p for p, _ in prints})} states of the disk, {len(steps)} kills")
     assert not failures, "\n".join([*failures[:20], killing.said()])
+
+
+def remove(state_dir: Path) -> None:
+    """Remove a state directory, but nothing of what its service has mounted there."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in mounts:
+        if Path(mount).is_relative_to(state_dir):
+            subprocess.run(["umount", mount], check=True)
+    shutil.rmtree(state_dir)
 
 
 @contextmanager
