@@ -281,6 +281,11 @@ def flush(fd: int) -> None:
     os.fsync(fd)
 
 
+def forget_cached(fd: int) -> None:
+    """Have the bytes of a file that is flushed read from the storage, not from this node's memory."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def is_open_elsewhere(fd: int) -> bool:
     """Say whether anything else on this machine has the file open; False where the file system cannot tell.
 

@@ -167,6 +167,13 @@ class NfsBackend(DirectoryBackend):
             raise Unreachable(f"{self.export} is not mounted at {self.path} any more; it is mounted again soon.")
         return root
 
+    @contextmanager
+    def _opened(self, image: Image, *, write: bool = False) -> Iterator[int]:
+        with super()._opened(image, write=write) as fd:
+            # To the server all mounts of this machine are one client, whom it need not tell what another one wrote.
+            files.forget_cached(fd)
+            yield fd
+
     def _refuse_open(self, image: Image, fd: int | None = None) -> None:
         """Refuse what this process has open, and what a QEMU has, here or elsewhere; NFS knows of no others."""
         if self._is_open_here(image):
