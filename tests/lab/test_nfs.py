@@ -42,6 +42,9 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., NfsBackend]]:
 
     yield make
     for backend in made:
+        assert backend._chores.wait_idle(60)
+        backend._tender.leave()  # what it has open would keep the mount, and what that remembers, alive
+        backend._layers.unguard(everything=True)
         subprocess.run(["umount", "-f", "-l", str(backend.path)], check=False, capture_output=True)
     for path in SERVED.iterdir():
         run("rm", "-rf", str(path))
@@ -73,6 +76,21 @@ def test_it_is_mounted_once_and_again_when_it_went(mount: Callable[..., NfsBacke
     assert backend.direct(volume).data == {
         "export": EXPORT, "name": f"{volume}.raw", "options": "-o vers=4.2", "format": "raw", "discard": True,
     }  # fmt: skip
+
+
+def test_what_another_mount_of_this_machine_wrote_is_read(mount: Callable[..., NfsBackend], tmp_path: Path) -> None:
+    """To the server both mounts are one client, which it does not tell what it has written itself."""
+    backend, volume, theirs = mount(), name(), tmp_path / "theirs"
+    backend.create_volume(volume, 1)
+    theirs.mkdir()
+    run("mount", "-t", "nfs4", "-o", "vers=4.2", EXPORT, str(theirs))
+    try:
+        for byte in (1, 2, 3):
+            run("qemu-io", "-f", "raw", "-c", f"write -P {byte} 0 1M", str(theirs / f"{volume}.raw"))
+            with backend.open_volume(volume, "rb") as file:
+                assert file.read(4096) == bytes([byte]) * 4096
+    finally:
+        run("umount", str(theirs))
 
 
 def test_something_else_at_the_mount_point_is_not_used(mount: Callable[..., NfsBackend]) -> None:
