@@ -169,6 +169,8 @@ class Backend(ABC):
         self.pool = name
         self.options = options
         self.state_dir = state_dir
+        self.is_attached: Callable[[str], bool] = lambda _volume: False
+        """Says whether somebody was told how to reach a volume, and may have it open; the service sets it."""
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:

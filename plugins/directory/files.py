@@ -194,14 +194,16 @@ class Folder:
             raise
         return fd
 
-    def rename(self, name: str, to: str) -> None:
-        """Give a file another name, which nothing has; it survives a power cut."""
-        os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+    def rename(self, name: str, to: str, folder: Folder | None = None) -> None:
+        """Give a file another name, which nothing has, here or in another directory; it survives a power cut."""
+        os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=folder.fd if folder else self.fd)
         self.sync()
+        if folder and folder is not self:
+            folder.sync()
 
-    def link(self, name: str, folder: Folder, to: str) -> None:
-        """Give a file a second name, in this directory or another one."""
-        os.link(name, to, src_dir_fd=self.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
+    def link(self, name: str, also: str) -> None:
+        """Give a file a second name."""
+        os.link(name, also, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
 
     def remove(self, name: str) -> bool:
         """Remove a file; say whether it was there."""
@@ -310,6 +312,8 @@ def is_open_elsewhere(fd: int) -> bool:
 
 # QEMU's own protocol: whoever has an image open holds locks within these bytes; on NFS the server keeps them.
 _LOCKED_BYTES = (100, 200)
+_NO_WRITERS = 201
+"""Who holds this byte bears no writer beside it."""
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -323,12 +327,24 @@ def is_image_open(fd: int) -> bool:
 def lock_image(fd: int) -> bool:
     """Keep every QEMU from opening an image until ``fd``, open for writing, is closed; say whether none has it open."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *_LOCKED_BYTES, 0))
+        _lock(fd, fcntl.F_WRLCK, *_LOCKED_BYTES)
     except OSError as exc:
         if exc.errno in (errno.EAGAIN, errno.EACCES):
             return False
         raise
     return True
+
+
+def let_read(fd: int) -> None:
+    """Let QEMUs open an image again that is locked, but not for writing."""
+    first, count = _LOCKED_BYTES
+    _lock(fd, fcntl.F_RDLCK, _NO_WRITERS, 1)
+    _lock(fd, fcntl.F_UNLCK, first, _NO_WRITERS - first)
+    _lock(fd, fcntl.F_UNLCK, _NO_WRITERS + 1, first + count - _NO_WRITERS - 1)
+
+
+def _lock(fd: int, kind: int, start: int, length: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
 
 
 # --- copying -----------------------------------------------------------------------------------------------

@@ -82,8 +82,8 @@ class NfsBackend(DirectoryBackend):
         self._device: int | None = None
         """Of the mounted file system; anything else at the mount point is a local directory."""
         self._is_layered = settings.layers == "yes"
-        self._layers = Layers(state_dir)
-        self._tender = Tender(self._layers, self._layered_files, settings.max_layers)
+        self._layers = Layers(state_dir / "views" / mount_point.name)
+        self._tender = Tender(self._layers, self._layered_files, self._is_used, settings.max_layers)
         self._chores = Chores(f"nfs {self.export}")
 
     @classmethod
@@ -106,17 +106,19 @@ class NfsBackend(DirectoryBackend):
         with self._explained(), self._root() as root:
             if self._device != known:
                 self._tender.leave()
+                self._layers.unguard(everything=True)
                 if self._format == "qcow2" and self._settings.layers == "auto":
                     self._is_layered = not mounts.copies_by_itself(self.path, root)
-            if self._layers.in_doubt:
-                self._layers.mend(root, lambda: self._layered_files(root))
+            self._mend(root)
+        self._layers.unguard()
         if self._tender.waits:
             self._tend()
 
     def _mount_options(self) -> str:
         # Tenths of a second until the first of two repetitions; each waits longer.
         timeo = max(5, self._settings.timeout_s * 10 // 4)
-        bounds = f"softerr,timeo={timeo},retrans=1,retry=0,nosuid,nodev,noexec"
+        # A name that was looked up before the server went away tells nothing about what it did meanwhile.
+        bounds = f"softerr,timeo={timeo},retrans=1,retry=0,lookupcache=none,nosuid,nodev,noexec"
         return ",".join(word for word in (self._settings.mount_options, bounds) if word)
 
     def capabilities(self) -> Capabilities:
@@ -151,7 +153,9 @@ class NfsBackend(DirectoryBackend):
     def direct(self, name: str) -> Direct:
         with self._named(name) as root:
             image = self._need(root, name)
-        options = f"-o {self._settings.mount_options}" if self._settings.mount_options else None
+        # A name that a consumer has cached may have become a layer's.
+        words = [self._settings.mount_options, "lookupcache=none" if image.format == "qcow2" else ""]
+        options = f"-o {','.join(filter(None, words))}" if any(words) else None
         data = {"export": self.export, "name": image.file, "options": options, "format": image.format, "discard": True}
         return Direct("nfs", data, {"mount_point_base": str(self._base)})
 
@@ -186,6 +190,10 @@ class NfsBackend(DirectoryBackend):
         with self._lock:
             return image.name in self._openers
 
+    def _is_used(self, one: Named, fd: int) -> bool:
+        """Say whether somebody may have a volume open. QEMU's locks are not all: NFS hides those of this machine."""
+        return self.is_attached(one.file.removesuffix(".qcow2")) or files.is_image_open(fd)
+
     # --- layers --------------------------------------------------------------------------------------------
 
     def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
@@ -217,14 +225,29 @@ class NfsBackend(DirectoryBackend):
         with self._explained(), self._root() as root:
             self._tender.tend(root, progress)
 
-    def _layered_files(self, root: Folder) -> Iterator[Named]:
-        """Yield the qcow2 files of volumes and snapshots."""
-        yield from (Named(root, image.file) for image, _entry in self._images(root) if image.format == "qcow2")
+    @contextmanager
+    def _named(self, *names: str) -> Iterator[Folder]:
+        with super()._named(*names) as root:
+            self._mend(root)
+            yield root
+
+    def _mend(self, root: Folder) -> None:
+        if self._layers.in_doubt:
+            self._layers.mend(root, self._folders(root))
+
+    def _folders(self, root: Folder) -> Iterator[Folder]:
+        """Yield the directories that hold images; each is open until the next one is asked for."""
+        yield root
         with self._sub(root, "snapshots") as snapshots:
             for entry in snapshots.entries() if snapshots else ():
                 with self._sub(snapshots if entry.is_dir(follow_symlinks=False) else None, entry.name) as shots:
-                    images = self._images(shots) if shots else ()
-                    yield from (Named(image.folder, image.file) for image, _entry in images if image.format == "qcow2")
+                    if shots:
+                        yield shots
+
+    def _layered_files(self, root: Folder) -> Iterator[Named]:
+        """Yield the qcow2 files of volumes and snapshots."""
+        for folder in self._folders(root):
+            yield from (Named(folder, image.file) for image, _ in self._images(folder) if image.format == "qcow2")
 
     def _header(self, image: Image, fd: int) -> commands.Header:
         return self._layers.header(fd, image.shown)
@@ -247,9 +270,10 @@ class NfsBackend(DirectoryBackend):
         else:
             progress(0)
             frozen = Named(source.folder, source.file)
+            is_open = self._is_open_here(source) or self.is_attached(source.name)
             with (
                 self._root() as root,
-                self._layers.frozen(root, frozen, is_open=self._is_open_here(source)) as (layer, size),
+                self._layers.frozen(root, frozen, is_open=is_open) as (layer, size),
             ):
                 if size_gib is not None and size > size_gib * GIB:
                     raise BackendError(

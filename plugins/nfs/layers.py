@@ -1,13 +1,16 @@
 """Snapshots and clones without copies, for shares that copy nothing by themselves: qcow2 files on frozen layers.
 
     PATH/.layer-ID.qcow2    a layer: never written again; what lies on it reads it wherever it holds nothing itself
-    PATH/.spent-ID.qcow2    a layer whose place a shorter equal has taken, for those who still have it open
+    PATH/.spent-ID.qcow2    a layer whose place a shorter equal has taken, should somebody still have it open
     PATH/.tender            locked by the one process that merges and removes layers; see ``tending.py``
 
-A volume that is frozen gets a second name, the layer's, and is replaced by an empty file on that layer; a snapshot or
-clone is another such file. At every instant each name leads to a whole image. Files name the layer below them without a
-path, which is right for consumers, who open volumes only, in PATH; this process gives ``qemu-img`` a private folder of
-links to files that it has opened and proved itself, so that no name on the share is followed.
+    PATH/.NAME.qcow2.next   what takes the place of a volume that is being renamed to a layer
+
+A volume that is frozen gets the name of a layer, and an empty file on that layer takes its place; a snapshot or clone
+is another such file. (A second name would spare the instant without a volume, but NFS keeps what is open under a third
+one.) Files name the layer below them without a path, which is right for consumers, who open volumes only, in PATH; this
+process gives ``qemu-img`` a private folder of links to files that it has opened and proved itself, so that no name on
+the share is followed.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,10 +33,14 @@ from blockstore_plugins.directory.commands import Header
 from blockstore_plugins.directory.files import Folder
 
 from blockstore.backends.contract import Progress, no_progress
-from blockstore.errors import BackendError
+from blockstore.errors import BackendError, InUse
 
 LAYER, SPENT = ".layer-", ".spent-"
+_LEFT = re.compile(r"\.layer-.*\.tmp|.*\.next\.tmp")
+_WAITING = re.compile(r"\.([A-Za-z][^.]*\.qcow2)\.next")
 _NAME = re.compile(r"\.layer-[0-9a-f]{16}\.qcow2")
+GUARDED_S = 120
+"""How long a new layer is kept from writers: a client that caches names may take it for the volume for so long."""
 _DEEPEST = 100
 """More layers than merging ever leaves: such a chain leads in a circle."""
 
@@ -46,14 +55,20 @@ class Named(NamedTuple):
 class Layers:
     """The layers of one share."""
 
-    def __init__(self, state_dir: Path):
-        self._state_dir = state_dir
+    def __init__(self, views: Path):
+        """``views``: a directory of this node's, for links to what ``qemu-img`` is to open."""
+        self._views = views
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
         self._touched: set[str] = set()
         self._renames = 0
+        self._changing = threading.Lock()
+        """Held while names are exchanged: nobody opens a layer by its name then, or mends what is not broken."""
+        self._guarded: list[tuple[float, int]] = []
+        """Until when, on the clock that never turns back, and what holds the lock."""
         self.in_doubt = True
-        """A kill or a server that went away may have left a file with two names."""
+        """A kill or a server that went away may have left names half-way exchanged."""
+        self._is_new = True
 
     def header(self, fd: int, shown: str) -> Header:
         """Read a header; refuse one that sends its reader to anything but a layer."""
@@ -91,10 +106,25 @@ class Layers:
             with root.building(layer, f"{layer}.tmp") as copy:
                 files.copy(fd, copy, str(source.folder.shown / source.file), no_progress)
             return
-        with self._doubting(), source.folder.building(source.file, f".{source.file}.tmp") as overlay:
-            commands.create_overlay(overlay, layer, size)
-            source.folder.link(source.file, root, layer)
-            root.sync()
+        waiting = f".{source.file}.next"
+        with self._changing, self._doubting():
+            with source.folder.building(waiting, f"{waiting}.tmp") as overlay:
+                commands.create_overlay(overlay, layer, size)
+            source.folder.rename(source.file, layer, root)
+            source.folder.rename(waiting, source.file)
+        # Whoever opened it under the volume's name just before has no lock yet, and gets none to write with.
+        kept = os.dup(fd)  # shares the lock
+        files.let_read(kept)
+        with self._lock:
+            self._guarded.append((time.monotonic() + GUARDED_S, kept))
+
+    def unguard(self, *, everything: bool = False) -> None:
+        """Give up the locks of layers that everybody knows as such by now, or those of a mount that went away."""
+        with self._lock:
+            due = [fd for until, fd in self._guarded if everything or until <= time.monotonic()]
+            self._guarded = [one for one in self._guarded if one[1] not in due]
+            for fd in due:
+                os.close(fd)
 
     @contextmanager
     def _doubting(self) -> Iterator[None]:
@@ -105,16 +135,23 @@ class Layers:
             self.in_doubt = True
             raise
 
-    def replace(self, root: Folder, layer: str, backing: str, tell: Progress) -> None:
-        """Put in a layer's place one that reads the same and lies on ``backing``, or on nothing when that is empty."""
+    def replace(self, root: Folder, layer: str, backing: str, tell: Progress, is_busy: Callable[[], bool]) -> None:
+        """Put in a layer's place one that reads the same and lies on ``backing``, or on nothing when that is empty.
+
+        Raises: InUse when somebody wants it as it is, in the end.
+        """
         shown = str(root.shown / layer)
-        with files.closing(root.open(layer)) as old, self._doubting(), root.building(layer, f"{layer}.tmp") as new:
-            files.copy(old, new, shown, no_progress)
-            with self._view(root, old=old, new=new) as view:
-                commands.rebase(f"{view}/new.qcow2", backing, tell)
-                files.flush(new)
-                commands.prove_equal(f"{view}/old.qcow2", f"{view}/new.qcow2")
-            root.link(layer, root, f"{SPENT}{secrets.token_hex(8)}.qcow2")
+        with self._doubting(), ExitStack() as swap, root.building(layer, f"{layer}.tmp") as new:
+            with files.closing(root.open(layer)) as old:
+                files.copy(old, new, shown, no_progress)
+                with self._view(root, old=old, new=new) as view:
+                    commands.rebase(f"{view}/new.qcow2", backing, tell)
+                    files.flush(new)
+                    commands.prove_equal(f"{view}/old.qcow2", f"{view}/new.qcow2")
+            swap.enter_context(self._changing)  # until it has its name
+            if is_busy():
+                raise InUse(f"{shown} is in use again.")
+            root.link(layer, layer.replace(LAYER, SPENT))
 
     # --- reading -----------------------------------------------------------------------------------------
 
@@ -126,7 +163,8 @@ class Layers:
             if backing in found or len(found) == _DEEPEST:
                 raise BackendError(f"The layers below {shown} lead in a circle, or are more than {_DEEPEST}.")
             try:
-                below = kept.enter_context(files.closing(root.open(backing)))
+                with self._changing:
+                    below = kept.enter_context(files.closing(root.open(backing)))
             except FileNotFoundError:
                 raise BackendError(f"{shown} lies on {backing}, which is not on the share any more.") from None
             found[backing] = below
@@ -144,7 +182,8 @@ class Layers:
 
     @contextmanager
     def _view(self, root: Folder, **images: int) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="view-", dir=self._state_dir) as made, ExitStack() as kept:
+        self._views.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._views) as made, ExitStack() as kept:
             view = Path(made)
             for name, fd in images.items():
                 links = {f"{name}.qcow2": fd, **self.chain(root, fd, name, kept)}
@@ -187,10 +226,9 @@ class Layers:
     def remove(self, root: Folder, layer: str, began: int) -> bool:
         """Remove a layer on which, by the list that was begun then, nothing lies; say whether it is gone."""
         with self._lock:
-            if layer in self._touched or self._renames != began:
+            if layer in self._touched or self._renames != began or self.in_doubt:
                 return False
             try:
-                # One that has two names is just being made.
                 with files.closing(root.open(layer, write=True)) as fd:
                     if not files.lock_image(fd):
                         return False
@@ -198,31 +236,33 @@ class Layers:
                 return True
             return root.remove(layer)
 
-    def mend(self, root: Folder, named: Callable[[], Iterable[Named]]) -> None:
-        """Take back the second name of what a kill, or a server that went away, left half-way."""
-        for view in self._state_dir.glob("view-*"):
-            for link in view.iterdir():
-                link.unlink()
-            view.rmdir()
-        twins: dict[str, int] = {}
-        for name in (*root.hidden(LAYER), *root.hidden(SPENT)):
-            if name.endswith(".tmp"):
-                root.remove(name)
-                continue
-            number, names = _file(Named(root, name))
-            if names > 1:
-                twins[name] = number
-        if twins:
-            spent = {number: name for name, number in twins.items() if name.startswith(SPENT)}
-            others = {_file(one)[0] for one in named()}
-            for layer, number in twins.items():
-                if layer.startswith(SPENT):
-                    continue
-                if number in spent:  # its shorter equal was not yet in its place
-                    root.remove(spent[number])
-                elif number in others:  # the volume was not yet replaced by a file on it
-                    root.remove(layer)
-        self.in_doubt = False
+    def mend(self, root: Folder, folders: Iterable[Folder]) -> None:
+        """Complete, or take back, what a kill or a server that went away left half-way; ``folders`` hold images."""
+        with self._changing:
+            if not self.in_doubt:
+                return
+            for folder in folders:
+                for name in folder.hidden("."):
+                    if found := _WAITING.fullmatch(name):
+                        self._mend_frozen(root, folder, name, found[1])
+                    elif self._is_new and _LEFT.fullmatch(name):
+                        folder.remove(name)
+            spent = {_number(root, name): name for name in root.hidden(SPENT)}
+            for layer in root.hidden(LAYER):
+                if not layer.endswith(".tmp") and (twin := spent.get(_number(root, layer))):
+                    root.remove(twin)  # the shorter one has not taken the layer's place
+            if self._is_new:
+                shutil.rmtree(self._views, ignore_errors=True)
+            self.in_doubt = self._is_new = False
+
+    def _mend_frozen(self, root: Folder, folder: Folder, waiting: str, file: str) -> None:
+        """Put in its place what waits for that of a volume which is a layer already."""
+        with files.closing(folder.open(waiting)) as fd:
+            layer = self.header(fd, waiting).backing
+        if layer is not None and root.stat(layer) is not None and folder.stat(file) is None:
+            folder.rename(waiting, file)
+        else:
+            folder.remove(waiting)
 
 
 def new_layer() -> str:
@@ -230,14 +270,10 @@ def new_layer() -> str:
     return f"{LAYER}{secrets.token_hex(8)}.qcow2"
 
 
-def _file(one: Named) -> tuple[int, int]:
-    """Return the number of the file that the server has under a name, asked anew, and how many names that has."""
-    try:
-        with files.closing(one.folder.open(one.file, names=2)) as fd:
-            found = os.fstat(fd)
-    except (FileNotFoundError, BackendError):
-        return 0, 0
-    return found.st_ino, found.st_nlink
+def _number(folder: Folder, name: str) -> int:
+    """Return which file the server has under a name, asked anew; it may have another name."""
+    with files.closing(folder.open(name, names=3)) as fd:
+        return os.fstat(fd).st_ino
 
 
 def _is_written(fd: int, header: Header) -> bool:

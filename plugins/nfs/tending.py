@@ -1,16 +1,18 @@
 """Keeps chains of layers short, in the background: removes what nothing lies on, merges what only one layer lies on.
 
-A layer is only ever replaced by one that reads the same, and files of volumes are never touched, so that consumers may
-go on meanwhile. What somebody still has open, as QEMU's locks tell, stays under another name until it is closed.
+A layer is only ever replaced by one that reads the same, files of volumes are never touched, and what lies below a
+volume that is in use stays as it is until that ends. Should somebody open it just then, the old layer is kept for them
+under another name.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from blockstore_plugins.directory import files
 from blockstore_plugins.directory.files import Folder
@@ -29,8 +31,9 @@ class Graph:
     """By file: the layer that it lies on."""
     named: Sequence[str]
     """The files of volumes and snapshots."""
+    used: Sequence[str]
+    """Those of volumes that somebody may have open."""
     layers: Sequence[str]
-    spent: Sequence[str]
 
     def on_top(self) -> Mapping[str, Sequence[str]]:
         """Return by layer what lies on it."""
@@ -53,19 +56,52 @@ class Graph:
         """Return how many layers lie below a volume or snapshot at most."""
         return max((len(self.chain(file)) for file in self.named), default=0)
 
+    def unused(self) -> set[str]:
+        """Return the layers on which nothing lies."""
+        return set(self.layers) - set(self.on_top())
+
+    def busy(self) -> set[str]:
+        """Return the layers that somebody may have open."""
+        return {layer for file in self.used for layer in self.chain(file)}
+
+    def steps(self, most: int) -> Iterator[tuple[str, str]]:
+        """Yield layers that are to be replaced, each with what it is to lie on then; an empty word is nothing.
+
+        A layer takes in the one below it if nothing else lies on that; half-way down a chain of more than ``most``,
+        one is to stand alone.
+        """
+        on_top = self.on_top()
+        for layer in self.layers:
+            below = self.below.get(layer)
+            if below is not None and on_top[below] == [layer]:
+                yield layer, self.below.get(below) or ""
+        for file in self.named:
+            chain = self.chain(file)
+            if len(chain) > most:
+                yield chain[most // 2], ""
+
 
 class Tender:
     """Tends the layers of one share."""
 
-    def __init__(self, layers: Layers, named: Callable[[Folder], Iterable[Named]], most: int):
-        """``named`` gives the files of volumes and snapshots that may lie on layers, ``most`` the depth to keep to."""
+    def __init__(
+        self,
+        layers: Layers,
+        named: Callable[[Folder], Iterable[Named]],
+        is_used: Callable[[Named, int], bool],
+        most: int,
+    ):
+        """``named`` gives the files of volumes and snapshots that may lie on layers; ``is_used`` says of one, which is
+        open, whether somebody else may have it open; ``most`` is the depth to keep to.
+        """
         self._layers = layers
         self._named = named
+        self._is_used = is_used
         self._most = most
         self._lock: int | None = None
         self.deepest = 0
         self.waits = True
-        """Something is left to do, as soon as somebody closes what they have open; or nobody has looked yet."""
+        """Something is left to do, which nobody will ask for; or nobody has looked yet."""
 
     def tend(self, root: Folder, progress: Progress) -> None:
         """Do what there is to do."""
@@ -82,11 +118,15 @@ class Tender:
                 continue
             graph = self._look(root)
             self.deepest = graph.deepest()
-            step = _merge(graph) or _shorten(graph, self._most)
-            if step is None:
+            steps, busy = list(graph.steps(self._most)), graph.busy()
+            layer, backing = next((step for step in steps if step[0] not in busy), ("", ""))
+            if not layer:
+                self.waits |= bool(steps)
                 return
-            layer, backing = step
-            self._layers.replace(root, layer, backing, progress)
+            self._layers.replace(root, layer, backing, progress, partial(self._is_busy, root, layer))
+
+    def _is_busy(self, root: Folder, layer: str) -> bool:
+        return layer in self._look(root).busy()
 
     def leave(self) -> None:
         """Let others tend the share, which is mounted anew."""
@@ -111,16 +151,19 @@ class Tender:
     def _remove(self, root: Folder) -> tuple[bool, bool]:
         """Remove what nobody needs; say whether something went, and so may what it lay on, and whether some waits."""
         went = waits = False
-        for spent in root.hidden(SPENT):
-            with files.closing(root.open(spent, write=True)) as fd:
-                closed = files.lock_image(fd)
-                went |= closed and root.remove(spent)
-                waits |= not closed
+        self._layers.unguard()
         began = self._layers.began()
-        unused = _unused(self._look(root))
+        graph = self._look(root)
+        busy = graph.busy()
+        for spent in root.hidden(SPENT):
+            with files.closing(root.open(spent, write=True, names=3)) as fd:  # one is NFS's, while it is open here
+                closed = spent.replace(SPENT, LAYER) not in busy and files.lock_image(fd)
+            went |= closed and root.remove(spent)
+            waits |= not closed
+        unused = graph.unused()
         if unused:
             # Looked at twice: a list that is made while others rename must not be what a layer's end hangs on.
-            for layer in unused & _unused(self._look(root)):
+            for layer in unused & self._look(root).unused():
                 removed = self._layers.remove(root, layer, began)
                 went |= removed
                 waits |= not removed
@@ -129,39 +172,19 @@ class Tender:
     def _look(self, root: Folder) -> Graph:
         """Read what lies on what. Raises BackendError when a file cannot be read: it may lie on anything."""
         below: dict[str, str | None] = {}
+        used: list[str] = []
 
-        def look(one: Named, shown: str) -> None:
+        def look(one: Named, shown: str, *, is_image: bool) -> None:
             # One that is gone was deleted meanwhile; what gets another name is looked out for.
-            with suppress(FileNotFoundError), files.closing(one.folder.open(one.file)) as fd:
+            with suppress(FileNotFoundError), files.closing(one.folder.open(one.file, names=3)) as fd:
                 below[shown] = self._layers.header(fd, shown).backing
+                if is_image and below[shown] is not None and self._is_used(one, fd):
+                    used.append(shown)
 
         for one in self._named(root):  # each is looked at while its folder is open
-            look(one, str(one.folder.shown / one.file))
+            look(one, str(one.folder.shown / one.file), is_image=True)
         named = list(below)
         layers, spent = ([name for name in root.hidden(kind) if not name.endswith(".tmp")] for kind in (LAYER, SPENT))
         for name in (*layers, *spent):
-            look(Named(root, name), name)
-        return Graph(below, named, layers, spent)
-
-
-def _unused(graph: Graph) -> set[str]:
-    return set(graph.layers) - set(graph.on_top())
-
-
-def _merge(graph: Graph) -> tuple[str, str] | None:
-    """Return a layer that is to take in the one below it, which nothing else needs, and what it lies on then."""
-    on_top = graph.on_top()
-    for layer in graph.layers:
-        below = graph.below.get(layer)
-        if below is not None and on_top[below] == [layer]:
-            return layer, graph.below.get(below) or ""
-    return None
-
-
-def _shorten(graph: Graph, most: int) -> tuple[str, str] | None:
-    """Return a layer half-way down a chain that is too long; it is to stand alone."""
-    for file in graph.named:
-        chain = graph.chain(file)
-        if len(chain) > most:
-            return chain[most // 2], ""
-    return None
+            look(Named(root, name), name, is_image=False)
+        return Graph(below, named, used, layers)
