@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import threading
 import time
 from collections import Counter
@@ -53,6 +52,8 @@ from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachab
 log = logging.getLogger(__name__)
 
 _HELPER = "clone-"
+_LINGERS_S = 35.0
+"""How long the cluster may take a client for alive that was killed."""
 _FOREIGN = re.compile(r"[^-/@\0][^/@\0]{0,127}")
 _LIMITS = {
     f"{kind}_{unit}_sec{burst}": f"rbd_qos_{prefix}{short}_{end}"
@@ -96,6 +97,7 @@ class RbdBackend(Backend):
         self._settings = cast(RbdOptions, options)
         self._ceph_pool = pool or self._settings.pools.split(",")[0].strip()
         self._lock = threading.Lock()
+        self._born = time.monotonic()
         self._made: Cluster | None = None
         self._openers: Counter[str] = Counter()
         self._names: dict[str, str] | None = None
@@ -192,7 +194,7 @@ class RbdBackend(Backend):
         self._refuse_open(name)
         with self._explained(), self._gardener.leaving(name):
             try:
-                self._cluster.remove(name)
+                self._patiently(lambda: self._cluster.remove(name))
             except VolumeMissing:
                 if self._size(name) is not None:
                     # In a full pool rbd says that what it cannot remove is not there.
@@ -208,14 +210,11 @@ class RbdBackend(Backend):
         own = cluster.snapshots(name)
         if any(not snapshot.startswith(_HELPER) for snapshot in own):
             raise InUse(f"Volume {name} has snapshots; delete them first.")
-        if who := cluster.watchers(name):  # the trash would take it from under them
-            raise InUse(f"Volume {name} is open at {', '.join(who)}.")
+        self._refuse_watched(name)  # the trash would take it from under them
         for snapshot in own:  # of a clone that was never finished
             with suppress(VolumeMissing):
                 cluster.remove_snapshot(name, snapshot)
-        gone = f"{GONE}{name}-{secrets.token_hex(4)}"
-        cluster.rename(name, gone)
-        cluster.to_trash(gone)
+        self._gardener.bury(name)
 
     def extend_volume(self, name: str, size_gib: int) -> None:
         check_name(name)
@@ -311,7 +310,7 @@ class RbdBackend(Backend):
         progress(0)
         self._refuse_open(volume)
         with self._explained():
-            self._cluster.rollback(volume, snapshot, progress)
+            self._patiently(lambda: self._cluster.rollback(volume, snapshot, progress))
 
     def create_volume_from_snapshot(
         self, name: str, size_gib: int, volume: str, snapshot: str, progress: Progress = no_progress
@@ -331,7 +330,7 @@ class RbdBackend(Backend):
                 with self._undoing(lambda: self._cluster.remove(name)):
                     self._fit(name, size_gib, about.result())
         self._note(name)
-        if about.result().is_clone:
+        if about.result().is_clone or not self._settings.max_clone_depth:
             self._gardener.shorten(name)
         progress(100)
 
@@ -355,7 +354,7 @@ class RbdBackend(Backend):
                 with suppress(VolumeMissing):
                     self._cluster.remove_snapshot(source, helper)
         self._note(name)
-        if about.result().is_clone:
+        if about.result().is_clone or not self._settings.max_clone_depth:
             self._gardener.shorten(name)
         progress(100)
 
@@ -424,16 +423,12 @@ class RbdBackend(Backend):
         if reason := _why_not(reference):
             raise BackendError(reason)
         taken = self._size(name) is not None
-        try:
-            who = self._cluster.watchers(reference)
-        except VolumeMissing:
-            if taken:
-                return False
-            raise
         if taken:
+            if self._size(reference) is None:
+                return False
             raise NameTaken(f"Volume {name} exists already.")
-        if who:
-            raise InUse(f"Image {reference} is open at {', '.join(who)}.")
+        self._refuse_open(reference)
+        self._refuse_watched(reference)
         return True
 
     def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
@@ -473,6 +468,8 @@ class RbdBackend(Backend):
         self._known().pop(name, None)
 
     def _refuse_snapshot(self, name: str) -> None:
+        if name.startswith(GONE):
+            raise BackendError(f"Names of volumes do not begin with {GONE}.")
         if volume := self._known().get(name):
             raise NameTaken(f"{name} is a snapshot of volume {volume}.")
 
@@ -514,6 +511,28 @@ class RbdBackend(Backend):
         if is_open:
             raise InUse(f"Volume {name} is open in this process.")
 
+    def _refuse_watched(self, name: str) -> None:
+        """Refuse what is open for writing, anywhere."""
+
+        def look() -> None:
+            if who := self._cluster.watchers(name):
+                raise InUse(f"Volume {name} is open at {', '.join(who)}.")
+
+        self._patiently(look)
+
+    def _patiently(self, ask: Callable[[], None]) -> None:
+        """Ask; soon after our start ask again while an image is in use: the cluster takes a client that was killed,
+        which may be ourselves in a former life, for alive for half a minute."""
+        while True:
+            try:
+                return ask()
+            except HasSnapshots:
+                raise
+            except InUse:
+                if time.monotonic() > self._born + _LINGERS_S:
+                    raise
+                time.sleep(1)
+
     @contextmanager
     def _undoing(self, undo: Callable[[], Any]) -> Iterator[None]:
         """Take back what was made when the rest fails, as far as the cluster lets us."""
@@ -545,6 +564,8 @@ class RbdBackend(Backend):
 
 
 def _why_not(reference: str) -> str | None:
-    if _FOREIGN.fullmatch(reference):
-        return None
-    return f"The name {reference!r} cannot be used: it must not hold '/' or '@', nor begin with '-'."
+    if not _FOREIGN.fullmatch(reference):
+        return f"The name {reference!r} cannot be used: it must not hold '/' or '@', nor begin with '-'."
+    if reference.startswith((GONE, _HELPER)):
+        return f"{reference} is what blockstore needs for clones."
+    return None

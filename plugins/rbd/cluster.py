@@ -140,6 +140,9 @@ class Cluster(Protocol):
     def info_in_trash(self, image_id: str) -> Info:
         """Return what is known of an image in the trash. Raises: VolumeMissing."""
 
+    def alone_in_trash(self) -> AbstractContextManager[None]:
+        """Keep off who else removes what is in the trash. Raises: InUse."""
+
     def to_trash(self, image: str) -> None:
         """Move an image to the trash. Raises: VolumeMissing."""
 

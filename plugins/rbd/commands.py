@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -32,6 +33,8 @@ from blockstore.backends.process import follow, have, missing_tool, run
 from blockstore.errors import BackendError, ToolFailed, ToolTimeout, Unreachable, VolumeMissing
 
 PACKAGE = "ceph-common"
+
+_ERRNO = re.compile(r"\[errno (\d+)\]")
 
 
 class Commands:
@@ -174,9 +177,13 @@ class Commands:
 
     def info_in_trash(self, image_id: str) -> Info:
         """Return what is known of an image in the trash."""
-        what = f"image {image_id} in the trash"
         where = ("--pool", self._place.pool, "--namespace", self._place.namespace)
+        what = f"image {image_id} in the trash"
         return self._info(self._json("info", "--image-id", image_id, *where, what=what))
+
+    def alone_in_trash(self) -> AbstractContextManager[None]:
+        """Do nothing: of two programs that remove the same image, one fails."""
+        return nullcontext()
 
     def to_trash(self, image: str) -> None:
         """Move an image to the trash."""
@@ -275,7 +282,9 @@ def _explained(what: str) -> Iterator[None]:
         raise Stuck(f"The Ceph cluster does not answer, with {what}: {exc}") from exc
     except ToolFailed as exc:
         lines = [line.rpartition(": ")[2] if " -1 " in line else line for line in exc.stderr.splitlines()]
-        failed: BackendError = explain(exc.code, what, " ".join(lines))
+        said = " ".join(lines)
+        told = _ERRNO.search(said) if exc.code == 1 else None  # `ceph` exits with 1 whatever it was
+        failed: BackendError = explain(int(told[1]) if told else exc.code, what, said)
         raise failed from exc
 
 

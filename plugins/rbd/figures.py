@@ -19,7 +19,9 @@ def figures_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> Fi
     for row in df["pools"]:
         if row["name"] == pool:
             used, free = int(row["stats"]["stored"]), int(row["stats"]["max_avail"])
-            limit = int(quota.get("quota_max_bytes") or 0)
+            limit, most_objects = (int(quota.get(f"quota_max_{what}") or 0) for what in ("bytes", "objects"))
+            if most_objects and int(row["stats"]["objects"]) >= most_objects:
+                free = 0
             if limit:
                 return Figures(total=limit, free=max(0, min(limit - used, free)))
             return Figures(total=used + free, free=free)
@@ -27,12 +29,12 @@ def figures_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> Fi
 
 
 def monitors_of(dump: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, str]]]:
-    """Return the cluster's id, and host and port of each monitor: its v1 address, which every client speaks."""
+    """Return the cluster's id, and host and port of each monitor: its v1 address, where it has one, for every client
+    speaks that."""
     found = []
     for monitor in dump["mons"]:
-        vector = monitor.get("public_addrs", {}).get("addrvec", ())
-        first = next((one["addr"] for one in vector if one["type"] == "v1"), None)
-        address = first or str(monitor["addr"]).partition("/")[0]
+        vector = {one["type"]: str(one["addr"]) for one in monitor.get("public_addrs", {}).get("addrvec", ())}
+        address = vector.get("v1") or vector.get("v2") or str(monitor["addr"]).partition("/")[0]
         host, _, port = address.rpartition(":")
         found.append((host.strip("[]"), port))
     return str(dump["fsid"]), found

@@ -7,8 +7,10 @@ here is needed for a volume to be whole.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from blockstore_plugins.rbd.cluster import Cluster, Stuck
 
@@ -33,6 +35,7 @@ class Gardener:
         self._cluster = cluster
         self._max_depth = max_depth
         self._must_look = True
+        self._burying = threading.Lock()
 
     def look(self) -> None:
         """Look for all that is left to do, unless that has been done and nothing failed since."""
@@ -114,22 +117,48 @@ class Gardener:
 
     # --- the trash
 
+    def bury(self, image: str) -> None:
+        """Put an image into the trash, where it waits for the end of its clones."""
+        cluster = self._cluster()
+        gone = f"{GONE}{image}-{secrets.token_hex(4)}"
+        with self._burying:
+            cluster.rename(image, gone)
+            try:
+                cluster.to_trash(gone)
+            except BackendError:
+                if gone in cluster.trash().values():  # the gardener of another process was quicker
+                    return
+                with suppress(BackendError):
+                    cluster.rename(gone, image)
+                raise
+
     def _empty(self, _progress: Progress) -> None:
         """Remove what no clone needs any more; each that goes may free its own parent."""
         cluster = self._cluster()
-        for name in cluster.names():
-            if name.startswith(GONE):  # a kill came between its two steps
-                cluster.to_trash(name)
-        went = True
+        with self._burying:
+            for name in cluster.names():
+                if name.startswith(GONE):  # a kill came between the two steps of a burial
+                    with _left_behind(name):
+                        cluster.to_trash(name)
+        went = self._ours_in_trash() != {}
         while went:
             went = False
-            for image_id, name in cluster.trash().items():
-                if not name.startswith(GONE):
-                    continue
-                try:
-                    cluster.remove_from_trash(image_id)
-                    went = True
-                except Stuck:
-                    raise
-                except BackendError as exc:
-                    log.debug("rbd: %s stays in the trash: %s", name, exc)
+            with cluster.alone_in_trash():
+                for image_id, name in self._ours_in_trash().items():
+                    with _left_behind(name):
+                        cluster.remove_from_trash(image_id)
+                        went = True
+
+    def _ours_in_trash(self) -> Mapping[str, str]:
+        return {image_id: name for image_id, name in self._cluster().trash().items() if name.startswith(GONE)}
+
+
+@contextmanager
+def _left_behind(name: str) -> Iterator[None]:
+    """Let the others go on where one cannot go; unless the cluster does not answer."""
+    try:
+        yield
+    except Stuck:
+        raise
+    except BackendError as exc:
+        log.debug("rbd: %s stays: %s", name, exc)

@@ -33,6 +33,7 @@ class NbdFile(io.RawIOBase):
     def __init__(self, path: Path, *, write: bool, timeout_s: float):
         self._write = write
         self._position = 0
+        self._is_lost = False
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout_s)
@@ -43,6 +44,9 @@ class NbdFile(io.RawIOBase):
             self._socket.sendall(struct.pack(">I", _FIXED_NEWSTYLE | _NO_ZEROES))
             self._socket.sendall(b"IHAVEOPT" + struct.pack(">II", _OPT_EXPORT_NAME, 0))
             self._size = int(struct.unpack(">QH", self._receive(10))[0])
+        except TimeoutError as exc:
+            self._socket.close()
+            raise Stuck(_SILENT) from exc
         except BaseException:
             self._socket.close()
             raise
@@ -103,6 +107,8 @@ class NbdFile(io.RawIOBase):
             self._socket.close()
 
     def _ask(self, what: int, offset: int, length: int, data: bytes = b"") -> bytes:
+        if self._is_lost:  # what comes next may be the answer to an earlier question
+            raise Stuck(_SILENT)
         try:
             self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, what, 0, offset, length) + data)
             magic, code, _handle = struct.unpack(">IIQ", self._receive(16))
@@ -114,6 +120,7 @@ class NbdFile(io.RawIOBase):
                 raise OSError(code, os.strerror(code))
             return self._receive(length) if what == _READ else b""
         except TimeoutError as exc:
+            self._is_lost = True
             raise Stuck(_SILENT) from exc
 
     def _receive(self, length: int) -> bytes:

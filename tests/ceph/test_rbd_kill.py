@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,3 +149,46 @@ def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, 
         if not mortal.dead:
             return
     raise AssertionError(f"{action} asks more than 40 times")
+
+
+CLONES_COME_AND_GO = """
+import sys
+from pathlib import Path
+from blockstore_plugins.rbd import librbd
+from tests.ceph.conftest import Ceph
+librbd._GARDENER_S = 2
+folder, place, state, run = sys.argv[1:]
+backend = Ceph(Path(folder)).backend(Path(state), bindings="yes", namespace=place)
+print("ready", flush=True)
+for number in range(10**6):
+    names = [f"volume-{run}-{number}-{depth}" for depth in range(4)]
+    backend.create_volume(names[0], 1)
+    for below, above in zip(names, names[1:]):
+        backend.clone_volume(above, 1, below)
+    for name in names:
+        backend.delete_volume(name)
+"""
+
+
+def test_killed_by_the_system_parents_do_not_leak(ceph: Ceph, tmp_path: Path) -> None:
+    """Ceph itself removes a clone in several steps; what a real kill leaves between them is found again, too."""
+    place = f"dead{uuid.uuid4().hex[:8]}"
+    ceph.run("rbd", "namespace", "create", f"volumes/{place}")
+    chance = random.Random(place)
+    for run in range(12):
+        argv = [sys.executable, "-c", CLONES_COME_AND_GO, str(ceph.folder), place, str(tmp_path), str(run)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as victim:
+            assert victim.stdout is not None
+            assert victim.stdout.readline() == b"ready\n"
+            time.sleep(chance.uniform(0.1, 0.8))
+            victim.kill()
+    backend = ceph.backend(tmp_path, bindings="yes", namespace=place)
+    for volume in backend._cluster.names():  # half of one may be there, which is listed as no volume
+        backend.delete_volume(volume)
+    deadline = time.monotonic() + 90
+    while left := ceph.run("rbd", "trash", "ls", "--all", f"volumes/{place}"):
+        assert time.monotonic() < deadline, left
+        backend.check()  # as the service does, again and again
+        assert backend._gardener.wait_idle(60)
+        time.sleep(1)
+    assert backend._cluster.names() == []
