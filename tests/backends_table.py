@@ -37,6 +37,12 @@ the real thing: `blockstore backend check NAME` does so on yours.
 """
 
 FOOT = """
+Snapshots and clones on NFS are copies made by the server, at once where it shares blocks (btrfs, xfs), else without
+passing the network (NFS 4.2). A share that offers neither gets layers for its qcow2 volumes: taken at once, they cost
+what is written from then on. Chains longer than `max_layers` are merged in the background, while nobody uses the volume;
+`deepest_chain` and `background` of the pool (`cinder get-pools --detail`) tell how long they are and what is being done.
+An attached volume is copied by this node, which needs it to rest for that time. Raw volumes are always copied.
+
 With a target between volume and consumer (`docs/targets.md`), multi-attach and extending while attached need both.
 
 A volume moves between any two of them (`openstack volume migrate`, `openstack volume set --type T --migration-policy

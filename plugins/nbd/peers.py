@@ -28,13 +28,15 @@ def of_sockets() -> Mapping[str, Sequence[str]]:
 
 def of_ports() -> Mapping[tuple[str, int], Sequence[str]]:
     """Return the other ends of the connections of each local address and TCP port."""
-    found = defaultdict(list)
+    found: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
     for table in ("tcp", "tcp6"):
         for line in _lines(table):
             _number, local, remote, state, *_rest = line.split()
             if state == _ESTABLISHED:
                 host, port = _end(remote)
-                found[_end(local)].append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                end = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                if end not in found[_end(local)]:  # the kernel may repeat a line of a list that changes meanwhile
+                    found[_end(local)].append(end)
     return found
 
 

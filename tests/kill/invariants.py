@@ -13,6 +13,7 @@ from typing import Any
 
 from blockstore_plugins.directory import DirectoryBackend
 from blockstore_plugins.local import LocalTarget
+from blockstore_plugins.nfs import NfsBackend
 from sqlalchemy import select
 
 from blockstore import states
@@ -307,7 +308,10 @@ def _ours(there: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _strays(
     backend: DirectoryBackend, volumes: list[Any], snapshots: list[Any], names: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield every file and directory that belongs to no row: unfinished ones, claims of names, empty directories."""
+    """Yield every file and directory that belongs to no row: unfinished ones, claims of names, empty directories.
+
+    A layer belongs to what lies on it.
+    """
     known = {"snapshots"}
     for row in volumes:
         name = volume_name(row)
@@ -320,6 +324,10 @@ def _strays(
         known |= {f"snapshots/{name}.of", f"{below}/{name}.raw", f"{below}/{name}.qcow2"}
         if row.status in MAY_BE_ABSENT:
             known |= {f"snapshots/.{name}.tmp", f"{below}/.{name}.tmp"}
+    if isinstance(backend, NfsBackend):
+        with backend._root() as root:
+            graph = backend._tender._look(root)
+        known |= {".tender", *graph.on_top()}
     for path in sorted(backend.path.rglob("*")):
         if str(path.relative_to(backend.path)) not in known and not path.name.startswith(FOREIGN):
             yield f"{path} belongs to no row"
