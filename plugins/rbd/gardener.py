@@ -36,16 +36,21 @@ class Gardener:
         self._max_depth = max_depth
         self._must_look = True
         self._burying = threading.Lock()
+        self._is_any_there = False
 
     def look(self) -> None:
         """Look for all that is left to do, unless that has been done and nothing failed since."""
         if self._must_look:
             self._must_look = False
-            self.empty_trash()
+            self._begin_to_empty()
             self.chores.add(_CHAINS, "looking for chains of clones that are too long", self._kept(self._find_deep))
 
     def empty_trash(self) -> None:
-        """Remove soon what no clone needs any more."""
+        """Remove soon what no clone needs any more, if anything lies there."""
+        if self._is_any_there:
+            self._begin_to_empty()
+
+    def _begin_to_empty(self) -> None:
         self.chores.add(_TRASH, "emptying the trash", self._kept(self._empty))
 
     def shorten(self, image: str) -> None:
@@ -122,6 +127,7 @@ class Gardener:
         cluster = self._cluster()
         gone = f"{GONE}{image}-{secrets.token_hex(4)}"
         with self._burying:
+            self._is_any_there = True
             cluster.rename(image, gone)
             try:
                 cluster.to_trash(gone)
@@ -135,9 +141,11 @@ class Gardener:
     def _empty(self, _progress: Progress) -> None:
         """Remove what no clone needs any more; each that goes may free its own parent."""
         cluster = self._cluster()
+        self._is_any_there = False  # a burial while this goes on counts
         with self._burying:
             for name in cluster.names():
                 if name.startswith(GONE):  # a kill came between the two steps of a burial
+                    self._is_any_there = True
                     with _left_behind(name):
                         cluster.to_trash(name)
         went = self._ours_in_trash() != {}
@@ -148,6 +156,8 @@ class Gardener:
                     with _left_behind(name):
                         cluster.remove_from_trash(image_id)
                         went = True
+        if self._ours_in_trash():
+            self._is_any_there = True
 
     def _ours_in_trash(self) -> Mapping[str, str]:
         return {image_id: name for image_id, name in self._cluster().trash().items() if name.startswith(GONE)}
