@@ -43,13 +43,13 @@ test-quick: .venv/.dev ## test in a minute, without root, lab, clients and kills
 
 test-lab: .venv/.dev ## test on real LVM: in this kernel where it has device-mapper, else in User-Mode Linux (root)
 	@$(BIN)/python -m compileall -q blockstore plugins tests  # importing costs the lab dear
-	@if [ -n "$(ARGS)" ]; then $(LAB) tests/lab $(ARGS); else \
+	@if [ -n "$(ARGS)" ]; then $(LAB) $(if $(filter tests/%,$(ARGS)),,tests/lab) $(ARGS); else \
 		log=$$(mktemp); $(LAB) tests/lab/test_lvm*.py > "$$log" 2>&1 & lvm=$$!; \
 		$(LAB) --ignore-glob='*/test_lvm*' tests/lab; targets=$$?; \
 		wait $$lvm; lvm=$$?; cat "$$log"; rm "$$log"; exit $$((lvm || targets)); fi  # two labs at once, one for each half
 
 test-ceph: .venv/.dev ## test on a real Ceph, which the tests start and stop
-	$(BIN)/python -m pytest tests/ceph $(ARGS)
+	$(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests/ceph) $(ARGS)
 
 tempest: .venv/.dev ## run the reference test suite against blockstore (ARGS=REGEX for some of it)
 	$(BIN)/python -m tests.tempest $(ARGS)

@@ -81,6 +81,8 @@ class NfsBackend(DirectoryBackend):
         self._mounting = threading.Lock()
         self._device: int | None = None
         """Of the mounted file system; anything else at the mount point is a local directory."""
+        self._tried: int | None = None
+        """The device of which it is known whether the share copies by itself."""
         self._is_layered = settings.layers == "yes"
         self._layers = Layers(state_dir / "views" / mount_point.name)
         self._tender = Tender(self._layers, self._layered_files, self._is_used, settings.max_layers)
@@ -98,17 +100,19 @@ class NfsBackend(DirectoryBackend):
 
     def check(self) -> None:
         with self._mounting:
-            known = self._device
             self._device = mounts.mounted(self.export, self.path, self._mount_options(), self._settings.timeout_s)
             super().check()
             with self._explained(), self._root() as root:
                 mounts.prove_writable(root)
         with self._explained(), self._root() as root:
-            if self._device != known:
+            if self._format == "qcow2":
+                mounts.refuse_others(self.export, self.path)
+            if self._device != self._tried:
                 self._tender.leave()
                 self._layers.unguard(everything=True)
                 if self._format == "qcow2" and self._settings.layers == "auto":
                     self._is_layered = not mounts.copies_by_itself(self.path, root)
+                self._tried = self._device
             self._mend(root)
         self._layers.unguard()
         if self._tender.waits:

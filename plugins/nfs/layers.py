@@ -3,7 +3,6 @@
     PATH/.layer-ID.qcow2    a layer: never written again; what lies on it reads it wherever it holds nothing itself
     PATH/.spent-ID.qcow2    a layer whose place a shorter equal has taken, should somebody still have it open
     PATH/.tender            locked by the one process that merges and removes layers; see ``tending.py``
-
     PATH/.NAME.qcow2.next   what takes the place of a volume that is being renamed to a layer
 
 A volume that is frozen gets the name of a layer, and an empty file on that layer takes its place; a snapshot or clone
@@ -85,8 +84,8 @@ class Layers:
     def frozen(self, root: Folder, source: Named, *, is_open: bool) -> Iterator[tuple[str, int]]:
         """Give the layer that holds an image's present bytes, and the image's size in bytes.
 
-        ``is_open``: somebody in this process has it open. What may be written at any moment is copied, for nobody can
-        be made to go on in another file. Raises: InUse when such a file never rests.
+        ``is_open``: somebody may have it open. What may be written at any moment is copied, for nobody can be made to
+        go on in another file. Raises: InUse when such a file never rests.
         """
         new = new_layer()
         with self.holding(new), ExitStack() as below:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from blockstore_plugins.directory import files
 from blockstore_plugins.directory.files import Folder, closing
@@ -14,6 +17,7 @@ from blockstore.backends.process import run
 from blockstore.errors import ToolFailed, Unreachable
 
 PACKAGE = "nfs-common"
+_DELEGATIONS = Path("/sys/module/nfsv4/parameters/delegation_watermark")
 
 
 def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
@@ -71,14 +75,52 @@ def _copies_made(at: Path) -> int:
     return count
 
 
-def source_of(at: Path) -> str | None:
-    """Return what is mounted at a place by NFS or otherwise, or None; asks no server."""
-    found = None
+def refuse_others(export: str, at: Path) -> None:
+    """Refuse a share that this machine has mounted a second time with other options. Raises Unreachable.
+
+    To the server both are one client, to which it delegates its files; the kernel then reads by the one mount what it
+    remembers, not what was written by the other. Mounts that share all options share what they remember.
+    """
+    if not _DELEGATIONS.exists() or _DELEGATIONS.read_text().strip() == "0":
+        return
+    client = attrgetter("address", "path", "version")
+    ours = next((one for one in _mounts() if one.at == at), None)
+    for one in _mounts():
+        if ours and client(one) == client(ours) and one.device != ours.device:
+            raise Unreachable(
+                f"{export} is mounted at {one.at}, too, with other options; NFS would hide from one what is written by"
+                f" the other. Let its users take {at.parent} (of nova: nfs_mount_point_base), or: echo 0 >"
+                f" {_DELEGATIONS}"
+            )
+
+
+class _Mount(NamedTuple):
+    at: Path
+    device: str
+    source: str
+    """HOST:/PATH; of another kind of file system, that kind."""
+    path: str
+    address: str
+    version: str
+
+
+def _mounts() -> Iterator[_Mount]:
+    """Yield what is mounted; asks no server."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        if _unescaped(before.split()[4]) == str(at):
-            kind, source = after.split()[:2]
-            found = _unescaped(source) if kind.startswith("nfs") else kind
+        kind, source, options = after.split()[:3]
+        known = dict(word.partition("=")[::2] for word in options.split(","))
+        source = _unescaped(source) if kind.startswith("nfs") else kind
+        at, device = Path(_unescaped(before.split()[4])), before.split()[2]
+        yield _Mount(at, device, source, source.partition(":/")[2], known.get("addr", ""), known.get("vers", ""))
+
+
+def source_of(at: Path) -> str | None:
+    """Return what is mounted at a place by NFS or otherwise, or None."""
+    found = None
+    for one in _mounts():  # the last one covers the others
+        if one.at == at:
+            found = one.source
     return found
 
 

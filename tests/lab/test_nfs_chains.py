@@ -13,7 +13,7 @@ from blockstore_plugins.nfs import NfsBackend, layers
 from blockstore_plugins.nfs.layers import LAYER, SPENT
 
 from blockstore.backends.conformance import BackendConformance
-from blockstore.errors import InUse
+from blockstore.errors import InUse, Unreachable
 
 from .test_nfs import EXPORT, SERVED, mount, name, run
 
@@ -149,6 +149,27 @@ def test_a_name_that_another_machine_has_cached_is_not_written_by(
                 assert file.read(1) == b"\t"
     finally:
         run("umount", "-f", "-l", str(point))
+
+
+def test_another_mount_of_this_machine_must_not_hide_what_is_written(
+    mount: Callable[..., NfsBackend], tmp_path: Path
+) -> None:
+    """The kernel shows by one mount what it remembers, not what was written by the other."""
+    nas, raw, theirs = mount(format="qcow2"), mount(), tmp_path / "theirs"
+    theirs.mkdir()
+    run("mount", "-t", "nfs4", "-o", "vers=4.2", EXPORT, str(theirs))
+    delegations = Path("/sys/module/nfsv4/parameters/delegation_watermark")
+    before = delegations.read_text()
+    try:
+        with pytest.raises(Unreachable, match=f"mounted at {theirs}, too"):
+            nas.check()
+        raw.check()  # reads past what is remembered
+        delegations.write_text("0")
+        nas.check()
+    finally:
+        delegations.write_text(before)
+        run("umount", str(theirs))
+    nas.check()
 
 
 def test_another_machine_does_not_tend(nas: NfsBackend, elsewhere: Path) -> None:
