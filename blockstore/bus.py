@@ -1,7 +1,8 @@
 """The corridor between rooms: casts an order to its handler. The only asyncio in the package.
 
 An order waits for the resources it names (``Order.keys``), then for a free worker thread of its room: first come,
-first served for one resource, parallel across resources, a bounded number at once. What is queued here is also in
+first served for one resource, parallel across resources, a bounded number at once. A room may have workers for each
+place where work is done, so that one that is stuck holds up no other. What is queued here is also in
 the database; losing this process loses no order.
 """
 
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,7 +33,9 @@ RETRY_DELAYS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
 @dataclass
 class _Room:
     handlers: Mapping[type[Order], Handler]
-    workers: asyncio.Semaphore
+    place_of: Callable[[Order], str] | None
+    free: Mapping[str, asyncio.Semaphore]
+    """Workers that are free, by place."""
     threads: ThreadPoolExecutor
 
 
@@ -82,10 +85,21 @@ class Bus:
         self._expected: dict[str, Expectation] = {}
         self._closing = False
 
-    def open_room(self, name: str, handlers: Mapping[type[Order], Handler], *, workers: int) -> None:
-        """Give a room its handlers and its number of worker threads; before ``start``."""
-        threads = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._rooms[name] = _Room(handlers, asyncio.Semaphore(workers), threads)
+    def open_room(
+        self,
+        name: str,
+        handlers: Mapping[type[Order], Handler],
+        *,
+        workers: int,
+        places: int = 1,
+        place_of: Callable[[Order], str] | None = None,
+    ) -> None:
+        """Give a room its handlers and its number of worker threads; before ``start``.
+
+        With ``place_of``, which says where an order's work is done, each of so many ``places`` has that number.
+        """
+        threads = ThreadPoolExecutor(workers * places, thread_name_prefix=name)
+        self._rooms[name] = _Room(handlers, place_of, defaultdict(lambda: asyncio.Semaphore(workers)), threads)
         self._pending[name] = 0
 
     def start(self) -> None:
@@ -177,7 +191,7 @@ class Bus:
             if not self._is_first(ticket):
                 await ticket.turn.wait()
             for delay_s in chain(RETRY_DELAYS_S, repeat(RETRY_DELAYS_S[-1])):
-                async with room.workers:
+                async with room.free[await self._place(room, ticket.order)]:
                     if await self._settled(room, ticket.order):
                         break
                 await asyncio.sleep(delay_s)  # keeps its place in line, but no worker
@@ -188,6 +202,15 @@ class Bus:
                 if expectation := self._expected.get(ticket.order.order_id):
                     expectation.note(ticket.order.order_id)
                 self._change.notify_all()
+
+    async def _place(self, room: _Room, order: Order) -> str:
+        if room.place_of is None:
+            return ""
+        try:
+            return await self._loop.run_in_executor(None, room.place_of, order)
+        except Exception as exc:  # the database is away, as its handler will find out
+            log.warning("it is not known where %s %s is to be done: %s", order.kind, order.order_id, exc)
+            return ""
 
     def _is_first(self, ticket: _Ticket) -> bool:
         return all(self._lines[name][0] is ticket for name in ticket.order.keys())

@@ -65,7 +65,7 @@ class ServiceConfig:
     api_threads: int = option(
         "Threads that answer requests; 0 is 1 with SQLite, where more would only take turns, and 4 with PostgreSQL.", 0
     )
-    workers: int = option("Storage operations that may run at once.", 4)
+    workers: int = option("Storage operations that may run at once on one pool.", 4)
     moves: int = option("Volumes that may move to another backend at once, beside those operations.", 2)
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)

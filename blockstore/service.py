@@ -38,7 +38,7 @@ from blockstore.identity import bootstrap
 from blockstore.identity.login import Login
 from blockstore.keyring import Keyring
 from blockstore.manager import managing, reporting
-from blockstore.manager.desk import Desk, is_attached
+from blockstore.manager.desk import Desk, is_attached, pool_of
 from blockstore.manager.exports import ATTACH_LOCAL, LOCAL, Exports
 from blockstore.policies import Overrides, Policy
 from blockstore.scheduler import explaining, loading
@@ -67,9 +67,10 @@ class Service:
         service = config.service
         url = database_url(config)
         self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
-        self.db = Database(url, connections=self.api_threads + service.workers + service.moves + 4)
-        self.board = Board()
         self.backends = load_backends(config, self.state_dir)
+        workers = service.workers * (len(self.backends) + 1)  # one more for what is on no pool, or on a former one
+        self.db = Database(url, connections=self.api_threads + workers + service.moves + 4)
+        self.board = Board()
         keyring = Keyring(self.state_dir / "attachments.key")
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
         for backend in self.backends.values():
@@ -86,7 +87,13 @@ class Service:
         self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
         # One worker: each decision sees the claims of those before it.
         self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
-        self.bus.open_room("manager", _bound(manager.HANDLERS, self.desk), workers=service.workers)
+        self.bus.open_room(
+            "manager",
+            _bound(manager.HANDLERS, self.desk),
+            workers=service.workers,
+            places=len(self.backends) + 1,
+            place_of=functools.partial(pool_of, self.db),
+        )
         self.bus.open_room("mover", _bound(manager.MOVERS, self.desk), workers=service.moves)
         self.db.cast = self.bus.cast
         self.waiting_room = WaitingRoom(self.api_threads)

@@ -39,14 +39,15 @@ the real thing: `blockstore backend check NAME` does so on yours.
 FOOT = """
 Snapshots and clones on NFS are copies made by the server, at once where it shares blocks (btrfs, xfs), else without
 passing the network (NFS 4.2). A share that offers neither gets layers for its qcow2 volumes: taken at once, they cost
-what is written from then on. Chains longer than `max_layers` are merged in the background, while nobody uses the volume;
-`deepest_chain` and `background` of the pool (`cinder get-pools --detail`) tell how long they are and what is being done.
-An attached volume is copied by this node, which needs it to rest for that time. Raw volumes are always copied.
+what is written from then on. Chains longer than `max_layers` are merged in the background while nobody uses the volume;
+`deepest_chain` and `background` of the pool (`cinder get-pools --detail`) tell how long they are and what goes on. An
+attached volume is copied by this node, which needs it to rest for that time. Raw volumes are always copied.
 
 If this node is a hypervisor, too, let it take the service's own mounts: Nova's `[libvirt] nfs_mount_point_base` is then
 `STATE_DIR/NAME/mnt`. To an NFS server all mounts of a machine are one client, and the kernel shows by one what it
-remembers, not what was written by another that has other options. A qcow2 pool says so and is down until that is mended,
-or until `echo 0 > /sys/module/nfsv4/parameters/delegation_watermark`; raw volumes are read past what is remembered.
+remembers, not what was written by another that has other options. A qcow2 pool says so and is down until that is
+mended, or until `echo 0 > /sys/module/nfsv4/parameters/delegation_watermark`; raw volumes are read past what is
+remembered.
 
 With a target between volume and consumer (`docs/targets.md`), multi-attach and extending while attached need both.
 

@@ -42,10 +42,17 @@ def opened() -> Iterator[Open]:
     """Start buses whose one handler is given; they are stopped at the end."""
     started: list[Bus] = []
 
-    def start(handler: Callable[[Any], None], *, workers: int = 4, **options: Any) -> Bus:
+    def start(
+        handler: Callable[[Any], None],
+        *,
+        workers: int = 4,
+        places: int = 1,
+        place_of: Callable[[Order], str] | None = None,
+        **options: Any,
+    ) -> Bus:
         bus = Bus(**options)
         kinds: tuple[type[Order], ...] = (CreateVolume, DeleteVolume, ExtendVolume)
-        bus.open_room("manager", dict.fromkeys(kinds, handler), workers=workers)
+        bus.open_room("manager", dict.fromkeys(kinds, handler), workers=workers, places=places, place_of=place_of)
         bus.open_room("scheduler", {PlaceVolume: handler}, workers=1)
         bus.start()
         started.append(bus)
@@ -73,6 +80,33 @@ def test_one_resource_is_served_in_order_and_one_at_a_time(opened: Open) -> None
         bus.cast(one)
     assert bus.wait_idle(20)
     assert ran == [one.order_id for one in orders]
+
+
+def test_a_place_that_is_stuck_holds_up_no_other(opened: Open) -> None:
+    """Each place has the workers of the room, and where nobody knows the place work goes on as well."""
+    stuck, ran = threading.Event(), threading.Event()
+
+    def place_of(one: Order) -> str:
+        if one.resource_id == "lost":
+            raise RuntimeError("The database is away.")
+        return one.resource_id.partition("-")[0]
+
+    def handler(one: Order) -> None:
+        if one.resource_id.startswith("dead"):
+            stuck.wait(20)
+        else:
+            ran.set()
+
+    bus = opened(handler, workers=2, places=3, place_of=place_of)
+    for number in range(6):
+        bus.cast(order(volume_id=f"dead-{number}"))
+    for one in ("alive-1", "lost"):
+        bus.cast(order(volume_id=one))
+        assert ran.wait(10)
+        ran.clear()
+    assert sum(one.resource_id.startswith("dead") for one in bus.running()) == 2
+    stuck.set()
+    assert bus.wait_idle(20)
 
 
 def test_resources_are_parallel_up_to_the_number_of_workers(opened: Open) -> None:

@@ -18,6 +18,7 @@ from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import Unreachable, VolumeMissing
 from blockstore.manager.exports import Exports
+from blockstore.orders import Order
 from blockstore.states import A
 
 
@@ -60,6 +61,14 @@ def name_of(db: Database, volume_id: str) -> str:
     if found is None:
         raise VolumeMissing(f"The volume {volume_id} is gone.")
     return volume_name(found)
+
+
+def pool_of(db: Database, order: Order) -> str:
+    """Return the pool that an order of the manager works on; nothing when its volume is gone, or on none."""
+    if pool := getattr(order, "pool", ""):
+        return str(pool)
+    with db.read() as session:
+        return session.execute(select(Volume.host).where(Volume.id == getattr(order, "volume_id", ""))).scalar() or ""
 
 
 def is_attached(db: Database, name: str) -> bool:
