@@ -1,6 +1,7 @@
 """A service on two shares, killed by SIGKILL at every step; what takes the lab longer is tried by hand.
 
-By hand, some minutes for each scenario: ``KILL_SCENARIOS="clone or move]"``, with ``KILL_KIND=layered`` on layers, here, or tests/kill/test_every_step.py.
+By hand, some minutes for each scenario: ``KILL_SCENARIOS="clone or move]"`` here, or tests/kill/test_every_step.py;
+``KILL_KIND=layered`` tries it on layers.
 """
 
 from __future__ import annotations
