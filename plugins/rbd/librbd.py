@@ -247,8 +247,10 @@ class Librbd:
     def info_in_trash(self, image_id: str) -> Info:
         """Return what is known of an image in the trash."""
         what = f"image {image_id} in the trash"
-        with self._asking(what) as pool, self._rbd.Image(pool, image_id=image_id, read_only=True) as opened:
-            return self._info(opened)
+        with self._asking(what) as pool:
+            self._prove_there(pool, f"rbd_header.{image_id}")
+            with self._rbd.Image(pool, image_id=image_id, read_only=True) as opened:
+                return self._info(opened)
 
     @contextmanager
     def alone_in_trash(self) -> Iterator[None]:
@@ -313,11 +315,28 @@ class Librbd:
     def _image(self, image: str, snapshot: str = "", *, write: bool = False, what: str = "") -> Iterator[Any]:
         what = what or (f"snapshot {snapshot} of {image}" if snapshot else f"image {image}")
         with self._asking(what) as pool:
-            opened = self._rbd.Image(pool, image, snapshot or None, read_only=not write)
+            self._prove_there(pool, f"rbd_id.{image}", f"{image}.rbd")
+            opened = self._rbd.Image(pool, image, read_only=not write)
             try:
+                if snapshot:
+                    opened.set_snap(snapshot)
                 yield opened
             finally:
                 opened.close()
+
+    def _prove_there(self, pool: Any, *objects: str) -> None:
+        """Raise what opening an image would that is not there, by the objects that each has one of.
+
+        Of a failed opening librbd 16 may free what another of its threads still holds: the process hangs, or aborts.
+        """
+        for name in objects:
+            try:
+                pool.stat(name)
+            except self._rados.ObjectNotFound:
+                if name == objects[-1]:
+                    raise
+            else:
+                return
 
     def _monitor(self, **words: str) -> Any:
         what = f"pool {self._place.spec}"
