@@ -212,10 +212,10 @@ def test_stats_follow_the_pool_not_the_wire(make_pool, make_wish):
 )
 def test_the_worst_of_texts_take_little_time(text):
     compile_expression("1")  # building the grammar is paid once
-    started = time.process_time()
+    started = time.thread_time()  # whatever else this process does
     with contextlib.suppress(ExpressionError):
         evaluate(text, SCOPE)
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 1
 
 
 def test_a_deep_stack_is_our_error_too():
