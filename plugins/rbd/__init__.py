@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 _HELPER = "clone-"
 _LINGERS_S = 35.0
 """How long the cluster may take a client for alive that was killed."""
+_LETS_GO_S = 3.0
 _FOREIGN = re.compile(r"[^-/@\0][^/@\0]{0,127}")
 _LIMITS = {
     f"{kind}_{unit}_sec{burst}": f"rbd_qos_{prefix}{short}_{end}"
@@ -521,17 +522,19 @@ class RbdBackend(Backend):
         self._patiently(look)
 
     def _patiently(self, ask: Callable[[], None]) -> None:
-        """Ask; soon after our start ask again while an image is in use: the cluster takes a client that was killed,
+        """Ask; ask again for a moment while an image is in use: a clone that is made independent in the background lets
+        go of its parent, and has that open. Soon after our start longer: the cluster takes a client that was killed,
         which may be ourselves in a former life, for alive for half a minute."""
+        until = max(self._born + _LINGERS_S, time.monotonic() + _LETS_GO_S)
         while True:
             try:
                 return ask()
             except HasSnapshots:
                 raise
             except InUse:
-                if time.monotonic() > self._born + _LINGERS_S:
+                if time.monotonic() > until:
                     raise
-                time.sleep(1)
+                time.sleep(0.25)
 
     @contextmanager
     def _undoing(self, undo: Callable[[], Any]) -> Iterator[None]:
