@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from blockstore.backends.contract import Chore, Progress
 from blockstore.errors import BackendError
@@ -89,7 +90,7 @@ class Chores:
             if one is None:
                 return
             try:
-                one.work(lambda percent, one=one: self._tell(one, percent))  # type: ignore[misc]
+                one.work(partial(self._tell, one))
             except _Leave:
                 pass
             except BackendError as exc:
