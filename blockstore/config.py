@@ -65,6 +65,7 @@ class ServiceConfig:
     api_threads: int = option(
         "Threads that answer requests; 0 is 1 with SQLite, where more would only take turns, and 4 with PostgreSQL.", 0
     )
+    connections_per_address: int = option("Connections that one address may hold open (of IPv6 one /64).", 256)
     workers: int = option("Storage operations that may run at once on one pool.", 4)
     moves: int = option("Volumes that may move to another backend at once, beside those operations.", 2)
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)

@@ -22,10 +22,8 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     handler.setFormatter(Json() if config.format == "json" else Plain())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(config.level.upper())
-    for chatty in ("alembic", "apscheduler", "waitress", "werkzeug", "asyncio"):
+    for chatty in ("alembic", "apscheduler", "werkzeug", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.root.level, logging.WARNING))
-    # It warns of every request that waits for a thread; waiting its turn is what a request does here.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
 class Plain(logging.Formatter):

@@ -17,9 +17,9 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blockstore import __version__, http_server, logs, manager, periodic, recovery, scheduler
+from blockstore import __version__, logs, manager, periodic, recovery, scheduler
 from blockstore.api import authentication, create_app
 from blockstore.api.authentication import Authenticator
 from blockstore.api.endpoint import Core
@@ -47,6 +47,9 @@ from blockstore.settling import mark_started
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Target
 from blockstore.throttle import Throttle
+
+if TYPE_CHECKING:
+    from blockstore.server.http import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +171,13 @@ class Service:
 
 def serve(config: Config) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
+    from blockstore.server.http import raise_file_limit  # commands that do not serve need not import it
+
     logs.configure(config.log)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     host, port = parse_listen(config.service.listen, "--listen")
     refuse_open_door(config, host)
+    raise_file_limit()
     with StateLock(config.state_dir):
         service = Service(config)
         try:
@@ -185,13 +191,18 @@ def serve(config: Config) -> int:
         return _run(service, server)
 
 
-def _server(config: Config, service: Service, host: str, port: int) -> http_server.Server:
+def _server(config: Config, service: Service, host: str, port: int) -> HttpServer:
+    from blockstore.server.http import HttpServer, listening_socket
+
     section = config.service
-    if section.tls_certificate is not None and section.tls_key is not None:
-        return http_server.over_tls(
-            service.application, host, port, service.api_threads, section.tls_certificate, section.tls_key
-        )
-    return http_server.plain(service.application, host, port, service.api_threads)
+    return HttpServer(
+        service.application,
+        listening_socket(host, port),
+        service.api_threads,
+        certificate=section.tls_certificate,
+        key=section.tls_key,
+        per_address=section.connections_per_address,
+    )
 
 
 def prepare_state_dir(path: Path) -> Path:
@@ -360,7 +371,7 @@ def endpoint_file(state_dir: Path) -> Path:
     return state_dir / "endpoint"
 
 
-def _run(service: Service, server: http_server.Server) -> int:
+def _run(service: Service, server: HttpServer) -> int:
     host, port = server.address
     scheme = "http" if service.config.service.tls_certificate is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v3"
@@ -371,8 +382,8 @@ def _run(service: Service, server: http_server.Server) -> int:
     fresh.write_text(url + "\n")
     fresh.replace(note)
     _greet(service, url)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    for stopping in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stopping, functools.partial(_stop, server))
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
     server.run()  # until a signal; then it has stopped taking requests
     log.info(
@@ -387,10 +398,10 @@ def _run(service: Service, server: http_server.Server) -> int:
     return 0
 
 
-def _stop(_signal: int, _frame: object) -> None:
+def _stop(server: HttpServer, _signal: int, _frame: object) -> None:
     for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut off the stop that has begun
         signal.signal(again, signal.SIG_IGN)
-    raise SystemExit(0)
+    server.stop()
 
 
 def _reread_log_level(config: Config, _signal: int, _frame: object) -> None:

@@ -1,0 +1,217 @@
+"""What callers may hold open: connections are counted per address, and the idle ones are closed when many are open.
+
+granian accepts connections and reads heads with a deadline, and has no bound per address. The kernel knows every
+connection of this process: a sweep reads them from the table of open files and shuts those that are too many or too
+slow. A sweep follows an arrival, and is repeated while connections are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import select
+import socket
+import stat
+import struct
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+HEAD_S = 10.0
+"""Seconds in which the head of a request must arrive, and after which a connection without requests is closed."""
+STALLED_S = 30.0
+"""Seconds after which a connection is closed whose caller does not take its reply."""
+LEAST_RATE = 1024
+"""Bytes per second at which a reply must be taken."""
+AFTER_ARRIVAL_S = 0.25
+WHILE_OPEN_S = 5.0
+CROWDED, ROOMY = 0.8, 0.7
+"""The oldest idle connections are closed when more than the first part of the limit is open, down to the second."""
+
+_DESCRIPTORS = Path("/proc/self/fd")
+_ACKED = struct.Struct("=Q")
+_ACKED_AT = 120
+"""Offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h)."""
+
+
+@dataclass(slots=True)
+class Open:
+    """One open connection."""
+
+    since: float
+    last: float = 0.0
+    """When its last request began or ended, or when bytes of its reply were last taken."""
+    requests: int = 0
+    busy: int = 0
+    """Requests of it that are being read or answered."""
+    acked: int = 0
+    acked_at: float = 0.0
+
+
+class Connections:
+    """The open connections of one listening socket."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        limit: int,
+        per_address: int,
+        is_proxy: Callable[[str], bool] = lambda _address: False,
+    ) -> None:
+        """At most ``limit`` are open, ``per_address`` of one address; a trusted proxy has only the first bound."""
+        self._listener, self._limit, self._per_address, self._is_proxy = listener, limit, per_address, is_proxy
+        self._port = listener.getsockname()[1]
+        self._open: dict[str, Open] = {}
+        self._arrivals = select.epoll()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    # --- on the event loop ----------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Sweep after each arrival, from now on, on the running event loop."""
+        # Edge-triggered: it tells that somebody has come, while granian accepts him.
+        self._arrivals.register(self._listener, select.EPOLLIN | select.EPOLLET)
+        asyncio.get_running_loop().add_reader(self._arrivals.fileno(), self._arrived)
+
+    def close(self) -> None:
+        """Sweep no more."""
+        asyncio.get_running_loop().remove_reader(self._arrivals.fileno())
+        self._arrivals.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    def begin(self, peer: str) -> None:
+        """Note that a request of ADDRESS:PORT has begun."""
+        now = time.monotonic()
+        known = self._open.setdefault(peer, Open(since=now))
+        known.requests += 1
+        known.busy += 1
+        known.last = now
+
+    def end(self, peer: str) -> None:
+        """Note that a request of ADDRESS:PORT has been answered."""
+        known = self._open.get(peer)
+        if known is not None:
+            known.busy -= 1
+            known.last = time.monotonic()
+
+    def _arrived(self) -> None:
+        self._arrivals.poll(0)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + AFTER_ARRIVAL_S
+        if self._sweep is None or self._sweep.when() > due:
+            if self._sweep is not None:
+                self._sweep.cancel()
+            self._sweep = loop.call_at(due, self._swept)
+
+    def _swept(self) -> None:
+        self._sweep = None
+        self.sweep()
+        if self._open:
+            self._sweep = asyncio.get_running_loop().call_later(WHILE_OPEN_S, self._swept)
+
+    # --- the sweep ------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Shut the connections that are too slow, and those that are too many."""
+        now = time.monotonic()
+        present = dict(self._present())
+        # A request that began after the table was read is of a connection that is not in it.
+        self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
+        for peer, descriptor in present.items():
+            known = self._open.setdefault(peer, Open(since=now, last=now))
+            if not known.busy:
+                self._note_progress(known, descriptor, now)
+        ending = {peer for peer, known in self._open.items() if peer in present and _is_slow(known, now)}
+        ending |= self._too_many(present.keys() - ending)
+        for peer in ending:
+            self._shut(peer, present[peer])
+        if ending:
+            log.debug("closed %d of %d connections", len(ending), len(present))
+
+    def _too_many(self, peers: set[str]) -> set[str]:
+        """Return what is over the bound of its address, and, when all are many, the oldest of the idle ones."""
+        by_address = defaultdict(list)
+        for peer in peers:
+            by_address[network_of(peer)].append(peer)
+        ending: set[str] = set()
+        for address, those in by_address.items():
+            if len(those) > self._per_address and not self._is_proxy(address.partition("/")[0]):
+                ending |= set(sorted(those, key=self._worth)[: len(those) - self._per_address])
+        left = peers - ending
+        if len(left) > self._limit * CROWDED:
+            idle = sorted((peer for peer in left if not self._open[peer].busy), key=self._worth)
+            ending |= set(idle[: len(left) - int(self._limit * ROOMY)])
+        return ending
+
+    def _worth(self, peer: str) -> tuple[bool, bool, float]:
+        """Return what sorts connections: first those that never asked anything, last those that are being answered."""
+        known = self._open[peer]
+        return bool(known.busy), bool(known.requests), known.last
+
+    def _note_progress(self, known: Open, descriptor: int, now: float) -> None:
+        acked = _acked(descriptor)
+        if acked - known.acked >= LEAST_RATE * (now - known.acked_at):
+            if known.acked_at and acked > known.acked:
+                known.last = now
+            known.acked, known.acked_at = acked, now
+
+    def _present(self) -> Iterator[tuple[str, int]]:
+        """Yield ADDRESS:PORT and file descriptor of each connection to the listening socket."""
+        for entry in _DESCRIPTORS.iterdir():
+            descriptor = int(entry.name)
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(descriptor).st_mode) and (peer := self._peer(descriptor)) is not None:
+                    yield peer, descriptor
+
+    def _peer(self, descriptor: int) -> str | None:
+        """Return ADDRESS:PORT of the other end; None when this is no connection to the listening socket."""
+        one = socket.socket(fileno=descriptor)
+        try:
+            if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getsockname()[1] != self._port:
+                return None
+            host, port = one.getpeername()[:2]  # fails for the listening socket itself
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        finally:
+            one.detach()
+
+    def _shut(self, peer: str, descriptor: int) -> None:
+        # Of a copy: the number may belong to another file by now, the copy cannot.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+            if self._peer(copy.fileno()) == peer:
+                copy.shutdown(socket.SHUT_RDWR)
+
+
+def network_of(peer: str) -> str:
+    """Return the address of ADDRESS:PORT; of IPv6 the /64, which is one caller's."""
+    address = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+    if ":" not in address:
+        return address
+    known = ipaddress.IPv6Address(address)
+    if known.ipv4_mapped is not None:
+        return str(known.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(known) >> 64 << 64, 64)))
+
+
+def _is_slow(known: Open, now: float) -> bool:
+    if known.busy:
+        return False  # its body and its reply have deadlines of their own
+    # granian ends these itself, when nothing keeps it from looking; the grace leaves it the time.
+    return now - known.last > (STALLED_S if known.requests else HEAD_S + 1)
+
+
+def _acked(descriptor: int) -> int:
+    one = socket.socket(fileno=descriptor)
+    try:
+        return int(_ACKED.unpack_from(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
+    except (OSError, struct.error):
+        return 0
+    finally:
+        one.detach()

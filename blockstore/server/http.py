@@ -1,0 +1,153 @@
+"""Starts and stops the HTTP server: granian, inside this process, on a socket that listens before the service starts.
+
+docs/architecture.md compares the servers that were measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from blockstore.errors import ConfigError
+from blockstore.server.connections import HEAD_S, Connections
+from blockstore.server.threads import Threads
+from blockstore.server.wsgi import Adapter
+
+BACKLOG = 1024
+MOST_CONNECTIONS = 4096
+RESERVED_FILES = 512
+"""Open files that are kept from connections: the database, operations, tools."""
+MOST_FILES = 65536
+TRANSFERS = 8
+"""Requests whose bodies pass piece by piece at once."""
+STOP_S = 5
+"""Seconds that a stop waits for requests that are being answered."""
+UNACKED_MS = 30_000
+"""Milliseconds after which a connection is dropped whose caller confirms no byte."""
+
+_LOGGING = {"incremental": True, "handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}}
+"""Only levels: the handlers are the service's own."""
+
+
+class HttpServer:
+    """A server that listens already, and answers once it runs."""
+
+    def __init__(
+        self,
+        application: Any,
+        listener: socket.socket,
+        threads: int,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        per_address: int = 256,
+        is_proxy: Callable[[str], bool] = lambda _address: False,
+        is_transfer: Callable[[str, str], bool] = lambda _method, _path: False,
+    ) -> None:
+        """Prepare to answer by ``threads`` threads; HTTPS with a certificate and its key. Raises ConfigError."""
+        self.address: tuple[str, int] = listener.getsockname()[:2]
+        self._listener = listener
+        self._threads = Threads(threads, "answer")
+        self._transfers = Threads(TRANSFERS, "transfer")
+        limit = connection_limit()
+        self._connections = Connections(listener, limit, min(per_address, limit // 2), is_proxy)
+        adapter = Adapter(application, self._threads, self._transfers, self._connections, is_transfer)
+        try:
+            self._server = _Granian(
+                adapter,
+                interface=Interfaces.RSGI,
+                http=HTTPModes.http1,  # no client of the API asks for more, and HTTP/2 has attacks of its own
+                websockets=False,
+                backpressure=limit,
+                http1_settings=HTTP1Settings(header_read_timeout=int(HEAD_S * 1000), max_buffer_size=64 << 10),
+                log_dictconfig=_LOGGING,
+                log_level=LogLevels.critical,
+                ssl_cert=certificate,
+                ssl_key=key,
+                ssl_protocol_min=SSLProtocols.tls12,
+            )
+        except (OSError, ssl.SSLError) as exc:
+            raise ConfigError(
+                f"tls_certificate {certificate} and tls_key {key} cannot be used: {exc.strerror or exc}."
+            ) from exc
+        self._server.holder = SocketHolder(listener.fileno(), False, BACKLOG)  # type: ignore[call-arg]
+        self._server.workers_kill_timeout = STOP_S
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def set_thread_count(self, count: int) -> None:
+        """Have so many threads answer."""
+        self._threads.set_count(count)
+
+    def run(self) -> None:
+        """Answer requests until ``stop`` is called."""
+        asyncio.run(self._run())
+        self._threads.close()
+        self._transfers.close()
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connections.watch()
+        try:
+            await self._server.serve()
+        finally:
+            self._connections.close()
+
+    def stop(self) -> None:
+        """Take no more requests; from any thread and from a signal handler."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._server.stop)
+
+
+class _Granian(Server):
+    """granian on a socket that is there already: it would make one of its own, whose port nobody knows."""
+
+    holder: Any
+
+    def _init_shared_socket(self) -> None:
+        self._shd = self.holder
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit these.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def raise_file_limit() -> None:
+    """Raise the soft limit of open files as far as is useful and allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connection_limit() -> int:
+    """Return how many connections may be open: what open files leave, less a reserve for the service's own work."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(16, min(MOST_CONNECTIONS, soft - RESERVED_FILES, soft // 2))

@@ -1,0 +1,93 @@
+"""The threads that answer requests: callers are served in turns, so that one with many requests delays only itself."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+Task = Callable[[], None]
+
+
+class Turns:
+    """A queue that serves addresses in turns, and the tokens of one address in turns."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, OrderedDict[str, deque[Task]]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, address: str, token: str, task: Task) -> None:
+        """Add a task behind the others of its caller."""
+        self._waiting.setdefault(address, OrderedDict()).setdefault(token, deque()).append(task)
+
+    def take(self) -> Task:
+        """Remove and return the task whose turn it is; its address and its token go to the end of their lines."""
+        address, tokens = self._waiting.popitem(last=False)
+        token, tasks = tokens.popitem(last=False)
+        task = tasks.popleft()
+        if tasks:
+            tokens[token] = tasks
+        if tokens:
+            self._waiting[address] = tokens
+        return task
+
+
+class Threads:
+    """A pool of threads. How many of them may work at once changes while it runs."""
+
+    def __init__(self, count: int, name: str) -> None:
+        """``count`` threads may work at once; each is started when it is first needed."""
+        self._count, self._name = count, name
+        self._turns = Turns()
+        self._change = threading.Condition()
+        self._started = 0
+        self._working = 0
+        self._closed = False
+
+    def submit(self, address: str, token: str, task: Task) -> None:
+        """Have a thread run ``task``, which must not raise, when it is the caller's turn."""
+        with self._change:
+            self._turns.put(address, token, task)
+            if self._working < self._count:
+                if self._working == self._started:
+                    self._start()
+                else:
+                    self._change.notify()
+
+    def set_count(self, count: int) -> None:
+        """Let ``count`` threads work at once."""
+        with self._change:
+            self._count = count
+            if self._turns and self._working < count:
+                if self._working == self._started:
+                    self._start()
+                else:
+                    self._change.notify()
+
+    def close(self) -> None:
+        """Start no further task. Running tasks end by themselves."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+
+    def _start(self) -> None:
+        self._started += 1
+        # Daemons: the service has waited for what must end before the process does.
+        threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while not self._closed and not (self._turns and self._working < self._count):
+                    self._change.wait()
+                if self._closed:
+                    return
+                task = self._turns.take()
+                self._working += 1
+            try:
+                task()
+            finally:
+                with self._change:
+                    self._working -= 1
