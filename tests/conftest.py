@@ -11,8 +11,10 @@ import dataclasses
 import json
 import os
 import pwd
+import resource
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -259,8 +261,16 @@ def with_auth(config: str) -> str:
 class Served:
     """`blockstore serve` as a user starts it."""
 
-    def __init__(self, state_dir: Path, config: str | None = None, *arguments: str) -> None:
-        self.state_dir = state_dir
+    def __init__(
+        self,
+        state_dir: Path,
+        config: str | None = None,
+        *arguments: str,
+        trusting: ssl.SSLContext | None = None,
+        limits: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
+        """Start it; ``trusting`` knows the certificate that the configuration names, ``limits`` are for the process."""
+        self.state_dir, self._trusting = state_dir, trusting
         state_dir.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "blockstore", "serve", "--state-dir", str(state_dir), *arguments]
         if "--listen" not in arguments:
@@ -272,6 +282,8 @@ class Served:
         self.log = state_dir / "log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        for limit, values in (limits or {}).items():
+            resource.prlimit(self.process.pid, limit, values)
         self.url = self._wait_for_answer()
 
     def _wait_for_answer(self, timeout_s: float = 30) -> str:
@@ -280,7 +292,9 @@ class Served:
             assert self.process.poll() is None, self.log.read_text()
             with contextlib.suppress(OSError, urllib.error.URLError):
                 url = (self.state_dir / "endpoint").read_text().strip()
-                with urllib.request.urlopen(url.removesuffix("/v3") + "/healthcheck", timeout=2):
+                with urllib.request.urlopen(
+                    url.removesuffix("/v3") + "/healthcheck", timeout=2, context=self._trusting
+                ):
                     return url
             time.sleep(0.02)
         raise AssertionError(f"no answer in {timeout_s} s: {self.log.read_text()}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import os
 import select
 import socket
@@ -21,8 +20,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-log = logging.getLogger(__name__)
 
 HEAD_S = 10.0
 """Seconds in which the head of a request must arrive, and after which a connection without requests is closed."""
@@ -113,28 +110,32 @@ class Connections:
 
     def _swept(self) -> None:
         self._sweep = None
-        self.sweep()
+        crowded = self.sweep()
         if self._open:
-            self._sweep = asyncio.get_running_loop().call_later(WHILE_OPEN_S, self._swept)
+            pause_s = AFTER_ARRIVAL_S if crowded else WHILE_OPEN_S
+            self._sweep = asyncio.get_running_loop().call_later(pause_s, self._swept)
 
     # --- the sweep ------------------------------------------------------------------------------------------
 
-    def sweep(self) -> None:
-        """Shut the connections that are too slow, and those that are too many."""
+    def sweep(self) -> bool:
+        """Shut the connections that are too slow, and those that are too many; return True if some were too many.
+
+        One that no earlier sweep has seen is left, since its first request may be on the way.
+        """
         now = time.monotonic()
         present = dict(self._present())
         # A request that began after the table was read is of a connection that is not in it.
         self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
+        young = present.keys() - self._open.keys()
         for peer, descriptor in present.items():
             known = self._open.setdefault(peer, Open(since=now, last=now))
             if not known.busy:
                 self._note_progress(known, descriptor, now)
         ending = {peer for peer, known in self._open.items() if peer in present and _is_slow(known, now)}
-        ending |= self._too_many(present.keys() - ending)
-        for peer in ending:
+        too_many = self._too_many(present.keys() - ending)
+        for peer in ending | (too_many - young):
             self._shut(peer, present[peer])
-        if ending:
-            log.debug("closed %d of %d connections", len(ending), len(present))
+        return bool(too_many)
 
     def _too_many(self, peers: set[str]) -> set[str]:
         """Return what is over the bound of its address, and, when all are many, the oldest of the idle ones."""

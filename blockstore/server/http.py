@@ -81,7 +81,8 @@ class HttpServer:
             raise ConfigError(
                 f"tls_certificate {certificate} and tls_key {key} cannot be used: {exc.strerror or exc}."
             ) from exc
-        self._server.holder = SocketHolder(listener.fileno(), False, BACKLOG)  # type: ignore[call-arg]
+        # A copy, because granian closes what it is given.
+        self._server.holder = SocketHolder(listener.dup().detach(), False, BACKLOG)  # type: ignore[call-arg]
         self._server.workers_kill_timeout = STOP_S
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -102,6 +103,7 @@ class HttpServer:
             await self._server.serve()
         finally:
             self._connections.close()
+            self._listener.close()
 
     def stop(self) -> None:
         """Take no more requests; from any thread and from a signal handler."""

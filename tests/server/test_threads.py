@@ -1,0 +1,113 @@
+"""Turns between callers, and a pool whose size changes while it runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from blockstore.server.threads import Threads, Turns
+
+
+def order_of(turns: Turns) -> list[str]:
+    """Take everything; tasks here are bound methods that tell their name."""
+    names: list[str] = []
+    while turns:
+        task = turns.take()
+        names.append(task.__doc__ or "")
+    return names
+
+
+def named(name: str):  # type: ignore[no-untyped-def]
+    def task() -> None:
+        pass
+
+    task.__doc__ = name
+    return task
+
+
+def test_addresses_take_turns_and_so_do_the_tokens_of_one_address() -> None:
+    turns = Turns()
+    for number in range(3):
+        for token in ("t", "u"):
+            turns.put("loud", token, named(f"loud {token}{number}"))
+    turns.put("quiet", "", named("quiet"))
+    assert order_of(turns) == ["loud t0", "quiet", "loud u0", "loud t1", "loud u1", "loud t2", "loud u2"]
+
+
+def test_many_tokens_are_one_address() -> None:
+    turns = Turns()
+    for number in range(100):
+        turns.put("loud", f"made up {number}", named("loud"))
+    turns.put("quiet", "", named("quiet"))
+    assert order_of(turns).index("quiet") == 1
+
+
+def test_one_caller_is_served_in_order() -> None:
+    turns = Turns()
+    for number in range(5):
+        turns.put("a", "t", named(str(number)))
+    assert order_of(turns) == ["0", "1", "2", "3", "4"]
+    assert not turns
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    pool = Threads(1, "test")
+    yield pool
+    pool.close()
+
+
+class Held:
+    """A task that runs until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.begun.set()
+        assert self.go.wait(20)
+        self.ended.set()
+
+
+def test_no_more_than_the_count_work_at_once_and_a_higher_count_lets_the_next_begin(threads: Threads) -> None:
+    first, second = Held(), Held()
+    threads.submit("a", "", first)
+    threads.submit("b", "", second)
+    assert first.begun.wait(20)
+    assert not second.begun.wait(0.05)
+    threads.set_count(2)
+    assert second.begun.wait(20)
+    threads.set_count(1)
+    second.go.set()
+    assert second.ended.wait(20)
+    third = Held()
+    threads.submit("c", "", third)
+    assert not third.begun.wait(0.05)
+    first.go.set()
+    assert third.begun.wait(20)
+    third.go.set()
+
+
+def test_every_task_is_run_once_under_many_threads(threads: Threads) -> None:
+    threads.set_count(8)
+    done, all_done, lock = [], threading.Event(), threading.Lock()
+
+    def task(number: int) -> None:
+        with lock:
+            done.append(number)
+            if len(done) == 2000:
+                all_done.set()
+
+    def feed(start: int) -> None:
+        for number in range(start, start + 500):
+            threads.submit(f"a{start}", f"t{number % 3}", lambda n=number: task(n))
+
+    feeders = [threading.Thread(target=feed, args=(start,)) for start in range(0, 2000, 500)]
+    for feeder in feeders:
+        feeder.start()
+    for feeder in feeders:
+        feeder.join()
+    assert all_done.wait(20)
+    assert sorted(done) == list(range(2000))

@@ -1,0 +1,292 @@
+"""What a WSGI application is told of a request, what is refused before it, and bodies that pass piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from blockstore.server import wsgi
+from blockstore.server.http import HttpServer, listening_socket
+
+PIECE = 64 << 10
+MIB = 1 << 20
+
+
+class Application:
+    """Tells what it was called with; /stream takes and gives long bodies."""
+
+    def __init__(self) -> None:
+        self.called: list[dict[str, Any]] = []
+        self.taken = hashlib.sha256()
+        self.most_read = 0
+        self.threads: list[str] = []
+        self.slow = threading.Event()
+        self.failed: list[BaseException] = []
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        self.called.append(environ)
+        self.threads.append(threading.current_thread().name)
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if path == "/stream" and method == "PUT":
+            return self._take(environ, start_response)
+        if path == "/stream":
+            start_response("200 OK", [("Content-Type", "application/octet-stream")])
+            return (bytes(PIECE) for _ in range(int(environ["QUERY_STRING"] or 1)))
+        told = {name: value for name, value in environ.items() if isinstance(value, str)}
+        body = json.dumps({**told, "body": environ["wsgi.input"].read().decode()}).encode()
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [b"" if method == "HEAD" else body]
+
+    def _take(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            while piece := environ["wsgi.input"].read(PIECE):
+                self.most_read = max(self.most_read, len(piece))
+                self.taken.update(piece)
+        except OSError as exc:
+            self.failed.append(exc)
+            self.slow.set()
+            raise
+        start_response("201 Created", [("Content-Length", "0")])
+        return []
+
+
+@pytest.fixture
+def application() -> Application:
+    return Application()
+
+
+@pytest.fixture
+def port(application: Application) -> Iterator[int]:
+    """A server of the application."""
+    server = HttpServer(
+        application, listening_socket("127.0.0.1", 0), 1, is_transfer=lambda _method, path: path == "/stream"
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield server.address[1]
+    server.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def ask(port: int, raw: bytes) -> tuple[int, str, bytes]:
+    """Send bytes and return status, head and body of the first reply."""
+    with connect(port) as one:
+        one.sendall(raw)
+        return reply_of(one)
+
+
+def reply_of(one: socket.socket, *, head_only: bool = False) -> tuple[int, str, bytes]:
+    got = b""
+    while b"\r\n\r\n" not in got:
+        piece = one.recv(65536)
+        assert piece, got
+        got += piece
+    head, _, body = got.partition(b"\r\n\r\n")
+    text = head.decode().lower()
+    length = int(text.partition("content-length: ")[2].partition("\r\n")[0] or 0)
+    while len(body) < length and not head_only:
+        body += one.recv(65536)
+    return int(head[9:12]), text, body
+
+
+def told(port: int, head: str, body: bytes = b"") -> dict[str, Any]:
+    status, _, reply = ask(port, f"{head}\r\n\r\n".encode("latin-1") + body)
+    assert status == 200, (status, reply)
+    return dict(json.loads(reply))
+
+
+# --- the environment ---------------------------------------------------------------------------------------
+
+
+def test_the_environment_is_that_of_pep_3333(port: int) -> None:
+    head = "POST /a%2Fb/%C3%A9?x=%20y HTTP/1.1\r\nHost: lab:8776\r\nContent-Type: text/x\r\nX-Two: 1\r\nX-Two: 2"
+    environ = told(port, f"{head}\r\nContent-Length: 3", b"abc")
+    assert environ["PATH_INFO"].encode("latin-1").decode() == "/a/b/é"
+    wanted = {
+        "REQUEST_METHOD": "POST",
+        "QUERY_STRING": "x=%20y",
+        "HTTP_HOST": "lab:8776",
+        "HTTP_X_TWO": "1,2",
+        "CONTENT_TYPE": "text/x",
+        "CONTENT_LENGTH": "3",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_PORT": str(port),
+        "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.url_scheme": "http",
+        "body": "abc",
+    }
+    assert {name: environ.get(name) for name in wanted} == wanted
+    assert not {"HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"} & environ.keys()
+
+
+def test_a_name_with_an_underscore_is_not_that_with_a_hyphen(port: int) -> None:
+    environ = told(port, "GET / HTTP/1.1\r\nHost: a\r\nX_Auth_Token: forged\r\nX-Roles: right\r\nX_Roles: forged")
+    assert "HTTP_X_AUTH_TOKEN" not in environ
+    assert environ["HTTP_X_ROLES"] == "right"
+
+
+def test_http_1_0_without_a_host_is_answered(port: int) -> None:
+    environ = told(port, "GET / HTTP/1.0")
+    assert "HTTP_HOST" not in environ
+    assert environ["SERVER_NAME"] == "127.0.0.1"
+
+
+def test_the_host_of_an_absolute_request_line_counts(port: int) -> None:
+    assert told(port, "GET http://one:1/x HTTP/1.1\r\nHost: two")["HTTP_HOST"] == "one:1"
+
+
+def test_a_chunked_body_is_read_like_any_other(port: int) -> None:
+    head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked"
+    environ = told(port, head, b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+    assert (environ["body"], environ["CONTENT_LENGTH"]) == ("abcde", "5")
+
+
+def test_a_reply_to_head_has_the_length_and_no_body(port: int) -> None:
+    with connect(port) as one:
+        one.sendall(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+        status, head, body = reply_of(one, head_only=True)
+        assert status == 200
+        assert int(head.partition("content-length: ")[2].partition("\r\n")[0]) > 100
+        assert body == b""
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("Content-Length: 1\r\nContent-Length: 2", 400),
+        ("Content-Length: 1_0", 400),
+        ("Content-Length: +1", 400),
+        ("Content-Length: 0x1", 400),
+        ("Content-Length: 99999999999999999999999", 400),
+        ("Transfer-Encoding: xchunked", 400),
+        ("X: a\0b", 400),
+        ("X : a", 400),
+        (" X: a", 400),
+        ("X: a\r\n folded", 400),
+        ("Host: b", 400),
+        ("X-Auth-Token: a\r\nX-Auth-Token: b", 400),
+        (f"X: {'a' * (32 << 10)}", 431),
+        ("\r\n".join(f"X{n}: a" for n in range(150)), 431),
+    ],
+)
+def test_a_head_with_two_meanings_or_too_long_reaches_no_application(
+    port: int, application: Application, head: str, status: int
+) -> None:
+    answer = ask(port, f"GET / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode())
+    assert answer[0] == status
+    assert "connection: close" in answer[1]
+    assert application.called == []
+
+
+@pytest.mark.parametrize("line", ["GET /\x01 HTTP/1.1", "GET /\x80 HTTP/1.1", "GET / HTTP/2.0", "junk", "GET /"])
+def test_a_request_line_that_is_none(port: int, application: Application, line: str) -> None:
+    assert ask(port, f"{line}\r\nHost: a\r\n\r\n".encode("latin-1"))[0] == 400
+    assert application.called == []
+
+
+def test_a_body_that_is_too_long_is_not_read_and_the_application_sees_its_length(
+    port: int, application: Application
+) -> None:
+    length = wsgi.MAX_BODY_BYTES + 1
+    environ = told(port, f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}")
+    assert (environ["CONTENT_LENGTH"], environ["body"]) == (str(length), "")
+
+
+def test_a_chunked_body_that_is_too_long_is_cut_and_its_length_tells(port: int) -> None:
+    size = wsgi.MAX_BODY_BYTES * 2
+    body = f"{size:x}\r\n".encode() + bytes(size)
+    environ = told(port, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked", body)
+    assert wsgi.MAX_BODY_BYTES < int(environ["CONTENT_LENGTH"]) < size + 1
+
+
+def test_a_body_that_stalls_is_408(port: int, application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsgi, "BODY_GRACE_S", 0.2)
+    status, head, body = ask(port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+    assert (status, "connection: close" in head) == (408, True)
+    assert b"1024 bytes per second" in body
+    assert application.called == []
+
+
+def test_bodies_held_at_once_are_bounded_and_given_back(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsgi, "MAX_HELD_BYTES", 1000)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 600\r\n\r\n"
+    with connect(port) as one, connect(port) as other:
+        one.sendall(head + bytes(500))
+        deadline = time.monotonic() + 20
+        while ask(port, head + bytes(600))[0] != 503:  # until the first one's bytes have arrived
+            assert time.monotonic() < deadline
+        one.sendall(bytes(100))
+        assert reply_of(one)[0] == 200
+        other.sendall(head + bytes(600))
+        assert reply_of(other)[0] == 200
+
+
+def test_a_caller_who_leaves_in_mid_body_leaves_nothing(port: int, application: Application) -> None:
+    with connect(port) as one:
+        one.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+    assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
+    assert len(application.called) == 1
+
+
+def test_an_application_that_fails_is_a_500_and_not_the_end(port: int, application: Application) -> None:
+    def broken(_environ: Any, _start: Any) -> Any:
+        raise RuntimeError("planted")
+
+    application._take = broken  # type: ignore[method-assign]
+    assert ask(port, b"PUT /stream HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")[0] == 500
+    assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
+
+
+# --- bodies that pass piece by piece -----------------------------------------------------------------------
+
+
+def test_a_long_body_passes_piece_by_piece_with_100_continue(port: int, application: Application) -> None:
+    data = bytes(range(256)) * (64 * MIB // 256)
+    with connect(port) as one:
+        one.sendall(b"PUT /stream HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n")
+        assert one.recv(100).startswith(b"HTTP/1.1 100 Continue")
+        for start in range(0, len(data), MIB):
+            one.sendall(f"{MIB:x}\r\n".encode() + data[start : start + MIB] + b"\r\n")
+        one.sendall(b"0\r\n\r\n")
+        assert reply_of(one)[0] == 201
+    assert application.taken.hexdigest() == hashlib.sha256(data).hexdigest()
+    assert application.most_read <= PIECE
+    assert application.threads[-1].startswith("transfer")
+
+
+def test_an_upload_that_stops_holds_no_thread_that_answers(
+    port: int, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "PIECE_S", 0.5)
+    with connect(port) as one:
+        one.sendall(b"PUT /stream HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+        assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
+        assert application.slow.wait(20)
+        (failure,) = application.failed
+        assert isinstance(failure, OSError)
+
+
+def test_a_long_reply_waits_for_its_reader_and_for_nobody_else(port: int) -> None:
+    pieces = 1024
+    with connect(port) as one:
+        one.sendall(f"GET /stream?{pieces} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
+        with io.BytesIO() as got:
+            while piece := one.recv(MIB):
+                got.write(piece)
+            head, _, body = got.getvalue().partition(b"\r\n\r\n")
+    assert b"chunked" in head.lower()
+    assert len(body) > pieces * PIECE
