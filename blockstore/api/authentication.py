@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 from flask import Request
+from sqlalchemy.orm import Session
 
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
@@ -23,8 +25,11 @@ ALL_ROLES = frozenset({"admin", "member", "reader"})
 UNAUTHENTICATED = "The request you have made requires authentication."
 SERVICE_ROLE = "service"
 
-Authenticator = Callable[[Request, str | None, str], RequestContext]
-"""Takes the request, the project in its path, and the request's id. Raises Unauthorized, BadRequest, Forbidden."""
+Authenticator = Callable[[Request, str | None, str, Session | None], RequestContext]
+"""Takes the request, the project in its path, the request's id, and the session to look with; None: one of its own.
+
+Raises Unauthorized, BadRequest, Forbidden.
+"""
 
 _ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
 _REQUEST_ID = re.compile(r"req-[0-9a-fA-F\-]{1,64}")
@@ -44,7 +49,9 @@ def believing(policy: Policy) -> Authenticator:
     the caller is an administrator.
     """
 
-    def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
+    def authenticate(
+        request: Request, path_project: str | None, request_id: str, _session: Session | None
+    ) -> RequestContext:
         said = request.headers.get("X-Roles")
         return _context(
             policy,
@@ -62,12 +69,14 @@ def believing(policy: Policy) -> Authenticator:
 def by_tokens(policy: Policy, db: Database) -> Authenticator:
     """Return the way of ``auth = builtin``: tokens of our own, in ``X-Auth-Token`` and nowhere else."""
 
-    def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
+    def authenticate(
+        request: Request, path_project: str | None, request_id: str, session: Session | None
+    ) -> RequestContext:
         words = request.headers.get("X-Auth-Token", "")
         service_words = request.headers.get("X-Service-Token", "")
-        with db.read() as session:
-            caller = tokens.check(session, words)
-            service = tokens.check(session, service_words) if service_words else None
+        with nullcontext(session) if session is not None else db.read() as look:
+            caller = tokens.check(look, words)
+            service = tokens.check(look, service_words) if service_words else None
         if caller is None or (service_words and service is None):
             raise Unauthorized(UNAUTHENTICATED)
         if caller.project is None:
@@ -88,7 +97,9 @@ def by_tokens(policy: Policy, db: Database) -> Authenticator:
 def by_middleware(policy: Policy, service_roles: frozenset[str]) -> Authenticator:
     """Return the way of ``auth = keystone``: keystonemiddleware has looked, and removed what callers claimed."""
 
-    def authenticate(request: Request, path_project: str | None, request_id: str) -> RequestContext:
+    def authenticate(
+        request: Request, path_project: str | None, request_id: str, _session: Session | None
+    ) -> RequestContext:
         headers = request.headers
         service_status = headers.get("X-Service-Identity-Status", "Confirmed")
         if headers.get("X-Identity-Status") != "Confirmed" or service_status != "Confirmed":

@@ -242,20 +242,22 @@ def _view(target: Endpoint | dict[str, Endpoint]) -> Callable[..., Response]:
 def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: Mapping[str, str]) -> Response:
     """Answer one request."""
     core: Core = current_app.extensions[CORE]
-    ctx = core.authenticate(request, project_id, g.request_id)
-    ctx = with_microversion(ctx)
-    data, endpoint = _body_and_endpoint(target)
-    if ctx.microversion < endpoint.since:
-        raise NotFound(faults.NO_SUCH_RESOURCE)
-    arguments: dict[str, Any] = dict(path)
-    if endpoint.body is not None:
-        arguments["body"] = load(endpoint.body, data, ctx.microversion)
-    core.policy.enforce(ctx, endpoint.policy)
+    only_looks = isinstance(target, Endpoint) and not target.writes
     with ExitStack() as waiting:
-        with _told_of_races(), (core.db.write if endpoint.writes else core.db.read)() as session:
+        with _told_of_races(), ExitStack() as sessions:
+            # Where an endpoint only looks, one session reads who asks and what is asked for.
+            look = sessions.enter_context(core.db.read()) if only_looks else None
+            ctx = with_microversion(core.authenticate(request, project_id, g.request_id, look))
+            data, endpoint = _body_and_endpoint(target)
+            if ctx.microversion < endpoint.since:
+                raise NotFound(faults.NO_SUCH_RESOURCE)
+            arguments: dict[str, Any] = dict(path)
+            if endpoint.body is not None:
+                arguments["body"] = load(endpoint.body, data, ctx.microversion)
+            core.policy.enforce(ctx, endpoint.policy)
             call = Call(
                 ctx=ctx,
-                session=session,
+                session=look or sessions.enter_context((core.db.write if endpoint.writes else core.db.read)()),
                 query=_query(),
                 links=links.Links.of(request, core.config.service.public_endpoint, project_id),
                 core=core,

@@ -22,15 +22,23 @@ class Metadata:
         table: Any = model.__table__
         self._table, self._owner, self._owner_name, self._noun = table, table.c[owner], owner, noun
         # Built once: building a statement takes longer than running it.
-        self._select = select(self._owner, table.c.key, table.c.value).where(
-            self._owner.in_(bindparam("ids", expanding=True))
-        )
+        pairs = select(self._owner, table.c.key, table.c.value)
+        self._select = pairs.where(self._owner.in_(bindparam("ids", expanding=True)))
+        self._select_one = pairs.where(self._owner == bindparam("id"))
 
     def of_many(self, session: Session, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the pairs of resources, by id; one without pairs is left out."""
         found: dict[str, dict[str, str]] = {}
+        # On the connection: everything here is written by statements, so there is nothing to flush before.
+        connection = session.connection()
         for start in range(0, len(ids), AT_ONCE):
-            for owner, key, value in session.execute(self._select, {"ids": ids[start : start + AT_ONCE]}):
+            some = ids[start : start + AT_ONCE]
+            rows = (
+                connection.execute(self._select_one, {"id": some[0]})
+                if len(some) == 1
+                else connection.execute(self._select, {"ids": some})
+            )
+            for owner, key, value in rows:
                 found.setdefault(owner, {})[key] = value
         return found
 

@@ -29,7 +29,7 @@ def show() -> Response:
     """List the versions to an authenticated caller."""
     g.in_controller = True
     core: endpoint.Core = current_app.extensions[endpoint.CORE]
-    endpoint.with_microversion(core.authenticate(request, None, g.request_id))
+    endpoint.with_microversion(core.authenticate(request, None, g.request_id, None))
     return _document(200)
 
 

@@ -167,7 +167,9 @@ def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
 
 def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
     """Return the reply that holds one volume."""
-    row = call.session.execute(_SHOW, {"volume": volume_id}).one_or_none() if is_uuid(volume_id) else None
+    # On the connection: the most frequent question, which needs nothing of the ORM.
+    found = call.session.connection().execute(_SHOW, {"volume": volume_id}) if is_uuid(volume_id) else None
+    row = found.one_or_none() if found is not None else None
     if row is None or not call.ctx.may_see(row.project_id) or not call.may("volume:get"):
         raise NotFound.resource("Volume", volume_id)
     return {
