@@ -47,7 +47,7 @@ class ServiceConfig:
     )
     insecure: bool = option("Serve without authentication on an address that others can reach.", False)
     tls_certificate: Path | None = option(  # noqa: RUF009
-        "Certificate, with its chain, in PEM: the API is then served by HTTPS. Needs blockstore[tls].", None
+        "Certificate, with its chain, in PEM: the API is then served by HTTPS.", None
     )
     tls_key: Path | None = option("Private key of the certificate, in PEM.", None)  # noqa: RUF009
     tls_ca: Path | None = option(  # noqa: RUF009
