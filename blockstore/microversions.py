@@ -120,26 +120,37 @@ SHARED_TARGETS_NULL = Version(3, 69)
 MAXIMUM = Version(3, 71)
 
 SERVICE_TYPE = "volume"
+OTHER_SERVICE_TYPES = frozenset({"block-storage", "block-store"})
+"""Further names of this service, by the OpenStack service types authority; the others contain ``volume``."""
 HEADER = "OpenStack-API-Version"
 
 _FORM = re.compile(r"([1-9]\d*)\.([1-9]\d*|0)")
 
 
-def negotiate(header: str | None) -> Version:
-    """Return the version a request asks for.
+def version_text(header: str) -> str | None:
+    """Return the version in the first entry of a header that is for this service, or None without such an entry.
 
-    compat: absent means 3.0; of a comma separated list the first entry that names ``volume`` counts.
-    Raises: BadRequest when malformed or for other services only; NotAcceptable when out of range.
+    compat: Cinder looks for the text ``volume`` anywhere in an entry, so gophercloud's ``volumev3 3.42`` counts.
+    Cinder refuses ``block-storage``, the official type of the service, which gophercloud 2.0 to 2.6 sends.
+    The result is empty if the entry is not one name and one version.
+    """
+    for entry in header.split(","):
+        service, *rest = entry.split() or [""]
+        if SERVICE_TYPE in service.lower() or service.lower() in OTHER_SERVICE_TYPES:
+            return rest[0] if len(rest) == 1 else ""
+    return None
+
+
+def negotiate(header: str | None) -> Version:
+    """Return the version a request asks for; without the header, 3.0.
+
+    Raise BadRequest if the header is malformed or names other services only, NotAcceptable if out of range.
     """
     if header is None:
         return MINIMUM
-    for part in header.split(","):
-        words = part.strip().split()
-        if words and words[0].lower() == SERVICE_TYPE:
-            break
-    else:
+    text = version_text(header)
+    if text is None:
         raise BadRequest(f"The header {HEADER} names no version of the service {SERVICE_TYPE}.")
-    text = words[1] if len(words) == 2 else ""
     if text.lower() == "latest":
         return MAXIMUM
     form = _FORM.fullmatch(text)

@@ -29,7 +29,7 @@ from blockstore.config import Config
 from blockstore.context import RequestContext, new_request_id
 from blockstore.db.session import Database
 from blockstore.errors import BadRequest, Conflict, InvalidInput, NotAcceptable, NotFound, UnsupportedMediaType
-from blockstore.microversions import HEADER, MINIMUM, SERVICE_TYPE, Version, negotiate
+from blockstore.microversions import HEADER, MINIMUM, Version, negotiate, version_text
 from blockstore.policies import Policy
 from blockstore.schemas.base import Schema, load
 from blockstore.throttle import Throttle
@@ -310,10 +310,9 @@ def with_microversion(ctx: RequestContext) -> RequestContext:
 
 
 def _refused_version(header: str) -> str | None:
-    entries = (part.split() for part in header.split(","))
-    asked = next(words[1] for words in entries if words and words[0].lower() == SERVICE_TYPE)
+    refused = version_text(header)
     # compat: a refused version is echoed, but not that of an API before this one
-    return None if asked in ("1.0", "2.0") else asked
+    return None if refused in ("1.0", "2.0") else refused
 
 
 def before_request() -> None:

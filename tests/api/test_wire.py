@@ -96,6 +96,18 @@ def test_healthcheck_says_when_the_database_is_away(lite: Hall, monkeypatch: pyt
         ("compute 2.1, volume 3.27", "3.27"),
         ("volume 3.27,volume 3.50", "3.27"),
         ("  volume   3.9  ", "3.9"),
+        ("volumev3 3.42", "3.42"),
+        ("volumev3 latest", "3.71"),
+        ("volumev2 3.0", "3.0"),
+        ("VolumeV3\t3.42", "3.42"),
+        ("volumes 3.5", "3.5"),
+        ("block-storage 3.42", "3.42"),
+        ("Block-Storage 3.42", "3.42"),
+        ("block-store 3.42", "3.42"),
+        ("compute 2.1 , volumev3 3.27 , volume 3.50", "3.27"),
+        ("block-storage 3.27, volume 3.50", "3.27"),
+        (",,volume 3.9,", "3.9"),
+        ("compute, volume 3.9", "3.9"),
     ],
 )
 def test_the_version_that_is_used_is_told(lite: Hall, asked: str | None, used: str) -> None:
@@ -109,6 +121,9 @@ def test_the_version_that_is_used_is_told(lite: Hall, asked: str | None, used: s
         ("volume 3.72", "volume 3.72"),
         ("volume 4.0", "volume 4.0"),
         ("compute 2.1,volume 3.99", "volume 3.99"),
+        ("volumev3 3.99", "volume 3.99"),
+        ("block-storage 3.99", "volume 3.99"),
+        ("volumev3 2.0", None),
         ("volume 1.0", None),
         ("volume 2.0", None),
     ],
@@ -130,7 +145,13 @@ def test_a_version_that_is_none(lite: Hall, text: str) -> None:
     assert VERSION not in answer.headers
 
 
-@pytest.mark.parametrize("text", ["compute 2.1", "3.5", "", ",", "volumes 3.5"])
+@pytest.mark.parametrize("text", ["volume", "volume 3.5 3.6", "volumev3", "volume3.5", "block-storage", "volume=3.5"])
+def test_an_entry_that_is_not_a_name_and_a_version(lite: Hall, text: str) -> None:
+    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: text})
+    assert (answer.status, "invalid format" in answer.message, VERSION in answer.headers) == (400, True, False)
+
+
+@pytest.mark.parametrize("text", ["compute 2.1", "3.5", "", ",", "shared-file-system 2.5", "block 3.5"])
 def test_a_header_without_this_service(lite: Hall, text: str) -> None:
     answer = ask(lite, "GET", "/v3/volumes", **{VERSION: text})
     assert (answer.status, "badRequest" in answer.json) == (400, True)
