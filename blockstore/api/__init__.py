@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from flask import Blueprint, Flask
-from werkzeug.routing import BaseConverter
 
 from blockstore.api import (
     attachments,
@@ -23,6 +22,7 @@ from blockstore.api import (
     messages,
     moving,
     openapi,
+    paths,
     pools,
     qos_specs,
     quota_sets,
@@ -69,18 +69,12 @@ ROOMS = (
 )
 
 
-class ProjectConverter(BaseConverter):
-    """A project id in a path."""
-
-    regex = r"[0-9A-Za-z_\-]{1,64}"
-
-
 def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     """Return the WSGI application; with ``login``, it has the Identity API too."""
     app = Flask("blockstore", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
-    app.url_map.converters["project"] = ProjectConverter
-    app.url_map.merge_slashes = False  # no redirect: a path with // is one that is not there
+    app.url_map.converters |= {"project": paths.ProjectConverter, "key": paths.KeyConverter}
+    app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
     app.extensions[endpoint.CORE] = core
     blueprint = Blueprint("v3", __name__)
     endpoint.mount(blueprint, ROOMS)
@@ -93,4 +87,6 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     app.before_request(endpoint.before_request)
     app.after_request(endpoint.after_request)
     app.register_error_handler(Exception, faults.reply)
+    routes = (path for room in ROOMS for _, path in room.routes)
+    app.wsgi_app = paths.Normalized(app.wsgi_app, routes)  # type: ignore[method-assign]
     return app

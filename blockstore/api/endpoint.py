@@ -20,7 +20,7 @@ from flask import Blueprint, Response, abort, current_app, g, request
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from blockstore.api import faults, links
+from blockstore.api import faults, links, paths
 from blockstore.api.authentication import Authenticator, global_request_id_of
 from blockstore.api.waiting import WaitingRoom
 from blockstore.board import Board
@@ -206,9 +206,9 @@ def mount(blueprint: Blueprint, rooms: tuple[Room, ...]) -> None:
         view = _view(target)
         name = f"{method} {path}"
         for prefix in ("/v3/<project:project_id>", "/v3"):
-            for suffix in ("", ".json"):
+            for rule, suffix in paths.rules_of(path):
                 blueprint.add_url_rule(
-                    f"{prefix}{path}{suffix}",
+                    f"{prefix}{rule}",
                     endpoint=f"{name} {prefix}{suffix}".replace(".", "_"),
                     view_func=view,
                     methods=[method],
@@ -247,7 +247,8 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
         with _told_of_races(), ExitStack() as sessions:
             # Where an endpoint only looks, one session reads who asks and what is asked for.
             look = sessions.enter_context(core.db.read()) if only_looks else None
-            ctx = with_microversion(core.authenticate(request, project_id, g.request_id, look))
+            caller = core.authenticate(request, project_id, g.request_id, look)
+            ctx = replace(caller, microversion=asked_microversion())
             data, endpoint = _body_and_endpoint(target)
             if ctx.microversion < endpoint.since:
                 raise NotFound(faults.NO_SUCH_RESOURCE)
@@ -297,8 +298,8 @@ def _told_of_races() -> Iterator[None]:
         ) from None
 
 
-def with_microversion(ctx: RequestContext) -> RequestContext:
-    """Return the context with the negotiated microversion; a refused one is still echoed."""
+def asked_microversion() -> Version:
+    """Return the microversion that the request asks for; the reply names it, even one that is refused."""
     header = request.headers.get(HEADER)
     try:
         version = negotiate(header)
@@ -306,7 +307,7 @@ def with_microversion(ctx: RequestContext) -> RequestContext:
         g.version_text = _refused_version(header or "")
         raise
     g.version_text = str(version)
-    return replace(ctx, microversion=version)
+    return version
 
 
 def _refused_version(header: str) -> str | None:
@@ -320,8 +321,8 @@ def before_request() -> None:
     g.request_id = new_request_id()
     g.started = time.perf_counter()
     g.identity = request.path.startswith(IDENTITY)
-    if request.method == "HEAD" and request.path.startswith("/v3"):
-        abort(404)  # compat: the reference routes no HEAD, where Flask would answer it like GET
+    if request.method == "HEAD" and request.path.startswith("/v3/") and request.path != "/v3/":
+        abort(404)  # compat: Cinder routes no HEAD to resources, where Flask would answer it like GET
 
 
 def after_request(response: Response) -> Response:

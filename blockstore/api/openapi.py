@@ -124,7 +124,8 @@ def _operation(path: str, target: dict[str, Endpoint]) -> dict[str, Any]:
 
 def _parameters(path: str, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
     for name in re.findall(r"<(\w+)>", path):
-        schema = {"type": "string", "minLength": 1, "pattern": "^[^/]+$"}
+        schema: dict[str, Any] = {"type": "string", "minLength": 1}
+        schema |= {} if name == "key" else {"pattern": "^[^/]+$"}
         yield {"name": name, "in": "path", "required": True, "schema": schema}
     example = f"volume {endpoint.since if endpoint.since > MINIMUM else MAXIMUM}"
     yield {

@@ -8,6 +8,7 @@ from marshmallow import ValidationError, fields, post_load, validates_schema
 
 from blockstore.microversions import CONSUMES_QUOTA, MINIMUM, SNAPSHOT_GROUP, SNAPSHOT_USER
 from blockstore.schemas.base import (
+    METADATA_KEY,
     SNAPSHOT_METADATA_KEY,
     AnyValue,
     BoolLike,
@@ -73,7 +74,8 @@ class MetadataItem(Schema):
     class Meta:
         unknown = "exclude"
 
-    meta = field(Pairs, required=True, key=SNAPSHOT_METADATA_KEY, least=1, most=1)
+    # Cinder allows no slash here, but when a snapshot is created: such a pair could never be changed.
+    meta = field(Pairs, required=True, key=METADATA_KEY, least=1, most=1)
 
 
 STATUSES = (

@@ -1,0 +1,73 @@
+"""Paths of requests: projects and keys in them, and what clients write more than once.
+
+Cinder reads ``//`` as ``/`` and ignores a slash at the end, so clients that join addresses carelessly work with it.
+Keys of metadata and extra specs may hold slashes, so a key is the whole rest of its path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from werkzeug.routing import BaseConverter
+
+SLASHES = re.compile("//+")
+SUFFIX = ".json"
+KEY = "/<key>"
+
+
+class ProjectConverter(BaseConverter):
+    """A project id in a path."""
+
+    regex = r"[0-9A-Za-z_\-]{1,64}"
+
+
+class KeyConverter(BaseConverter):
+    """A key at the end of a path: everything to the end, slashes included."""
+
+    part_isolating = False
+    regex = ".+"
+
+    def to_python(self, value: str) -> str:
+        """Return the key. Some HTTP servers leave %2F as it came; no key may hold a percent sign."""
+        return value.replace("%2F", "/").replace("%2f", "/")
+
+
+def rules_of(path: str) -> Iterable[tuple[str, str]]:
+    """Yield the routing rules of an endpoint's path below /v3, each with the suffix that it adds.
+
+    A path that ends with a key has no suffix: ``.json`` is part of the key.
+    """
+    if path.endswith(KEY):
+        yield path.replace(KEY, "/<key:key>"), ""
+    else:
+        yield path, ""
+        yield path + SUFFIX, SUFFIX
+
+
+class Normalized:
+    """A WSGI application whose paths hold no repeated slashes and, below /v3, none at the end. Keys stay whole."""
+
+    def __init__(self, application: Callable[..., Any], endpoint_paths: Iterable[str]) -> None:
+        self._application = application
+        parts = sorted({_pattern(path.removesuffix(KEY)) for path in endpoint_paths if path.endswith(KEY)})
+        self._before_key = re.compile(rf"/+v3(?:/+[^/]+)?(?:{'|'.join(parts)})/(?=.)")
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ.get("PATH_INFO", "")
+        if "//" in path or path.endswith("/"):
+            environ["PATH_INFO"] = self.normalized(path)
+        return self._application(environ, start_response)
+
+    def normalized(self, path: str) -> str:
+        """Return a path as it is routed."""
+        found = self._before_key.match(path)
+        if found is not None:
+            return SLASHES.sub("/", found[0]) + path[found.end() :]
+        path = SLASHES.sub("/", path)
+        return path.rstrip("/") if path.startswith("/v3/") and path != "/v3/" else path
+
+
+def _pattern(path: str) -> str:
+    return re.sub("<[^>]+>", "[^/]+", path).replace("/", "/+").replace("[^/+]", "[^/]")
