@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockstore import __version__, logs, manager, periodic, recovery, scheduler
+from blockstore import __version__, logs, manager, periodic, recovery, scheduler, zones
 from blockstore.api import authentication, create_app
 from blockstore.api.authentication import Authenticator
 from blockstore.api.endpoint import Core
@@ -135,6 +135,7 @@ class Service:
         self.db.take_sole_use()
         migrations.upgrade(self.db)
         self._register()
+        zones.warn_of_empty_default(self.config)
         service = self.config.service
         unfinished = recovery.resume(self.db, attempts=service.order_attempts, message_days=service.order_keep_days)
         self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what orders that were given up have exported

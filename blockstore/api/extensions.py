@@ -42,6 +42,14 @@ _OFFERED = (
     ("os-volume-transfer", "VolumeTransfer", "2013-05-29T00:00:00+00:00", "Volume transfer management support."),
     ("os-vol-image-meta", "VolumeImageMetadata", "2012-12-07T00:00:00+00:00",
         "Show image metadata associated with the volume."),
+    ("os-volume-manage", "VolumeManage", "2014-02-10T00:00:00+00:00",
+        "Allows existing backend storage to be 'managed' by Cinder."),
+    ("os-volume-unmanage", "VolumeUnmanage", "2012-05-31T00:00:00+00:00",
+        "Enable volume unmanage operation."),
+    ("os-snapshot-manage", "SnapshotManage", "2014-12-31T00:00:00+00:00",
+        "Allows existing backend storage to be 'managed' by Cinder."),
+    ("os-snapshot-unmanage", "SnapshotUnmanage", "2014-12-31T00:00:00+00:00",
+        "Enable volume unmanage operation."),
     ("OS-SCH-HNT", "SchedulerHints", "2013-04-18T00:00:00+00:00", "Pass arbitrary key/value pairs to the scheduler."),
 )  # fmt: skip
 

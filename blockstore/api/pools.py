@@ -14,6 +14,7 @@ from blockstore.db.models import ServiceRow
 from blockstore.errors import BadRequest, InvalidInput
 from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_TYPE
 from blockstore.schemas.base import bool_like
+from blockstore.zones import zone_of_new, zones_by_backend
 
 room = Room()
 
@@ -56,7 +57,8 @@ def explain(call: Call) -> dict[str, Any]:
         raise InvalidInput("size", given, "It must be a whole number of GiB, from 1.")
     wanted = call.query.get("volume_type")
     kind = find_type(call, wanted) if wanted else default_type(call)
-    zone = call.query.get("availability_zone", "")
+    requested = call.query.get("availability_zone") or None
+    zone = zone_of_new(call.core.config, kind.extra_specs, requested=requested) or ""
     return {"explanation": call.core.explain_new(call.session, size_gib=int(given), type_id=kind.id, zone=zone)}
 
 
@@ -64,10 +66,10 @@ def explain(call: Call) -> dict[str, Any]:
 def availability_zones(call: Call) -> dict[str, Any]:
     """List the zones and whether one of their backends takes volumes."""
     available: dict[str, bool] = {}
-    for report in call.core.board.reports().values():
-        row = call.session.get(ServiceRow, ("cinder-volume", report.backend))
+    for backend, zone in zones_by_backend(call.core.config).items():
+        row = call.session.get(ServiceRow, ("cinder-volume", backend))
         enabled = not (row and row.disabled)
-        available[report.availability_zone] = available.get(report.availability_zone, False) or enabled
+        available[zone] = available.get(zone, False) or enabled
     return {
         "availabilityZoneInfo": [
             {"zoneName": zone, "zoneState": {"available": state}} for zone, state in sorted(available.items())

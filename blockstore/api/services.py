@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -59,7 +59,8 @@ def facts(call: Call) -> list[dict[str, Any]]:
         if binary == VOLUME:
             item |= {"replication_status": "disabled", "active_backend_id": None, "frozen": bool(row and row.frozen)}
             if call.version >= BACKEND_STATE:
-                item["backend_state"] = "up" if reports and all(r.up for r in reports) else "down"
+                # compat: Cinder asks the scheduler, which forgets the backends of disabled services.
+                item["backend_state"] = None if disabled else _backend_state(reports)
         items.append(item)
     return items
 
@@ -148,6 +149,10 @@ def set_log(call: Call, body: Mapping[str, Any]) -> None:
         return
     logging.getLogger(body.get("prefix") or None).setLevel(level)
     log.warning("log level of %s set to %s by %s", body.get("prefix") or "everything", level, call.ctx.user_id)
+
+
+def _backend_state(reports: Sequence[PoolReport]) -> str:
+    return "up" if reports and all(report.up for report in reports) else "down"
 
 
 def _services(call: Call) -> Iterator[tuple[str, str, str, list[PoolReport]]]:

@@ -1,6 +1,6 @@
 """Volume transfers: a volume is offered, and goes to the project that accepts it with the key.
 
-Two generations of the same thing: /volume-transfers, and /os-volume-transfer, which knows nothing of snapshots.
+Two generations of the same thing: /volume-transfers, and /os-volume-transfer, which always takes the snapshots along.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from blockstore.api.types import may_use
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
-from blockstore.microversions import MINIMUM, TRANSFER_PAGING
+from blockstore.microversions import TRANSFER_PAGING
 from blockstore.schemas import transfers as schemas
 from blockstore.schemas.base import is_uuid
 from blockstore.states import S, V
@@ -69,7 +69,7 @@ def show(call: Call, transfer_id: str) -> dict[str, Any]:
 @room.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransfer)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Offer a volume; the key is told once."""
-    return _create(call, body["transfer"], old=False)
+    return _create(call, body["transfer"])
 
 
 @room.post(f"{NEW}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)
@@ -104,20 +104,20 @@ def old_index(call: Call) -> dict[str, Any]:
 
 @room.get(f"{OLD}/detail", policy="volume:get_all_transfers")
 def old_detail(call: Call) -> dict[str, Any]:
-    """List the project's transfers with the fields that this generation has."""
-    return _listed(call, paged=False, detailed=True, old=True)
+    """List the project's transfers with every field."""
+    return _listed(call, paged=False, detailed=True)
 
 
 @room.get(f"{OLD}/<transfer_id>", policy="volume:get_transfer")
 def old_show(call: Call, transfer_id: str) -> dict[str, Any]:
-    """Show a transfer with the fields that this generation has."""
-    return {"transfer": _shown(call, _find(call, transfer_id), old=True)}
+    """Show a transfer."""
+    return {"transfer": _shown(call, _find(call, transfer_id))}
 
 
 @room.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransfer)
 def old_create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Offer a volume; the key is told once."""
-    return _create(call, body["transfer"], old=True)
+    return _create(call, body["transfer"])
 
 
 room.post(f"{OLD}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)(accept)
@@ -127,14 +127,13 @@ room.delete(f"{OLD}/<transfer_id>", policy="volume:delete_transfer")(remove)
 # --- looking -----------------------------------------------------------------------------------------------
 
 
-def _listed(call: Call, *, paged: bool, detailed: bool, old: bool = False) -> dict[str, Any]:
+def _listed(call: Call, *, paged: bool, detailed: bool) -> dict[str, Any]:
     if not paged:  # compat: as it was, from old to new, all of them
         own = {name: value for name, value in call.query.items() if name in (*LISTING.public, "all_tenants")}
         call.query = {**own, "sort": "created_at:asc"}
     page = listing.page(call, LISTING, _visible(call))
-    show_one = _summary if not detailed else _shown
-    items = [_shown(call, row, old=old) if detailed else show_one(call, row) for (row,) in page.rows]
-    return {"transfers": items, **page.envelope}
+    show_one = _shown if detailed else _summary
+    return {"transfers": [show_one(call, row) for (row,) in page.rows], **page.envelope}
 
 
 def _visible(call: Call) -> Select[Any]:
@@ -156,16 +155,16 @@ def _summary(call: Call, row: Transfer) -> dict[str, Any]:
     return {"id": row.id, "volume_id": row.volume_id, "name": row.name, "links": _links(call, row)}
 
 
-def _shown(call: Call, row: Transfer, *, old: bool = False) -> dict[str, Any]:
+def _shown(call: Call, row: Transfer) -> dict[str, Any]:
     view = View(row, _links(call, row))
-    getters = schemas.TRANSFER.getters(MINIMUM if old else call.version, frozenset())
+    getters = schemas.TRANSFER.getters(call.version, frozenset())
     return {name: get(view) for name, get in getters}
 
 
 # --- offering and taking -----------------------------------------------------------------------------------
 
 
-def _create(call: Call, asked: Mapping[str, Any], *, old: bool) -> dict[str, Any]:
+def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
     volume = find_volume(call, asked["volume_id"], lock=True)
     no_snapshots = asked.get("no_snapshots", False)
     if not no_snapshots:
@@ -197,7 +196,7 @@ def _create(call: Call, asked: Mapping[str, Any], *, old: bool) -> dict[str, Any
     )
     call.session.add(row)
     call.session.flush()
-    return {"transfer": {**_shown(call, row, old=old), "auth_key": key}}
+    return {"transfer": {**_shown(call, row), "auth_key": key}}
 
 
 def _hand_over(call: Call, row: Transfer) -> None:

@@ -41,7 +41,7 @@ def show_one(call: Call, type_id: str, key: str) -> dict[str, Any]:
 def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Say that volumes of a type are to be encrypted."""
     row = find_type(call, type_id, by_name=False, lock=True)
-    refuse_used(call, row, "given an encryption")
+    refuse_used(call, row, "Cannot create encryption specs. Volume type in use.")
     if row.encryption is not None:
         raise BadRequest(f"Volume type encryption for type {type_id} already exists.")
     asked = body["encryption"]
@@ -55,7 +55,7 @@ def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
 def change(call: Call, type_id: str, encryption_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change how volumes of a type are to be encrypted."""
     row = find_type(call, type_id, by_name=False, lock=True)
-    refuse_used(call, row, "changed in its encryption")
+    refuse_used(call, row, "Cannot update encryption specs. Volume type in use.")
     present = _present(row)
     for name, value in body["encryption"].items():
         setattr(present, name, value)
@@ -66,7 +66,7 @@ def change(call: Call, type_id: str, encryption_id: str, body: Mapping[str, Any]
 def remove(call: Call, type_id: str, encryption_id: str) -> None:
     """Say that volumes of a type are not to be encrypted any more."""
     row = find_type(call, type_id, by_name=False, lock=True)
-    refuse_used(call, row, "freed of its encryption")
+    refuse_used(call, row, "Cannot delete encryption specs. Volume type in use.")
     call.session.delete(_present(row))
 
 

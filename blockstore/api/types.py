@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, bindparam, exists, or_, select
 from sqlalchemy.orm import Session, joinedload
 
-from blockstore import quotas
+from blockstore import quotas, zones
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
 from blockstore.db.models import DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, new_id
@@ -20,7 +20,7 @@ from blockstore.schemas.base import FALSE, TRUE, is_uuid
 
 room = Room()
 
-USER_VISIBLE_SPECS = frozenset({"RESKEY:availability_zones", "multiattach", "replication_enabled"})
+USER_VISIBLE_SPECS = frozenset({zones.SPEC, "multiattach", "replication_enabled"})
 
 
 def _filter_by_specs(call: Call, value: str) -> ColumnElement[bool]:
@@ -153,14 +153,13 @@ def _has_access(call: Call, type_id: str, project_id: str) -> bool:
 
 def _visible(call: Call) -> Select[Any]:
     statement = select(VolumeType)
+    shared = exists().where(TypeAccess.volume_type_id == VolumeType.id, TypeAccess.project_id == call.ctx.project_id)
+    usable = statement.where(or_(VolumeType.is_public, shared))
     if not call.ctx.is_admin:
-        shared = exists().where(
-            TypeAccess.volume_type_id == VolumeType.id, TypeAccess.project_id == call.ctx.project_id
-        )
-        return statement.where(or_(VolumeType.is_public, shared))
+        return usable
     asked = call.query.get("is_public", "True")
     if asked in TRUE:
-        return statement.where(VolumeType.is_public)
+        return usable  # compat: private types that the administrator's own project may use are among the public ones
     if asked in FALSE:
         return statement.where(VolumeType.is_public.is_(False))
     if asked.lower() == "none":
@@ -215,7 +214,7 @@ def remove(call: Call, type_id: str) -> None:
     row = find_type(call, type_id, by_name=False, lock=True)
     if row.name == call.core.config.service.default_volume_type:
         raise BadRequest(f"Volume type {row.name} is the default type, which cannot be deleted.")
-    refuse_used(call, row, "deleted")
+    refuse_used(call, row, "Target volume type is still in use.")
     projects = call.session.scalars(select(DefaultType.project_id).where(DefaultType.volume_type_id == row.id)).all()
     if projects:
         raise BadRequest(f"Volume type {row.name} is the default type of project {projects[0]}; unset that first.")
@@ -266,13 +265,13 @@ def remove_spec(call: Call, type_id: str, key: str) -> None:
     spec = next((spec for spec in row.specs if spec.key == key), None)
     if spec is None:
         raise NotFound(f"Volume Type {type_id} has no extra specs with key {key}.")
-    refuse_used(call, row, "changed in its extra specs")
+    refuse_used(call, row, "Volume Type is currently in use.")
     row.specs.remove(spec)
 
 
 def _write_specs(call: Call, type_id: str, given: Mapping[str, str | None]) -> None:
     row = find_type(call, type_id, by_name=False, lock=True)
-    refuse_used(call, row, "changed in its extra specs")
+    refuse_used(call, row, "Volume Type is currently in use.")
     _check_specs({**row.extra_specs, **given})
     present = {spec.key: spec for spec in row.specs}
     for key, value in given.items():
@@ -336,10 +335,10 @@ def _refuse_taken(call: Call, name: str) -> None:
         raise Conflict(f"Volume Type {name} already exists.")
 
 
-def refuse_used(call: Call, row: VolumeType, done: str) -> None:
-    """Raise BadRequest when volumes of a type exist."""
+def refuse_used(call: Call, row: VolumeType, sentence: str) -> None:
+    """Raise BadRequest if volumes of a type exist. ``sentence`` is Cinder's, which clients look for."""
     if call.session.execute(select(Volume.id).where(Volume.volume_type_id == row.id).limit(1)).scalar() is not None:
-        raise BadRequest(f"Volume Type {row.id} cannot be {done} while volumes of it exist.")
+        raise BadRequest(f"{sentence} Volumes of type {row.name} exist.")
 
 
 def _check_specs(specs: Mapping[str, str | None]) -> None:

@@ -55,6 +55,7 @@ from blockstore.orders import DeleteSnapshot, DeleteVolume, PlaceVolume, new_ord
 from blockstore.schemas import volumes as schemas
 from blockstore.schemas.base import bool_like, is_uuid, timestamp
 from blockstore.states import A, S, V
+from blockstore.zones import zone_of_new
 
 room = Room()
 
@@ -298,7 +299,13 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         description=asked.get("description"),
         size=size,
         volume_type_id=volume_type.id,
-        availability_zone=_zone(call, asked, source, volume_type),
+        availability_zone=zone_of_new(
+            call.core.config,
+            volume_type.extra_specs,
+            requested=asked.get("availability_zone"),
+            of_source=source.availability_zone if source else None,
+            source="snapshot" if asked.get("snapshot_id") else "source volume",
+        ),
         snapshot_id=asked.get("snapshot_id"),
         source_volid=asked.get("source_volid"),
         bootable=source.bootable if source else False,
@@ -388,25 +395,6 @@ def _size(asked: Mapping[str, Any], source: Source | None) -> int:
     if source is not None and size < source.size:
         raise InvalidInput("volume.size", size, f"It must not be less than the source's size, {source.size} GiB.")
     return size
-
-
-def _zone(call: Call, asked: Mapping[str, Any], source: Source | None, volume_type: VolumeType) -> str | None:
-    zone: str | None = asked.get("availability_zone")
-    zones = {report.availability_zone for report in call.core.board.reports().values()}
-    zones.add(call.core.config.service.availability_zone)
-    if zone is not None and zone not in zones:
-        raise BadRequest(
-            f"Invalid input received: Availability zone '{zone}' is invalid. Known: {', '.join(sorted(zones))}."
-        )
-    if source is not None and source.availability_zone:
-        if zone is not None and zone != source.availability_zone:
-            raise BadRequest(
-                f"Invalid input received: a copy stays in its source's zone, {source.availability_zone}, not {zone}."
-            )
-        return source.availability_zone
-    if zone is None and volume_type.extra_specs.get("RESKEY:availability_zones"):
-        return None  # the scheduler picks one that the type allows
-    return zone or call.core.config.service.availability_zone
 
 
 # --- changing ----------------------------------------------------------------------------------------------

@@ -39,10 +39,9 @@ from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose,
 from blockstore.scheduler.pools import Pool
 from blockstore.settling import settles
 from blockstore.states import V
+from blockstore.zones import zones_of
 
 log = logging.getLogger(__name__)
-
-AVAILABILITY_ZONES_SPEC = "RESKEY:availability_zones"
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
 def place_managed(room: Scheduler, order: PlaceManaged, volume: Volume) -> None:
     """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
     with room.db.write() as session:
-        wish = Wish(size_gib=0, only_pool=order.pool, **facts_of(session, volume))
+        wish = Wish(size_gib=0, only_pool=order.pool, **confined_facts(session, volume))
         _choose(room, session, wish, order.request_id)
         following = ManageVolume(
             order_id=following_id(order.order_id),
@@ -157,7 +156,7 @@ def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
         kind = session.get(VolumeType, order.type_id)
         if kind is None:
             raise NoBackend(f"The volume type {order.type_id} is gone.")
-        facts = facts_of(session, volume) | {"extra_specs": kind.extra_specs}
+        facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
         try:
             # The volume has its room already.
             _choose(room, session, Wish(size_gib=0, only_pool=volume.host, **facts), order.request_id)
@@ -220,9 +219,8 @@ def kept_by(session: Session, volume: Volume) -> str | None:
 def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> None:
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
     with room.db.write() as session:
-        wish = Wish(
-            size_gib=volume.size, leaves=volume.host, destination=order.destination, **facts_of(session, volume)
-        )
+        facts = confined_facts(session, volume)
+        wish = Wish(size_gib=volume.size, leaves=volume.host, destination=order.destination, **facts)
         pool = _choose(room, session, wish, order.request_id).pool
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
@@ -310,9 +308,10 @@ def facts_of(session: Session, volume: Volume) -> dict[str, Any]:
     }
 
 
-def zones_of(specs: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Return the zones that a type's volumes are kept in; none means any."""
-    return tuple(zone.strip() for zone in (specs.get(AVAILABILITY_ZONES_SPEC) or "").split(",") if zone.strip())
+def confined_facts(session: Session, volume: Volume, **changed: Any) -> dict[str, Any]:
+    """Return the facts of a volume that goes to another pool, and the zones that its type confines it to."""
+    facts = facts_of(session, volume) | changed
+    return {**facts, "availability_zones": zones_of(facts["extra_specs"])}
 
 
 def _wish(session: Session, volume: Volume, order: PlaceVolume) -> Wish:

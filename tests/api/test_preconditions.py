@@ -358,7 +358,7 @@ def test_sizes_and_zones_of_copies(lite: Hall) -> None:
         ({"source_volid": volume, "size": 2}, "must not be less than the source's size, 3 GiB"),
         ({"snapshot_id": snapshot, "size": 1}, "must not be less than the source's size, 2 GiB"),
         ({"snapshot_id": snapshot, "source_volid": volume}, "Only one source"),
-        ({"size": 1, "availability_zone": "mars"}, "'mars' is invalid. Known: nova"),
+        ({"size": 1, "availability_zone": "mars"}, "Availability zone 'mars' is invalid. Name one of nova."),
     ):
         answer = client("POST", "/volumes", {"volume": source})
         assert (answer.status, words in answer.message) == (400, True), answer.message

@@ -250,6 +250,58 @@ def test_zones(start_service: Start) -> None:
     assert zones == {"az-a": False, "az-b": True, "nova": True}
 
 
+def test_a_type_keeps_its_volumes_in_its_zones(start_service: Start) -> None:
+    """However they come there: made, copied, retyped, moved, taken over; and what is explained is what is done."""
+    service = start_service(
+        backends=(pool("a", availability_zone="az1"), pool("b", availability_zone="az2"), pool("c")),
+    )
+    api = Client(service)
+    far = make_type(api, "far", **{"RESKEY:availability_zones": "az2"})
+    refused = api("POST", "/volumes", {"volume": {"size": 1, "volume_type": "far", "availability_zone": "az1"}})
+    assert (refused.status, "Availability zone 'az1' is invalid." in refused.message) == (400, True)
+    assert api("GET", f"/scheduler-stats/explain?size=1&volume_type={far}&availability_zone=az1").status == 400
+    assert api.get(f"/scheduler-stats/explain?size=1&volume_type={far}")["explanation"]["winner"] == "blockstore@b#b"
+    assert api.get("/scheduler-stats/explain?size=1")["explanation"]["winner"] == "blockstore@c#c"
+    near = api.volume(availability_zone="az1")
+    for source in ({"source_volid": near["id"]}, {"snapshot_id": api.snapshot(near["id"])["id"]}):
+        answer = api("POST", "/volumes", {"volume": {"volume_type": "far", **source}})
+        assert (answer.status, "Availability zone 'az1' is invalid." in answer.message) == (400, True)
+    never = make_type(api, "never", **{"RESKEY:availability_zones": "mars"})
+    answer = api("POST", "/volumes", {"volume": {"size": 1, "volume_type": never}})
+    assert answer.status == 400
+    assert answer.message.startswith("Volume type is only supported in these availability zones: mars.")
+    api.wait_idle()
+
+    other = api.volume(availability_zone="az1")["id"]
+    api.action(f"volumes/{other}", "os-retype", {"new_type": "far", "migration_policy": "never"})
+    assert api.get(f"/volumes/{other}")["volume"]["volume_type"] == "__DEFAULT__"
+    assert "AvailabilityZoneFilter" in messages_of(api, other)[0]
+    api.action(f"volumes/{other}", "os-retype", {"new_type": "far", "migration_policy": "on-demand"})
+    moved = api.get(f"/volumes/{other}")["volume"]
+    assert (moved["volume_type"], moved["availability_zone"], moved["status"]) == ("far", "az2", "available")
+    api.action(f"volumes/{other}", "os-migrate_volume", {"host": "blockstore@a"})
+    assert api.get(f"/volumes/{other}")["volume"]["availability_zone"] == "az2"
+    assert api("GET", "/volumes?availability_zone=az2").json["volumes"][0]["id"] == other
+    service.backends["blockstore@a#a"].create_volume("found", 1)
+    wanted = {"host": "blockstore@a#a", "ref": {"source-name": "found"}, "volume_type": "far"}
+    taken = api("POST", "/manageable_volumes", {"volume": wanted}).json["volume"]["id"]
+    api.wait_idle()
+    assert api.get(f"/volumes/{taken}")["volume"]["status"] == "error"
+
+
+def test_a_default_zone_without_a_backend_refuses_at_once(
+    start_service: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = Client(start_service(backends=(pool("a", availability_zone="az1"),)))
+    assert "availability_zone is nova, and no backend is in that zone" in caplog.text
+    refused = api("POST", "/volumes", {"volume": {"size": 1}})
+    assert (refused.status, refused.message) == (400, "Availability zone 'nova' is invalid. Name one of az1.")
+    assert api.get("/volumes") == {"volumes": []}
+    assert api.volume(availability_zone="az1")["status"] == "available"
+    zones = api.get("/os-availability-zone")["availabilityZoneInfo"]
+    assert zones == [{"zoneName": "az1", "zoneState": {"available": True}}]
+
+
 def test_a_disabled_service_takes_nothing_new(start_service: Start, database_url: str) -> None:
     api = Client(start_service(database_url=database_url))
     body = {"binary": "cinder-volume", "host": "blockstore@memory", "disabled_reason": "spring cleaning"}

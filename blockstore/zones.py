@@ -1,0 +1,86 @@
+"""Availability zones: where the volumes of a type may be, and where a new volume goes, before it is accepted.
+
+compat: the order of the decisions is Cinder's, and each refusal begins with its sentence. Cinder takes the default zone
+even if no backend is in it, and lets the create fail later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from blockstore.config import Config
+from blockstore.errors import BadRequest
+
+log = logging.getLogger(__name__)
+
+SPEC = "RESKEY:availability_zones"
+
+
+def zones_of(extra_specs: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return the zones that a type confines its volumes to; empty means any."""
+    return tuple(zone.strip() for zone in (extra_specs.get(SPEC) or "").split(",") if zone.strip())
+
+
+def zones_by_backend(config: Config) -> dict[str, str]:
+    """Return the zone of each backend, NODE@BACKEND, even of one that is down now."""
+    node, default = config.service.node, config.service.availability_zone
+    return {f"{node}@{section.name}": section.pool.availability_zone or default for section in config.backends}
+
+
+def warn_of_empty_default(config: Config) -> None:
+    """Log a warning if the default zone has no backend."""
+    default, known = config.service.availability_zone, set(zones_by_backend(config).values())
+    if default not in known:
+        log.warning(
+            "[service] availability_zone is %s, and no backend is in that zone: volumes that name no zone are refused."
+            " The zones of the backends are %s.",
+            default,
+            _listed(known) or "none",
+        )
+
+
+def zone_of_new(
+    config: Config,
+    extra_specs: Mapping[str, str | None],
+    *,
+    requested: str | None,
+    of_source: str | None = None,
+    source: str = "",
+) -> str | None:
+    """Return the zone of a new volume, or None if the scheduler chooses among those of its type.
+
+    ``source`` is what it is made from: ``snapshot`` or ``source volume``. Raise BadRequest if no zone is allowed.
+    """
+    known = set(zones_by_backend(config).values())
+    of_type = zones_of(extra_specs)
+    allowed = known & set(of_type) if of_type else known
+    if not allowed:
+        raise BadRequest(
+            f"Volume type is only supported in these availability zones: {', '.join(of_type)}."
+            f" None of them has a backend; those with one are {_listed(known)}."
+            if of_type
+            else "No backend is configured, so there is no availability zone for the volume."
+        )
+    zone = requested or of_source
+    if zone is None and not of_type:
+        zone = config.service.availability_zone
+    if zone is not None and zone not in allowed:
+        raise BadRequest(f"Availability zone '{zone}' is invalid.{_hint(known, of_type)}")
+    if of_source and zone != of_source:
+        raise BadRequest(
+            f"Invalid input received: Volume must be in the same availability zone as the {source}, {of_source}."
+        )
+    if zone is None and len(allowed) == 1:
+        (zone,) = allowed
+    return zone
+
+
+def _hint(known: set[str], of_type: tuple[str, ...]) -> str:
+    if of_type:
+        return f" Volume type is only supported in these availability zones: {', '.join(of_type)}."
+    return f" Name one of {_listed(known)}."
+
+
+def _listed(zones: set[str]) -> str:
+    return ", ".join(sorted(zones))
