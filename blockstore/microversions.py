@@ -67,8 +67,6 @@ ATTACHMENTS = Version(3, 27)
 """Attachments are a resource of their own."""
 RESOURCE_FILTERS = Version(3, 33)
 """The filters of each resource are listed."""
-LIKE_FILTERS = Version(3, 34)
-"""A filter with ~ matches a part of the value."""
 POOL_VOLUME_TYPE = Version(3, 35)
 """Pools are filtered by volume type."""
 SUMMARY_METADATA = Version(3, 36)

@@ -33,7 +33,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from blockstore.api.endpoint import Call
 from blockstore.errors import BadRequest, InvalidInput, NotFound
-from blockstore.microversions import FILTERS_CHECKED, LIKE_FILTERS, MINIMUM, WITH_COUNT, Version
+from blockstore.microversions import FILTERS_CHECKED, MINIMUM, WITH_COUNT, Version
 from blockstore.schemas.base import MAX_NAME, bool_like, load
 from blockstore.schemas.listing import SWITCHES, CountedQuery, PageQuery
 
@@ -163,7 +163,8 @@ def _conditions(call: Call, listing: Listing, drop: set[str]) -> list[Condition]
 
 
 def _condition(call: Call, listing: Listing, name: str, value: str) -> Condition:
-    if name.endswith("~") and call.version >= LIKE_FILTERS:
+    # compat: an administrator's ~ works at every version in Cinder; 3.34 only let others use it where it is configured.
+    if name.endswith("~"):
         column = listing.columns.get(name[:-1])
         if column is None or not isinstance(column.type, String) or len(value) > MAX_NAME:
             return false()

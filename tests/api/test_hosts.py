@@ -98,3 +98,17 @@ def test_what_is_not_offered_yet_says_so(lite: Hall) -> None:
         assert answer.json["notImplemented"]["message"].startswith("This service does not offer ")
     assert admin("GET", f"/backups/{unknown_id()}").status == 404
     assert admin("POST", f"/volumes/{unknown_id()}/action", {"os-migrate_volume": {}}).status == 404
+
+
+def test_the_state_of_a_disabled_backend_is_not_known(lite: Hall) -> None:
+    admin, body = lite.admin(), {"host": HOST, "binary": "cinder-volume"}
+
+    def state(version: str) -> Any:
+        rows = admin.get(f"/os-services?host={HOST}", version=version)["services"]
+        return rows[0].get("backend_state", "absent")
+
+    assert [state("3.48"), state("3.49")] == ["absent", "up"]
+    assert admin("PUT", "/os-services/disable", body).status == 200
+    assert [state("3.48"), state("3.49")] == ["absent", None]
+    assert admin("PUT", "/os-services/enable", body).status == 200
+    assert state("3.71") == "up"

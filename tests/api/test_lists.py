@@ -516,9 +516,13 @@ def test_like_matches_a_part_and_nothing_is_a_wildcard(
         assert found == {v["id"] for v in shelf.volumes if v["name"] in names}
 
 
-def test_like_is_an_unknown_filter_before_3_34(shelf: Shelf) -> None:
-    assert ids_of(shelf.admin, "/volumes", "3.33", **{"name~": "eta"}) == set()
-    assert ids_of(shelf.admin, "/snapshots", "3.34", **{"name~": "s"}) != set()
+def test_like_is_for_administrators_at_every_version(shelf: Shelf) -> None:
+    found = ids_of(shelf.admin, "/volumes", **{"name~": "eta"})
+    assert found
+    for version in ("3.0", "3.31", "3.33", "3.34"):
+        assert ids_of(shelf.admin, "/volumes", version, **{"name~": "eta"}) == found
+        assert ids_of(shelf.admin, "/snapshots", version, **{"name~": "s"}) != set()
+    assert len(ids_of(shelf.member, "/volumes", "3.30", **{"name~": "eta"})) == 24  # dropped, like all it may not use
 
 
 HOURS = {f"{h:02}": (T0 + datetime.timedelta(hours=h)).isoformat() for h in range(9)}

@@ -380,14 +380,18 @@ def test_types_that_are_used_or_the_default_stay(lite: Hall) -> None:
     name = {"volume_type": {"name": made.json["volume_type"]["name"]}}
     assert client("POST", "/types", name).status == 409
     volume = lite.volume(client, volume_type_id=type_id)
-    for method, path, body in (
-        ("DELETE", "", None),
-        ("POST", "/extra_specs", {"extra_specs": {"c": "d"}}),
-        ("PUT", "/extra_specs/a", {"a": "c"}),
-        ("DELETE", "/extra_specs/a", None),
+    encryption = {"encryption": {"provider": "luks", "control_location": "front-end"}}
+    for method, path, body, sentence in (
+        ("DELETE", "", None, "Target volume type is still in use."),
+        ("POST", "/extra_specs", {"extra_specs": {"c": "d"}}, "Volume Type is currently in use."),
+        ("PUT", "/extra_specs/a", {"a": "c"}, "Volume Type is currently in use."),
+        ("DELETE", "/extra_specs/a", None, "Volume Type is currently in use."),
+        ("POST", "/encryption", encryption, "Cannot create encryption specs. Volume type in use."),
+        ("PUT", "/encryption/provider", encryption, "Cannot update encryption specs. Volume type in use."),
+        ("DELETE", "/encryption/provider", None, "Cannot delete encryption specs. Volume type in use."),
     ):
         answer = client(method, f"/types/{type_id}{path}", body)
-        assert (answer.status, "while volumes of it exist" in answer.message) == (400, True)
+        assert (answer.status, answer.message.startswith(sentence)) == (400, True), answer.message
     assert client("DELETE", f"/volumes/{volume}").status == 202
     client.wait_idle()
     both = {"extra_specs": {"multiattach": "<is> True", "cacheable": "<is> True"}}

@@ -236,3 +236,24 @@ def test_image_metadata(service: Service) -> None:
     found = member.get("/volumes/detail?glance_metadata={'image_id':'i'}")["volumes"]
     assert {one["id"] for one in found} >= {volume, copy["id"]}
     assert all(one["volume_image_metadata"] for one in found)
+
+
+def test_an_administrator_s_list_holds_the_private_types_of_its_project(lite: Hall) -> None:
+    """As Ansible looks for a type that it has made; else its second run makes it again, and fails."""
+    admin, other = lite.admin(), lite.admin()
+    body = {"volume_type": {"name": unknown_id(), "os-volume-type-access:is_public": False}}
+    private = admin("POST", "/types", body).json["volume_type"]["id"]
+
+    def listed(client: Client, query: str = "") -> bool:
+        return private in {row["id"] for row in client.get(f"/types{query}")["volume_types"]}
+
+    assert not listed(admin)
+    grant = {"project": admin.headers["X-Project-Id"]}
+    assert admin("POST", f"/types/{private}/action", {"addProjectAccess": grant}).status == 202
+    assert [listed(admin), listed(admin, "?is_public=true"), listed(other)] == [True, True, False]
+    assert [listed(admin, "?is_public=false"), listed(other, "?is_public=none")] == [True, True]
+    member = lite.member(project=grant["project"])
+    assert listed(member)
+    assert admin("POST", f"/types/{private}/action", {"removeProjectAccess": grant}).status == 202
+    assert not listed(admin)
+    assert admin("DELETE", f"/types/{private}").status == 202
