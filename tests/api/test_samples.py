@@ -347,7 +347,8 @@ CASES = [
     *(
         Case(method="GET", path=f"{path}/{{transfer}}", version=version, reply=f"{folder}-show-response.json")
         for path, version, folder in (
-            ("/os-volume-transfer", "3.71", "volume_transfer/volume-transfer"),
+            ("/os-volume-transfer", "3.54", "volume_transfer/volume-transfer"),
+            ("/os-volume-transfer", "3.71", "volume_transfers/v3.57/volume-transfers"),
             ("/volume-transfers", "3.55", "volume_transfers/v3.55/volume-transfers"),
             ("/volume-transfers", "3.57", "volume_transfers/v3.57/volume-transfers"),
         )
