@@ -8,6 +8,7 @@ from __future__ import annotations
 from flask import Blueprint, Flask
 from werkzeug.routing import BaseConverter
 
+from blockstore import address
 from blockstore.api import (
     attachments,
     default_types,
@@ -39,6 +40,7 @@ from blockstore.api import (
     volume_metadata,
     volumes,
 )
+from blockstore.config import parse_listen
 from blockstore.identity.login import Login
 
 ROOMS = (
@@ -93,4 +95,12 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     app.before_request(endpoint.before_request)
     app.after_request(endpoint.after_request)
     app.register_error_handler(Exception, faults.reply)
+    service = core.config.service
+    listen, _ = parse_listen(service.listen, "[service] listen")
+    app.wsgi_app = address.AddressMiddleware(  # type: ignore[method-assign]
+        app.wsgi_app,
+        own_host=address.own_host(listen, service.tls_certificate, service.tls_key),
+        public_endpoint=service.public_endpoint,
+        trusted=address.parse_networks(service.trusted_proxies),
+    )
     return app
