@@ -417,6 +417,8 @@ def _greet(service: Service, url: str) -> None:
     if sys.argv[0].endswith("__main__.py"):
         command = f"{shlex.quote(sys.executable)} -m blockstore"
     where = "" if service.state_dir == default_state_dir() else f" --state-dir {shlex.quote(str(service.state_dir))}"
+    if service.config.source != Config.source:
+        where += f" --config {shlex.quote(service.config.source)}"
     lines += [
         "Next, in another terminal:",
         f'  eval "$({command} openrc{where})"',

@@ -18,6 +18,7 @@ from blockstore.api import (
     hosts,
     identity,
     image_metadata,
+    images,
     later,
     limits,
     managing,
@@ -88,6 +89,7 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     endpoint.mount(blueprint, ROOMS)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(blueprint)
+    app.register_blueprint(images.blueprint)
     app.register_blueprint(openapi.blueprint(ROOMS))
     if login is not None:
         app.extensions[identity.door.LOGIN] = login

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from blockstore.microversions import MAXIMUM
+from blockstore.microversions import CLIENTS
 from tests.clients.conftest import ANOTHER_CLOUD, openrc
 from tests.conftest import Served
 
@@ -35,7 +35,7 @@ def test_names_the_port_that_is_served_and_clears_another_cloud(serve: Callable[
         "OS_ENDPOINT": served.url,
         "CINDER_ENDPOINT": served.url,
         "CINDER_PROJECT_ID": "admin",
-        "OS_VOLUME_API_VERSION": str(MAXIMUM),
+        "OS_VOLUME_API_VERSION": str(CLIENTS),
         # these only choose among endpoints of a catalogue, and there is none
         "OS_REGION_NAME": ANOTHER_CLOUD["OS_REGION_NAME"],
         "OS_INTERFACE": ANOTHER_CLOUD["OS_INTERFACE"],
@@ -56,7 +56,7 @@ def test_with_the_built_in_identity_it_is_what_every_client_reads(serve: Callabl
         "OS_PROJECT_DOMAIN_ID": "default",
         "OS_REGION_NAME": "RegionOne",
         "OS_IDENTITY_API_VERSION": "3",
-        "OS_VOLUME_API_VERSION": str(MAXIMUM),
+        "OS_VOLUME_API_VERSION": str(CLIENTS),
         "OS_INTERFACE": ANOTHER_CLOUD["OS_INTERFACE"],
     }
 
@@ -70,7 +70,7 @@ def test_works_without_quotes_too(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == f"http://127.0.0.1:8776/v3 {MAXIMUM}\n"
+    assert done.stdout == f"http://127.0.0.1:8776/v3 {CLIENTS}\n"
 
 
 def test_before_the_first_start_it_says_so(tmp_path: Path) -> None:
