@@ -107,6 +107,14 @@ def _parse_address(text: str) -> Address | None:
     return mapped or found
 
 
+def is_trusted(trusted: Sequence[Network], text: str) -> bool:
+    """Return True if an address is that of a trusted proxy."""
+    if not trusted:
+        return False
+    address = _parse_address(text)
+    return address is not None and any(address in network for network in trusted)
+
+
 def _elements(environ: dict[str, Any], name: str) -> list[str]:
     return [element.strip() for element in environ.get(f"HTTP_X_FORWARDED_{name}", "").split(",")]
 
@@ -139,7 +147,7 @@ class AddressMiddleware:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """Answer one request."""
         try:
-            if self._is_trusted(environ.get("REMOTE_ADDR", "")):
+            if is_trusted(self._trusted, environ.get("REMOTE_ADDR", "")):
                 self._believe(environ)
             base = self._requested(environ)
             environ[_KEY] = _Requested(self._public_endpoint or base)
@@ -149,12 +157,6 @@ class AddressMiddleware:
         for name in [name for name in environ if name.startswith("HTTP_X_FORWARDED_") or name in _FORWARDED]:
             del environ[name]
         return self._application(environ, start_response)
-
-    def _is_trusted(self, text: str) -> bool:
-        if not self._trusted:
-            return False
-        address = _parse_address(text)
-        return address is not None and any(address in network for network in self._trusted)
 
     def _believe(self, environ: dict[str, Any]) -> None:
         """Take what a trusted proxy says. Raises BadRequest.
@@ -168,7 +170,7 @@ class AddressMiddleware:
             if address is None:
                 break
             environ["REMOTE_ADDR"] = str(address)
-            if not self._is_trusted(element):
+            if not is_trusted(self._trusted, element):
                 break
             proxies += 1
 
@@ -261,6 +263,11 @@ def is_unspecified(listen: str) -> bool:
         return ipaddress.ip_address(listen).is_unspecified
     except ValueError:
         return False
+
+
+def is_literal(host: str) -> bool:
+    """Return True if a host is an address, and no name."""
+    return _parse_address(host) is not None
 
 
 def own_url(host: str, port: int, tls_certificate: Path | None, tls_key: Path | None) -> str:

@@ -92,8 +92,10 @@ def is_answering(url: str, listen: str) -> bool:
 
 
 def _hosts(url: str, listen: str) -> list[str]:
+    """Return where the service may listen: as configured, or at the noted address if `serve --listen` was used."""
+    noted = urlsplit(url).hostname or ""
     near = ("::1" if ":" in listen else "127.0.0.1") if address.is_unspecified(listen) else listen
-    return list(dict.fromkeys([near, urlsplit(url).hostname or near]))
+    return [near] if near == noted or not address.is_literal(noted) else [near, noted]
 
 
 def _connect(hosts: list[str], port: int, timeout_s: float) -> socket.socket:

@@ -202,6 +202,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
         certificate=section.tls_certificate,
         key=section.tls_key,
         per_address=section.connections_per_address,
+        is_proxy=functools.partial(address.is_trusted, address.parse_networks(section.trusted_proxies)),
     )
 
 

@@ -6,16 +6,16 @@ import http.client
 import json
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from click.testing import CliRunner, Result
 
 from blockstore import address
+from blockstore.cli import main
 from blockstore.errors import BadRequest
 
 from .certificates import certificate
@@ -282,13 +282,14 @@ def test_the_server_repeats_what_was_asked(served: tuple[Served, Any]) -> None:
         (("GET / HTTP/1.1", "Host: [2001:db8::1]:8776", *forged), f"{scheme}://[2001:db8::1]:8776"),
         (("GET / HTTP/1.0",), own),
         (("GET / HTTP/1.0", *forged), own),
+        (("GET / HTTP/1.0", "Host: na\xefve"), own),
     ):
         assert link(ask(own, *lines, context=context)) == url, lines
     refused = ask(own, "GET /v3/volumes HTTP/1.1", "Host: name", context=context)
     assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, f'Keystone uri="{scheme}://name/identity"')
 
 
-@pytest.mark.parametrize("host", ["user@name", "name:99999", "a b", "a,b", "name/x", "\x01", "na\xefve"])
+@pytest.mark.parametrize("host", ["user@name", "name:99999", "a b", "a,b", "name/x", "\x01"])
 def test_the_server_refuses_a_host_that_is_none(served: tuple[Served, Any], host: str) -> None:
     process, context = served
     for lines in (("GET / HTTP/1.1", f"Host: {host}"), ("GET / HTTP/1.0", f"Host: {host}")):
@@ -309,9 +310,8 @@ def test_commands_reach_a_service_that_listens_everywhere_by_the_name_of_its_cer
     process = serve(config, "--listen", "0.0.0.0:0", ca=cert)
     options = ["--state-dir", str(process.state_dir), "--config", str(process.state_dir / "config.ini")]
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "blockstore", *words, *options]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(main, [*words, *options])
 
     port = urlsplit(process.url).port
     assert process.url == f"https://cloud.invalid:{port}/v3"

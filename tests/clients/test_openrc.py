@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blockstore.microversions import CLIENTS
-from tests.clients.conftest import ANOTHER_CLOUD, openrc
+from tests.certificates import certificate
+from tests.clients.conftest import ANOTHER_CLOUD, BIN, openrc
 from tests.conftest import Served
 
 
@@ -59,6 +60,18 @@ def test_with_the_built_in_identity_it_is_what_every_client_reads(serve: Callabl
         "OS_VOLUME_API_VERSION": str(CLIENTS),
         "OS_INTERFACE": ANOTHER_CLOUD["OS_INTERFACE"],
     }
+
+
+def test_with_tls_on_all_addresses_clients_accept_the_certificate(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """The name is one that the certificate is for, and OS_CACERT is what it is checked by."""
+    cert, key = certificate(tmp_path, "localhost")
+    tls = f"tls_certificate = {cert}\ntls_key = {key}\ntls_ca = {cert}\n"
+    served = serve(f"[service]\nauth = builtin\n{tls}", "--listen", "0.0.0.0:0", ca=cert)
+    environment = openrc(served.state_dir, tmp_path, served.state_dir / "config.ini")
+    assert environment["OS_AUTH_URL"].startswith("https://localhost:")
+    argv = [str(BIN / "openstack"), "volume", "list", "-f", "json"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
 
 def test_works_without_quotes_too(tmp_path: Path) -> None:
