@@ -48,10 +48,10 @@ class LocalClient:
                 f"The certificate of {self._url} is not accepted: {exc.verify_message}. If it is of a CA of your own,"
                 " name that in [service] tls_ca, and give this command the same --config as the service."
             ) from None
-        except http.client.HTTPException as exc:
-            raise BlockstoreError(f"What answers at {self._url} is not blockstore: {exc!r}.") from None
         except OSError as exc:
             raise BlockstoreError(f"Nothing answers at {self._url}; is `blockstore serve` running? ({exc})") from None
+        except http.client.HTTPException as exc:
+            raise BlockstoreError(f"What answers at {self._url} is not blockstore: {exc!r}.") from None
         try:
             reply: Any = json.loads(content) if content else None
             if response.status < 400:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from blockstore.cli import main
 from blockstore.errors import BadRequest
 
 from .certificates import certificate
-from .conftest import Served
+from .conftest import ROOT, Served
 
 OWN = "http://node:8776"
 
@@ -231,6 +232,16 @@ def test_an_expired_certificate_has_names_and_a_broken_one_has_none(tmp_path: Pa
 )
 def test_without_a_certificate_it_is_where_it_listens(listen: str, port: int, url: str) -> None:
     assert address.own_url(listen, port, None, None) == url
+
+
+def test_no_other_module_asks_for_the_address_of_a_request() -> None:
+    asking = re.compile(
+        r"host_url|url_root|root_url|base_url\b(?!\()|request\.(host|url|scheme|root_path)\b|X-Forwarded"
+    )
+    allowed = {"address.py", "config.py"}
+    for path in (ROOT / "blockstore").rglob("*.py"):
+        lines = [line for line in path.read_text().splitlines() if "import" not in line]
+        assert path.name in allowed or not any(asking.search(line) for line in lines), path
 
 
 # --- by the real server ------------------------------------------------------------------------------------
