@@ -19,8 +19,8 @@ from blockstore import address
 from blockstore.cli import main
 from blockstore.errors import BadRequest
 
-from .certificates import certificate
 from .conftest import ROOT, Served
+from .server.certificates import certificate
 
 OWN = "http://node:8776"
 
@@ -277,7 +277,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         lines += f"tls_certificate = {cert}\ntls_key = {key}\ntls_ca = {cert}\n"
         context = ssl.create_default_context(cafile=cert)
     config = f"[service]\n{lines}[backend:m]\nplugin = memory\n"
-    process = Served(directory, config, "--listen", "0.0.0.0:0", ca=cert if context else None)
+    process = Served(directory, config, "--listen", "0.0.0.0:0", trusting=context)
     yield process, context
     process.kill()
 
@@ -318,7 +318,7 @@ def test_commands_reach_a_service_that_listens_everywhere_by_the_name_of_its_cer
     config = (
         f"[service]\nauth = builtin\nlisten = 0.0.0.0:0\ntls_certificate = {cert}\ntls_key = {key}\ntls_ca = {cert}\n"
     )
-    process = serve(config, "--listen", "0.0.0.0:0", ca=cert)
+    process = serve(config, "--listen", "0.0.0.0:0", trusting=ssl.create_default_context(cafile=cert))
     options = ["--state-dir", str(process.state_dir), "--config", str(process.state_dir / "config.ini")]
 
     def run(*words: str) -> Result:

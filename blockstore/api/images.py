@@ -46,7 +46,8 @@ def show_image(image_id: str) -> Response:
 
 def _authenticate() -> None:
     core: endpoint.Core = current_app.extensions[endpoint.CORE]
-    core.authenticate(request, None, g.request_id)
+    with core.db.read() as session:
+        core.authenticate(request, None, g.request_id, session)
 
 
 def _reply(body: dict[str, Any], status: int = 200) -> Response:

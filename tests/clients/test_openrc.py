@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from blockstore.microversions import CLIENTS
-from tests.certificates import certificate
 from tests.clients.conftest import ANOTHER_CLOUD, BIN, openrc
 from tests.conftest import Served
+from tests.server.certificates import certificate
 
 
 def without_identity(directory: Path) -> Path:
@@ -66,7 +67,9 @@ def test_with_tls_on_all_addresses_clients_accept_the_certificate(serve: Callabl
     """The name is one that the certificate is for, and OS_CACERT is what it is checked by."""
     cert, key = certificate(tmp_path, "localhost")
     tls = f"tls_certificate = {cert}\ntls_key = {key}\ntls_ca = {cert}\n"
-    served = serve(f"[service]\nauth = builtin\n{tls}", "--listen", "0.0.0.0:0", ca=cert)
+    served = serve(
+        f"[service]\nauth = builtin\n{tls}", "--listen", "0.0.0.0:0", trusting=ssl.create_default_context(cafile=cert)
+    )
     environment = openrc(served.state_dir, tmp_path, served.state_dir / "config.ini")
     assert environment["OS_AUTH_URL"].startswith("https://localhost:")
     argv = [str(BIN / "openstack"), "volume", "list", "-f", "json"]

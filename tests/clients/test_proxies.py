@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.certificates import certificate
 from tests.clients.conftest import BIN, openrc
 from tests.conftest import ROOT, Served, need
+from tests.server.certificates import certificate
 
 pytestmark = pytest.mark.slow
 
