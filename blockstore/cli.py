@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from blockstore import __version__
-from blockstore.config import SECTIONS, Config, PoolConfig, as_text, load
+from blockstore import __version__, address
+from blockstore.config import SECTIONS, Config, PoolConfig, as_text, load, parse_listen
 from blockstore.errors import BlockstoreError
 
 _config_option = click.option(
@@ -116,11 +116,11 @@ def openrc(config: Config) -> None:
     cinder reads OS_AUTH_SYSTEM, CINDER_ENDPOINT, CINDER_PROJECT_ID and OS_VOLUME_API_VERSION.
     What would send them elsewhere is unset.
     """
-    from blockstore.microversions import MAXIMUM
+    from blockstore.microversions import CLIENTS
 
     values = _without_identity(config) if config.service.auth == "none" else _with_password(config)
     click.echo(f"unset {_FOREIGN};")  # each line ends in a semicolon for those who eval without quotes
-    for name, value in {**values, "OS_VOLUME_API_VERSION": str(MAXIMUM)}.items():
+    for name, value in {**values, "OS_VOLUME_API_VERSION": str(CLIENTS)}.items():
         click.echo(f"export {name}={shlex.quote(value)};")
 
 
@@ -163,11 +163,24 @@ def _with_password(config: Config) -> dict[str, str]:
 @main.command("clouds-yaml")
 @configured
 @click.option("--name", default="blockstore", show_default=True, help="Name of the cloud, for OS_CLOUD or --os-cloud.")
-def clouds_yaml(config: Config, name: str) -> None:
-    """Print a clouds.yaml for the user admin: blockstore clouds-yaml > ~/.config/openstack/clouds.yaml"""
-    from blockstore.microversions import MAXIMUM
+@click.option(
+    "--merge",
+    is_flag=False,
+    flag_value="",
+    type=click.Path(),
+    metavar="[FILE]",
+    help="Put the cloud into a file, beside others; without FILE into the one that openstack reads.",
+)
+def clouds_yaml(config: Config, name: str, merge: str | None) -> None:
+    """Print a clouds.yaml for the user admin, or put it into one: blockstore clouds-yaml --merge"""
+    from blockstore import clouds
+    from blockstore.microversions import CLIENTS
 
-    cloud: dict[str, Any] = {"block_storage_default_microversion": str(MAXIMUM)}
+    if not name or not name.isprintable():
+        raise BlockstoreError("--name must be a text of printable characters.")
+    # openstacksdk reads the first, the commands `openstack volume` the second
+    versions = {"block_storage_default_microversion": str(CLIENTS), "volume_api_version": str(CLIENTS)}
+    cloud: dict[str, Any] = {}
     if config.service.auth == "none":
         cloud |= {"auth_type": "none", "auth": {"endpoint": _endpoint(config)}}
     else:
@@ -176,23 +189,35 @@ def clouds_yaml(config: Config, name: str) -> None:
         cloud |= {"auth": {key: values[f"OS_{key.upper()}"] for key in names}, "region_name": config.identity.region}
         if "OS_CACERT" in values:
             cloud["cacert"] = values["OS_CACERT"]
-    # JSON is YAML, and quotes every password right.
-    click.echo(json.dumps({"clouds": {name: cloud}}, indent=2))
+    cloud |= versions
+    if merge is None:
+        click.echo(clouds.document(name, cloud), nl=False)
+        return
+    path = Path(merge) if merge else clouds.default_file()
+    clouds.merge_into(path, name, cloud)
+    click.echo(f"{path} has the cloud {name} now; use it by: export OS_CLOUD={shlex.quote(name)}")
 
 
 def _endpoint(config: Config) -> str:
-    """Return where the service last served from the state directory, else where it would."""
-    note = config.state_dir / "endpoint"
-    try:
-        return note.read_text().strip()
-    except FileNotFoundError:
-        if config.service.listen.endswith(":0"):
-            raise BlockstoreError(f"Nothing has served from {config.state_dir} yet; its port is not known.") from None
-        click.echo(f"blockstore: nothing has served from {config.state_dir} yet; this is for when it does.", err=True)
-        scheme = "http" if config.service.tls_certificate is None else "https"
-        return f"{scheme}://{config.service.listen}/v3"
-    except OSError as exc:
-        raise BlockstoreError(f"{note} cannot be read: {exc.strerror}.") from exc
+    """Return the URL by which clients reach the service; say so if it does not serve now."""
+    from blockstore.local_client import is_answering
+
+    service = config.service
+    url = address.noted(config.state_dir)
+    host, port = parse_listen(service.listen, "[service] listen")
+    where = f"blockstore: nothing has served from {config.state_dir} yet"
+    if url is None:
+        if port == 0 and not service.public_endpoint:
+            raise BlockstoreError(f"Nothing has served from {config.state_dir} yet; its port is not known.")
+        click.echo(f"{where}; this is for when it does.", err=True)
+        url = address.own_url(host, port, service.tls_certificate, service.tls_key)
+    elif not is_answering(url, host):
+        click.echo(
+            f"blockstore: nothing answers at {url}, where it last served from {config.state_dir}; this is for when it"
+            " does.",
+            err=True,
+        )
+    return f"{service.public_endpoint.rstrip('/') or url}/v3"
 
 
 # --- orders ------------------------------------------------------------------------------------------------
@@ -374,40 +399,22 @@ def _find_volume(ask: Callable[..., Any], volume: str) -> str:
 
 def _asker(config: Config) -> Callable[..., Any]:
     """Return what asks the running service, as an administrator; a refusal is its own sentence."""
-    import ssl
-    import urllib.error
-    import urllib.request
+    from blockstore.local_client import LocalClient
 
-    from blockstore.microversions import MAXIMUM
-
-    url = _endpoint(config)
-    token = _admin_token(config)
-    context = ssl.create_default_context(cafile=config.service.tls_ca) if url.startswith("https") else None
-
-    def ask(method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(  # noqa: S310 - the service's own address
-            url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Content-Type": "application/json",
-                "OpenStack-API-Version": f"volume {MAXIMUM}",
-                **({"X-Auth-Token": token} if token else {}),
-            },
+    service = config.service
+    url = address.noted(config.state_dir)
+    if url is None:
+        raise BlockstoreError(
+            f"Nothing has served from {config.state_dir} yet. Start `blockstore serve`, or give this command the same"
+            " --config and --state-dir as the service."
         )
-        timeout_s = config.service.attach_timeout_s + 30
-        try:
-            with urllib.request.urlopen(request, timeout=timeout_s, context=context) as answer:  # noqa: S310
-                said = answer.read()
-                return json.loads(said) if said else None
-        except urllib.error.HTTPError as exc:
-            with exc:
-                (fault,) = json.loads(exc.read()).values()
-            raise BlockstoreError(fault["message"]) from None
-        except OSError as exc:
-            raise BlockstoreError(f"Nothing answers at {url}; is `blockstore serve` running? ({exc})") from None
-
-    return ask
+    return LocalClient(
+        url,
+        parse_listen(service.listen, "[service] listen")[0],
+        ca=service.tls_ca,
+        token=_admin_token(config),
+        timeout_s=service.attach_timeout_s + 30,
+    )
 
 
 def _admin_token(config: Config) -> str | None:

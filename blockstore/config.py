@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from blockstore import address
 from blockstore.errors import ConfigError
 
 T = TypeVar("T")
@@ -58,7 +59,16 @@ class ServiceConfig:
         " Needs blockstore[policy]. Read again when it changes.",
         None,
     )
-    public_endpoint: str = option("Base URL for links in replies, when a proxy stands in front.", "")
+    public_endpoint: str = option(
+        "URL by which clients reach the service, without /v3: for links, the catalogue and `blockstore openrc`. By"
+        " default what a request asked for.",
+        "",
+    )
+    trusted_proxies: str = option(
+        "Addresses and networks of proxies, such as 127.0.0.1, 192.0.2.0/24. Only from them X-Forwarded-For, -Proto,"
+        " -Host and -Prefix are believed.",
+        "",
+    )
     availability_zone: str = option("Zone of backends that name none.", "nova")
     default_volume_type: str = option("Name of the type of volumes that ask for none.", "__DEFAULT__")
     max_limit: int = option("Largest page of a list.", 1000)
@@ -403,8 +413,14 @@ def _check(config: Config) -> None:
     _between(service.report_interval_s, 1, 86400, f"{where}[service] report_interval_s")
     if not service.node or not all(c.isalnum() or c in "-_." for c in service.node):
         raise ConfigError(f"{where}[service] node is {service.node!r}; it may hold letters, digits, '-', '_' and '.'.")
-    if service.public_endpoint and not service.public_endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"{where}[service] public_endpoint is {service.public_endpoint!r}; it must be an HTTP URL.")
+    if service.public_endpoint and (mistake := address.check_base_url(service.public_endpoint)):
+        raise ConfigError(f"{where}[service] public_endpoint is {service.public_endpoint!r}; {mistake}.")
+    try:
+        address.parse_networks(service.trusted_proxies)
+    except ValueError as exc:
+        raise ConfigError(
+            f"{where}[service] trusted_proxies: {str(exc)!r} is neither an address nor a network, such as 192.0.2.0/24."
+        ) from None
     if (service.tls_certificate is None) != (service.tls_key is None):
         raise ConfigError(f"{where}[service] tls_certificate and tls_key go together; one of them is missing.")
     for name, low, high in (

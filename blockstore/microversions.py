@@ -116,6 +116,9 @@ SNAPSHOT_IN_USE = Version(3, 66)
 SHARED_TARGETS_NULL = Version(3, 69)
 """shared_targets may be null."""
 MAXIMUM = Version(3, 71)
+CLIENTS = Version(3, 64)
+"""What ``blockstore openrc`` gives clients: Debian 12's refuse more than 3.70, and the commands of 6.0 to 7.4 send the
+``force`` of a snapshot, which 3.66 took away."""
 
 SERVICE_TYPE = "volume"
 OTHER_SERVICE_TYPES = frozenset({"block-storage", "block-store"})

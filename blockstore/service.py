@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockstore import __version__, logs, manager, periodic, recovery, scheduler, zones
+from blockstore import __version__, address, logs, manager, periodic, recovery, scheduler, zones
 from blockstore.api import authentication, create_app
 from blockstore.api.authentication import Authenticator
 from blockstore.api.endpoint import Core
@@ -203,6 +203,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
         certificate=section.tls_certificate,
         key=section.tls_key,
         per_address=section.connections_per_address,
+        is_proxy=functools.partial(address.is_trusted, address.parse_networks(section.trusted_proxies)),
     )
 
 
@@ -367,22 +368,12 @@ def _is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
 
 
-def endpoint_file(state_dir: Path) -> Path:
-    """Return where a serving process notes its URL, for ``blockstore openrc``."""
-    return state_dir / "endpoint"
-
-
 def _run(service: Service, server: HttpServer) -> int:
-    host, port = server.address
-    scheme = "http" if service.config.service.tls_certificate is None else "https"
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v3"
-    note = endpoint_file(service.state_dir)
-    fresh = note.with_suffix(".new")  # renamed, because whoever waits for the note may read it at any instant
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600)
-    fresh.write_text(url + "\n")
-    fresh.replace(note)
-    _greet(service, url)
+    section = service.config.service
+    host, _ = parse_listen(section.listen, "--listen")
+    url = address.own_url(host, server.address[1], section.tls_certificate, section.tls_key)
+    address.note(service.state_dir, url)
+    _greet(service, f"{section.public_endpoint.rstrip('/') or url}/v3")
     for stopping in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping, functools.partial(_stop, server))
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
@@ -428,6 +419,8 @@ def _greet(service: Service, url: str) -> None:
     if sys.argv[0].endswith("__main__.py"):
         command = f"{shlex.quote(sys.executable)} -m blockstore"
     where = "" if service.state_dir == default_state_dir() else f" --state-dir {shlex.quote(str(service.state_dir))}"
+    if service.config.source != Config.source:
+        where += f" --config {shlex.quote(service.config.source)}"
     lines += [
         "Next, in another terminal:",
         f'  eval "$({command} openrc{where})"',

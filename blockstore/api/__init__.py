@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask
 
+from blockstore import address
 from blockstore.api import (
     attachments,
     default_types,
@@ -16,6 +17,7 @@ from blockstore.api import (
     hosts,
     identity,
     image_metadata,
+    images,
     later,
     limits,
     managing,
@@ -39,6 +41,7 @@ from blockstore.api import (
     volume_metadata,
     volumes,
 )
+from blockstore.config import parse_listen
 from blockstore.identity.login import Login
 
 ROOMS = (
@@ -80,6 +83,7 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     endpoint.mount(blueprint, ROOMS)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(blueprint)
+    app.register_blueprint(images.blueprint)
     app.register_blueprint(openapi.blueprint(ROOMS))
     if login is not None:
         app.extensions[identity.door.LOGIN] = login
@@ -89,4 +93,12 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     app.register_error_handler(Exception, faults.reply)
     routes = (path for room in ROOMS for _, path in room.routes)
     app.wsgi_app = paths.Normalized(app.wsgi_app, routes)  # type: ignore[method-assign]
+    service = core.config.service
+    listen, _ = parse_listen(service.listen, "[service] listen")
+    app.wsgi_app = address.AddressMiddleware(  # type: ignore[method-assign]
+        app.wsgi_app,
+        own_host=address.own_host(listen, service.tls_certificate, service.tls_key),
+        public_endpoint=service.public_endpoint,
+        trusted=address.parse_networks(service.trusted_proxies),
+    )
     return app

@@ -20,6 +20,7 @@ from flask import Blueprint, Response, abort, current_app, g, request
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from blockstore.address import check_request
 from blockstore.api import faults, links, paths
 from blockstore.api.authentication import Authenticator, global_request_id_of
 from blockstore.api.waiting import WaitingRoom
@@ -260,7 +261,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
                 ctx=ctx,
                 session=look or sessions.enter_context((core.db.write if endpoint.writes else core.db.read)()),
                 query=_query(),
-                links=links.Links.of(request, core.config.service.public_endpoint, project_id),
+                links=links.Links.of(request, project_id),
                 core=core,
                 if_match=request.headers.get("If-Match"),
             )
@@ -321,6 +322,7 @@ def before_request() -> None:
     g.request_id = new_request_id()
     g.started = time.perf_counter()
     g.identity = request.path.startswith(IDENTITY)
+    check_request(request.environ)
     if request.method == "HEAD" and request.path.startswith("/v3/") and request.path != "/v3/":
         abort(404)  # compat: Cinder routes no HEAD to resources, where Flask would answer it like GET
 

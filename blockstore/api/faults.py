@@ -11,11 +11,12 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
+from blockstore.address import base_url
 from blockstore.errors import BlockstoreError, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,13 @@ def identity_fault(status: int, message: str) -> Response:
 
 
 def unauthorized(message: str) -> Response:
-    """Return the reply to somebody unknown, in the form that keystonemiddleware gives it, whatever was asked."""
+    """Return the reply to somebody unknown, in the form that keystonemiddleware gives it, whatever was asked.
+
+    With a Keystone it is keystonemiddleware that adds the address of the identity.
+    """
     response = identity_fault(401, message)
-    response.headers["WWW-Authenticate"] = f'Keystone uri="{request.host_url.rstrip("/")}/identity"'
+    if "identity" in current_app.blueprints:
+        response.headers["WWW-Authenticate"] = f'Keystone uri="{base_url(request.environ)}/identity"'
     return response
 
 

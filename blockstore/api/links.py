@@ -1,15 +1,14 @@
-"""Links in replies: they name the host that the request used, and the project only if its path had it."""
+"""Links in replies: they start with the address of the request, and have the project only if its path had it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from flask import Request
 
-_AUTHORITY = re.compile(r"([0-9A-Za-z._\-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?")
+from blockstore.address import base_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,17 +16,14 @@ class Links:
     """Makes the links of one request."""
 
     base: str
-    """Scheme and authority, without a slash at the end."""
+    """What URLs start with, without a slash at the end."""
     project: str
     """/PROJECT if the request's path had it, else empty."""
 
     @classmethod
-    def of(cls, request: Request, public_endpoint: str, project_id: str | None) -> Links:
-        """Return the maker for a request. A proxy's X-Forwarded-Host is honoured, as the reference does."""
-        forwarded = request.headers.get("X-Forwarded-Host", "").split(",")[0].strip()
-        host = forwarded if _AUTHORITY.fullmatch(forwarded) else request.host
-        base = public_endpoint.rstrip("/") or f"{request.scheme}://{host}"
-        return cls(base, f"/{project_id}" if project_id else "")
+    def of(cls, request: Request, project_id: str | None) -> Links:
+        """Return the maker for a request."""
+        return cls(base_url(request.environ), f"/{project_id}" if project_id else "")
 
     def of_resource(self, collection: str, row_id: str) -> list[dict[str, str]]:
         """Return the links array of one resource."""

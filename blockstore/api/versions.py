@@ -10,7 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response as BaseResponse
 
-from blockstore.api import endpoint, links
+from blockstore.address import base_url
+from blockstore.api import endpoint
 from blockstore.microversions import MAXIMUM, MINIMUM
 
 blueprint = Blueprint("versions", __name__)
@@ -43,7 +44,7 @@ def show() -> Response:
 @blueprint.route("/v3", methods=LOOKS, strict_slashes=True, provide_automatic_options=False)
 def slash() -> BaseResponse:
     """Lead to the document."""
-    return redirect(f"{_base()}/v3/", code=302)
+    return redirect(f"{base_url(request.environ)}/v3/", code=302)
 
 
 @blueprint.route("/healthcheck", methods=LOOKS, provide_automatic_options=False)
@@ -58,11 +59,6 @@ def healthcheck() -> Response:
     return Response("OK", mimetype="text/plain")
 
 
-def _base() -> str:
-    core: endpoint.Core = current_app.extensions[endpoint.CORE]
-    return links.Links.of(request, core.config.service.public_endpoint, None).base
-
-
 def _document(status: int) -> Response:
     version: dict[str, Any] = {
         "id": "v3.0",
@@ -72,7 +68,7 @@ def _document(status: int) -> Response:
         "updated": "2023-08-31T00:00:00Z",
         "links": [
             {"rel": "describedby", "type": "text/html", "href": "https://docs.openstack.org/"},
-            {"rel": "self", "href": f"{_base()}/v3/"},
+            {"rel": "self", "href": f"{base_url(request.environ)}/v3/"},
         ],
         "media-types": [{"base": "application/json", "type": "application/vnd.openstack.volume+json;version=3"}],
     }

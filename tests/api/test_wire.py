@@ -361,27 +361,15 @@ def test_the_other_json_is_a_body_too(admin: Client) -> None:
     assert admin("POST", f"/volumes/{unknown_id()}/metadata", {"metadata": {}}, **kind).status == 404
 
 
-@pytest.mark.parametrize(
-    ("host", "link"),
-    [
-        ("api.example.org", "http://api.example.org"),
-        ("api.example.org:8443, inner", "http://api.example.org:8443"),
-        ("[2001:db8::1]:80", "http://[2001:db8::1]:80"),
-        ("", "http://localhost"),
-        ("bad host/", "http://localhost"),
-        ("[", "http://localhost"),
-        ('"><script>', "http://localhost"),
-        ("user@evil", "http://localhost"),
-    ],
-)
-def test_links_name_the_host_that_a_proxy_was_asked_for(lite: Hall, host: str, link: str) -> None:
+def test_links_name_the_host_that_was_asked(lite: Hall) -> None:
     admin = lite.admin()
     volume = lite.volume(admin)
-    shown = admin.get(f"/volumes/{volume}", **{"X-Forwarded-Host": host})["volume"]
-    assert shown["links"][0]["href"] == f"{link}/v3/volumes/{volume}"
-    page = admin.get("/volumes?limit=1", **{"X-Forwarded-Host": host})
-    assert page["volumes_links"][0]["href"] == f"{link}/v3/volumes?limit=1&marker={volume}"
-    assert ask(lite, "GET", "/v3", **{"X-Forwarded-Host": host}).headers["Location"] == f"{link}/v3/"
+    host = "block_store:8776"
+    shown = admin.get(f"/volumes/{volume}", Host=host)["volume"]
+    assert shown["links"][0]["href"] == f"http://{host}/v3/volumes/{volume}"
+    page = admin.get("/volumes?limit=1", Host=host)
+    assert page["volumes_links"][0]["href"] == f"http://{host}/v3/volumes?limit=1&marker={volume}"
+    assert ask(lite, "GET", "/v3", Host=host).headers["Location"] == f"http://{host}/v3/"
 
 
 def test_public_endpoint_is_what_links_start_with(start_service: Callable[..., Any]) -> None:

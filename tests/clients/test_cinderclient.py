@@ -167,7 +167,7 @@ class CommandLine:
         cloud.settle()
         shown = cloud.cinder_shown("show", f"{name}-new")
         assert (shown["id"], shown["size"], shown["status"]) == (made["id"], "2", "available")
-        assert shown["consumes_quota"] == "True"  # a field of 3.65: the newest microversion is in use
+        assert "volume_type_id" in shown  # a field of 3.63: the microversion of openrc is in use
         snapshot = cloud.cinder_shown("snapshot-create", "--name", name, made["id"])
         cloud.settle()
         (row,) = cloud.cinder("snapshot-list", "--volume-id", made["id"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from blockstore.microversions import MAXIMUM
-from tests.clients.conftest import ANOTHER_CLOUD, openrc
+from blockstore.microversions import CLIENTS
+from tests.clients.conftest import ANOTHER_CLOUD, BIN, openrc
 from tests.conftest import Served
+from tests.server.certificates import certificate
 
 
 def without_identity(directory: Path) -> Path:
@@ -35,7 +37,7 @@ def test_names_the_port_that_is_served_and_clears_another_cloud(serve: Callable[
         "OS_ENDPOINT": served.url,
         "CINDER_ENDPOINT": served.url,
         "CINDER_PROJECT_ID": "admin",
-        "OS_VOLUME_API_VERSION": str(MAXIMUM),
+        "OS_VOLUME_API_VERSION": str(CLIENTS),
         # these only choose among endpoints of a catalogue, and there is none
         "OS_REGION_NAME": ANOTHER_CLOUD["OS_REGION_NAME"],
         "OS_INTERFACE": ANOTHER_CLOUD["OS_INTERFACE"],
@@ -56,9 +58,23 @@ def test_with_the_built_in_identity_it_is_what_every_client_reads(serve: Callabl
         "OS_PROJECT_DOMAIN_ID": "default",
         "OS_REGION_NAME": "RegionOne",
         "OS_IDENTITY_API_VERSION": "3",
-        "OS_VOLUME_API_VERSION": str(MAXIMUM),
+        "OS_VOLUME_API_VERSION": str(CLIENTS),
         "OS_INTERFACE": ANOTHER_CLOUD["OS_INTERFACE"],
     }
+
+
+def test_with_tls_on_all_addresses_clients_accept_the_certificate(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """The name is one that the certificate is for, and OS_CACERT is what it is checked by."""
+    cert, key = certificate(tmp_path, "localhost")
+    tls = f"tls_certificate = {cert}\ntls_key = {key}\ntls_ca = {cert}\n"
+    served = serve(
+        f"[service]\nauth = builtin\n{tls}", "--listen", "0.0.0.0:0", trusting=ssl.create_default_context(cafile=cert)
+    )
+    environment = openrc(served.state_dir, tmp_path, served.state_dir / "config.ini")
+    assert environment["OS_AUTH_URL"].startswith("https://localhost:")
+    argv = [str(BIN / "openstack"), "volume", "list", "-f", "json"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
 
 def test_works_without_quotes_too(tmp_path: Path) -> None:
@@ -70,7 +86,7 @@ def test_works_without_quotes_too(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == f"http://127.0.0.1:8776/v3 {MAXIMUM}\n"
+    assert done.stdout == f"http://127.0.0.1:8776/v3 {CLIENTS}\n"
 
 
 def test_before_the_first_start_it_says_so(tmp_path: Path) -> None:

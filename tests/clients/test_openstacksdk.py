@@ -59,7 +59,7 @@ class Journeys:
     def test_a_volume_from_create_to_delete(self, storage: Any, name: str) -> None:
         """Create, show, update, flags, metadata, extend, state, list, delete."""
         volume = self.ready(storage, storage.create_volume(name=name, size=1, metadata={"color": "red"}))
-        assert storage.default_microversion == "3.71"
+        assert storage.default_microversion == "3.64"
         storage.update_volume(volume, name=f"{name}-new", description="warm")
         storage.set_volume_bootable_status(volume, True)
         storage.set_volume_readonly(volume, True)

@@ -146,7 +146,7 @@ def test_versions_are_found_without_a_token(town: People) -> None:
 
 def test_the_catalogue_as_administrators_list_it(town: People) -> None:
     services = town.identity("GET", "/services").json["services"]
-    assert {one["type"] for one in services} == {"block-storage", "volumev3", "identity"}
+    assert {one["type"] for one in services} == {"block-storage", "volumev3", "identity", "image"}
     chosen = next(one["id"] for one in services if one["type"] == "volumev3")
     endpoints = town.identity("GET", f"/endpoints?service_id={chosen}&interface=public").json["endpoints"]
     assert [one["url"] for one in endpoints] == ["http://localhost/v3/$(project_id)s"]

@@ -35,12 +35,14 @@ def test_the_first_start_makes_an_administrator(people: People) -> None:
     assert token["user"]["domain"] == {"id": "default", "name": "Default"}
     assert {(s["type"], s["name"]) for s in token["catalog"]} == {
         ("block-storage", "cinder"), ("volumev3", "cinderv3"), ("identity", "keystone"),
+        ("image", "glance"),
     }  # fmt: skip
     urls = {s["type"]: {e["url"] for e in s["endpoints"]} for s in token["catalog"]}
     assert urls == {
         "block-storage": {"http://localhost/v3"},
         "volumev3": {"http://localhost/v3/admin"},
         "identity": {"http://localhost/identity"},
+        "image": {"http://localhost/image"},
     }
 
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from blockstore.api import images
 from blockstore.api.endpoint import IDENTITY
 from blockstore.api.identity.door import Desk, Visit, known
 from blockstore.errors import NotFound
@@ -16,6 +17,7 @@ SERVICES = (
     ("block-storage", "cinder", "/v3"),
     ("volumev3", "cinderv3", "/v3/{project_id}"),
     ("identity", "keystone", IDENTITY),
+    ("image", "glance", images.ROOT),
 )
 """Type, name and path of each."""
 INTERFACES = ("public", "internal", "admin")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import orjson
 from flask import Response, current_app, request
 
-from blockstore.api import links
+from blockstore.address import base_url
 from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.endpoint import CORE, IDENTITY, Core, read_json
 from blockstore.db.session import Database
@@ -35,7 +35,7 @@ class Visit:
     login: Login
     query: Mapping[str, str]
     base: str
-    """Scheme and authority, without a slash at the end."""
+    """What URLs start with, without a slash at the end."""
     address: str
     who: tokens.Caller | None
     subject: str
@@ -146,7 +146,7 @@ def answer(service: Service) -> Callable[..., Response]:
             core=core,
             login=current_app.extensions[LOGIN],
             query={key: values[-1].replace("\0", "") for key, values in request.args.lists()},
-            base=links.Links.of(request, core.config.service.public_endpoint, None).base,
+            base=base_url(request.environ),
             address=request.remote_addr or "",
             who=who,
             subject=request.headers.get("X-Subject-Token", ""),
