@@ -80,8 +80,8 @@ class IdentityConfig:
     """Section [identity]: the identity of `auth = builtin`."""
 
     token_lifetime_s: int = option("Seconds that a token is valid.", 3600)
-    login_failures: int = option("Failed logins with one name from one address before it has to wait.", 10)
-    login_pause_s: int = option("Seconds that it then has to wait.", 60)
+    login_failures: int = option("Wrong passwords for one user from one address after which logins are delayed.", 10)
+    login_pause_s: int = option("Longest delay of a login in seconds; it doubles with each wrong password.", 30)
     region: str = option("Name of the region in the catalogue.", "RegionOne")
 
 

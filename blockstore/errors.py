@@ -105,6 +105,14 @@ class ServiceUnavailable(BlockstoreError):
     status, fault = 503, "serviceUnavailable"
 
 
+class Busy(ServiceUnavailable):
+    """Too many ask for the same at this moment; the caller is told when to come back."""
+
+    def __init__(self, message: str, wait_s: int):
+        self.wait_s = wait_s
+        super().__init__(message)
+
+
 class UnsupportedMediaType(BlockstoreError):
     status, fault = 415, "badMediaType"
 

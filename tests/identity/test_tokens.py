@@ -194,15 +194,6 @@ def test_a_wrong_name_and_a_wrong_password_are_told_alike(people: People) -> Non
     assert len({said(answer) for answer in answers}) == 1
 
 
-def test_who_guesses_has_to_wait(people: People) -> None:
-    limit = people.service.config.identity.login_failures
-    assert [people.login("admin", "guess").status for _ in range(limit)] == [401] * limit
-    answer = people.login("admin", people.password)
-    assert answer.status == 429
-    assert 1 <= int(answer.headers["Retry-After"]) <= 60
-    assert people.login("someone-else", "x").status == 401
-
-
 def test_application_credentials(people: People) -> None:
     project = people.project()
     user, token = people.user(project, "member")

@@ -13,7 +13,7 @@ from blockstore.api.identity.door import Desk, Visit, oneself
 from blockstore.api.identity.tokens import moment
 from blockstore.db.models import ApplicationCredential, Role, now
 from blockstore.errors import BadRequest, Conflict, Forbidden, NotFound
-from blockstore.identity import accounts, passwords
+from blockstore.identity import accounts
 from blockstore.schemas import identity as schemas
 
 desk = Desk()
@@ -77,8 +77,7 @@ def create(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any
     if asked.get("expires_at") is not None and asked["expires_at"] <= now():
         raise BadRequest("application_credential.expires_at is in the past.")
     secret = asked.get("secret") or secrets.token_urlsafe(32)
-    with visit.core.waiting_room.entered():
-        kept = passwords.hashed(secret)
+    kept = visit.hashed(secret, user_id)
     with visit.db.write() as session:
         owned = {role.id: role.name for role in caller.roles}
         row = ApplicationCredential(

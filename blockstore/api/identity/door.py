@@ -52,6 +52,10 @@ class Visit:
         assert self.who is not None
         return self.who
 
+    def hashed(self, password: str, user_id: str) -> str:
+        """Return what to keep of a password or a secret; ``user_id`` is who asks. Raises Busy."""
+        return self.login.hashed(password, self.address, user_id)
+
     def link(self, path: str) -> str:
         """Return the URL of something here."""
         return f"{self.base}{ROOT}{path}"

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from blockstore.api.identity.door import Desk, Visit, anybody, oneself
 from blockstore.db.models import User
 from blockstore.errors import BadRequest, Unauthorized
-from blockstore.identity import accounts, passwords
+from blockstore.identity import accounts
 from blockstore.identity.login import REFUSED
 from blockstore.schemas import identity as schemas
 
@@ -102,7 +102,7 @@ def change_password(visit: Visit, user_id: str, body: Mapping[str, Any]) -> None
     """Change one's own password, knowing the old one; it ends all sessions."""
     asked = body["user"]
     compared = visit.login.check_password(user_id, asked["original_password"], visit.address)
-    kept = _hashed(visit, asked["password"])
+    kept = visit.hashed(asked["password"], user_id)
     with visit.db.write() as session:
         row = session.get(User, user_id)
         if row is None or not row.enabled or row.password_hash != compared:
@@ -118,7 +118,4 @@ def remove(visit: Visit, user_id: str) -> None:
 
 
 def _hashed(visit: Visit, password: str | None) -> str | None:
-    if password is None:
-        return None
-    with visit.core.waiting_room.entered():
-        return passwords.hashed(password)
+    return None if password is None else visit.hashed(password, visit.caller.user.id)
