@@ -93,6 +93,10 @@ class OverQuota(BlockstoreError):
     status, fault = 413, "overLimit"
 
 
+class BodyTooLarge(BlockstoreError):
+    status, fault = 413, "overLimit"
+
+
 class NotOffered(BlockstoreError):
     """The API has it, and this service does not, yet."""
 

@@ -128,7 +128,7 @@ class Service:
 
             self.application = guard(self.app, config.keystone, config.source)
         self.reporter = reporting.Reporter(self.desk)
-        self.clock = periodic.jobs(service, self.db, self.report)
+        self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 
     def start(self) -> None:
         """Bring the database up to date, look at the backends, resume what was left, and begin to work."""

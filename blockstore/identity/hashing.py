@@ -44,6 +44,7 @@ class HashingPool:
 
     def __init__(self, threads: int = THREADS, most_waiting: int = MOST_WAITING) -> None:
         """Start no thread yet: a service that nobody logs in to needs none."""
+        give_memory_back()
         self._threads, self._most_waiting = threads, most_waiting
         self._changed = threading.Condition()
         self._lines: OrderedDict[str, deque[_Job]] = OrderedDict()
@@ -111,7 +112,6 @@ class HashingPool:
             return job
 
     def _work(self) -> None:
-        give_memory_back()
         while (job := self._next()) is not None:
             try:
                 result = job.work()

@@ -87,6 +87,7 @@ class Login:
                 scope_id=scope_id,
                 methods=methods,
                 expires_at=expires_at,
+                most=self._config.tokens_per_user,
                 credential_id=proved.credential.id if proved.credential else None,
             )
 
@@ -158,12 +159,19 @@ class Login:
 
     def _still_true(self, session: Session, proved: _Proved) -> None:
         """Look again, inside the transaction that makes the token: a password may have been changed meanwhile."""
-        user = session.get(User, proved.user_id)
-        fits = user is not None and user.enabled and session.get_one(Domain, user.domain_id).enabled
+        found = session.get(User, proved.user_id)
+        domain = accounts.hold(session, Domain, found.domain_id) if found is not None else None
+        user = accounts.hold(session, User, proved.user_id)
+        fits = user is not None and user.enabled and domain is not None and domain.enabled
         if fits and proved.password_hash is not None:
             fits = user is not None and user.password_hash == proved.password_hash
         if fits and proved.credential is not None:
-            fits = session.get(ApplicationCredential, proved.credential.id) is not None
+            present = session.get(
+                ApplicationCredential, proved.credential.id, with_for_update={"read": True}, populate_existing=True
+            )
+            fits = present is not None
+        if fits and proved.earlier is not None:
+            fits = tokens.is_there(session, proved.earlier.token_id)
         if not fits:
             raise Unauthorized(REFUSED)
 
@@ -188,13 +196,13 @@ class Login:
             scope, scope_id = accounts.DOMAIN, domain.id if domain else ""
         else:
             scope, scope_id = accounts.SYSTEM, accounts.ALL
-        if not _open(session, scope, scope_id) or not accounts.roles_on(session, user_id, scope, scope_id):
+        if not _open(session, scope, scope_id) or not accounts.roles_on(session, user_id, scope, scope_id, hold=True):
             raise Unauthorized(f"{REFUSED} Or the user has no role on the {scope}.")
         return scope, scope_id
 
 
 def _has_role(session: Session, user_id: str, project_id: str) -> bool:
-    return bool(accounts.roles_on(session, user_id, accounts.PROJECT, project_id))
+    return bool(accounts.roles_on(session, user_id, accounts.PROJECT, project_id, hold=True))
 
 
 def _open(session: Session, scope: str, scope_id: str) -> bool:
@@ -202,9 +210,12 @@ def _open(session: Session, scope: str, scope_id: str) -> bool:
         return True
     domain_id: str | None = scope_id
     if scope == accounts.PROJECT:
-        project = session.get(Project, scope_id)
-        domain_id = project.domain_id if project is not None and project.enabled else None
-    domain = session.get(Domain, domain_id) if domain_id else None
+        found = session.get(Project, scope_id)
+        domain_id = found.domain_id if found is not None else None
+    domain = accounts.hold(session, Domain, domain_id) if domain_id else None
+    if scope == accounts.PROJECT and domain is not None:
+        project = accounts.hold(session, Project, scope_id)
+        return project is not None and project.enabled and domain.enabled
     return domain is not None and domain.enabled
 
 

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import select, update
 
 from blockstore.db.models import ApplicationCredential, Token, now
-from blockstore.identity import tokens
 from tests.identity.conftest import DEFAULT, People, said
 
 TOKEN = {"methods": ["token"], "token": {"id": "x"}}
@@ -82,8 +81,6 @@ def test_a_token_that_has_expired_is_refused(people: People) -> None:
     with people.service.db.write() as session:
         session.execute(update(Token).values(expires_at=now() - datetime.timedelta(seconds=1)))
     assert not believed(people, token)
-    with people.service.db.write() as session:
-        assert tokens.purge(session) >= 1
 
 
 def test_a_token_that_was_revoked_is_refused(people: People) -> None:

@@ -16,13 +16,14 @@ from blockstore.api import links
 from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.endpoint import CORE, IDENTITY, Core, read_json
 from blockstore.db.session import Database
-from blockstore.errors import Forbidden, Unauthorized
+from blockstore.errors import BodyTooLarge, Forbidden, Unauthorized
 from blockstore.identity import tokens
 from blockstore.identity.login import Login
 from blockstore.microversions import MINIMUM
 from blockstore.schemas.base import FALSE, TRUE, Schema, load
 
 ROOT = f"{IDENTITY}/v3"
+MAX_BODY_BYTES = 16384
 LOGIN = "blockstore identity"
 """Where the application keeps its ``Login``."""
 
@@ -161,6 +162,8 @@ def answer(service: Service) -> Callable[..., Response]:
             raise Forbidden("You are not authorized to perform the requested action.")
         arguments: dict[str, Any] = dict(path)
         if service.body is not None:
+            if (request.content_length or 0) > MAX_BODY_BYTES or len(request.get_data()) > MAX_BODY_BYTES:
+                raise BodyTooLarge(f"The body of a request to the Identity API has at most {MAX_BODY_BYTES} bytes.")
             arguments["body"] = load(service.body, read_json(), MINIMUM)
         result = service.function(visit, **arguments)
         if not isinstance(result, Answer):

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from blockstore.api.identity.door import Desk, Visit, anybody, oneself
 from blockstore.db.models import User
 from blockstore.errors import BadRequest, Unauthorized
-from blockstore.identity import accounts
+from blockstore.identity import accounts, bootstrap
 from blockstore.identity.login import REFUSED
 from blockstore.schemas import identity as schemas
 
@@ -91,10 +91,14 @@ def change(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any
         row = accounts.find(session, User, user_id)
     if asked.pop("domain_id", row.domain_id) != row.domain_id:
         raise BadRequest("domain_id: a user stays in its domain.")
+    password = asked.get("password")
     if "password" in asked:
         asked["password_hash"] = _hashed(visit, asked.pop("password"))
     with visit.db.write() as session:
-        return {"user": shown(visit, accounts.change(session, accounts.find(session, User, user_id), **asked))}
+        row = accounts.change(session, accounts.find(session, User, user_id), **asked)
+    if "password_hash" in asked and user_id == accounts.ADMIN:
+        bootstrap.forget_password(visit.core.config.state_dir, password or "")
+    return {"user": shown(visit, row)}
 
 
 @desk.serves("POST", "/users/<user_id>/password", to=anybody, body=schemas.ChangePassword, status=204)
@@ -108,6 +112,8 @@ def change_password(visit: Visit, user_id: str, body: Mapping[str, Any]) -> None
         if row is None or not row.enabled or row.password_hash != compared:
             raise Unauthorized(REFUSED)
         accounts.change(session, row, password_hash=kept)
+    if user_id == accounts.ADMIN:
+        bootstrap.forget_password(visit.core.config.state_dir, asked["password"])
 
 
 @desk.serves("DELETE", "/users/<user_id>", status=204)
