@@ -21,7 +21,7 @@ from blockstore.identity import bootstrap
 log = logging.getLogger(__name__)
 
 DAY_S = 86400
-ROWS_AT_ONCE = 500
+ROWS_AT_ONCE = 200
 """Rows that one transaction of the purge removes: some milliseconds, in which others cannot write to SQLite."""
 PAUSE_S = 0.01
 
