@@ -96,8 +96,8 @@ def test_a_stop_does_not_wait_for_logins_that_are_held(served: Served) -> None:
         assert served.stop() == 0
         took_s = time.monotonic() - started
         ended = [one.exception() or one.result()[0] for one in held]
-    assert took_s < 5, took_s
-    assert ended.count(401) <= 2
+    assert took_s < 20, took_s  # to the last delay, it would be a minute
+    assert ended.count(401) < 6, ended
     assert "Traceback" not in served.log.read_text(), served.log.read_text()[-3000:]
 
 
