@@ -437,6 +437,7 @@ def _admin_token(config: Config) -> str | None:
             scope=accounts.PROJECT,
             scope_id=accounts.ADMIN,
             methods=["password"],
+            most=config.identity.tokens_per_user,
             expires_at=now() + datetime.timedelta(seconds=config.service.attach_timeout_s * 2 + 60),
         )
 
@@ -571,7 +572,7 @@ def user_create(config: Config, name: str, project: str | None, role: str, passw
 @click.argument("name")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input, instead of making one.")
 def user_password(config: Config, name: str, password_stdin: bool) -> None:
-    """Set a new password; it ends the user's sessions. That of admin is kept for `blockstore openrc`."""
+    """Set a new password; it ends the user's sessions. The file with the first one of admin is removed."""
     from blockstore.db.models import User
     from blockstore.identity import accounts, bootstrap, passwords
 
@@ -580,8 +581,8 @@ def user_password(config: Config, name: str, password_stdin: bool) -> None:
     with _accounts(config) as session:
         row = accounts.named(session, User, name)
         accounts.change(session, row, password_hash=kept)
-        if row.id == accounts.ADMIN:
-            bootstrap.write_password(config.state_dir, password)
+    if row.id == accounts.ADMIN:
+        bootstrap.forget_password(config.state_dir, password)
     if not password_stdin:
         click.echo(f"password: {password}")
 

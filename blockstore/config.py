@@ -90,8 +90,9 @@ class IdentityConfig:
     """Section [identity]: the identity of `auth = builtin`."""
 
     token_lifetime_s: int = option("Seconds that a token is valid.", 3600)
-    login_failures: int = option("Failed logins with one name from one address before it has to wait.", 10)
-    login_pause_s: int = option("Seconds that it then has to wait.", 60)
+    tokens_per_user: int = option("Tokens of one user; beyond them those go that would expire first.", 100)
+    login_failures: int = option("Wrong passwords for one user from one address after which logins are delayed.", 10)
+    login_pause_s: int = option("Longest delay of a login in seconds; it doubles with each wrong password.", 30)
     region: str = option("Name of the region in the catalogue.", "RegionOne")
 
 
@@ -425,6 +426,7 @@ def _check(config: Config) -> None:
         raise ConfigError(f"{where}[service] tls_certificate and tls_key go together; one of them is missing.")
     for name, low, high in (
         ("token_lifetime_s", 60, 31_536_000),
+        ("tokens_per_user", 2, 100_000),
         ("login_failures", 1, 1000),
         ("login_pause_s", 1, 86400),
     ):

@@ -93,6 +93,10 @@ class OverQuota(BlockstoreError):
     status, fault = 413, "overLimit"
 
 
+class BodyTooLarge(BlockstoreError):
+    status, fault = 413, "overLimit"
+
+
 class NotOffered(BlockstoreError):
     """The API has it, and this service does not, yet."""
 
@@ -103,6 +107,14 @@ class ServiceUnavailable(BlockstoreError):
     """What was asked for while the caller waits could not be done, by no fault of the caller."""
 
     status, fault = 503, "serviceUnavailable"
+
+
+class Busy(ServiceUnavailable):
+    """Too many ask for the same at this moment; the caller is told when to come back."""
+
+    def __init__(self, message: str, wait_s: int):
+        self.wait_s = wait_s
+        super().__init__(message)
 
 
 class UnsupportedMediaType(BlockstoreError):

@@ -5,38 +5,84 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+from typing import Any
 
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy import delete
+from sqlalchemy import delete, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from blockstore.config import ServiceConfig
-from blockstore.db.models import Message, OrderRow, now
+from blockstore.db.models import Message, OrderRow, Token, now
 from blockstore.db.session import Database
-from blockstore.identity import tokens
+from blockstore.identity import bootstrap
 
 log = logging.getLogger(__name__)
 
 DAY_S = 86400
+ROWS_AT_ONCE = 200
+"""Rows that one transaction of the purge removes: some milliseconds, in which others cannot write to SQLite."""
+PAUSE_S = 0.01
 
 
-def jobs(config: ServiceConfig, db: Database, report: Callable[[], None]) -> BackgroundScheduler:
+def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[[], None]) -> BackgroundScheduler:
     """Return the clock, not yet started."""
     clock = BackgroundScheduler(timezone=datetime.UTC, daemon=True)
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also where it runs for hours only
     every = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
     clock.add_job(report, "interval", seconds=config.report_interval_s, id="report", **every)
     clock.add_job(
-        lambda: purge(db, config.order_keep_days), "interval", seconds=DAY_S, id="purge", next_run_time=soon, **every
+        lambda: tidy(db, config, state_dir, lambda: clock.running),
+        "interval",
+        seconds=DAY_S,
+        id="purge",
+        next_run_time=soon,
+        **every,
     )
     return clock
 
 
-def purge(db: Database, keep_days: int) -> None:
-    """Remove orders and messages that are older than they are kept, and tokens that have expired."""
-    limit = now() - datetime.timedelta(days=keep_days)
-    with db.write() as session:
-        orders = session.execute(delete(OrderRow).where(OrderRow.finished_at < limit)).rowcount  # type: ignore[attr-defined]
-        told = session.execute(delete(Message).where(Message.expires_at < now())).rowcount  # type: ignore[attr-defined]
-        tokens.purge(session)
-    if orders or told:
-        log.info("purged %d finished orders and %d messages", orders, told)
+def tidy(db: Database, config: ServiceConfig, state_dir: Path, may_go_on: Callable[[], bool]) -> None:
+    """Remove what has had its time."""
+    purge(db, config.order_keep_days, may_go_on)
+    if config.auth == "builtin":
+        bootstrap.forget_former_password(db, state_dir)
+
+
+def purge(db: Database, keep_days: int, may_go_on: Callable[[], bool] = lambda: True) -> None:
+    """Remove orders and messages that are older than they are kept, and tokens that have expired.
+
+    In small transactions with pauses between them, so that nobody waits for one; ``may_go_on`` ends it when the
+    service stops.
+    """
+    kept_since = now() - datetime.timedelta(days=keep_days)
+    orders = _purge(db, OrderRow.id, OrderRow.finished_at, kept_since, may_go_on)
+    messages = _purge(db, Message.id, Message.expires_at, now(), may_go_on)
+    expired = _purge(db, Token.id, Token.expires_at, now(), may_go_on)
+    if orders or messages or expired:
+        log.info("purged %d finished orders, %d messages and %d expired tokens", orders, messages, expired)
+
+
+def _purge(
+    db: Database,
+    key: InstrumentedAttribute[str],
+    ended_at: InstrumentedAttribute[Any],
+    before: datetime.datetime,
+    may_go_on: Callable[[], bool],
+) -> int:
+    """Remove the rows that ended before a time; return how many they were."""
+    found = select(key).where(ended_at <= before).order_by(ended_at).limit(ROWS_AT_ONCE)
+    removed = 0
+    while may_go_on():
+        with db.read() as session:
+            ids = session.scalars(found).all()
+        if not ids:
+            break
+        with db.write() as session:
+            session.execute(delete(key.class_).where(key.in_(ids)))
+        removed += len(ids)
+        if len(ids) < ROWS_AT_ONCE:
+            break
+        sleep(PAUSE_S)
+    return removed

@@ -102,7 +102,7 @@ class Service:
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)
         self.looker = managing.Looker(self.desk)
-        login = Login(self.db, config.identity, self.waiting_room.entered) if service.auth == "builtin" else None
+        self.login = Login(self.db, config.identity, self.waiting_room.lent) if service.auth == "builtin" else None
         self.app = create_app(
             Core(
                 config=config,
@@ -119,7 +119,7 @@ class Service:
                 plan_drain=functools.partial(explaining.plan_drain, room),
                 manageable=self.looker.manageable,
             ),
-            login,
+            self.login,
         )
         self.application: Any = self.app
         """What the HTTP server calls."""
@@ -128,7 +128,7 @@ class Service:
 
             self.application = guard(self.app, config.keystone, config.source)
         self.reporter = reporting.Reporter(self.desk)
-        self.clock = periodic.jobs(service, self.db, self.report)
+        self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 
     def start(self) -> None:
         """Bring the database up to date, look at the backends, resume what was left, and begin to work."""
@@ -148,10 +148,16 @@ class Service:
         """Look at every backend."""
         self.reporter.look(wait_s=self.config.service.report_interval_s)
 
+    def hurry(self) -> None:
+        """Turn away those who wait to be let in, so that a stop need not wait for them."""
+        if self.login is not None:
+            self.login.close()
+
     def stop(self) -> bool:
         """Let what runs come to its end, leave the rest to the next start; say whether all that ran did end."""
         if not self.clock.running:
             return True  # stopped before
+        self.hurry()
         self.clock.shutdown(wait=False)
         clean = self.bus.drain(self.config.service.drain_timeout_s)
         clean = self.reporter.stop() and clean
@@ -375,7 +381,7 @@ def _run(service: Service, server: HttpServer) -> int:
     address.note(service.state_dir, url)
     _greet(service, f"{section.public_endpoint.rstrip('/') or url}/v3")
     for stopping in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stopping, functools.partial(_stop, server))
+        signal.signal(stopping, functools.partial(_stop, server, service))
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
     server.run()  # until a signal; then it has stopped taking requests
     log.info(
@@ -390,9 +396,10 @@ def _run(service: Service, server: HttpServer) -> int:
     return 0
 
 
-def _stop(server: HttpServer, _signal: int, _frame: object) -> None:
+def _stop(server: HttpServer, service: Service, _signal: int, _frame: object) -> None:
     for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut off the stop that has begun
         signal.signal(again, signal.SIG_IGN)
+    service.hurry()
     server.stop()
 
 

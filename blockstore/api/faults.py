@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from blockstore.address import base_url
-from blockstore.errors import BlockstoreError, TooManyRequests, Unauthorized
+from blockstore.errors import BlockstoreError, Busy, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def reply(error: Exception) -> Response:
         return unauthorized(error.message)
     if isinstance(error, BlockstoreError) and error.status != 500:
         response = fault(error.status, error.fault, error.message)
-        if isinstance(error, TooManyRequests):
+        if isinstance(error, TooManyRequests | Busy):
             response.headers["Retry-After"] = str(error.wait_s)
         return response
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:

@@ -21,6 +21,7 @@ class WaitingRoom:
         """``threads``: how many answer when nobody waits."""
         self._threads = threads
         self._waiting = 0
+        self._lent = 0
         self._lock = threading.Lock()
         self.set_thread_count: Callable[[int], None] = lambda _count: None
         """What changes the number of the server's threads; nothing, where there is no server."""
@@ -32,11 +33,27 @@ class WaitingRoom:
             room = self._waiting < MOST
             if room:
                 self._waiting += 1
-                self.set_thread_count(self._threads + self._waiting)
+                self._tell()
         try:
             yield room
         finally:
             if room:
                 with self._lock:
                     self._waiting -= 1
-                    self.set_thread_count(self._threads + self._waiting)
+                    self._tell()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Have somebody else answer meanwhile, without taking a place: for waits that have a bound of their own."""
+        with self._lock:
+            self._lent += 1
+            self._tell()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lent -= 1
+                self._tell()
+
+    def _tell(self) -> None:
+        self.set_thread_count(self._threads + self._waiting + self._lent)

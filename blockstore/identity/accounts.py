@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from blockstore.db.models import Domain, Grant, Project, Role, Snapshot, Token, User, Volume
+from blockstore.db.models import ApplicationCredential, Domain, Grant, Project, Role, Snapshot, Token, User, Volume
 from blockstore.db.session import insert_if_absent
 from blockstore.errors import Conflict, Forbidden, NotFound
 
@@ -74,9 +74,11 @@ def change(session: Session, row: Row, **values: Any) -> Row:
             setattr(row, name, value)
         if renamed:
             _refuse_taken(session, row)
-    if isinstance(row, User) and ("password_hash" in values or values.get("enabled") is False):
+    session.flush()  # first: a login that is going on holds the row, and its token must be seen below
+    if values.get("enabled") is False:
+        _end_access(session, row)
+    elif "password_hash" in values:
         session.execute(delete(Token).where(Token.user_id == row.id))
-    session.flush()
     return row
 
 
@@ -92,6 +94,7 @@ def remove_project(session: Session, row: Project) -> None:
     """Remove a project. Raises Conflict while it has volumes or snapshots, Forbidden for the first one."""
     if row.id == ADMIN:
         raise Forbidden("The project admin was here first and cannot be deleted.")
+    _hold(session, row)
     for model, noun in ((Volume, "volumes"), (Snapshot, "snapshots")):
         count = session.scalar(select(func.count()).select_from(model).where(model.project_id == row.id))
         if count:
@@ -107,6 +110,7 @@ def remove_domain(session: Session, row: Domain) -> None:
         raise Forbidden("The domain default was here first and cannot be deleted.")
     if row.enabled:
         raise Forbidden(f"Cannot delete a domain that is enabled; disable {row.name} first.")
+    _hold(session, row)
     for project in session.scalars(select(Project).where(Project.domain_id == row.id)).all():
         remove_project(session, project)
     _forget_scope(session, DOMAIN, row.id)
@@ -118,7 +122,12 @@ def remove_role(session: Session, row: Role) -> None:
     """Remove a role from everybody. Raises Forbidden for those that policies are made of."""
     if row.name in ("admin", "member", "reader", "service"):
         raise Forbidden(f"The role {row.name} stands in the policies and cannot be deleted.")
+    granted = select(Grant.user_id, Grant.scope, Grant.scope_id).where(Grant.role_id == row.id).with_for_update()
+    holders = session.execute(granted).all()
     session.delete(row)
+    session.flush()
+    for user_id, scope, scope_id in holders:
+        _end_access_there(session, user_id, scope, scope_id)
     session.flush()
 
 
@@ -136,17 +145,27 @@ def revoke(session: Session, user_id: str, scope: str, scope_id: str, role_id: s
         raise NotFound(f"Could not find role assignment with role: {role_id}, user: {user_id}, {scope}: {scope_id}.")
     session.delete(row)
     session.flush()
+    _end_access_there(session, user_id, scope, scope_id)
 
 
-def roles_on(session: Session, user_id: str, scope: str, scope_id: str) -> list[Role]:
-    """Return the roles that were given to a user there, by name."""
+def roles_on(session: Session, user_id: str, scope: str, scope_id: str, *, hold: bool = False) -> list[Role]:
+    """Return the roles that were given to a user there, by name; with ``hold``, nobody takes them meanwhile."""
     statement = (
         select(Role)
         .join(Grant, Grant.role_id == Role.id)
         .where(Grant.user_id == user_id, Grant.scope == scope, Grant.scope_id == scope_id)
         .order_by(Role.name)
     )
-    return list(session.scalars(statement))
+    return list(session.scalars(statement.with_for_update(read=True, of=Grant) if hold else statement))
+
+
+def hold(session: Session, model: type[Row], ref: str) -> Row | None:
+    """Return a row as it is now, which nobody changes until this transaction ends; None where there is none.
+
+    What a token or a credential rests on is held while it is made: else one could be made of a project that is being
+    disabled, and live when that is enabled again. In the order domain, user, project, so that nobody waits in a ring.
+    """
+    return session.get(model, ref, with_for_update={"read": True}, populate_existing=True)
 
 
 def projects_of(session: Session, user_id: str) -> list[Project]:
@@ -160,6 +179,39 @@ def domains_of(session: Session, user_id: str) -> list[Domain]:
     """Return the enabled domains on which a user has a role, by name."""
     reached = select(Grant.scope_id).where(Grant.user_id == user_id, Grant.scope == DOMAIN)
     return list(session.scalars(select(Domain).where(Domain.id.in_(reached), Domain.enabled).order_by(Domain.name)))
+
+
+def _end_access(session: Session, row: Domain | Project | User | Role) -> None:
+    """End for good the tokens and application credentials of what was disabled: enabling it brings none back."""
+    if isinstance(row, User):
+        users, projects = [row.id], []
+    elif isinstance(row, Project):
+        users, projects = [], [row.id]
+    else:
+        users = list(session.scalars(select(User.id).where(User.domain_id == row.id)))
+        projects = list(session.scalars(select(Project.id).where(Project.domain_id == row.id)))
+        session.execute(delete(Token).where(Token.scope == DOMAIN, Token.scope_id == row.id))
+    for user_id in users:
+        session.execute(delete(Token).where(Token.user_id == user_id))
+        session.execute(delete(ApplicationCredential).where(ApplicationCredential.user_id == user_id))
+    for project_id in projects:
+        session.execute(delete(Token).where(Token.scope == PROJECT, Token.scope_id == project_id))
+        session.execute(delete(ApplicationCredential).where(ApplicationCredential.project_id == project_id))
+
+
+def _end_access_there(session: Session, user_id: str, scope: str, scope_id: str) -> None:
+    """End for good what a user has in one place, because a role there was taken away."""
+    session.execute(delete(Token).where(Token.user_id == user_id, Token.scope == scope, Token.scope_id == scope_id))
+    if scope == PROJECT:
+        session.execute(
+            delete(ApplicationCredential).where(
+                ApplicationCredential.user_id == user_id, ApplicationCredential.project_id == scope_id
+            )
+        )
+
+
+def _hold(session: Session, row: Domain | Project) -> None:
+    session.refresh(row, with_for_update=True)
 
 
 def _forget_scope(session: Session, scope: str, scope_id: str) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Domain, Project, Role, User
-from blockstore.db.session import insert_if_absent
+from blockstore.db.session import Database, insert_if_absent
 from blockstore.errors import ConfigError
 from blockstore.identity import accounts, passwords
+
+log = logging.getLogger(__name__)
 
 PASSWORD_FILE = "admin-password"  # noqa: S105 - a file name
 ROLES = {
@@ -66,6 +70,31 @@ def write_password(state_dir: Path, password: str) -> None:
         raise ConfigError(f"{path}, which keeps the administrator's password: {exc.strerror}.") from exc
 
 
+def forget_password(state_dir: Path, password: str) -> None:
+    """Remove the file of the administrator's first password, unless it holds the one that was set now."""
+    _forget(state_dir, lambda first: first != password)
+
+
+def forget_former_password(db: Database, state_dir: Path) -> None:
+    """Remove that file when its password is not the administrator's any more, however that was changed."""
+    with db.read() as session:
+        user = session.get(User, accounts.ADMIN)
+    if user is not None:
+        _forget(state_dir, lambda first: not passwords.matches(user.password_hash, first))
+
+
+def _forget(state_dir: Path, is_former: Callable[[str], bool]) -> None:
+    path = state_dir / PASSWORD_FILE
+    try:
+        if is_former(path.read_text(encoding="utf-8", errors="replace").strip()):
+            path.unlink()
+            log.info("%s is removed: the password of admin was changed", path)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        log.warning("%s, which holds a former password of admin, cannot be removed: %s", path, exc.strerror)
+
+
 def read_password(state_dir: Path) -> str:
     """Return the administrator's password. Raises ConfigError."""
     path = state_dir / PASSWORD_FILE
@@ -73,7 +102,8 @@ def read_password(state_dir: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} is not there: it is written by the first start, and by `blockstore user password admin`."
+            f"{path} is not there: the first start writes it, and it goes when the password of admin is changed."
+            " Log in with the password that was chosen, or make a new one by `blockstore user password admin`."
         ) from None
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror}.") from exc

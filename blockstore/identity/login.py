@@ -1,12 +1,13 @@
 """From proof to token: password, token or application credential, and the scope that is asked for.
 
-Who fails too often from one address has to wait. A wrong name, a wrong password and a disabled user are told alike,
-and take as long.
+Who fails too often has to wait (``attempts.py``). A wrong name, a wrong password and a disabled user are told alike,
+and take as long; also the waiting is the same, for an unknown name is counted as a known one is.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -21,7 +22,8 @@ from blockstore.db.models import ApplicationCredential, Domain, Project, User, n
 from blockstore.db.session import Database
 from blockstore.errors import Unauthorized
 from blockstore.identity import accounts, passwords, tokens
-from blockstore.throttle import Throttle
+from blockstore.identity.attempts import Attempts, network_of
+from blockstore.identity.hashing import HashingPool
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +48,15 @@ class Login:
     """Where tokens are asked for."""
 
     def __init__(self, db: Database, config: IdentityConfig, aside: Aside) -> None:
-        """``aside`` is entered while a password is compared, so that others are answered meanwhile."""
+        """``aside`` is entered while a password is hashed, so that others are answered meanwhile."""
         self._db, self._config, self._aside = db, config, aside
-        self.throttle = Throttle(config.login_failures, config.login_pause_s)
+        self._attempts = Attempts(config.login_failures, config.login_pause_s)
+        self._pool = HashingPool()
+
+    def close(self) -> None:
+        """Turn away those who wait to be let in."""
+        self._attempts.close()
+        self._pool.close()
 
     def token(self, asked: Mapping[str, Any], address: str) -> str:
         """Return the words of a new token for the body ``auth``. Raises Unauthorized, TooManyRequests."""
@@ -79,6 +87,7 @@ class Login:
                 scope_id=scope_id,
                 methods=methods,
                 expires_at=expires_at,
+                most=self._config.tokens_per_user,
                 credential_id=proved.credential.id if proved.credential else None,
             )
 
@@ -87,13 +96,21 @@ class Login:
         proved = self._by_password({"user": {"id": user_id, "password": password}}, address)
         return proved.password_hash or ""
 
+    def hashed(self, password: str, address: str, user_id: str) -> str:
+        """Return what to keep of a password or a secret. Raises Busy."""
+        with self._aside():
+            return self._pool.run(
+                lambda: passwords.hashed(password), address=network_of(address), account=f"user {user_id}"
+            )
+
     # --- proofs --------------------------------------------------------------------------------------------
 
     def _by_password(self, proof: Mapping[str, Any], address: str) -> _Proved:
         who = proof["user"]
         with self._db.read() as session:
             user = _user(session, who)
-        self._compare(address, _said(who), user.password_hash if user else None, who["password"])
+            account = _account(session, who, user)
+        self._compare(address, account, user.password_hash if user else None, who["password"])
         assert user is not None  # else nothing would have matched
         return _Proved(user_id=user.id, password_hash=user.password_hash)
 
@@ -116,8 +133,8 @@ class Login:
                     ApplicationCredential.user_id == user.id, ApplicationCredential.name == proof.get("name")
                 )
                 credential = session.scalars(statement).one_or_none()
-        said = str(proof.get("id") or (proof.get("name"), _said(proof.get("user") or {})))
-        self._compare(address, said, credential.secret_hash if credential else None, proof["secret"])
+            account = _credential_account(session, proof, credential)
+        self._compare(address, account, credential.secret_hash if credential else None, proof["secret"])
         assert credential is not None
         if credential.expires_at is not None and credential.expires_at <= now():
             raise Unauthorized(f"The application credential {credential.id} has expired.")
@@ -129,26 +146,32 @@ class Login:
         "application_credential": _by_application_credential,
     }
 
-    def _compare(self, address: str, said: str, kept: str | None, password: str) -> None:
-        self.throttle.admit(address, said)
-        with self._aside():
-            right = passwords.matches(kept, password)
-        if not right:
-            self.throttle.failed(address, said)
+    def _compare(self, address: str, account: str, kept: str | None, password: str) -> None:
+        with self._aside(), self._attempts.made(account, address) as attempt:
+            attempt.right = self._pool.run(
+                lambda: passwords.matches(kept, password), address=network_of(address), account=account
+            )
+        if not attempt.right:
             log.warning("a login from %s failed", address)
             raise Unauthorized(REFUSED)
-        self.throttle.succeeded(address, said)
 
     # --- scope ---------------------------------------------------------------------------------------------
 
     def _still_true(self, session: Session, proved: _Proved) -> None:
         """Look again, inside the transaction that makes the token: a password may have been changed meanwhile."""
-        user = session.get(User, proved.user_id)
-        fits = user is not None and user.enabled and session.get_one(Domain, user.domain_id).enabled
+        found = session.get(User, proved.user_id)
+        domain = accounts.hold(session, Domain, found.domain_id) if found is not None else None
+        user = accounts.hold(session, User, proved.user_id)
+        fits = user is not None and user.enabled and domain is not None and domain.enabled
         if fits and proved.password_hash is not None:
             fits = user is not None and user.password_hash == proved.password_hash
         if fits and proved.credential is not None:
-            fits = session.get(ApplicationCredential, proved.credential.id) is not None
+            present = session.get(
+                ApplicationCredential, proved.credential.id, with_for_update={"read": True}, populate_existing=True
+            )
+            fits = present is not None
+        if fits and proved.earlier is not None:
+            fits = tokens.is_there(session, proved.earlier.token_id)
         if not fits:
             raise Unauthorized(REFUSED)
 
@@ -173,13 +196,13 @@ class Login:
             scope, scope_id = accounts.DOMAIN, domain.id if domain else ""
         else:
             scope, scope_id = accounts.SYSTEM, accounts.ALL
-        if not _open(session, scope, scope_id) or not accounts.roles_on(session, user_id, scope, scope_id):
+        if not _open(session, scope, scope_id) or not accounts.roles_on(session, user_id, scope, scope_id, hold=True):
             raise Unauthorized(f"{REFUSED} Or the user has no role on the {scope}.")
         return scope, scope_id
 
 
 def _has_role(session: Session, user_id: str, project_id: str) -> bool:
-    return bool(accounts.roles_on(session, user_id, accounts.PROJECT, project_id))
+    return bool(accounts.roles_on(session, user_id, accounts.PROJECT, project_id, hold=True))
 
 
 def _open(session: Session, scope: str, scope_id: str) -> bool:
@@ -187,15 +210,44 @@ def _open(session: Session, scope: str, scope_id: str) -> bool:
         return True
     domain_id: str | None = scope_id
     if scope == accounts.PROJECT:
-        project = session.get(Project, scope_id)
-        domain_id = project.domain_id if project is not None and project.enabled else None
-    domain = session.get(Domain, domain_id) if domain_id else None
+        found = session.get(Project, scope_id)
+        domain_id = found.domain_id if found is not None else None
+    domain = accounts.hold(session, Domain, domain_id) if domain_id else None
+    if scope == accounts.PROJECT and domain is not None:
+        project = accounts.hold(session, Project, scope_id)
+        return project is not None and project.enabled and domain.enabled
     return domain is not None and domain.enabled
 
 
-def _said(who: Mapping[str, Any]) -> str:
-    """Return by what name a user was meant, for counting failures."""
-    return str(who.get("id") or (who.get("name"), sorted((who.get("domain") or {}).items())))
+def _account(session: Session, who: Mapping[str, Any], user: User | None) -> str:
+    """Return by what the attempts at a user's password are counted.
+
+    It is made of what ``_user`` finds a user by and of nothing else, so that no two bodies that mean the same user
+    are counted apart, whether there is such a user or not.
+    """
+    if user is not None:
+        return f"user {user.id}"
+    if who.get("id"):
+        return _digest("user", who["id"])
+    said = who.get("domain") or {}
+    domain = _domain(session, said)
+    where = domain.id if domain else said.get("id") or said.get("name")
+    return _digest("user", where, who.get("name"))
+
+
+def _credential_account(session: Session, proof: Mapping[str, Any], credential: ApplicationCredential | None) -> str:
+    """Return by what the attempts at the secret of an application credential are counted."""
+    if credential is not None:
+        return f"credential {credential.id}"
+    if proof.get("id"):
+        return _digest("credential", proof["id"])
+    who = proof.get("user") or {}
+    return _digest("credential", _account(session, who, _user(session, who)), proof.get("name"))
+
+
+def _digest(*words: Any) -> str:
+    """Return words of a caller's in a bounded size."""
+    return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _domain(session: Session, said: Mapping[str, Any] | None) -> Domain | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import base64
 import secrets
 
 from argon2 import PasswordHasher
@@ -22,11 +22,16 @@ def hashed(password: str) -> str:
 def matches(kept: str | None, password: str) -> bool:
     """Say whether a password is the one that was kept; where none was, that takes as long."""
     try:
-        return _HASHER.verify(kept or _nobody(), password) and kept is not None
+        return _HASHER.verify(kept or _NOBODY, password) and kept is not None
     except (VerificationError, InvalidHashError):
         return False
 
 
-@functools.cache
-def _nobody() -> str:
-    return hashed(secrets.token_urlsafe())
+def _unmatched() -> str:
+    """Return a hash of no password, which takes as long to compare as one of a password."""
+    salt, digest = (base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (16, 32))
+    cost = f"m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}"
+    return f"$argon2id$v=19${cost}${salt}${digest}"
+
+
+_NOBODY = _unmatched()

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, insert, select
+from sqlalchemy import and_, bindparam, delete, func, insert, select
 from sqlalchemy.orm import Session, aliased
 
 from blockstore.db.models import ApplicationCredential, Domain, Grant, Project, Role, Token, User, now
@@ -21,6 +21,8 @@ from blockstore.policies import IMPLIED
 
 MOST_LENGTH = 255
 """Longer than any token of ours."""
+MOST_DROPPED = 100
+"""Tokens of one user that a login removes at most; the rest waits for the next login, and for the purge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,15 @@ def issue(
     scope_id: str,
     methods: list[str],
     expires_at: datetime.datetime,
+    most: int,
     credential_id: str | None = None,
 ) -> str:
-    """Keep a new token and return its words: the only time that they are known."""
+    """Keep a new token and return its words: the only time that they are known.
+
+    A user has ``most`` tokens. Beyond them those go that would end first: whoever logs in is never refused.
+    """
     words = secrets.token_urlsafe(32)
+    _make_room(session, user_id, most)
     session.execute(
         insert(Token).values(
             id=_kept(words),
@@ -103,9 +110,19 @@ def revoke(session: Session, token_id: str) -> None:
     session.execute(delete(Token).where(Token.id == token_id))
 
 
-def purge(session: Session) -> int:
-    """Remove the tokens that have expired; return how many they were."""
-    return int(session.execute(delete(Token).where(Token.expires_at <= now())).rowcount)  # type: ignore[attr-defined]
+def is_there(session: Session, token_id: str) -> bool:
+    """Return True if a token has not been revoked; nobody revokes it until this transaction ends."""
+    return session.get(Token, token_id, with_for_update={"read": True}, populate_existing=True) is not None
+
+
+def _make_room(session: Session, user_id: str, most: int) -> None:
+    own = select(Token.id).where(Token.user_id == user_id).order_by(Token.expires_at, Token.issued_at)
+    counted = select(func.count()).select_from(own.order_by(None).limit(most + MOST_DROPPED).subquery())
+    excess = session.execute(counted).scalar_one() - most + 1
+    if excess > 0:
+        # SKIP LOCKED: logins of one user at the same moment take different ones instead of waiting in a ring.
+        ended = session.scalars(own.limit(min(excess, MOST_DROPPED)).with_for_update(skip_locked=True)).all()
+        session.execute(delete(Token).where(Token.id.in_(ended)))
 
 
 def _kept(words: str) -> str:

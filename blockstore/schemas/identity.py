@@ -9,11 +9,13 @@ from typing import Any
 from marshmallow import EXCLUDE, ValidationError, fields, validates_schema
 
 from blockstore.schemas import base
-from blockstore.schemas.base import AnyValue, Part, Text, field
+from blockstore.schemas.base import MAX_NAME, AnyValue, Part, Text, field
 
 MAX_ID = 64
 MAX_SECRET = 4096
-MAX_DESCRIPTION = 65535
+MAX_DESCRIPTION = 8192
+"""A body of the Identity API has 16 KiB at most."""
+MAX_ROLES = 50
 METHODS = ("password", "token", "application_credential")
 
 
@@ -94,16 +96,22 @@ class CredentialProof(Schema):
             raise ValidationError("An id is needed, or a name and its user.")
 
 
+class Methods(fields.Field[list[str]]):
+    """The methods of a login; their number is looked at before any of them."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> list[str]:
+        if not isinstance(value, list):
+            raise ValidationError("It must be a list.")
+        if not 1 <= len(value) <= len(METHODS) or not all(method in METHODS for method in value):
+            raise ValidationError(f"It must name one to {len(METHODS)} of {', '.join(METHODS)}.")
+        return value
+
+
 class Proofs(Schema):
-    methods = fields.List(Text(choices=METHODS), required=True)
+    methods = field(Methods, required=True)
     password = field(Part, schema=PasswordProof)
     token = field(Part, schema=TokenProof)
     application_credential = field(Part, schema=CredentialProof)
-
-    @validates_schema
-    def _some(self, data: Any, **_kw: Any) -> None:
-        if not 1 <= len(data["methods"]) <= len(METHODS):
-            raise ValidationError({"methods": [f"Name one to {len(METHODS)} of {', '.join(METHODS)}."]})
 
 
 class Scopes(Schema):
@@ -249,25 +257,19 @@ class ChangeRole(Schema):
     role = field(Part, required=True, schema=RoleChange)
 
 
-class RoleRef(Schema):
-    id = field(Text, max_length=MAX_ID)
-    name = field(Text)
-
-    @validates_schema
-    def _named(self, data: Any, **_kw: Any) -> None:
-        if not data:
-            raise ValidationError("An id or a name is needed.")
-
-
 class Roles(fields.Field[list[Any]]):
     """A list of roles, each by id or name."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> list[Any]:
-        if not isinstance(value, list) or len(value) > 100:
-            raise ValidationError("It must be a list of at most 100 roles.")
-        if not all(isinstance(one, Mapping) for one in value):
-            raise ValidationError("Each of them must be an object with an id or a name.")
-        return [RoleRef().load(one) for one in value]
+        if not isinstance(value, list) or len(value) > MAX_ROLES:
+            raise ValidationError(f"It must be a list of at most {MAX_ROLES} roles.")
+        return [self._role(one) for one in value]
+
+    def _role(self, one: Any) -> dict[str, str]:
+        found = {key: one[key] for key in ("id", "name") if key in one} if isinstance(one, Mapping) else {}
+        if not found or not all(isinstance(ref, str) and len(ref) <= MAX_NAME for ref in found.values()):
+            raise ValidationError(f"Each must be an object with an id or a name of at most {MAX_NAME} characters.")
+        return found
 
 
 class NewCredential(Schema):

@@ -135,7 +135,8 @@ class Adapter:
             try:
                 self._answer(environ_of(scope, headers, body), proto, loop)
             finally:
-                loop.call_soon_threadsafe(replied.set_result, None)
+                with contextlib.suppress(RuntimeError):  # a stop did not wait any longer: the loop is closed
+                    loop.call_soon_threadsafe(replied.set_result, None)
 
         threads = self._transfers if isinstance(body, Streamed) else self._threads
         threads.submit(scope.client.rpartition(":")[0], headers.get("x-auth-token", ""), answer)

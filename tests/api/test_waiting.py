@@ -39,6 +39,15 @@ def test_there_is_one_thread_more_for_each_that_waits() -> None:
     assert counts == [5, 6, 5, 4]
 
 
+def test_who_waits_with_a_bound_of_its_own_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST", 1)
+    room, counts = WaitingRoom(1), []
+    room.set_thread_count = counts.append
+    with room.lent(), room.lent(), room.entered() as may_wait:
+        assert may_wait
+    assert counts == [2, 3, 4, 3, 2, 1]
+
+
 def test_a_bounded_number_may_wait_and_the_next_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "MOST", 2)
     room, counts = WaitingRoom(1), []

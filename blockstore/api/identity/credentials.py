@@ -9,11 +9,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.identity.door import Desk, Visit, oneself
 from blockstore.api.identity.tokens import moment
 from blockstore.db.models import ApplicationCredential, Role, now
-from blockstore.errors import BadRequest, Conflict, Forbidden, NotFound
-from blockstore.identity import accounts, passwords
+from blockstore.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
+from blockstore.identity import accounts, tokens
 from blockstore.schemas import identity as schemas
 
 desk = Desk()
@@ -77,9 +78,10 @@ def create(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any
     if asked.get("expires_at") is not None and asked["expires_at"] <= now():
         raise BadRequest("application_credential.expires_at is in the past.")
     secret = asked.get("secret") or secrets.token_urlsafe(32)
-    with visit.core.waiting_room.entered():
-        kept = passwords.hashed(secret)
+    kept = visit.hashed(secret, user_id)
     with visit.db.write() as session:
+        if not tokens.is_there(session, caller.token_id):  # a role was taken away, or the project disabled, meanwhile
+            raise Unauthorized(UNAUTHENTICATED)
         owned = {role.id: role.name for role in caller.roles}
         row = ApplicationCredential(
             id=accounts.new_account_id(),

@@ -16,13 +16,14 @@ from blockstore.address import base_url
 from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.endpoint import CORE, IDENTITY, Core, read_json
 from blockstore.db.session import Database
-from blockstore.errors import Forbidden, Unauthorized
+from blockstore.errors import BodyTooLarge, Forbidden, Unauthorized
 from blockstore.identity import tokens
 from blockstore.identity.login import Login
 from blockstore.microversions import MINIMUM
 from blockstore.schemas.base import FALSE, TRUE, Schema, load
 
 ROOT = f"{IDENTITY}/v3"
+MAX_BODY_BYTES = 16384
 LOGIN = "blockstore identity"
 """Where the application keeps its ``Login``."""
 
@@ -51,6 +52,10 @@ class Visit:
         """Return who asks, where that was made sure of."""
         assert self.who is not None
         return self.who
+
+    def hashed(self, password: str, user_id: str) -> str:
+        """Return what to keep of a password or a secret; ``user_id`` is who asks. Raises Busy."""
+        return self.login.hashed(password, self.address, user_id)
 
     def link(self, path: str) -> str:
         """Return the URL of something here."""
@@ -157,6 +162,8 @@ def answer(service: Service) -> Callable[..., Response]:
             raise Forbidden("You are not authorized to perform the requested action.")
         arguments: dict[str, Any] = dict(path)
         if service.body is not None:
+            if (request.content_length or 0) > MAX_BODY_BYTES or len(request.get_data()) > MAX_BODY_BYTES:
+                raise BodyTooLarge(f"The body of a request to the Identity API has at most {MAX_BODY_BYTES} bytes.")
             arguments["body"] = load(service.body, read_json(), MINIMUM)
         result = service.function(visit, **arguments)
         if not isinstance(result, Answer):

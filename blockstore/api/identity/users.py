@@ -10,7 +10,7 @@ from sqlalchemy import select
 from blockstore.api.identity.door import Desk, Visit, anybody, oneself
 from blockstore.db.models import User
 from blockstore.errors import BadRequest, Unauthorized
-from blockstore.identity import accounts, passwords
+from blockstore.identity import accounts, bootstrap
 from blockstore.identity.login import REFUSED
 from blockstore.schemas import identity as schemas
 
@@ -91,10 +91,14 @@ def change(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any
         row = accounts.find(session, User, user_id)
     if asked.pop("domain_id", row.domain_id) != row.domain_id:
         raise BadRequest("domain_id: a user stays in its domain.")
+    password = asked.get("password")
     if "password" in asked:
         asked["password_hash"] = _hashed(visit, asked.pop("password"))
     with visit.db.write() as session:
-        return {"user": shown(visit, accounts.change(session, accounts.find(session, User, user_id), **asked))}
+        row = accounts.change(session, accounts.find(session, User, user_id), **asked)
+    if "password_hash" in asked and user_id == accounts.ADMIN:
+        bootstrap.forget_password(visit.core.config.state_dir, password or "")
+    return {"user": shown(visit, row)}
 
 
 @desk.serves("POST", "/users/<user_id>/password", to=anybody, body=schemas.ChangePassword, status=204)
@@ -102,12 +106,14 @@ def change_password(visit: Visit, user_id: str, body: Mapping[str, Any]) -> None
     """Change one's own password, knowing the old one; it ends all sessions."""
     asked = body["user"]
     compared = visit.login.check_password(user_id, asked["original_password"], visit.address)
-    kept = _hashed(visit, asked["password"])
+    kept = visit.hashed(asked["password"], user_id)
     with visit.db.write() as session:
         row = session.get(User, user_id)
         if row is None or not row.enabled or row.password_hash != compared:
             raise Unauthorized(REFUSED)
         accounts.change(session, row, password_hash=kept)
+    if user_id == accounts.ADMIN:
+        bootstrap.forget_password(visit.core.config.state_dir, asked["password"])
 
 
 @desk.serves("DELETE", "/users/<user_id>", status=204)
@@ -118,7 +124,4 @@ def remove(visit: Visit, user_id: str) -> None:
 
 
 def _hashed(visit: Visit, password: str | None) -> str | None:
-    if password is None:
-        return None
-    with visit.core.waiting_room.entered():
-        return passwords.hashed(password)
+    return None if password is None else visit.hashed(password, visit.caller.user.id)

@@ -1,0 +1,139 @@
+"""The threads that hash: how many run, who waits, whose turn it is, and who is told to come back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from blockstore.errors import Busy
+from blockstore.identity import hashing
+from blockstore.identity.hashing import HashingPool
+
+
+class Gate:
+    """A pool of one thread that is busy until it is told, and what it did since."""
+
+    def __init__(self, most_waiting: int) -> None:
+        self.pool = HashingPool(threads=1, most_waiting=most_waiting)
+        self.callers = ThreadPoolExecutor(64)
+        self.done: list[str] = []
+        self._go = threading.Event()
+        begun = threading.Event()
+
+        def busy() -> None:
+            begun.set()
+            assert self._go.wait(20)
+
+        self.first = self.callers.submit(self.pool.run, busy, address="first", account="first")
+        assert begun.wait(20)
+
+    def ask(self, name: str, address: str, account: str = "") -> Future[str]:
+        """Ask for one more and return when it waits, or was refused."""
+
+        def work() -> str:
+            self.done.append(name)
+            return name
+
+        before = self.waiting()
+        asked = self.callers.submit(self.pool.run, work, address=address, account=account or name)
+        while not asked.done() and self.waiting() == before:
+            threading.Event().wait(0.001)
+        return asked
+
+    def waiting(self) -> list[object]:
+        """Return what waits."""
+        return [job for line in list(self.pool._lines.values()) for job in list(line)]
+
+    def open(self) -> None:
+        """Let the first one end."""
+        self._go.set()
+        self.first.result(20)
+
+    def close(self) -> None:
+        """End all."""
+        self._go.set()
+        self.pool.close()
+        self.callers.shutdown()
+
+
+@pytest.fixture
+def gate() -> Iterator[Callable[[int], Gate]]:
+    """Make pools that are busy."""
+    made: list[Gate] = []
+
+    def make(most_waiting: int) -> Gate:
+        made.append(Gate(most_waiting))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_addresses_take_turns(gate: Callable[[int], Gate]) -> None:
+    pool = gate(16)
+    asked = [pool.ask(f"a{number}", "a") for number in range(4)] + [pool.ask("b", "b"), pool.ask("c", "c")]
+    pool.open()
+    assert [one.result(20) for one in asked] == ["a0", "a1", "a2", "a3", "b", "c"]
+    assert pool.done == ["a0", "b", "c", "a1", "a2", "a3"]
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_back(gate: Callable[[int], Gate]) -> None:
+    pool = gate(4)
+    kept = [pool.ask(f"a{number}", "a") for number in range(4)]
+    with pytest.raises(Busy) as refused:
+        pool.ask("a4", "a").result(20)
+    assert refused.value.wait_s == hashing.RETRY_AFTER_S
+    pool.open()
+    assert [one.result(20) for one in kept] == ["a0", "a1", "a2", "a3"]
+
+
+def test_an_address_that_fills_the_queue_gives_up_its_newest_for_another(gate: Callable[[int], Gate]) -> None:
+    pool = gate(4)
+    flood = [pool.ask(f"a{number}", "a") for number in range(4)]
+    first, second = pool.ask("b0", "b"), pool.ask("b1", "b")
+    with pytest.raises(Busy):
+        pool.ask("b2", "b").result(20)  # both have two now
+    for given_up in flood[2:]:
+        with pytest.raises(Busy):
+            given_up.result(20)
+    pool.open()
+    assert [one.result(20) for one in (*flood[:2], first, second)] == ["a0", "a1", "b0", "b1"]
+
+
+def test_one_account_takes_half_of_the_queue_from_wherever_it_is_tried(
+    gate: Callable[[int], Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "MOST_WAITING_PER_ACCOUNT", 2)
+    pool = gate(4)
+    kept = [pool.ask(f"x{number}", f"address-{number}", "x") for number in range(2)]
+    with pytest.raises(Busy):
+        pool.ask("x2", "address-2", "x").result(20)
+    other = pool.ask("y", "address-3")
+    pool.open()
+    assert [one.result(20) for one in (*kept, other)] == ["x0", "x1", "y"]
+
+
+def test_a_failure_is_its_callers_own() -> None:
+    pool = HashingPool(threads=1)
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        pool.run(fails, address="a", account="a")
+    assert pool.run(lambda: 5, address="a", account="a") == 5
+    pool.close()
+
+
+def test_a_stop_turns_away_who_waits_and_who_comes(gate: Callable[[int], Gate]) -> None:
+    pool = gate(4)
+    waits = pool.ask("a", "a")
+    pool.pool.close()
+    with pytest.raises(Busy):
+        waits.result(20)
+    with pytest.raises(Busy):
+        pool.pool.run(lambda: None, address="a", account="a")
