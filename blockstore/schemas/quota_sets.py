@@ -18,8 +18,6 @@ MOST_KEYS = 5000
 class Limits(fields.Field[dict[str, int]]):
     """A map of quota names to limits."""
 
-    shows_inner = True
-
     def __init__(self, *, least: int = 0, **kw: Any):
         super().__init__(**kw)
         self.least = least
