@@ -154,7 +154,7 @@ class NotFound(BlockstoreError):
     @classmethod
     def resource(cls, kind: str, ref: str) -> NotFound:
         """Return the sentence for a resource that is not there, or not the caller's to see."""
-        return cls(f"{kind} {ref} could not be found.")
+        return cls(f"{kind} {shortened(ref, 255)} could not be found.")
 
 
 class NotAcceptable(BlockstoreError):
