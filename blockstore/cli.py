@@ -549,8 +549,10 @@ def user_create(config: Config, name: str, project: str | None, role: str, passw
     """Make a user; a password that was made is printed once."""
     from blockstore.db.models import Project, Role, User
     from blockstore.identity import accounts, passwords
+    from blockstore.schemas import identity as schemas
 
     password = _password(password_stdin)
+    name = _checked(schemas.CreateUser, "user", name=name, password=password)["name"]
     kept = passwords.hashed(password)
     with _accounts(config) as session:
         home = accounts.named(session, Project, project) if project else None
@@ -575,8 +577,10 @@ def user_password(config: Config, name: str, password_stdin: bool) -> None:
     """Set a new password; it ends the user's sessions. The file with the first one of admin is removed."""
     from blockstore.db.models import User
     from blockstore.identity import accounts, bootstrap, passwords
+    from blockstore.schemas import identity as schemas
 
     password = _password(password_stdin)
+    _checked(schemas.ChangeUser, "user", password=password)
     kept = passwords.hashed(password)
     with _accounts(config) as session:
         row = accounts.named(session, User, name)
@@ -633,6 +637,14 @@ def _granted(session: Any, name: str, role: str, project: str) -> tuple[str, str
     return found[0], accounts.PROJECT, found[1], accounts.named(session, Role, role).id
 
 
+def _checked(schema: Any, noun: str, **values: Any) -> dict[str, Any]:
+    """Return values as the Identity API would take them. Raises InvalidInput in the API's words."""
+    from blockstore.microversions import MINIMUM
+    from blockstore.schemas.base import load
+
+    return dict(load(schema, {noun: values}, MINIMUM)[noun])
+
+
 def _password(from_stdin: bool) -> str:
     import secrets
 
@@ -674,12 +686,14 @@ def project_create(config: Config, name: str, description: str) -> None:
     """Make a project; print its id."""
     from blockstore.db.models import Project
     from blockstore.identity import accounts
+    from blockstore.schemas import identity as schemas
 
+    values = _checked(schemas.CreateProject, "project", name=name, description=description)
     row = Project(
         id=accounts.new_account_id(),
-        name=name,
+        name=values["name"],
         domain_id=accounts.DEFAULT_DOMAIN,
-        description=description,
+        description=values["description"],
         enabled=True,
     )
     with _accounts(config) as session:

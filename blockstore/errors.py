@@ -3,11 +3,28 @@
 Raised by every room; turned into a reply in one place, ``api/faults.py``. A message is a full sentence that a
 person can act on: it names the field or the resource, what it is, and what was expected.
 Backend errors are what plugins raise; they never reach a reply unexplained.
+
+An error has two texts. ``message`` is the operator's: it may name pools, nodes, paths and tools. ``public`` is the
+user's: what happened, with sizes, and what to do. They differ where a class or a caller says so.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from collections.abc import Collection
+from typing import ClassVar, NamedTuple, Self
+
+MOST_NAMES = 5
+"""Names in one refusal."""
+MOST_SHOWN = 80
+"""Characters of a name or a value in one refusal."""
+
+
+class Reason(NamedTuple):
+    """Why something failed, for the operator and for the user."""
+
+    operator: str
+    public: str
 
 
 class BlockstoreError(Exception):
@@ -15,11 +32,46 @@ class BlockstoreError(Exception):
 
     status: ClassVar[int] = 500
     fault: ClassVar[str] = "computeFault"
+    public_text: ClassVar[str | None] = None
+    """The user's text of every error of a class; None: it is the operator's."""
+
+    def __init__(self, message: str = "", *, public: str | None = None):
+        self._public = public
+        super().__init__(message)
 
     @property
     def message(self) -> str:
-        """The sentence to show."""
+        """The operator's sentence."""
         return str(self)
+
+    @property
+    def public(self) -> str:
+        """The user's sentence: it names no pool, node, path or tool."""
+        if self._public is not None:
+            return self._public
+        return self.message if self.public_text is None else self.public_text
+
+    @property
+    def reason(self) -> Reason:
+        """Both sentences."""
+        return Reason(self.message, self.public)
+
+    @classmethod
+    def for_everybody(cls, message: str) -> Self:
+        """Return an error whose one sentence names nothing that a user may not know."""
+        return cls(message, public=message)
+
+
+def shortened(text: str, most: int = MOST_SHOWN) -> str:
+    """Return a text for a sentence of a refusal, cut where it is long."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def listed(names: Collection[str]) -> str:
+    """Return names for a sentence of a refusal: five at most, and how many there are besides."""
+    shown = [shortened(name) for name in sorted(names)[:MOST_NAMES]]
+    left = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {left} other{'s' if left > 1 else ''}" if left else "")
 
 
 class ConfigError(BlockstoreError):
@@ -33,15 +85,43 @@ class BadRequest(BlockstoreError):
     status, fault = 400, "badRequest"
 
 
-class InvalidInput(BadRequest):
-    """A value in a body or query that the schema refuses."""
+SECRET_NAME = re.compile(r"pass|secret|token|chap|credential|auth(?!or)|(api|private)_?key|cookie", re.IGNORECASE)
+"""Names of fields whose values are shown to nobody, nor the values of fields inside them."""
 
-    def __init__(self, field: str, value: object, reason: str):
+
+class InvalidInput(BadRequest):
+    """A value in a body or query that the schema refuses.
+
+    The value is shown only if it is plain and belongs to a field without a secret. ``shows``: the field is known to be
+    such a field; the value of an unknown field may be anything.
+    """
+
+    def __init__(self, field: str, value: object, reason: str, *, shows: bool = True):
         self.field = field
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        super().__init__(f"Invalid input for field/attribute {field}. Value: {shown}. {reason}")
+        where = f"Invalid input for field/attribute {shortened(field, 255)}."
+        super().__init__(f"{where} {_shown(field, value, shows)} {reason}")
+
+
+def _shown(field: str, value: object, shows: bool) -> str:
+    """Return the part of a refusal that shows a value, or says of which kind it is."""
+    if value is None or isinstance(value, bool):
+        return f"Value: {value}."
+    if isinstance(value, dict | list):
+        return f"Value: {'an object' if isinstance(value, dict) else 'an array'}."
+    if not shows or SECRET_NAME.search(field) or _may_hold_credentials(value):
+        return f"Value: {'a string' if isinstance(value, str) else 'a number'} (not shown)."
+    return f"Value: {shortened(repr(value[:MOST_SHOWN] if isinstance(value, str) else value))}."
+
+
+def _may_hold_credentials(value: object) -> bool:
+    """Return True for a URL that may have a user and a password before its host."""
+    return isinstance(value, str) and "//" in value and "@" in value
+
+
+class QueryTooLong(BadRequest):
+    """A query string that is longer than any that a client has a reason to send."""
+
+    status = 414
 
 
 class InvalidStatus(BadRequest):
@@ -74,7 +154,7 @@ class NotFound(BlockstoreError):
     @classmethod
     def resource(cls, kind: str, ref: str) -> NotFound:
         """Return the sentence for a resource that is not there, or not the caller's to see."""
-        return cls(f"{kind} {ref} could not be found.")
+        return cls(f"{kind} {shortened(ref, 255)} could not be found.")
 
 
 class NotAcceptable(BlockstoreError):
@@ -141,6 +221,8 @@ class StateConflict(BlockstoreError):
 class NoBackend(BlockstoreError):
     """No pool can take what was asked; carries the reason for each pool."""
 
+    public_text = "No storage can take it. Ask your administrator."
+
 
 class TryAgain(BlockstoreError):
     """What an order asks for cannot be done now, and must be done: the bus tries again."""
@@ -153,51 +235,69 @@ class OrderCancelled(BlockstoreError):
 class BackendError(BlockstoreError):
     """A backend could not do it. ``retry_elsewhere``: another pool may succeed where this one failed."""
 
+    public_text = "The storage could not do it. Ask your administrator."
+
     retry_elsewhere: ClassVar[bool] = True
 
 
 class NotSupported(BackendError):
     """This configured backend does not offer the operation; its capabilities say so too."""
 
+    public_text = "The storage of this volume does not offer it."
+
 
 class NoSpace(BackendError):
     """The pool has no room left."""
+
+    public_text = "The storage has not enough space left. Ask for less, or ask your administrator."
 
 
 class VolumeMissing(BackendError):
     """The named volume or snapshot is not on the backend."""
 
+    public_text = "The storage does not have the volume or snapshot any more. Ask your administrator."
     retry_elsewhere = False
 
 
 class NameTaken(BackendError):
     """The name exists on the backend with another size or kind."""
 
+    public_text = "The storage has something else in its place. Ask your administrator."
+
 
 class InUse(BackendError):
     """Something still holds the volume: an open device, a dependant."""
 
+    public_text = (
+        "The volume or snapshot is still in use: it is open somewhere, or something is made from it. Try again later."
+    )
     retry_elsewhere = False
 
 
 class InvalidConnector(BackendError):
     """What an initiator says of itself is not what the target needs."""
 
+    public_text = "The connector does not say what the storage of this volume needs. Ask your administrator."
     retry_elsewhere = False
 
 
 class SessionAlive(BackendError):
     """An initiator's session could not be proved to be gone."""
 
+    public_text = "A server still has the volume open. Let go of it there, and try again."
     retry_elsewhere = False
 
 
 class Unreachable(BackendError):
     """The storage does not answer, or is not set up: no such volume group, mount gone, tool missing, not root."""
 
+    public_text = "The storage does not answer at the moment. Try again later, or ask your administrator."
+
 
 class ToolFailed(BackendError):
     """A tool ended with an error that has no name of its own; keeps its words."""
+
+    public_text = "The storage reported an error. Ask your administrator."
 
     def __init__(self, argv: tuple[str, ...], code: int, stderr: str):
         self.argv, self.code, self.stderr = argv, code, stderr

@@ -1,4 +1,4 @@
-"""What users are told of operations that failed after they were accepted: the rows behind GET /messages.
+"""The messages about operations that failed after they were accepted: the rows behind GET /messages.
 
 Written in the transaction that settles the failure. Action and detail ids are the wire's.
 """
@@ -12,6 +12,7 @@ from enum import Enum
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Message, now
+from blockstore.errors import Reason
 from blockstore.orders import (
     ChangeType,
     ConnectAttachment,
@@ -88,8 +89,8 @@ ACTIONS: Mapping[type[Order], Action] = {
 """What an order was doing, in the wire's words."""
 
 
-def tell(session: Session, order: Order, detail: Detail, reason: str, keep_days: int) -> None:
-    """Leave a message for the project that owns the resource."""
+def tell(session: Session, order: Order, detail: Detail, reason: Reason, keep_days: int) -> None:
+    """Leave a message for the project that owns the resource; administrators see the operator's text."""
     action_id, words = ACTIONS[type(order)].value
     kind = order.resource_type.upper()
     session.add(
@@ -101,7 +102,8 @@ def tell(session: Session, order: Order, detail: Detail, reason: str, keep_days:
             event_id=f"VOLUME_{kind}_{action_id}_{detail.value}",
             action_id=action_id,
             detail_id=detail.value,
-            user_message=f"{words}: {reason}",
+            user_message=f"{words}: {reason.public} (request id {order.request_id})",
+            operator_message=f"{words}: {reason.operator}",
             expires_at=now() + datetime.timedelta(days=keep_days),
         )
     )

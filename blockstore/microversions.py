@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from blockstore.errors import BadRequest, NotAcceptable
+from blockstore.errors import BadRequest, NotAcceptable, shortened
 
 
 class Version(NamedTuple):
@@ -125,7 +125,7 @@ OTHER_SERVICE_TYPES = frozenset({"block-storage", "block-store"})
 """Further names of this service, by the OpenStack service types authority; the others contain ``volume``."""
 HEADER = "OpenStack-API-Version"
 
-_FORM = re.compile(r"([1-9]\d*)\.([1-9]\d*|0)")
+_FORM = re.compile(r"([1-9][0-9]{0,8})\.([1-9][0-9]{0,8}|0)")
 
 
 def version_text(header: str) -> str | None:
@@ -156,7 +156,7 @@ def negotiate(header: str | None) -> Version:
         return MAXIMUM
     form = _FORM.fullmatch(text)
     if form is None:
-        raise BadRequest(f"API Version String {text} is of invalid format. Must be of format MajorNum.MinorNum.")
+        raise BadRequest(f"API Version String {shortened(text)} is of invalid format. Must be of format MajorNum.MinorNum.")
     version = Version(int(form[1]), int(form[2]))
     if not MINIMUM <= version <= MAXIMUM:
         raise NotAcceptable(

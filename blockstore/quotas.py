@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, and_, bindparam, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from blockstore.config import QuotaConfig
-from blockstore.db.models import QuotaLimit, QuotaUsage
+from blockstore.db.models import QuotaLimit, QuotaUsage, VolumeType
 from blockstore.db.session import insert_if_absent
 from blockstore.errors import OverQuota
 
@@ -144,7 +144,7 @@ def _charge(session: Session, project_id: str, resource: str, amount: int, limit
     insert_if_absent(session, QuotaUsage, project_id=project_id, resource=resource, in_use=0)
     if not _add(session, project_id, resource, amount, limit):
         used = usage(session, project_id).get(resource, 0)
-        raise OverQuota(_refusal(resource, amount, limit, used))
+        raise OverQuota(_refusal(_public_name(session, resource), amount, limit, used))
 
 
 def _add(session: Session, project_id: str, resource: str, amount: int, limit: int = UNLIMITED) -> bool:
@@ -173,14 +173,21 @@ _LIMITS = select(_LIMITED.c.scope, _LIMITED.c.resource, _LIMITED.c.most).where(
 )
 
 
-def _refusal(resource: str, amount: int, limit: int, used: int) -> str:
-    # compat: the wire's own sentences; clients look for them
+def _public_name(session: Session, resource: str) -> str:
+    """Return what the API calls a resource: that of a volume type carries the type's name."""
     kind, _, type_id = resource.partition("_")
-    quota = f"{kind} of volume type {type_id}" if type_id else kind
+    name = session.execute(select(VolumeType.name).where(VolumeType.id == type_id)).scalar() if type_id else None
+    return resource if name is None else f"{kind}_{name}"
+
+
+def _refusal(quota: str, amount: int, limit: int, used: int) -> str:
+    # compat: Cinder's own sentences; clients look for them
+    kind = quota.partition("_")[0]
     if kind == "volumes":
         return f"VolumeLimitExceeded: Maximum number of volumes allowed ({limit}) exceeded for quota '{quota}'."
     if kind == "snapshots":
-        return f"SnapshotLimitExceeded: Maximum number of snapshots allowed ({limit}) exceeded"
+        of_type = f" for quota '{quota}'" if quota != kind else ""  # compat: of all types, it is not named
+        return f"SnapshotLimitExceeded: Maximum number of snapshots allowed ({limit}) exceeded{of_type}"
     return (
         f"VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed {quota} quota."
         f" Requested {amount}G, quota is {limit}G and {used}G has been consumed."

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from blockstore import messages, settling, states
 from blockstore.db.models import OrderRow, Volume, now
 from blockstore.db.session import Database
+from blockstore.errors import Reason
 from blockstore.messages import Detail
 from blockstore.orders import Order, from_stored
 
@@ -38,7 +39,10 @@ def resume(db: Database, *, attempts: int, message_days: int) -> list[Order]:
                 log.error("order %s: %s", row.id, row.reason)
                 continue
             if row.attempt >= attempts:
-                reason = f"given up: the service died {row.attempt} times while it ran"
+                reason = Reason(
+                    f"given up: the service died {row.attempt} times while it ran",
+                    "It was given up after several attempts. Ask your administrator.",
+                )
                 settling.give_up(session, order, reason)
                 messages.tell(session, order, Detail.UNKNOWN_ERROR, reason, message_days)
                 given_up += 1

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from blockstore import claims, messages, quotas, states
 from blockstore.db.models import Attachment, OrderRow, Volume, now
 from blockstore.db.session import Database
-from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, OverQuota, Unreachable
+from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, OverQuota, Reason, Unreachable
 from blockstore.messages import Detail
 from blockstore.orders import (
     ChangeType,
@@ -49,9 +49,9 @@ DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
 class KeepsStatus(BlockstoreError):
     """A failure that leaves the row as it was: settle it to ``to`` instead of its failure status."""
 
-    def __init__(self, to: str, reason: str):
+    def __init__(self, to: str, cause: BlockstoreError):
         self.to = to
-        super().__init__(reason)
+        super().__init__(cause.message, public=cause.public)
 
 
 class Room(Protocol):
@@ -154,11 +154,12 @@ def _begin(room: Room, order: Order) -> Any:
                 session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(attempt=order.attempt))
         return _CANCELLED if row.order_cancel_asked and order.cancellable else row
     with room.db.write() as session:
-        give_up(session, order, "the resource is gone, or its status was changed meanwhile", state="cancelled")
+        why = "the resource is gone, or its status was changed meanwhile"
+        give_up(session, order, Reason(why, why), state="cancelled")
     return None
 
 
-def give_up(session: Session, order: Order, reason: str, *, state: str = "failed", to: str | None = None) -> None:
+def give_up(session: Session, order: Order, reason: Reason, *, state: str = "failed", to: str | None = None) -> None:
     """Close an order that will not succeed: give back what was charged for it, settle every row it covers."""
     if isinstance(order, ExtendVolume):
         claims.release(session, order.pool, volume_gib=order.growth_gib)
@@ -180,7 +181,9 @@ def give_up(session: Session, order: Order, reason: str, *, state: str = "failed
     if isinstance(order, ConnectAttachment | DisconnectAttachment):
         states.lock(session, order.volume_id)
         session.execute(
-            update(Attachment).where(Attachment.id == order.attachment_id).values(reason=None if to else reason)
+            update(Attachment)
+            .where(Attachment.id == order.attachment_id)
+            .values(reason=None if to else reason.operator)
         )
     states.settle_failed(session, order, reason, state=state, to=to)
     if isinstance(order, ConnectAttachment):
@@ -232,7 +235,7 @@ def _status_of(session: Session, order: Order) -> str | None:
 
 def _fail(room: Room, order: Order, exc: Exception) -> None:
     reason, detail, state = _explain(order, exc)
-    reason = reason.replace("\0", "")  # PostgreSQL takes none, and tools say anything
+    reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL takes none, and tools say anything
     with room.db.write() as session:
         give_up(session, order, reason, state=state, to=exc.to if isinstance(exc, KeepsStatus) else None)
         messages.tell(session, order, detail, reason, room.message_days)
@@ -242,23 +245,23 @@ def _fail(room: Room, order: Order, exc: Exception) -> None:
         order.resource_type,
         order.resource_id,
         state,
-        reason,
+        reason.operator,
         extra={"request_id": order.request_id},
     )
 
 
-def _explain(order: Order, exc: Exception) -> tuple[str, Detail, str]:
+def _explain(order: Order, exc: Exception) -> tuple[Reason, Detail, str]:
     if isinstance(exc, OrderCancelled):
-        return str(exc), Detail.CANCELLED, "cancelled"
+        return exc.reason, Detail.CANCELLED, "cancelled"
     if isinstance(exc, NoBackend):
-        return str(exc), Detail.NO_BACKEND_AVAILABLE, "failed"
+        return exc.reason, Detail.NO_BACKEND_AVAILABLE, "failed"
     if isinstance(exc, Unreachable):
-        return str(exc), Detail.BACKEND_UNREACHABLE, "failed"
+        return exc.reason, Detail.BACKEND_UNREACHABLE, "failed"
     if isinstance(exc, BackendError | KeepsStatus | OverQuota):
-        return str(exc), Detail.BACKEND_REFUSED, "failed"
+        return exc.reason, Detail.BACKEND_REFUSED, "failed"
     log.error("%s %s failed unexpectedly", order.kind, order.order_id, exc_info=exc)
-    return (
+    reason = Reason(
         f"an internal error ({type(exc).__name__}) stopped it; the log has the details under {order.request_id}",
-        Detail.UNKNOWN_ERROR,
-        "failed",
+        "An internal error stopped it. Ask your administrator.",
     )
+    return reason, Detail.UNKNOWN_ERROR, "failed"

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.db.models import Attachment, Base, OrderRow, Snapshot, Volume, now
 from blockstore.db.session import FILED
-from blockstore.errors import StateConflict
+from blockstore.errors import Reason, StateConflict
 from blockstore.orders import Order
 
 log = logging.getLogger(__name__)
@@ -362,9 +362,17 @@ def hand_over(session: Session, order: Order, following: Order, *, failure: str 
     file(session, following)
 
 
-def finish(session: Session, order: Order, state: str = "done", reason: str | None = None) -> None:
-    """Close an order."""
-    values = {"order": order.order_id, "state": state, "reason": reason, "finished_at": now()}
+def finish(
+    session: Session, order: Order, state: str = "done", reason: str | None = None, public_reason: str | None = None
+) -> None:
+    """Close an order; ``reason`` is the operator's text."""
+    values = {
+        "order": order.order_id,
+        "state": state,
+        "reason": reason,
+        "public_reason": public_reason,
+        "finished_at": now(),
+    }
     session.execute(_FINISH, values)
 
 
@@ -387,7 +395,9 @@ def settle_removed(session: Session, order: Order) -> None:
     finish(session, order)
 
 
-def settle_failed(session: Session, order: Order, reason: str, *, state: str = "failed", to: str | None = None) -> None:
+def settle_failed(
+    session: Session, order: Order, reason: Reason, *, state: str = "failed", to: str | None = None
+) -> None:
     """Close an order as failed and bring every row it covers to its failure status.
 
     ``to`` names another status for the row the order settles, for failures that left it as it was before.
@@ -399,4 +409,4 @@ def settle_failed(session: Session, order: Order, reason: str, *, state: str = "
         if present == status:
             own = row_id == order.resource_id
             move(session, machine, row_id, to if own and to else machine.failure[status], only_from=(status,))
-    finish(session, order, state, reason)
+    finish(session, order, state, reason.operator, reason.public)

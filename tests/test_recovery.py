@@ -155,9 +155,11 @@ def test_orders_begun_too_often_are_given_up_with_a_reason(life: Life, everythin
     assert len(given_up) == 10
     assert {order.reason for order in given_up} == {"given up: the service died 5 times while it ran"}
     with api.service.db.read() as session:
-        told = {message.resource_uuid: message.user_message for message in session.scalars(select(Message))}
+        told = {message.resource_uuid: message for message in session.scalars(select(Message))}
     assert {order.resource_id for order in given_up} == set(told)
-    assert told[everything["deleted"]] == "delete volume: given up: the service died 5 times while it ran"
+    message = told[everything["deleted"]]
+    assert message.operator_message == "delete volume: given up: the service died 5 times while it ran"
+    assert message.user_message.startswith("delete volume: It was given up after several attempts.")
 
 
 @pytest.mark.parametrize("status", ["creating", "deleting", "extending"])

@@ -18,6 +18,7 @@ from blockstore.api.endpoint import Call, Later, Room
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Attachment, OrderRow, Volume, new_id, now
 from blockstore.errors import (
+    BackendError,
     BadRequest,
     BlockstoreError,
     Conflict,
@@ -64,8 +65,14 @@ LISTING = listing.Listing(
         "attach_time": Attachment.attached_at,
     },
     special={"status": _status, "attach_status": _status},
+    sortable=frozenset(
+        {
+            "id", "volume_id", "attach_status", "instance_uuid", "instance_id", "attach_mode", "mountpoint",
+            "created_at", "attach_time",
+        }
+    ),
     public=frozenset({"volume_id", "status", "instance_id", "attach_status"}),
-)
+)  # fmt: skip
 
 
 # --- looking -----------------------------------------------------------------------------------------------
@@ -130,7 +137,9 @@ def summary(call: Call, row: Attachment) -> dict[str, Any]:
 
 def detailed(call: Call, row: Attachment, volume: Volume, *, with_secret: bool) -> dict[str, Any]:
     """Return every field."""
-    view = View(row, connection_info(call, row, volume, with_secret=with_secret, flat=True))
+    # How a volume is reached is for those who may connect it: for a reader it would tell addresses and paths only.
+    may_connect = call.may("volume:attachment_update")
+    view = View(row, connection_info(call, row, volume, with_secret=with_secret, flat=True) if may_connect else {})
     return {name: get(view) for name, get in schemas.DETAILED_ATTACHMENT.getters(call.version, frozenset())}
 
 
@@ -152,7 +161,7 @@ def connection_info(
         "cacheable": False,
     }
     connector = row.connector or {}
-    if connector.get(ATTACH_LOCAL) is True:
+    if connector.get(ATTACH_LOCAL) is True and call.ctx.is_admin:
         data["attached_here"] = connector.get("host")  # how `blockstore detach` knows its own
     facts = {
         "driver_volume_type": row.connection["driver_volume_type"],
@@ -264,7 +273,9 @@ def fit(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any
     try:
         call.core.check_connector(volume.host, connector)
     except InvalidConnector as exc:
-        raise BadRequest(f"Invalid input received: {exc.message}") from None
+        raise BadRequest(
+            f"Invalid input received: {exc.message}", public=f"Invalid input received: {exc.public}"
+        ) from None
     row.connector, row.connection = dict(connector), None
     row.attach_mode = row.attach_mode or connector.get("mode") or ("ro" if is_readonly(volume) else "rw")
     row.host_name = _short(connector.get("host")) or row.host_name
@@ -329,7 +340,7 @@ def _connected(call: Call, attachment_id: str, order: Order) -> dict[str, Any]:
 def check_outcome(call: Call, order: Order) -> None:
     """Raise what a caller is told of an order that did not succeed."""
     ended = call.session.execute(
-        select(OrderRow.state, OrderRow.reason).where(OrderRow.id == order.order_id)
+        select(OrderRow.state, OrderRow.reason, OrderRow.public_reason).where(OrderRow.id == order.order_id)
     ).one_or_none()
     if ended is None or ended.state == "done":
         return
@@ -339,7 +350,8 @@ def check_outcome(call: Call, order: Order) -> None:
     status = call.session.execute(select(Attachment.status).where(Attachment.id == order.resource_id)).scalar()
     settled_as_before = status is not None and not status.startswith("error_")
     said: type[BlockstoreError] = Conflict if settled_as_before or ended.state == "cancelled" else ServiceUnavailable
-    raise said(f"{what} is {status or 'gone'}: {ended.reason}")
+    what = f"{what} is {status or 'gone'}"
+    raise said(f"{what}: {ended.reason}", public=f"{what}: {ended.public_reason or BackendError.public_text}")
 
 
 @room.action(

@@ -29,7 +29,16 @@ from blockstore.bus import Bus, Expectation
 from blockstore.config import Config
 from blockstore.context import RequestContext, new_request_id
 from blockstore.db.session import Database
-from blockstore.errors import BadRequest, Conflict, InvalidInput, NotAcceptable, NotFound, UnsupportedMediaType
+from blockstore.errors import (
+    BadRequest,
+    Conflict,
+    InvalidInput,
+    NotAcceptable,
+    NotFound,
+    QueryTooLong,
+    UnsupportedMediaType,
+    shortened,
+)
 from blockstore.microversions import HEADER, MINIMUM, Version, negotiate, version_text
 from blockstore.policies import Policy
 from blockstore.schemas.base import Schema, load
@@ -38,6 +47,9 @@ from blockstore.throttle import Throttle
 log = logging.getLogger("blockstore.api")
 
 MAX_BODY_BYTES = 114688
+MAX_ELEMENTS = 5000
+TOO_MANY = f"Malformed request body: it has more than {MAX_ELEMENTS} keys and items in all."
+MAX_QUERY_BYTES, MAX_QUERY_KEYS = 8192, 64
 MAX_DEPTH = 32
 TOO_DEEP = f"Malformed request body: it is nested more than {MAX_DEPTH} levels deep."
 JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+json"})
@@ -249,6 +261,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
             # Where an endpoint only looks, one session reads who asks and what is asked for.
             look = sessions.enter_context(core.db.read()) if only_looks else None
             caller = core.authenticate(request, project_id, g.request_id, look)
+            g.for_administrator = caller.is_admin
             ctx = replace(caller, microversion=asked_microversion())
             data, endpoint = _body_and_endpoint(target)
             if ctx.microversion < endpoint.since:
@@ -325,6 +338,16 @@ def before_request() -> None:
     check_request(request.environ)
     if request.method == "HEAD" and request.path.startswith("/v3/") and request.path != "/v3/":
         abort(404)  # compat: Cinder routes no HEAD to resources, where Flask would answer it like GET
+    refuse_long_query(request.query_string)
+
+
+def refuse_long_query(query: bytes) -> None:
+    """Refuse a query string that takes long to look at, before it is looked at. Raises BadRequest, QueryTooLong."""
+    if len(query) > MAX_QUERY_BYTES:
+        raise QueryTooLong(f"The query string has {len(query)} bytes; at most {MAX_QUERY_BYTES} are allowed.")
+    keys = query.count(b"&") + 1
+    if keys > MAX_QUERY_KEYS:
+        raise BadRequest(f"The query string has {keys} keys; at most {MAX_QUERY_KEYS} are allowed.")
 
 
 def after_request(response: Response) -> Response:
@@ -372,7 +395,7 @@ def read_json() -> Any:
         raise BadRequest("Malformed request body: it is not valid JSON.") from None
     if not isinstance(data, dict):
         raise BadRequest("Malformed request body: it must be a JSON object.")
-    _check_depth(data)
+    _check_extent(data)
     json.loads(raw, object_pairs_hook=_refuse_twice, parse_int=str, parse_float=str)
     return data
 
@@ -386,14 +409,14 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
         seen.add(key)
 
 
-def shortened(text: str) -> str:
-    """Return a text for a sentence of a refusal, cut where it is long."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _check_depth(data: Any) -> None:
-    level = [data]
+def _check_extent(data: Any) -> None:
+    """Raise BadRequest for what is nested too deeply or has too many elements, before any of them is looked at."""
+    level: list[Any] = [data]
+    count = 0
     for _ in range(MAX_DEPTH):
+        count += sum(map(len, level))
+        if count > MAX_ELEMENTS:
+            raise BadRequest(TOO_MANY)
         level = [
             inner
             for outer in level

@@ -30,7 +30,7 @@ def reply(error: Exception) -> Response:
     if isinstance(error, Unauthorized):
         return unauthorized(error.message)
     if isinstance(error, BlockstoreError) and error.status != 500:
-        response = fault(error.status, error.fault, error.message)
+        response = fault(error.status, error.fault, _sentence(error))
         if isinstance(error, TooManyRequests | Busy):
             response.headers["Retry-After"] = str(error.wait_s)
         return response
@@ -41,6 +41,13 @@ def reply(error: Exception) -> Response:
         return fault(503, "serviceUnavailable", "The database does not answer. Try again in a moment.")
     log.error("request failed unexpectedly", exc_info=error)
     return fault(500, "computeFault", UNEXPECTED)
+
+
+def _sentence(error: BlockstoreError) -> str:
+    """Return what the caller is told: the operator's text to administrators, the user's to all others."""
+    if error.message != error.public:
+        log.info("%s", error.message, extra={"request_id": g.get("request_id")})
+    return error.message if g.get("for_administrator") else error.public
 
 
 def fault(status: int, name: str, message: str) -> Response:

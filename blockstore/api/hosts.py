@@ -11,7 +11,7 @@ from blockstore import __version__
 from blockstore.api.endpoint import Call, Room
 from blockstore.api.services import VOLUME, facts, switch
 from blockstore.db.models import Snapshot, Volume
-from blockstore.errors import BadRequest, NotFound
+from blockstore.errors import BadRequest, NotFound, listed
 from blockstore.microversions import SERVICES_CLUSTER, WORKERS_CLEANUP
 from blockstore.schemas import hosts as schemas
 
@@ -165,7 +165,7 @@ def disable_cluster(call: Call, body: Mapping[str, Any]) -> None:
 def _no_clusters(call: Call) -> dict[str, Any]:
     unknown = sorted(set(call.query) - FILTERS)
     if unknown:
-        raise BadRequest(f"Invalid filters {', '.join(unknown)} are found in query options.")
+        raise BadRequest(f"Invalid filters {listed(unknown)} are found in query options.")
     return {"clusters": []}
 
 

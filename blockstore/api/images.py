@@ -13,7 +13,7 @@ from flask import Blueprint, Response, current_app, g, request
 
 from blockstore.address import base_url
 from blockstore.api import endpoint
-from blockstore.errors import NotFound
+from blockstore.errors import NotFound, shortened
 
 ROOT = "/image"
 VERSION = "v2.9"
@@ -41,7 +41,7 @@ def list_images() -> Response:
 def show_image(image_id: str) -> Response:
     """Find no image."""
     _authenticate()
-    raise NotFound(f"There is no image {endpoint.shortened(image_id)}: this service keeps no images.")
+    raise NotFound(f"There is no image {shortened(image_id)}: this service keeps no images.")
 
 
 def _authenticate() -> None:

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from blockstore.api.endpoint import Call
-from blockstore.errors import BadRequest, InvalidInput, NotFound
+from blockstore.errors import BadRequest, InvalidInput, NotFound, listed
 from blockstore.microversions import FILTERS_CHECKED, MINIMUM, WITH_COUNT, Version
 from blockstore.schemas.base import MAX_NAME, bool_like, load
 from blockstore.schemas.listing import SWITCHES, CountedQuery, PageQuery
@@ -60,7 +60,9 @@ class Listing:
     collection: str
     links_key: str
     columns: Mapping[str, InstrumentedAttribute[Any]]
-    """Wire names that may be sorted by, and that an administrator may filter by."""
+    """Wire names that an administrator may sort and filter by."""
+    sortable: frozenset[str] = frozenset({"id", "created_at"})
+    """Those that a caller who is not an administrator may sort by: replies show them to him."""
     special: Mapping[str, Filter] = field(default_factory=dict)
     """Filters that are more than equality of a column."""
     public: frozenset[str] = frozenset()
@@ -157,7 +159,7 @@ def _conditions(call: Call, listing: Listing, drop: set[str]) -> list[Condition]
     if not call.ctx.is_admin:
         refused = sorted(name for name in given if name not in listing.public)
         if refused and call.version >= FILTERS_CHECKED:
-            raise BadRequest(f"Invalid filters {', '.join(refused)} are found in query options.")
+            raise BadRequest(f"Invalid filters {listed(refused)} are found in query options.")
         given = {name: value for name, value in given.items() if name in listing.public}
     return [_condition(call, listing, name, value) for name, value in given.items()]
 
@@ -294,7 +296,9 @@ def _sort_keys(call: Call, listing: Listing, asked: Mapping[str, Any]) -> list[K
     for name, direction in pairs_given:
         if direction not in ("asc", "desc"):
             raise BadRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.")
-        if name not in listing.columns or call.version < listing.sorts_since.get(name, MINIMUM):
+        # compat: Cinder takes every column from everybody, and so tells the order of what it hides.
+        known = name in listing.columns and (call.ctx.is_admin or name in listing.sortable)
+        if not known or call.version < listing.sorts_since.get(name, MINIMUM):
             raise BadRequest("Invalid input received: Invalid sort key")
         keys.append((listing.columns[name], direction == "desc"))
     down = keys[0][1]

@@ -23,9 +23,15 @@ LISTING = listing.Listing(
     collection="messages",
     links_key="messages_links",
     columns=listing.columns_of(Message),
+    sortable=frozenset(
+        {
+            "id", "event_id", "resource_type", "resource_uuid", "request_id", "message_level", "created_at",
+            "expires_at",
+        }
+    ),
     public=frozenset(_FILTERS),
     since=dict.fromkeys(_FILTERS, MESSAGES_PAGING),
-)
+)  # fmt: skip
 
 
 @room.get("/messages", policy="message:get_all", since=MESSAGES)
@@ -64,7 +70,8 @@ def _shown(call: Call, row: Message) -> dict[str, Any]:
     item = {
         "id": row.id,
         "event_id": row.event_id,
-        "user_message": row.user_message,
+        # The API has one field for it: administrators get the operator's text there.
+        "user_message": (row.operator_message if call.ctx.is_admin else None) or row.user_message,
         "message_level": row.message_level,
         "created_at": timestamp(row.created_at),
         "guaranteed_until": timestamp(row.expires_at),

@@ -11,7 +11,7 @@ from blockstore.api.endpoint import Call, Room
 from blockstore.api.types import default_type, find_type
 from blockstore.board import NO_USAGE
 from blockstore.db.models import ServiceRow
-from blockstore.errors import BadRequest, InvalidInput
+from blockstore.errors import BadRequest, InvalidInput, listed
 from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_TYPE
 from blockstore.schemas.base import bool_like
 from blockstore.zones import zone_of_new, zones_by_backend
@@ -33,7 +33,7 @@ def get_pools(call: Call) -> dict[str, Any]:
         given = {}
     refused = sorted(set(given) - FILTERS)
     if refused and call.version >= FILTERS_CHECKED:
-        raise BadRequest(f"Invalid filters {', '.join(refused)} are found in query options.")
+        raise BadRequest(f"Invalid filters {listed(refused)} are found in query options.")
     wanted_backend = None
     if "volume_type" in given and call.version >= POOL_VOLUME_TYPE:
         wanted_backend = find_type(call, given["volume_type"]).extra_specs.get("volume_backend_name")

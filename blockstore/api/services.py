@@ -115,7 +115,8 @@ def refuse_frozen(call: Call, pool: str | None, done: str) -> None:
     row = call.session.get(ServiceRow, (VOLUME, pool.partition("#")[0])) if pool else None
     if row is not None and row.frozen:
         raise BadRequest(
-            f"The backend {row.host} is frozen; nothing on it can be {done} until an administrator thaws it."
+            f"The backend {row.host} is frozen; nothing on it can be {done} until an administrator thaws it.",
+            public=f"Its storage is frozen; nothing there can be {done} until an administrator thaws it.",
         )
 
 

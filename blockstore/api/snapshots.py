@@ -43,11 +43,17 @@ LISTING = listing.Listing(
             select(Volume.id).where(Volume.availability_zone == value)
         ),
     },
+    sortable=frozenset(
+        {
+            "id", "name", "display_name", "description", "display_description", "status", "volume_id", "volume_size",
+            "size", "created_at", "updated_at", "consumes_quota", "user_id", "project_id",
+        }
+    ),
     public=frozenset({"name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"}),
     since={"metadata": SNAPSHOT_FILTER_METADATA, "consumes_quota": CONSUMES_QUOTA},
     sorts_since={"name": SNAPSHOT_SORT_NAME},
     counted=True,
-)
+)  # fmt: skip
 
 
 @dataclass(slots=True)

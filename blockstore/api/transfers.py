@@ -35,7 +35,12 @@ LISTING = listing.Listing(
     noun="Transfer",
     collection="os-volume-transfer",  # compat: of both generations
     links_key="transfers_links",
-    columns=listing.columns_of(Transfer, display_name=Transfer.name),
+    columns={
+        name: column
+        for name, column in listing.columns_of(Transfer, display_name=Transfer.name).items()
+        if name not in ("salt", "key_hash")
+    },
+    sortable=frozenset({"id", "name", "display_name", "volume_id", "created_at"}),
     public=frozenset({"id", "name", "volume_id"}),
 )
 

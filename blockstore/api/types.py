@@ -13,7 +13,7 @@ from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
 from blockstore.db.models import DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, new_id
 from blockstore.db.session import insert_if_absent
-from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound
+from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound, listed
 from blockstore.microversions import TYPE_FILTER_EXTRA_SPECS
 from blockstore.schemas import types as schemas
 from blockstore.schemas.base import FALSE, TRUE, is_uuid
@@ -28,7 +28,7 @@ def _filter_by_specs(call: Call, value: str) -> ColumnElement[bool]:
     if not call.may("volume_extension:types_extra_specs:read_sensitive"):
         hidden = sorted(set(allowed) - USER_VISIBLE_SPECS)
         if hidden:
-            raise BadRequest(f"Invalid filters {', '.join(hidden)} are found in query options.")
+            raise BadRequest(f"Invalid filters {listed(hidden)} are found in query options.")
     return listing.pairs(VolumeType.id, ExtraSpec, ExtraSpec.volume_type_id, "extra_specs")(call, value)
 
 
@@ -43,6 +43,7 @@ LISTING = listing.Listing(
         "is_public": lambda call, value: VolumeType.id.is_not(None),
         "extra_specs": _filter_by_specs,
     },
+    sortable=frozenset({"id", "name", "description", "is_public", "created_at", "updated_at"}),
     public=frozenset({"is_public", "extra_specs"}),
     since={"extra_specs": TYPE_FILTER_EXTRA_SPECS},
 )

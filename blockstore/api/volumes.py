@@ -40,7 +40,7 @@ from blockstore.db.models import (
     new_id,
     now,
 )
-from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, NotOffered, StateConflict
 from blockstore.microversions import (
     BOOTABLE_STRICT,
     CONSUMES_QUOTA,
@@ -79,6 +79,13 @@ LISTING = listing.Listing(
         "created_at": listing.compared_time(Volume.created_at, "created_at", TIME_FILTERS),
         "updated_at": listing.compared_time(Volume.updated_at, "updated_at", TIME_FILTERS),
     },
+    sortable=frozenset(
+        {
+            "id", "name", "display_name", "description", "display_description", "size", "status", "availability_zone",
+            "bootable", "multiattach", "created_at", "updated_at", "volume_type_id", "snapshot_id", "source_volid",
+            "group_id", "consumes_quota", "user_id", "project_id",
+        }
+    ),
     public=frozenset(
         {
             "name", "status", "metadata", "bootable", "migration_status", "availability_zone", "group_id", "size",
@@ -348,7 +355,9 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
         return None
     if named[0] in ("imageRef", "image_id"):
         call.enforce("volume:create_from_image")
-        raise InvalidInput(f"volume.{named[0]}", asked[named[0]], "This service does not offer images yet.")
+        raise NotOffered(
+            f"This service does not offer images yet; leave out {named[0]}, or make the volume from a snapshot."
+        )
     if named[0] == "snapshot_id":
         return _snapshot_source(call, asked["snapshot_id"])
     volume = find_volume(call, asked["source_volid"])

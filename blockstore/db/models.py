@@ -343,6 +343,9 @@ class OrderRow(Base):
     """Percent; set for orders that run long enough to be asked about."""
     cancel_asked: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str | None] = mapped_column(Text)
+    """Why it did not succeed, for the operator."""
+    public_reason: Mapped[str | None] = mapped_column(Text)
+    """The same for the user: without pools, nodes, paths and tools."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     started_at: Mapped[datetime.datetime | None]
     """When it was first seen to run for long; short orders finish without telling."""
@@ -370,6 +373,9 @@ class Message(Base):
     detail_id: Mapped[str] = mapped_column(String(10))
     message_level: Mapped[str] = mapped_column(String(16), default="ERROR")
     user_message: Mapped[str] = mapped_column(Text)
+    """Without pools, nodes, paths and tools."""
+    operator_message: Mapped[str | None] = mapped_column(Text)
+    """The same for administrators, with them; null: there is nothing to add."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     expires_at: Mapped[datetime.datetime | None]
 

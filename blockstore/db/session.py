@@ -56,6 +56,7 @@ class Database:
                 pool_size=connections,
                 max_overflow=connections,
                 pool_pre_ping=not self.is_sqlite,
+                hide_parameters=True,  # among them are secrets, and what fails is logged
                 json_serializer=_to_json,
                 json_deserializer=orjson.loads,
                 **({} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}),

@@ -23,7 +23,7 @@ def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachm
     with desk.db.read() as session:
         pool = session.execute(select(Volume.host).where(Volume.id == attachment.volume_id)).scalar()
     if pool is None:
-        raise VolumeMissing(f"The volume {attachment.volume_id} is on no pool.")
+        raise VolumeMissing.for_everybody(f"The volume {attachment.volume_id} is on no pool.")
     backend = desk.backend(pool)
     connection = desk.exports.make(attachment, pool, backend, name_of(desk.db, attachment.volume_id))
     with desk.db.write() as session:
@@ -48,7 +48,7 @@ def disconnect_attachment(desk: Desk, order: DisconnectAttachment, attachment: A
             if order.follow:
                 states.reckon(session, attachment.volume_id)
     except InUse as exc:
-        raise KeepsStatus(order.came_from, exc.message) from exc
+        raise KeepsStatus(order.came_from, exc) from exc
 
 
 def end_all(desk: Desk, volume_id: str) -> None:

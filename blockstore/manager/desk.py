@@ -59,7 +59,7 @@ def name_of(db: Database, volume_id: str) -> str:
     with db.read() as session:
         found = session.execute(select(Volume.id, Volume.name_id).where(Volume.id == volume_id)).one_or_none()
     if found is None:
-        raise VolumeMissing(f"The volume {volume_id} is gone.")
+        raise VolumeMissing.for_everybody(f"The volume {volume_id} is gone.")
     return volume_name(found)
 
 

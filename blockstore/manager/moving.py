@@ -54,7 +54,7 @@ def _move(desk: Desk, order: MoveVolume, volume: Volume, type_id: str) -> None:
         if isinstance(order, MoveToType):
             kind = session.get(VolumeType, order.type_id)
             if kind is None:
-                raise BackendError(f"The volume type {order.type_id} is gone.")
+                raise BackendError.for_everybody(f"The volume type {order.type_id} is gone.")
             values |= {"volume_type_id": kind.id, "multiattach": kind.multiattach}
             counts = {"volumes": order.counted, "gigabytes": order.size_gib}
             quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)

@@ -42,7 +42,7 @@ def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> No
             )
         except InUse as exc:
             # compat: a busy snapshot is available again
-            raise KeepsStatus(S.AVAILABLE, exc.message) from exc
+            raise KeepsStatus(S.AVAILABLE, exc) from exc
     with desk.db.write() as session:
         claims.release(session, snapshot.host, snapshot_gib=snapshot.volume_size)
         if snapshot.consumes_quota:

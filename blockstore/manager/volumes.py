@@ -57,7 +57,7 @@ def _make(desk: Desk, order: CreateVolume, volume: Volume, backend: Backend) -> 
         with desk.db.read() as session:
             origin = session.execute(select(Snapshot.volume_id).where(Snapshot.id == order.snapshot_id)).scalar()
         if origin is None:
-            raise VolumeMissing(f"The snapshot {order.snapshot_id} is gone.")
+            raise VolumeMissing.for_everybody(f"The snapshot {order.snapshot_id} is gone.")
         backend.create_volume_from_snapshot(
             name, volume.size, name_of(desk.db, origin), snapshot_name(order.snapshot_id), progress
         )
@@ -119,14 +119,14 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
     with desk.db.read() as session:
         left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
     if left is not None:
-        raise InUse(f"Its snapshot {left} could not be deleted.")
+        raise InUse.for_everybody(f"Its snapshot {left} could not be deleted.")
     try:
         end_all(desk, volume.id)
         if volume.host is not None:
             desk.backend(volume.host).delete_volume(volume_name(volume), progress_of(desk, order))
     except InUse as exc:
         # compat: a busy volume is available again, with the reason in a message
-        raise KeepsStatus(V.AVAILABLE, exc.message) from exc
+        raise KeepsStatus(V.AVAILABLE, exc) from exc
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
@@ -154,7 +154,7 @@ def change_type(desk: Desk, order: ChangeType, volume: Volume) -> None:
     with desk.db.write() as session:
         kind = session.get(VolumeType, order.type_id)
         if kind is None:
-            raise BackendError(f"The volume type {order.type_id} is gone.")
+            raise BackendError.for_everybody(f"The volume type {order.type_id} is gone.")
         changed = {"volume_type_id": kind.id, "multiattach": kind.multiattach}
         session.execute(update(Volume).where(Volume.id == volume.id).values(changed))
         counts = {"volumes": order.counted, "gigabytes": order.size_gib}

@@ -37,6 +37,7 @@ from blockstore.orders import (
 )
 from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
+from blockstore.scheduler.refusals import public_reason
 from blockstore.settling import settles
 from blockstore.states import V
 from blockstore.zones import zones_of
@@ -155,7 +156,7 @@ def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
     with room.db.write() as session:
         kind = session.get(VolumeType, order.type_id)
         if kind is None:
-            raise NoBackend(f"The volume type {order.type_id} is gone.")
+            raise NoBackend.for_everybody(f"The volume type {order.type_id} is gone.")
         facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
         try:
             # The volume has its room already.
@@ -179,12 +180,12 @@ def _retype_by_moving(
     room: Scheduler, session: Session, order: RetypeVolume, volume: Volume, facts: Mapping[str, Any], refused: NoBackend
 ) -> None:
     if not order.may_move:
-        raise NoBackend(f"{refused.message} It is not moved, since migration_policy is not on-demand.")
+        raise _with(refused, "It is not moved, since migration_policy is not on-demand.")
     if volume.previous_status != V.AVAILABLE:
-        raise NoBackend(f"{refused.message} A volume that is {volume.previous_status} is not moved; detach it first.")
+        raise _with(refused, f"A volume that is {volume.previous_status} is not moved; detach it first.")
     kept = kept_by(session, volume)
     if kept is not None:
-        raise NoBackend(f"{refused.message} It is not moved either: {kept}.")
+        raise _with(refused, f"It is not moved either: {kept}.")
     wish = Wish(size_gib=volume.size, leaves=volume.host, **facts)
     pool = _choose(room, session, wish, order.request_id).pool
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
@@ -202,6 +203,10 @@ def _retype_by_moving(
         size_gib=order.size_gib,
     )
     states.hand_over(session, order, following)
+
+
+def _with(refused: NoBackend, why: str) -> NoBackend:
+    return NoBackend(f"{refused.message} {why}", public=f"{refused.public} {why}")
 
 
 def kept_by(session: Session, volume: Volume) -> str | None:
@@ -289,7 +294,7 @@ def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, b
             + ("; ".join(reasons) or "No backend is configured.")
         )
         log.warning("%s", text, extra={"request_id": request_id})
-        raise NoBackend(text)
+        raise NoBackend(text, public=public_reason(wish, choice.refusals, absent))
     log.debug("%s", explain_ranking(choice), extra={"request_id": request_id})
     return choice
 
@@ -349,7 +354,7 @@ def _source_pool(session: Session, volume: Volume) -> str | None:
         return None
     pool = session.execute(host).scalar()
     if pool is None:
-        raise NoBackend(f"Its source, {source}, is gone.")
+        raise NoBackend.for_everybody(f"Its source, {source}, is gone.")
     return pool
 
 

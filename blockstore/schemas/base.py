@@ -6,17 +6,19 @@ import functools
 import re
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from marshmallow import EXCLUDE, RAISE, ValidationError, fields
 from marshmallow import Schema as MarshmallowSchema
 
-from blockstore.errors import InvalidInput
+from blockstore.errors import InvalidInput, shortened
 from blockstore.microversions import MINIMUM, Version
 
 MAX_NAME = 255
 MAX_SIZE_GIB = 2**31 - 1
+MOST_KEYS = 1000
+"""Keys in one object of a body."""
 
 TRUE = frozenset({"True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t"})
 FALSE = frozenset({"False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f"})
@@ -43,16 +45,33 @@ def field(cls: type[fields.Field[Any]], *args: Any, since: Version = MINIMUM, re
 
 
 def load(schema: type[Schema], data: Any, version: Version) -> dict[str, Any]:
-    """Return what a body says. Raises InvalidInput naming the field, its value and the limit."""
+    """Return what a body says. Raises InvalidInput naming the field, its value if it is no secret, and the limit."""
     try:
-        return _instance(schema, version).load(data)  # type: ignore[no-any-return]
+        return _loaded(schema, version, data)
     except ValidationError as exc:
         path, reason = next(_first(exc.messages))
         value: Any = data
         for step in path:
             value = _value_at(value, step)
-        name = ".".join(str(step) for step in path if step != "_schema") or "body"
-        raise InvalidInput(name, value, reason) from None
+        name = ".".join(shortened(str(step)) for step in path) or "body"
+        raise InvalidInput(name, value, reason, shows=_shows(schema, path)) from None
+
+
+def _loaded(schema: type[Schema], version: Version, data: Any) -> dict[str, Any]:
+    if isinstance(data, Mapping) and len(data) > MOST_KEYS:  # each unknown key would cost
+        raise ValidationError(f"It has {len(data)} keys; at most {MOST_KEYS} are allowed.")
+    return _instance(schema, version).load(data)  # type: ignore[no-any-return]
+
+
+def _shows(schema: type[Schema], path: Sequence[Any]) -> bool:
+    """Return True if a refusal may show the value at a path: of a field that is known, and is to hold a plain value."""
+    for place, step in enumerate(path):
+        found = next((f for name, f in schema._declared_fields.items() if step in (name, f.data_key)), None)
+        if not isinstance(found, Part):
+            inside = place + 1 < len(path)
+            return bool(getattr(found, "shows_inner" if inside else "shows_value", False))
+        schema = found.schema
+    return False
 
 
 @functools.cache
@@ -107,11 +126,14 @@ class Part(fields.Field[Any]):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> Any:
         if not isinstance(value, Mapping):
             raise self.make_error("invalid")
-        return _instance(self.schema, self.version).load(value)
+        return _loaded(self.schema, self.version, value)
 
 
 class Text(fields.Field[str]):
     """A string: bounded, without NUL, stripped if the wire strips it."""
+
+    shows_value = True
+    """A refusal may show its value; a secret is known by its name."""
 
     def __init__(
         self,
@@ -150,6 +172,8 @@ class Text(fields.Field[str]):
 class Uuid(fields.Field[str]):
     """A uuid, with or without dashes."""
 
+    shows_value = True
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> str:
         if not isinstance(value, str) or not is_uuid(value):
             raise ValidationError("It must be a uuid.")
@@ -167,6 +191,8 @@ def is_uuid(text: str) -> bool:
 class SizeGib(fields.Field[int]):
     """A size in GiB: an integer or a string of digits."""
 
+    shows_value = True
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"[0-9]{1,20}", value, re.ASCII):
             value = int(value)
@@ -179,6 +205,8 @@ class SizeGib(fields.Field[int]):
 
 class BoolLike(fields.Field[bool]):
     """A boolean, or one of the words for it."""
+
+    shows_value = True
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> bool:
         return bool_like(value)
@@ -197,6 +225,9 @@ def bool_like(value: Any) -> bool:
 
 class Pairs(fields.Field[dict[str, Any]]):
     """A map of strings to strings: metadata, extra specs."""
+
+    shows_inner = True
+    """A refusal may show one value of the map."""
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ LARGEST = 2**63 - 1
 class Count(fields.Field[int]):
     """A whole number from 0, in digits."""
 
+    shows_value = True
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> int:
         if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,19}", value, re.ASCII) or int(value) > LARGEST:
             raise ValidationError(f"It must be a whole number from 0 to {LARGEST}.")

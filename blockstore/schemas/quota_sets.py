@@ -18,9 +18,15 @@ MOST_KEYS = 5000
 class Limits(fields.Field[dict[str, int]]):
     """A map of quota names to limits."""
 
+    def __init__(self, *, least: int = 0, **kw: Any):
+        super().__init__(**kw)
+        self.least = least
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> dict[str, int]:
         if not isinstance(value, Mapping) or len(value) > MOST_KEYS:
             raise ValidationError(f"It must be an object of at most {MOST_KEYS} limits.")
+        if len(value) < self.least:
+            raise ValidationError("It is empty; name at least one limit.")
         limits = {}
         for name, limit in value.items():
             if name in IGNORED:
@@ -34,7 +40,7 @@ class Limits(fields.Field[dict[str, int]]):
 
 
 class UpdateQuotaSet(Schema):
-    quota_set = field(Limits, required=True)
+    quota_set = field(Limits, required=True, least=1)
 
 
 class UpdateQuotaClass(Schema):

@@ -99,6 +99,8 @@ class ForceDelete(Schema):
 class Percent(fields.Field[str]):
     """A percentage such as 80%."""
 
+    shows_value = True
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> str:
         number = value.removesuffix("%") if isinstance(value, str) and value.endswith("%") else ""
         if not (number.isascii() and number.isdigit() and int(number) <= 100 and len(number) <= 3):

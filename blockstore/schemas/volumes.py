@@ -156,6 +156,8 @@ class ForceDelete(Schema):
 class Word(fields.Field[str]):
     """One of some words, in any case."""
 
+    shows_value = True
+
     def __init__(self, *words: str, **kw: Any):
         super().__init__(**kw)
         self.words = words

@@ -119,7 +119,10 @@ class Target(ABC):
         for key in self.capabilities().connector_needs:
             value = connector.get(key)
             if not isinstance(value, str) or not value:
-                raise InvalidConnector(f"The connector must have {key!r}: the target {self.name} lets in nobody else.")
+                raise InvalidConnector(
+                    f"The connector must have {key!r}: the target {self.name} lets in nobody else.",
+                    public=f"The connector must have {key!r}: nobody else is let in.",
+                )
 
     @abstractmethod
     def export(self, export: Export) -> Connection:

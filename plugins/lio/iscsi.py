@@ -71,7 +71,7 @@ def initiator(connector: Mapping[str, Any]) -> str:
     said = connector.get("initiator")
     name = said.lower() if isinstance(said, str) and said.isascii() else ""
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
-        raise InvalidConnector(
+        raise InvalidConnector.for_everybody(
             f"The connector's initiator is {str(said)[:MAX_NAME]!r}; the name of an iSCSI initiator is expected, of at"
             f" most {MAX_NAME} characters, such as iqn.1993-08.org.debian:01:4f1c2d."
         )

@@ -85,12 +85,13 @@ class LocalTarget(Target):
         if host is None:
             return
         if not isinstance(host, str) or not _HOST.fullmatch(host):
-            raise InvalidConnector("The connector's 'host' is not a host name.")
+            raise InvalidConnector.for_everybody("The connector's 'host' is not a host name.")
         here = socket.gethostname().lower()
         if host.lower() not in {here, *self._hosts}:
             raise InvalidConnector(
                 f"The connector's 'host' is {host}, and the volume is on {here}: the target {self.name} gives a path,"
-                f" which means nothing elsewhere. If both are one node, add {host} to the target's option hosts."
+                f" which means nothing elsewhere. If both are one node, add {host} to the target's option hosts.",
+                public=f"The connector's 'host' is {host}; attach this volume on the node of its storage.",
             )
 
     def export(self, export: Export) -> Connection:

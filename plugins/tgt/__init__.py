@@ -384,7 +384,7 @@ def _check_initiator(connector: Mapping[str, Any]) -> str:
     """Return the initiator's name. Raises InvalidConnector."""
     name = connector.get("initiator")
     if not isinstance(name, str) or len(name) > _LONGEST_INITIATOR or not _INITIATOR.fullmatch(name):
-        raise InvalidConnector(
+        raise InvalidConnector.for_everybody(
             f"The connector's initiator is {str(name)[:80]!r}; an iSCSI name is expected: iqn.2016-04.com.example:host,"
             " eui. with 16 or naa. with 16 or 32 hexadecimal digits."
         )

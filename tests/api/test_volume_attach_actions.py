@@ -392,10 +392,12 @@ def test_a_connection_that_fails_leaves_nothing(dock: Hall) -> None:
     ask(client, volume, "os-reserve")
     dock.target.fail["export"] = Unreachable("The target's daemon does not answer.")
     answer = initialize(client, volume)
-    assert (answer.status, "The target's daemon does not answer." in answer.message) == (503, True)
+    assert (answer.status, str(Unreachable.public_text) in answer.message) == (503, True)
     assert dock.statuses(volume) == ("attaching", "detached")
     assert connections(dock, volume) == []
-    assert "The target's daemon" in client.get("/messages")["messages"][0]["user_message"]
+    assert str(Unreachable.public_text) in client.get("/messages")["messages"][0]["user_message"]
+    full = dock.admin(client.headers["X-Project-Id"]).get("/messages")["messages"][0]
+    assert "The target's daemon" in full["user_message"]
     dock.target.fail.clear()
     assert initialize(client, volume).status == 200
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 
@@ -125,3 +127,24 @@ def test_revisions_follow_each_other() -> None:
         assert made["revision"] == path.name.split("_")[0]
         assert made["down_revision"] == before
         before = made["revision"]
+
+
+def test_older_messages_are_in_full_for_administrators_only(db: Database) -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(migrations.HERE))
+    with db.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0006")
+        connection.execute(
+            text(
+                "INSERT INTO messages (id, project_id, request_id, event_id, action_id, detail_id, message_level,"
+                " user_message, created_at) VALUES ('m', 'p', 'req-1', 'e', '1', '1', 'ERROR', 'pool canary',"
+                " '2026-01-01 00:00:00')"
+            )
+        )
+    migrations.upgrade(db)
+    with db.engine.connect() as connection:
+        (row,) = connection.execute(text("SELECT user_message, operator_message FROM messages")).all()
+    assert row.operator_message == "pool canary"
+    assert "canary" not in row.user_message
+    assert "Ask your administrator" in row.user_message
