@@ -50,6 +50,7 @@ class FakeLvm:
         self.cleared: list[tuple[str, int, int]] = []
         self.copied: list[tuple[str, str, int]] = []
         self.thin = True
+        self.tags: set[str] = set()
         patch.setattr(process, "run", self.run)
         patch.setattr(devices, "copy", self._copy)
         patch.setattr(devices, "clear", lambda path, *region: self._clear(path, *region))
@@ -134,7 +135,13 @@ class FakeLvm:
     def _vgs(self, _options: dict[str, str], rest: list[str]) -> str:
         _vg(rest[0])
         row = {"vg_size": str(self.size), "vg_free": str(self._free()), "vg_extent_size": str(EXTENT)}
-        return json.dumps({"report": [{"vg": [{**row, "vg_partial": "", "vg_exported": ""}]}]})
+        row |= {"vg_partial": "", "vg_exported": "", "vg_tags": ",".join(sorted(self.tags))}
+        return json.dumps({"report": [{"vg": [row]}]})
+
+    def _vgchange(self, options: dict[str, str], rest: list[str]) -> None:
+        _vg(rest[0])
+        self.tags |= {options["--addtag"]} if "--addtag" in options else set()
+        self.tags -= {options["--deltag"]} if "--deltag" in options else set()
 
     def _free(self) -> int:
         return self.size - sum(lv.size for lv in self.lvs.values() if lv.kind != "V")
