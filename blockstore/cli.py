@@ -293,8 +293,9 @@ def _orders(config: Config) -> tuple[Any, Any]:
     from sqlalchemy import select
 
     from blockstore.db.models import OrderRow
+    from blockstore.private_files import prove_state_dir
 
-    if not config.database.url and not (config.state_dir / "blockstore.db").exists():
+    if not config.database.url and not (prove_state_dir(config.state_dir) / "blockstore.db").exists():
         raise BlockstoreError(f"There is no database in {config.state_dir} yet; has blockstore served from there?")
     return select(OrderRow), _database(config)
 

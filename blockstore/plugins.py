@@ -86,9 +86,8 @@ def _files(spec: Any) -> Iterator[Path]:
     for folder in spec.submodule_search_locations or ():
         yield Path(folder)
         # What it imports from itself; subpackages that an entry point names are asked for in their turn.
-        for entry in os.scandir(folder) if Path(folder).is_dir() else ():
-            if entry.name.endswith((".py", ".so")):
-                yield Path(entry.path)
+        inside = Path(folder).iterdir() if Path(folder).is_dir() else ()
+        yield from (path for path in list(inside) if path.suffix in (".py", ".so"))
 
 
 def _refuse_weak(path: Path, owners: frozenset[int], what: str) -> None:

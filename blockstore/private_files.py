@@ -194,7 +194,7 @@ def explained(directory: Path, what: str = "") -> Iterator[None]:
     except OSError as exc:
         file = f"{exc.filename or directory}{f', {what}' if what else ''}"
         if exc.errno in _FULL:
-            raise _full(directory, exc.strerror or str(exc), file) from exc
+            raise _full(directory, exc.strerror or str(exc), f"{file}," if what else file) from exc
         raise ConfigError(f"{file}: {(exc.strerror or str(exc)).rstrip('.')}.") from exc
     except Exception as exc:
         import sqlite3  # not for every command

@@ -142,8 +142,14 @@ class BackendConformance:
 
     # whose it is
 
+    @case(lacks="owner_mark")
+    def test_undeclared_owner_mark_refuses(self, bench: Bench) -> None:
+        """Without owner_mark, asking for it and changing it raise NotSupported."""
+        refuses(NotSupported, bench.backend.owner)
+        refuses(NotSupported, bench.backend.change_owner, None, "somebody")
+
     @case("owner_mark")
-    def test_owner_mark_is_the_first_ones(self, bench: Bench) -> None:
+    def test_declared_owner_mark_works(self, bench: Bench) -> None:
         """The mark of an installation stays when another one comes, unless that one names it as the former."""
         backend = bench.backend
         before = backend.owner()

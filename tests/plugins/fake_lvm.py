@@ -140,8 +140,8 @@ class FakeLvm:
 
     def _vgchange(self, options: dict[str, str], rest: list[str]) -> None:
         _vg(rest[0])
-        self.tags |= {options["--addtag"]} if "--addtag" in options else set()
-        self.tags -= {options["--deltag"]} if "--deltag" in options else set()
+        self.tags |= set(filter(None, options.get("--addtag", "").split(",")))
+        self.tags -= set(options.get("--deltag", "").split(","))
 
     def _free(self) -> int:
         return self.size - sum(lv.size for lv in self.lvs.values() if lv.kind != "V")
@@ -276,7 +276,8 @@ def _parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
         assert word.startswith("-"), words
         takes = ("-o", "-n", "-L", "-l", "-V", "-c", "--units", "--reportformat", "--type", "--addtag", "--deltag")
         takes += ("--config", "--discards")
-        options[word] = next(given) if word in takes else ""
+        value = next(given) if word in takes else ""
+        options[word] = f"{options[word]},{value}" if word in options else value
     rest = words[end + 1 :]
     assert not any(word.startswith("-") for word in rest), words
     return options, rest
