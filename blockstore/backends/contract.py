@@ -2,7 +2,7 @@
 
 A plugin is a subclass of ``Backend`` registered under the entry-point group ``blockstore.backends``. One instance is
 one pool of storage. It sees names and sizes, never rows, requests or tenants. Plugins import this module,
-``blockstore.backends.process`` and ``blockstore.errors``, and nothing else of blockstore.
+``blockstore.backends.process``, ``blockstore.private_files`` and ``blockstore.errors``, and nothing else of blockstore.
 
 Rules for every method:
 

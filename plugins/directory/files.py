@@ -246,9 +246,10 @@ def make_root(path: Path, *, parents: bool) -> None:
     """Make the pool's directory, unless it is there."""
     if not path.exists():
         if parents:
-            private_files.make_directory(path.parent)
-        path.mkdir(0o700, exist_ok=True)
-        path.chmod(0o700)
+            private_files.make_directory(path)
+        else:
+            path.mkdir(0o700, exist_ok=True)
+            path.chmod(0o700)
 
 
 @contextmanager
