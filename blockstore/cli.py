@@ -822,11 +822,11 @@ def backend_check(config: Config, name: str) -> None:
     sys.exit(1 if failed else 0)
 
 
-@backend.command("take-over")
+@backend.command("takeover")
 @configured
 @click.argument("name")
 @click.option("--from", "former", required=True, help="Id of the installation that has it now.")
-def backend_take_over(config: Config, name: str, former: str) -> None:
+def backend_takeover(config: Config, name: str, former: str) -> None:
     """Make the storage of a backend this installation's, when the one that used it is gone for good.
 
     A running service notices at its next look. The other installation, if it runs all the same, stops using it.

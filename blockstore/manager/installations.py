@@ -36,5 +36,5 @@ def refuse_foreign(backend: Backend, installation: str, owner: str | None) -> No
         raise Unreachable(
             f"The storage of {backend.pool} is used by another installation of blockstore, {owner}; this one is"
             f" {installation}. Two would delete each other's volumes. If the other one is gone for good, take it over:"
-            f" blockstore backend take-over {backend.name} --from {owner}"
+            f" blockstore backend takeover {backend.name} --from {owner}"
         )

@@ -61,7 +61,7 @@ def test_second_service_on_a_directory_keeps_off_until_it_takes_over(serve: Serv
     mine = Keyring(second.state_dir / "attachments.key").owner
     sentence = (
         f"The storage of files is used by another installation of blockstore, {owner}; this one is {mine}. Two would"
-        " delete each other's volumes. If the other one is gone for good, take it over: blockstore backend take-over"
+        " delete each other's volumes. If the other one is gone for good, take it over: blockstore backend takeover"
         f" files --from {owner}"
     )
     assert f"backend files: DOWN: {sentence}" in second.log.read_text()
@@ -74,7 +74,7 @@ def test_second_service_on_a_directory_keeps_off_until_it_takes_over(serve: Serv
     assert status(first, create(first)) == "available"
 
     def take_over(former: str) -> tuple[int, str]:
-        words = ("backend", "take-over", "files", "--from", former)
+        words = ("backend", "takeover", "files", "--from", former)
         done = blockstore(*words, "--config", second.state_dir / "config.ini", "--state-dir", second.state_dir)
         return done.returncode, done.stderr
 
