@@ -274,6 +274,7 @@ def test_lock_is_free_again_when_its_process_was_killed(serve: Serve, tmp_path: 
 def test_database_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
     config = tmp_path / "blockstore.ini"
     config.write_text(f"[database]\nurl = postgresql+psycopg://me:hunter2@/nothing?host={tmp_path}\n")
+    config.chmod(0o600)
     done = blockstore("serve", "--config", config, "--state-dir", tmp_path / "s", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
