@@ -149,6 +149,8 @@ class DirectoryBackend(Backend):
             if owner is None:
                 root.remove(_OWNER)
             elif former is not None:
+                for left in root.hidden(".owner-"):  # by a kill; the mark would have two names
+                    root.remove(left)
                 with root.building(_OWNER, _temporary(f"owner-{owner}")) as fd:
                     files.write_start(fd, _mark(owner))
             else:

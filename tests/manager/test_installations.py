@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
+from blockstore_plugins.directory.files import Folder
 from blockstore_plugins.lvm import LvmBackend, LvmOptions
 
 from blockstore.backends.memory import MemoryBackend
@@ -161,6 +163,32 @@ def test_mark_written_by_another_at_the_same_moment_is_seen(tmp_path: Path) -> N
     backend = Raced("m", memory(tmp_path).settings, tmp_path)
     with pytest.raises(Unreachable, match="another installation of blockstore, other; this one is ours"):
         claim(backend, "ours")
+
+
+@pytest.mark.parametrize("after", ["building", "link"])
+def test_kill_while_a_directory_is_marked_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    backend = DirectoryBackend("d", DirectoryOptions(), tmp_path / "state")
+    backend.check()
+    with monkeypatch.context() as patch:
+        original = Folder.link
+
+        def killed(*words: str) -> None:
+            if after == "link":
+                original(*words)
+            raise KeyboardInterrupt
+
+        patch.setattr(Folder, "link", killed)
+        with pytest.raises(KeyboardInterrupt):
+            backend.change_owner(None, "first")
+    assert backend.owner() == (None if after == "building" else "first")
+    claim(backend, "first")
+    backend.change_owner("first", "second")
+    assert backend.owner() == "second"
+    backend.change_owner("second", "third")
+    assert backend.owner() == "third"
+    assert {path.name for path in backend.path.iterdir()} == {".blockstore-owner"}
 
 
 def test_volume_group_carries_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
