@@ -194,6 +194,7 @@ def test_full_disk_at_start_is_a_sentence_whichever_file_it_is(tmp_path: Path) -
             assert f"The disk of the state directory {state} is full" in sentence
             met.add(sentence.partition("): ")[2].partition(" could not")[0].removeprefix(f"{state}/"))
             assert not [path.name for path in state.iterdir() if path.name.startswith(".")]
+            assert not (state / "blockstore.db").exists() or (state / "blockstore.db").stat().st_size
             filler.unlink()
             assert start_and_stop(state) == ""  # nothing that was left behind is in the way
             shutil.rmtree(state)

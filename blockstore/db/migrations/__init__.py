@@ -36,7 +36,23 @@ def upgrade(db: Database) -> Path | None:
     if db.path is not None:
         if not db.path.parent.exists():
             private_files.make_directory(db.path.parent)
-        private_files.create(db.path.resolve())
+        if private_files.create(db.path.resolve()):
+            return _first(db, db.path)
+    return _upgrade(db)
+
+
+def _first(db: Database, path: Path) -> Path | None:
+    """Make a new database, or leave nothing of it: half of one would be taken for one that was damaged."""
+    try:
+        return _upgrade(db)
+    except BaseException:
+        db.dispose()
+        for suffix in private_files.SQLITE_SUFFIXES:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        raise
+
+
+def _upgrade(db: Database) -> Path | None:
     at = current(db)
     if at == HEAD:
         return None
