@@ -49,6 +49,8 @@ def prove(entry: importlib.metadata.EntryPoint, what: str) -> None:
     """
     owners = believed()
     parts = entry.module.split(".")
+    if parts[0] == __package__:
+        return  # it is among the code that runs already
     if entry.dist is not None:
         _refuse_weak(Path(str(entry.dist.locate_file(""))), owners, what)
     for depth in range(1, len(parts) + 1):
