@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from blockstore import certificate
+from blockstore import certificate, private_files
 from blockstore.errors import BadRequest, ConfigError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -286,20 +286,17 @@ def endpoint_file(state_dir: Path) -> Path:
 
 
 def note(state_dir: Path, url: str) -> None:
-    """Write the endpoint file. It is renamed into place, because commands may read it at any instant."""
-    path = endpoint_file(state_dir)
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600)
-    fresh.write_text(f"{url}/v3\n")
-    fresh.replace(path)
+    """Write the endpoint file, whole, because commands may read it at any instant. Raises ConfigError."""
+    with private_files.explained(state_dir):
+        private_files.write(endpoint_file(state_dir), f"{url}/v3\n".encode())
 
 
 def noted(state_dir: Path) -> str | None:
     """Return the base URL that was noted last; None if nothing has served from the directory. Raises ConfigError."""
     path = endpoint_file(state_dir)
     try:
-        return path.read_text().strip().removesuffix("/v3")
+        private_files.prove_state_dir(state_dir)
+        return private_files.read(path).decode().strip().removesuffix("/v3")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as exc:

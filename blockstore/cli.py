@@ -316,8 +316,9 @@ def _orders(config: Config) -> tuple[Any, Any]:
     from sqlalchemy import select
 
     from blockstore.db.models import OrderRow
+    from blockstore.private_files import prove_state_dir
 
-    if not config.database.url and not (config.state_dir / "blockstore.db").exists():
+    if not config.database.url and not (prove_state_dir(config.state_dir) / "blockstore.db").exists():
         raise BlockstoreError(f"There is no database in {config.state_dir} yet; has blockstore served from there?")
     return select(OrderRow), _database(config)
 
@@ -795,10 +796,15 @@ def backend() -> None:
 @configured
 def backend_list(config: Config) -> None:
     """List the backends, whether they are well, and what they can do."""
+    from blockstore.manager.installations import refuse_foreign
+
     rows = []
+    installation = _installation(config)
     for name, instance in _backends(config).items():
         try:
             instance.check()
+            if instance.capabilities().owner_mark:
+                refuse_foreign(instance, installation, instance.owner())
             capacity, caps = instance.capacity(), instance.capabilities()
             flags = [f.name for f in dataclasses.fields(caps) if getattr(caps, f.name) is True]
             rows.append((name, "up", f"{capacity.total_gib:.1f}", f"{capacity.free_gib:.1f}", " ".join(flags)))
@@ -818,12 +824,8 @@ def backend_check(config: Config, name: str) -> None:
     from blockstore.backends import conformance as backends_suite
     from blockstore.targets import conformance as targets_suite
 
-    chosen = {pool: b for pool, b in _backends(config).items() if name in (b.name, pool)}
-    if not chosen:
-        known = ", ".join(b.name for b in config.backends)
-        raise BlockstoreError(f"There is no backend {name}; configured are {known}.")
     failed = 0
-    for pool, instance in chosen.items():
+    for pool, instance in _chosen(config, name).items():
         instance.check()
         click.echo(f"The backend {instance.name}:")
         results = [*backends_suite.run(instance, report=click.echo)]
@@ -838,6 +840,44 @@ def backend_check(config: Config, name: str) -> None:
         failed += sum(result.outcome == "failed" for result in results)
     click.echo(f"{failed} promises broken." if failed else "Every promise kept.")
     sys.exit(1 if failed else 0)
+
+
+@backend.command("takeover")
+@configured
+@click.argument("name")
+@click.option("--from", "former", required=True, help="Id of the installation that has it now.")
+def backend_takeover(config: Config, name: str, former: str) -> None:
+    """Make the storage of a backend this installation's, when the one that used it is gone for good.
+
+    A running service notices at its next look. The other installation, if it runs all the same, stops using it.
+    """
+    installation = _installation(config)
+    marked = {pool: b for pool, b in _chosen(config, name).items() if b.capabilities().owner_mark}
+    taken = 0
+    for pool, instance in marked.items():
+        instance.check()
+        if instance.owner() == former:
+            instance.change_owner(former, installation)
+            taken += 1
+        click.echo(f"{pool} is used by installation {instance.owner() or 'none'}; this one is {installation}.")
+    if not taken:
+        raise BlockstoreError(f"No pool of {name} is used by installation {former}; nothing was changed.")
+
+
+def _installation(config: Config) -> str:
+    from blockstore.keyring import Keyring
+    from blockstore.private_files import prepare_state_dir
+
+    return Keyring(prepare_state_dir(config.state_dir) / "attachments.key").owner
+
+
+def _chosen(config: Config, name: str) -> dict[str, Any]:
+    """Return the pools of a backend, or the one of that name. Raises BlockstoreError when there is none."""
+    chosen = {pool: b for pool, b in _backends(config).items() if name in (b.name, pool)}
+    if not chosen:
+        known = ", ".join(b.name for b in config.backends)
+        raise BlockstoreError(f"There is no backend {name}; configured are {known}.")
+    return chosen
 
 
 @backend.command("drain")
@@ -913,7 +953,8 @@ def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
 
 
 def _backends(config: Config) -> dict[str, Any]:
-    from blockstore.service import load_backends, prepare_state_dir
+    from blockstore.private_files import prepare_state_dir
+    from blockstore.service import load_backends
 
     return load_backends(config, prepare_state_dir(config.state_dir))
 
@@ -930,10 +971,11 @@ def db() -> None:
 @configured
 def db_upgrade(config: Config) -> None:
     """Bring the database up to date, as every start does."""
+    from blockstore import private_files
     from blockstore.db.migrations import HEAD, upgrade
     from blockstore.service import StateLock
 
-    with StateLock(config.state_dir):
+    with StateLock(config.state_dir), private_files.explained(config.state_dir):
         database = _database(config)
         database.take_sole_use()
         aside = upgrade(database)

@@ -25,9 +25,14 @@ BACKEND_PREFIX = "backend:"
 TARGET_PREFIX = "target:"
 
 
-def option(help: str, default: Any = ..., *, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    """Declare one option: its sentence for config.example.ini, its default, whether logs must hide it."""
-    metadata = {"help": help, "secret": secret, "choices": choices}
+def option(
+    help: str, default: Any = ..., *, secret: bool = False, secret_file: bool = False, choices: tuple[str, ...] = ()
+) -> Any:
+    """Declare one option: its sentence for config.example.ini, its default, whether logs must hide it.
+
+    ``secret_file``: it names a file that holds a secret.
+    """
+    metadata = {"help": help, "secret": secret, "secret_file": secret_file, "choices": choices}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
@@ -50,7 +55,7 @@ class ServiceConfig:
     tls_certificate: Path | None = option(  # noqa: RUF009
         "Certificate, with its chain, in PEM: the API is then served by HTTPS.", None
     )
-    tls_key: Path | None = option("Private key of the certificate, in PEM.", None)  # noqa: RUF009
+    tls_key: Path | None = option("Private key of the certificate, in PEM.", None, secret_file=True)  # noqa: RUF009
     tls_ca: Path | None = option(  # noqa: RUF009
         "CA certificate that clients need to know, for `blockstore openrc`; empty when they know it.", None
     )

@@ -15,6 +15,7 @@ import os
 import stat
 from pathlib import Path
 
+from blockstore import private_files
 from blockstore.errors import ConfigError
 
 KEY_BYTES = 32
@@ -45,34 +46,15 @@ class Keyring:
 
     @functools.cached_property
     def _key(self) -> bytes:
-        try:
+        with private_files.explained(self._path.parent, "which holds the key of all secrets"):
             if not os.path.lexists(self._path):
-                self._make()
+                private_files.write(self._path, os.urandom(KEY_BYTES).hex().encode() + b"\n", replace=False)
             return self._read()
-        except OSError as exc:
-            raise ConfigError(f"{self._path}, which holds the key of all secrets: {exc.strerror}.") from exc
-
-    def _make(self) -> None:
-        fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, os.urandom(KEY_BYTES).hex().encode() + b"\n")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        try:
-            os.link(fresh, self._path)  # whole or not at all, and never over one that is there
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
 
     def _read(self) -> bytes:
-        fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = private_files.open_file(self._path, names=2)  # another process may be just about to finish it
         try:
-            mode = os.fstat(fd).st_mode
-            if not stat.S_ISREG(mode) or mode & 0o077:
+            if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
                 raise ConfigError(f"{self._path} holds the key of all secrets and can be read by others: chmod 600 it.")
             key = bytes.fromhex(os.read(fd, 4096).decode("ascii"))
         except ValueError:

@@ -16,6 +16,20 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters, line ends of every kind, and halves of characters, which cannot be written."""
 
 
+MAX_EVENT = 4000
+"""Characters of an event's text that are written; a traceback is not counted."""
+MAX_PATH = 200
+"""Characters of a request's path that are written."""
+
+
+def bounded(text: str, most: int) -> str:
+    """Return a text of at most so many characters; of a longer one the middle is left out."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 1]}\N{HORIZONTAL ELLIPSIS}{text[-end:]}"
+
+
 def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     """Set format and level of the whole process; call again to change them."""
     handler = logging.StreamHandler(stream or sys.stderr)
@@ -36,7 +50,8 @@ class Plain(logging.Formatter):
         when = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
         request = getattr(record, "request_id", None)
         about = f" [{request}]" if request else ""
-        line = f"{when}.{int(record.msecs):03d}Z {record.levelname} {record.name}{about} {record.getMessage()}"
+        text = bounded(record.getMessage(), MAX_EVENT)
+        line = f"{when}.{int(record.msecs):03d}Z {record.levelname} {record.name}{about} {text}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         # One event, one line: nothing a client sends can forge another, or speak to the reader's terminal.
@@ -54,7 +69,7 @@ class Json(logging.Formatter):
             "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": bounded(record.getMessage(), MAX_EVENT),
         }
         for name in ("request_id", "global_request_id"):
             if getattr(record, name, None):

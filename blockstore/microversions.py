@@ -156,7 +156,9 @@ def negotiate(header: str | None) -> Version:
         return MAXIMUM
     form = _FORM.fullmatch(text)
     if form is None:
-        raise BadRequest(f"API Version String {shortened(text)} is of invalid format. Must be of format MajorNum.MinorNum.")
+        raise BadRequest(
+            f"API Version String {shortened(text)} is of invalid format. Must be of format MajorNum.MinorNum."
+        )
     version = Version(int(form[1]), int(form[2]))
     if not MINIMUM <= version <= MAXIMUM:
         raise NotAcceptable(

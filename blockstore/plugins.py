@@ -1,17 +1,24 @@
-"""Finds the class behind an entry point, for backends and for targets; each failure is one sentence.
+"""Finds what is behind an entry point, for backends, targets, filters and weighers; each failure is one sentence.
 
-Called by the loaders. Refuses what lies where others may write.
+Called by the loaders. What an entry point leads to is imported only after every file of it, and every directory on the
+way to them, was proved to be changed by nobody but root, this user, and the owner of blockstore's own code: that owner
+is believed already, since it is his code that runs.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
-import stat
-import sys
+import importlib.util
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from blockstore.errors import ConfigError
+from blockstore.trusted_paths import user_name, weak_place
+
+CODE = Path(__file__).resolve().parent
 
 
 def installed(group: str) -> list[str]:
@@ -24,19 +31,72 @@ def find(group: str, name: str, base: type, where: str) -> Any:
     found = importlib.metadata.entry_points(group=group, name=name)
     if not found:
         raise ConfigError(f"{where} plugin is {name!r}; installed are {', '.join(installed(group))}.")
+    entry = next(iter(found))
+    prove(entry, f"{where} the plugin {name}")
     try:
-        cls = next(iter(found)).load()
+        cls = entry.load()
     except Exception as exc:
         raise ConfigError(f"{where} the plugin {name} cannot be loaded: {type(exc).__name__}: {exc}") from exc
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ConfigError(f"{where} the plugin {name} is not a subclass of {base.__name__}.")
-    _refuse_if_others_may_write(cls, f"{where} the plugin {name}")
     return cls
 
 
-def _refuse_if_others_may_write(cls: type, what: str) -> None:
-    file = getattr(sys.modules[cls.__module__], "__file__", None)
-    for path in (Path(file), Path(file).parent) if file else ():
-        mode = path.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise ConfigError(f"{what} lies in {path}, which everybody may write; run: chmod o-w {path}")
+def prove(entry: importlib.metadata.EntryPoint, what: str) -> None:
+    """Raise ConfigError when users who are not believed could change what an entry point leads to. Imports none of it.
+
+    A package is imported only to find what is inside it, after it was proved itself.
+    """
+    owners = believed()
+    parts = entry.module.split(".")
+    if parts[0] == __package__:
+        return  # it is among the code that runs already
+    if entry.dist is not None:
+        _refuse_weak(Path(str(entry.dist.locate_file(""))), owners, what)
+    for depth in range(1, len(parts) + 1):
+        try:
+            spec = importlib.util.find_spec(".".join(parts[:depth]))
+        except Exception:
+            return  # importing it tells the reason better
+        if spec is None:
+            return
+        for path in _files(spec):
+            _refuse_weak(path, owners, what)
+
+
+def believed() -> frozenset[int]:
+    """Return the users whose code may run here: root, this user, and the owner of blockstore's own code."""
+    return frozenset({0, os.geteuid(), CODE.stat().st_uid})
+
+
+def foreign_code() -> str | None:
+    """Return a sentence when this process runs the code of another user, who is then this user in all but name."""
+    owner = CODE.stat().st_uid
+    if owner in (0, os.geteuid()):
+        return None
+    return (
+        f"{user_name(os.geteuid())} runs the code in {CODE}, which belongs to {user_name(owner)}: whoever may write"
+        f" there may do here what {user_name(os.geteuid())} may. Where that is too much, install blockstore as root"
+    )
+
+
+def _files(spec: Any) -> Iterator[Path]:
+    """Yield the file of a module; of a package, its directory and the files of code in it."""
+    if spec.origin and spec.has_location:
+        yield Path(spec.origin)
+        yield Path(spec.origin).with_name("__pycache__")  # read in place of the source
+    for folder in spec.submodule_search_locations or ():
+        yield Path(folder)
+        # What it imports from itself; subpackages that an entry point names are asked for in their turn.
+        inside = Path(folder).iterdir() if Path(folder).is_dir() else ()
+        yield from (path for path in list(inside) if path.suffix in (".py", ".so"))
+
+
+def _refuse_weak(path: Path, owners: frozenset[int], what: str) -> None:
+    if reason := _weak(path, owners):
+        raise ConfigError(f"{what} lies in {path}, and is not loaded: {reason}.")
+
+
+@functools.cache
+def _weak(path: Path, owners: frozenset[int]) -> str | None:
+    return weak_place(path, owners)

@@ -19,7 +19,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockstore import __version__, address, logs, manager, periodic, recovery, scheduler, zones
+from blockstore import (
+    __version__,
+    address,
+    exposed_secrets,
+    logs,
+    manager,
+    periodic,
+    plugins,
+    private_files,
+    recovery,
+    scheduler,
+    zones,
+)
 from blockstore.api import authentication, create_app
 from blockstore.api.authentication import Authenticator
 from blockstore.api.endpoint import Core
@@ -66,7 +78,7 @@ class Service:
     def __init__(self, config: Config) -> None:
         """Build every part; touches no storage yet. Raises ConfigError."""
         self.config = config
-        self.state_dir = prepare_state_dir(config.state_dir)
+        self.state_dir = private_files.prepare_state_dir(config.state_dir)
         service = config.service
         url = database_url(config)
         self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
@@ -78,7 +90,14 @@ class Service:
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
         for backend in self.backends.values():
             backend.is_attached = functools.partial(is_attached, self.db)
-        self.desk = Desk(db=self.db, backends=self.backends, board=self.board, config=config, exports=self.exports)
+        self.desk = Desk(
+            db=self.db,
+            backends=self.backends,
+            board=self.board,
+            config=config,
+            exports=self.exports,
+            installation=keyring.owner,
+        )
         room = Scheduler(
             db=self.db,
             board=self.board,
@@ -180,19 +199,25 @@ def serve(config: Config) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     from blockstore.server.http import raise_file_limit  # commands that do not serve need not import it
 
+    os.umask(0o077)  # also for what plugins and their programs make
     logs.configure(config.log)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     host, port = parse_listen(config.service.listen, "--listen")
     refuse_open_door(config, host)
     raise_file_limit()
+    for warning in (plugins.foreign_code(), *exposed_secrets.warnings(config)):
+        if warning:
+            log.warning("%s", warning)
     with StateLock(config.state_dir):
-        service = Service(config)
+        with private_files.explained(config.state_dir):
+            service = Service(config)
         try:
             server = _server(config, service, host, port)
         except OSError as exc:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
         service.waiting_room.set_thread_count = server.set_thread_count
-        service.start()
+        with private_files.explained(config.state_dir):
+            service.start()
         gc.freeze()  # what is here now stays; looking through it again and again would only take time
         gc.set_threshold(10_000, 20, 50)
         return _run(service, server)
@@ -213,32 +238,26 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
     )
 
 
-def prepare_state_dir(path: Path) -> Path:
-    """Make the state directory, for its owner alone. Raises ConfigError."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.stat().st_uid == os.geteuid():
-            path.chmod(0o700)
-    except OSError as exc:
-        raise ConfigError(f"The state directory {path} cannot be used: {exc.strerror}.") from exc
-    return path
-
-
 def policy_file(config: Config) -> Path:
     """Return where the policies of this site are, or would be. Raises ConfigError when a named file is not there."""
     named = config.service.policy_file
     if named is not None and not named.exists():
         raise ConfigError(f"{config.source}: [service] policy_file: there is no {named}.")
-    return named or config.state_dir / "policy.yaml"
+    if named is not None:
+        return named
+    file = private_files.prove_state_dir(config.state_dir) / "policy.yaml"
+    with private_files.explained(config.state_dir):
+        private_files.check_file(file)
+    return file
 
 
 def load_policy(config: Config) -> Policy:
     """Return the rules in force. Raises ConfigError."""
 
-    def read(file: Path) -> Overrides:
+    def read(_file: Path) -> Overrides:
         from blockstore.policy_file import PolicyFile  # it takes longer to import than the rest of a start
 
-        return PolicyFile(file)
+        return PolicyFile(policy_file(config))  # checked again: it may be another file than at the start
 
     return Policy(policy_file(config), read)
 
@@ -253,8 +272,13 @@ def _authenticator(config: Config, policy: Policy, db: Database) -> Authenticato
 
 
 def database_url(config: Config) -> str:
-    """Return the database to use."""
-    return config.database.url or f"sqlite:///{config.state_dir / 'blockstore.db'}"
+    """Return the database to use. Raises ConfigError when somebody planted one in the state directory."""
+    if config.database.url:
+        return config.database.url
+    file = private_files.prove_state_dir(config.state_dir) / "blockstore.db"
+    with private_files.explained(config.state_dir):
+        private_files.check_database(file)  # SQLite opens by path, and follows links
+    return f"sqlite:///{file}"
 
 
 def load_backends(config: Config, state_dir: Path) -> dict[str, Backend]:
@@ -304,7 +328,7 @@ def local_connector() -> dict[str, Any]:
 
 def probe_sessions(config: Config) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """Return who is connected by attachment id, and why a target cannot tell, by its name. Raises ConfigError."""
-    state_dir = prepare_state_dir(config.state_dir)
+    state_dir = private_files.prepare_state_dir(config.state_dir)
     keyring = Keyring(state_dir / "attachments.key")
     targets, _ = load_targets(config, load_backends(config, state_dir), state_dir, keyring)
     connected: dict[str, tuple[str, ...]] = {}
@@ -333,11 +357,12 @@ class StateLock:
     """Held while a process serves from a state directory: two would run each other's orders."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = prepare_state_dir(state_dir) / "lock"
+        self._path = private_files.prepare_state_dir(state_dir) / "lock"
         self._fd = -1
 
     def __enter__(self) -> StateLock:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with private_files.explained(self._path.parent):
+            self._fd = private_files.open_file(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -378,7 +403,11 @@ def _run(service: Service, server: HttpServer) -> int:
     section = service.config.service
     host, _ = parse_listen(section.listen, "--listen")
     url = address.own_url(host, server.address[1], section.tls_certificate, section.tls_key)
-    address.note(service.state_dir, url)
+    try:
+        address.note(service.state_dir, url)
+    except ConfigError:
+        service.stop()
+        raise
     _greet(service, f"{section.public_endpoint.rstrip('/') or url}/v3")
     for stopping in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping, functools.partial(_stop, server, service))

@@ -26,6 +26,7 @@ WORDS = {
     "group_snapshots": "Snapshots of several volumes at one instant",
     "qos": "QoS limits kept by the storage",
     "manage": "Taking over what others made",
+    "owner_mark": "Marked as one installation's",
 }
 
 HEAD = """\

@@ -273,7 +273,7 @@ class Served:
     ) -> None:
         """Start it; ``trusting`` knows the certificate that the configuration names, ``limits`` are for the process."""
         self.state_dir, self._trusting = state_dir, trusting
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "blockstore", "serve", "--state-dir", str(state_dir), *arguments]
         if "--listen" not in arguments:
             argv += ["--listen", "127.0.0.1:0"]

@@ -116,3 +116,28 @@ def test_request_is_one_line_with_its_id(
     assert told[0]["message"].startswith("POST /v3/volumes 202 in ")
     assert told[0]["request_id"] == answer.headers["x-openstack-request-id"]
     api.wait_idle()
+
+
+@pytest.mark.parametrize("form", ["plain", "json"])
+def test_long_event_is_cut_in_the_middle(configure: Callable[..., io.StringIO], form: str) -> None:
+    stream = configure(format=form)
+    logging.getLogger("blockstore.x").warning("begin %s end", "x" * 100_000)
+    assert len(stream.getvalue()) < logs.MAX_EVENT + 200
+    assert "begin xxx" in stream.getvalue()
+    assert "xxx end" in stream.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["plain", "json"])
+def test_long_path_is_cut_and_forges_nothing(
+    configure: Callable[..., io.StringIO], start_service: Callable[..., Service], form: str
+) -> None:
+    api = Client(start_service())
+    stream = configure(format=form)
+    forged = "2026-01-01T00:00:00.000Z%20INFO%20root%20all%20is%20well"
+    for method, path in (("GET", f"/volumes/{'x' * 50_000}"), ("POST", f"/a%0A{forged}"), ("B" * 5000, "/volumes")):
+        assert api(method, path).status in (400, 404, 405)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) < logs.MAX_PATH + 300
+    assert not any(line.startswith("2026-01-01T00:00:00.000Z") for line in lines)

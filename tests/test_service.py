@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -18,11 +20,13 @@ from typing import Any
 
 import pytest
 
+from blockstore import private_files
 from blockstore.config import Config, ServiceConfig
 from blockstore.errors import ConfigError
-from blockstore.service import Service, StateLock, refuse_open_door
+from blockstore.service import Service, StateLock, _run, load_policy, refuse_open_door
 
 from .conftest import Client, Served, backend_section, make_config
+from .plugins.mounts import mounted, need_root
 
 Serve = Callable[..., Served]
 
@@ -106,7 +110,8 @@ def test_state_is_for_its_owner_alone(serve: Serve) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in served.state_dir.iterdir()}
     assert stat.S_IMODE(served.state_dir.stat().st_mode) == 0o700
     assert {name: mode for name, mode in modes.items() if name in ours} == dict.fromkeys(ours, 0o600)
-    for path in (served.state_dir / "directory").rglob("*"):
+    made_by_the_test = {served.state_dir / "config.ini", served.log}
+    for path in set(served.state_dir.rglob("*")) - made_by_the_test:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
@@ -115,6 +120,135 @@ def test_state_directory_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> 
     done = blockstore("serve", "--state-dir", tmp_path / "file" / "s", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     assert done.stderr == f"blockstore: The state directory {tmp_path}/file/s cannot be used: Not a directory.\n"
+
+
+def test_state_directory_that_others_may_enter_is_told_how_to_be_made_right(tmp_path: Path) -> None:
+    state = tmp_path / "s"
+    state.mkdir()
+    state.chmod(0o755)
+    for command in (("serve", "--listen", "127.0.0.1:0"), ("openrc",), ("user", "list"), ("policy", "list")):
+        done = blockstore(*command, "--state-dir", state)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"blockstore: The state directory {state} cannot be used: it has mode 0755, and must be closed to other"
+            f" users; `chmod 700 {state}` makes it right.\n"
+        )
+    assert stat.S_IMODE(state.stat().st_mode) == 0o755
+    assert list(state.iterdir()) == []
+
+
+def test_state_directory_of_another_user_is_neither_obeyed_nor_changed(tmp_path: Path) -> None:
+    """Root followed the link ``lock`` in it, and took its policy.yaml for the rules."""
+    need_root()
+    state, victim = tmp_path / "s", tmp_path / "victim"
+    state.mkdir(mode=0o700)
+    (state / "lock").symlink_to(victim)
+    (state / "policy.yaml").write_text('"volume:get_all": ""\n')
+    os.chown(state, 1, 1)
+    done = blockstore("serve", "--state-dir", state, "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert "belongs to daemon (uid 1)" in done.stderr
+    assert not victim.exists()
+    os.chown(state, 0, 0)  # and now it is ours, with what was planted in it
+    done = blockstore("serve", "--state-dir", state, "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"blockstore: {state}/lock: it is a symbolic link, which blockstore never makes")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["policy.yaml", "attachments.key", "blockstore.db", "blockstore.db-wal"])
+def test_planted_file_stops_the_start(tmp_path: Path, name: str) -> None:
+    state, victim = tmp_path / "s", tmp_path / "victim"
+    state.mkdir(mode=0o700)
+    victim.write_bytes(b"")
+    (state / name).symlink_to(victim)
+    config = make_config(state)
+    with pytest.raises(ConfigError, match=f"{state}/{name}.* it is a symbolic link"):
+        load_policy(config) if name == "policy.yaml" else Service(config)
+    assert victim.read_bytes() == b""
+
+
+def test_planted_notes_are_replaced_and_not_followed(serve: Serve, tmp_path: Path) -> None:
+    state, victim = tmp_path / "s", tmp_path / "victim"
+    state.mkdir(mode=0o700)
+    victim.write_text("precious")
+    (state / "admin-password").symlink_to(victim)
+    serve("[service]\nauth = builtin\n", state_dir=state)
+    assert victim.read_text() == "precious"
+    assert stat.S_ISREG((state / "admin-password").lstat().st_mode)
+
+
+def test_full_disk_at_start_is_a_sentence_whichever_file_it_is(tmp_path: Path) -> None:
+    met = set()
+    with mounted(tmp_path, "tmpfs", "8m") as disk:
+        filler = disk / "filler"
+        started = False
+        for left in (0, 4, 8, 12, 16, 24, 48, 96, 192, 384, 768, 1536, 3072):
+            state = disk / f"s{left}"
+            state.mkdir(mode=0o700)
+            fill(filler, left * 1024)
+            sentence = start_and_stop(state)
+            if not sentence:
+                started = True
+                break
+            assert f"The disk of the state directory {state} is full" in sentence
+            met.add(sentence.partition("): ")[2].partition(" could not")[0].removeprefix(f"{state}/"))
+            assert not [path.name for path in state.iterdir() if path.name.startswith(".")]
+            assert not (state / "blockstore.db").exists() or (state / "blockstore.db").stat().st_size
+            filler.unlink()
+            assert start_and_stop(state) == ""  # nothing that was left behind is in the way
+            shutil.rmtree(state)
+        assert started
+        assert {word.partition(",")[0] for word in met} >= {"attachments.key", "the database"}
+
+
+def test_served_process_says_that_the_disk_is_full(tmp_path: Path) -> None:
+    with mounted(tmp_path, "tmpfs", "1m") as disk:
+        fill(disk / "filler", 0)
+        done = blockstore("serve", "--state-dir", disk / "s", "--listen", "127.0.0.1:0")
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"blockstore: The disk of the state directory {disk}/s is full")
+
+
+def test_endpoint_that_cannot_be_noted_stops_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(make_config(tmp_path / "s"))
+    service.start()
+
+    def full(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    class Server:
+        address = ("127.0.0.1", 1)
+
+    monkeypatch.setattr("blockstore.private_files.write", full)
+    with pytest.raises(ConfigError, match=f"is full .*{tmp_path}/s/endpoint could not be written"):
+        _run(service, Server())  # type: ignore[arg-type]
+    assert not service.clock.running
+
+
+def start_and_stop(state: Path) -> str:
+    """Do what serve does before it listens; return the sentence with which that fails."""
+    service = None
+    try:
+        with StateLock(state), private_files.explained(state):
+            service = Service(make_config(state, auth="builtin"))
+            service.start()
+    except ConfigError as exc:
+        if service is not None:
+            service.bus.start()
+            service.bus.stop()
+            service.db.dispose()
+        return exc.message
+    assert service.stop()
+    return ""
+
+
+def fill(filler: Path, left: int) -> None:
+    """Fill a file system but for so many bytes."""
+    now = os.statvfs(filler.parent)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, now.f_bavail * now.f_frsize - left)
 
 
 def test_second_process_on_a_state_directory_is_refused(serve: Serve) -> None:
@@ -141,6 +275,7 @@ def test_lock_is_free_again_when_its_process_was_killed(serve: Serve, tmp_path: 
 def test_database_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
     config = tmp_path / "blockstore.ini"
     config.write_text(f"[database]\nurl = postgresql+psycopg://me:hunter2@/nothing?host={tmp_path}\n")
+    config.chmod(0o600)
     done = blockstore("serve", "--config", config, "--state-dir", tmp_path / "s", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -39,6 +39,7 @@ from blockstore.errors import (
     UnsupportedMediaType,
     shortened,
 )
+from blockstore.logs import MAX_PATH, bounded
 from blockstore.microversions import HEADER, MINIMUM, Version, negotiate, version_text
 from blockstore.policies import Policy
 from blockstore.schemas.base import Schema, load
@@ -358,8 +359,8 @@ def after_request(response: Response) -> Response:
         log.log(
             level,
             "%s %s %d in %.1f ms",
-            request.method,
-            request.path,
+            bounded(request.method, 20),
+            bounded(request.path, MAX_PATH),
             response.status_code,
             (time.perf_counter() - g.get("started", time.perf_counter())) * 1000,
             extra={"request_id": g.get("request_id"), "global_request_id": global_request_id_of(request)},

@@ -140,6 +140,40 @@ class BackendConformance:
             PATIENCE_S,
         )
 
+    # whose it is
+
+    @case(lacks="owner_mark")
+    def test_undeclared_owner_mark_refuses(self, bench: Bench) -> None:
+        """Without owner_mark, asking for it and changing it raise NotSupported."""
+        refuses(NotSupported, bench.backend.owner)
+        refuses(NotSupported, bench.backend.change_owner, None, "somebody")
+
+    @case("owner_mark")
+    def test_declared_owner_mark_works(self, bench: Bench) -> None:
+        """The mark of an installation stays when another one comes, unless that one names it as the former."""
+        backend = bench.backend
+        before = backend.owner()
+        first = before or bench.name()
+        try:
+            backend.change_owner(None, first)
+            expect(backend.owner() == first, "owner() must tell the mark that change_owner() made.")
+            backend.change_owner(None, bench.name())
+            backend.change_owner("somebody-else", bench.name())
+            backend.change_owner("somebody-else", None)
+            expect(backend.owner() == first, "A mark must stay when its owner is not named as the former one.")
+            bench.lists({})
+            if before is None:  # else a service that runs would see it change
+                second = bench.name()
+                backend.change_owner(first, second)
+                expect(backend.owner() == second, "A mark must change when its owner is named as the former one.")
+                name = bench.volume()
+                backend.delete_volume(name)
+                expect(backend.owner() == second, "A mark must stay when volumes go.")
+        finally:
+            if before is None:
+                backend.change_owner(backend.owner(), None)
+        expect(backend.owner() == before, "change_owner(FORMER, None) must remove the mark.")
+
     # create
 
     @case()

@@ -2,7 +2,7 @@
 
 A plugin is a subclass of ``Backend`` registered under the entry-point group ``blockstore.backends``. One instance is
 one pool of storage. It sees names and sizes, never rows, requests or tenants. Plugins import this module,
-``blockstore.backends.process`` and ``blockstore.errors``, and nothing else of blockstore.
+``blockstore.backends.process``, ``blockstore.private_files`` and ``blockstore.errors``, and nothing else of blockstore.
 
 Rules for every method:
 
@@ -79,6 +79,8 @@ class Capabilities:
     """The storage itself keeps the limits that ``limit_volume`` sets."""
     manage: bool = False
     """Volumes and snapshots that others made can be taken over."""
+    owner_mark: bool = False
+    """The storage keeps the mark of the installation that uses it, so that two notice each other."""
     storage_protocol: str = "local"
     """The wire's word for how a consumer reaches it: iSCSI, nfs, ceph, file, local."""
     vendor_name: str = "Open Source"
@@ -206,6 +208,18 @@ class Backend(ABC):
     @abstractmethod
     def list_snapshots(self) -> Mapping[str, str]:
         """Return name and volume name of every snapshot on the pool; the volume may be gone (empty string)."""
+
+    def owner(self) -> str | None:
+        """Return the id of the installation whose mark the storage carries; None when it carries none."""
+        raise self._not_supported("owner_mark")
+
+    def change_owner(self, former: str | None, owner: str | None) -> None:
+        """Replace the mark ``former`` by ``owner``; None stands for no mark. Leave any mark but ``former`` alone.
+
+        The mark stays when volumes go, is on the storage itself, and is no volume. An id has 1 to 64 letters, digits
+        and ``-``. When two installations write at the same moment, ``owner`` tells the same one to both afterwards.
+        """
+        raise self._not_supported("owner_mark")
 
     # --- volumes -----------------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class Pool:
     volumes: dict[str, Image] = field(default_factory=dict)
     snapshots: dict[str, tuple[str, Image]] = field(default_factory=dict)
     openers: Counter[str] = field(default_factory=Counter)
+    owner: str | None = None
 
 
 class MemoryBackend(Backend):
@@ -101,6 +102,7 @@ class MemoryBackend(Backend):
             online_extend=True,
             multiattach=True,
             manage=True,
+            owner_mark=True,
             thin=thin,
             thick=not thin,
         )
@@ -122,6 +124,16 @@ class MemoryBackend(Backend):
         self._begin("list_snapshots")
         with self._pool.lock:
             return {name: volume for name, (volume, _image) in self._pool.snapshots.items()}
+
+    def owner(self) -> str | None:
+        self._begin("owner")
+        return self._pool.owner
+
+    def change_owner(self, former: str | None, owner: str | None) -> None:
+        self._begin("change_owner")
+        with self._pool.lock:
+            if self._pool.owner == former:
+                self._pool.owner = owner
 
     # --- volumes
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from blockstore import private_files
 from blockstore.db.models import Domain, Project, Role, User
 from blockstore.db.session import Database, insert_if_absent
 from blockstore.errors import ConfigError
@@ -56,18 +56,8 @@ def ensure_admin(session: Session, state_dir: Path) -> bool:
 
 def write_password(state_dir: Path, password: str) -> None:
     """Keep the administrator's password for ``blockstore openrc``; whole or not at all. Raises ConfigError."""
-    path = state_dir / PASSWORD_FILE
-    fresh = path.with_name(f".{PASSWORD_FILE}.{os.getpid()}")
-    try:
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(password + "\n")
-            file.flush()
-            os.fsync(fd)
-        fresh.replace(path)
-    except OSError as exc:
-        raise ConfigError(f"{path}, which keeps the administrator's password: {exc.strerror}.") from exc
+    with private_files.explained(state_dir, "which keeps the administrator's password"):
+        private_files.write(state_dir / PASSWORD_FILE, f"{password}\n".encode())
 
 
 def forget_password(state_dir: Path, password: str) -> None:
@@ -86,7 +76,7 @@ def forget_former_password(db: Database, state_dir: Path) -> None:
 def _forget(state_dir: Path, is_former: Callable[[str], bool]) -> None:
     path = state_dir / PASSWORD_FILE
     try:
-        if is_former(path.read_text(encoding="utf-8", errors="replace").strip()):
+        if is_former(private_files.read(path).decode(errors="replace").strip()):
             path.unlink()
             log.info("%s is removed: the password of admin was changed", path)
     except FileNotFoundError:
@@ -98,12 +88,11 @@ def _forget(state_dir: Path, is_former: Callable[[str], bool]) -> None:
 def read_password(state_dir: Path) -> str:
     """Return the administrator's password. Raises ConfigError."""
     path = state_dir / PASSWORD_FILE
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} is not there: the first start writes it, and it goes when the password of admin is changed."
-            " Log in with the password that was chosen, or make a new one by `blockstore user password admin`."
-        ) from None
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be read: {exc.strerror}.") from exc
+    with private_files.explained(state_dir):
+        try:
+            return private_files.read(private_files.prove_state_dir(state_dir) / PASSWORD_FILE).decode().strip()
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path} is not there: the first start writes it, and it goes when the password of admin is changed."
+                " Log in with the password that was chosen, or make a new one by `blockstore user password admin`."
+            ) from None

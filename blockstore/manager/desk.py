@@ -18,6 +18,7 @@ from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import Unreachable, VolumeMissing
 from blockstore.manager.exports import Exports
+from blockstore.manager.installations import claim
 from blockstore.orders import Order
 from blockstore.states import A
 
@@ -32,6 +33,8 @@ class Desk:
     board: Board
     config: Config
     exports: Exports
+    installation: str = ""
+    """The word that is this installation's alone, by which it marks its pools; none: it marks none."""
 
     @property
     def message_days(self) -> int:
@@ -39,13 +42,15 @@ class Desk:
         return self.config.service.order_keep_days
 
     def backend(self, pool: str | None) -> Backend:
-        """Return the backend of a pool. Raises Unreachable, at once, when it is down or no longer configured."""
+        """Return the backend of a pool. Raises Unreachable when it is down, no longer configured, or another's."""
         backend = self.backends.get(pool or "")
         if backend is None:
             raise Unreachable(f"The pool {pool} is not in the configuration any more.")
         report = self.board.get(pool or "")
         if report is not None and not report.up:
             raise Unreachable(f"The pool {pool} is down: {report.reason}")
+        if report is None and self.installation:
+            claim(backend, self.installation)  # it did not answer the first look in time
         return backend
 
 

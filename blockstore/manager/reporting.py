@@ -16,6 +16,7 @@ from blockstore.config import BackendSection
 from blockstore.db.models import now
 from blockstore.errors import BackendError
 from blockstore.manager.desk import Desk
+from blockstore.manager.installations import claim
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def report(desk: Desk, pool: str) -> None:
     capacity = before.capacity if before else Capacity(total_gib=0, free_gib=0)
     try:
         backend.check()
+        if desk.installation:
+            claim(backend, desk.installation)
         capabilities, capacity = _with_target(desk, pool, backend.capabilities()), backend.capacity()
     except BackendError as exc:
         reason = exc.message

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
+from blockstore import plugins
 from blockstore.errors import ConfigError
 from blockstore.scheduler.choosing import Filter, Weigher
 from blockstore.scheduler.weighers import Declared
@@ -30,6 +31,7 @@ def load(group: str, names: Sequence[str]) -> list[tuple[str, Callable[..., Any]
         if len(offers) > 1:
             raise ConfigError(f"The {kind} {name!r} is offered more than once: by {' and by '.join(sorted(offers))}.")
         (value,) = offers
+        plugins.prove(offers[value], f"The {kind} {name!r}")
         try:
             found = offers[value].load()
         except (ImportError, AttributeError) as exc:

@@ -2,7 +2,7 @@
 
 A plugin is a subclass of ``Target`` registered under the entry-point group ``blockstore.targets``. One instance serves
 every backend that names it. It sees paths, names and ids, never rows, requests or tenants. Plugins import this module,
-``blockstore.backends.process`` and ``blockstore.errors``, and nothing else of blockstore.
+``blockstore.backends.process``, ``blockstore.private_files`` and ``blockstore.errors``, and nothing else of blockstore.
 
 Rules for every method:
 

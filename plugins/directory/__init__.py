@@ -4,6 +4,7 @@
     PATH/snapshots/VOLUME/SNAPSHOT.raw      a snapshot: a full, independent copy, sharing blocks where possible
     PATH/snapshots/SNAPSHOT.of              says whose snapshot this name is, so that no name is given twice
     .NAME.tmp                               something unfinished, replaced or removed by the next call for NAME
+    .blockstore-owner                       the id of the installation that uses the directory
 
 A thing exists when its file is under its final name; files get there by rename, finished and flushed. No operation
 reads a whole directory, except the two that list it. Other file-based plugins may extend the class.
@@ -16,7 +17,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Literal, NamedTuple, cast
@@ -44,6 +45,7 @@ Format = Literal["raw", "qcow2"]
 FORMATS: tuple[Format, ...] = ("raw", "qcow2")
 
 _SNAPSHOTS = "snapshots"
+_OWNER = ".blockstore-owner"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class DirectoryBackend(Backend):
             multiattach=raw,
             thin=True,
             manage=True,
+            owner_mark=True,
             storage_protocol="file",
         )
 
@@ -134,6 +137,37 @@ class DirectoryBackend(Backend):
                 with self._sub(snapshots, entry.name) as shots:
                     found.update((image.name, owner) for image, _entry in (self._images(shots) if shots else ()))
         return found
+
+    def owner(self) -> str | None:
+        with self._explained(), self._root() as root:
+            return self._marked_by(root)
+
+    def change_owner(self, former: str | None, owner: str | None) -> None:
+        with self._explained(), self._root() as root:
+            if self._marked_by(root) != former:
+                return
+            if owner is None:
+                root.remove(_OWNER)
+            elif former is not None:
+                for left in root.hidden(".owner-"):  # by a kill; the mark would have two names
+                    root.remove(left)
+                with root.building(_OWNER, _temporary(f"owner-{owner}")) as fd:
+                    files.write_start(fd, _mark(owner))
+            else:
+                fresh = f".owner-{owner}"
+                with root.building(fresh, _temporary(f"owner-{owner}")) as fd:
+                    files.write_start(fd, _mark(owner))
+                with suppress(FileExistsError):
+                    root.link(fresh, _OWNER)  # of two that write at once, the first stays
+                root.remove(fresh)
+            root.sync()
+
+    def _marked_by(self, root: Folder) -> str | None:
+        try:
+            with files.closing(root.open(_OWNER, names=2)) as fd:
+                return next(iter(files.read_start(fd, 64).decode("ascii", "replace").split()), None)
+        except FileNotFoundError:
+            return None
 
     # --- volumes -----------------------------------------------------------------------------------------
 
@@ -593,6 +627,10 @@ class DirectoryBackend(Backend):
         except OSError:
             return NoSpace(said)
         return NoSpace(f"{said} {self.path} has {free / GIB:.1f} of {total / GIB:.1f} GiB free.")
+
+
+def _mark(owner: str) -> bytes:
+    return f"{owner}\nThe installation of blockstore that uses this directory; see `blockstore backend`.\n".encode()
 
 
 def _temporary(name: str) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from blockstore import private_files
 from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, InUse
 
@@ -244,8 +245,11 @@ class Folder:
 def make_root(path: Path, *, parents: bool) -> None:
     """Make the pool's directory, unless it is there."""
     if not path.exists():
-        path.mkdir(0o700, parents=parents, exist_ok=True)
-        path.chmod(0o700)
+        if parents:
+            private_files.make_directory(path)
+        else:
+            path.mkdir(0o700, exist_ok=True)
+            path.chmod(0o700)
 
 
 @contextmanager

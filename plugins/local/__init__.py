@@ -27,6 +27,7 @@ from typing import Any, ClassVar, cast
 
 from blockstore_plugins.local import holders
 
+from blockstore import private_files
 from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
@@ -67,7 +68,7 @@ class LocalTarget(Target):
     def check(self) -> None:
         """Prove that exports can be written down, and that holders can be found."""
         with self._explained():
-            self._make_state_dir()
+            private_files.make_directory(self.state_dir)
             if not os.access(self.state_dir, os.R_OK | os.W_OK | os.X_OK):
                 raise Unreachable(
                     f"{self.state_dir} cannot be written; the target {self.name} keeps its exports there."
@@ -159,7 +160,7 @@ class LocalTarget(Target):
             return None
         file = self._file(export_id)
         try:
-            record = Record(**json.loads(file.read_bytes()))
+            record = Record(**json.loads(private_files.read(file)))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -173,11 +174,10 @@ class LocalTarget(Target):
 
     def _write(self, export_id: str, record: Record) -> None:
         """Write a record whole or not at all."""
-        self._make_state_dir()
+        private_files.make_directory(self.state_dir)
         fresh = self.state_dir / f".{export_id}"  # no export's name; one that a kill left is replaced
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with os.fdopen(os.open(fresh, flags, 0o600), "w") as file:
+            with os.fdopen(private_files.open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
                 json.dump(asdict(record), file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -189,11 +189,6 @@ class LocalTarget(Target):
 
     def _file(self, export_id: str) -> Path:
         return self.state_dir / export_id
-
-    def _make_state_dir(self) -> None:
-        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.state_dir.stat().st_mode & 0o077:
-            self.state_dir.chmod(0o700)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

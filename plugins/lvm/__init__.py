@@ -166,6 +166,7 @@ class LvmBackend(Backend):
             online_extend=True,
             multiattach=True,
             manage=True,
+            owner_mark=True,
             thin=thin,
             thick=not thin,
         )
@@ -201,6 +202,23 @@ class LvmBackend(Backend):
             if not half_made:
                 listed[lv.name] = volume if there else ""
         return listed
+
+    def owner(self) -> str | None:
+        """Return the installation whose tag the volume group carries."""
+        return min(self._owners(), default=None)  # of two that wrote at once, both see the same
+
+    def change_owner(self, former: str | None, owner: str | None) -> None:
+        """Replace the tag of the volume group."""
+        owners = self._owners()
+        if min(owners, default=None) == former:
+            wanted = {owner} if owner else set()
+            self._lvm.tag_group(
+                add=[names.OWNER + each for each in wanted - owners],
+                remove=[names.OWNER + each for each in owners - wanted],
+            )
+
+    def _owners(self) -> set[str]:
+        return {tag.removeprefix(names.OWNER) for tag in self._lvm.group_tags() if tag.startswith(names.OWNER)}
 
     # --- volumes --------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +133,11 @@ class Lvm:
         """Return the group's logical volumes by name, without LVM's internal ones."""
         return {row["lv_name"]: _lv(row) for row in self._report("lvs", "lv", _LV_FIELDS)}
 
+    def group_tags(self) -> frozenset[str]:
+        """Return the tags of the group itself."""
+        rows = self._report("vgs", "vg", "vg_tags")
+        return frozenset(tag for row in rows for tag in row["vg_tags"].split(",") if tag)
+
     def extents(self, lv: str) -> Sequence[str]:
         """Return the physical extents of a linear volume, as ``lvextend`` takes them."""
         rows = self._report("lvs", "lv", "lv_name,seg_pe_ranges")
@@ -199,6 +204,13 @@ class Lvm:
         """Remove a tag; one that is not there is a success."""
         self._run("lvchange", "--deltag", tag, "--", f"{self.vg}/{lv}")
 
+    def tag_group(self, add: Collection[str], remove: Collection[str]) -> None:
+        """Add tags to the group itself, and remove others."""
+        words = [word for tag in sorted(add) for word in ("--addtag", tag)]
+        words += [word for tag in sorted(remove) for word in ("--deltag", tag)]
+        if words:
+            self._run("vgchange", *words, "--", self.vg)
+
     def split(self, snapshot: str) -> None:
         """Turn a thick snapshot into a plain volume that holds its copy-on-write area. Raises InUse."""
         self._run("lvconvert", "-y", "--splitsnapshot", "--", f"{self.vg}/{snapshot}")
@@ -250,7 +262,7 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
             r"sudo: .*password|sudo: a terminal is required|not in the sudoers|not allowed to (?:execute|run)",
             Unreachable,
             "sudo does not let this user run LVM without a password; allow in sudoers, with NOPASSWD: vgs, lvs,"
-            " lvcreate, lvextend, lvreduce, lvrename, lvremove, lvchange, lvconvert. ({words})",
+            " lvcreate, lvextend, lvreduce, lvrename, lvremove, lvchange, lvconvert, vgchange. ({words})",
         ),
         (
             r"sudo: .*command not found",

@@ -26,6 +26,8 @@ COPY = "copy."
 """The snapshot from which a clone is copied."""
 UNFINISHED = (NEW, OLD, GROW, COPY)
 
+OWNER = "blockstore.owner="
+"""What the tag of a volume group begins with that names the installation using it."""
 _SNAPSHOT_OF = "blockstore.snapshot-of="
 _RESIZING = "blockstore.resizing-to="
 

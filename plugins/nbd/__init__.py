@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from blockstore import private_files
 from blockstore.errors import BackendError, ConfigError, Unreachable
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
@@ -94,11 +95,7 @@ class NbdTarget(Target):
         """Prove that qemu-nbd is there with what is needed, and that sockets or ports can be made."""
         commands.prove(tls=bool(self._host))
         with self._explained():
-            self.state_dir.mkdir(0o700, parents=True, exist_ok=True)
-            if self.state_dir.stat().st_mode & 0o077:
-                raise Unreachable(
-                    f"{self.state_dir} holds keys, and other users may enter it: chmod 700 {self.state_dir}"
-                )
+            private_files.make_directory(self.state_dir)
             if self._host:
                 self._prove_address()
             elif self._socket_dir:

@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from blockstore import private_files
 from blockstore.errors import SessionAlive
 
 TERM_S = 10.0
@@ -64,7 +65,7 @@ class Folder:
 
     def make(self) -> None:
         """Make the directory, unless it is there."""
-        self.path.mkdir(0o700, parents=True, exist_ok=True)
+        private_files.make_directory(self.path)
 
     def remove(self) -> None:
         """Remove the directory; the server must be gone."""
@@ -75,7 +76,7 @@ class Folder:
     def address(self) -> Address | None:
         """Return where the server listens, or would; None when that was not decided."""
         try:
-            return Address(**json.loads((self.path / "address").read_bytes()))
+            return Address(**json.loads(private_files.read(self.path / "address")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
@@ -84,7 +85,7 @@ class Folder:
         if self.address() == address:
             return
         fresh = self.path / "address.tmp"
-        with fresh.open("w") as file:
+        with os.fdopen(private_files.open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
             json.dump(asdict(address), file)
             file.flush()
             os.fsync(file.fileno())
@@ -169,7 +170,7 @@ class Folder:
     def _server(self) -> int | None:
         """Return the process that holds the lock on the pid file, whatever the file says."""
         try:
-            file = os.open(self.pid_file, os.O_RDONLY | os.O_CLOEXEC)
+            file = private_files.open_file(self.pid_file)
         except FileNotFoundError:
             return None
         try:
@@ -180,7 +181,7 @@ class Folder:
         return pid if kind != fcntl.F_UNLCK and pid > 0 else None
 
     def _open_lock(self) -> int:
-        return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return private_files.open_file(self.path / "lock", os.O_RDWR | os.O_CREAT)
 
 
 def _try_lock(lock: int) -> bool:
@@ -208,7 +209,7 @@ class Ports:
 
     def claim(self, port: int, export_id: str) -> bool:
         """Take a port; False when another export has it. One's own is a success."""
-        self._path.mkdir(0o700, exist_ok=True)
+        private_files.make_directory(self._path)
         try:
             (self._path / str(port)).symlink_to(export_id)
         except FileExistsError:

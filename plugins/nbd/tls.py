@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from blockstore import private_files
 from blockstore.errors import BackendError
 
 _SECRET = re.compile(r"[0-9A-Za-z]{16,}", re.ASCII)
@@ -35,5 +36,5 @@ def write_keys(directory: Path, identity: str, secret: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+    with os.fdopen(private_files.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
         file.write(text)

@@ -135,6 +135,7 @@ class NfsBackend(DirectoryBackend):
             multiattach=raw,
             thin=True,
             manage=True,
+            owner_mark=True,
             storage_protocol="nfs",
         )
 

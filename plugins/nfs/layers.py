@@ -31,6 +31,7 @@ from blockstore_plugins.directory import commands, files
 from blockstore_plugins.directory.commands import Header
 from blockstore_plugins.directory.files import Folder
 
+from blockstore import private_files
 from blockstore.backends.contract import Progress, no_progress
 from blockstore.errors import BackendError, InUse
 
@@ -181,7 +182,7 @@ class Layers:
 
     @contextmanager
     def _view(self, root: Folder, **images: int) -> Iterator[Path]:
-        self._views.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_files.make_directory(self._views)
         with tempfile.TemporaryDirectory(dir=self._views) as made, ExitStack() as kept:
             view = Path(made)
             for name, fd in images.items():

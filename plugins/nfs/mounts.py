@@ -12,6 +12,7 @@ from typing import NamedTuple
 from blockstore_plugins.directory import files
 from blockstore_plugins.directory.files import Folder, closing
 
+from blockstore import private_files
 from blockstore.backends.contract import no_progress
 from blockstore.backends.process import run
 from blockstore.errors import ToolFailed, Unreachable
@@ -29,7 +30,8 @@ def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
         _run("umount", "-l", str(at), timeout_s=timeout_s)
         source = None
     if source is None:
-        at.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not at.exists():
+            private_files.make_directory(at)
         if os.geteuid():
             raise Unreachable(f"{export} is not mounted at {at}, and only root may mount it: run the service as root.")
         _run("mount", "-t", "nfs4", "-o", options, export, str(at), timeout_s=timeout_s)

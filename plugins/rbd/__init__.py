@@ -4,6 +4,7 @@
     POOL/VOLUME@SNAPSHOT                a snapshot
     POOL/VOLUME@clone-OTHER             for the moment in which OTHER is cloned from VOLUME
     trash: blockstore-gone-VOLUME-...   a volume that was deleted while clones still need bytes of it
+    object blockstore-owner             the id of the installation that uses the pool
 
 Clones are layered (format 2, Ceph 13 or newer), so snapshots and parents may go before their clones: their remains wait
 in the trash, and the gardener removes them with the last clone. It also flattens clones that would make a chain too
@@ -76,7 +77,9 @@ class RbdOptions(BackendOptions):
     user: str = option(
         "Ceph user, without `client.`; needs the profile rbd on the monitors and on the pools.", "blockstore"
     )
-    keyring: Path | None = option("File with the user's key; by default where Ceph looks for it.", None)  # noqa: RUF009
+    keyring: Path | None = option(  # noqa: RUF009
+        "File with the user's key; by default where Ceph looks for it.", None, secret_file=True
+    )
     secret_uuid: str = option("Id of the libvirt secret that holds the key; by default the cluster's id.", "")
     max_clone_depth: int = option("Clones of clones before one is made independent, in the background.", 5)
     timeout_s: int = option("Seconds after which a step that the cluster does not answer is given up.", 30)
@@ -159,6 +162,7 @@ class RbdBackend(Backend):
             thin=True,
             qos=True,
             manage=True,
+            owner_mark=True,
             storage_protocol="ceph",
         )
 
@@ -175,6 +179,15 @@ class RbdBackend(Backend):
     def list_snapshots(self) -> Mapping[str, str]:
         rows = self._cluster.all_snapshots()
         return {name: image for image, name, _size in rows if not name.startswith(_HELPER)}
+
+    def owner(self) -> str | None:
+        with self._explained():
+            return self._cluster.owner()
+
+    def change_owner(self, former: str | None, owner: str | None) -> None:
+        with self._explained():
+            if self._cluster.owner() == former:
+                self._cluster.set_owner(owner, replace=former is not None)
 
     # --- volumes -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,10 @@ LONG_S = 7 * 24 * 3600
 """Time for what copies all data of an image; each single step of it is bounded by the cluster's own limits."""
 
 
+OWNER = "blockstore-owner"
+"""The object of a pool that holds the id of the installation using it."""
+
+
 class HasSnapshots(InUse):
     """An image that cannot go, because of its snapshots, be they only what clones still need."""
 
@@ -151,6 +155,12 @@ class Cluster(Protocol):
 
     def set_options(self, image: str, options: Mapping[str, str | None]) -> None:
         """Set options of an image; None takes one back. Raises: VolumeMissing."""
+
+    def owner(self) -> str | None:
+        """Return what the object OWNER holds; None when it is not there, or empty."""
+
+    def set_owner(self, owner: str | None, *, replace: bool) -> None:
+        """Write the object OWNER, or remove it; without ``replace`` one that holds something stays as it is."""
 
     def regions(self, image: str, size: int) -> Sequence[tuple[int, int]]:
         """Return offset and length of what may hold data."""

@@ -5,6 +5,7 @@ About 60 ms for each call; where Ceph's Python bindings are installed, ``librbd.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from blockstore_plugins.rbd.cluster import (
     LONG_S,
+    OWNER,
     Figures,
     Info,
     Place,
@@ -30,7 +32,7 @@ from blockstore_plugins.rbd.nbd_file import NbdFile
 
 from blockstore.backends.contract import Progress
 from blockstore.backends.process import follow, have, missing_tool, run
-from blockstore.errors import BackendError, ToolFailed, ToolTimeout, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, NameTaken, ToolFailed, ToolTimeout, Unreachable, VolumeMissing
 
 PACKAGE = "ceph-common"
 
@@ -204,6 +206,45 @@ class Commands:
                 self._rbd("config", "image", "set", self._at(image), name, value, what=f"image {image}")
             elif name in there:
                 self._rbd("config", "image", "rm", self._at(image), name, what=f"image {image}")
+
+    def owner(self) -> str | None:
+        """Return what the object OWNER holds."""
+        try:
+            return self._rados("get", OWNER, "-").strip() or None
+        except VolumeMissing:
+            return None
+
+    def set_owner(self, owner: str | None, *, replace: bool) -> None:
+        """Write the object OWNER, or remove it."""
+        if owner is None:
+            with suppress(VolumeMissing):
+                self._rados("rm", OWNER)
+            return
+        if not replace:
+            try:
+                self._rados("create", OWNER)
+            except NameTaken:
+                if self.owner() is not None:
+                    return
+        with tempfile.NamedTemporaryFile("w", prefix="blockstore-") as file:
+            file.write(f"{owner}\n")
+            file.flush()
+            self._rados("put", OWNER, file.name)
+
+    def _rados(self, *words: str) -> str:
+        where = ["--pool", self._place.pool]
+        if self._place.namespace:
+            where += ["--namespace", self._place.namespace]
+        argv = ("rados", *self._who, *self._limits, *where, *words)
+        what = f"object {OWNER}"
+        with _explained(what):
+            try:
+                return run(argv, timeout_s=self._place.timeout_s * 3 + 5, package=PACKAGE)
+            except ToolFailed as exc:
+                for code in (errno.ENOENT, errno.EEXIST):  # `rados` exits with 1 whatever it was
+                    if f"{OWNER}: ({code})" in exc.stderr:
+                        raise explain(code, what, "") from exc
+                raise
 
     # --- bytes
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from blockstore_plugins.rbd.cluster import Figures, Info, Place, Stuck, below, explain, need_conf, no_pool
+from blockstore_plugins.rbd.cluster import OWNER, Figures, Info, Place, Stuck, below, explain, need_conf, no_pool
 from blockstore_plugins.rbd.connections import Connection, connections
 from blockstore_plugins.rbd.figures import figures_of, monitors_of
 
@@ -288,6 +288,32 @@ class Librbd:
                         opened.metadata_remove(key)
 
     # --- bytes
+
+    def owner(self) -> str | None:
+        """Return what the object OWNER holds."""
+        with suppress(VolumeMissing), self._asking(f"object {OWNER}") as pool:
+            return pool.read(OWNER, 64).decode("ascii", "replace").strip() or None
+        return None
+
+    def set_owner(self, owner: str | None, *, replace: bool) -> None:
+        """Write the object OWNER, or remove it."""
+        with self._asking(f"object {OWNER}") as pool:
+            if owner is None:
+                with suppress(self._rados.ObjectNotFound):
+                    pool.remove_object(OWNER)
+                return
+            text = f"{owner}\n".encode()
+            if not replace:
+                try:
+                    with self._rados.WriteOpCtx() as op:
+                        op.new(self._rados.LIBRADOS_CREATE_EXCLUSIVE)
+                        op.write_full(text)
+                        pool.operate_write_op(op, OWNER)
+                    return
+                except self._rados.ObjectExists:
+                    if pool.read(OWNER, 64):
+                        return
+            pool.write_full(OWNER, text)  # an empty one was left by programs that were killed
 
     def regions(self, image: str, size: int) -> Sequence[tuple[int, int]]:
         """Return what may hold data."""

@@ -421,6 +421,11 @@ class DeclaredInVain(MemoryBackend):
     clone_volume = create_volume_from_snapshot = revert_volume = create_snapshot  # type: ignore[assignment]
 
 
+class OwnerIsOverwritten(MemoryBackend):
+    def change_owner(self, former: str | None, owner: str | None) -> None:
+        self._pool.owner = owner
+
+
 class ManageCopies(MemoryBackend):
     def adopt_volume(self, reference: str, name: str) -> int:
         image = self._volume(reference)
@@ -503,6 +508,7 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
     CheckMakesThings: ("test_check_twice",),
     NeitherThinNorThick: ("test_capabilities_are_steady_and_whole",),
     NotForThreads: ("test_parallel_creates_of_different_names",),
+    OwnerIsOverwritten: ("test_declared_owner_mark_works",),
     ManageCopies: ("test_declared_manage_works",),
     ManageMakesUp: ("test_manage_refusals_change_nothing",),
     ManageWhileOpen: ("test_manage_of_an_open_volume_is_refused",),
@@ -522,6 +528,7 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
         "test_undeclared_online_extend_refuses",
         "test_undeclared_manage_refuses",
         "test_undeclared_group_snapshots_refuse",
+        "test_undeclared_owner_mark_refuses",
     ),
     DeclaredInVain: ("test_declared_snapshots_work", "test_declared_clone_works", "test_declared_revert_works"),
 }

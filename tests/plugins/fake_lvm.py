@@ -50,6 +50,7 @@ class FakeLvm:
         self.cleared: list[tuple[str, int, int]] = []
         self.copied: list[tuple[str, str, int]] = []
         self.thin = True
+        self.tags: set[str] = set()
         patch.setattr(process, "run", self.run)
         patch.setattr(devices, "copy", self._copy)
         patch.setattr(devices, "clear", lambda path, *region: self._clear(path, *region))
@@ -134,7 +135,13 @@ class FakeLvm:
     def _vgs(self, _options: dict[str, str], rest: list[str]) -> str:
         _vg(rest[0])
         row = {"vg_size": str(self.size), "vg_free": str(self._free()), "vg_extent_size": str(EXTENT)}
-        return json.dumps({"report": [{"vg": [{**row, "vg_partial": "", "vg_exported": ""}]}]})
+        row |= {"vg_partial": "", "vg_exported": "", "vg_tags": ",".join(sorted(self.tags))}
+        return json.dumps({"report": [{"vg": [row]}]})
+
+    def _vgchange(self, options: dict[str, str], rest: list[str]) -> None:
+        _vg(rest[0])
+        self.tags |= set(filter(None, options.get("--addtag", "").split(",")))
+        self.tags -= set(options.get("--deltag", "").split(","))
 
     def _free(self) -> int:
         return self.size - sum(lv.size for lv in self.lvs.values() if lv.kind != "V")
@@ -269,7 +276,8 @@ def _parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
         assert word.startswith("-"), words
         takes = ("-o", "-n", "-L", "-l", "-V", "-c", "--units", "--reportformat", "--type", "--addtag", "--deltag")
         takes += ("--config", "--discards")
-        options[word] = next(given) if word in takes else ""
+        value = next(given) if word in takes else ""
+        options[word] = f"{options[word]},{value}" if word in options else value
     rest = words[end + 1 :]
     assert not any(word.startswith("-") for word in rest), words
     return options, rest

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import inspect, text
 
+from blockstore import private_files
 from blockstore.db.session import Database
 from blockstore.errors import ConfigError
 
@@ -33,8 +34,25 @@ def current(db: Database) -> str | None:
 def upgrade(db: Database) -> Path | None:
     """Apply what is missing; return the copy that was set aside, if any. Raises ConfigError on a newer database."""
     if db.path is not None:
-        db.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        db.path.touch(mode=0o600)
+        if not db.path.parent.exists():
+            private_files.make_directory(db.path.parent)
+        if private_files.create(db.path.resolve()):
+            return _first(db, db.path)
+    return _upgrade(db)
+
+
+def _first(db: Database, path: Path) -> Path | None:
+    """Make a new database, or leave nothing of it: half of one would be taken for one that was damaged."""
+    try:
+        return _upgrade(db)
+    except BaseException:
+        db.dispose()
+        for suffix in private_files.SQLITE_SUFFIXES:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        raise
+
+
+def _upgrade(db: Database) -> Path | None:
     at = current(db)
     if at == HEAD:
         return None
@@ -48,10 +66,13 @@ def upgrade(db: Database) -> Path | None:
 
 def _set_aside(path: Path, revision: str) -> Path:
     copy = path.with_name(f"{path.name}.before-{HEAD}-at-{revision}")
-    copy.touch(mode=0o600)
+    private_files.create(copy)
     source, target = sqlite3.connect(path), sqlite3.connect(copy)
     try:
         source.backup(target)  # includes what is still in the write-ahead log
+    except sqlite3.Error:
+        copy.unlink()  # half a copy would be taken for one
+        raise
     finally:
         source.close()
         target.close()

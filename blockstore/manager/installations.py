@@ -1,0 +1,40 @@
+"""Two installations on one storage notice each other: each pool carries the mark of the one that uses it.
+
+Asked at every look, and before the first action on a pool that was not looked at. Storage without a mark is new, or was
+used by a version that made none: it gets ours. Several sections of one installation may share storage.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from blockstore.backends.contract import Backend
+from blockstore.errors import BackendError, Unreachable
+
+log = logging.getLogger(__name__)
+
+
+def claim(backend: Backend, installation: str) -> None:
+    """Mark a pool as ours unless it is marked. Raises Unreachable when it is another installation's."""
+    if not backend.capabilities().owner_mark:
+        return
+    owner = backend.owner()
+    if owner is None:
+        try:
+            backend.change_owner(None, installation)
+        except BackendError as exc:
+            log.warning("backend %s could not be marked as ours, so that others do not notice: %s", backend.pool, exc)
+            return
+        owner = backend.owner()
+        log.info("backend %s is marked as that of installation %s", backend.pool, owner)
+    refuse_foreign(backend, installation, owner)
+
+
+def refuse_foreign(backend: Backend, installation: str, owner: str | None) -> None:
+    """Raise Unreachable when a mark is another installation's."""
+    if owner not in (None, installation):
+        raise Unreachable(
+            f"The storage of {backend.pool} is used by another installation of blockstore, {owner}; this one is"
+            f" {installation}. Two would delete each other's volumes. If the other one is gone for good, take it over:"
+            f" blockstore backend takeover {backend.name} --from {owner}"
+        )
