@@ -12,6 +12,7 @@ from sqlalchemy import delete
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, now
 from blockstore.db.session import Database
+from blockstore.errors import DatabaseAway
 from blockstore.identity import tokens
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,20 @@ def jobs(config: ServiceConfig, db: Database, report: Callable[[], None]) -> Bac
     clock = BackgroundScheduler(timezone=datetime.UTC, daemon=True)
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also where it runs for hours only
     every = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-    clock.add_job(report, "interval", seconds=config.report_interval_s, id="report", **every)
+    clock.add_job(lambda: unless_away(report), "interval", seconds=config.report_interval_s, id="report", **every)
     clock.add_job(
-        lambda: purge(db, config.order_keep_days), "interval", seconds=DAY_S, id="purge", next_run_time=soon, **every
-    )
+        lambda: unless_away(lambda: purge(db, config.order_keep_days)),
+        "interval", seconds=DAY_S, id="purge", next_run_time=soon, **every,
+    )  # fmt: skip
     return clock
+
+
+def unless_away(job: Callable[[], None]) -> None:
+    """Do a job that the next time will do as well; a database that is away is one line in the log."""
+    try:
+        job()
+    except DatabaseAway as exc:
+        log.warning("left for the next time: %s", exc.detail)
 
 
 def purge(db: Database, keep_days: int) -> None:

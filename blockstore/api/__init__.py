@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from flask import Blueprint, Flask
 from werkzeug.routing import BaseConverter
 
@@ -39,6 +42,8 @@ from blockstore.api import (
     volume_metadata,
     volumes,
 )
+from blockstore.db import patience
+from blockstore.db.health import Health
 from blockstore.identity.login import Login
 
 ROOMS = (
@@ -82,6 +87,8 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     app.url_map.converters["project"] = ProjectConverter
     app.url_map.merge_slashes = False  # no redirect: a path with // is one that is not there
     app.extensions[endpoint.CORE] = core
+    app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
+    app.wsgi_app = _patient(app.wsgi_app, core.waiting_room.entered)  # type: ignore[method-assign]
     blueprint = Blueprint("v3", __name__)
     endpoint.mount(blueprint, ROOMS)
     app.register_blueprint(versions.blueprint)
@@ -94,3 +101,13 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     app.after_request(endpoint.after_request)
     app.register_error_handler(Exception, faults.reply)
     return app
+
+
+def _patient(application: Callable[..., Any], aside: patience.Aside) -> Callable[..., Any]:
+    """Return the application whose requests wait for the right to write for a short time, and never in the way."""
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        with patience.limited(patience.REQUEST_S, aside):
+            return application(environ, start_response)
+
+    return answer

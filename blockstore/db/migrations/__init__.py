@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import inspect, text
 
+from blockstore.db import postgresql_limits
 from blockstore.db.session import Database
 from blockstore.errors import ConfigError
 
@@ -65,5 +66,6 @@ def _apply(db: Database) -> None:
     config = Config()
     config.set_main_option("script_location", str(HERE))
     with db.engine.begin() as connection:
+        postgresql_limits.unlimited(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
