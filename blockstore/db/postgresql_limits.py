@@ -102,15 +102,20 @@ def parameters_of(given: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     return {**{name: value for name, value in ours.items() if name not in given}, "options": options}
 
 
-def unlimited(connection: Connection) -> None:
-    """Let the statements of the transaction that has begun take as long as they need: a migration must not be cut off.
-
-    The client's limit is lifted for the connection's life; it is that of a start, and is not used for requests.
-    """
-    if connection.dialect.name == "postgresql":
-        for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
-            connection.execute(text(f"SET LOCAL {name} = 0"))
-        connection.connection.driver_connection.limit_s = None  # type: ignore[union-attr]
+@contextlib.contextmanager
+def unlimited(connection: Connection) -> Iterator[None]:
+    """Let the statements of the transaction take as long as they need, inside the block: a migration is not cut off."""
+    if connection.dialect.driver != "psycopg":
+        yield
+        return
+    for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(text(f"SET LOCAL {name} = 0"))
+    driver: Any = connection.connection.driver_connection
+    limit_s, driver.limit_s = driver.limit_s, None
+    try:
+        yield
+    finally:
+        driver.limit_s = limit_s
 
 
 def _timed_connection(limit_s: float) -> Any:

@@ -117,9 +117,8 @@ def test_lock_that_is_held(db: Database) -> None:
     assert raised.value.message == outages.BUSY
 
 
-def test_migration_is_not_cut_off(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    with db.engine.begin() as connection:
-        postgresql_limits.unlimited(connection)
+def test_migration_is_not_cut_off(db: Database) -> None:
+    with db.engine.begin() as connection, postgresql_limits.unlimited(connection):
         connection.execute(text(f"SELECT pg_sleep({LIMIT_S + postgresql_limits.GRACE_S + 0.5})"))
 
 

@@ -65,7 +65,6 @@ def _apply(db: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(HERE))
-    with db.engine.begin() as connection:
-        postgresql_limits.unlimited(connection)
+    with db.engine.begin() as connection, postgresql_limits.unlimited(connection):
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
