@@ -1,11 +1,15 @@
 # Everything a person does here. `make` alone lists it.
 #
 # PYTHON=/path/to/python3.11   the interpreter that .venv is made with
+# FULL=yes                     serve with all extras that a service can use: PostgreSQL, Keystone, policy files, LIO
 # ARGS="..."                   passed on by serve, test-quick, test-lab, bench and conformance
 
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+LOCK := requirements/$(if $(FULL),full,base).lock
+BASE := .venv/.$(if $(FULL),full,base)
+EXTRAS := keystone lio openapi policy postgresql
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # User-Mode Linux is slow: the whole suite takes it many minutes.
 export LAB_TIMEOUT ?= 3600
@@ -15,15 +19,15 @@ QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --
 LAB := tests/lab/lab-run --with target,iscsi,nfs -- $(BIN)/python -m pytest -m lab
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve clients test test-quick test-lab test-ceph tempest lab-setup ceph-setup lint format types bench conformance clean
+.PHONY: help install lock serve clients test test-quick test-lab test-ceph tempest lab-setup ceph-setup lint format types bench conformance clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-serve: .venv/.base ## install into .venv when that is needed, and serve on 127.0.0.1:8776 (ARGS="--listen HOST:PORT ...")
+serve: $(BASE) ## install into .venv when that is needed, and serve on 127.0.0.1:8776 (ARGS="--listen HOST:PORT ...")
 	@exec $(BIN)/blockstore serve $(ARGS)
 
-clients: .venv/.base ## install the clients openstack and cinder into .venv
+clients: $(BASE) ## install the clients openstack and cinder into .venv
 	$(BIN)/pip install --quiet -e '.[clients]'
 	@echo "Now: export PATH=$(CURDIR)/$(BIN):\$$PATH"
 
@@ -75,8 +79,15 @@ types: .venv/.dev ## check types, strictly
 bench: .venv/.dev ## measure, and print a table beside the reference figures
 	$(BIN)/python -m tests.bench $(ARGS)
 
-conformance: .venv/.base ## prove that a configured backend keeps every promise (BACKEND=NAME ARGS="--config FILE")
+conformance: $(BASE) ## prove that a configured backend keeps every promise (BACKEND=NAME ARGS="--config FILE")
 	$(BIN)/blockstore backend check $(or $(BACKEND),directory) $(ARGS)
+
+lock: .venv/.dev ## renew requirements/*.lock: the newest versions that setup.cfg allows, with their hashes
+	@$(BIN)/pip install --quiet uv
+	@for lock in base full; do \
+		extras=; [ $$lock = base ] || extras="$(addprefix --extra ,$(EXTRAS))"; \
+		echo 'setuptools>=70.1' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+			--no-annotate --custom-compile-command "make lock" $$extras setup.cfg - -o requirements/$$lock.lock; done
 
 clean: ## remove caches and what was built; .venv and the state stay
 	rm -rf build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
@@ -93,12 +104,15 @@ clean: ## remove caches and what was built; .venv and the state stay
 		echo "blockstore: $(PYTHON) cannot make virtual environments. Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; exit 1; }
 
-.venv/.base: setup.cfg pyproject.toml | .venv/bin/python
+# What serves is what was tested, to the byte: tests run with what the lock names, and the build tool is in it, too.
+$(BASE): setup.cfg pyproject.toml $(LOCK) | .venv/bin/python
 	@echo "Installing blockstore into .venv: once, and again when setup.cfg has changed."
-	@$(BIN)/pip install --quiet -e .
-	@touch $@
+	@$(BIN)/pip install --quiet --require-hashes -r $(LOCK)
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch .venv/.base $@
 
-.venv/.dev: setup.cfg pyproject.toml | .venv/bin/python
+.venv/.dev: setup.cfg pyproject.toml requirements/full.lock | .venv/bin/python
 	@echo "Installing blockstore and its tools into .venv: once, and again when setup.cfg has changed."
-	@$(BIN)/pip install --quiet -e '.[dev]'
+	@$(BIN)/pip install --quiet --require-hashes -r requirements/full.lock
+	@$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
 	@touch .venv/.base $@

@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
-from blockstore.errors import TryAgain
+from blockstore.errors import DatabaseAway, OutOfFiles, TryAgain
 from blockstore.orders import Order
+from blockstore.repeats import Repeats
 
 log = logging.getLogger(__name__)
+repeats = Repeats(log)
 
 Handler = Callable[[Order], None]
 
@@ -208,7 +210,9 @@ class Bus:
             return ""
         try:
             return await self._loop.run_in_executor(None, room.place_of, order)
-        except Exception as exc:  # the database is away, as its handler will find out
+        except DatabaseAway:  # as its handler will find out
+            return ""
+        except Exception as exc:
             log.warning("it is not known where %s %s is to be done: %s", order.kind, order.order_id, exc)
             return ""
 
@@ -236,6 +240,15 @@ class Bus:
         started = time.monotonic()
         try:
             await self._loop.run_in_executor(room.threads, room.handlers[type(order)], order)
+        except DatabaseAway as exc:
+            # All orders meet it at once.
+            repeats.log(
+                logging.WARNING, exc.message, "%s %s is tried again: %s", order.kind, order.order_id, exc.detail
+            )
+            return False
+        except OutOfFiles as exc:
+            repeats.log(logging.WARNING, "files", "%s %s is tried again: %s", order.kind, order.order_id, exc)
+            return False
         except TryAgain as exc:
             log.warning("%s %s is tried again: %s", order.kind, order.order_id, exc)
             return False

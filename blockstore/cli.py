@@ -19,7 +19,7 @@ import click
 
 from blockstore import __version__, address
 from blockstore.config import SECTIONS, Config, PoolConfig, as_text, load, parse_listen
-from blockstore.errors import BlockstoreError
+from blockstore.errors import BlockstoreError, DatabaseAway
 
 _config_option = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="Configuration file; the defaults without it."
@@ -44,7 +44,8 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
                 )
             return ctx.invoke(function, config=config, **kw)
         except BlockstoreError as exc:
-            click.echo(f"blockstore: {exc.message}", err=True)
+            said = f"the database cannot be used: {exc.detail}" if isinstance(exc, DatabaseAway) else exc.message
+            click.echo(f"blockstore: {said}", err=True)
             sys.exit(1)
         except _database_errors() as exc:
             said = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), type(exc).__name__)
@@ -77,7 +78,10 @@ def main() -> None:
 @configured
 @click.option("--listen", help="HOST:PORT instead of the configured one.")
 @click.option("--insecure", is_flag=True, help="Serve without authentication where others can reach it.")
-def serve(config: Config, listen: str | None, insecure: bool) -> None:
+@click.option(
+    "--new-database", is_flag=True, help="Begin with an empty database in a state directory that has served before."
+)
+def serve(config: Config, listen: str | None, insecure: bool, new_database: bool) -> None:
     """Serve the API until SIGTERM."""
     from blockstore import service
 
@@ -87,7 +91,7 @@ def serve(config: Config, listen: str | None, insecure: bool) -> None:
     if insecure:
         changes["insecure"] = True
     config = dataclasses.replace(config, service=dataclasses.replace(config.service, **changes))
-    sys.exit(service.serve(config))
+    sys.exit(service.serve(config, new_database=new_database))
 
 
 # What a shell may have from another cloud, and what one of the clients would prefer to the exports below.

@@ -130,6 +130,9 @@ class DatabaseConfig:
         "",
         secret=True,
     )
+    timeout_s: float = option(
+        "Seconds that PostgreSQL may take for a statement, and half of them for a lock or a connection.", 10.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,6 +439,7 @@ def _check(config: Config) -> None:
         ("login_pause_s", 1, 86400),
     ):
         _between(getattr(config.identity, name), low, high, f"{where}[identity] {name}")
+    _between(config.database.timeout_s, 1, 3600, f"{where}[database] timeout_s")
     _between(config.keystone.token_cache_s, -1, 86400, f"{where}[keystone] token_cache_s")
     for f in dataclasses.fields(QuotaConfig):
         _between(getattr(config.quota, f.name), -1, 2**31 - 1, f"{where}[quota] {f.name}")

@@ -10,6 +10,7 @@ user's: what happened, with sizes, and what to do. They differ where a class or 
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Collection
 from typing import ClassVar, NamedTuple, Self
@@ -228,6 +229,19 @@ class TryAgain(BlockstoreError):
     """What an order asks for cannot be done now, and must be done: the bus tries again."""
 
 
+class DatabaseAway(TryAgain):
+    """The database is locked, full, damaged or not reached. The order or the request is not the matter.
+
+    Made by ``db/outages.py`` only. The message is for users; ``detail`` is for the log and for the command line.
+    """
+
+    status, fault = 503, "serviceUnavailable"
+
+    def __init__(self, message: str, detail: str, wait_s: int = 5):
+        self.detail, self.wait_s = detail, wait_s
+        super().__init__(message)
+
+
 class OrderCancelled(BlockstoreError):
     """An operator cancelled the order while it ran."""
 
@@ -294,6 +308,14 @@ class Unreachable(BackendError):
     public_text = "The storage does not answer at the moment. Try again later, or ask your administrator."
 
 
+class OutOfFiles(BackendError, TryAgain):
+    """This process, or the node, has no file descriptor or process left. The storage is not the matter."""
+
+    public_text = "The service has too many files open at the moment. It is tried again."
+
+    retry_elsewhere = False
+
+
 class ToolFailed(BackendError):
     """A tool ended with an error that has no name of its own; keeps its words."""
 
@@ -307,3 +329,17 @@ class ToolFailed(BackendError):
 
 class ToolTimeout(Unreachable):
     """A tool did not end within its time."""
+
+
+OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+def is_out_of_files(exc: BaseException | None) -> bool:
+    """Return True if an error, or one that it was made of, says "too many open files"."""
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        if isinstance(exc, OutOfFiles) or (isinstance(exc, OSError) and exc.errno in OUT_OF_FILES):
+            return True
+        seen.add(id(exc))
+        exc = exc.__cause__ or exc.__context__
+    return False

@@ -16,6 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, Token, now
 from blockstore.db.session import Database
+from blockstore.errors import DatabaseAway
 from blockstore.identity import bootstrap
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[
     clock = BackgroundScheduler(timezone=datetime.UTC, daemon=True)
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also where it runs for hours only
     every = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-    clock.add_job(report, "interval", seconds=config.report_interval_s, id="report", **every)
+    clock.add_job(lambda: unless_away(report), "interval", seconds=config.report_interval_s, id="report", **every)
     clock.add_job(
-        lambda: tidy(db, config, state_dir, lambda: clock.running),
+        lambda: unless_away(lambda: tidy(db, config, state_dir, lambda: clock.running)),
         "interval",
         seconds=DAY_S,
         id="purge",
@@ -41,6 +42,14 @@ def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[
         **every,
     )
     return clock
+
+
+def unless_away(job: Callable[[], None]) -> None:
+    """Do a job that the next time will do as well; a database that is away is one line in the log."""
+    try:
+        job()
+    except DatabaseAway as exc:
+        log.warning("left for the next time: %s", exc.detail)
 
 
 def tidy(db: Database, config: ServiceConfig, state_dir: Path, may_go_on: Callable[[], bool]) -> None:

@@ -42,7 +42,7 @@ from blockstore.backends.contract import Backend
 from blockstore.board import Board
 from blockstore.bus import Bus
 from blockstore.config import Config, default_state_dir, load, parse_listen
-from blockstore.db import migrations
+from blockstore.db import opening
 from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, ConfigError
@@ -84,7 +84,9 @@ class Service:
         self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
         self.backends = load_backends(config, self.state_dir)
         workers = service.workers * (len(self.backends) + 1)  # one more for what is on no pool, or on a former one
-        self.db = Database(url, connections=self.api_threads + workers + service.moves + 4)
+        self.db = Database(
+            url, connections=self.api_threads + workers + service.moves + 4, timeout_s=config.database.timeout_s
+        )
         self.board = Board()
         keyring = Keyring(self.state_dir / "attachments.key")
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
@@ -149,10 +151,9 @@ class Service:
         self.reporter = reporting.Reporter(self.desk)
         self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 
-    def start(self) -> None:
-        """Bring the database up to date, look at the backends, resume what was left, and begin to work."""
-        self.db.take_sole_use()
-        migrations.upgrade(self.db)
+    def start(self, *, new_database: bool = False) -> None:
+        """Open the database and bring it up to date, look at the backends, resume what was left, and begin to work."""
+        opening.open_database(self.db, self.state_dir, new=new_database)
         self._register()
         zones.warn_of_empty_default(self.config)
         service = self.config.service
@@ -195,8 +196,11 @@ class Service:
                     session.add(ServiceRow(binary="cinder-volume", host=name))
 
 
-def serve(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status."""
+def serve(config: Config, *, new_database: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status.
+
+    ``new_database``: begin with an empty database, although the state directory has served before.
+    """
     from blockstore.server.http import raise_file_limit  # commands that do not serve need not import it
 
     os.umask(0o077)  # also for what plugins and their programs make
@@ -217,7 +221,7 @@ def serve(config: Config) -> int:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
         service.waiting_room.set_thread_count = server.set_thread_count
         with private_files.explained(config.state_dir):
-            service.start()
+            service.start(new_database=new_database)
         gc.freeze()  # what is here now stays; looking through it again and again would only take time
         gc.set_threshold(10_000, 20, 50)
         return _run(service, server)

@@ -9,17 +9,29 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from sqlalchemy import Select, bindparam, delete, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from blockstore import claims, messages, quotas, states
+from blockstore.db import patience
 from blockstore.db.models import Attachment, OrderRow, Volume, now
 from blockstore.db.session import Database
-from blockstore.errors import BackendError, BlockstoreError, NoBackend, OrderCancelled, OverQuota, Reason, Unreachable
+from blockstore.errors import (
+    BackendError,
+    BlockstoreError,
+    DatabaseAway,
+    NoBackend,
+    OrderCancelled,
+    OutOfFiles,
+    OverQuota,
+    Reason,
+    TryAgain,
+    Unreachable,
+    is_out_of_files,
+)
 from blockstore.messages import Detail
 from blockstore.orders import (
     ChangeType,
@@ -42,8 +54,8 @@ log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 1.0
 
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
-"""What says that the database is the matter, not the order."""
+PROGRESS_WAIT_S = 1.0
+"""What telling the progress may hold up the work."""
 
 
 class KeepsStatus(BlockstoreError):
@@ -81,9 +93,11 @@ def settles(function: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], N
             if row is _CANCELLED:
                 raise OrderCancelled("cancelled by the operator before it began")
             function(room, order, row)
-        except DATABASE_AWAY:
-            raise  # the bus tries again
+        except TryAgain:
+            raise  # the database or this node is the matter, not the order: the bus tries again
         except Exception as exc:
+            if is_out_of_files(exc):
+                raise OutOfFiles(f"Too many open files: {exc}") from exc
             _fail(room, order, exc)
 
     return handler
@@ -98,7 +112,8 @@ def progress_of(room: Room, order: Order) -> Callable[[int], None]:
         if time.monotonic() < next_at:
             return
         next_at = time.monotonic() + PROGRESS_INTERVAL_S
-        with room.db.write() as session:
+        # A database that is away for a moment must not cost the work that was done.
+        with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), room.db.write() as session:
             session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(progress=percent))
             refuse_cancelled(session, order, f"at {percent} %")
 
@@ -113,8 +128,8 @@ def refuse_cancelled(session: Session, order: Order, when: str = "at the end") -
 
 
 def mark_started(db: Database, order: Order) -> None:
-    """Note that an order runs for long enough to be shown as running."""
-    with db.write() as session:
+    """Note that an order runs for long enough to be shown as running, if the database takes it."""
+    with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), db.write() as session:
         session.execute(
             update(OrderRow).where(OrderRow.id == order.order_id, OrderRow.state == "open").values(started_at=now())
         )

@@ -279,7 +279,7 @@ def test_database_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
     done = blockstore("serve", "--config", config, "--state-dir", tmp_path / "s", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("blockstore: the database cannot be used: ")
+    assert line.startswith(f"blockstore: [database] url: PostgreSQL refuses the database nothing on {tmp_path}: ")
     assert "hunter2" not in line
 
 

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from flask import Blueprint, Flask
 
 from blockstore import address
@@ -42,6 +45,8 @@ from blockstore.api import (
     volumes,
 )
 from blockstore.config import parse_listen
+from blockstore.db import patience
+from blockstore.db.health import Health
 from blockstore.identity.login import Login
 
 ROOMS = (
@@ -79,6 +84,8 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     app.url_map.converters |= {"project": paths.ProjectConverter, "key": paths.KeyConverter}
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
     app.extensions[endpoint.CORE] = core
+    app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
+    app.wsgi_app = _patient(app.wsgi_app, core.waiting_room.entered)  # type: ignore[method-assign]
     blueprint = Blueprint("v3", __name__)
     endpoint.mount(blueprint, ROOMS)
     app.register_blueprint(versions.blueprint)
@@ -102,3 +109,13 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
         trusted=address.parse_networks(service.trusted_proxies),
     )
     return app
+
+
+def _patient(application: Callable[..., Any], aside: patience.Aside) -> Callable[..., Any]:
+    """Return the application whose requests wait for the right to write for a short time, and never in the way."""
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        with patience.limited(patience.REQUEST_S, aside):
+            return application(environ, start_response)
+
+    return answer

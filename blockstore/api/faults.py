@@ -12,14 +12,15 @@ from typing import Any
 
 import orjson
 from flask import Response, current_app, g, request
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from blockstore.address import base_url
-from blockstore.errors import BlockstoreError, Busy, TooManyRequests, Unauthorized
+from blockstore.db.outages import NO_FILES, SOON_S, outage
+from blockstore.errors import BlockstoreError, Busy, DatabaseAway, TooManyRequests, Unauthorized, is_out_of_files
+from blockstore.repeats import Repeats
 
 log = logging.getLogger(__name__)
+repeats = Repeats(log)
 
 UNEXPECTED = "The server has either erred or is incapable of performing the requested operation."
 NO_SUCH_RESOURCE = "The resource could not be found."
@@ -27,18 +28,23 @@ NO_SUCH_RESOURCE = "The resource could not be found."
 
 def reply(error: Exception) -> Response:
     """Return the reply for any error that a request ended with."""
+    error = outage(error) or error  # what was raised outside of a session
     if isinstance(error, Unauthorized):
         return unauthorized(error.message)
     if isinstance(error, BlockstoreError) and error.status != 500:
         response = fault(error.status, error.fault, _sentence(error))
-        if isinstance(error, TooManyRequests | Busy):
+        if isinstance(error, TooManyRequests | Busy | DatabaseAway):
             response.headers["Retry-After"] = str(error.wait_s)
+        if isinstance(error, DatabaseAway):
+            repeats.log(logging.ERROR, error.message, "a request was answered 503: %s", error.detail)
         return response
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         return from_router(error)
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
-        log.error("the database does not answer: %s", getattr(error, "orig", error))
-        return fault(503, "serviceUnavailable", "The database does not answer. Try again in a moment.")
+    if is_out_of_files(error):
+        repeats.log(logging.ERROR, NO_FILES, "a request was answered 503: %s", error)
+        response = fault(503, "serviceUnavailable", NO_FILES)
+        response.headers["Retry-After"] = str(SOON_S)
+        return response
     log.error("request failed unexpectedly", exc_info=error)
     return fault(500, "computeFault", UNEXPECTED)
 

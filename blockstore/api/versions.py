@@ -6,15 +6,16 @@ from typing import Any
 
 import orjson
 from flask import Blueprint, Response, current_app, g, redirect, request
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response as BaseResponse
 
 from blockstore.address import base_url
 from blockstore.api import endpoint
+from blockstore.db.health import Health
 from blockstore.microversions import MAXIMUM, MINIMUM
 
 blueprint = Blueprint("versions", __name__)
+HEALTH = "blockstore health"
+"""Where the application keeps its ``Health``."""
 
 
 LOOKS = ("GET", "HEAD", "OPTIONS")
@@ -49,13 +50,11 @@ def slash() -> BaseResponse:
 
 @blueprint.route("/healthcheck", methods=LOOKS, provide_automatic_options=False)
 def healthcheck() -> Response:
-    """Say OK when the database answers; with 503, why not."""
-    core: endpoint.Core = current_app.extensions[endpoint.CORE]
-    try:
-        with core.db.read() as session:
-            session.execute(text("SELECT 1"))
-    except SQLAlchemyError:
-        return Response("DATABASE UNREACHABLE", status=503, mimetype="text/plain")
+    """Say OK when the database takes a write; with 503, what is wrong."""
+    health: Health = current_app.extensions[HEALTH]
+    complaint = health.complaint()
+    if complaint is not None:
+        return Response(complaint + "\n", status=503, mimetype="text/plain", headers={"Retry-After": "5"})
     return Response("OK", mimetype="text/plain")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from blockstore.backends.contract import Chore, Progress
-from blockstore.errors import BackendError
+from blockstore.errors import BackendError, TryAgain
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Chores:
                 one.work(partial(self._tell, one))
             except _Leave:
                 pass
-            except BackendError as exc:
+            except (BackendError, TryAgain) as exc:
                 log.info("%s: left for later: %s: %s", self._name, one.what, exc)
             except Exception:
                 log.exception("%s: failed: %s", self._name, one.what)

@@ -5,6 +5,7 @@ Called by plugins. Never interprets what a tool says: that is the plugin's ``com
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from blockstore.errors import ToolFailed, ToolTimeout, Unreachable
+from blockstore.errors import BackendError, OutOfFiles, ToolFailed, ToolTimeout, Unreachable, is_out_of_files
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def run(
 
     ``secrets`` are replaced in logs and errors. ``package`` is the Debian package named when the tool is missing.
     ``pass_fds`` stay open in the tool and in what it leaves running: a lock on one tells that it lives.
-    Raises: Unreachable when the tool is missing; ToolTimeout; ToolFailed with the tool's words.
+    Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's words.
     """
     shown = tuple(_hide(word, secrets) for word in argv)
     started = time.monotonic()
@@ -67,7 +68,7 @@ def follow(
 ) -> None:
     """Run a tool that prints how far it is, in percent, and tell it; when ``tell`` raises, the tool is stopped.
 
-    Raises: Unreachable when the tool is missing; ToolTimeout; ToolFailed with the tool's last words.
+    Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's last words.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - argv list, no shell
@@ -116,7 +117,9 @@ def missing_tool(tool: str, package: str | None) -> str:
     return f"The tool {tool} is not installed, or not in {_search_path()}.{hint}"
 
 
-def _cannot_start(exc: OSError, tool: str, package: str | None) -> Unreachable:
+def _cannot_start(exc: OSError, tool: str, package: str | None) -> BackendError:
+    if is_out_of_files(exc) or exc.errno == errno.EAGAIN:  # no file descriptors for its pipes, or no process
+        return OutOfFiles(f"{tool} cannot be started now: {exc.strerror}.")
     if isinstance(exc, FileNotFoundError):
         return Unreachable(missing_tool(tool, package))
     return Unreachable(f"{tool} may not be run by this user: {exc.strerror}.")

@@ -7,7 +7,6 @@ No session is held across a backend call.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,14 +16,22 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
+from blockstore.db import outages, postgresql_limits
 from blockstore.db.models import Base
-from blockstore.errors import ConfigError
+from blockstore.db.writer import Writer
+from blockstore.errors import ConfigError, DatabaseAway
 from blockstore.orders import Order
 
 FILED = "orders filed in this session"
+WRITER_WAIT_MS = 5
+"""SQLite's own wait for a lock of another process; after that ``writer.py`` waits, while others are answered."""
+
+LOOKER_WAIT_MS = 500
+"""A looker meets a lock only while another process recovers the file, or keeps it for itself alone."""
+
 SOLE_USE_WAIT_S = 5.0
 """The server takes a moment to notice that the last service is gone."""
 SOLE_USE_KEY = 0x626C6F636B
@@ -34,20 +41,28 @@ SOLE_USE_KEY = 0x626C6F636B
 class Database:
     """One database, SQLite or PostgreSQL."""
 
-    def __init__(self, url: str, *, connections: int = 16):
-        """Prepare an engine; connects at the first use. Raises ConfigError for a URL that cannot work."""
+    def __init__(self, url: str, *, connections: int = 16, timeout_s: float = postgresql_limits.TIMEOUT_S):
+        """Prepare an engine; connects at the first use. Raises ConfigError for a URL that cannot work.
+
+        ``timeout_s`` is the most that PostgreSQL may take for a connection, a lock or a statement.
+        """
         self.url = make_url_or_explain(url)
+        self.timeout_s = timeout_s
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._make_engine(connections)
         self._lookers = self._make_engine(connections) if self.is_sqlite else self.engine
         self.cast: Callable[[Order], None] = lambda _order: None
         """Where filed orders go after the commit; the service connects the bus."""
-        # SQLite has one writer. Waiting for it here wakes at once; its own busy handler sleeps.
-        self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._writer = Writer(str(self.path)) if self.is_sqlite else None
         self._guard: Connection | None = None
-        if self.is_sqlite:
-            _tune_sqlite(self.engine, writes=True)
-            _tune_sqlite(self._lookers, writes=False)
+        self.damage: str | None = None
+        """What a check of the file has found, as a sentence; it can take longer than the start."""
+        self._file: tuple[int, int] | None = None
+        if self._writer is not None:
+            _tune_sqlite(self.engine, self._writer)
+            _tune_sqlite(self._lookers, None)
+        else:
+            postgresql_limits.limit(self.engine, timeout_s)
 
     def _make_engine(self, connections: int) -> Engine:
         try:
@@ -57,6 +72,7 @@ class Database:
                 max_overflow=connections,
                 pool_pre_ping=not self.is_sqlite,
                 hide_parameters=True,  # among them are secrets, and what fails is logged
+                pool_timeout=self.timeout_s,
                 json_serializer=_to_json,
                 json_deserializer=orjson.loads,
                 **({} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}),
@@ -74,23 +90,71 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """Open a session for looking; nothing it changes is kept, and SQLite refuses to change anything."""
-        with Session(self._lookers, expire_on_commit=False, autoflush=False) as session:
+        """Open a session for looking; nothing it changes is kept, and SQLite refuses to change anything.
+
+        Raises DatabaseAway, whatever the driver raised.
+        """
+        with (
+            self.explained(looking=True),
+            Session(self._lookers, expire_on_commit=False, autoflush=False) as session,
+        ):
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """Open a session that may write; commits at the end, or rolls all of it back when the block raises."""
-        with self._writer, Session(self.engine, expire_on_commit=False) as session, session.begin():
+        """Open a session that may write; commits at the end, or rolls all of it back when the block raises.
+
+        Raises DatabaseAway, whatever the driver raised.
+        """
+        turn: AbstractContextManager[Any] = self._writer.turn() if self._writer is not None else nullcontext()
+        with (
+            self.explained(),
+            turn,
+            Session(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            session.connection()  # begins here, so that nothing was done when the database turns out to be away
             yield session
             filed = session.info.pop(FILED, ())
             try:
                 session.commit()
-            except DBAPIError:
+            except Exception:
                 # It may have been written and only the answer lost. An order that was not written ends at once.
                 self._cast_all(filed)
                 raise
         self._cast_all(filed)
+
+    def note_file(self) -> None:
+        """Remember which SQLite file this is."""
+        if self.path is not None:
+            status = self.path.stat()
+            self._file = (status.st_dev, status.st_ino)
+
+    def prove_file(self) -> None:
+        """Raise DatabaseAway if the SQLite file was removed, replaced or emptied: what is written would be lost."""
+        if self.path is None or self._file is None:
+            return
+        try:
+            status = self.path.stat()
+        except OSError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self._file or status.st_size == 0:
+            detail = (
+                f"{self.path} was removed, replaced or emptied while the service uses it. Stop the service and bring"
+            )
+            raise DatabaseAway(outages.DAMAGED, f"{detail} back a copy of the file.", outages.LATER_S)
+
+    @contextmanager
+    def explained(self, *, looking: bool = False) -> Iterator[None]:
+        """Turn what the driver raises inside the block into DatabaseAway, where the database is the matter."""
+        try:
+            yield
+        except Exception as exc:
+            away = outages.outage(exc, self.path)
+            # A looker is refused by query_only: that is a bug of ours.
+            if away is None or away is exc or (looking and away.message == outages.READ_ONLY):
+                raise
+            raise away from exc
 
     def _cast_all(self, orders: Iterable[Order]) -> None:
         for order in orders:
@@ -145,17 +209,20 @@ def insert_if_absent(session: Session, model: type[Base], **values: Any) -> None
     session.execute(dialect.insert(model).values(**values).on_conflict_do_nothing())
 
 
-def _tune_sqlite(engine: Engine, *, writes: bool) -> None:
+def _tune_sqlite(engine: Engine, writer: Writer | None) -> None:
+    """Prepare connections: those of a writer, or of lookers, who wait for nobody but a recovery of the file."""
+
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the begin event below decides how a transaction starts
         for pragma in (
+            f"busy_timeout={LOOKER_WAIT_MS}",
             "journal_mode=WAL",
             "foreign_keys=ON",
-            "busy_timeout=10000",
             # What was answered survives a power loss, not only a crash of the process.
             "synchronous=FULL",
-            f"query_only={'OFF' if writes else 'ON'}",
+            f"query_only={'ON' if writer is None else 'OFF'}",
+            f"busy_timeout={LOOKER_WAIT_MS if writer is None else WRITER_WAIT_MS}",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -163,8 +230,10 @@ def _tune_sqlite(engine: Engine, *, writes: bool) -> None:
     def on_begin(connection: Connection) -> None:
         # IMMEDIATE for writers: a transaction that reads first and writes later could not be promoted under WAL.
         # Who only looks begins nothing: each of its statements sees one state of the database, which is enough.
-        if writes:
+        if writer is not None:
             # Straight to the driver: this runs often and needs nothing of what SQLAlchemy does around it.
             cursor = connection.connection.cursor()
-            cursor.execute("BEGIN IMMEDIATE")
-            cursor.close()
+            try:
+                writer.begin(cursor)
+            finally:
+                cursor.close()

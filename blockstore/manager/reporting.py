@@ -14,12 +14,13 @@ from blockstore.backends.contract import Backend, Capabilities, Capacity
 from blockstore.board import NO_USAGE, PoolReport
 from blockstore.config import BackendSection
 from blockstore.db.models import now
-from blockstore.errors import BackendError
+from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
 from blockstore.manager.desk import Desk
 from blockstore.manager.installations import claim
+from blockstore.repeats import Repeats
 
 log = logging.getLogger(__name__)
-
+repeats = Repeats(log)
 
 EXPORTS = "exports"
 """Beside the pools' names: the look at the targets."""
@@ -50,7 +51,11 @@ class Reporter:
             self._looks[EXPORTS] = self._threads.submit(self._desk.exports.compare, self._desk.backends)
         done, _ = wait(self._looks.values(), timeout=wait_s)
         for look in done:
-            if exc := look.exception():
+            if isinstance(exc := look.exception(), DatabaseAway):
+                repeats.log(logging.WARNING, exc.message, "a backend was not looked at: %s", exc.detail)
+            elif is_out_of_files(exc):
+                repeats.log(logging.ERROR, "files", "the exports were not looked at: %s", exc)
+            elif exc is not None:
                 log.error("a backend's report could not be written down", exc_info=exc)
 
     def stop(self) -> bool:
@@ -82,11 +87,14 @@ def report(desk: Desk, pool: str) -> None:
         if desk.installation:
             claim(backend, desk.installation)
         capabilities, capacity = _with_target(desk, pool, backend.capabilities()), backend.capacity()
-    except BackendError as exc:
-        reason = exc.message
     except Exception as exc:
-        log.exception("backend %s could not be looked at", pool)
-        reason = f"The plugin failed with an internal error ({type(exc).__name__}); the log has the details."
+        if is_out_of_files(exc) and before is not None:
+            # The storage is as well as before; were its pool down, operations would fail.
+            repeats.log(logging.ERROR, "files", "backend %s was not looked at: too many open files", pool)
+            return
+        if isinstance(exc, DatabaseAway):
+            raise
+        reason = _reason(pool, exc)
     desk.board.pin(
         PoolReport(
             name=pool,
@@ -105,6 +113,13 @@ def report(desk: Desk, pool: str) -> None:
         log.error("backend %s is down: %s", pool, reason)
     elif reason is None and before is not None and not before.up:
         log.info("backend %s is up again", pool)
+
+
+def _reason(pool: str, exc: Exception) -> str:
+    if isinstance(exc, BackendError):
+        return exc.message
+    log.error("backend %s could not be looked at", pool, exc_info=exc)
+    return f"The plugin failed with an internal error ({type(exc).__name__}); the log has the details."
 
 
 def _with_target(desk: Desk, pool: str, capabilities: Capabilities) -> Capabilities:

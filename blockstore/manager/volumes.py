@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume, VolumeType
-from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing
+from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing, is_out_of_files
 from blockstore.manager.attachments import end_all
 from blockstore.manager.desk import Desk, name_of, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
@@ -71,6 +71,8 @@ def _make(desk: Desk, order: CreateVolume, volume: Volume, backend: Backend) -> 
 def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bool:
     bound_to_source = order.snapshot_id is not None or order.source_volume_id is not None
     attempts = len(order.tried) + 1
+    if is_out_of_files(exc):
+        return False  # no pool would do better
     return exc.retry_elsewhere and not bound_to_source and attempts < desk.config.scheduler.max_attempts
 
 

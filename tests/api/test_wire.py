@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from blockstore.api import ROOMS
 from blockstore.api.endpoint import Endpoint
+from blockstore.db import health
 from blockstore.microversions import MAXIMUM
 from tests.api.conftest import Hall, unknown_id
 from tests.api.test_isolation import body_of, place
@@ -72,14 +73,17 @@ def test_healthcheck_says_when_the_database_is_away(lite: Hall, monkeypatch: pyt
     def away() -> None:
         raise OperationalError("connect", None, Exception("refused"))
 
-    monkeypatch.setattr(lite.service.db, "read", away)
+    for session in ("read", "write"):
+        monkeypatch.setattr(lite.service.db, session, away)
+    monkeypatch.setattr(health, "FRESH_S", 0)
     answer = ask(lite, "GET", "/healthcheck")
-    assert (answer.status, answer.body) == (503, b"DATABASE UNREACHABLE")
+    assert (answer.status, answer.body) == (503, b"The database does not answer. Try again in a moment.\n")
     refused = lite.admin()("GET", "/volumes")
     assert (refused.status, refused.json) == (
         503,
         {"serviceUnavailable": {"code": 503, "message": "The database does not answer. Try again in a moment."}},
     )
+    assert refused.headers["Retry-After"] == "5"
 
 
 # --- microversions -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import inspect, text
 
 from blockstore import private_files
+from blockstore.db import postgresql_limits
 from blockstore.db.session import Database
 from blockstore.errors import ConfigError
 
@@ -85,6 +86,6 @@ def _apply(db: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(HERE))
-    with db.engine.begin() as connection:
+    with db.engine.begin() as connection, postgresql_limits.unlimited(connection):
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

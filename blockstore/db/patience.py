@@ -1,0 +1,48 @@
+"""How long the thread at work waits for the right to write, and who answers requests meanwhile.
+
+An operation has a thread of its own, and may wait. A request may hold the only thread that answers: it waits for a
+moment, and longer only while another thread answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+OPERATION_S = 30.0
+REQUEST_S = 5.0
+
+Aside = Callable[[], contextlib.AbstractContextManager[bool]]
+"""Has another thread answer while it is entered. Gives False when there is none left: then nobody may wait."""
+
+
+def _alone() -> contextlib.AbstractContextManager[bool]:
+    return contextlib.nullcontext(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """The longest wait of one thread, and what it enters before it waits."""
+
+    wait_s: float = OPERATION_S
+    aside: Aside = _alone
+
+
+_PATIENCE: ContextVar[Patience] = ContextVar("patience", default=Patience())  # noqa: B039 - it is frozen
+
+
+def current() -> Patience:
+    """Return the patience of this thread."""
+    return _PATIENCE.get()
+
+
+@contextlib.contextmanager
+def limited(wait_s: float, aside: Aside = _alone) -> Iterator[None]:
+    """Wait no longer than this for the right to write, inside the block."""
+    token = _PATIENCE.set(Patience(wait_s=wait_s, aside=aside))
+    try:
+        yield
+    finally:
+        _PATIENCE.reset(token)

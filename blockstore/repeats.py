@@ -1,0 +1,37 @@
+"""Log lines that many callers write at once: the first is logged, the others are counted.
+
+Used where one fault of the node meets every request and every operation: the database is away, no file can be opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+INTERVAL_S = 10.0
+
+
+class Repeats:
+    """The lines of one module."""
+
+    def __init__(self, log: logging.Logger, interval_s: float = INTERVAL_S) -> None:
+        self._log = log
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._next: dict[str, float] = {}
+        self._left_out: dict[str, int] = {}
+
+    def log(self, level: int, subject: str, message: str, *arguments: object) -> None:
+        """Log a line, unless one on the same subject was logged in the interval before."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next.get(subject, 0.0):
+                self._left_out[subject] = self._left_out.get(subject, 0) + 1
+                return
+            self._next[subject] = now + self._interval_s
+            left_out = self._left_out.pop(subject, 0)
+        if left_out:
+            message += " (%d more like this were not logged)"
+            arguments = (*arguments, left_out)
+        self._log.log(level, message, *arguments)

@@ -1,0 +1,126 @@
+"""Who waits for the right to write, for how long, and that looking never waits."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from blockstore.db import migrations, outages, patience
+from blockstore.db.models import VolumeType
+from blockstore.db.session import Database
+from blockstore.errors import DatabaseAway
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    made = Database(f"sqlite:///{tmp_path}/blockstore.db")
+    migrations.upgrade(made)
+    yield made
+    made.dispose()
+
+
+@contextlib.contextmanager
+def locked(db: Database, how: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    """Hold the lock of the file, as another process does: by a connection of its own."""
+    with contextlib.closing(sqlite3.connect(str(db.path), isolation_level=None)) as other:
+        other.execute(how)
+        yield
+
+
+def write(db: Database, name: str) -> None:
+    with db.write() as session:
+        session.add(VolumeType(name=name))
+
+
+def names(db: Database) -> list[str]:
+    with db.read() as session:
+        return list(session.scalars(select(VolumeType.name).order_by(VolumeType.name)))
+
+
+@pytest.mark.parametrize("how", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_looking_does_not_wait_for_another_process(db: Database, how: str) -> None:
+    write(db, "gold")
+    with locked(db, how):
+        started = time.monotonic()
+        for _ in range(100):
+            assert names(db) == ["gold"]
+        db.dispose()  # nor does a new connection
+        assert names(db) == ["gold"]
+        assert time.monotonic() - started < 2
+
+
+def test_writer_gives_up_after_its_patience_and_has_done_nothing(db: Database) -> None:
+    done = []
+    with locked(db), patience.limited(0.2):
+        started = time.monotonic()
+        with pytest.raises(DatabaseAway) as raised, db.write():
+            done.append(True)
+        assert 0.2 <= time.monotonic() - started < 2
+    assert done == []
+    assert raised.value.message == outages.BUSY
+    assert "another process holds its lock" in raised.value.detail
+    write(db, "gold")
+    assert names(db) == ["gold"]
+
+
+def test_writer_goes_on_when_the_other_process_is_done(db: Database) -> None:
+    with locked(db):
+        writing = threading.Thread(target=write, args=(db, "gold"))
+        writing.start()
+        writing.join(0.1)
+        assert writing.is_alive()
+    writing.join(10)
+    assert names(db) == ["gold"]
+
+
+def test_another_thread_answers_before_a_request_waits(db: Database) -> None:
+    entered: list[float] = []
+
+    @contextlib.contextmanager
+    def aside() -> Iterator[bool]:
+        entered.append(time.monotonic())
+        yield True
+
+    with patience.limited(0.2, aside):
+        write(db, "gold")
+        assert entered == []  # nobody was in the way
+        with locked(db):
+            started = time.monotonic()
+            with pytest.raises(DatabaseAway):
+                write(db, "silver")
+    assert entered[0] - started < 0.1
+
+
+def test_who_finds_no_other_thread_does_not_wait(db: Database) -> None:
+    with locked(db), patience.limited(30, lambda: contextlib.nullcontext(False)):
+        started = time.monotonic()
+        with pytest.raises(DatabaseAway):
+            write(db, "gold")
+        assert time.monotonic() - started < 2
+
+
+def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:
+    entered = threading.Event()
+
+    @contextlib.contextmanager
+    def aside() -> Iterator[bool]:
+        entered.set()
+        yield True
+
+    with locked(db):
+        writing = threading.Thread(target=write, args=(db, "gold"))  # with the patience of an operation
+        writing.start()
+        time.sleep(0.05)
+        with patience.limited(0.2, aside), pytest.raises(DatabaseAway) as raised:
+            write(db, "silver")
+        assert entered.is_set()
+        assert "another thread of this process" in raised.value.detail
+    writing.join(10)
+    assert names(db) == ["gold"]
