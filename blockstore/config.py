@@ -66,8 +66,14 @@ class ServiceConfig:
         "Threads that answer requests; 0 is 1 with SQLite, where more would only take turns, and 4 with PostgreSQL.", 0
     )
     connections_per_address: int = option("Connections that one address may hold open (of IPv6 one /64).", 256)
-    workers: int = option("Storage operations that may run at once on one pool.", 4)
-    moves: int = option("Volumes that may move to another backend at once, beside those operations.", 2)
+    workers: int = option(
+        "Storage operations that may run at once on one pool; one more for a project that has none running there.", 4
+    )
+    moves: int = option(
+        "Volumes that may move to another backend at once, beside those operations; one more for a project that has"
+        " none moving.",
+        2,
+    )
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
     attach_timeout_s: float = option("Seconds that a request to attach, detach or list what is on a pool waits.", 60.0)
