@@ -74,6 +74,12 @@ class ServiceConfig:
         " none moving.",
         2,
     )
+    attachments_per_volume: int = option(
+        "Attachments that one volume may have, those of os-initialize_connection included; -1 is no limit.", 16
+    )
+    attachments_per_project: int = option(
+        "Attachments that a project may have beside the first of each of its volumes; -1 is no limit.", 64
+    )
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
     attach_timeout_s: float = option("Seconds that a request to attach, detach or list what is on a pool waits.", 60.0)
@@ -405,6 +411,8 @@ def _check(config: Config) -> None:
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     for name, low, high in (("order_attempts", 2, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
+    for name in ("attachments_per_volume", "attachments_per_project"):
+        _between(getattr(service, name), -1, 2**31 - 1, f"{where}[service] {name}")
     _between(service.attach_timeout_s, 1, 3600, f"{where}[service] attach_timeout_s")
     _between(service.report_interval_s, 1, 86400, f"{where}[service] report_interval_s")
     if not service.node or not all(c.isalnum() or c in "-_." for c in service.node):
