@@ -9,6 +9,7 @@ from collections.abc import Callable
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import delete
 
+from blockstore import retention
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, now
 from blockstore.db.session import Database
@@ -17,6 +18,7 @@ from blockstore.identity import tokens
 log = logging.getLogger(__name__)
 
 DAY_S = 86400
+TRIM_S = 600
 
 
 def jobs(config: ServiceConfig, db: Database, report: Callable[[], None]) -> BackgroundScheduler:
@@ -28,6 +30,7 @@ def jobs(config: ServiceConfig, db: Database, report: Callable[[], None]) -> Bac
     clock.add_job(
         lambda: purge(db, config.order_keep_days), "interval", seconds=DAY_S, id="purge", next_run_time=soon, **every
     )
+    clock.add_job(lambda: retention.trim(db), "interval", seconds=TRIM_S, id="trim", **every)
     return clock
 
 
