@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ import pytest
 from blockstore.backends.memory import MemoryBackend
 from blockstore.service import Service
 from tests.conftest import Client, Served, need
+from tests.plugins.nbd_initiators import processes
 
 LIMIT = 3
 CONFIG = f"""\
@@ -30,11 +29,6 @@ plugin = directory
 target = nbd
 [target:nbd]
 socket_dir = """
-
-
-def qemu_nbds(state_dir: Path) -> int:
-    found = subprocess.run(["pgrep", "-c", "-f", f"qemu-nbd.*{state_dir}"], capture_output=True, text=True, check=False)
-    return int(found.stdout)
 
 
 def test_one_member_starts_no_more_exports_than_a_volume_may_have(serve: Callable[..., Served]) -> None:
@@ -75,11 +69,11 @@ def _ask_for_ten(served: Served) -> None:
         assert sorted(status for status, _ in answers) == [200] * LIMIT + [413] * (10 - LIMIT)
         refusal = next(body for status, body in answers if status == 413)["overLimit"]["message"]
         assert f"allowed ({LIMIT}) exceeded for volume {volume}: it has {LIMIT}." in refusal
-        assert qemu_nbds(served.state_dir) == LIMIT
+        assert len(list(processes(served.state_dir))) == LIMIT
     finally:
         ended = ask("POST", action, {"os-terminate_connection": {"connector": {}}})
     assert ended[0] == 202
-    assert qemu_nbds(served.state_dir) == 0
+    assert not list(processes(served.state_dir))
 
 
 def test_a_project_s_create_begins_while_another_has_sixty_in_line(
