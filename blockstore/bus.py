@@ -1,8 +1,9 @@
 """The corridor between rooms: casts an order to its handler. The only asyncio in the package.
 
 An order waits for the resources it names (``Order.keys``), then for a free worker thread of its room: first come,
-first served for one resource, parallel across resources, a bounded number at once. A room may have workers for each
-place where work is done, so that one that is stuck holds up no other. What is queued here is also in
+first served for one resource, parallel across resources, a bounded number at once. Workers are given in turns over the
+projects (``turns.py``), so that a project with many orders does not delay those of the others. A room may have workers
+for each place where work is done, so that one that is stuck holds up no other. What is queued here is also in
 the database; losing this process loses no order.
 """
 
@@ -12,16 +13,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
 from blockstore.errors import DatabaseAway, OutOfFiles, TryAgain
 from blockstore.orders import Order
 from blockstore.repeats import Repeats
+from blockstore.turns import ProjectQueue
 
 log = logging.getLogger(__name__)
 repeats = Repeats(log)
@@ -31,13 +33,56 @@ Handler = Callable[[Order], None]
 RETRY_DELAYS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
 """Waits before an order whose handler could not even settle it (the database is away) is tried again, for ever."""
 
+LOOKUPS = 4
+"""Orders whose place is looked up at once."""
+
+
+class Workers:
+    """A number of workers, given to operations in turns over their projects. Used on one event loop only."""
+
+    def __init__(self, count: int, *, spare: int = 0) -> None:
+        """``spare``: so many more work for projects that have no operation running here.
+
+        Without them a project whose long operations hold every worker would make the others wait for hours.
+        """
+        self._count, self._spare = count, spare
+        self._running: Counter[str] = Counter()
+        self._waiting: ProjectQueue[asyncio.Future[None]] = ProjectQueue()
+
+    @asynccontextmanager
+    async def taken(self, project: str) -> AsyncIterator[None]:
+        """Wait for a worker, and hold it inside."""
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.put(project, granted)
+        self._grant()
+        try:
+            await granted
+            yield
+        finally:
+            if not granted.cancelled():  # or else the service stops, and this one never had a worker
+                self._running[project] -= 1
+                if not self._running[project]:
+                    del self._running[project]
+                self._grant()
+
+    def _grant(self) -> None:
+        while (turn := self._waiting.take(self._may_run)) is not None:
+            project, granted = turn
+            if not granted.done():  # or else the service stops
+                self._running[project] += 1
+                granted.set_result(None)
+
+    def _may_run(self, project: str) -> bool:
+        busy = self._running.total()
+        return busy < self._count or (busy < self._count + self._spare and project not in self._running)
+
 
 @dataclass
 class _Room:
     handlers: Mapping[type[Order], Handler]
     place_of: Callable[[Order], str] | None
-    free: Mapping[str, asyncio.Semaphore]
-    """Workers that are free, by place."""
+    workers: Mapping[str, Workers]
+    """By place."""
     threads: ThreadPoolExecutor
 
 
@@ -86,6 +131,7 @@ class Bus:
         self._running: dict[str, Order] = {}
         self._expected: dict[str, Expectation] = {}
         self._closing = False
+        self._lookups = Workers(LOOKUPS)
 
     def open_room(
         self,
@@ -93,15 +139,18 @@ class Bus:
         handlers: Mapping[type[Order], Handler],
         *,
         workers: int,
+        spare: int = 0,
         places: int = 1,
         place_of: Callable[[Order], str] | None = None,
     ) -> None:
         """Give a room its handlers and its number of worker threads; before ``start``.
 
         With ``place_of``, which says where an order's work is done, each of so many ``places`` has that number.
+        ``spare`` more work for projects that have nothing running there.
         """
-        threads = ThreadPoolExecutor(workers * places, thread_name_prefix=name)
-        self._rooms[name] = _Room(handlers, place_of, defaultdict(lambda: asyncio.Semaphore(workers)), threads)
+        threads = ThreadPoolExecutor((workers + spare) * places, thread_name_prefix=name)
+        by_place: Mapping[str, Workers] = defaultdict(lambda: Workers(workers, spare=spare))
+        self._rooms[name] = _Room(handlers, place_of, by_place, threads)
         self._pending[name] = 0
 
     def start(self) -> None:
@@ -193,7 +242,8 @@ class Bus:
             if not self._is_first(ticket):
                 await ticket.turn.wait()
             for delay_s in chain(RETRY_DELAYS_S, repeat(RETRY_DELAYS_S[-1])):
-                async with room.free[await self._place(room, ticket.order)]:
+                workers = room.workers[await self._place(room, ticket.order)]
+                async with workers.taken(ticket.order.project_id):
                     if await self._settled(room, ticket.order):
                         break
                 await asyncio.sleep(delay_s)  # keeps its place in line, but no worker
@@ -209,7 +259,9 @@ class Bus:
         if room.place_of is None:
             return ""
         try:
-            return await self._loop.run_in_executor(None, room.place_of, order)
+            # Else a thousand new orders of one project would be looked up before the next project's one.
+            async with self._lookups.taken(order.project_id):
+                return await self._loop.run_in_executor(None, room.place_of, order)
         except DatabaseAway:  # as its handler will find out
             return ""
         except Exception as exc:

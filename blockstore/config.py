@@ -81,8 +81,20 @@ class ServiceConfig:
         "Threads that answer requests; 0 is 1 with SQLite, where more would only take turns, and 4 with PostgreSQL.", 0
     )
     connections_per_address: int = option("Connections that one address may hold open (of IPv6 one /64).", 256)
-    workers: int = option("Storage operations that may run at once on one pool.", 4)
-    moves: int = option("Volumes that may move to another backend at once, beside those operations.", 2)
+    workers: int = option(
+        "Storage operations that may run at once on one pool; one more for a project that has none running there.", 4
+    )
+    moves: int = option(
+        "Volumes that may move to another backend at once, beside those operations; one more for a project that has"
+        " none moving.",
+        2,
+    )
+    attachments_per_volume: int = option(
+        "Attachments that one volume may have, those of os-initialize_connection included; -1 is no limit.", 16
+    )
+    attachments_per_project: int = option(
+        "Attachments that a project may have beside the first of each of its volumes; -1 is no limit.", 64
+    )
     order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
     order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
     attach_timeout_s: float = option("Seconds that a request to attach, detach or list what is on a pool waits.", 60.0)
@@ -418,6 +430,8 @@ def _check(config: Config) -> None:
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     for name, low, high in (("order_attempts", 2, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
+    for name in ("attachments_per_volume", "attachments_per_project"):
+        _between(getattr(service, name), -1, 2**31 - 1, f"{where}[service] {name}")
     _between(service.attach_timeout_s, 1, 3600, f"{where}[service] attach_timeout_s")
     _between(service.report_interval_s, 1, 86400, f"{where}[service] report_interval_s")
     if not service.node or not all(c.isalnum() or c in "-_." for c in service.node):

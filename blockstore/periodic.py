@@ -13,6 +13,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import delete, select
 from sqlalchemy.orm import InstrumentedAttribute
 
+from blockstore import retention
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, Token, now
 from blockstore.db.session import Database
@@ -25,6 +26,7 @@ DAY_S = 86400
 ROWS_AT_ONCE = 200
 """Rows that one transaction of the purge removes: some milliseconds, in which others cannot write to SQLite."""
 PAUSE_S = 0.01
+TRIM_S = 600
 
 
 def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[[], None]) -> BackgroundScheduler:
@@ -41,6 +43,7 @@ def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[
         next_run_time=soon,
         **every,
     )
+    clock.add_job(lambda: unless_away(lambda: retention.trim(db)), "interval", seconds=TRIM_S, id="trim", **every)
     return clock
 
 

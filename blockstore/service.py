@@ -83,10 +83,9 @@ class Service:
         url = database_url(config)
         self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
         self.backends = load_backends(config, self.state_dir)
-        workers = service.workers * (len(self.backends) + 1)  # one more for what is on no pool, or on a former one
-        self.db = Database(
-            url, connections=self.api_threads + workers + service.moves + 4, timeout_s=config.database.timeout_s
-        )
+        places = len(self.backends) + 1  # one more for what is on no pool, or on a former one
+        workers = (service.workers + 1) * places + service.moves + 1
+        self.db = Database(url, connections=self.api_threads + workers + 4, timeout_s=config.database.timeout_s)
         self.board = Board()
         keyring = Keyring(self.state_dir / "attachments.key")
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
@@ -115,10 +114,11 @@ class Service:
             "manager",
             _bound(manager.HANDLERS, self.desk),
             workers=service.workers,
-            places=len(self.backends) + 1,
+            spare=1,
+            places=places,
             place_of=functools.partial(pool_of, self.db),
         )
-        self.bus.open_room("mover", _bound(manager.MOVERS, self.desk), workers=service.moves)
+        self.bus.open_room("mover", _bound(manager.MOVERS, self.desk), workers=service.moves, spare=1)
         self.db.cast = self.bus.cast
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)

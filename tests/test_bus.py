@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import random
 import threading
 import time
@@ -46,13 +47,16 @@ def opened() -> Iterator[Open]:
         handler: Callable[[Any], None],
         *,
         workers: int = 4,
+        spare: int = 0,
         places: int = 1,
         place_of: Callable[[Order], str] | None = None,
         **options: Any,
     ) -> Bus:
         bus = Bus(**options)
         kinds: tuple[type[Order], ...] = (CreateVolume, DeleteVolume, ExtendVolume)
-        bus.open_room("manager", dict.fromkeys(kinds, handler), workers=workers, places=places, place_of=place_of)
+        bus.open_room(
+            "manager", dict.fromkeys(kinds, handler), workers=workers, spare=spare, places=places, place_of=place_of
+        )
         bus.open_room("scheduler", {PlaceVolume: handler}, workers=1)
         bus.start()
         started.append(bus)
@@ -341,6 +345,124 @@ def test_an_order_that_follows_sorts_behind_it_and_before_any_later_one() -> Non
     third = following_id(second)
     assert first < second < third < new_order_id()
     assert len(third) <= 40
+
+
+# --- turns over projects -------------------------------------------------------------------------------------
+
+
+def of_project(project_id: str, volume_id: str, kind: Any = DeleteVolume) -> Any:
+    return kind(order_id=new_order_id(), request_id="r", project_id=project_id, volume_id=volume_id)
+
+
+@pytest.mark.parametrize(
+    "kind", [DeleteVolume, PlaceVolume]
+)  # of the manager, and of the scheduler with its one worker
+def test_a_project_with_many_orders_delays_another_by_one_turn(opened: Open, kind: Any) -> None:
+    gate, held = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def handler(order: Order) -> None:
+        held.set()
+        assert gate.wait(10)
+        ran.append(order.project_id)
+
+    bus = opened(handler, workers=1)
+    bus.cast(of_project("busy", "first", kind))
+    assert held.wait(10)
+    for number in range(100):
+        bus.cast(of_project("busy", f"b{number}", kind))
+    for project in ("quiet", "third"):
+        for number in range(3):
+            bus.cast(of_project(project, f"{project}{number}", kind))
+    while len(bus._tasks) < 107:
+        time.sleep(0.001)
+    bus._loop.call_soon_threadsafe(gate.set)  # when all of them stand in line
+    assert bus.wait_idle(20)
+    assert ran[:10] == ["busy", "busy", "quiet", "third", "busy", "quiet", "third", "busy", "quiet", "third"]
+    assert ran[10:] == ["busy"] * 97
+
+
+def test_each_place_has_turns_of_its_own(opened: Open) -> None:
+    gate, ran, lock = threading.Event(), defaultdict(list), threading.Lock()
+
+    def handler(order: Order) -> None:
+        assert gate.wait(10)
+        with lock:
+            ran[order.resource_id[0]].append(order.project_id)
+
+    bus = opened(handler, workers=1, places=2, place_of=lambda order: order.resource_id[0])
+    for number in range(20):
+        bus.cast(of_project("busy", f"a{number}"))
+    for number in range(20):
+        bus.cast(of_project("busy", f"b{number}"))
+    for place in "ab":
+        bus.cast(of_project("quiet", f"{place}-quiet"))
+    deadline = time.monotonic() + 10
+    while sum(len(workers._waiting) for workers in bus._rooms["manager"].workers.values()) < 40:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    gate.set()
+    assert bus.wait_idle(20)
+    assert all(projects.index("quiet") <= 2 for projects in ran.values()), ran
+
+
+def test_operations_that_hold_every_worker_leave_one_to_other_projects(opened: Open) -> None:
+    """The spare worker is for who has nothing running, one at a time; a project alone has the workers and no more."""
+    gate, ran = threading.Event(), queue.Queue[str]()
+
+    def handler(order: Order) -> None:
+        if order.project_id == "busy":
+            assert gate.wait(20)
+        ran.put(order.project_id)
+
+    bus = opened(handler, workers=2, spare=1)
+    for number in range(8):
+        bus.cast(of_project("busy", f"b{number}"))
+    for number in range(5):
+        bus.cast(of_project(f"other{number % 2}", f"o{number}"))
+    assert sorted(ran.get(timeout=10) for _ in range(5)) == ["other0"] * 3 + ["other1"] * 2
+    assert [order.project_id for order in bus.running()].count("busy") == 2
+    gate.set()
+    assert bus.wait_idle(20)
+
+
+def test_an_order_that_is_tried_again_takes_a_new_turn(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_module, "RETRY_DELAYS_S", (0.0,))
+    ran: list[str] = []
+    failures = iter(range(20))
+
+    def handler(order: Order) -> None:
+        ran.append(order.project_id)
+        if order.project_id == "failing" and next(failures, None) is not None:
+            raise OSError("the database is away")
+
+    bus = opened(handler, workers=1)
+    bus.cast(of_project("failing", "f"))
+    for number in range(10):
+        bus.cast(of_project("quiet", f"q{number}"))
+    assert bus.wait_idle(10)
+    assert Counter(ran) == {"failing": 21, "quiet": 10}
+    assert "quiet" in ran[:3]
+
+
+def test_a_stop_while_orders_wait_for_a_worker_ends(opened: Open) -> None:
+    gate, held = threading.Event(), threading.Event()
+
+    def handler(_order: Order) -> None:
+        held.set()
+        gate.wait(10)
+
+    bus = opened(handler, workers=1, spare=1)
+    for project in ("a", "b", "c"):
+        for number in range(20):
+            bus.cast(of_project(project, f"{project}{number}"))
+    assert held.wait(10)
+    stopping = threading.Thread(target=bus.stop)
+    stopping.start()
+    gate.set()
+    stopping.join(10)
+    assert not stopping.is_alive()
+    assert len(bus.running()) <= 2
 
 
 # --- expectations ------------------------------------------------------------------------------------------

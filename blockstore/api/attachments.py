@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, select
 
 from blockstore import states
 from blockstore.api import listing
+from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.endpoint import Call, Later, Room
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Attachment, OrderRow, Volume, new_id, now
@@ -208,6 +209,7 @@ def create(call: Call, body: Mapping[str, Any]) -> Any:
     mode = asked.get("mode") or ("ro" if is_readonly(volume) else None)
     _check_mode(volume, asked.get("mode"))
     _reserve(call, volume, instance)
+    check_attachments(call, volume)
     row = Attachment(
         id=new_id(), project_id=volume.project_id, volume_id=volume.id, instance_uuid=instance, attach_mode=mode
     )

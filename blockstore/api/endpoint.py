@@ -284,19 +284,20 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
                 expecting = waiting.enter_context(core.bus.expecting(result.orders))
             elif not isinstance(result, Aside):
                 return _dump(result, endpoint.status)
-        reply = _made_aside(core, result) if isinstance(result, Aside) else _replied_later(call, result, expecting)
+        reply = _made_aside(call, result) if isinstance(result, Aside) else _replied_later(call, result, expecting)
         return _dump(reply, endpoint.status)
 
 
-def _made_aside(core: Core, aside: Aside) -> Any:
-    with core.waiting_room.entered() as may_wait:
+def _made_aside(call: Call, aside: Aside) -> Any:
+    core = call.core
+    with core.waiting_room.entered(call.ctx.project_id) as may_wait:
         return aside.reply(core.config.service.attach_timeout_s if may_wait else 0)
 
 
 def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:
     # The orders are committed and cast by now.
     core = call.core
-    with core.waiting_room.entered() as may_wait:
+    with core.waiting_room.entered(call.ctx.project_id) as may_wait:
         expecting.wait(core.config.service.attach_timeout_s if may_wait else 0)
     with core.db.read() as session:
         return later.reply(replace(call, session=session))

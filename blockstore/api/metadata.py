@@ -1,18 +1,50 @@
-"""Metadata in the database, the same for volumes, their images and snapshots: key and value rows beside their owner."""
+"""Metadata in the database, the same for volumes, their images and snapshots: key and value rows beside their owner.
+
+Also the bound on every map that callers can make grow, extra specs and QoS specs included.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Base, SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
-from blockstore.errors import NotFound
+from blockstore.errors import NotFound, OverQuota
 
 AT_ONCE = 500
 """Owners that one statement asks for; databases bound the number of parameters."""
+MOST_PAIRS = 256
+"""Pairs of one resource. In Cinder the size of a body bounds each request, and nothing bounds the sum."""
+MOST_CHARACTERS = 131_072
+"""Characters of the keys and values of one resource; 256 pairs of the longest metadata have 130,560."""
+
+
+def check_growth(resource: str, before: Mapping[str, int], pairs: Mapping[str, str | None]) -> None:
+    """Raise OverQuota if writing ``pairs`` would make a map too large; ``before``: the lengths of its pairs, by key.
+
+    A map that is too large already may be made smaller, or stay as it is. The caller holds the lock of the resource, so
+    that the sum of parallel requests counts.
+    """
+    after = {**before, **lengths(pairs)}
+    if len(after) > max(MOST_PAIRS, len(before)):
+        raise OverQuota(  # compat: status and first words of Cinder for metadata that is too large
+            f"Invalid metadata size: {resource} would have {len(after)} pairs, and has {len(before)}; at most"
+            f" {MOST_PAIRS} are allowed."
+        )
+    length, allowed = sum(after.values()), max(MOST_CHARACTERS, sum(before.values()))
+    if length > allowed:
+        raise OverQuota(
+            f"Invalid metadata size: the pairs of {resource} would have {length} characters; at most"
+            f" {MOST_CHARACTERS} are allowed."
+        )
+
+
+def lengths(pairs: Mapping[str, str | None]) -> dict[str, int]:
+    """Return the length of each pair of a map, by its key."""
+    return {key: len(key) + len(value or "") for key, value in pairs.items()}
 
 
 class Metadata:
@@ -25,6 +57,8 @@ class Metadata:
         pairs = select(self._owner, table.c.key, table.c.value)
         self._select = pairs.where(self._owner.in_(bindparam("ids", expanding=True)))
         self._select_one = pairs.where(self._owner == bindparam("id"))
+        length = func.length(table.c.key) + func.length(table.c.value)
+        self._lengths = select(table.c.key, length).where(self._owner == bindparam("id"))
 
     def of_many(self, session: Session, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the pairs of resources, by id; one without pairs is left out."""
@@ -54,20 +88,30 @@ class Metadata:
         return pairs[key]
 
     def replace(self, session: Session, owner: str, pairs: Mapping[str, str]) -> None:
-        """Write all pairs of a resource."""
+        """Write all pairs of a resource. Raises OverQuota."""
+        self._check(owner, {}, pairs)
         session.execute(delete(self._table).where(self._owner == owner))
-        self.add(session, owner, pairs)
+        self.copy(session, owner, pairs)
 
     def merge(self, session: Session, owner: str, pairs: Mapping[str, str]) -> None:
-        """Write pairs on top of those that are there."""
+        """Write pairs on top of those that are there; the caller holds the resource's lock. Raises OverQuota."""
+        self._check(owner, dict(session.execute(self._lengths, {"id": owner}).all()), pairs)
         session.execute(delete(self._table).where(self._owner == owner, self._table.c.key.in_(list(pairs))))
-        self.add(session, owner, pairs)
+        self.copy(session, owner, pairs)
 
     def add(self, session: Session, owner: str, pairs: Mapping[str, str]) -> None:
-        """Write pairs whose keys are not there yet."""
+        """Write the pairs of a new resource. Raises OverQuota."""
+        self._check(owner, {}, pairs)
+        self.copy(session, owner, pairs)
+
+    def copy(self, session: Session, owner: str, pairs: Mapping[str, str]) -> None:
+        """Write pairs whose keys are not there yet, and that another resource has already."""
         if pairs:
             rows = [{self._owner_name: owner, "key": key, "value": value} for key, value in pairs.items()]
             session.execute(insert(self._table), rows)
+
+    def _check(self, owner: str, before: Mapping[str, int], pairs: Mapping[str, str]) -> None:
+        check_growth(f"{self._noun.lower()} {owner}", before, pairs)
 
     def remove(self, session: Session, owner: str, key: str) -> None:
         """Remove one pair. Raises NotFound."""

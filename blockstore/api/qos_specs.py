@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
+from blockstore.api.metadata import check_growth, lengths
 from blockstore.api.types import find_type
 from blockstore.db.models import QosPair, QosSpecs, VolumeType, new_id
 from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound
@@ -50,6 +51,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     asked = body["qos_specs"]
     if call.session.execute(select(QosSpecs.id).where(QosSpecs.name == asked["name"])).first() is not None:
         raise Conflict(f"Qos specs {asked['name']} already exists.")
+    check_growth(f"qos specs {asked['name']}", {}, asked["specs"])
     row = QosSpecs(
         id=new_id(),
         name=asked["name"],
@@ -67,6 +69,7 @@ def change(call: Call, qos_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     row = _find(call, qos_id, lock=True)
     given = dict(body["qos_specs"])
     row.consumer = given.pop("consumer", row.consumer)
+    check_growth(f"qos specs {qos_id}", lengths(row.specs), given)
     present = {pair.key: pair for pair in row.pairs}
     for key, value in given.items():
         if key in present:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, joinedload
 from blockstore import quotas, zones
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
+from blockstore.api.metadata import check_growth, lengths
 from blockstore.db.models import DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, new_id
 from blockstore.db.session import insert_if_absent
 from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound, listed
@@ -178,6 +179,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     _refuse_taken(call, asked["name"])
     specs = asked.get("extra_specs") or {}
     _check_specs(specs)
+    check_growth(f"volume type {asked['name']}", {}, specs)
     row = VolumeType(
         id=new_id(),
         name=asked["name"],
@@ -274,6 +276,7 @@ def _write_specs(call: Call, type_id: str, given: Mapping[str, str | None]) -> N
     row = find_type(call, type_id, by_name=False, lock=True)
     refuse_used(call, row, "Volume Type is currently in use.")
     _check_specs({**row.extra_specs, **given})
+    check_growth(f"volume type {row.id}", lengths(row.extra_specs), given)
     present = {spec.key: spec for spec in row.specs}
     for key, value in given.items():
         if key in present:

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import select
 
 from blockstore import states
+from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.attachments import (
     attachments_of,
     check_outcome,
@@ -115,6 +116,7 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             raise InvalidStatus(
                 f"Invalid volume: volume {volume_id} is in-use and may be attached once only. {who_holds(call, volume)}"
             )
+        check_attachments(call, volume, exported=False)
         row = Attachment(
             id=new_id(),
             project_id=volume.project_id,
@@ -185,6 +187,7 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
     for row in _exports(call, volume_id, connector):
         if row.status == A.ATTACHING and row.connector == connector:
             return _info(call, row)  # told twice, it is one export
+    check_attachments(call, volume)
     row = Attachment(id=new_id(), project_id=volume.project_id, volume_id=volume_id, legacy=True)
     fit(call, volume, row, connector)
     order = connecting(call, row)

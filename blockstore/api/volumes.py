@@ -336,7 +336,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     if source is not None and source.image_of is not None:
-        OF_IMAGES.add(call.session, volume.id, OF_IMAGES.of(call.session, source.image_of))
+        OF_IMAGES.copy(call.session, volume.id, OF_IMAGES.of(call.session, source.image_of))
     return {"volume": shown(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
 
 

@@ -209,6 +209,15 @@ def insert_if_absent(session: Session, model: type[Base], **values: Any) -> None
     session.execute(dialect.insert(model).values(**values).on_conflict_do_nothing())
 
 
+def hold_name(session: Session, name: str) -> None:
+    """Wait until no other transaction holds a name, and hold it until this one ends.
+
+    For what no row stands for, such as a count over rows that others insert. (On SQLite every writer is alone anyhow.)
+    """
+    if session.get_bind().dialect.name != "sqlite":
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+
+
 def _tune_sqlite(engine: Engine, writer: Writer | None) -> None:
     """Prepare connections: those of a writer, or of lookers, who wait for nobody but a recovery of the file."""
 

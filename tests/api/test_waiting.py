@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blockstore.api import waiting
 from blockstore.api.waiting import WaitingRoom
@@ -39,8 +42,7 @@ def test_there_is_one_thread_more_for_each_that_waits() -> None:
     assert counts == [5, 6, 5, 4]
 
 
-def test_who_waits_with_a_bound_of_its_own_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST", 1)
+def test_who_waits_with_a_bound_of_its_own_takes_no_place() -> None:
     room, counts = WaitingRoom(1), []
     room.set_thread_count = counts.append
     with room.lent(), room.lent(), room.entered() as may_wait:
@@ -48,19 +50,56 @@ def test_who_waits_with_a_bound_of_its_own_takes_no_place(monkeypatch: pytest.Mo
     assert counts == [2, 3, 4, 3, 2, 1]
 
 
-def test_a_bounded_number_may_wait_and_the_next_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST", 2)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SHARE", 4)
+    monkeypatch.setattr(waiting, "MOST", 6)
+    monkeypatch.setattr(waiting, "KEPT", 2)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_project_has_its_share_and_is_told_at_once_beyond_it() -> None:
     room, counts = WaitingRoom(1), []
     room.set_thread_count = counts.append
     with ExitStack() as stack:
-        assert [stack.enter_context(room.entered()) for _ in range(4)] == [True, True, False, False]
-    assert counts == [2, 3, 2, 1]
-    with room.entered() as may_wait:
+        assert [stack.enter_context(room.entered("p")) for _ in range(6)] == [True] * 4 + [False] * 2
+        assert stack.enter_context(room.entered("q"))
+    assert counts == [2, 3, 4, 5, 6, 5, 4, 3, 2, 1]
+    with room.entered("p") as may_wait:
         assert may_wait
 
 
+@pytest.mark.usefixtures("small")
+def test_whatever_some_projects_hold_the_next_has_places_of_its_own() -> None:
+    room = WaitingRoom(1)
+    with ExitStack() as stack:
+        for project in "ab":
+            for _ in range(20):
+                stack.enter_context(room.entered(project))
+        assert room._waiting == {"a": 4, "b": 2}
+        for project in "cdefgh":
+            assert [stack.enter_context(room.entered(project)) for _ in range(3)] == [True, True, False]
+    assert not room._waiting
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=400))
+def test_no_sequence_takes_the_places_that_are_kept(steps: list[tuple[str, bool]]) -> None:
+    room, held = WaitingRoom(1), defaultdict(list)
+    for project, comes in steps:
+        if comes:
+            place = room.entered(project)
+            got = place.__enter__()
+            assert got or len(held[project]) >= waiting.KEPT
+            (held[project].append(place) if got else place.__exit__(None, None, None))
+        elif held[project]:
+            held[project].pop().__exit__(None, None, None)
+        assert all(len(places) <= waiting.SHARE for places in held.values())
+        assert sum(map(len, held.values())) <= waiting.MOST + waiting.KEPT * len(held)
+
+
 def test_a_wait_that_fails_gives_the_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST", 1)
+    monkeypatch.setattr(waiting, "SHARE", 1)
+    monkeypatch.setattr(waiting, "KEPT", 1)
     room = WaitingRoom(1)
     with pytest.raises(RuntimeError), room.entered():
         raise RuntimeError
@@ -69,7 +108,7 @@ def test_a_wait_that_fails_gives_the_place_back(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST", 5)
+    monkeypatch.setattr(waiting, "SHARE", 5)
     room, counts = WaitingRoom(1), []
     room.set_thread_count = counts.append
     start = threading.Barrier(16)
@@ -90,7 +129,8 @@ def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_who_finds_no_room_is_told_at_once_and_the_order_goes_on(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST", 1)
+    monkeypatch.setattr(waiting, "SHARE", 1)
+    monkeypatch.setattr(waiting, "KEPT", 1)
     client = dock.member()
     project = client.headers["X-Project-Id"]
     first, second = dock.volume(client), dock.volume(client)
@@ -101,6 +141,14 @@ def test_who_finds_no_room_is_told_at_once_and_the_order_goes_on(dock: Hall, mon
         answer = reserve(client, second, connector=CONNECTOR)
         assert not slow.done()
         assert (answer.status, "and goes on; look at its status" in answer.message) == (503, True)
+        stranger = dock.member()
+        with ThreadPoolExecutor(1) as others:
+            waits = others.submit(reserve, stranger, dock.volume(stranger), connector=CONNECTOR)
+            while not dock.service.waiting_room._waiting[stranger.headers["X-Project-Id"]]:
+                assert not waits.done()
+                time.sleep(0.002)
+            gate.set()
+            assert waits.result(30).status == 200
         gate.set()
         assert slow.result(30).status == 200
     client.wait_idle()
@@ -123,8 +171,9 @@ def slow(tmp_path: Path) -> Iterator[tuple[Ask, Path]]:
             time.sleep(0.02)
         url = (state / "endpoint").read_text().strip()
 
-        def ask(method: str, path: str, body: Any = None) -> Any:
+        def ask(method: str, path: str, body: Any = None, project: str = "admin") -> Any:
             headers = {"Content-Type": "application/json", "OpenStack-API-Version": "volume 3.71"}
+            headers["X-Project-Id"] = project
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(url + path, method=method, data=data, headers=headers)
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -162,6 +211,40 @@ def test_others_are_answered_while_several_wait_for_a_target(slow: tuple[Ask, Pa
         for wait in waits:
             assert wait.result(30)["attachment"]["connection_info"]["driver_volume_type"] == "iscsi"
     assert len(ask("GET", "/attachments")["attachments"]) == 6
+
+
+def test_one_project_s_waiting_requests_leave_places_to_the_next(slow: tuple[Ask, Path]) -> None:
+    """As many attaches of one project as were places in all before; another project's waits and succeeds."""
+    ask, gate = slow
+    count = 34
+
+    def volume(project: str) -> str:
+        return str(ask("POST", "/volumes", {"volume": {"size": 1}}, project)["volume"]["id"])
+
+    def until(project: str, path: str, noun: str, statuses: list[str]) -> None:
+        deadline = time.monotonic() + 60
+        while [one["status"] for one in ask("GET", path, project=project)[noun]] != statuses:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def attach(project: str, volume_id: str) -> Any:
+        return ask("POST", "/attachments", {"attachment": {"volume_uuid": volume_id, "connector": CONNECTOR}}, project)
+
+    volumes = [volume("busy") for _ in range(count)]
+    others = volume("other")  # now, for the attaches will hold every worker of the pool
+    until("busy", "/volumes/detail", "volumes", ["available"] * count)
+    until("other", "/volumes/detail", "volumes", ["available"])
+    with ThreadPoolExecutor(count + 1) as threads:
+        try:
+            busy = [threads.submit(attach, "busy", one) for one in volumes]
+            until("busy", "/attachments", "attachments", ["attaching"] * count)
+            other = threads.submit(attach, "other", others)
+            until("other", "/attachments", "attachments", ["attaching"])
+            assert not other.done()
+        finally:
+            gate.touch()
+        for one in (other, *busy):
+            assert one.result(30)["attachment"]["connection_info"]["driver_volume_type"] == "iscsi"
 
 
 def test_others_are_answered_while_a_pool_does_not_say_what_is_on_it(slow: tuple[Ask, Path]) -> None:

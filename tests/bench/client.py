@@ -16,8 +16,9 @@ class Client:
     tokens: ClassVar[dict[int, str]] = {}
     """What to show at a port, where the service asks who one is."""
 
-    def __init__(self, port: int) -> None:
-        token = self.tokens.get(port)
+    def __init__(self, port: int, token: str = "") -> None:
+        """``token``: that of another user than the administrator."""
+        token = token or self.tokens.get(port, "")
         self._token = f"X-Auth-Token: {token}\r\n" if token else ""
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -91,13 +92,13 @@ class Client:
                 return
 
 
-def closed_loop(port: int, clients: int, work: Callable[[Client], bool]) -> tuple[list[float], float]:
+def closed_loop(port: int, clients: int, work: Callable[[Client], bool], token: str = "") -> tuple[list[float], float]:
     """Let so many clients repeat ``work`` until it says False; return the durations and how many were done a second."""
     done: list[float] = []
     failures: list[BaseException] = []
 
     def run() -> None:
-        client = Client(port)
+        client = Client(port, token)
         try:
             while True:
                 started = time.perf_counter()

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.bench.client import Client
 from tests.bench.figures import Watch
@@ -54,9 +55,27 @@ class Server:
         if self.password and "auth = none" not in configuration:
             Client.tokens[self.port] = self.token()
 
-    def token(self) -> str:
-        """Log in as the administrator."""
-        user = {"name": "admin", "domain": {"id": "default"}, "password": self.password}
+    def tenant(self, name: str) -> str:
+        """Make a project with a member, and return the member's token."""
+        admin = Client(self.port)
+
+        def made(path: str, body: dict[str, Any]) -> str:
+            status, answer = admin("POST", f"/identity/v3/{path}", body)
+            if status != 201:
+                raise RuntimeError(f"POST {path}: {status} {answer!r}")
+            return str(next(iter(json.loads(answer).values()))["id"])
+
+        project = made("projects", {"project": {"name": name}})
+        account = {"name": name, "password": name, "default_project_id": project}
+        user = made("users", {"user": account})
+        roles = json.loads(admin.get("/identity/v3/roles?name=member"))["roles"]
+        admin("PUT", f"/identity/v3/projects/{project}/users/{user}/roles/{roles[0]['id']}")
+        admin.close()
+        return self.token(name, name)
+
+    def token(self, name: str = "admin", password: str = "") -> str:
+        """Log in, as the administrator unless told otherwise."""
+        user = {"name": name, "domain": {"id": "default"}, "password": password or self.password}
         auth = {"identity": {"methods": ["password"], "password": {"user": user}}}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/identity/v3/auth/tokens",

@@ -6,13 +6,13 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.identity.door import Desk, Visit, oneself
 from blockstore.api.identity.tokens import moment
-from blockstore.db.models import ApplicationCredential, Role, now
+from blockstore.db.models import ApplicationCredential, Role, User, now
 from blockstore.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
 from blockstore.identity import accounts, tokens
 from blockstore.schemas import identity as schemas
@@ -20,6 +20,8 @@ from blockstore.schemas import identity as schemas
 desk = Desk()
 
 PLACE = "/users/<user_id>/application_credentials"
+MOST = 100
+"""Application credentials of one user."""
 
 
 def shown(visit: Visit, row: ApplicationCredential, roles: Mapping[str, Role]) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def create(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any
     with visit.db.write() as session:
         if not tokens.is_there(session, caller.token_id):  # a role was taken away, or the project disabled, meanwhile
             raise Unauthorized(UNAUTHENTICATED)
+        _refuse_beyond(session, user_id)
         owned = {role.id: role.name for role in caller.roles}
         row = ApplicationCredential(
             id=accounts.new_account_id(),
@@ -111,6 +114,17 @@ def remove(visit: Visit, user_id: str, credential_id: str) -> None:
     _refuse_restricted(visit)
     with visit.db.write() as session:
         session.delete(_find(session, user_id, credential_id))
+
+
+def _refuse_beyond(session: Session, user_id: str) -> None:
+    session.get(User, user_id, with_for_update=True)  # parallel requests count together
+    of_user = select(func.count()).select_from(ApplicationCredential).where(ApplicationCredential.user_id == user_id)
+    present = session.execute(of_user).scalar_one()
+    if present >= MOST:
+        raise Forbidden(  # compat: status and words of Keystone's user_limit
+            f"Unable to create additional application credentials, maximum of {MOST} already exceeded for user: it has"
+            f" {present}. Remove one first."
+        )
 
 
 def _refuse_restricted(visit: Visit) -> None:

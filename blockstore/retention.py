@@ -1,0 +1,51 @@
+"""How many finished operations and messages of one project are kept, beside for how long (``periodic.py``).
+
+Every accepted request leaves a finished operation, and every failure a message: without a bound, one project that
+creates and deletes in a loop fills the disk. The oldest go, in small steps, so that other writers come in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sqlalchemy import delete, func, select
+
+from blockstore.db.models import Message, OrderRow
+from blockstore.db.session import Database
+
+log = logging.getLogger(__name__)
+
+MOST_FINISHED = 10_000
+"""Finished operations of one project."""
+MOST_MESSAGES = 1_000
+"""Messages of one project: one page of a list."""
+STEP = 500
+"""Rows that one transaction removes."""
+MOST_STEPS = 2_000
+"""Steps for one project at one call; the next call goes on."""
+
+
+def trim(db: Database) -> None:
+    """Remove the oldest finished operations and messages of every project that has too many."""
+    finished, messages = OrderRow.__table__.c, Message.__table__.c
+    removed = _trim(db, OrderRow, MOST_FINISHED, [finished.finished_at.is_not(None)], [finished.id.desc()])
+    told = _trim(db, Message, MOST_MESSAGES, [], [messages.created_at.desc(), messages.id.desc()])
+    if removed or told:
+        log.info("removed %d finished operations and %d messages of projects that have too many", removed, told)
+
+
+def _trim(db: Database, model: Any, most: int, where: list[Any], newest_first: list[Any]) -> int:
+    crowded = select(model.project_id).where(*where).group_by(model.project_id).having(func.count() > most)
+    with db.read() as session:
+        projects = session.scalars(crowded).all()
+    removed = 0
+    for project in projects:
+        mine = select(model.id).where(model.project_id == project, *where)
+        with db.read() as session:
+            ids = session.scalars(mine.order_by(*newest_first).offset(most).limit(STEP * MOST_STEPS)).all()
+        for start in range(0, len(ids), STEP):
+            with db.write() as session:
+                session.execute(delete(model).where(model.id.in_(ids[start : start + STEP])))
+        removed += len(ids)
+    return removed

@@ -1,0 +1,152 @@
+"""How many pairs a map of one resource may have: over every call that writes one, one by one, at once, and in races."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+
+from blockstore.api.metadata import MOST_CHARACTERS, MOST_PAIRS
+from blockstore.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
+from tests.api.conftest import Hall, at_once
+from tests.api.test_types_family import make_qos, make_type
+from tests.conftest import Answer, Client
+
+FULL = {f"k{number:03}": "v" for number in range(MOST_PAIRS)}
+Write = Callable[[Client, str, Mapping[str, str]], Answer]
+
+
+def a_volume(hall: Hall, client: Client) -> str:
+    return hall.volume(client)
+
+
+def a_snapshot(hall: Hall, client: Client) -> str:
+    return hall.snapshot(client, hall.volume(client))
+
+
+def a_type(hall: Hall, client: Client) -> str:
+    return make_type(hall.admin())
+
+
+def a_qos(hall: Hall, client: Client) -> str:
+    return make_qos(hall.admin())
+
+
+def put(path: str, name: str = "metadata", method: str = "POST") -> Write:
+    return lambda client, owner, pairs: client(method, path.format(owner), {name: dict(pairs)})
+
+
+def one_by_one(path: str, name: str) -> Write:
+    def write(client: Client, owner: str, pairs: Mapping[str, str]) -> Answer:
+        for key, value in pairs.items():
+            answer = client("PUT", f"{path.format(owner)}/{key}", {name: {key: value}} if name else {key: value})
+            if answer.status >= 400:
+                break
+        return answer
+
+    return write
+
+
+def set_image(client: Client, owner: str, pairs: Mapping[str, str]) -> Answer:
+    return client("POST", f"/volumes/{owner}/action", {"os-set_image_metadata": {"metadata": dict(pairs)}})
+
+
+MERGES: dict[str, tuple[Callable[[Hall, Client], str], Write, Write]] = {
+    "volume": (a_volume, put("/volumes/{}/metadata"), one_by_one("/volumes/{}/metadata", "meta")),
+    "snapshot": (a_snapshot, put("/snapshots/{}/metadata"), one_by_one("/snapshots/{}/metadata", "meta")),
+    "image": (a_volume, set_image, set_image),
+    "type": (a_type, put("/types/{}/extra_specs", "extra_specs"), one_by_one("/types/{}/extra_specs", "")),
+    "qos": (a_qos, put("/qos-specs/{}", "qos_specs", "PUT"), put("/qos-specs/{}", "qos_specs", "PUT")),
+}
+
+
+@pytest.mark.parametrize("kind", MERGES)
+def test_the_sum_of_many_small_updates_is_bounded(lite: Hall, kind: str) -> None:
+    client = lite.admin()
+    made, merge, one = MERGES[kind]
+    owner = made(lite, client)
+    keys = list(FULL)
+    for start in range(0, MOST_PAIRS, 64):
+        assert merge(client, owner, dict.fromkeys(keys[start : start + 64], "v")).status == 200
+    for write in (merge, one):
+        refused = write(client, owner, {"one-more": "v"})
+        assert (refused.status, list(refused.json)) == (413, ["overLimit"])
+        assert refused.message.startswith("Invalid metadata size: ")
+        assert f"would have {MOST_PAIRS + 1} pairs, and has {MOST_PAIRS}; at most {MOST_PAIRS} are" in refused.message
+        assert write(client, owner, {keys[0]: "changed"}).status == 200  # what is there already may change
+
+
+BORN: dict[str, Callable[[Hall, Client, Mapping[str, str]], Answer]] = {
+    "volume": lambda hall, client, pairs: client("POST", "/volumes", {"volume": {"size": 1, "metadata": pairs}}),
+    "snapshot": lambda hall, client, pairs: client(
+        "POST", "/snapshots", {"snapshot": {"volume_id": hall.volume(client), "metadata": pairs}}
+    ),
+    "type": lambda hall, client, pairs: client(
+        "POST", "/types", {"volume_type": {"name": f"many-{len(pairs)}", "extra_specs": pairs}}
+    ),
+    "qos": lambda hall, client, pairs: client("POST", "/qos-specs", {"qos_specs": {"name": f"m{len(pairs)}", **pairs}}),
+    "volume, replaced": lambda hall, client, pairs: client(
+        "PUT", f"/volumes/{hall.volume(client)}/metadata", {"metadata": pairs}
+    ),
+    "volume, updated": lambda hall, client, pairs: client(
+        "PUT", f"/volumes/{hall.volume(client)}", {"volume": {"metadata": pairs}}
+    ),
+    "snapshot, replaced": lambda hall, client, pairs: client(
+        "PUT", f"/snapshots/{a_snapshot(hall, client)}/metadata", {"metadata": pairs}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BORN)
+def test_nothing_is_born_with_more(lite: Hall, kind: str) -> None:
+    assert BORN[kind](lite, lite.admin(), FULL).status in (200, 202)
+    refused = BORN[kind](lite, lite.admin(), {**FULL, "one-more": "v"})
+    assert (refused.status, "at most 256 are allowed" in refused.message) == (413, True)
+
+
+@pytest.mark.parametrize("kind", ["volume", "snapshot", "image"])
+def test_parallel_updates_count_together(hall: Hall, kind: str) -> None:
+    client = hall.admin()
+    project = client.headers["X-Project-Id"]
+    made, merge, _ = MERGES[kind]
+    owner = made(hall, client)
+    assert merge(client, owner, dict(list(FULL.items())[: MOST_PAIRS - 3])).status == 200
+    answers = at_once(12, lambda n: merge(hall.admin(project), owner, {f"new-{n}": "v"}))
+    assert sorted(answer.status for answer in answers) == [200] * 3 + [413] * 9
+
+
+@pytest.mark.parametrize("kind", ["volume", "snapshot", "image"])
+def test_a_map_that_was_too_large_before_may_change_and_shrink_but_not_grow(lite: Hall, kind: str) -> None:
+    client = lite.admin()
+    made, merge, _ = MERGES[kind]
+    owner = made(lite, client)
+    table: Any = {"volume": VolumeMetadata, "snapshot": SnapshotMetadata, "image": VolumeImageMetadata}[kind]
+    column = "snapshot_id" if kind == "snapshot" else "volume_id"
+    with lite.db.write() as session:
+        session.execute(insert(table), [{column: owner, "key": f"k{n}", "value": "v"} for n in range(MOST_PAIRS + 50)])
+    assert merge(client, owner, {"k3": "w"}).status == 200
+    assert merge(client, owner, {"new": "v"}).status == 413
+
+
+def test_long_texts_are_bounded_together(lite: Hall) -> None:
+    """Each may have 65535 bytes, but a list of volumes shows all of them."""
+    client = lite.admin()
+    volume = lite.volume(client)
+    text = "x" * 65_000
+    assert [set_image(client, volume, {f"t{n}": text}).status for n in range(2)] == [200, 200]
+    refused = set_image(client, volume, {"t2": text})
+    assert refused.status == 413
+    assert f"characters; at most {MOST_CHARACTERS} are allowed" in refused.message
+    assert set_image(client, volume, {"t1": "short"}).status == 200
+    assert set_image(client, volume, {"t2": text}).status == 200
+
+
+def test_the_longest_pairs_that_metadata_may_have_fit(lite: Hall) -> None:
+    client = lite.admin()
+    merge = MERGES["volume"][1]
+    volume = lite.volume(client)
+    for start in range(0, MOST_PAIRS, 128):
+        pairs = {f"{n:0255}": "v" * 255 for n in range(start, start + 128)}
+        assert merge(client, volume, pairs).status == 200

@@ -1,0 +1,46 @@
+"""Turns over projects: whatever comes in between, nobody waits for more than one turn of each other project."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockstore.turns import ProjectQueue
+
+PROJECTS = st.sampled_from("abcd")
+
+
+@given(st.lists(st.one_of(PROJECTS, st.none()), max_size=80))
+def test_each_project_is_served_in_its_order_and_waits_one_round_at_most(steps: list[str | None]) -> None:
+    """A step puts an item of a project, or takes one."""
+    waiting: ProjectQueue[int] = ProjectQueue()
+    model: dict[str, deque[int]] = {project: deque() for project in "abcd"}
+    passed_over = dict.fromkeys("abcd", 0)
+    for number, project in enumerate(steps):
+        if project is not None:
+            waiting.put(project, number)
+            model[project].append(number)
+        else:
+            turn = waiting.take()
+            if turn is None:
+                assert not any(model.values())
+                continue
+            taken, item = turn
+            assert model[taken].popleft() == item
+            for other in model:
+                passed_over[other] = passed_over[other] + 1 if other != taken and model[other] else 0
+                assert passed_over[other] <= len(model) - 1
+        assert len(waiting) == sum(map(len, model.values()))
+
+
+def test_who_may_not_run_now_keeps_its_turn() -> None:
+    waiting: ProjectQueue[str] = ProjectQueue()
+    for item in ("a1", "b1", "c1", "a2"):
+        waiting.put(item[0], item)
+    assert waiting.take(lambda project: project != "a") == ("b", "b1")
+    assert waiting.take() == ("a", "a1")
+    assert waiting.take(lambda project: project == "a") == ("a", "a2")
+    assert waiting.take(lambda project: project == "a") is None
+    assert waiting.take() == ("c", "c1")
