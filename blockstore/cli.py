@@ -457,7 +457,10 @@ def attachment() -> None:
 @click.option("--volume", "volume_id", help="Only those of one volume.")
 @click.option("--stale", is_flag=True, help="Only those that no initiator is connected to.")
 def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
-    """List the attachments, and whether their initiators are connected now."""
+    """List the attachments, and whether their initiators are connected now.
+
+    Also what os-initialize_connection has exported, which no list of the API shows; its status says so.
+    """
     from sqlalchemy import select
 
     from blockstore.db.models import Attachment
@@ -479,7 +482,8 @@ def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
             (
                 row.id,
                 row.volume_id,
-                f"{row.status} (connection only)" if row.legacy else row.status,
+                row.project_id,
+                f"{row.status} (os-initialize_connection)" if row.legacy else row.status,
                 row.instance_uuid or "-",
                 row.host_name or "-",
                 row.target or "-",
@@ -488,12 +492,22 @@ def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
             )
         )
     _table(
-        ("ATTACHMENT", "VOLUME", "STATUS", "SERVER", "HOST", "TARGET", "CONNECTED", "REASON"),
+        ("ATTACHMENT", "VOLUME", "PROJECT", "STATUS", "SERVER", "HOST", "TARGET", "CONNECTED", "REASON"),
         table,
         empty="There are no such attachments." if stale or volume_id else "There are no attachments.",
     )
     for name, reason in untold.items():
         click.echo(f"blockstore: the target {name} cannot tell who is connected: {reason}", err=True)
+
+
+@attachment.command("delete")
+@configured
+@click.argument("attachment_id")
+def attachment_delete(config: Config, attachment_id: str) -> None:
+    """End an attachment and its export, whoever made it: also one that os-initialize_connection made."""
+    from urllib.parse import quote
+
+    _asker(config)("DELETE", f"/attachments/{quote(attachment_id, safe='')}")
 
 
 # --- users and projects ------------------------------------------------------------------------------------

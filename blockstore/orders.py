@@ -8,8 +8,8 @@ format. It carries ids and small scalars only. Handlers are idempotent.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,12 +71,23 @@ class Order:
         return plain
 
 
-_count = itertools.count()
+_newest_ns = 0
+_newest_lock = threading.Lock()
 
 
 def new_order_id() -> str:
-    """Return an id that sorts by time of making, also within one nanosecond tick of a process."""
-    return f"{time.time_ns():016x}-{next(_count) & 0xFFFF:04x}{os.urandom(2).hex()}"
+    """Return an id that sorts behind all that were made before, by time as long as the clock does not go back."""
+    global _newest_ns
+    with _newest_lock:
+        _newest_ns = max(_newest_ns + 1, time.time_ns())
+        return f"{_newest_ns:016x}-{os.urandom(4).hex()}"
+
+
+def make_ids_after(order_id: str) -> None:
+    """Let new ids sort behind one that a former life has made, though the clock has gone back since."""
+    global _newest_ns
+    with _newest_lock:
+        _newest_ns = max(_newest_ns, int(order_id[:16], 16))
 
 
 def following_id(order_id: str) -> str:

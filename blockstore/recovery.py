@@ -7,9 +7,10 @@ reported.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from blockstore import messages, settling, states
@@ -17,7 +18,7 @@ from blockstore.db.models import OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import Reason
 from blockstore.messages import Detail
-from blockstore.orders import Order, from_stored
+from blockstore.orders import Order, from_stored, make_ids_after
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ def resume(db: Database, *, attempts: int, message_days: int) -> list[Order]:
     again: list[Order] = []
     given_up = 0
     with db.write() as session:
+        newest = session.execute(select(func.max(OrderRow.id))).scalar()
+        if newest is not None:
+            with suppress(ValueError):  # not an id of ours
+                make_ids_after(newest)
         rows = session.scalars(select(OrderRow).where(OrderRow.state == "open").order_by(OrderRow.id)).all()
         for row in rows:
             row.started_at = None

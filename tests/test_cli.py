@@ -122,9 +122,11 @@ def test_attach_prints_the_path_and_detach_takes_it_back(served: Served) -> None
     (shown,) = asked(served, "GET", "/attachments/detail")["attachments"]
     assert (shown["attach_mode"], shown["connection_info"]["access_mode"]) == ("rw", "rw")
     header, line = said("attachment", "list", *where).splitlines()
-    assert header.split() == ["ATTACHMENT", "VOLUME", "STATUS", "SERVER", "HOST", "TARGET", "CONNECTED", "REASON"]
+    assert header.split() == [
+        "ATTACHMENT", "VOLUME", "PROJECT", "STATUS", "SERVER", "HOST", "TARGET", "CONNECTED", "REASON",
+    ]  # fmt: skip
     assert line.split() == [
-        shown["id"], volume["id"], "attached", "-", socket.gethostname(), "local", "nobody", "-",
+        shown["id"], volume["id"], "admin", "attached", "-", socket.gethostname(), "local", "nobody", "-",
     ]  # fmt: skip
     with held(path) as holder:
         assert str(holder) in said("attachment", "list", *where)
@@ -186,6 +188,24 @@ def test_detach_leaves_the_attachments_of_others_alone(served: Served) -> None:
     assert said("attachment", "list", "--volume", other, "--state-dir", served.state_dir) == (
         "There are no such attachments.\n"
     )
+
+
+def test_what_os_initialize_connection_made_is_listed_and_can_be_ended(served: Served) -> None:
+    """No list of the API shows it, and it keeps its volume from being given away."""
+    where = ("--state-dir", served.state_dir)
+    (volume,) = (v["id"] for v in asked(served, "GET", "/volumes")["volumes"])
+    connector = {"host": socket.gethostname()}
+    asked(served, "POST", f"/volumes/{volume}/action", {"os-initialize_connection": {"connector": connector}})
+    assert asked(served, "GET", "/attachments?all_tenants=1")["attachments"] == []
+    _, line = said("attachment", "list", *where).splitlines()
+    attachment, found, project, *rest = line.split()
+    assert (found, project, rest[:2]) == (volume, "admin", ["attaching", "(os-initialize_connection)"])
+    assert said("attachment", "delete", attachment, *where) == ""
+    assert said("attachment", "list", *where) == "There are no attachments.\n"
+    assert refused("attachment", "delete", attachment, *where) == (
+        f"blockstore: Volume attachment could not be found with filter: attachment_id = {attachment}."
+    )
+    assert status_of(served, volume) == "available"
 
 
 def test_attach_survives_a_kill_of_the_service(served: Served, serve: Callable[..., Served]) -> None:

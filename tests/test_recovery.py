@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from blockstore import orders as order_ids
 from blockstore import states
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, Volume
@@ -239,3 +240,17 @@ class _Plain:
     @classmethod
     def of(cls, order: OrderRow) -> _Plain:
         return cls(order.id, order.state, order.attempt, order.finished_at)
+
+
+def test_orders_of_this_life_follow_those_of_the_last_though_the_clock_went_back(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they would be taken up before those that they follow."""
+    first = life.deaf().volume(settle=False)["id"]
+    monkeypatch.setattr(order_ids, "_newest_ns", 0)  # as in a process of its own
+    monkeypatch.setattr(order_ids.time, "time_ns", lambda: 10**9)
+    api = life.deaf()
+    second = api.volume(settle=False)["id"]
+    with api.service.db.read() as session:
+        filed = session.scalars(select(OrderRow.resource_id).order_by(OrderRow.id)).all()
+    assert list(filed) == [first, second]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore import manager, scheduler, states
+from blockstore import manager, orders, scheduler, states
 from blockstore.db import migrations
 from blockstore.db.models import OrderRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
@@ -258,6 +258,16 @@ def test_orders_survive_their_journey_through_json(db: Database) -> None:
         row = session.get_one(OrderRow, order.order_id)
     assert from_stored(row.kind, row.id, row.request_id, row.project_id, row.body) == order
     assert "attempt" not in row.body
+
+
+def test_order_ids_sort_by_the_order_of_making_though_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind those of a former life, when the clock was ahead."""
+    first = new_order_id()
+    monkeypatch.setattr(orders.time, "time_ns", lambda: 1)
+    second = new_order_id()
+    former = f"{int(second[:16], 16) + 10**6:016x}-00000000.01"
+    orders.make_ids_after(former)
+    assert first < second < former < new_order_id() < new_order_id()
 
 
 def test_order_ids_sort_by_the_time_of_making() -> None:

@@ -114,20 +114,23 @@ def show(call: Call, attachment_id: str) -> dict[str, Any]:
     return _one(call, attachment_id)
 
 
-def find_attachment(call: Call, attachment_id: str) -> Attachment:
-    """Return an attachment that the caller may see. Raises NotFound for others, as if they were not there."""
+def find_attachment(call: Call, attachment_id: str, *, legacy: bool = False) -> Attachment:
+    """Return an attachment that the caller may see. Raises NotFound for others, as if they were not there.
+
+    ``legacy``: also one that os-initialize_connection made, which no list of the API shows.
+    """
     row = call.session.get(Attachment, attachment_id) if is_uuid(attachment_id) else None
-    if row is None or row.legacy or not call.ctx.may_see(row.project_id):
+    if row is None or (row.legacy and not legacy) or not call.ctx.may_see(row.project_id):
         raise NotFound(f"Volume attachment could not be found with filter: attachment_id = {attachment_id}.")
     return row
 
 
-def find_locked(call: Call, attachment_id: str) -> tuple[Attachment, Volume]:
+def find_locked(call: Call, attachment_id: str, *, legacy: bool = False) -> tuple[Attachment, Volume]:
     """Return an attachment and its volume, which nobody else changes before this transaction ends. Raises NotFound."""
-    row = find_attachment(call, attachment_id)
+    row = find_attachment(call, attachment_id, legacy=legacy)
     volume = find_volume(call, row.volume_id, lock=True)
     call.session.expire(row)  # it was read before the lock was there
-    return find_attachment(call, attachment_id), volume
+    return find_attachment(call, attachment_id, legacy=legacy), volume
 
 
 def summary(call: Call, row: Attachment) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def is_readonly(volume: Volume) -> bool:
 
 
 def _one(call: Call, attachment_id: str) -> dict[str, Any]:
-    row = find_attachment(call, attachment_id)
+    row = find_attachment(call, attachment_id, legacy=call.ctx.is_admin)
     volume = find_volume(call, row.volume_id)
     with_secret = call.may("volume:attachment_update")
     return {"attachment": detailed(call, row, volume, with_secret=with_secret)}
@@ -279,6 +282,7 @@ def fit(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any
             f"Invalid input received: {exc.message}", public=f"Invalid input received: {exc.public}"
         ) from None
     row.connector, row.connection = dict(connector), None
+    row.by_service = call.ctx.is_service
     row.attach_mode = row.attach_mode or connector.get("mode") or ("ro" if is_readonly(volume) else "rw")
     row.host_name = _short(connector.get("host")) or row.host_name
     row.mountpoint = _short(connector.get("mountpoint")) or row.mountpoint
@@ -308,7 +312,8 @@ def connecting(call: Call, row: Attachment) -> ConnectAttachment:
 def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
     """Connect a reserved volume."""
     row, volume = find_locked(call, attachment_id)
-    if "error" in volume.status or volume.status in (V.DELETING, V.REVERTING):
+    refuse_while_a_server_uses(call, [row])
+    if "error" in volume.status or volume.status in (V.DELETING, V.REVERTING, V.AWAITING_TRANSFER):
         raise Conflict(f"Volume {volume.id} is {volume.status}; it cannot be attached.")
     others = [other for other in attachments_of(call, volume) if other.id != row.id and other.status in HELD]
     for other in () if volume.multiattach else others:
@@ -386,8 +391,8 @@ def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
 
 @room.delete(ONE, policy="volume:attachment_delete", since=ATTACHMENTS, status=200)
 def remove(call: Call, attachment_id: str) -> Any:
-    """End an attachment and its export."""
-    row, volume = find_locked(call, attachment_id)
+    """End an attachment and its export; an administrator also one that os-initialize_connection made."""
+    row, volume = find_locked(call, attachment_id, legacy=call.ctx.is_admin)
     refuse_while_a_server_uses(call, [row])
     order = disconnect(call, row)
     return Later(orders=(order.order_id,), reply=lambda later: _disconnected(later, volume, order))
@@ -399,17 +404,17 @@ def _disconnected(call: Call, volume: Volume, order: Order) -> dict[str, Any]:
 
 
 def refuse_while_a_server_uses(call: Call, rows: Sequence[Attachment]) -> None:
-    """Refuse to users what would take a disk away under a server (CVE-2023-2088); the server's service may.
+    """Refuse to users what would take a disk from a server (CVE-2023-2088), or hand it on; the server's service may.
 
     Raises: Conflict.
     """
     if call.ctx.is_service or call.ctx.is_admin:
         return
     for row in rows:
-        if row.instance_uuid is not None and row.status in HELD:
+        if (row.instance_uuid is not None or row.by_service) and row.status in HELD:
+            server = f"server {row.instance_uuid}" if row.instance_uuid else "a server's service"
             raise Conflict(
-                f"Attachment {row.id} is in use by server {row.instance_uuid}; detach the volume through the server's"
-                " own service."
+                f"Attachment {row.id} is in use by {server}; detach the volume through the server's own service."
             )
 
 

@@ -282,7 +282,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
 def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Forget a snapshot; it stays on its pool."""
     call.enforce("volume:delete_snapshot")
-    snapshot = find_snapshot(call, snapshot_id)
+    snapshot = find_snapshot(call, snapshot_id, lock=True)
     if snapshot.group_snapshot_id is not None:
         raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
     # Its type stays what it is until the snapshot is not counted for that any more.

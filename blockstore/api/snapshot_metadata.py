@@ -26,7 +26,7 @@ def index(call: Call, snapshot_id: str) -> dict[str, Any]:
 @room.post(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata, status=200)
 def merge(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
-    touch(call, find_snapshot(call, snapshot_id))
+    touch(call, find_snapshot(call, snapshot_id, lock=True))
     OF_SNAPSHOTS.merge(call.session, snapshot_id, body["metadata"])
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}
 
@@ -34,7 +34,7 @@ def merge(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, An
 @room.put(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata)
 def replace(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Replace all pairs."""
-    touch(call, find_snapshot(call, snapshot_id))
+    touch(call, find_snapshot(call, snapshot_id, lock=True))
     OF_SNAPSHOTS.replace(call.session, snapshot_id, body["metadata"])
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}
 
@@ -49,7 +49,7 @@ def show(call: Call, snapshot_id: str, key: str) -> dict[str, Any]:
 @room.put(f"{PATH}/<key>", policy="volume:update_snapshot_metadata", body=schemas.MetadataItem)
 def set_one(call: Call, snapshot_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one pair."""
-    snapshot = find_snapshot(call, snapshot_id)
+    snapshot = find_snapshot(call, snapshot_id, lock=True)
     if key not in body["meta"]:
         raise BadRequest(f"The body's one key must be that of the URL, {key}.")
     touch(call, snapshot)
@@ -60,6 +60,6 @@ def set_one(call: Call, snapshot_id: str, key: str, body: Mapping[str, Any]) -> 
 @room.delete(f"{PATH}/<key>", policy="volume:delete_snapshot_metadata", status=200)
 def remove(call: Call, snapshot_id: str, key: str) -> None:
     """Remove one pair."""
-    snapshot = find_snapshot(call, snapshot_id)
+    snapshot = find_snapshot(call, snapshot_id, lock=True)
     touch(call, snapshot)
     OF_SNAPSHOTS.remove(call.session, snapshot_id, key)

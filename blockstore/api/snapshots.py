@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, func, select, update
 
 from blockstore import quotas, states
 from blockstore.api import listing
@@ -31,12 +31,16 @@ LISTING = listing.Listing(
     noun="Snapshot",
     collection="snapshots",
     links_key="snapshots_links",
-    columns=listing.columns_of(
-        Snapshot,
-        display_name=Snapshot.name,
-        display_description=Snapshot.description,
-        size=Snapshot.volume_size,
-    ),
+    columns={
+        name: column
+        for name, column in listing.columns_of(
+            Snapshot,
+            display_name=Snapshot.name,
+            display_description=Snapshot.description,
+            size=Snapshot.volume_size,
+        ).items()
+        if name != "number"  # Cinder has none
+    },
     special={
         "metadata": listing.pairs(Snapshot.id, SnapshotMetadata, SnapshotMetadata.snapshot_id, "metadata"),
         "availability_zone": lambda call, value: Snapshot.volume_id.in_(
@@ -84,9 +88,17 @@ def show(call: Call, snapshot_id: str) -> dict[str, Any]:
     return {"snapshot": shown(call, [find_snapshot(call, snapshot_id)], kind="detailed")[0]}
 
 
-def find_snapshot(call: Call, snapshot_id: str) -> Snapshot:
-    """Return a snapshot that the caller may see. Raises NotFound for others, as if they were not there."""
+def find_snapshot(call: Call, snapshot_id: str, *, lock: bool = False) -> Snapshot:
+    """Return a snapshot that the caller may see. Raises NotFound for others, as if they were not there.
+
+    ``lock``: its volume is kept from others before this transaction ends, so that it stays the caller's: whoever
+    changes a snapshot takes it.
+    """
     snapshot = call.session.get(Snapshot, snapshot_id) if is_uuid(snapshot_id) else None
+    if snapshot is not None and lock:
+        states.lock(call.session, snapshot.volume_id)
+        call.session.expire(snapshot)  # it was read before the lock was there
+        snapshot = call.session.get(Snapshot, snapshot_id)
     if snapshot is None or not call.ctx.may_see(snapshot.project_id) or not call.may("volume:get_snapshot"):
         raise NotFound.resource("Snapshot", snapshot_id)
     return snapshot
@@ -138,6 +150,7 @@ def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str
         volume_size=volume.size,
         volume_type_id=volume.volume_type_id,
         progress="0%",
+        number=_next_number(call, volume),
         created_at=now(),
     )
     limits = call.core.config.quota
@@ -153,6 +166,12 @@ def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str
     states.born(call.session, snapshot, order)
     OF_SNAPSHOTS.add(call.session, snapshot.id, asked.get("metadata") or {})
     return snapshot
+
+
+def _next_number(call: Call, volume: Volume) -> int:
+    """Return the number of a volume's next snapshot, above those of all others; the volume is locked."""
+    newest = select(func.max(Snapshot.number)).where(Snapshot.volume_id == volume.id)
+    return (call.session.execute(newest).scalar() or 0) + 1
 
 
 def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> None:
@@ -180,7 +199,7 @@ def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> 
 @room.put("/snapshots/<snapshot_id>", policy="volume:update_snapshot", body=schemas.UpdateSnapshot)
 def change(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name and description."""
-    snapshot = find_snapshot(call, snapshot_id)
+    snapshot = find_snapshot(call, snapshot_id, lock=True)
     touch(call, snapshot, **body["snapshot"])
     call.session.refresh(snapshot)
     return {"snapshot": shown(call, [snapshot], kind="accepted")[0]}
@@ -194,7 +213,7 @@ def remove(call: Call, snapshot_id: str) -> None:
 
 def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
     """File the order that removes a snapshot. Raises InvalidStatus."""
-    snapshot = find_snapshot(call, snapshot_id)
+    snapshot = find_snapshot(call, snapshot_id, lock=True)
     if snapshot.group_snapshot_id is not None:
         raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
     order = DeleteSnapshot(
@@ -227,7 +246,7 @@ ACTION = "/snapshots/<snapshot_id>/action"
 )
 def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Set the status of a snapshot by force."""
-    find_snapshot(call, snapshot_id)
+    find_snapshot(call, snapshot_id, lock=True)
     states.force(call.session, states.SNAPSHOT, snapshot_id, body["reset"]["status"], by=call.ctx.user_id)
 
 
@@ -253,7 +272,7 @@ MAY_BECOME = {
 )
 def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Take what a hypervisor reports of a snapshot that it is making or removing."""
-    snapshot = find_snapshot(call, snapshot_id)
+    snapshot = find_snapshot(call, snapshot_id, lock=True)
     asked = body["update"]
     allowed = MAY_BECOME.get(S(snapshot.status), ())
     if asked["status"] not in allowed:

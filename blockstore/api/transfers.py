@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
 from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
+from blockstore.api.holds import is_connected, is_worked_on, what_holds
 from blockstore.api.types import may_use
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
@@ -84,11 +85,15 @@ def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, A
     row = call.session.get(Transfer, transfer_id) if is_uuid(transfer_id) else None
     if row is None:
         raise NotFound.resource("Transfer", transfer_id)
-    call.core.guesses.admit(transfer_id)
+    # Counted for each project by itself: a stranger's guesses slow down the stranger, never the receiver. That somebody
+    # guesses from many projects needs no bound of its own: at 10,000 guesses a second half of the 64-bit keys take 29
+    # million years.
+    guesser = (transfer_id, call.ctx.project_id)
+    call.core.guesses.admit(*guesser)
     if not hmac.compare_digest(_hashed(row.salt, key), row.key_hash):
-        call.core.guesses.failed(transfer_id)
+        call.core.guesses.failed(*guesser)
         raise BadRequest(f"Invalid auth key: Attempt to transfer {transfer_id} with invalid auth key.")
-    call.core.guesses.succeeded(transfer_id)
+    call.core.guesses.succeeded(*guesser)
     _hand_over(call, row)
     return {"transfer": _summary(call, row)}
 
@@ -97,6 +102,7 @@ def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, A
 def remove(call: Call, transfer_id: str) -> None:
     """Take an offer back."""
     row = _find(call, transfer_id)
+    states.lock(call.session, row.volume_id)  # before the offer, as who accepts it does: neither waits for the other
     _take(call, row)
     states.release(call.session, row.volume_id)
 
@@ -181,11 +187,9 @@ def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
                 f"Invalid snapshot: snapshot {busy.id} of volume {volume.id} is {busy.status}; it must be available."
             )
     try:
-        states.move(call.session, states.VOLUME, volume.id, V.AWAITING_TRANSFER)
+        states.move(call.session, states.VOLUME, volume.id, V.AWAITING_TRANSFER, where=_free(volume))
     except StateConflict:
-        raise InvalidStatus(
-            f"Invalid volume: volume {volume.id} is {volume.status}; to be offered it must be available."
-        ) from None
+        raise _refused(call, volume, "offered", V.AVAILABLE) from None
     # A status that an administrator has set may have left an older offer.
     call.session.execute(delete(Transfer).where(Transfer.volume_id == volume.id))
     key, salt = secrets.token_hex(8), secrets.token_hex(4)
@@ -206,17 +210,25 @@ def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hand_over(call: Call, row: Transfer) -> None:
     """Move the volume, its snapshots and what they count for to the caller's project, in this one transaction."""
-    volume = call.session.get_one(Volume, row.volume_id, with_for_update=True)
+    volume = call.session.get(Volume, row.volume_id, with_for_update=True)
+    if volume is None:  # deleted since the offer was read
+        raise NotFound.resource("Transfer", row.id)
     donor, receiver = volume.project_id, call.ctx.project_id
     _check_type(call, volume)
     moved: dict[str, Any] = {"project_id": receiver, "user_id": call.ctx.user_id, "updated_at": now()}
     _take(call, row)
     try:
-        states.move(call.session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(V.AWAITING_TRANSFER,), **moved)
+        states.move(
+            call.session,
+            states.VOLUME,
+            volume.id,
+            V.AVAILABLE,
+            only_from=(V.AWAITING_TRANSFER,),
+            where=_free(volume),
+            **moved,
+        )
     except StateConflict:
-        raise InvalidStatus(
-            f"Invalid volume: volume {volume.id} is {volume.status}; it must be awaiting-transfer."
-        ) from None
+        raise _refused(call, volume, "accepted", V.AWAITING_TRANSFER) from None
     count = gib = 0
     if not row.no_snapshots:
         of_volume = Snapshot.volume_id == volume.id
@@ -235,8 +247,27 @@ def _hand_over(call: Call, row: Transfer) -> None:
         "snapshots": count,
         "gigabytes": (volume.size if volume.consumes_quota else 0) + int(gib),
     }
-    quotas.charge(call.session, limits, receiver, volume.volume_type_id, **amounts)
-    quotas.refund(call.session, donor, volume.volume_type_id, **amounts)
+    # In one order for all: two volumes that go opposite ways at the same moment do not wait for each other.
+    for project in sorted((donor, receiver)):
+        if project == receiver:
+            quotas.charge(call.session, limits, receiver, volume.volume_type_id, **amounts)
+        else:
+            quotas.refund(call.session, donor, volume.volume_type_id, **amounts)
+
+
+def _free(volume: Volume) -> list[ColumnElement[bool]]:
+    """Return what must hold of a volume that goes to another project: nobody of the former one can reach its bytes."""
+    return [~is_connected(volume.id), ~is_worked_on(volume.id)]
+
+
+def _refused(call: Call, volume: Volume, done: str, status: V) -> InvalidStatus:
+    """Return the refusal that names what is in the way."""
+    held = what_holds(call, volume.id) if volume.status == status else None
+    return InvalidStatus(
+        f"Invalid volume: volume {volume.id} cannot be {done}: {held}."
+        if held
+        else f"Invalid volume: volume {volume.id} is {volume.status}; to be {done} it must be {status}."
+    )
 
 
 def _check_type(call: Call, volume: Volume) -> None:
@@ -257,5 +288,5 @@ def _take(call: Call, row: Transfer) -> None:
 
 
 def _hashed(salt: str, key: str) -> str:
-    # 64 random bits need no slow hash; the number of guesses is limited.
+    # 64 random bits need no slow hash: no number of guesses over the network finds them.
     return hmac.digest(salt.encode(), key.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()

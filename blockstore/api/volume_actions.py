@@ -10,6 +10,7 @@ from sqlalchemy import or_, select, update
 from blockstore import quotas, states
 from blockstore.api.attachments import disconnect
 from blockstore.api.endpoint import Call, Room
+from blockstore.api.holds import is_connected, what_holds
 from blockstore.api.types import find_type, size_bounds
 from blockstore.api.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
@@ -28,7 +29,7 @@ ACTION = "/volumes/<volume_id>/action"
 @room.action(ACTION, "os-extend", policy="volume:extend", body=schemas.Extend)
 def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume grows."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)
     new_size: int = body["extend"]["new_size"]
     growth = new_size - volume.size
     if growth <= 0:
@@ -90,7 +91,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     newest = call.session.execute(
         select(Snapshot.id)
         .where(Snapshot.volume_id == volume_id)
-        .order_by(Snapshot.created_at.desc(), Snapshot.id.desc())
+        .order_by(Snapshot.number.desc(), Snapshot.id.desc())
         .limit(1)
     ).scalar()
     if snapshot.volume_id != volume_id or newest != snapshot_id:
@@ -111,8 +112,12 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     )
     try:
         states.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
-        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=[not_migrating()], order=order)
+        unused = [not_migrating(), ~is_connected(volume_id)]
+        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=unused, order=order)
     except StateConflict as conflict:
+        held = what_holds(call, volume_id) if volume.status == V.AVAILABLE else None
+        if held and snapshot.status == S.AVAILABLE:
+            raise Conflict(f"Volume {volume_id} cannot be reverted: {held}.") from None
         # compat: 409 here, where other actions answer 400
         raise Conflict(f"{conflict.message} Volume and snapshot must be available.") from None
 
@@ -224,7 +229,7 @@ def force_delete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 @room.action(ACTION, "os-set_bootable", policy="volume:update", body=schemas.SetBootable, status=200)
 def set_bootable(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Mark a volume as bootable or not."""
-    touch(call, find_volume(call, volume_id), bootable=body["set_bootable"]["bootable"])
+    touch(call, find_volume(call, volume_id, lock=True), bootable=body["set_bootable"]["bootable"])
 
 
 @room.action(ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlag)

@@ -116,6 +116,8 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             raise InvalidStatus(
                 f"Invalid volume: volume {volume_id} is in-use and may be attached once only. {who_holds(call, volume)}"
             )
+        if not volume.multiattach:
+            refuse_while_a_server_uses(call, present)
         check_attachments(call, volume, exported=False)
         row = Attachment(
             id=new_id(),
@@ -182,8 +184,10 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
     """Export a volume to an initiator and say how it is reached."""
     volume = find_volume(call, volume_id, lock=True)
     connector = body["connection"]["connector"]
-    if volume.status == V.MAINTENANCE or volume.status in states.VOLUME.failure:
+    if volume.status in (V.MAINTENANCE, V.AWAITING_TRANSFER) or volume.status in states.VOLUME.failure:
         raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it cannot be connected.")
+    if not volume.multiattach:
+        refuse_while_a_server_uses(call, [*attachments_of(call, volume), *_exports(call, volume_id, None)])
     for row in _exports(call, volume_id, connector):
         if row.status == A.ATTACHING and row.connector == connector:
             return _info(call, row)  # told twice, it is one export
@@ -218,8 +222,9 @@ def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) ->
     """End what is exported to an initiator; without a connector, to all of them."""
     volume = find_volume(call, volume_id, lock=True)
     call.enforce("volume_extension:volume_actions:unreserve")
-    refuse_while_a_server_uses(call, attachments_of(call, volume))
-    orders = [disconnect(call, row) for row in _exports(call, volume_id, body["connection"]["connector"])]
+    ending = _exports(call, volume_id, body["connection"]["connector"])
+    refuse_while_a_server_uses(call, [*attachments_of(call, volume), *ending])
+    orders = [disconnect(call, row) for row in ending]
     _unreserve(call, volume)
     return _when_ended(orders)
 

@@ -35,7 +35,7 @@ def index(call: Call, volume_id: str) -> Any:
 @room.post(PATH, policy="volume:create_volume_metadata", body=schemas.Metadata, status=200)
 def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
-    touch(call, find_volume(call, volume_id), not_while=LOCKED)
+    touch(call, find_volume(call, volume_id, lock=True), not_while=LOCKED)
     OF_VOLUMES.merge(call.session, volume_id, body["metadata"])
     return {"metadata": OF_VOLUMES.of(call.session, volume_id)}
 
@@ -72,7 +72,7 @@ def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> di
 @room.delete(f"{PATH}/<key>", policy="volume:delete_volume_metadata", status=200)
 def remove(call: Call, volume_id: str, key: str) -> None:
     """Remove one pair."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)
     touch(call, volume, not_while=LOCKED)
     OF_VOLUMES.remove(call.session, volume_id, key)
 

@@ -164,7 +164,8 @@ def show(call: Call, volume_id: str) -> dict[str, Any]:
 def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
     """Return a volume that the caller may see. Raises NotFound for others, as if they were not there.
 
-    ``lock``: nobody else changes it before this transaction ends, so that what is decided from it stays true.
+    ``lock``: nobody else changes it before this transaction ends, so that what is decided from it stays true: also
+    whose it is. Whoever changes a volume takes it.
     (On SQLite every writer is alone anyhow.)
     """
     volume = call.session.get(Volume, volume_id, with_for_update=lock or None) if is_uuid(volume_id) else None
@@ -360,7 +361,8 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
         )
     if named[0] == "snapshot_id":
         return _snapshot_source(call, asked["snapshot_id"])
-    volume = find_volume(call, asked["source_volid"])
+    # Locked: else its copy could be made when it is another project's already.
+    volume = find_volume(call, asked["source_volid"], lock=True)
     if volume.status not in (V.AVAILABLE, V.IN_USE):
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} is {volume.status}; a source must be available or in-use."
@@ -412,7 +414,7 @@ def _size(asked: Mapping[str, Any], source: Source | None) -> int:
 @room.put("/volumes/<volume_id>", policy="volume:update", body=schemas.UpdateVolume)
 def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, metadata."""
-    volume = find_volume(call, volume_id)
+    volume = find_volume(call, volume_id, lock=True)
     asked = body["volume"]
     touch(call, volume, **{name: asked[name] for name in ("name", "description") if name in asked})
     if "metadata" in asked:
@@ -515,7 +517,7 @@ def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = 
 
 def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
     snapshots = call.session.scalars(
-        select(Snapshot).where(Snapshot.volume_id == volume.id).order_by(Snapshot.created_at.desc())
+        select(Snapshot).where(Snapshot.volume_id == volume.id).order_by(Snapshot.number.desc())
     ).all()
     for snapshot in snapshots:
         if snapshot.group_snapshot_id is not None:

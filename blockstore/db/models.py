@@ -10,7 +10,7 @@ import datetime
 import uuid
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, String, Text, false
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, String, Text, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -259,6 +259,8 @@ class Attachment(Base):
     """Why it is in error; a sentence."""
     legacy: Mapped[bool] = mapped_column(default=False)
     """Made by os-initialize_connection: an export that no list of the API shows."""
+    by_service: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """A server's own service connected it last: users keep their hands off it."""
     instance_uuid: Mapped[str | None] = mapped_column(Id)
     host_name: Mapped[str | None] = mapped_column(Name)
     mountpoint: Mapped[str | None] = mapped_column(Name)
@@ -293,6 +295,8 @@ class Snapshot(Base):
     description: Mapped[str | None] = mapped_column(Name)
     volume_size: Mapped[int]
     """GiB of the volume at the time."""
+    number: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    """Grows from each snapshot of a volume to the next, whatever the clock says: the largest is the newest."""
     status: Mapped[str] = mapped_column(String(32))
     progress: Mapped[str | None] = mapped_column(Name)
     host: Mapped[str | None] = mapped_column(Name)
@@ -307,7 +311,7 @@ class Snapshot(Base):
     __table_args__ = (
         Index("ix_snapshots_project_page", "project_id", "created_at", "id"),
         Index("ix_snapshots_page", "created_at", "id"),
-        Index("ix_snapshots_volume", "volume_id", "created_at"),
+        Index("ix_snapshots_volume", "volume_id", "number"),
         Index("ix_snapshots_status", "project_id", "status", "created_at", "id"),
         Index("ix_snapshots_settled", "status", "id"),
         Index("ix_snapshots_name", "project_id", "name"),

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from blockstore import states
 from blockstore.backends.contract import Backend
@@ -175,6 +176,7 @@ class Exports:
 
     def compare(self, backends: Mapping[str, Backend]) -> None:
         """Restore what a reboot took away, end what has no attachment, and try again to end what could not be."""
+        self._end_foreign()
         for name, target in self.targets.items():
             try:
                 target.check()
@@ -205,6 +207,27 @@ class Exports:
         for attachment_id in sorted(self._rows(name, (A.ERROR_DETACHING,))):
             with self._explained(name, attachment_id):
                 self._end_again(target, attachment_id)
+
+    def _end_foreign(self) -> None:
+        """End what a project has on a volume that is another's: versions before 0008 let it go with a transfer."""
+        foreign = (
+            select(Attachment)
+            .join(Volume, Volume.id == Attachment.volume_id)
+            .where(Attachment.project_id != Volume.project_id, Attachment.status != A.DISCONNECTING)
+        )
+        with self._db.read() as session:
+            found = session.execute(foreign.limit(1)).first()
+        if found is None:
+            return
+        with self._db.write() as session:
+            for attachment in session.scalars(foreign):
+                log.warning(
+                    "attachment %s is of project %s, and its volume %s is not any more; ending it",
+                    attachment.id,
+                    attachment.project_id,
+                    attachment.volume_id,
+                )
+                self._file_end(session, attachment)
 
     def _rows(self, target: str, statuses: tuple[A, ...]) -> set[str]:
         with self._db.read() as session:
@@ -253,18 +276,21 @@ class Exports:
             attachment = session.get(Attachment, attachment_id)
             if attachment is None:
                 return
-            order = DisconnectAttachment(
-                order_id=new_order_id(),
-                request_id="req-recovery",
-                project_id=attachment.project_id,
-                attachment_id=attachment.id,
-                volume_id=attachment.volume_id,
-                came_from=A.ERROR_DETACHING,
-                follow=not attachment.legacy,
-            )
-            states.move(
-                session, states.ATTACHMENT, attachment.id, A.DISCONNECTING, only_from=(A.ERROR_DETACHING,), order=order
-            )
+            self._file_end(session, attachment, only_from=(A.ERROR_DETACHING,))
+
+    @staticmethod
+    def _file_end(session: Session, attachment: Attachment, *, only_from: tuple[A, ...] = ()) -> None:
+        """File the order that ends an attachment. Raises StateConflict."""
+        order = DisconnectAttachment(
+            order_id=new_order_id(),
+            request_id="req-recovery",
+            project_id=attachment.project_id,
+            attachment_id=attachment.id,
+            volume_id=attachment.volume_id,
+            came_from=only_from[0] if only_from else attachment.status,
+            follow=not attachment.legacy,
+        )
+        states.move(session, states.ATTACHMENT, attachment.id, A.DISCONNECTING, only_from=only_from, order=order)
 
     @staticmethod
     @contextlib.contextmanager

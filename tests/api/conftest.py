@@ -95,6 +95,7 @@ class Hall:
             "project_id": client.headers["X-Project-Id"],
             "volume_id": volume_id,
             "volume_size": 1,
+            "number": next(_count),
             "status": "available",
             "host": POOL,
             "consumes_quota": False,

@@ -126,7 +126,7 @@ STEPS: dict[str, Step] = {
     ),
     "PUT": Step(
         ask=lambda client, _, attachment: connect(client, attachment),
-        allowed=ALL - WITH_ERROR - {"deleting", "reverting"},
+        allowed=ALL - WITH_ERROR - {"deleting", "reverting", "awaiting-transfer"},
         becomes="attaching",
         gives_way=FOLLOWS,
         attach_status="attaching",
@@ -575,6 +575,40 @@ def test_a_member_cannot_take_a_disk_away_under_a_server(dock: Hall, status: str
     for word in ("", "member", "servicex", "reader,admin"):
         assert remove(member, attachment, **{"X-Service-Roles": word}).status == 409
     assert dock.facts(volume) == before
+
+
+@pytest.mark.parametrize("by", ["server", "service"])
+@pytest.mark.parametrize("status", HELD)
+def test_a_member_does_not_connect_what_a_server_is_connecting(dock: Hall, status: str, by: str) -> None:
+    """The initiator of the server would lose its export to the member's."""
+    member = dock.member()
+    volume = dock.volume(member, status="attaching", attach_status="attaching")
+    who = {"instance_uuid": SERVER} if by == "server" else {"by_service": True}
+    attachment = dock.attachment(member, volume, status=status, connector=CONNECTOR, **who)
+    before = dock.facts(volume)
+    for connector in (CONNECTOR, OTHER):
+        answer = connect(member, attachment, connector)
+        assert (answer.status, "detach the volume through the server's own service" in answer.message) == (409, True)
+        assert "conflictingRequest" in answer.json
+    assert dock.facts(volume) == before
+    assert not dock.target.asked
+
+
+def test_a_server_s_own_service_connects_again(dock: Hall) -> None:
+    """And what it has connected is its own, also where it named no server; complete takes nothing away from it."""
+    member = dock.member()
+    service = {"X-Service-Roles": "service"}
+    volume = dock.volume(member)
+    attachment = reserve(member, volume).json["attachment"]["id"]
+    assert connect(member, attachment).status == 200
+    assert connect(member, attachment, OTHER, **service).status == 200
+    assert connect(member, attachment).status == remove(member, attachment).status == 409
+    assert next(iter(dock.target.exports.values())).connector == OTHER
+    assert connect(member, attachment, CONNECTOR, **service).status == 200
+    assert complete(member, attachment).status == complete(member, attachment, **service).status == 204
+    assert remove(member, attachment).status == 409
+    assert remove(member, attachment, **service).status == 200
+    assert dock.statuses(volume) == ("available", "detached")
 
 
 @pytest.mark.parametrize("who", ["service", "admin"])

@@ -119,6 +119,23 @@ def test_a_wrong_key_changes_nothing_and_guessing_ends(service: Service, donor: 
     assert usage(receiver) == {}
 
 
+@pytest.mark.parametrize("where", [NEW, OLD])
+def test_a_stranger_s_guesses_slow_down_the_stranger_only(
+    service: Service, donor: Client, receiver: Client, where: str
+) -> None:
+    volume, other = donor.volume()["id"], donor.volume()["id"]
+    transfer, another = offer(donor, volume, where), offer(donor, other, where)
+    stranger = donor.as_("stranger", user="s")
+    limit = service.config.identity.login_failures
+    guesses = [accept(stranger, transfer["id"], f"guess {n}", where).status for n in range(limit + 3)]
+    assert guesses == [400] * limit + [429] * 3
+    colleague = donor.as_("stranger", user="another")
+    refused = accept(colleague, transfer["id"], transfer["auth_key"], where)
+    assert (refused.status, "Try again in" in refused.message) == (429, True)
+    assert accept(stranger, another["id"], another["auth_key"], where).status == 202
+    assert accept(receiver, transfer["id"], transfer["auth_key"], where).status == 202
+
+
 def test_of_two_who_accept_one_gets_it(service: Service, donor: Client) -> None:
     for _ in range(20):
         volume = donor.volume()["id"]
@@ -134,6 +151,48 @@ def test_of_two_who_accept_one_gets_it(service: Service, donor: Client) -> None:
         winner("DELETE", f"/volumes/{volume}")
         winner.wait_idle()
     assert usage(donor) == {}
+
+
+def test_of_taking_back_and_accepting_one_happens(donor: Client, receiver: Client) -> None:
+    """Neither waits for the other for ever, and the loser is told that there is no such offer."""
+    for _ in range(20):
+        volume = donor.volume()["id"]
+        transfer = offer(donor, volume)
+        taken_back, accepted = at_once(
+            2,
+            lambda n: (
+                accept(receiver, transfer["id"], transfer["auth_key"])  # noqa: B023
+                if n
+                else donor("DELETE", f"{NEW}/{transfer['id']}")  # noqa: B023
+            ),
+        )
+        assert sorted([taken_back.status, accepted.status]) == [202, 404]
+        owner = receiver if accepted.status == 202 else donor
+        assert owner.get(f"/volumes/{volume}")["volume"]["status"] == "available"
+        owner("DELETE", f"/volumes/{volume}")
+        owner.wait_idle()
+    assert usage(donor) == usage(receiver) == {}
+
+
+def test_volumes_that_go_opposite_ways_do_not_wait_for_each_other(donor: Client, receiver: Client) -> None:
+    sides = (donor, receiver)
+    volumes = [client.volume()["id"] for client in sides]
+    before = usage(donor)
+    for _ in range(10):
+        transfers = [offer(client, volume) for client, volume in zip(sides, volumes, strict=True)]
+        answers = at_once(
+            2,
+            lambda n: accept(sides[1 - n], transfers[n]["id"], transfers[n]["auth_key"]),  # noqa: B023
+        )
+        assert [answer.status for answer in answers] == [202, 202]
+        volumes.reverse()
+        assert usage(donor) == usage(receiver) == before
+
+
+def test_a_volume_that_is_gone_takes_its_offer_along(service: Service, donor: Client, receiver: Client) -> None:
+    transfer = offer(donor, donor.volume()["id"])
+    assert Client(service).action(f"volumes/{transfer['volume_id']}", "os-force_delete", {}).status == 202
+    assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 404
 
 
 def test_the_receiver_s_quota_is_asked(service: Service, donor: Client, receiver: Client) -> None:

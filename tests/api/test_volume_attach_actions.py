@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from blockstore import states
 from blockstore.db.models import Attachment, new_id
 from blockstore.errors import InUse, SessionAlive, Unreachable
 from tests.api.conftest import Hall, at_once, unknown_id
@@ -117,7 +118,7 @@ STEPS = {
     "os-initialize_connection": Step(
         name="os-initialize_connection",
         arguments={"connector": CONNECTOR},
-        allowed=ALL - {"maintenance", "creating", "managing", "extending", "reverting", "retyping", "deleting"},
+        allowed=ALL - states.VOLUME.failure.keys() - {"maintenance", "awaiting-transfer"},
     ),
     "os-terminate_connection": Step(
         name="os-terminate_connection",
@@ -305,6 +306,42 @@ def test_told_twice_it_is_one_attachment(dock: Hall) -> None:
     assert dock.statuses(of_host) == ("in-use", "attached", "attached")
     refused = attach(client, of_server, instance_uuid=new_id())
     assert (refused.status, "may be attached once only. It is taken." in refused.message) == (400, True)
+
+
+# --- what a server's service is at work with ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["connecting", "attaching", "attached", "error_detaching"])
+def test_a_member_does_not_attach_what_a_server_is_connecting(dock: Hall, status: str) -> None:
+    member = dock.member()
+    volume = dock.volume(member, status="attaching", attach_status="attaching")
+    dock.attachment(member, volume, status=status, instance_uuid=SERVER)
+    before = dock.facts(volume)
+    for answer in (initialize(member, volume), attach(member, volume, instance_uuid=new_id())):
+        assert (answer.status, SERVER in answer.message) == (409, True)
+    assert dock.facts(volume) == before
+    shared = dock.volume(member, status="in-use", attach_status="attached", multiattach=True)
+    dock.attachment(member, shared, status=status, instance_uuid=SERVER)
+    assert attach(member, shared, instance_uuid=new_id()).status == 202
+    assert initialize(member, shared).status == 200
+
+
+def test_what_a_service_connected_is_the_service_s_to_end(dock: Hall) -> None:
+    """Between its os-initialize_connection and its os-attach nothing names a server yet."""
+    member = dock.member()
+    volume = dock.volume(member)
+    body = {"connector": CONNECTOR}
+    assert ask(member, volume, "os-reserve").status == 202
+    assert ask(member, volume, "os-initialize_connection", body, **SERVICE).status == 200
+    before = dock.facts(volume)
+    for connector in (CONNECTOR, None):
+        assert terminate(member, volume, connector).status == 409
+    assert initialize(member, volume).status == initialize(member, volume, OTHER).status == 409
+    assert dock.facts(volume) == before
+    assert len(dock.target.exports) == 1
+    assert ask(member, volume, "os-initialize_connection", body, **SERVICE).status == 200
+    assert terminate(member, volume, **SERVICE).status == 202
+    assert not dock.target.exports
 
 
 # --- os-detach ---------------------------------------------------------------------------------------------

@@ -148,3 +148,39 @@ def test_older_messages_are_in_full_for_administrators_only(db: Database) -> Non
     assert row.operator_message == "pool canary"
     assert "canary" not in row.user_message
     assert "Ask your administrator" in row.user_message
+
+
+def test_snapshots_that_are_there_are_numbered_by_their_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        from alembic import command
+
+        real = command.upgrade
+        before.setattr(command, "upgrade", lambda config, _to: real(config, "0006"))
+        migrations.upgrade(db)
+    rows = [("a", "v", 3), ("b", "v", 1), ("c", "v", 2), ("d", "v", 2), ("e", "w", 9)]
+    with db.write() as session:
+        session.execute(
+            text("INSERT INTO volume_types (id, name, is_public, created_at) VALUES ('t', 't', TRUE, :at)"),
+            {"at": "2026-01-01 00:00:00"},
+        )
+        for volume in "vw":
+            session.execute(
+                text(
+                    "INSERT INTO volumes (id, project_id, size, status, attach_status, volume_type_id, bootable,"
+                    " multiattach, admin_metadata, consumes_quota, created_at)"
+                    " VALUES (:id, 'p', 1, 'available', 'detached', 't', FALSE, FALSE, '{}', TRUE, :at)"
+                ),
+                {"id": volume, "at": "2026-01-01 00:00:00"},
+            )
+        for shot, volume, second in rows:
+            session.execute(
+                text(
+                    "INSERT INTO snapshots (id, project_id, volume_id, volume_size, status, consumes_quota, created_at)"
+                    " VALUES (:id, 'p', :volume, 1, 'available', TRUE, :at)"
+                ),
+                {"id": shot, "volume": volume, "at": f"2026-01-01 00:00:0{second}"},
+            )
+    migrations.upgrade(db)
+    with db.read() as session:
+        numbered = dict(session.execute(text("SELECT id, number FROM snapshots")).all())
+    assert numbered == {"b": 1, "c": 2, "d": 3, "a": 4, "e": 1}

@@ -115,6 +115,8 @@ class Scenario:
     """The first pool fails while the request is carried out."""
     moved: frozenset[str] = frozenset()
     """What is on another pool when it has been carried out."""
+    given: frozenset[str] = frozenset()
+    """What is another project's when it has been carried out."""
     lets_go: str = ""
     """What is on its pool still when its row is gone."""
 
@@ -194,6 +196,24 @@ SCENARIOS: Mapping[str, Scenario] = {
     # With what os-initialize_connection left.
     "detach": Scenario(lambda w: w.ask("DELETE", f"/attachments/{w.ids['Q-use']}"), Q_DETACHED),
     "detach the older way": Scenario(lambda w: w.action("Q", "os-detach", {}), Q_DETACHED),
+    "offer": Scenario(lambda w: w.offer("P"), {"P": ("awaiting-transfer", 1, "plain")}, files_order=False),
+    "accept": Scenario(
+        lambda w: w.accept(),
+        {"V": ("available", 1, "now")},
+        before=lambda w: w.offer("V"),
+        begin={"V": ("awaiting-transfer", 1, "now")},
+        files_order=False,
+        given=frozenset({"V", "S1", "S2"}),
+    ),
+    # What its former owner has connected is gone before it can be offered.
+    "accept what was connected": Scenario(
+        lambda w: w.accept(),
+        {"P": ("available", 1, "plain")},
+        before=lambda w: w.connect_disconnect_offer(),
+        begin={"P": ("awaiting-transfer", 1, "plain")},
+        files_order=False,
+        given=frozenset({"P"}),
+    ),
     "connect the older way": Scenario(
         lambda w: w.action("P", "os-initialize_connection", {"connector": CONNECTOR}),
         {"new": ("attaching", 0, "served")},
@@ -262,6 +282,31 @@ class World:
 
     def move(self, name: str) -> Answer:
         return self.action(name, "os-migrate_volume", {"host": self.elsewhere(name)})
+
+    def offer(self, name: str) -> Answer:
+        """Offer a volume to whoever has the key, which ``accept`` finds."""
+        answer = self.ask("POST", "/volume-transfers", {"transfer": {"volume_id": self.ids[name]}})
+        if answer.status == 202:
+            self.ids |= {"offer": answer.json["transfer"]["id"], "key": answer.json["transfer"]["auth_key"]}
+        return answer
+
+    def connect_disconnect_offer(self) -> Answer:
+        """Offer a volume as soon as what was connected is not any more; not before."""
+        for action in ("os-initialize_connection", "os-terminate_connection"):
+            assert self.action("P", action, {"connector": CONNECTOR}).status in (200, 202)
+            if action == "os-initialize_connection":
+                assert self.offer("P").status == 400
+        return self.offer("P")
+
+    def accept(self) -> Answer:
+        """Take what was offered into another project."""
+        taker = Client(self.service).as_("taker")
+        return taker("POST", f"/volume-transfers/{self.ids['offer']}/accept", {"accept": {"auth_key": self.ids["key"]}})
+
+    def given(self) -> frozenset[str]:
+        """Return what is another project's."""
+        rows = {name: self.row(name) for name in self.ids}
+        return frozenset(name for name, row in rows.items() if row is not None and row.project_id == "taker")
 
     def drain(self, name: str) -> Answer:
         """Move away whatever is on the backend of a volume."""
@@ -660,6 +705,7 @@ def recover(place: str, name: str, target: str, purge: bool) -> None:
     expected = goal if accepted else begin
     assert state == expected, (state, expected)
     assert world.moved() == (scenario.moved if accepted else frozenset())
+    assert world.given() == (scenario.given if accepted else frozenset())
     with service.db.read() as session:
         told = [message.user_message for message in session.scalars(select(Message))]
     assert bool(told) == (accepted and "nothing can take" in name), told
@@ -678,11 +724,11 @@ def _purge(service: Service) -> None:
         for name in list(backend.list_volumes()):
             if name.startswith(FOREIGN):
                 backend.delete_volume(name)
-    for volume in api.get("/volumes")["volumes"]:
+    for volume in api.get("/volumes?all_tenants=1")["volumes"]:
         reset = {"status": "available", "attach_status": "detached"}
         assert api("POST", f"/volumes/{volume['id']}/action", {"os-reset_status": reset}).status == 202
     api.wait_idle(600)
-    for volume in api.get("/volumes")["volumes"]:
+    for volume in api.get("/volumes?all_tenants=1")["volumes"]:
         assert api("DELETE", f"/volumes/{volume['id']}?cascade=true").status == 202
     api.wait_idle(600)
     check(service.db, service.backends, targets=service.exports.targets)

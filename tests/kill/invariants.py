@@ -77,6 +77,7 @@ def check(
         *_usage("quota", quota, _quota(rows, opened)),
         *_usage("pool", pools, _pools(rows, opened)),
         *_attachments(rows),
+        *_owners(rows),
         *(_statuses(rows) if explained else ()),
         *_secrets(db, {row.id for row in rows["attachment"]} | {o.resource_id for o in stored}),
     ]
@@ -145,6 +146,14 @@ def _attachments(rows: Mapping[str, list[Any]]) -> Iterator[str]:
             yield f"attachment {row.id} is {row.status} by {row.target} and has a connection"
         if row.connection and row.connection["secret_as"] in row.connection["data"]:
             yield f"attachment {row.id} has its secret stored"
+
+
+def _owners(rows: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Whoever is exported to has the volume: an attachment's project is its volume's. ``_exports`` finds the rest."""
+    owner = {volume.id: volume.project_id for volume in rows["volume"]}
+    for row in rows["attachment"]:
+        if row.project_id != owner.get(row.volume_id):
+            yield f"attachment {row.id} is of {row.project_id}, its volume {row.volume_id} of {owner[row.volume_id]}"
 
 
 DIRECT = frozenset({"nfs", "rbd"})

@@ -92,6 +92,7 @@ def scenarios() -> Sequence[str]:
         "retype that nothing can take", "first snapshot", "third snapshot", "delete a snapshot", "delete",
         "delete with cascade", "revert", "reserve", "attach at once", "connect", "complete", "detach",
         "detach the older way", "connect the older way", "disconnect the older way", "reset to detached",
+        "offer", "accept", "accept what was connected",
         "delete what is reserved", "delete what is connected", "extend what is attached", "restore", "resume",
     )  # fmt: skip
 
