@@ -215,7 +215,7 @@ def test_walking_the_pages_meets_each_row_once(shelf: Shelf, path: str, keys: tu
     )
     @given(sort=sorts, limit=st.integers(1, len(everything) + 1))
     def check(sort: list[str], limit: int) -> None:
-        found = walk(shelf.member, path, {"sort": ",".join(sort)} if sort else {}, limit)
+        found = walk(shelf.admin, path, {"sort": ",".join(sort)} if sort else {}, limit)
         assert len(found) == len(everything)
         assert set(found) == everything
 
@@ -253,7 +253,7 @@ def test_each_key_is_paged_beside_one_of_the_other_direction(
 ) -> None:
     for key, (one, other) in itertools.product(keys, (("asc", "desc"), ("desc", "asc"))):
         for sort in (f"{key}:{one},id:{other}", f"status:{one},{key}:{other}"):
-            assert len(set(walk(shelf.member, path, {"sort": sort}, 9))) == total, sort
+            assert len(set(walk(shelf.admin, path, {"sort": sort}, 9))) == total, sort
 
 
 @pytest.mark.parametrize(("path", "keys"), [("/types", TYPE_KEYS), ("/messages", MESSAGE_KEYS)])
@@ -630,4 +630,4 @@ def test_a_filter_that_would_cost_too_much_is_refused(lite: Hall, query: str, se
 
 
 def test_a_pattern_longer_than_any_value_matches_nothing(lite: Hall) -> None:
-    assert lite.admin().get("/volumes?name~=" + "x" * 60_000) == {"volumes": []}
+    assert lite.admin().get("/volumes?name~=" + "x" * 8_000) == {"volumes": []}
