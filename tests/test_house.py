@@ -221,6 +221,14 @@ def test_files_that_the_documents_name_exist() -> None:
             assert found or name == "blockstore.ini" or re.search("[A-Z]{4}", name), f"{document} names {name}"
 
 
+def test_what_security_promises_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    for name in set(re.findall(r"`(tests/[\w/]+\.py)`", page)):
+        assert (ROOT / name).exists(), f"docs/security.md names {name}"
+    attacks = {number for row in re.findall(r"^\| (A[0-9A, ]+) \|.*`tests/", page, re.M) for number in row.split(", ")}
+    assert attacks == {f"A{number}" for number in range(1, 35)}
+
+
 def test_targets_that_the_documents_name_exist() -> None:
     said = subprocess.run(
         ["make", "-C", ROOT, "--no-print-directory", "help"], capture_output=True, text=True, check=True

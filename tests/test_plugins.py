@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +126,24 @@ def test_plugin_of_the_user_whose_blockstore_root_runs(
 
 def test_ones_own_code_is_not_foreign() -> None:
     assert plugins.CODE.stat().st_uid not in (0, os.geteuid()) or plugins.foreign_code() is None
+
+
+def test_importing_plugins_changes_nothing_for_others() -> None:
+    """A34: plugins of this field have switched off the verification of TLS, or its warnings, for the whole process."""
+    code = """
+import importlib.metadata, os, signal, socket, ssl, sys, warnings
+def state():
+    default = ssl.create_default_context()
+    return (ssl._create_default_https_context, default.verify_mode, default.check_hostname, list(warnings.filters),
+            socket.getdefaulttimeout(), dict(os.environ), list(sys.path), os.umask(0o022),
+            [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)])
+os.umask(0o022)
+before = state()
+for group in ("blockstore.backends", "blockstore.targets"):
+    for entry in importlib.metadata.entry_points(group=group):
+        entry.load()
+changed = [(one, other) for one, other in zip(before, state()) if one != other]
+assert not changed, changed
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
