@@ -23,10 +23,10 @@ from blockstore.identity import bootstrap
 log = logging.getLogger(__name__)
 
 DAY_S = 86400
+TRIM_S = 600
 ROWS_AT_ONCE = 200
 """Rows that one transaction of the purge removes: some milliseconds, in which others cannot write to SQLite."""
 PAUSE_S = 0.01
-TRIM_S = 600
 
 
 def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[[], None]) -> BackgroundScheduler:
@@ -43,7 +43,13 @@ def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[
         next_run_time=soon,
         **every,
     )
-    clock.add_job(lambda: unless_away(lambda: retention.trim(db)), "interval", seconds=TRIM_S, id="trim", **every)
+    clock.add_job(
+        lambda: unless_away(lambda: retention.trim(db, lambda: clock.running)),
+        "interval",
+        seconds=TRIM_S,
+        id="trim",
+        **every,
+    )
     return clock
 
 

@@ -7,6 +7,8 @@ creates and deletes in a loop fills the disk. The oldest go, in small steps, so 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from time import sleep
 from typing import Any
 
 from sqlalchemy import delete, func, select
@@ -20,22 +22,28 @@ MOST_FINISHED = 10_000
 """Finished operations of one project."""
 MOST_MESSAGES = 1_000
 """Messages of one project: one page of a list."""
-STEP = 500
+STEP = 200
 """Rows that one transaction removes."""
+PAUSE_S = 0.01
 MOST_STEPS = 2_000
 """Steps for one project at one call; the next call goes on."""
 
 
-def trim(db: Database) -> None:
-    """Remove the oldest finished operations and messages of every project that has too many."""
+def trim(db: Database, may_go_on: Callable[[], bool] = lambda: True) -> None:
+    """Remove the oldest finished operations and messages of every project that has too many.
+
+    ``may_go_on`` ends it when the service stops.
+    """
     finished, messages = OrderRow.__table__.c, Message.__table__.c
-    removed = _trim(db, OrderRow, MOST_FINISHED, [finished.finished_at.is_not(None)], [finished.id.desc()])
-    told = _trim(db, Message, MOST_MESSAGES, [], [messages.created_at.desc(), messages.id.desc()])
+    removed = _trim(db, OrderRow, MOST_FINISHED, [finished.finished_at.is_not(None)], [finished.id.desc()], may_go_on)
+    told = _trim(db, Message, MOST_MESSAGES, [], [messages.created_at.desc(), messages.id.desc()], may_go_on)
     if removed or told:
         log.info("removed %d finished operations and %d messages of projects that have too many", removed, told)
 
 
-def _trim(db: Database, model: Any, most: int, where: list[Any], newest_first: list[Any]) -> int:
+def _trim(
+    db: Database, model: Any, most: int, where: list[Any], newest_first: list[Any], may_go_on: Callable[[], bool]
+) -> int:
     crowded = select(model.project_id).where(*where).group_by(model.project_id).having(func.count() > most)
     with db.read() as session:
         projects = session.scalars(crowded).all()
@@ -45,7 +53,10 @@ def _trim(db: Database, model: Any, most: int, where: list[Any], newest_first: l
         with db.read() as session:
             ids = session.scalars(mine.order_by(*newest_first).offset(most).limit(STEP * MOST_STEPS)).all()
         for start in range(0, len(ids), STEP):
+            if not may_go_on():
+                return removed
             with db.write() as session:
                 session.execute(delete(model).where(model.id.in_(ids[start : start + STEP])))
-        removed += len(ids)
+            removed += len(ids[start : start + STEP])
+            sleep(PAUSE_S)
     return removed
