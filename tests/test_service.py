@@ -338,7 +338,7 @@ def test_signal_stops_cleanly(serve: Serve, number: signal.Signals) -> None:
 
 @pytest.mark.slow
 def test_stop_lets_running_work_end_and_leaves_the_rest_to_the_next_start(serve: Serve) -> None:
-    slow = "[service]\nworkers = 1\n[backend:m]\nplugin = memory\nlatency_s = 1\nmax_over_subscription_ratio = 9\n"
+    slow = "[service]\nworkers = 1\n[backend:m]\nplugin = memory\nlatency_s = 3\nmax_over_subscription_ratio = 9\n"
     served = serve(slow)
     ids = [ask(served, "POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"] for _ in range(3)]
     wait_for(lambda: "CreateVolume" in blockstore("order", "list", "--state-dir", served.state_dir).stdout)
