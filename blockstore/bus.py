@@ -23,7 +23,7 @@ from itertools import chain, repeat
 from blockstore.errors import DatabaseAway, OutOfFiles, TryAgain
 from blockstore.orders import Order
 from blockstore.repeats import Repeats
-from blockstore.turns import ProjectQueue
+from blockstore.turns import Turns
 
 log = logging.getLogger(__name__)
 repeats = Repeats(log)
@@ -47,7 +47,7 @@ class Workers:
         """
         self._count, self._spare = count, spare
         self._running: Counter[str] = Counter()
-        self._waiting: ProjectQueue[asyncio.Future[None]] = ProjectQueue()
+        self._waiting: Turns[asyncio.Future[None]] = Turns()
 
     @asynccontextmanager
     async def taken(self, project: str) -> AsyncIterator[None]:

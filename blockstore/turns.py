@@ -1,7 +1,8 @@
-"""Fair waiting: items of several projects in one queue, taken in turns over the projects.
+"""Fair waiting: items of several callers in one queue, taken in turns over the callers.
 
-One project that asks for a thousand things delays another project's one thing by one turn, not by a thousand. Used by
-``bus.py`` for its workers. Not thread-safe: the bus uses it on its loop only; others hold a lock of their own.
+One caller that asks for a thousand things delays another's one thing by one turn, not by a thousand. Callers are
+projects in ``bus.py``, and addresses and tokens in ``server/threads.py``. Not thread-safe: the bus uses it on its loop
+only; others hold a lock of their own.
 """
 
 from __future__ import annotations
@@ -13,30 +14,33 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class ProjectQueue(Generic[T]):
-    """Waiting items by project: round robin over the projects, first come, first served within one."""
+class Turns(Generic[T]):
+    """Waiting items by caller: round robin over the callers, first come, first served within one."""
 
     def __init__(self) -> None:
         self._lines: OrderedDict[str, deque[T]] = OrderedDict()
-        """The project whose turn is next stands first."""
+        """The caller whose turn is next stands first."""
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
 
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
 
-    def put(self, project: str, item: T) -> None:
-        """Queue an item behind the others of its project; a project that had none gets the last turn."""
-        self._lines.setdefault(project, deque()).append(item)
+    def put(self, caller: str, item: T) -> None:
+        """Queue an item behind the others of its caller; a caller that had none gets the last turn."""
+        self._lines.setdefault(caller, deque()).append(item)
 
-    def take(self, may: Callable[[str], bool] = lambda _project: True) -> tuple[str, T] | None:
-        """Remove and return the next item with its project, or None; projects for which ``may`` is False are skipped.
+    def take(self, may: Callable[[str], bool] = lambda _caller: True) -> tuple[str, T] | None:
+        """Remove and return the next item with its caller, or None; callers for which ``may`` is False are skipped.
 
-        A skipped project keeps its turn.
+        A skipped caller keeps its turn.
         """
-        for project, line in self._lines.items():
-            if may(project):
+        for caller, line in self._lines.items():
+            if may(caller):
                 item = line.popleft()
-                del self._lines[project]
+                del self._lines[caller]
                 if line:
-                    self._lines[project] = line  # at the end: the others come first
-                return project, item
+                    self._lines[caller] = line  # at the end: the others come first
+                return caller, item
         return None

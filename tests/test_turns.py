@@ -7,7 +7,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockstore.turns import ProjectQueue
+from blockstore.turns import Turns
 
 PROJECTS = st.sampled_from("abcd")
 
@@ -15,7 +15,7 @@ PROJECTS = st.sampled_from("abcd")
 @given(st.lists(st.one_of(PROJECTS, st.none()), max_size=80))
 def test_each_project_is_served_in_its_order_and_waits_one_round_at_most(steps: list[str | None]) -> None:
     """A step puts an item of a project, or takes one."""
-    waiting: ProjectQueue[int] = ProjectQueue()
+    waiting: Turns[int] = Turns()
     model: dict[str, deque[int]] = {project: deque() for project in "abcd"}
     passed_over = dict.fromkeys("abcd", 0)
     for number, project in enumerate(steps):
@@ -36,7 +36,7 @@ def test_each_project_is_served_in_its_order_and_waits_one_round_at_most(steps: 
 
 
 def test_who_may_not_run_now_keeps_its_turn() -> None:
-    waiting: ProjectQueue[str] = ProjectQueue()
+    waiting: Turns[str] = Turns()
     for item in ("a1", "b1", "c1", "a2"):
         waiting.put(item[0], item)
     assert waiting.take(lambda project: project != "a") == ("b", "b1")

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Callable
+
+from blockstore.turns import Turns
 
 Task = Callable[[], None]
 
 
-class Turns:
-    """A queue that serves addresses in turns, and the tokens of one address in turns."""
+class Callers:
+    """A queue of tasks that serves addresses in turns, and the tokens of one address in turns."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[str, OrderedDict[str, deque[Task]]] = OrderedDict()
+        self._addresses: Turns[None] = Turns()
+        self._tokens: dict[str, Turns[Task]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._tokens)
 
     def put(self, address: str, token: str, task: Task) -> None:
         """Add a task behind the others of its caller."""
-        self._waiting.setdefault(address, OrderedDict()).setdefault(token, deque()).append(task)
+        self._addresses.put(address, None)
+        self._tokens.setdefault(address, Turns()).put(token, task)
 
     def take(self) -> Task:
-        """Remove and return the task whose turn it is; its address and its token go to the end of their lines."""
-        address, tokens = self._waiting.popitem(last=False)
-        token, tasks = tokens.popitem(last=False)
-        task = tasks.popleft()
-        if tasks:
-            tokens[token] = tasks
-        if tokens:
-            self._waiting[address] = tokens
-        return task
+        """Remove and return the task whose turn it is. There must be one."""
+        turn = self._addresses.take()
+        assert turn is not None
+        tokens = self._tokens[turn[0]]
+        found = tokens.take()
+        assert found is not None  # an address is in line once for each of its tasks
+        if not tokens:
+            del self._tokens[turn[0]]
+        return found[1]
 
 
 class Threads:
@@ -40,7 +43,7 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         """``count`` threads may work at once; each is started when it is first needed."""
         self._count, self._name = count, name
-        self._turns = Turns()
+        self._callers = Callers()
         self._change = threading.Condition()
         self._started = 0
         self._working = 0
@@ -49,7 +52,7 @@ class Threads:
     def submit(self, address: str, token: str, task: Task) -> None:
         """Have a thread run ``task``, which must not raise, when it is the caller's turn."""
         with self._change:
-            self._turns.put(address, token, task)
+            self._callers.put(address, token, task)
             if self._working < self._count:
                 if self._working == self._started:
                     self._start()
@@ -60,7 +63,7 @@ class Threads:
         """Let ``count`` threads work at once."""
         with self._change:
             self._count = count
-            if self._turns and self._working < count:
+            if self._callers and self._working < count:
                 if self._working == self._started:
                     self._start()
                 else:
@@ -80,11 +83,11 @@ class Threads:
     def _work(self) -> None:
         while True:
             with self._change:
-                while not self._closed and not (self._turns and self._working < self._count):
+                while not self._closed and not (self._callers and self._working < self._count):
                     self._change.wait()
                 if self._closed:
                     return
-                task = self._turns.take()
+                task = self._callers.take()
                 self._working += 1
             try:
                 task()

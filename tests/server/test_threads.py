@@ -1,4 +1,4 @@
-"""Turns between callers, and a pool whose size changes while it runs."""
+"""Callers between callers, and a pool whose size changes while it runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from blockstore.server.threads import Threads, Turns
+from blockstore.server.threads import Callers, Threads
 
 
-def order_of(turns: Turns) -> list[str]:
+def order_of(turns: Callers) -> list[str]:
     """Take everything; tasks here are bound methods that tell their name."""
     names: list[str] = []
     while turns:
@@ -28,7 +28,7 @@ def named(name: str):  # type: ignore[no-untyped-def]
 
 
 def test_addresses_take_turns_and_so_do_the_tokens_of_one_address() -> None:
-    turns = Turns()
+    turns = Callers()
     for number in range(3):
         for token in ("t", "u"):
             turns.put("loud", token, named(f"loud {token}{number}"))
@@ -37,7 +37,7 @@ def test_addresses_take_turns_and_so_do_the_tokens_of_one_address() -> None:
 
 
 def test_many_tokens_are_one_address() -> None:
-    turns = Turns()
+    turns = Callers()
     for number in range(100):
         turns.put("loud", f"made up {number}", named("loud"))
     turns.put("quiet", "", named("quiet"))
@@ -45,7 +45,7 @@ def test_many_tokens_are_one_address() -> None:
 
 
 def test_one_caller_is_served_in_order() -> None:
-    turns = Turns()
+    turns = Callers()
     for number in range(5):
         turns.put("a", "t", named(str(number)))
     assert order_of(turns) == ["0", "1", "2", "3", "4"]
