@@ -115,6 +115,26 @@ def is_trusted(trusted: Sequence[Network], text: str) -> bool:
     return address is not None and any(address in network for network in trusted)
 
 
+def client_of(trusted: Sequence[Network], connected: str, forwarded_for: str) -> tuple[str, int]:
+    """Return the address of the client, and how many trusted proxies are between it and this service.
+
+    ``connected`` is the other end of the connection. If that is a trusted proxy, the client is the last element of
+    X-Forwarded-For that is not one.
+    """
+    if not is_trusted(trusted, connected):
+        return connected, 0
+    client, proxies = connected, 1
+    for element in reversed([part.strip() for part in forwarded_for.split(",")]):
+        address = _parse_address(element)
+        if address is None:
+            break
+        client = str(address)
+        if not is_trusted(trusted, element):
+            break
+        proxies += 1
+    return client, proxies
+
+
 def _elements(environ: dict[str, Any], name: str) -> list[str]:
     return [element.strip() for element in environ.get(f"HTTP_X_FORWARDED_{name}", "").split(",")]
 
@@ -164,15 +184,8 @@ class AddressMiddleware:
         Each proxy may append to the headers, and what stands left of what the outermost trusted one appended was
         written by the client. X-Forwarded-For tells how many trusted ones there are.
         """
-        proxies = 1
-        for element in reversed(_elements(environ, "FOR")):
-            address = _parse_address(element)
-            if address is None:
-                break
-            environ["REMOTE_ADDR"] = str(address)
-            if not is_trusted(self._trusted, element):
-                break
-            proxies += 1
+        forwarded_for = environ.get("HTTP_X_FORWARDED_FOR", "")
+        environ["REMOTE_ADDR"], proxies = client_of(self._trusted, environ["REMOTE_ADDR"], forwarded_for)
 
         def said(name: str) -> str:
             return _elements(environ, name)[-proxies:][0]

@@ -231,6 +231,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
     from blockstore.server.http import HttpServer, listening_socket
 
     section = config.service
+    proxies = address.parse_networks(section.trusted_proxies)
     return HttpServer(
         service.application,
         listening_socket(host, port),
@@ -238,7 +239,8 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
         certificate=section.tls_certificate,
         key=section.tls_key,
         per_address=section.connections_per_address,
-        is_proxy=functools.partial(address.is_trusted, address.parse_networks(section.trusted_proxies)),
+        is_proxy=functools.partial(address.is_trusted, proxies),
+        client_of=lambda connected, forwarded_for: address.client_of(proxies, connected, forwarded_for)[0],
     )
 
 

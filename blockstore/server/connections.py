@@ -141,7 +141,7 @@ class Connections:
         """Return what is over the bound of its address, and, when all are many, the oldest of the idle ones."""
         by_address = defaultdict(list)
         for peer in peers:
-            by_address[network_of(peer)].append(peer)
+            by_address[network_of(peer.rpartition(":")[0].strip("[]"))].append(peer)
         ending: set[str] = set()
         for address, those in by_address.items():
             if len(those) > self._per_address and not self._is_proxy(address.partition("/")[0]):
@@ -190,9 +190,9 @@ class Connections:
                 copy.shutdown(socket.SHUT_RDWR)
 
 
-def network_of(peer: str) -> str:
-    """Return the address of ADDRESS:PORT; of IPv6 the /64, which is one caller's."""
-    address = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+def network_of(address: str) -> str:
+    """Return what counts as one caller: an IPv4 address, or the /64 of an IPv6 address."""
+    address = address.partition("%")[0]
     if ":" not in address:
         return address
     known = ipaddress.IPv6Address(address)

@@ -54,6 +54,7 @@ class HttpServer:
         per_address: int = 256,
         is_proxy: Callable[[str], bool] = lambda _address: False,
         is_transfer: Callable[[str, str], bool] = lambda _method, _path: False,
+        client_of: Callable[[str, str], str] = lambda connected, _forwarded_for: connected,
     ) -> None:
         """Prepare to answer by ``threads`` threads; HTTPS with a certificate and its key. Raises ConfigError."""
         self.address: tuple[str, int] = listener.getsockname()[:2]
@@ -62,7 +63,7 @@ class HttpServer:
         self._transfers = Threads(TRANSFERS, "transfer")
         limit = connection_limit()
         self._connections = Connections(listener, limit, min(per_address, limit // 2), is_proxy)
-        adapter = Adapter(application, self._threads, self._transfers, self._connections, is_transfer)
+        adapter = Adapter(application, self._threads, self._transfers, self._connections, is_transfer, client_of)
         try:
             self._server = _Granian(
                 adapter,

@@ -11,15 +11,17 @@ import contextlib
 import io
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian.rsgi import Scope
 
-from blockstore.server.connections import Connections
+from blockstore.server.budget import Budget, Replies
+from blockstore.server.connections import Connections, network_of
 from blockstore.server.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -28,16 +30,20 @@ MAX_HEAD_BYTES = 32 << 10
 """Bytes of a request line and its headers together."""
 MAX_BODY_BYTES = 128 << 10
 """Bytes of a body that is read before a thread is asked; the API allows less, with a sentence."""
-BODY_GRACE_S = 10.0
-"""Seconds in which a body may arrive at any rate."""
+SMALL_BODY_BYTES = 16 << 10
+"""A body of at most so many bytes is always received: connections bound how many there are."""
+BODIES = (64 << 20, 4 << 20)
+"""Bytes of longer bodies that are held at once: of all callers together, and of one."""
+WINDOW_S = 10.0
 LEAST_RATE = 1024
-"""Bytes per second at which the rest of a body must arrive, and a reply must be taken."""
-MAX_HELD_BYTES = 64 << 20
-"""Bytes of bodies that are held at once, of all callers together."""
-PIECE_S = 60.0
-"""Seconds that a transfer waits for the next piece of a body, or for the caller to take one."""
-WHOLE_REPLY_BYTES = 1 << 20
-"""A reply of at most so many bytes is handed over whole."""
+"""Bytes per second at which a body must arrive, and a reply be taken, in each window of ``WINDOW_S`` seconds."""
+PIECE_BYTES = 64 << 10
+PIECE_S = PIECE_BYTES / LEAST_RATE
+"""Seconds that a caller has for a piece of a reply, and of a body that passes piece by piece."""
+SMALL_REPLY_BYTES = 64 << 10
+"""A reply of at most so many bytes is handed over whole, and not counted: connections bound how many there are."""
+REPLIES = (128 << 20, 16 << 20)
+"""Bytes of longer replies that wait to be taken: of all callers together, and of one."""
 
 Headers = list[tuple[str, str]]
 
@@ -60,90 +66,94 @@ class Adapter:
         transfers: Threads,
         connections: Connections,
         is_transfer: Callable[[str, str], bool],
+        client_of: Callable[[str, str], str],
     ) -> None:
-        """``is_transfer`` is asked with method and path whether bodies pass piece by piece."""
+        """``is_transfer`` is asked with method and path whether bodies pass piece by piece.
+
+        ``client_of`` is asked who the caller is, with the address of the connection and the header that a proxy adds to.
+        """
         self._application = application
         self._threads, self._transfers = threads, transfers
         self._connections = connections
-        self._is_transfer = is_transfer
-        self._held = 0
+        self._is_transfer, self._client_of = is_transfer, client_of
+        self._bodies = Budget(*BODIES)
+        self._replies = Replies(Budget(*REPLIES))
 
     async def __call__(self, scope: Scope, proto: HTTPProtocol) -> None:
         """Answer one request."""
         self._connections.begin(scope.client)
-        body: Buffered | Streamed | None = None
+        caller, body = "", None
         try:
             headers = checked(scope)
-            streams = self._is_transfer(scope.method, scope.path)
-            body = Streamed(proto, asyncio.get_running_loop()) if streams else await self._read(proto, headers)
-            await self._called(scope, proto, headers, body)
+            connected = scope.client.rpartition(":")[0].strip("[]")
+            caller = network_of(self._client_of(connected, headers.get("x-forwarded-for", "")))
+            body = await self._body(scope, proto, headers, caller)
+            reply = await self._called(scope, proto, headers, caller, body)
+            if reply is not None:
+                await self._sent(proto, caller, reply)
         except Refused as exc:
             text = f"{exc.sentence}\n"
-            proto.response_str(exc.status, [("content-type", "text/plain"), ("connection", "close")], text)
+            also = [("retry-after", "1")] if exc.status == 503 else []
+            proto.response_str(exc.status, [("content-type", "text/plain"), ("connection", "close"), *also], text)
         except ProtocolClosed:
             pass  # the caller has gone
         finally:
             if isinstance(body, Buffered):
-                self._held -= len(body.content)
+                self._bodies.give_back(caller, body.counted)
             self._connections.end(scope.client)
 
     # --- the body -------------------------------------------------------------------------------------------
 
-    async def _read(self, proto: HTTPProtocol, headers: dict[str, str]) -> Buffered:
-        """Return the body of a request that is no transfer. Raises Refused when it arrives too slowly."""
+    async def _body(
+        self, scope: Scope, proto: HTTPProtocol, headers: dict[str, str], caller: str
+    ) -> Buffered | Streamed:
+        """Return the body of a request. Raises Refused when it arrives too slowly, or too many are held."""
+        if self._is_transfer(scope.method, scope.path):
+            return Streamed(proto, asyncio.get_running_loop())
         chunked = "transfer-encoding" in headers
         length = int(headers.get("content-length") or 0)
-        if not chunked and length > MAX_BODY_BYTES:
-            return Buffered(b"", length)  # the application refuses it by its length, and nothing is read
-        if not chunked and length == 0:
-            return Buffered(b"", 0)
-        if self._held + (MAX_BODY_BYTES if chunked else length) > MAX_HELD_BYTES:
-            raise Refused(503, "Too many requests are being received at once. Try again in a moment.")
-        started = asyncio.get_running_loop().time()
-        pieces, size = [], 0
-        pending = proto.__aiter__()
-        while True:
-            left = started + BODY_GRACE_S + size / LEAST_RATE - asyncio.get_running_loop().time()
-            try:
-                piece = await asyncio.wait_for(anext(pending), max(left, 0))
-            except StopAsyncIteration:
-                break
-            except TimeoutError:
-                self._held -= size
-                raise Refused(
-                    408, f"The body of the request arrived more slowly than {LEAST_RATE} bytes per second."
-                ) from None
-            except BaseException:
-                self._held -= size
-                raise
-            size += len(piece)
-            self._held += len(piece)
-            pieces.append(piece)
-            if size > MAX_BODY_BYTES:
-                break  # the application refuses it by its length
-        return Buffered(b"".join(pieces), size)
+        if not chunked and not 0 < length <= MAX_BODY_BYTES:
+            return Buffered(b"", length, 0)  # empty, or refused by the application for its length, and never read
+        counted = MAX_BODY_BYTES if chunked else 0 if length <= SMALL_BODY_BYTES else length
+        if counted and not self._bodies.has_room(caller, counted):
+            raise Refused(503, "Too many long requests are being received at once. Try again in a moment.")
+        self._bodies.take(caller, counted)
+        try:
+            content = await _received(proto)
+        except BaseException:
+            self._bodies.give_back(caller, counted)
+            raise
+        return Buffered(content, len(content), counted)
 
     # --- the application ------------------------------------------------------------------------------------
 
     async def _called(
-        self, scope: Scope, proto: HTTPProtocol, headers: dict[str, str], body: Buffered | Streamed
-    ) -> None:
+        self, scope: Scope, proto: HTTPProtocol, headers: dict[str, str], caller: str, body: Buffered | Streamed
+    ) -> Reply | None:
+        """Have a thread call the application; return the reply unless the thread has sent it."""
         loop = asyncio.get_running_loop()
-        replied = loop.create_future()
+        replied: asyncio.Future[Reply | None] = loop.create_future()
+
+        def tell(reply: Reply | None) -> None:
+            if not replied.done():  # the caller may have gone meanwhile
+                replied.set_result(reply)
 
         def answer() -> None:
+            reply = None
             try:
-                self._answer(environ_of(scope, headers, body), proto, loop)
+                reply = self._answer(environ_of(scope, headers, body), proto, loop, streams=isinstance(body, Streamed))
             finally:
-                with contextlib.suppress(RuntimeError):  # a stop did not wait any longer: the loop is closed
-                    loop.call_soon_threadsafe(replied.set_result, None)
+                with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile, and with it the loop
+                    loop.call_soon_threadsafe(tell, reply)
 
         threads = self._transfers if isinstance(body, Streamed) else self._threads
-        threads.submit(scope.client.rpartition(":")[0], headers.get("x-auth-token", ""), answer)
-        await replied
+        threads.submit(caller, headers.get("x-auth-token", ""), answer)
+        return await replied
 
-    def _answer(self, environ: dict[str, Any], proto: HTTPProtocol, loop: asyncio.AbstractEventLoop) -> None:
-        """Call the application and reply, on the thread of this request."""
+    def _answer(
+        self, environ: dict[str, Any], proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, *, streams: bool
+    ) -> Reply | None:
+        """Call the application on the thread of this request. A small reply, and a transfer's, is sent here."""
         status, headers = 500, Headers()
 
         def start_response(line: str, given: Headers, _exc_info: Any = None) -> Any:
@@ -153,42 +163,107 @@ class Adapter:
             return None
 
         try:
-            reply: Iterable[bytes] = self._application(environ, start_response)
+            pieces: Iterable[bytes] = self._application(environ, start_response)
             try:
-                length = next((int(value) for name, value in headers if name == "content-length"), None)
-                if length is not None and length <= WHOLE_REPLY_BYTES:
-                    proto.response_bytes(status, headers, b"".join(reply))
-                else:
-                    self._send(proto, loop, status, headers, reply)
+                if streams:
+                    _stream(proto, loop, status, headers, pieces)
+                    return None
+                content = b"".join(pieces)
             finally:
-                if hasattr(reply, "close"):
-                    reply.close()
+                if hasattr(pieces, "close"):
+                    pieces.close()
+            if len(content) > SMALL_REPLY_BYTES:
+                return Reply(status, headers, content)
+            proto.response_bytes(status, headers, content)
         except (ProtocolClosed, TimeoutError):
             pass  # the caller has gone, or takes nothing
         except Exception:
             log.exception("a request failed outside the application")
             with contextlib.suppress(ProtocolClosed):  # a part of the reply has been sent
                 proto.response_str(500, [("content-type", "text/plain"), ("connection", "close")], "Internal error.\n")
+        return None
 
-    @staticmethod
-    def _send(
-        proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, status: int, headers: Headers, reply: Iterable[bytes]
-    ) -> None:
-        transport = proto.response_stream(status, headers)
-        for piece in reply:
-            if piece:
-                asyncio.run_coroutine_threadsafe(_sent(transport, piece), loop).result(PIECE_S)
+    # --- long replies ---------------------------------------------------------------------------------------
+
+    async def _sent(self, proto: HTTPProtocol, caller: str, reply: Reply) -> None:
+        """Send a reply piece by piece, as its caller takes it. Raises Refused when the caller has too many to take."""
+        task = asyncio.current_task()
+        assert task is not None
+        sending = self._replies.admit(task, caller, len(reply.content))
+        if sending is None:
+            raise Refused(503, "Too many replies wait to be taken. Take those first, then try again.")
+        try:
+            transport = proto.response_stream(reply.status, reply.headers)
+            view = memoryview(reply.content)
+            for start in range(0, len(view), PIECE_BYTES):
+                await asyncio.wait_for(transport.send_bytes(bytes(view[start : start + PIECE_BYTES])), PIECE_S)
+                sending.progress = time.monotonic()
+        except TimeoutError:
+            pass  # the connection is closed, since the reply has no end
+        finally:
+            self._replies.end(sending)
 
 
-async def _sent(transport: Any, piece: bytes) -> None:
-    await transport.send_bytes(piece)
+async def _received(proto: HTTPProtocol) -> bytes:
+    """Return a body, or what exceeds ``MAX_BODY_BYTES`` of it. Raises Refused when it arrives too slowly."""
+    loop = asyncio.get_running_loop()
+    pieces, size, window_ends, in_window = [], 0, loop.time() + WINDOW_S, 0
+    stream = proto.__aiter__()
+    while size <= MAX_BODY_BYTES:
+        read = asyncio.ensure_future(_next(stream))
+        try:
+            while not read.done():
+                await asyncio.wait({read}, timeout=max(window_ends - loop.time(), 0))
+                if loop.time() >= window_ends:
+                    if in_window < LEAST_RATE * WINDOW_S:
+                        raise Refused(408, f"The body arrived more slowly than {LEAST_RATE} bytes per second.")
+                    window_ends, in_window = loop.time() + WINDOW_S, 0
+        finally:
+            read.cancel()  # nothing, if it is done
+        piece = read.result()
+        if piece is None:
+            break
+        pieces.append(piece)
+        size += len(piece)
+        in_window += len(piece)
+    return b"".join(pieces)
+
+
+async def _next(stream: Any) -> bytes | None:
+    # Not anext(stream, None): CPython 3.11 crashes on it, for granian's iterator awaits in a way of its own.
+    try:
+        return bytes(await anext(stream))
+    except StopAsyncIteration:
+        return None
+
+
+def _stream(
+    proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, status: int, headers: Headers, pieces: Iterable[bytes]
+) -> None:
+    """Send a transfer's reply from the thread that makes it, no faster than its caller takes it."""
+    transport = proto.response_stream(status, headers)
+
+    async def send(piece: bytes) -> None:
+        await transport.send_bytes(piece)
+
+    for piece in pieces:
+        if piece:
+            asyncio.run_coroutine_threadsafe(send(piece), loop).result(PIECE_S)
+
+
+class Reply(NamedTuple):
+    """A reply that its caller takes piece by piece."""
+
+    status: int
+    headers: Headers
+    content: bytes
 
 
 class Buffered:
     """A body that has arrived, or that is refused by its length."""
 
-    def __init__(self, content: bytes, length: int) -> None:
-        self.content, self.length = content, length
+    def __init__(self, content: bytes, length: int, counted: int) -> None:
+        self.content, self.length, self.counted = content, length, counted
 
     def file(self) -> Any:
         """Return the body as WSGI reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -40,6 +41,10 @@ class Application:
         if path == "/stream":
             start_response("200 OK", [("Content-Type", "application/octet-stream")])
             return (bytes(PIECE) for _ in range(int(environ["QUERY_STRING"] or 1)))
+        if path == "/long":
+            body = bytes(int(environ["QUERY_STRING"]))
+            start_response("200 OK", [("Content-Length", str(len(body)))])
+            return [body]
         told = {name: value for name, value in environ.items() if isinstance(value, str)}
         body = json.dumps({**told, "body": environ["wsgi.input"].read().decode()}).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
@@ -63,18 +68,27 @@ def application() -> Application:
     return Application()
 
 
-@pytest.fixture
-def port(application: Application) -> Iterator[int]:
-    """A server of the application."""
+@contextlib.contextmanager
+def serving(application: Application, **options: Any) -> Iterator[int]:
+    """Serve the application, and give the port."""
     server = HttpServer(
-        application, listening_socket("127.0.0.1", 0), 1, is_transfer=lambda _method, path: path == "/stream"
+        application, listening_socket("127.0.0.1", 0), 1, is_transfer=lambda _method, path: path == "/stream", **options
     )
     thread = threading.Thread(target=server.run)
     thread.start()
-    yield server.address[1]
-    server.stop()
-    thread.join(20)
+    try:
+        yield server.address[1]
+    finally:
+        server.stop()
+        thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def port(application: Application) -> Iterator[int]:
+    """A server of the application."""
+    with serving(application) as number:
+        yield number
 
 
 def connect(port: int) -> socket.socket:
@@ -213,25 +227,95 @@ def test_a_chunked_body_that_is_too_long_is_cut_and_its_length_tells(port: int) 
 
 
 def test_a_body_that_stalls_is_408(port: int, application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wsgi, "BODY_GRACE_S", 0.2)
+    monkeypatch.setattr(wsgi, "WINDOW_S", 0.2)
     status, head, body = ask(port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
     assert (status, "connection: close" in head) == (408, True)
     assert b"1024 bytes per second" in body
     assert application.called == []
 
 
-def test_bodies_held_at_once_are_bounded_and_given_back(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wsgi, "MAX_HELD_BYTES", 1000)
-    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 600\r\n\r\n"
-    with connect(port) as one, connect(port) as other:
-        one.sendall(head + bytes(500))
+@pytest.mark.parametrize("step_s", [0, 0.05])
+def test_a_body_that_drips_is_408_however_fast_it_began(
+    port: int, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    monkeypatch.setattr(wsgi, "WINDOW_S", 0.3)
+    with connect(port) as one:
+        one.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + bytes(90000))
+        ended, began = threading.Event(), time.monotonic()
+
+        def drip() -> None:
+            while step_s and not ended.wait(step_s):
+                with contextlib.suppress(OSError):
+                    one.send(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        status = reply_of(one)[0]
+        ended.set()
+        thread.join()
+        assert status == 408
+        assert time.monotonic() - began < 5
+
+
+def test_long_bodies_have_a_share_for_each_caller_and_short_ones_are_always_received(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "BODIES", (300_000, 100_000))
+    long, short = b"Content-Length: 60000\r\n\r\n", b"Content-Length: 3\r\n\r\nabc"
+    head = b"POST / HTTP/1.1\r\nHost: a\r\n"
+    with (
+        serving(application, client_of=lambda connected, said: said or connected) as port,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def start(caller: bytes) -> socket.socket:
+            one = stack.enter_context(connect(port))
+            one.sendall(head + b"X-Forwarded-For: " + caller + b"\r\n" + long + bytes(59000))
+            return one
+
+        first = start(b"192.0.2.1")
         deadline = time.monotonic() + 20
-        while ask(port, head + bytes(600))[0] != 503:  # until the first one's bytes have arrived
+        while ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\n" + long + bytes(60000))[0] != 503:
             assert time.monotonic() < deadline
-        one.sendall(bytes(100))
-        assert reply_of(one)[0] == 200
-        other.sendall(head + bytes(600))
-        assert reply_of(other)[0] == 200
+        assert ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\n" + short)[0] == 200
+        assert ask(port, head + b"X-Forwarded-For: 192.0.2.2\r\n" + long + bytes(60000))[0] == 200
+        first.sendall(bytes(1000))
+        assert reply_of(first)[0] == 200
+        assert ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\n" + long + bytes(60000))[0] == 200
+
+
+def test_replies_that_nobody_takes_are_bounded_and_the_stalest_is_cut(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "REPLIES", (64 * MIB, 24 * MIB))
+    with serving(application) as port, contextlib.ExitStack() as stack:
+
+        def start() -> socket.socket:
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.settimeout(20)
+            one.connect(("127.0.0.1", port))
+            one.sendall(b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (10 * MIB))
+            assert one.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
+            return one
+
+        first, second = start(), start()
+        third = stack.enter_context(connect(port))
+        third.sendall(b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (10 * MIB))
+        assert reply_of(third, head_only=True)[0] == 503, "nothing is stale yet, and the share is full"
+        time.sleep(1.2)
+        start()
+        with pytest.raises(OSError, match="reset"):  # noqa: PT012
+            for _ in range(10 * MIB // 4096 + 1000):
+                if not first.recv(4096):
+                    raise ConnectionResetError("reset: it ended early")
+        assert second.recv(4096), "the one that was taken later is still sent"
+        assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
+
+
+def test_a_long_reply_is_whole_and_has_a_length(port: int) -> None:
+    status, head, body = ask(port, b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (5 * MIB))
+    assert (status, len(body), "chunked" in head) == (200, 5 * MIB, False)
 
 
 def test_a_caller_who_leaves_in_mid_body_leaves_nothing(port: int, application: Application) -> None:

@@ -1,0 +1,93 @@
+"""Bytes that the server holds for callers: a bound for all together, and a share for each.
+
+Used on the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+
+class Budget:
+    """Bytes held, by caller."""
+
+    def __init__(self, total: int, share: int) -> None:
+        """``total`` bytes may be held, ``share`` of one caller."""
+        self.total, self.share = total, share
+        self._held: Counter[str] = Counter()
+        self._sum = 0
+
+    def has_room(self, caller: str, size: int) -> bool:
+        """Return True if so many bytes more of a caller fit."""
+        return self._held[caller] + size <= self.share and self._sum + size <= self.total
+
+    def is_over_share(self, caller: str, size: int) -> bool:
+        """Return True if so many bytes more are too much of the caller, whatever the others hold."""
+        return self._held[caller] + size > self.share
+
+    def take(self, caller: str, size: int) -> None:
+        """Count bytes."""
+        self._held[caller] += size
+        self._sum += size
+
+    def give_back(self, caller: str, size: int) -> None:
+        """Count them no longer."""
+        self._sum -= size
+        self._held[caller] -= size
+        if self._held[caller] <= 0:
+            del self._held[caller]
+
+
+@dataclass(eq=False)
+class Sending:
+    """A reply that its caller has not taken yet."""
+
+    task: asyncio.Task[None]
+    caller: str
+    size: int
+    progress: float
+    """When a piece of it was last taken."""
+
+
+class Replies:
+    """The long replies that are being sent. Who takes his too slowly makes room for others."""
+
+    STALE_S = 1.0
+    """Seconds without progress after which a reply may be cut to make room."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._sending: set[Sending] = set()
+
+    def admit(self, task: asyncio.Task[None], caller: str, size: int) -> Sending | None:
+        """Return the place of a reply. Cuts the stalest ones when there is no room; None when that makes none."""
+        while not self._budget.has_room(caller, size):
+            if not self._cut_stalest(caller if self._budget.is_over_share(caller, size) else None):
+                break
+        # A single reply that is larger than the share is sent all the same, when nothing else of its caller waits.
+        if not self._budget.has_room(caller, size) and any(one.caller == caller for one in self._sending):
+            return None
+        self._budget.take(caller, size)
+        sending = Sending(task, caller, size, time.monotonic())
+        self._sending.add(sending)
+        return sending
+
+    def end(self, sending: Sending) -> None:
+        """Give the place back."""
+        if sending in self._sending:
+            self._sending.remove(sending)
+            self._budget.give_back(sending.caller, sending.size)
+
+    def _cut_stalest(self, caller: str | None) -> bool:
+        """Cut the reply, of a caller or of all, that has made no progress for the longest time."""
+        since = time.monotonic() - self.STALE_S
+        stale = [one for one in self._sending if one.progress <= since and caller in (None, one.caller)]
+        if not stale:
+            return False
+        victim = min(stale, key=lambda one: one.progress)
+        victim.task.cancel()
+        self.end(victim)
+        return True
