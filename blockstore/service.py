@@ -55,6 +55,7 @@ from blockstore.manager.exports import ATTACH_LOCAL, LOCAL, Exports
 from blockstore.policies import Overrides, Policy
 from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placing import Scheduler
+from blockstore.server.lines import Lines
 from blockstore.settling import mark_started
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Target
@@ -122,6 +123,7 @@ class Service:
         self.db.cast = self.bus.cast
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)
+        self.lines = Lines()
         self.looker = managing.Looker(self.desk)
         self.login = Login(self.db, config.identity, self.waiting_room.lent) if service.auth == "builtin" else None
         self.app = create_app(
@@ -131,7 +133,7 @@ class Service:
                 board=self.board,
                 bus=self.bus,
                 waiting_room=self.waiting_room,
-                authenticate=_authenticator(config, self.policy, self.db),
+                authenticate=_authenticator(config, self.policy, self.db, self.lines),
                 policy=self.policy,
                 guesses=Throttle(config.identity.login_failures, config.identity.login_pause_s),
                 secret_of=keyring.secret,
@@ -240,6 +242,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
         key=section.tls_key,
         per_address=section.connections_per_address,
         is_proxy=functools.partial(address.is_trusted, proxies),
+        line_of=service.lines.of,
         client_of=lambda connected, forwarded_for: address.client_of(proxies, connected, forwarded_for)[0],
     )
 
@@ -268,12 +271,12 @@ def load_policy(config: Config) -> Policy:
     return Policy(policy_file(config), read)
 
 
-def _authenticator(config: Config, policy: Policy, db: Database) -> Authenticator:
+def _authenticator(config: Config, policy: Policy, db: Database, lines: Lines) -> Authenticator:
     if config.service.auth == "builtin":
-        return authentication.by_tokens(policy, db)
+        return authentication.by_tokens(policy, db, lines.note)
     if config.service.auth == "keystone":
         roles = frozenset(word.lower() for word in words(config.keystone.service_token_roles))
-        return authentication.by_middleware(policy, roles)
+        return authentication.by_middleware(policy, roles, lines.note)
     return authentication.believing(policy)
 
 

@@ -31,6 +31,9 @@ Authenticator = Callable[[Request, str | None, str, Session | None], RequestCont
 Raises Unauthorized, BadRequest, Forbidden.
 """
 
+Note = Callable[[str, str], None]
+"""Is told the token of a request and the project that it is for."""
+
 _ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
 _REQUEST_ID = re.compile(r"req-[0-9a-fA-F\-]{1,64}")
 
@@ -66,7 +69,7 @@ def believing(policy: Policy) -> Authenticator:
     return authenticate
 
 
-def by_tokens(policy: Policy, db: Database) -> Authenticator:
+def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
     """Return the way of ``auth = builtin``: tokens of our own, in ``X-Auth-Token`` and nowhere else."""
 
     def authenticate(
@@ -81,6 +84,7 @@ def by_tokens(policy: Policy, db: Database) -> Authenticator:
             raise Unauthorized(UNAUTHENTICATED)
         if caller.project is None:
             raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+        note(words, caller.project.id)
         return _context(
             policy,
             path_project,
@@ -94,7 +98,7 @@ def by_tokens(policy: Policy, db: Database) -> Authenticator:
     return authenticate
 
 
-def by_middleware(policy: Policy, service_roles: frozenset[str]) -> Authenticator:
+def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> Authenticator:
     """Return the way of ``auth = keystone``: keystonemiddleware has looked, and removed what callers claimed."""
 
     def authenticate(
@@ -107,6 +111,7 @@ def by_middleware(policy: Policy, service_roles: frozenset[str]) -> Authenticato
         project = headers.get("X-Project-Id")
         if not project:
             raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+        note(headers.get("X-Auth-Token", ""), project)
         given = _words(headers.get("X-Service-Roles", ""))
         return _context(
             policy,

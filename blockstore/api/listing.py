@@ -50,6 +50,10 @@ _TIME_OPERATORS: Mapping[str, Callable[[Any, Any], Condition]] = {
 }
 
 
+MOST_CHARACTERS = 2 << 20
+"""Characters of metadata in one page of a list."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """One list of the API."""
@@ -127,6 +131,20 @@ def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = 
         last = rows[-1][0].id
         envelope[listing.links_key] = call.links.next_page(listing.collection + suffix, call.query, last)
     return Page(rows=rows, envelope=envelope)
+
+
+def fitting(call: Call, listing: Listing, page: Page, sizes: Mapping[str, int], *, suffix: str = "") -> Page:
+    """Return a page, or its beginning with a link to the rest, so that its metadata is no longer than one reply may be.
+
+    ``sizes``: the characters of each row's metadata, by id; one without any may be left out.
+    """
+    length = 0
+    for count, (row, *_) in enumerate(page.rows):
+        length += sizes.get(row.id, 0)
+        if count and length > MOST_CHARACTERS:
+            link = call.links.next_page(listing.collection + suffix, call.query, page.rows[count - 1][0].id)
+            return Page(rows=page.rows[:count], envelope={**page.envelope, listing.links_key: link})
+    return page
 
 
 def visible_projects(call: Call, model: Any, *, strict: bool = True) -> list[Condition]:

@@ -5,6 +5,7 @@ Also the bound on every map that callers can make grow, extra specs and QoS spec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ class Metadata:
         self._select_one = pairs.where(self._owner == bindparam("id"))
         length = func.length(table.c.key) + func.length(table.c.value)
         self._lengths = select(table.c.key, length).where(self._owner == bindparam("id"))
+        of_page = self._owner.in_(bindparam("ids", expanding=True))
+        self._sizes = select(self._owner, func.sum(length)).where(of_page).group_by(self._owner)
 
     def of_many(self, session: Session, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the pairs of resources, by id; one without pairs is left out."""
@@ -74,6 +77,14 @@ class Metadata:
             )
             for owner, key, value in rows:
                 found.setdefault(owner, {})[key] = value
+        return found
+
+    def sizes(self, session: Session, ids: Sequence[str]) -> Counter[str]:
+        """Return the characters of the pairs of resources, by id; one without pairs is left out."""
+        found: Counter[str] = Counter()
+        for start in range(0, len(ids), AT_ONCE):
+            rows = session.connection().execute(self._sizes, {"ids": ids[start : start + AT_ONCE]})
+            found.update({owner: int(size) for owner, size in rows})
         return found
 
     def of(self, session: Session, owner: str) -> dict[str, str]:

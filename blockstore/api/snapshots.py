@@ -71,15 +71,20 @@ class View:
 @room.get("/snapshots", policy="volume:get_all_snapshots")
 def index(call: Call) -> dict[str, Any]:
     """List the plain fields."""
-    page = listing.page(call, LISTING, _visible(call))
-    return {"snapshots": shown(call, [row for (row,) in page.rows], kind="plain"), **page.envelope}
+    return _listed(call, kind="plain")
 
 
 @room.get("/snapshots/detail", policy="volume:get_all_snapshots")
 def detail(call: Call) -> dict[str, Any]:
     """List every field."""
-    page = listing.page(call, LISTING, _visible(call), suffix="/detail")
-    return {"snapshots": shown(call, [row for (row,) in page.rows], kind="detailed"), **page.envelope}
+    return _listed(call, kind="detailed", suffix="/detail")
+
+
+def _listed(call: Call, *, kind: str, suffix: str = "") -> dict[str, Any]:
+    page = listing.page(call, LISTING, _visible(call), suffix=suffix)
+    sizes = OF_SNAPSHOTS.sizes(call.session, [row.id for (row,) in page.rows])
+    page = listing.fitting(call, LISTING, page, sizes, suffix=suffix)
+    return {"snapshots": shown(call, [row for (row,) in page.rows], kind=kind), **page.envelope}
 
 
 @room.get("/snapshots/<snapshot_id>", policy="volume:get_snapshot")

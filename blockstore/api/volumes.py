@@ -129,7 +129,10 @@ def index(call: Call) -> dict[str, Any]:
 def detail(call: Call) -> dict[str, Any]:
     """List every field."""
     page = listing.page(call, LISTING, _visible(call, _DETAIL), suffix="/detail")
-    metadata = OF_VOLUMES.of_many(call.session, [volume.id for volume, _ in page.rows])
+    sizes = OF_VOLUMES.sizes(call.session, [volume.id for volume, _ in page.rows])
+    sizes += OF_IMAGES.sizes(call.session, [volume.id for volume, _ in page.rows if volume.has_image_metadata])
+    page = listing.fitting(call, LISTING, page, sizes, suffix="/detail")
+    metadata = OF_VOLUMES.of_many(call.session, [volume.id for volume, _ in page.rows if volume.id in sizes])
     return {"volumes": shown(call, page.rows, metadata, detailed=True), **page.envelope}
 
 

@@ -110,10 +110,13 @@ class Connections:
 
     def _swept(self) -> None:
         self._sweep = None
-        crowded = self.sweep()
-        if self._open:
-            pause_s = AFTER_ARRIVAL_S if crowded else WHILE_OPEN_S
-            self._sweep = asyncio.get_running_loop().call_later(pause_s, self._swept)
+        crowded = True
+        try:
+            crowded = self.sweep()
+        finally:
+            if self._open:
+                pause_s = AFTER_ARRIVAL_S if crowded else WHILE_OPEN_S
+                self._sweep = asyncio.get_running_loop().call_later(pause_s, self._swept)
 
     # --- the sweep ------------------------------------------------------------------------------------------
 
@@ -209,10 +212,11 @@ def _is_slow(known: Open, now: float) -> bool:
 
 
 def _acked(descriptor: int) -> int:
-    one = socket.socket(fileno=descriptor)
-    try:
-        return int(_ACKED.unpack_from(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
-    except (OSError, struct.error):
-        return 0
-    finally:
-        one.detach()
+    """Return the bytes that the other end of a connection has confirmed; 0 for one that has just ended."""
+    with contextlib.suppress(OSError, struct.error):
+        one = socket.socket(fileno=descriptor)
+        try:
+            return int(_ACKED.unpack_from(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
+        finally:
+            one.detach()
+    return 0

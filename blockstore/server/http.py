@@ -9,7 +9,7 @@ import asyncio
 import resource
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class HttpServer:
         is_proxy: Callable[[str], bool] = lambda _address: False,
         is_transfer: Callable[[str, str], bool] = lambda _method, _path: False,
         client_of: Callable[[str, str], str] = lambda connected, _forwarded_for: connected,
+        line_of: Callable[[Mapping[str, str]], str] = lambda _headers: "",
     ) -> None:
         """Prepare to answer by ``threads`` threads; HTTPS with a certificate and its key. Raises ConfigError."""
         self.address: tuple[str, int] = listener.getsockname()[:2]
@@ -63,7 +64,9 @@ class HttpServer:
         self._transfers = Threads(TRANSFERS, "transfer")
         limit = connection_limit()
         self._connections = Connections(listener, limit, min(per_address, limit // 2), is_proxy)
-        adapter = Adapter(application, self._threads, self._transfers, self._connections, is_transfer, client_of)
+        adapter = Adapter(
+            application, self._threads, self._transfers, self._connections, is_transfer, client_of, line_of
+        )
         try:
             self._server = _Granian(
                 adapter,

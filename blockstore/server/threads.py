@@ -11,29 +11,29 @@ Task = Callable[[], None]
 
 
 class Callers:
-    """A queue of tasks that serves addresses in turns, and the tokens of one address in turns."""
+    """A queue of tasks that serves addresses in turns, and the lines of one address in turns."""
 
     def __init__(self) -> None:
         self._addresses: Turns[None] = Turns()
-        self._tokens: dict[str, Turns[Task]] = {}
+        self._lines: dict[str, Turns[Task]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._tokens)
+        return bool(self._lines)
 
-    def put(self, address: str, token: str, task: Task) -> None:
-        """Add a task behind the others of its caller."""
+    def put(self, address: str, line: str, task: Task) -> None:
+        """Add a task behind the others of its line."""
         self._addresses.put(address, None)
-        self._tokens.setdefault(address, Turns()).put(token, task)
+        self._lines.setdefault(address, Turns()).put(line, task)
 
     def take(self) -> Task:
         """Remove and return the task whose turn it is. There must be one."""
         turn = self._addresses.take()
         assert turn is not None
-        tokens = self._tokens[turn[0]]
-        found = tokens.take()
+        lines = self._lines[turn[0]]
+        found = lines.take()
         assert found is not None  # an address is in line once for each of its tasks
-        if not tokens:
-            del self._tokens[turn[0]]
+        if not lines:
+            del self._lines[turn[0]]
         return found[1]
 
 
@@ -49,10 +49,10 @@ class Threads:
         self._working = 0
         self._closed = False
 
-    def submit(self, address: str, token: str, task: Task) -> None:
-        """Have a thread run ``task``, which must not raise, when it is the caller's turn."""
+    def submit(self, address: str, line: str, task: Task) -> None:
+        """Have a thread run ``task``, which must not raise, when it is its turn."""
         with self._change:
-            self._callers.put(address, token, task)
+            self._callers.put(address, line, task)
             if self._working < self._count:
                 if self._working == self._started:
                     self._start()

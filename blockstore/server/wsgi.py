@@ -12,7 +12,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -67,15 +67,17 @@ class Adapter:
         connections: Connections,
         is_transfer: Callable[[str, str], bool],
         client_of: Callable[[str, str], str],
+        line_of: Callable[[Mapping[str, str]], str],
     ) -> None:
         """``is_transfer`` is asked with method and path whether bodies pass piece by piece.
 
-        ``client_of`` is asked who the caller is, with the address of the connection and the header that a proxy adds to.
+        ``client_of`` is asked who the caller is, with the address of the connection and what a proxy says; ``line_of``
+        in which line of that caller a request waits, with its headers.
         """
         self._application = application
         self._threads, self._transfers = threads, transfers
         self._connections = connections
-        self._is_transfer, self._client_of = is_transfer, client_of
+        self._is_transfer, self._client_of, self._line_of = is_transfer, client_of, line_of
         self._bodies = Budget(*BODIES)
         self._replies = Replies(Budget(*REPLIES))
 
@@ -147,7 +149,7 @@ class Adapter:
                     loop.call_soon_threadsafe(tell, reply)
 
         threads = self._transfers if isinstance(body, Streamed) else self._threads
-        threads.submit(caller, headers.get("x-auth-token", ""), answer)
+        threads.submit(caller, self._line_of(headers), answer)
         return await replied
 
     def _answer(

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert
 
+from blockstore.api import listing
 from blockstore.db.models import Attachment, Message, Snapshot, SnapshotMetadata, Volume, VolumeMetadata, new_id
 from tests.api.conftest import POOL, Hall, unknown_id
 from tests.conftest import Client
@@ -631,3 +632,26 @@ def test_a_filter_that_would_cost_too_much_is_refused(lite: Hall, query: str, se
 
 def test_a_pattern_longer_than_any_value_matches_nothing(lite: Hall) -> None:
     assert lite.admin().get("/volumes?name~=" + "x" * 8_000) == {"volumes": []}
+
+
+# --- pages that end early ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noun", ["volumes", "snapshots"])
+def test_a_page_ends_before_its_metadata_is_too_long_for_one_reply(
+    api: Client, monkeypatch: pytest.MonkeyPatch, noun: str
+) -> None:
+    monkeypatch.setattr(listing, "MOST_CHARACTERS", 1000)
+    pairs = {f"k{number}": "v" * 200 for number in range(2)}
+    volumes = [api.volume(metadata=pairs) for _ in range(5)]
+    made = volumes if noun == "volumes" else [api.snapshot(volumes[0]["id"], metadata=pairs) for _ in range(5)]
+    seen, path, pages = [], f"/{noun}/detail", 0
+    while path:
+        page = api.get(path)
+        seen += [(row["id"], row["metadata"]) for row in page[noun]]
+        assert len(page[noun]) <= 2
+        links = page.get(f"{noun}_links", [])
+        path = links[0]["href"].partition("/v3")[2] if links else ""
+        pages += 1
+    assert pages == 3
+    assert sorted(seen, key=str) == sorted(((row["id"], pairs) for row in made), key=str)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from blockstore.server.lines import MOST, Lines
 from blockstore.server.threads import Callers, Threads
 
 
@@ -111,3 +112,17 @@ def test_every_task_is_run_once_under_many_threads(threads: Threads) -> None:
         feeder.join()
     assert all_done.wait(20)
     assert sorted(done) == list(range(2000))
+
+
+def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_share_another() -> None:
+    lines = Lines()
+    for number in range(60):
+        lines.note(f"token {number}", "loud")
+    lines.note("other", "quiet")
+    known = [lines.of({"x-auth-token": f"token {number}"}) for number in range(60)]
+    assert set(known) == {"loud"}
+    assert lines.of({"x-auth-token": "other"}) == "quiet"
+    assert {lines.of({"x-auth-token": "made up"}), lines.of({})} == {""}
+    for number in range(MOST + 1):
+        lines.note(f"more {number}", "p")
+    assert lines.of({"x-auth-token": "other"}) == "", "the number of tokens that are remembered is bounded"

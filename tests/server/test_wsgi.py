@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from blockstore.server import wsgi
+from blockstore.server.budget import Replies
 from blockstore.server.http import HttpServer, listening_socket
 
 PIECE = 64 << 10
@@ -288,6 +289,7 @@ def test_replies_that_nobody_takes_are_bounded_and_the_stalest_is_cut(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wsgi, "REPLIES", (64 * MIB, 24 * MIB))
+    monkeypatch.setattr(Replies, "STALE_S", 60)
     with serving(application) as port, contextlib.ExitStack() as stack:
 
         def start() -> socket.socket:
@@ -303,7 +305,7 @@ def test_replies_that_nobody_takes_are_bounded_and_the_stalest_is_cut(
         third = stack.enter_context(connect(port))
         third.sendall(b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (10 * MIB))
         assert reply_of(third, head_only=True)[0] == 503, "nothing is stale yet, and the share is full"
-        time.sleep(1.2)
+        monkeypatch.setattr(Replies, "STALE_S", 0)
         start()
         with pytest.raises(OSError, match="reset"):  # noqa: PT012
             for _ in range(10 * MIB // 4096 + 1000):

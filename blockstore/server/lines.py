@@ -1,0 +1,28 @@
+"""In which line a request waits for its turn: that of the project whose token it shows, among those of its address.
+
+A project with many tokens has one line, and so have all requests of an address whose token nobody has seen to be good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+MOST = 10_000
+"""Tokens that are remembered."""
+
+
+class Lines:
+    """The projects of tokens that were found to be good lately. It decides about turns, and about nothing else."""
+
+    def __init__(self) -> None:
+        self._projects: dict[int, str] = {}
+
+    def note(self, token: str, project: str) -> None:
+        """Remember whose a token is; from any thread."""
+        if len(self._projects) >= MOST:
+            self._projects = {}  # each is noted again by its next request
+        self._projects[hash(token)] = project  # the token itself is kept nowhere
+
+    def of(self, headers: Mapping[str, str]) -> str:
+        """Return the line of a request, for its headers by lower-case name."""
+        return self._projects.get(hash(headers.get("x-auth-token", "")), "")
