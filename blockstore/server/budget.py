@@ -48,24 +48,31 @@ class Sending:
     task: asyncio.Task[None]
     caller: str
     size: int
-    progress: float
-    """When a piece of it was last taken."""
+    since: float
+    taken: int = 0
+    """Bytes that its caller has confirmed."""
+
+    def rate(self, now: float) -> float:
+        """Return the bytes per second at which it is taken."""
+        return self.taken / max(now - self.since, 0.001)
 
 
 class Replies:
-    """The long replies that are being sent. Who takes his too slowly makes room for others."""
+    """The long replies that are being sent. A caller who takes one too slowly makes room for others."""
 
-    STALE_S = 1.0
-    """Seconds without progress after which a reply may be cut to make room."""
+    GRACE_S = 2.0
+    """Seconds that a reply has before it may be cut to make room."""
+    SLOW_RATE = 64 << 10
+    """Bytes per second below which a reply may be cut to make room; the slowest first."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._sending: set[Sending] = set()
 
     def admit(self, task: asyncio.Task[None], caller: str, size: int) -> Sending | None:
-        """Return the place of a reply. Cuts the stalest ones when there is no room; None when that makes none."""
+        """Return the place of a reply. Cuts the slowest ones when there is no room; None when that makes none."""
         while not self._budget.has_room(caller, size):
-            if not self._cut_stalest(caller if self._budget.is_over_share(caller, size) else None):
+            if not self._cut_slowest(caller if self._budget.is_over_share(caller, size) else None):
                 break
         # A single reply that is larger than the share is sent all the same, when nothing else of its caller waits.
         if not self._budget.has_room(caller, size) and any(one.caller == caller for one in self._sending):
@@ -81,13 +88,17 @@ class Replies:
             self._sending.remove(sending)
             self._budget.give_back(sending.caller, sending.size)
 
-    def _cut_stalest(self, caller: str | None) -> bool:
-        """Cut the reply, of a caller or of all, that has made no progress for the longest time."""
-        since = time.monotonic() - self.STALE_S
-        stale = [one for one in self._sending if one.progress <= since and caller in (None, one.caller)]
-        if not stale:
+    def _cut_slowest(self, caller: str | None) -> bool:
+        """Cut the reply, of a caller or of all, that is taken most slowly; return False if none is slow."""
+        now = time.monotonic()
+        slow = [
+            one
+            for one in self._sending
+            if caller in (None, one.caller) and one.since <= now - self.GRACE_S and one.rate(now) < self.SLOW_RATE
+        ]
+        if not slow:
             return False
-        victim = min(stale, key=lambda one: one.progress)
+        victim = min(slow, key=lambda one: one.rate(now))
         victim.task.cancel()
         self.end(victim)
         return True

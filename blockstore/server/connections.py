@@ -14,12 +14,13 @@ import os
 import select
 import socket
 import stat
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from blockstore.server.pace import acked
 
 HEAD_S = 10.0
 """Seconds in which the head of a request must arrive, and after which a connection without requests is closed."""
@@ -33,9 +34,6 @@ CROWDED, ROOMY = 0.8, 0.7
 """The oldest idle connections are closed when more than the first part of the limit is open, down to the second."""
 
 _DESCRIPTORS = Path("/proc/self/fd")
-_ACKED = struct.Struct("=Q")
-_ACKED_AT = 120
-"""Offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h)."""
 
 
 @dataclass(slots=True)
@@ -48,6 +46,8 @@ class Open:
     requests: int = 0
     busy: int = 0
     """Requests of it that are being read or answered."""
+    descriptor: int | None = None
+    """Its number at the last sweep."""
     acked: int = 0
     acked_at: float = 0.0
 
@@ -99,6 +99,16 @@ class Connections:
             known.busy -= 1
             known.last = time.monotonic()
 
+    def descriptor(self, peer: str) -> int | None:
+        """Return the file descriptor of the connection to ADDRESS:PORT; None if it has ended. From any thread."""
+        known = self._open.get(peer)
+        guess = None if known is None else known.descriptor
+        if guess is not None:
+            with contextlib.suppress(OSError):
+                if self._peer(guess) == peer:
+                    return guess
+        return dict(self._present()).get(peer)
+
     def _arrived(self) -> None:
         self._arrivals.poll(0)
         loop = asyncio.get_running_loop()
@@ -132,6 +142,7 @@ class Connections:
         young = present.keys() - self._open.keys()
         for peer, descriptor in present.items():
             known = self._open.setdefault(peer, Open(since=now, last=now))
+            known.descriptor = descriptor
             if not known.busy:
                 self._note_progress(known, descriptor, now)
         ending = {peer for peer, known in self._open.items() if peer in present and _is_slow(known, now)}
@@ -213,10 +224,10 @@ def _is_slow(known: Open, now: float) -> bool:
 
 def _acked(descriptor: int) -> int:
     """Return the bytes that the other end of a connection has confirmed; 0 for one that has just ended."""
-    with contextlib.suppress(OSError, struct.error):
+    with contextlib.suppress(OSError):
         one = socket.socket(fileno=descriptor)
         try:
-            return int(_ACKED.unpack_from(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
+            return acked(one)
         finally:
             one.detach()
     return 0

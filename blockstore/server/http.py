@@ -6,6 +6,7 @@ docs/architecture.md compares the servers that were measured.
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import socket
 import ssl
@@ -23,6 +24,8 @@ from blockstore.errors import ConfigError
 from blockstore.server.connections import HEAD_S, Connections
 from blockstore.server.threads import Threads
 from blockstore.server.wsgi import Adapter
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 MOST_CONNECTIONS = 4096
@@ -105,6 +108,8 @@ class HttpServer:
         self._connections.watch()
         try:
             await self._server.serve()
+        except TimeoutError:  # granian waited for a connection that does not end: the process does
+            log.warning("connections were still open %d s after the stop", STOP_S)
         finally:
             self._connections.close()
             self._listener.close()

@@ -11,7 +11,6 @@ import contextlib
 import io
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from granian.rsgi import Scope
 
 from blockstore.server.budget import Budget, Replies
 from blockstore.server.connections import Connections, network_of
+from blockstore.server.pace import Pace, has_left
 from blockstore.server.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,11 @@ BODIES = (64 << 20, 4 << 20)
 """Bytes of longer bodies that are held at once: of all callers together, and of one."""
 WINDOW_S = 10.0
 LEAST_RATE = 1024
-"""Bytes per second at which a body must arrive, and a reply be taken, in each window of ``WINDOW_S`` seconds."""
+"""Bytes per second at which a body must arrive, in each window of ``WINDOW_S`` seconds."""
 PIECE_BYTES = 64 << 10
-PIECE_S = PIECE_BYTES / LEAST_RATE
-"""Seconds that a caller has for a piece of a reply, and of a body that passes piece by piece."""
-SMALL_REPLY_BYTES = 64 << 10
+PIECE_S = 60.0
+"""Seconds that a caller has for the next piece of a body that passes piece by piece."""
+SMALL_REPLY_BYTES = 128 << 10
 """A reply of at most so many bytes is handed over whole, and not counted: connections bound how many there are."""
 REPLIES = (128 << 20, 16 << 20)
 """Bytes of longer replies that wait to be taken: of all callers together, and of one."""
@@ -84,15 +84,18 @@ class Adapter:
     async def __call__(self, scope: Scope, proto: HTTPProtocol) -> None:
         """Answer one request."""
         self._connections.begin(scope.client)
-        caller, body = "", None
         try:
             headers = checked(scope)
             connected = scope.client.rpartition(":")[0].strip("[]")
             caller = network_of(self._client_of(connected, headers.get("x-forwarded-for", "")))
             body = await self._body(scope, proto, headers, caller)
-            reply = await self._called(scope, proto, headers, caller, body)
+            try:
+                reply = await self._called(scope, proto, headers, caller, body)
+            finally:
+                if isinstance(body, Buffered):
+                    self._bodies.give_back(caller, body.counted)
             if reply is not None:
-                await self._sent(proto, caller, reply)
+                await self._sent(proto, scope.client, caller, reply)
         except Refused as exc:
             text = f"{exc.sentence}\n"
             also = [("retry-after", "1")] if exc.status == 503 else []
@@ -100,8 +103,6 @@ class Adapter:
         except ProtocolClosed:
             pass  # the caller has gone
         finally:
-            if isinstance(body, Buffered):
-                self._bodies.give_back(caller, body.counted)
             self._connections.end(scope.client)
 
     # --- the body -------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ class Adapter:
     ) -> Buffered | Streamed:
         """Return the body of a request. Raises Refused when it arrives too slowly, or too many are held."""
         if self._is_transfer(scope.method, scope.path):
-            return Streamed(proto, asyncio.get_running_loop())
+            return Streamed(proto, asyncio.get_running_loop(), lambda: self._has_left(scope.client))
         chunked = "transfer-encoding" in headers
         length = int(headers.get("content-length") or 0)
         if not chunked and not 0 < length <= MAX_BODY_BYTES:
@@ -122,10 +123,17 @@ class Adapter:
         self._bodies.take(caller, counted)
         try:
             content = await _received(proto)
+            # granian ends a body that is cut off like any other.
+            if len(content) < length or (chunked and len(content) <= MAX_BODY_BYTES and self._has_left(scope.client)):
+                raise Refused(400, "The connection was closed before the end of the body.")
         except BaseException:
             self._bodies.give_back(caller, counted)
             raise
         return Buffered(content, len(content), counted)
+
+    def _has_left(self, peer: str) -> bool:
+        descriptor = self._connections.descriptor(peer)
+        return descriptor is None or has_left(descriptor)
 
     # --- the application ------------------------------------------------------------------------------------
 
@@ -133,7 +141,7 @@ class Adapter:
         self, scope: Scope, proto: HTTPProtocol, headers: dict[str, str], caller: str, body: Buffered | Streamed
     ) -> Reply | None:
         """Have a thread call the application; return the reply unless the thread has sent it."""
-        loop = asyncio.get_running_loop()
+        loop, streams = asyncio.get_running_loop(), isinstance(body, Streamed)
         replied: asyncio.Future[Reply | None] = loop.create_future()
 
         def tell(reply: Reply | None) -> None:
@@ -143,19 +151,19 @@ class Adapter:
         def answer() -> None:
             reply = None
             try:
-                reply = self._answer(environ_of(scope, headers, body), proto, loop, streams=isinstance(body, Streamed))
+                reply = self._answer(environ_of(scope, headers, body), proto, loop, scope.client if streams else None)
             finally:
                 with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile, and with it the loop
                     loop.call_soon_threadsafe(tell, reply)
 
-        threads = self._transfers if isinstance(body, Streamed) else self._threads
+        threads = self._transfers if streams else self._threads
         threads.submit(caller, self._line_of(headers), answer)
         return await replied
 
     def _answer(
-        self, environ: dict[str, Any], proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, *, streams: bool
+        self, environ: dict[str, Any], proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, peer: str | None
     ) -> Reply | None:
-        """Call the application on the thread of this request. A small reply, and a transfer's, is sent here."""
+        """Call the application on the thread of this request; return a long reply. ``peer``: of a transfer."""
         status, headers = 500, Headers()
 
         def start_response(line: str, given: Headers, _exc_info: Any = None) -> Any:
@@ -167,8 +175,8 @@ class Adapter:
         try:
             pieces: Iterable[bytes] = self._application(environ, start_response)
             try:
-                if streams:
-                    _stream(proto, loop, status, headers, pieces)
+                if peer is not None:
+                    _stream(proto, loop, Pace(self._connections.descriptor(peer)), status, headers, pieces)
                     return None
                 content = b"".join(pieces)
             finally:
@@ -187,22 +195,28 @@ class Adapter:
 
     # --- long replies ---------------------------------------------------------------------------------------
 
-    async def _sent(self, proto: HTTPProtocol, caller: str, reply: Reply) -> None:
+    async def _sent(self, proto: HTTPProtocol, peer: str, caller: str, reply: Reply) -> None:
         """Send a reply piece by piece, as its caller takes it. Raises Refused when the caller has too many to take."""
         task = asyncio.current_task()
         assert task is not None
         sending = self._replies.admit(task, caller, len(reply.content))
         if sending is None:
             raise Refused(503, "Too many replies wait to be taken. Take those first, then try again.")
+
+        def taken(count: int) -> None:
+            sending.taken = count
+
+        pace = Pace(self._connections.descriptor(peer))
         try:
             transport = proto.response_stream(reply.status, reply.headers)
             view = memoryview(reply.content)
             for start in range(0, len(view), PIECE_BYTES):
-                await asyncio.wait_for(transport.send_bytes(bytes(view[start : start + PIECE_BYTES])), PIECE_S)
-                sending.progress = time.monotonic()
-        except TimeoutError:
-            pass  # the connection is closed, since the reply has no end
+                await pace.send(transport, bytes(view[start : start + PIECE_BYTES]), taken)
+            await pace.finish(taken)
+        except (TimeoutError, ConnectionError, asyncio.CancelledError):
+            pace.cut()
         finally:
+            pace.close()
             self._replies.end(sending)
 
 
@@ -240,17 +254,23 @@ async def _next(stream: Any) -> bytes | None:
 
 
 def _stream(
-    proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, status: int, headers: Headers, pieces: Iterable[bytes]
+    proto: HTTPProtocol,
+    loop: asyncio.AbstractEventLoop,
+    pace: Pace,
+    status: int,
+    headers: Headers,
+    pieces: Iterable[bytes],
 ) -> None:
     """Send a transfer's reply from the thread that makes it, no faster than its caller takes it."""
     transport = proto.response_stream(status, headers)
-
-    async def send(piece: bytes) -> None:
-        await transport.send_bytes(piece)
-
-    for piece in pieces:
-        if piece:
-            asyncio.run_coroutine_threadsafe(send(piece), loop).result(PIECE_S)
+    try:
+        for piece in pieces:
+            if piece:
+                asyncio.run_coroutine_threadsafe(pace.send(transport, piece), loop).result()
+    except (TimeoutError, ConnectionError):
+        pace.cut()
+    finally:
+        pace.close()
 
 
 class Reply(NamedTuple):
@@ -275,8 +295,8 @@ class Buffered:
 class Streamed(io.RawIOBase):
     """A body that arrives while a thread reads it."""
 
-    def __init__(self, proto: HTTPProtocol, loop: asyncio.AbstractEventLoop) -> None:
-        self._pieces, self._loop = proto.__aiter__(), loop
+    def __init__(self, proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, has_left: Callable[[], bool]) -> None:
+        self._pieces, self._loop, self._has_left = proto.__aiter__(), loop, has_left
         self._rest = memoryview(b"")
         self._ended = False
 
@@ -304,6 +324,8 @@ class Streamed(io.RawIOBase):
             return bytes(piece)
         except StopAsyncIteration:
             self._ended = True
+            if self._has_left():  # granian ends a body that is cut off like any other
+                raise ConnectionError("The caller closed the connection before the end of the body.") from None
             return b""
         except ProtocolClosed as exc:
             raise ConnectionError("The caller closed the connection before the end of the body.") from exc

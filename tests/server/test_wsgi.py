@@ -285,11 +285,11 @@ def test_long_bodies_have_a_share_for_each_caller_and_short_ones_are_always_rece
         assert ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\n" + long + bytes(60000))[0] == 200
 
 
-def test_replies_that_nobody_takes_are_bounded_and_the_stalest_is_cut(
+def test_replies_that_nobody_takes_are_bounded_and_the_slowest_is_cut(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wsgi, "REPLIES", (64 * MIB, 24 * MIB))
-    monkeypatch.setattr(Replies, "STALE_S", 60)
+    monkeypatch.setattr(Replies, "GRACE_S", 60)
     with serving(application) as port, contextlib.ExitStack() as stack:
 
         def start() -> socket.socket:
@@ -304,8 +304,9 @@ def test_replies_that_nobody_takes_are_bounded_and_the_stalest_is_cut(
         first, second = start(), start()
         third = stack.enter_context(connect(port))
         third.sendall(b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (10 * MIB))
-        assert reply_of(third, head_only=True)[0] == 503, "nothing is stale yet, and the share is full"
-        monkeypatch.setattr(Replies, "STALE_S", 0)
+        assert reply_of(third, head_only=True)[0] == 503, "nothing is slow yet, and the share is full"
+        monkeypatch.setattr(Replies, "GRACE_S", 0)
+        monkeypatch.setattr(Replies, "SLOW_RATE", 1 << 40)
         start()
         with pytest.raises(OSError, match="reset"):  # noqa: PT012
             for _ in range(10 * MIB // 4096 + 1000):
@@ -325,6 +326,19 @@ def test_a_caller_who_leaves_in_mid_body_leaves_nothing(port: int, application: 
         one.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
     assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
     assert len(application.called) == 1
+
+
+def test_an_upload_that_is_cut_off_is_not_taken_for_a_whole_one(port: int, application: Application) -> None:
+    for head in ("Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"):
+        application.slow.clear()
+        with connect(port) as one:
+            one.sendall(f"PUT /stream HTTP/1.1\r\nHost: a\r\n{head}".encode())
+            deadline = time.monotonic() + 20
+            while not application.threads or not application.threads[-1].startswith("transfer"):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert application.slow.wait(20)
+    assert len(application.failed) == 2
 
 
 def test_an_application_that_fails_is_a_500_and_not_the_end(port: int, application: Application) -> None:
