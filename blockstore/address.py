@@ -115,6 +115,19 @@ def is_trusted(trusted: Sequence[Network], text: str) -> bool:
     return address is not None and any(address in network for network in trusted)
 
 
+def network_of(address: str) -> str:
+    """Return what counts as one caller: an IPv4 address, or the /64 of an IPv6 address."""
+    try:
+        known = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(known, ipaddress.IPv4Address):
+        return str(known)
+    if known.ipv4_mapped is not None:
+        return str(known.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(known) >> 64 << 64, 64)))
+
+
 def client_of(trusted: Sequence[Network], connected: str, forwarded_for: str) -> tuple[str, int]:
     """Return the address of the client, and how many trusted proxies are between it and this service.
 

@@ -342,3 +342,19 @@ def test_commands_reach_a_service_that_listens_everywhere_by_the_name_of_its_cer
         f"blockstore: nothing answers at https://cloud.invalid:{port}, where it last served from {process.state_dir};"
         " this is for when it does.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("connected", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1:ffff::2", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("unix:", "unix:"),
+    ],
+)
+def test_addresses_are_counted_by_network(connected: str, network: str) -> None:
+    assert address.network_of(connected) == network

@@ -9,7 +9,6 @@ rest are told when to come back. In memory: a restart forgets, and strangers hav
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import threading
 from collections import Counter, OrderedDict
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
+from blockstore.address import network_of
 from blockstore.errors import Busy, TooManyRequests
 from blockstore.identity.hashing import too_many_logins
 
@@ -48,6 +48,8 @@ class _Count:
 class Attempt:
     """One attempt; whoever makes it says whether the secret was right."""
 
+    familiar: bool
+    """The right secret came from this address lately."""
     right: bool | None = None
     """None: it was not compared."""
 
@@ -77,7 +79,7 @@ class Attempts:
             keys = self._keys(account, network)
             for key in keys:
                 self._count(key).running += 1
-        attempt = Attempt()
+            attempt = Attempt(familiar=self._is_familiar(account, network))
         try:
             yield attempt
         finally:
@@ -171,16 +173,3 @@ class Attempts:
             self._familiar[(account, network)] = now
             if len(self._familiar) > MOST:
                 self._familiar.popitem(last=False)
-
-
-def network_of(address: str) -> str:
-    """Return by what an address is counted: of IPv6 the /64, which is what one household or machine has."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))

@@ -22,6 +22,8 @@ T = TypeVar("T")
 # One core is left to those who only look; a hash takes more memory bandwidth than anything else here.
 THREADS = 1 if (os.cpu_count() or 1) <= 2 else 2
 MOST_WAITING = 32
+KEPT = MOST_WAITING // 4
+"""Places of those that are kept for callers who have logged in from their address lately."""
 MOST_WAITING_PER_ACCOUNT = MOST_WAITING // 2
 RETRY_AFTER_S = 2
 """By then a full queue has been worked off, also on a slow machine."""
@@ -36,16 +38,17 @@ class _Job:
     work: Callable[[], Any]
     address: str
     account: str
+    familiar: bool
     result: Future[Any] = field(default_factory=Future)
 
 
 class HashingPool:
     """Runs hashes; each caller waits for its own."""
 
-    def __init__(self, threads: int = THREADS, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, threads: int = THREADS, most_waiting: int = MOST_WAITING, kept: int = KEPT) -> None:
         """Start no thread yet: a service that nobody logs in to needs none."""
         give_memory_back()
-        self._threads, self._most_waiting = threads, most_waiting
+        self._threads, self._most_waiting, self._kept = threads, most_waiting, kept
         self._changed = threading.Condition()
         self._lines: OrderedDict[str, deque[_Job]] = OrderedDict()
         """What waits, by address; the first address has its turn."""
@@ -53,12 +56,14 @@ class HashingPool:
         self._running: list[threading.Thread] = []
         self._closed = False
 
-    def run(self, work: Callable[[], T], *, address: str, account: str) -> T:
+    def run(self, work: Callable[[], T], *, address: str, account: str, familiar: bool = False) -> T:
         """Return what ``work`` returns. Raises Busy when too many wait, and what ``work`` raises.
+
+        ``familiar``: the caller has proved lately who it is, and has places that strangers cannot fill.
 
         A full queue has room for an address that has less in it than another: the other gives up its newest.
         """
-        job = _Job(work=work, address=address, account=account)
+        job = _Job(work=work, address=address, account=account, familiar=familiar)
         with self._changed:
             self._admit(job)
             if len(self._running) < self._threads:
@@ -81,7 +86,7 @@ class HashingPool:
     def _admit(self, job: _Job) -> None:
         if self._closed or self._accounts[job.account] >= min(MOST_WAITING_PER_ACCOUNT, self._most_waiting):
             raise too_many_logins()
-        if self._accounts.total() >= self._most_waiting:
+        if self._accounts.total() >= self._most_waiting - (0 if job.familiar else self._kept):
             longest = max(self._lines, key=lambda address: len(self._lines[address]))
             if len(self._lines[longest]) <= len(self._lines.get(job.address, ())) + 1:
                 raise too_many_logins()

@@ -17,12 +17,13 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from blockstore.address import network_of
 from blockstore.config import IdentityConfig
 from blockstore.db.models import ApplicationCredential, Domain, Project, User, now
 from blockstore.db.session import Database
 from blockstore.errors import Unauthorized
 from blockstore.identity import accounts, passwords, tokens
-from blockstore.identity.attempts import Attempts, network_of
+from blockstore.identity.attempts import Attempts
 from blockstore.identity.hashing import HashingPool
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,10 @@ class Login:
         """Return what to keep of a password or a secret. Raises Busy."""
         with self._aside():
             return self._pool.run(
-                lambda: passwords.hashed(password), address=network_of(address), account=f"user {user_id}"
+                lambda: passwords.hashed(password),
+                address=network_of(address),
+                account=f"user {user_id}",
+                familiar=True,
             )
 
     # --- proofs --------------------------------------------------------------------------------------------
@@ -149,7 +153,10 @@ class Login:
     def _compare(self, address: str, account: str, kept: str | None, password: str) -> None:
         with self._aside(), self._attempts.made(account, address) as attempt:
             attempt.right = self._pool.run(
-                lambda: passwords.matches(kept, password), address=network_of(address), account=account
+                lambda: passwords.matches(kept, password),
+                address=network_of(address),
+                account=account,
+                familiar=attempt.familiar,
             )
         if not attempt.right:
             log.warning("a login from %s failed", address)

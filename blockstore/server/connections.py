@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import select
 import socket
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockstore.address import network_of
 from blockstore.server.pace import acked
 
 HEAD_S = 10.0
@@ -202,17 +202,6 @@ class Connections:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
             if self._peer(copy.fileno()) == peer:
                 copy.shutdown(socket.SHUT_RDWR)
-
-
-def network_of(address: str) -> str:
-    """Return what counts as one caller: an IPv4 address, or the /64 of an IPv6 address."""
-    address = address.partition("%")[0]
-    if ":" not in address:
-        return address
-    known = ipaddress.IPv6Address(address)
-    if known.ipv4_mapped is not None:
-        return str(known.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(known) >> 64 << 64, 64)))
 
 
 def _is_slow(known: Open, now: float) -> bool:

@@ -19,8 +19,9 @@ from granian._granian import RSGIHTTPProtocol as HTTPProtocol
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian.rsgi import Scope
 
+from blockstore.address import network_of
 from blockstore.server.budget import Budget, Replies
-from blockstore.server.connections import Connections, network_of
+from blockstore.server.connections import Connections
 from blockstore.server.pace import Pace, has_left
 from blockstore.server.threads import Threads
 

@@ -9,7 +9,7 @@ import pytest
 
 from blockstore.errors import Busy, TooManyRequests
 from blockstore.identity import attempts
-from blockstore.identity.attempts import EVERYWHERE, Attempts, network_of
+from blockstore.identity.attempts import EVERYWHERE, Attempts
 
 FREE, LONGEST_S = 3, 8.0
 
@@ -161,22 +161,6 @@ def test_what_is_remembered_is_bounded(slowed: Slowed, monkeypatch: pytest.Monke
         slowed.tried(f"v{number}", "192.0.2.1", right=True)
     assert len(slowed._counts) <= 51
     assert len(slowed._familiar) <= 50
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
-        ("2001:db8:0:1:ffff::2", "2001:db8:0:1::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-        ("unix:", "unix:"),
-    ],
-)
-def test_addresses_are_counted_by_network(address: str, network: str) -> None:
-    assert network_of(address) == network
 
 
 def test_a_whole_64_counts_as_one(slowed: Slowed) -> None:

@@ -16,8 +16,8 @@ from blockstore.identity.hashing import HashingPool
 class Gate:
     """A pool of one thread that is busy until it is told, and what it did since."""
 
-    def __init__(self, most_waiting: int) -> None:
-        self.pool = HashingPool(threads=1, most_waiting=most_waiting)
+    def __init__(self, most_waiting: int, kept: int = 0) -> None:
+        self.pool = HashingPool(threads=1, most_waiting=most_waiting, kept=kept)
         self.callers = ThreadPoolExecutor(64)
         self.done: list[str] = []
         self._go = threading.Event()
@@ -30,7 +30,7 @@ class Gate:
         self.first = self.callers.submit(self.pool.run, busy, address="first", account="first")
         assert begun.wait(20)
 
-    def ask(self, name: str, address: str, account: str = "") -> Future[str]:
+    def ask(self, name: str, address: str, account: str = "", *, familiar: bool = False) -> Future[str]:
         """Ask for one more and return when it waits, or was refused."""
 
         def work() -> str:
@@ -38,7 +38,7 @@ class Gate:
             return name
 
         before = self.waiting()
-        asked = self.callers.submit(self.pool.run, work, address=address, account=account or name)
+        asked = self.callers.submit(self.pool.run, work, address=address, account=account or name, familiar=familiar)
         while not asked.done() and self.waiting() == before:
             threading.Event().wait(0.001)
         return asked
@@ -60,12 +60,12 @@ class Gate:
 
 
 @pytest.fixture
-def gate() -> Iterator[Callable[[int], Gate]]:
+def gate() -> Iterator[Callable[..., Gate]]:
     """Make pools that are busy."""
     made: list[Gate] = []
 
-    def make(most_waiting: int) -> Gate:
-        made.append(Gate(most_waiting))
+    def make(most_waiting: int, kept: int = 0) -> Gate:
+        made.append(Gate(most_waiting, kept))
         return made[-1]
 
     yield make
@@ -89,6 +89,18 @@ def test_a_full_queue_refuses_with_the_time_to_come_back(gate: Callable[[int], G
     assert refused.value.wait_s == hashing.RETRY_AFTER_S
     pool.open()
     assert [one.result(20) for one in kept] == ["a0", "a1", "a2", "a3"]
+
+
+def test_strangers_from_many_addresses_leave_places_for_those_who_logged_in_lately(gate: Callable[..., Gate]) -> None:
+    pool = gate(6, kept=2)
+    strangers = [pool.ask(f"s{number}", f"a{number}") for number in range(4)]
+    with pytest.raises(Busy):
+        pool.ask("one more", "a9").result(20)
+    known = [pool.ask(f"k{number}", f"home{number}", familiar=True) for number in range(2)]
+    with pytest.raises(Busy):
+        pool.ask("too many", "home9", familiar=True).result(20)
+    pool.open()
+    assert [one.result(20) for one in (*strangers, *known)] == ["s0", "s1", "s2", "s3", "k0", "k1"]
 
 
 def test_an_address_that_fills_the_queue_gives_up_its_newest_for_another(gate: Callable[[int], Gate]) -> None:

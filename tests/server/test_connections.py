@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from blockstore.server import connections, http
-from blockstore.server.connections import Connections, network_of
+from blockstore.server.connections import Connections
 
 Pair = tuple[socket.socket, str]
 
@@ -128,20 +128,6 @@ def test_what_is_closed_is_forgotten(listener: socket.socket, callers: Callers) 
             held.end(peer)
     held.sweep()
     assert held._open == {}
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_a_caller_is_an_address_or_a_network_of_64_bits(address: str, network: str) -> None:
-    assert network_of(address) == network
 
 
 @pytest.mark.parametrize(("files", "most"), [(1024, 512), (256, 16), (65536, 4096), (resource.RLIM_INFINITY, 4096)])
