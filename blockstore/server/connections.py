@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import os
 import select
 import socket
@@ -31,7 +32,7 @@ LEAST_RATE = 1024
 AFTER_ARRIVAL_S = 0.25
 WHILE_OPEN_S = 5.0
 CROWDED, ROOMY = 0.8, 0.7
-"""The oldest idle connections are closed when more than the first part of the limit is open, down to the second."""
+"""When more than the first part of the limit is open, connections are closed down to the second part of it."""
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -44,8 +45,11 @@ class Open:
     last: float = 0.0
     """When its last request began or ended, or when bytes of its reply were last taken."""
     requests: int = 0
+    """Requests of it that arrived whole."""
     busy: int = 0
     """Requests of it that are being read or answered."""
+    answering: int = 0
+    """Those of them that arrived whole."""
     descriptor: int | None = None
     """Its number at the last sweep."""
     acked: int = 0
@@ -88,15 +92,20 @@ class Connections:
         """Note that a request of ADDRESS:PORT has begun."""
         now = time.monotonic()
         known = self._open.setdefault(peer, Open(since=now))
-        known.requests += 1
         known.busy += 1
         known.last = now
 
-    def end(self, peer: str) -> None:
-        """Note that a request of ADDRESS:PORT has been answered."""
-        known = self._open.get(peer)
-        if known is not None:
+    def arrive(self, peer: str) -> None:
+        """Note that a request of ADDRESS:PORT has arrived whole."""
+        if (known := self._open.get(peer)) is not None:
+            known.requests += 1
+            known.answering += 1
+
+    def end(self, peer: str, *, arrived: bool) -> None:
+        """Note that a request of ADDRESS:PORT has ended; ``arrived``: whole."""
+        if (known := self._open.get(peer)) is not None:
             known.busy -= 1
+            known.answering -= arrived
             known.last = time.monotonic()
 
     def descriptor(self, peer: str) -> int | None:
@@ -152,24 +161,33 @@ class Connections:
         return bool(too_many)
 
     def _too_many(self, peers: set[str]) -> set[str]:
-        """Return what is over the bound of its address, and, when all are many, the oldest of the idle ones."""
+        """Return what is over the bound of its address, and, when all are many, some of the addresses with the most."""
         by_address = defaultdict(list)
         for peer in peers:
             by_address[network_of(peer.rpartition(":")[0].strip("[]"))].append(peer)
         ending: set[str] = set()
         for address, those in by_address.items():
+            those.sort(key=self._worth)
             if len(those) > self._per_address and not self._is_proxy(address.partition("/")[0]):
-                ending |= set(sorted(those, key=self._worth)[: len(those) - self._per_address])
-        left = peers - ending
-        if len(left) > self._limit * CROWDED:
-            idle = sorted((peer for peer in left if not self._open[peer].busy), key=self._worth)
-            ending |= set(idle[: len(left) - int(self._limit * ROOMY)])
+                ending |= set(those[: len(those) - self._per_address])
+                del those[: len(those) - self._per_address]
+        excess = len(peers - ending) - int(self._limit * ROOMY)
+        if len(peers - ending) <= self._limit * CROWDED:
+            return ending
+        most = [(-len(those), address) for address, those in by_address.items()]
+        heapq.heapify(most)
+        while excess > 0 and most:
+            _, address = heapq.heappop(most)
+            if (those := by_address[address]) and not self._open[those[0]].answering:
+                ending.add(those.pop(0))
+                excess -= 1
+                heapq.heappush(most, (-len(those), address))
         return ending
 
     def _worth(self, peer: str) -> tuple[bool, bool, float]:
-        """Return what sorts connections: first those that never asked anything, last those that are being answered."""
+        """Return what sorts connections: first those without a whole request, last those that are being answered."""
         known = self._open[peer]
-        return bool(known.busy), bool(known.requests), known.last
+        return bool(known.answering), bool(known.requests), known.last
 
     def _note_progress(self, known: Open, descriptor: int, now: float) -> None:
         acked = _acked(descriptor)

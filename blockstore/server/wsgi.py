@@ -85,11 +85,14 @@ class Adapter:
     async def __call__(self, scope: Scope, proto: HTTPProtocol) -> None:
         """Answer one request."""
         self._connections.begin(scope.client)
+        arrived = False
         try:
             headers = checked(scope)
             connected = scope.client.rpartition(":")[0].strip("[]")
             caller = network_of(self._client_of(connected, headers.get("x-forwarded-for", "")))
             body = await self._body(scope, proto, headers, caller)
+            self._connections.arrive(scope.client)
+            arrived = True
             try:
                 reply = await self._called(scope, proto, headers, caller, body)
             finally:
@@ -104,7 +107,7 @@ class Adapter:
         except ProtocolClosed:
             pass  # the caller has gone
         finally:
-            self._connections.end(scope.client)
+            self._connections.end(scope.client, arrived=arrived)
 
     # --- the body -------------------------------------------------------------------------------------------
 

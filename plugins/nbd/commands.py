@@ -13,7 +13,7 @@ from blockstore.errors import BackendError, InUse, ToolFailed, Unreachable, Volu
 
 PACKAGE = "qemu-utils"
 
-CLIENTS = 16
+CLIENTS = 256
 """Connections at once: QEMU comes back before its lost connection is noticed, and nbdcopy takes four."""
 
 _START_S = 30

@@ -67,9 +67,10 @@ def test_what_is_over_the_bound_of_an_address_is_closed_those_that_never_asked_f
     held = Connections(listener, limit=100, per_address=3)
     silent = [callers.come() for _ in range(4)]
     asking, asked, other = callers.come(), callers.come(), callers.come("127.0.0.2")
-    held.begin(asking)
-    held.begin(asked)
-    held.end(asked)
+    for peer in (asking, asked):
+        held.begin(peer)
+        held.arrive(peer)
+    held.end(asked, arrived=True)
     assert held.sweep()
     assert callers.open() == {*silent, asking, asked, other}, "nothing that no earlier sweep has seen is closed"
     assert held.sweep()
@@ -92,11 +93,29 @@ def test_when_many_are_open_the_oldest_idle_ones_are_closed_and_none_that_is_ans
     peers = [callers.come() for _ in range(9)]
     for peer in peers:
         held.begin(peer)
+        held.arrive(peer)
     for peer in peers[1:]:
-        held.end(peer)
+        held.end(peer, arrived=True)
     held.sweep()
     held.sweep()
     assert callers.open() == {peers[0], *peers[3:]}
+
+
+def test_when_many_are_open_the_address_with_the_most_gives_way_and_half_a_request_is_no_shield(
+    listener: socket.socket, callers: Callers
+) -> None:
+    held = Connections(listener, limit=10, per_address=100)
+    kept_alive = [callers.come("127.0.0.2") for _ in range(2)]
+    for peer in kept_alive:
+        held.begin(peer)
+        held.arrive(peer)
+        held.end(peer, arrived=True)
+    for _ in range(7):
+        held.begin(callers.come("127.0.0.3"))
+    held.sweep()
+    held.sweep()
+    assert set(kept_alive) <= callers.open()
+    assert len(callers.open()) == 7
 
 
 def test_who_says_nothing_is_closed_after_its_time_and_who_is_answered_is_not(
@@ -109,7 +128,8 @@ def test_who_says_nothing_is_closed_after_its_time_and_who_is_answered_is_not(
     held.sweep()
     for peer in (asking, asked):
         held.begin(peer)
-    held.end(asked)
+        held.arrive(peer)
+    held.end(asked, arrived=True)
     clock[0] += connections.HEAD_S + 2
     held.sweep()
     assert callers.open() == {asking, asked}
@@ -125,7 +145,8 @@ def test_what_is_closed_is_forgotten(listener: socket.socket, callers: Callers) 
         for _ in range(20):
             peer = brief.come()
             held.begin(peer)
-            held.end(peer)
+            held.arrive(peer)
+            held.end(peer, arrived=True)
     held.sweep()
     assert held._open == {}
 
