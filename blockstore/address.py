@@ -234,6 +234,13 @@ class AddressMiddleware:
         )
 
 
+def names_us(environ: dict[str, Any], names: frozenset[str]) -> bool:
+    """Return True if a request asked for an address, which leads nowhere else, or for one of these names."""
+    asked = environ.get("HTTP_HOST", "")
+    name = (urlsplit(f"//{asked}").hostname or "").lower()
+    return not asked or name in names or _parse_address(name) is not None
+
+
 def base_url(environ: dict[str, Any]) -> str:
     """Return what the URLs in the reply to a request start with, without a slash at the end."""
     requested: _Requested = environ[_KEY]

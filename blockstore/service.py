@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from blockstore import (
     __version__,
@@ -277,7 +278,14 @@ def _authenticator(config: Config, policy: Policy, db: Database, lines: Lines) -
     if config.service.auth == "keystone":
         roles = frozenset(word.lower() for word in words(config.keystone.service_token_roles))
         return authentication.by_middleware(policy, roles, lines.note)
-    return authentication.believing(policy)
+    return authentication.believing(policy, None if config.service.insecure else _own_names(config))
+
+
+def _own_names(config: Config) -> frozenset[str]:
+    """Return the names by which this service may be asked for, beside addresses."""
+    named = (f"//{config.service.listen}", config.service.public_endpoint)
+    asked = {(urlsplit(url).hostname or "").lower() for url in named}
+    return frozenset({"localhost", socket.gethostname().lower(), *asked} - {""})
 
 
 def database_url(config: Config) -> str:

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from flask import Request
 from sqlalchemy.orm import Session
 
+from blockstore.address import names_us
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
 from blockstore.errors import BadRequest, Forbidden, Unauthorized
@@ -44,8 +45,11 @@ def global_request_id_of(request: Request) -> str | None:
     return given if _REQUEST_ID.fullmatch(given) else None
 
 
-def believing(policy: Policy) -> Authenticator:
+def believing(policy: Policy, own_names: frozenset[str] | None) -> Authenticator:
     """Return the way of ``auth = none``: everybody is believed, which is why the service then keeps to loopback.
+
+    Web pages in a browser of this machine reach loopback, too. They are refused by the headers that browsers send, and
+    by a ``Host`` that is neither an address nor one of ``own_names`` (None: any name will do).
 
     The project is that of the path, of the header ``X-Project-Id``, or ``admin``. ``X-Roles``, ``X-User-Id`` and
     ``X-Service-Roles`` are taken as keystonemiddleware would set them, so that policies can be tried out; without them
@@ -55,6 +59,13 @@ def believing(policy: Policy) -> Authenticator:
     def authenticate(
         request: Request, path_project: str | None, request_id: str, _session: Session | None
     ) -> RequestContext:
+        if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            raise Forbidden("Without authentication, requests of web pages (header Origin) are refused.")
+        if own_names is not None and not names_us(request.environ, own_names):
+            raise Forbidden(
+                "Without authentication, the service answers for its own names only, and Host names another;"
+                " public_endpoint adds one."
+            )
         said = request.headers.get("X-Roles")
         return _context(
             policy,

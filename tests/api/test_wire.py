@@ -502,3 +502,30 @@ def test_bodies_over_a_socket(serve: Callable[..., Served]) -> None:
     plain.request("GET", "/v3/volumes")
     assert json.loads(plain.getresponse().read()) == {"volumes": []}
     plain.close()
+
+
+# --- web pages ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Host": "evil.example:8776"},
+        {"Host": "localhost.evil.example"},
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_without_authentication_a_web_page_is_refused(api: Client, headers: dict[str, str], method: str) -> None:
+    answer = api(method, "/volumes", {"volume": {"size": 1}} if method == "POST" else None, **headers)
+    assert answer.status == 403, answer.body
+    assert "Without authentication" in answer.message
+    assert api.get("/volumes")["volumes"] == []
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:8776", "192.0.2.1:8776", socket.gethostname()])
+def test_without_authentication_own_names_and_addresses_are_answered(api: Client, host: str) -> None:
+    api.get("/volumes", Host=host)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 MANY = 1000
 OTHERS_P99_MS = 100
-ASK = b"GET /v3/volumes/detail HTTP/1.1\r\nHost: a\r\nX-Project-Id: big\r\n\r\n"
+ASK = b"GET /v3/volumes/detail HTTP/1.1\r\nHost: [::]\r\nX-Project-Id: big\r\n\r\n"
 
 
 class Attacked:
@@ -48,7 +48,9 @@ class Attacked:
         while time.monotonic() < end or len(taken) < 50:
             began = time.monotonic()
             with self.speaking() as one:
-                one.sendall(b"GET /v3/limits HTTP/1.1\r\nHost: a\r\nX-Project-Id: other\r\nConnection: close\r\n\r\n")
+                one.sendall(
+                    b"GET /v3/limits HTTP/1.1\r\nHost: [::]\r\nX-Project-Id: other\r\nConnection: close\r\n\r\n"
+                )
                 reply = b"".join(iter(lambda: one.recv(65536), b""))
             assert reply.startswith(b"HTTP/1.1 200"), reply[:300]
             taken.append(1000 * (time.monotonic() - began))
@@ -77,7 +79,7 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with attacked.speaking() as one:
         for _ in range(40):
             body = json.dumps({"volume": {"size": 1, "description": "x" * 250, "metadata": {"k": "v" * 250}}}).encode()
-            head = f"POST /v3/volumes HTTP/1.1\r\nHost: a\r\nX-Project-Id: big\r\nContent-Length: {len(body)}\r\n"
+            head = f"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nX-Project-Id: big\r\nContent-Length: {len(body)}\r\n"
             one.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
             assert one.recv(65536).startswith(b"HTTP/1.1 202")
     yield attacked
@@ -133,7 +135,7 @@ def test_heads_that_drip(attacked: Attacked) -> None:
 
 
 def test_bodies_that_drip(attacked: Attacked) -> None:
-    head = b"POST /v3/volumes HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+    head = b"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
     with held(lambda: begun(attacked, head), 250) as those, dripping(those, b"{"):
         attacked.others_are_answered()
 
@@ -174,13 +176,13 @@ def test_handshakes_that_are_cut_off(attacked: Attacked) -> None:
 
 def test_what_is_slow_is_closed(attacked: Attacked) -> None:
     """Each kind at once, since each takes its ten seconds."""
-    body = b"POST /v3/volumes HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
+    body = b"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
     kinds = {
         "nothing": attacked.tcp(),
         "half a head": begun(attacked, b"GET /v3 HT"),
         "a head that drips": begun(attacked, b"GET /v3 HTTP/1.1\r\nX: "),
         "a body that drips": begun(attacked, body),
-        "between two requests": begun(attacked, b"GET /healthcheck HTTP/1.1\r\nHost: a\r\n\r\n"),
+        "between two requests": begun(attacked, b"GET /healthcheck HTTP/1.1\r\nHost: [::]\r\n\r\n"),
     }
     with contextlib.ExitStack() as stack:
         for one in kinds.values():
@@ -225,12 +227,12 @@ def test_few_open_files_are_kept_for_the_work(tmp_path: Path) -> None:
 
 def create(attacked: Attacked) -> str:
     body = b'{"volume": {"size": 1}}'
-    head = f"POST /v3/volumes HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+    head = f"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
     return str(answer(attacked, f"{head}Content-Type: application/json\r\n\r\n".encode() + body)["volume"]["id"])
 
 
 def status(attacked: Attacked, volume_id: str) -> str:
-    head = f"GET /v3/volumes/{volume_id} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    head = f"GET /v3/volumes/{volume_id} HTTP/1.1\r\nHost: [::]\r\nConnection: close\r\n\r\n"
     return str(answer(attacked, head.encode())["volume"]["status"])
 
 
