@@ -31,6 +31,22 @@ class Turns(Generic[T]):
         """Queue an item behind the others of its caller; a caller that had none gets the last turn."""
         self._lines.setdefault(caller, deque()).append(item)
 
+    def remove(self, caller: str, item: T) -> bool:
+        """Remove an item, the last that was put of equal ones; return False if it does not wait."""
+        line = self._lines.get(caller)
+        if line is None or item not in line:
+            return False
+        line.reverse()
+        line.remove(item)
+        line.reverse()
+        if not line:
+            del self._lines[caller]
+        return True
+
+    def waiting(self, caller: str) -> int:
+        """Return how many items of a caller wait."""
+        return len(self._lines.get(caller, ()))
+
     def take(self, may: Callable[[str], bool] = lambda _caller: True) -> tuple[str, T] | None:
         """Remove and return the next item with its caller, or None; callers for which ``may`` is False are skipped.
 

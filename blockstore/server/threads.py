@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from blockstore.turns import Turns
 
+MOST_WAITING, MOST_WAITING_OF_ONE = 4096, 256
+"""Tasks that may wait: of all addresses together, and of one."""
+
 Task = Callable[[], None]
 
 
@@ -16,14 +19,27 @@ class Callers:
     def __init__(self) -> None:
         self._addresses: Turns[None] = Turns()
         self._lines: dict[str, Turns[Task]] = {}
+        self._count = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._lines)
+    def __len__(self) -> int:
+        return self._count
+
+    def waiting(self, address: str) -> int:
+        """Return how many tasks of an address wait."""
+        return self._addresses.waiting(address)
 
     def put(self, address: str, line: str, task: Task) -> None:
         """Add a task behind the others of its line."""
         self._addresses.put(address, None)
         self._lines.setdefault(address, Turns()).put(line, task)
+        self._count += 1
+
+    def remove(self, address: str, line: str, task: Task) -> None:
+        """Remove a task, if it still waits."""
+        lines = self._lines.get(address)
+        if lines is not None and lines.remove(line, task):
+            self._addresses.remove(address, None)
+            self._left(address, lines)
 
     def take(self) -> Task:
         """Remove and return the task whose turn it is. There must be one."""
@@ -32,9 +48,13 @@ class Callers:
         lines = self._lines[turn[0]]
         found = lines.take()
         assert found is not None  # an address is in line once for each of its tasks
-        if not lines:
-            del self._lines[turn[0]]
+        self._left(turn[0], lines)
         return found[1]
+
+    def _left(self, address: str, lines: Turns[Task]) -> None:
+        self._count -= 1
+        if not lines:
+            del self._lines[address]
 
 
 class Threads:
@@ -49,15 +69,23 @@ class Threads:
         self._working = 0
         self._closed = False
 
-    def submit(self, address: str, line: str, task: Task) -> None:
-        """Have a thread run ``task``, which must not raise, when it is its turn."""
+    def submit(self, address: str, line: str, task: Task) -> bool:
+        """Have a thread run ``task``, which must not raise, when it is its turn. Return False if too many wait."""
         with self._change:
+            if self._callers.waiting(address) >= MOST_WAITING_OF_ONE or len(self._callers) >= MOST_WAITING:
+                return False
             self._callers.put(address, line, task)
             if self._working < self._count:
                 if self._working == self._started:
                     self._start()
                 else:
                     self._change.notify()
+            return True
+
+    def withdraw(self, address: str, line: str, task: Task) -> None:
+        """Forget a task that nobody waits for any more, unless it runs already."""
+        with self._change:
+            self._callers.remove(address, line, task)
 
     def set_count(self, count: int) -> None:
         """Let ``count`` threads work at once."""

@@ -27,6 +27,8 @@ from blockstore.server.threads import Threads
 
 log = logging.getLogger(__name__)
 
+MAX_PATH_BYTES = 8 << 10
+"""Bytes of a path."""
 MAX_HEAD_BYTES = 32 << 10
 """Bytes of a request line and its headers together."""
 MAX_BODY_BYTES = 128 << 10
@@ -38,6 +40,8 @@ BODIES = (64 << 20, 4 << 20)
 WINDOW_S = 10.0
 LEAST_RATE = 1024
 """Bytes per second at which a body must arrive, in each window of ``WINDOW_S`` seconds."""
+SOON_S = 0.05
+"""Seconds after which a request that is not answered yet is looked at: its caller may have gone."""
 PIECE_BYTES = 64 << 10
 PIECE_S = 60.0
 """Seconds that a caller has for the next piece of a body that passes piece by piece."""
@@ -161,7 +165,17 @@ class Adapter:
                     loop.call_soon_threadsafe(tell, reply)
 
         threads = self._transfers if streams else self._threads
-        threads.submit(caller, self._line_of(headers), answer)
+        line = self._line_of(headers)
+        if not threads.submit(caller, line, answer):
+            raise Refused(503, "Too many requests wait to be answered. Try again in a moment.")
+        if not streams and not (await asyncio.wait({replied}, timeout=SOON_S))[0]:
+            # granian cancels nothing when the connection ends, so that who asks and leaves would stay in line.
+            gone: asyncio.Future[Any] = asyncio.ensure_future(proto.client_disconnect())
+            await asyncio.wait(set[asyncio.Future[Any]]({replied, gone}), return_when=asyncio.FIRST_COMPLETED)
+            if not replied.done():
+                threads.withdraw(caller, line, answer)
+                return None
+            gone.cancel()
         return await replied
 
     def _answer(
@@ -355,6 +369,8 @@ def checked(scope: Scope) -> dict[str, str]:
             headers[name] = value
     if size > MAX_HEAD_BYTES:
         raise Refused(431, f"The request line and the headers may have at most {MAX_HEAD_BYTES} bytes.")
+    if len(scope.path) > MAX_PATH_BYTES:
+        raise Refused(414, f"The path may have at most {MAX_PATH_BYTES} bytes.")
     if "transfer-encoding" in headers and "content-length" in headers:
         raise Refused(400, "A request has either a Content-Length or a Transfer-Encoding.")
     return headers

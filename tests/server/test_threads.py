@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from blockstore.server import threads as pool
 from blockstore.server.lines import MOST, Lines
 from blockstore.server.threads import Callers, Threads
 
@@ -103,7 +105,8 @@ def test_every_task_is_run_once_under_many_threads(threads: Threads) -> None:
 
     def feed(start: int) -> None:
         for number in range(start, start + 500):
-            threads.submit(f"a{start}", f"t{number % 3}", lambda n=number: task(n))
+            while not threads.submit(f"a{start}", f"t{number % 3}", lambda n=number: task(n)):
+                time.sleep(0.001)
 
     feeders = [threading.Thread(target=feed, args=(start,)) for start in range(0, 2000, 500)]
     for feeder in feeders:
@@ -126,3 +129,28 @@ def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_sh
     for number in range(MOST + 1):
         lines.note(f"more {number}", "p")
     assert lines.of({"x-auth-token": "other"}) == "", "the number of tokens that are remembered is bounded"
+
+
+def test_a_bounded_number_waits_of_one_address_and_of_all(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MOST_WAITING_OF_ONE", 3)
+    monkeypatch.setattr(pool, "MOST_WAITING", 5)
+    first = Held()
+    assert threads.submit("a", "", first)
+    assert first.begun.wait(20)
+    assert [threads.submit("a", str(number), Held()) for number in range(4)] == [True, True, True, False]
+    assert [threads.submit("b", "", Held()) for _ in range(3)] == [True, True, False]
+    first.go.set()
+
+
+def test_a_task_that_nobody_waits_for_is_not_run(threads: Threads) -> None:
+    first, left, stays = Held(), Held(), Held()
+    threads.submit("a", "", first)
+    assert first.begun.wait(20)
+    threads.submit("a", "t", left)
+    threads.submit("a", "t", stays)
+    threads.withdraw("a", "t", left)
+    threads.withdraw("a", "t", first)  # it runs already
+    stays.go.set()
+    first.go.set()
+    assert stays.ended.wait(20)
+    assert not left.begun.is_set()

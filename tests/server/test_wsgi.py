@@ -30,7 +30,7 @@ class Application:
         self.taken = hashlib.sha256()
         self.most_read = 0
         self.threads: list[str] = []
-        self.slow = threading.Event()
+        self.slow, self.begun, self.go = threading.Event(), threading.Event(), threading.Event()
         self.failed: list[BaseException] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -42,6 +42,9 @@ class Application:
         if path == "/stream":
             start_response("200 OK", [("Content-Type", "application/octet-stream")])
             return (bytes(PIECE) for _ in range(int(environ["QUERY_STRING"] or 1)))
+        if path == "/wait":
+            self.begun.set()
+            assert self.go.wait(20)
         if path == "/long":
             body = bytes(int(environ["QUERY_STRING"]))
             start_response("200 OK", [("Content-Length", str(len(body)))])
@@ -326,6 +329,28 @@ def test_a_caller_who_leaves_in_mid_body_leaves_nothing(port: int, application: 
         one.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
     assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
     assert len(application.called) == 1
+
+
+def test_who_asks_and_leaves_does_not_stay_in_line(port: int, application: Application) -> None:
+    with connect(port) as first:
+        first.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert application.begun.wait(20)
+        for _ in range(50):
+            with connect(port) as one:
+                one.sendall(b"GET /left HTTP/1.1\r\nHost: a\r\n\r\n")
+        deadline = time.monotonic() + 20
+        with connect(port) as last:
+            last.sendall(b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n")
+            time.sleep(0.5)  # so long it takes to notice that they have left
+            application.go.set()
+            assert reply_of(last)[0] == 200
+        assert time.monotonic() < deadline
+    assert [environ["PATH_INFO"] for environ in application.called].count("/left") < 10
+
+
+def test_a_path_that_is_too_long_is_414(port: int, application: Application) -> None:
+    assert ask(port, b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 414
+    assert application.called == []
 
 
 def test_an_upload_that_is_cut_off_is_not_taken_for_a_whole_one(port: int, application: Application) -> None:
