@@ -293,14 +293,13 @@ def test_the_server_repeats_what_was_asked(served: tuple[Served, Any]) -> None:
         (("GET / HTTP/1.1", "Host: [2001:db8::1]:8776", *forged), f"{scheme}://[2001:db8::1]:8776"),
         (("GET / HTTP/1.0",), own),
         (("GET / HTTP/1.0", *forged), own),
-        (("GET / HTTP/1.0", "Host: na\xefve"), own),
     ):
         assert link(ask(own, *lines, context=context)) == url, lines
     refused = ask(own, "GET /v3/volumes HTTP/1.1", "Host: name", context=context)
     assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, f'Keystone uri="{scheme}://name/identity"')
 
 
-@pytest.mark.parametrize("host", ["user@name", "name:99999", "a b", "a,b", "name/x", "\x01"])
+@pytest.mark.parametrize("host", ["user@name", "name:99999", "a b", "a,b", "name/x", "\x01", "na\xefve"])
 def test_the_server_refuses_a_host_that_is_none(served: tuple[Served, Any], host: str) -> None:
     process, context = served
     for lines in (("GET / HTTP/1.1", f"Host: {host}"), ("GET / HTTP/1.0", f"Host: {host}")):

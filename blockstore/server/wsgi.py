@@ -260,7 +260,17 @@ async def _received(proto: HTTPProtocol) -> bytes:
         pieces.append(piece)
         size += len(piece)
         in_window += len(piece)
+        if is_crumbled(len(pieces), size):
+            raise Refused(400, CRUMBLED)
     return b"".join(pieces)
+
+
+CRUMBLED = "The body arrives in pieces that are too small."
+
+
+def is_crumbled(pieces: int, size: int) -> bool:
+    """Return True if a body arrives in so many small pieces that receiving it costs more than answering it."""
+    return pieces > 64 and size < pieces * 256
 
 
 async def _next(stream: Any) -> bytes | None:
@@ -316,6 +326,7 @@ class Streamed(io.RawIOBase):
     def __init__(self, proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, has_left: Callable[[], bool]) -> None:
         self._pieces, self._loop, self._has_left = proto.__aiter__(), loop, has_left
         self._rest = memoryview(b"")
+        self._count = self._size = 0
         self._ended = False
 
     def file(self) -> Any:
@@ -339,6 +350,9 @@ class Streamed(io.RawIOBase):
         try:
             while not (piece := await asyncio.wait_for(anext(self._pieces), PIECE_S)):
                 pass
+            self._count, self._size = self._count + 1, self._size + len(piece)
+            if is_crumbled(self._count, self._size):
+                raise ConnectionError(CRUMBLED)
             return bytes(piece)
         except StopAsyncIteration:
             self._ended = True
@@ -356,9 +370,11 @@ def checked(scope: Scope) -> dict[str, str]:
     that stands twice, the values are joined by a comma, as RFC 9110 does.
     """
     headers: dict[str, str] = {}
+    readable = set()
     size = len(scope.path) + len(scope.query_string)
     for name, value in scope.headers.items():
         size += len(name) + len(value) + 4
+        readable.add(name)
         if "_" in name:
             continue
         if name in headers:
@@ -367,6 +383,10 @@ def checked(scope: Scope) -> dict[str, str]:
             headers[name] += f",{value}"
         else:
             headers[name] = value
+    if len(readable) < len(scope.headers.keys()):  # granian leaves those out
+        raise Refused(400, "The value of a header may hold visible ASCII characters only.")
+    if not scope.method.isupper():
+        raise Refused(400, "The method of a request is written in capital letters.")
     if size > MAX_HEAD_BYTES:
         raise Refused(431, f"The request line and the headers may have at most {MAX_HEAD_BYTES} bytes.")
     if len(scope.path) > MAX_PATH_BYTES:

@@ -195,6 +195,8 @@ def test_a_reply_to_head_has_the_length_and_no_body(port: int) -> None:
         (" X: a", 400),
         ("X: a\r\n folded", 400),
         ("Host: b", 400),
+        ("X-Forwarded-For: \xff", 400),
+        ("X-Other: caf\xe9, 8.8.8.8", 400),
         ("X-Auth-Token: a\r\nX-Auth-Token: b", 400),
         (f"X: {'a' * (32 << 10)}", 431),
         ("\r\n".join(f"X{n}: a" for n in range(150)), 431),
@@ -203,16 +205,32 @@ def test_a_reply_to_head_has_the_length_and_no_body(port: int) -> None:
 def test_a_head_with_two_meanings_or_too_long_reaches_no_application(
     port: int, application: Application, head: str, status: int
 ) -> None:
-    answer = ask(port, f"GET / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode())
+    answer = ask(port, f"GET / HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode("latin-1"))
     assert answer[0] == status
     assert "connection: close" in answer[1]
     assert application.called == []
 
 
-@pytest.mark.parametrize("line", ["GET /\x01 HTTP/1.1", "GET /\x80 HTTP/1.1", "GET / HTTP/2.0", "junk", "GET /"])
+@pytest.mark.parametrize(
+    "line", ["get / HTTP/1.1", "GET /\x01 HTTP/1.1", "GET /\x80 HTTP/1.1", "GET / HTTP/2.0", "junk", "GET /"]
+)
 def test_a_request_line_that_is_none(port: int, application: Application, line: str) -> None:
     assert ask(port, f"{line}\r\nHost: a\r\n\r\n".encode("latin-1"))[0] == 400
     assert application.called == []
+
+
+@pytest.mark.parametrize("path", ["/", "/stream"])
+def test_a_body_of_tiny_pieces_is_given_up(port: int, application: Application, path: str) -> None:
+    with connect(port) as one:
+        one.sendall(f"PUT {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        with contextlib.suppress(OSError):
+            one.sendall(b"1\r\nx\r\n" * 100_000)
+        if path == "/":
+            assert reply_of(one)[0] == 400
+            assert application.called == []
+        else:
+            assert application.slow.wait(20)
+            assert isinstance(application.failed[0], OSError)
 
 
 def test_a_body_that_is_too_long_is_not_read_and_the_application_sees_its_length(
