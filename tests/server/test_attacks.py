@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import Served
 from tests.server.certificates import certificate
+from tests.server.test_connections import is_open
 
 pytestmark = pytest.mark.slow
 
@@ -240,12 +241,3 @@ def answer(attacked: Attacked, request: bytes) -> Any:
     with attacked.speaking() as one:
         one.sendall(request)
         return json.loads(b"".join(iter(lambda: one.recv(65536), b"")).partition(b"\r\n\r\n")[2])
-
-
-def is_open(one: socket.socket) -> bool:
-    try:
-        return one.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False

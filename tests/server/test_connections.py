@@ -43,10 +43,11 @@ class Callers:
 
     def open(self) -> set[str]:
         """Return who is still connected."""
-        return {peer for peer, one in self.ends.items() if _is_open(one)}
+        return {peer for peer, one in self.ends.items() if is_open(one)}
 
 
-def _is_open(one: socket.socket) -> bool:
+def is_open(one: socket.socket) -> bool:
+    """Return True if the other end has not closed a connection."""
     try:
         return one.recv(1, socket.MSG_PEEK) != b""
     except BlockingIOError:
