@@ -7,9 +7,10 @@ No session is held across a backend call.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ LOOKER_WAIT_MS = 500
 
 SOLE_USE_WAIT_S = 5.0
 """The server takes a moment to notice that the last service is gone."""
+PROVED_S = 0.01
+"""For so long a proof of the file serves other writes, too: no longer than a write itself takes."""
+
 SOLE_USE_KEY = 0x626C6F636B
 """Name of the advisory lock: the first letters of blockstore."""
 
@@ -57,7 +61,11 @@ class Database:
         self._guard: Connection | None = None
         self.damage: str | None = None
         """What a check of the file has found, as a sentence; it can take longer than the start."""
-        self._file: tuple[int, int] | None = None
+        self._files: dict[Path, tuple[int, int]] = {}
+        """The SQLite file and those beside it, by path: their devices and inodes at the start."""
+        self._holder: sqlite3.Connection | None = None
+        """Keeps SQLite from removing the files beside the database, as it does when the last connection ends."""
+        self._proved = 0.0
         if self._writer is not None:
             _tune_sqlite(self.engine, self._writer)
             _tune_sqlite(self._lookers, None)
@@ -104,12 +112,13 @@ class Database:
     def write(self) -> Iterator[Session]:
         """Open a session that may write; commits at the end, or rolls all of it back when the block raises.
 
-        Raises DatabaseAway, whatever the driver raised.
+        Raises DatabaseAway, whatever the driver raised; and when what is written would be lost.
         """
         turn: AbstractContextManager[Any] = self._writer.turn() if self._writer is not None else nullcontext()
         with (
             self.explained(),
             turn,
+            self._proved_file(),
             Session(self.engine, expire_on_commit=False) as session,
             session.begin(),
         ):
@@ -125,24 +134,43 @@ class Database:
         self._cast_all(filed)
 
     def note_file(self) -> None:
-        """Remember which SQLite file this is."""
-        if self.path is not None:
-            status = self.path.stat()
-            self._file = (status.st_dev, status.st_ino)
+        """Remember which SQLite files these are, until ``dispose``."""
+        if self.path is None:
+            return
+        if self._holder is None:
+            self._holder = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self._holder.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the files beside it
+        real = self.path.resolve()  # beside it SQLite has its files
+        for suffix in ("", "-wal", "-shm"):
+            file = real.with_name(real.name + suffix) if suffix else self.path
+            with suppress(FileNotFoundError):  # where the file system cannot have a write-ahead log
+                status = file.stat()
+                self._files[file] = (status.st_dev, status.st_ino)
 
     def prove_file(self) -> None:
-        """Raise DatabaseAway if the SQLite file was removed, replaced or emptied: what is written would be lost."""
-        if self.path is None or self._file is None:
-            return
-        try:
-            status = self.path.stat()
-        except OSError:
-            status = None
-        if status is None or (status.st_dev, status.st_ino) != self._file or status.st_size == 0:
-            detail = (
-                f"{self.path} was removed, replaced or emptied while the service uses it. Stop the service and bring"
-            )
-            raise DatabaseAway(outages.DAMAGED, f"{detail} back a copy of the file.", outages.LATER_S)
+        """Raise DatabaseAway if a SQLite file was removed, replaced or emptied: what is written would be lost."""
+        for file, noted in self._files.items():
+            try:
+                status = file.stat()
+            except OSError:
+                status = None
+            if (
+                status is None
+                or (status.st_dev, status.st_ino) != noted
+                # A log that was written back to the database may be empty.
+                or (status.st_size == 0 and file == self.path)
+            ):
+                detail = f"{file} was removed, replaced or emptied while the service uses it."
+                detail += " Stop the service and bring back a copy of the database."
+                raise DatabaseAway(outages.DAMAGED, detail, outages.LATER_S)
+
+    @contextmanager
+    def _proved_file(self) -> Iterator[None]:
+        """Prove the file before a connection is made, which would make a new file; writers are here one by one."""
+        if self._files and time.monotonic() - self._proved > PROVED_S:
+            self.prove_file()
+            self._proved = time.monotonic()
+        yield
 
     @contextmanager
     def explained(self, *, looking: bool = False) -> Iterator[None]:
@@ -184,6 +212,10 @@ class Database:
             self._guard = None
         self.engine.dispose()
         self._lookers.dispose()
+        self._files = {}
+        if self._holder is not None:
+            self._holder.close()
+            self._holder = None
 
 
 def make_url_or_explain(url: str) -> Any:

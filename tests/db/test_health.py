@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from blockstore.db import health, migrations, outages
+from blockstore.db import health, migrations, outages, session
 from blockstore.db.health import Health
 from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
+from blockstore.errors import DatabaseAway
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
     made = Database(f"sqlite:///{tmp_path}/blockstore.db")
     migrations.upgrade(made)
-    with made.write() as session:
-        session.add(ServiceRow(binary="cinder-volume", host="h"))
+    with made.write() as writing:
+        writing.add(ServiceRow(binary="cinder-volume", host="h"))
     made.note_file()
     yield made
     made.dispose()
@@ -72,10 +73,15 @@ def test_locked_database_is_told_within_a_second_and_then_at_once(
     raise AssertionError(asked.complaint())
 
 
-@pytest.mark.parametrize("how", ["removed", "replaced", "emptied"])
-def test_file_that_is_not_the_one_of_the_start(db: Database, asked: Health, how: str) -> None:
+@pytest.mark.parametrize("how", ["removed", "replaced", "emptied", "without -wal", "without -shm"])
+def test_file_that_is_not_the_one_of_the_start(
+    db: Database, asked: Health, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PROVED_S", 0)
     assert db.path is not None
-    if how == "emptied":
+    if how.startswith("without"):
+        db.path.with_name(db.path.name + how.removeprefix("without ")).unlink()
+    elif how == "emptied":
         db.path.write_bytes(b"")
     else:
         copy = db.path.read_bytes()
@@ -84,11 +90,30 @@ def test_file_that_is_not_the_one_of_the_start(db: Database, asked: Health, how:
             db.path.with_name("keeps its number").touch()
             db.path.write_bytes(copy)
     assert asked.complaint() == outages.DAMAGED
+    with pytest.raises(DatabaseAway) as raised, db.write():
+        pass
+    assert (raised.value.message, raised.value.wait_s) == (outages.DAMAGED, outages.LATER_S)
+
+
+def test_files_stay_when_no_connection_is_left(db: Database, asked: Health) -> None:
+    db.engine.dispose()
+    db._lookers.dispose()
+    assert asked.complaint() is None
+
+
+def test_many_writes_share_a_proof(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "PROVED_S", 60)
+    proofs: list[None] = []
+    monkeypatch.setattr(db, "prove_file", lambda: proofs.append(None))
+    for _ in range(10):
+        with db.write():
+            pass
+    assert len(proofs) <= 1
 
 
 def test_tables_that_are_empty_suddenly(db: Database, asked: Health) -> None:
-    with db.write() as session:
-        session.query(ServiceRow).delete()
+    with db.write() as writing:
+        writing.query(ServiceRow).delete()
     assert asked.complaint() == health.EMPTIED
 
 
