@@ -61,7 +61,7 @@ class ServiceConfig:
     )
     policy_file: Path | None = option(  # noqa: RUF009
         "Rules of your own, as oslo.policy reads them; by default policy.yaml in the state directory, if it is there."
-        " Needs blockstore[policy]. Read again when it changes.",
+        " Needs blockstore[policy]. Read again when it changes. Refused when other users could change it.",
         None,
     )
     public_endpoint: str = option(

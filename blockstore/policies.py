@@ -5,6 +5,7 @@ Rule names and levels are those of the reference, so an operator's knowledge car
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
@@ -204,14 +205,14 @@ _ROLES: Mapping[Level, frozenset[str]] = {
 class Policy:
     """The rules in force: those above, and what a policy file puts over them, read again when it changes."""
 
-    def __init__(self, file: Path | None = None, load: Callable[[Path], Overrides] | None = None) -> None:
-        """``file`` need not be there; ``load`` reads it. Raises ConfigError when it cannot be used."""
+    def __init__(self, file: Path | None = None, load: Callable[[Path], Overrides | None] | None = None) -> None:
+        """``file`` need not be there; ``load`` reads it, and gives None if it is not. Raises ConfigError."""
         self._file, self._load = file, load
         self._seen: tuple[int, ...] | None = None
         self._overrides: Overrides | None = None
         if file is not None and load is not None:
             self._seen = _signature(file)
-            self._overrides = load(file) if self._seen else None
+            self._overrides = load(file)
 
     def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
         """Say whether these roles make an administrator."""
@@ -240,10 +241,14 @@ class Policy:
         if seen != self._seen:
             self._seen = seen
             try:
-                self._overrides = self._load(self._file) if seen else None
-                log.warning("policies read again: %s", self._file if seen else f"{self._file} is gone")
+                self._overrides = self._load(self._file)
             except ConfigError as exc:  # what was right until now is safer than nothing
                 log.error("policies not changed: %s", exc)
+            except Exception as exc:
+                said = " ".join(str(exc).split())
+                log.error("policies not changed: %s cannot be read: %s: %s", self._file, type(exc).__name__, said)
+            else:
+                log.warning("policies read again: %s", self._file if self._overrides else f"{self._file} is gone")
         return self._overrides
 
 
@@ -258,8 +263,11 @@ class Overrides(Protocol):
 
 
 def _signature(file: Path) -> tuple[int, ...] | None:
+    """Return what changes when the file does, its owner and mode included; None if it is not there."""
     try:
         found = file.stat()
     except FileNotFoundError:
-        return None
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
+        return (errno.ENOENT,) if file.is_symlink() else None
+    except OSError as exc:
+        return (exc.errno or 0,)
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev)

@@ -5,16 +5,25 @@ Imported only where there is such a file. The defaults decide as ``policies.py``
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Collection
+import os
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from blockstore.context import RequestContext
-from blockstore.errors import ConfigError
+from blockstore.errors import ConfigError, ServiceUnavailable, is_out_of_files
 from blockstore.policies import IMPLIED, RULES, Level
+from blockstore.repeats import Repeats
+from blockstore.trusted_paths import weak_place
 
 log = logging.getLogger(__name__)
+repeats = Repeats(log)
+
+REMOTE_TIMEOUT_S = 2.0
+"""What the server of an ``http:`` rule may take of the only thread that answers."""
 
 HELPERS = {
     "context_is_admin": "role:admin",
@@ -46,18 +55,24 @@ class PolicyFile:
             ) from exc
         conf = cfg.ConfigOpts()
         conf([], project="blockstore", default_config_files=[], default_config_dirs=[])
-        self._enforcer: Any = policy.Enforcer(conf, policy_file=str(file))
+        # Without use_conf it reads no file: it would do so by the path, within a request, and look for others.
+        self._enforcer: Any = policy.Enforcer(conf, use_conf=False)
+        conf.set_override("remote_timeout", REMOTE_TIMEOUT_S, group="oslo_policy")
         defaults = {**HELPERS, **{rule: CHECKS[level] for rule, level in RULES.items()}}
-        for name, check in defaults.items():
-            self._enforcer.register_default(policy.RuleDefault(name, check))
         try:
-            self._enforcer.load_rules()
-            # Not check_rules(), which only says that something is wrong; and a cycle would be met by a request.
-            rules = self._enforcer.file_rules
-            self._enforcer.check_rules(raise_on_violation=True)
+            said = policy.parse_file_contents(_read(file))
+            if not isinstance(said, dict) or not all(isinstance(name, str) for name in said):
+                raise ConfigError("it has to be a mapping from names of rules to checks")
+            with _complaints() as complaints:
+                rules = policy.Rules.from_dict({**defaults, **said})
+                self._enforcer.set_rules(rules)
+                self._enforcer.check_rules()  # a cycle would be met by a request
+            if complaints:
+                raise ConfigError(complaints[0])
         except Exception as exc:  # its parser, YAML's, and the file system each have errors of their own
-            raise ConfigError(f"{file}: it cannot be used as a policy file: {' '.join(str(exc).split())}") from None
-        self.overridden = frozenset(rules)
+            why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+            raise ConfigError(f"{file}: it cannot be used as a policy file: {' '.join(why.split())}") from None
+        self.overridden = frozenset(said)
         for name in sorted(self.overridden - defaults.keys()):
             log.info("%s: the rule %s is not one of this service; only other rules can use it", file, name)
 
@@ -68,7 +83,7 @@ class PolicyFile:
     def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
         """Say whether these roles make an administrator: the rule context_is_admin."""
         creds = {"roles": sorted(roles), "user_id": user_id, "project_id": project_id}
-        return bool(self._enforcer.enforce(CREATES_CONTEXT, {"project_id": project_id, "user_id": user_id}, creds))
+        return self._decide(CREATES_CONTEXT, {"project_id": project_id, "user_id": user_id}, creds)
 
     def allowed(self, ctx: RequestContext, rule: str) -> bool:
         """Say whether a caller satisfies a rule, on what belongs to the caller's own project."""
@@ -79,7 +94,51 @@ class PolicyFile:
             "is_admin": ctx.is_admin,
             "is_admin_project": True,
         }
-        return bool(self._enforcer.enforce(rule, {"project_id": ctx.project_id, "user_id": ctx.user_id}, creds))
+        return self._decide(rule, {"project_id": ctx.project_id, "user_id": ctx.user_id}, creds)
+
+    def _decide(self, rule: str, target: dict[str, str], creds: dict[str, Any]) -> bool:
+        """Return what a rule says. Raises ServiceUnavailable when it says nothing: a server it asks does not answer."""
+        try:
+            return bool(self._enforcer.enforce(rule, target, creds))
+        except Exception as exc:
+            if is_out_of_files(exc):
+                raise
+            why = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
+            repeats.log(logging.ERROR, rule, "the policy rule %s decides nothing: %s", rule, why)
+            raise ServiceUnavailable.for_everybody(
+                f"The policy rule {rule} could not be decided. Try again in a moment, or ask your administrator."
+            ) from None
+
+
+def _read(file: Path) -> bytes:
+    """Return what a file holds. Raises ConfigError for one that is not plain, or that others could change; OSError."""
+    if reason := weak_place(file, {0, os.geteuid()}):
+        raise ConfigError(f"others could change it, for {reason}")
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # an open would wait for ever on a pipe
+    with os.fdopen(fd, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ConfigError("it is not a plain file")
+        return opened.read()
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collect what oslo.policy only logs, some of it with a traceback: rules that it does not understand."""
+    found: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            found.append(record.getMessage())
+        return False
+
+    loggers = [logging.getLogger(f"oslo_policy.{name}") for name in ("_parser", "policy")]
+    for logger in loggers:
+        logger.addFilter(collect)
+    try:
+        yield found
+    finally:
+        for logger in loggers:
+            logger.removeFilter(collect)
 
 
 def with_implied(roles: Collection[str]) -> frozenset[str]:

@@ -64,7 +64,7 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, names: int = 1) -> int:
 
     ``names``: how many hard links the file may have. Raise PermissionError for anything else.
     """
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # an open would wait for ever on a pipe
     if flags & os.O_CREAT:
         try:
             fd = os.open(path, flags | os.O_EXCL, 0o600)
@@ -75,7 +75,7 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, names: int = 1) -> int:
         else:
             os.fchmod(fd, 0o600)  # whatever the umask took
             return fd
-    check_file(path, names=names)  # before the open, which would wait for ever on a pipe
+    check_file(path, names=names)  # before the open, which has effects on some devices
     try:
         fd = os.open(path, flags)
     except OSError as exc:

@@ -264,10 +264,13 @@ def policy_file(config: Config) -> Path:
 def load_policy(config: Config) -> Policy:
     """Return the rules in force. Raises ConfigError."""
 
-    def read(_file: Path) -> Overrides:
+    def read(_file: Path) -> Overrides | None:
+        file = policy_file(config)  # checked again: it may be another file than at the start
+        if not os.path.lexists(file):
+            return None
         from blockstore.policy_file import PolicyFile  # it takes longer to import than the rest of a start
 
-        return PolicyFile(policy_file(config))  # checked again: it may be another file than at the start
+        return PolicyFile(file)
 
     return Policy(policy_file(config), read)
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from blockstore import policy_file
 from blockstore.cli import main
+from blockstore.config import ServiceConfig
 from blockstore.context import RequestContext
 from blockstore.errors import ConfigError
 from blockstore.policies import RULES, Policy
 from blockstore.policy_file import PolicyFile, with_implied
+from blockstore.repeats import Repeats
 from blockstore.service import Service
-from tests.conftest import Client
+from tests.conftest import Client, Served
 
 
 def caller(*roles: str) -> RequestContext:
@@ -92,3 +98,159 @@ def test_check_explains(tmp_path: Path) -> None:
     assert code == 1
     assert "Did you mean volume:create" in text
     assert "policy file" in said("list")[1]
+
+
+# --- a file that changes while the service runs --------------------------------------------------------------
+
+OURS = '"volume:create": "role:builder"\n'
+BODY = {"volume": {"size": 1}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"volume:create": "role:nobody\n : [\n',
+        "- a\n- b\n",
+        "42",
+        "7: role:a",
+        '!!python/object/apply:os.getpid ["x"]\n',
+        "&a [*a, *a]\n",
+        '"volume:create": "@@@ not a rule ("\n',
+        '"volume:create": "role:a or @@@"\n',
+        '"volume:create": "rule:not_there"\n',
+        '"volume:create": "rule:volume:create"\n',
+        '"volume:create": 7\n',
+        "\0",
+    ],
+)
+def test_what_cannot_be_read_leaves_the_rules_and_logs_one_sentence(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(OURS)
+    policy = Policy(file, PolicyFile)
+    caplog.clear()
+    file.write_text(text)
+    for _ in range(3):
+        assert policy.allowed(caller("builder"), "volume:create")
+        assert not policy.allowed(caller("member"), "volume:create")
+    (line,) = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert line.getMessage().startswith(f"policies not changed: {file}: it cannot be used as a policy file: ")
+    assert line.exc_info is None
+    assert "\n" not in line.getMessage()
+
+
+def test_whatever_the_reader_raises_leaves_the_rules(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(OURS)
+    fails = False
+
+    def load(path: Path) -> PolicyFile:
+        if fails:
+            raise MemoryError("a\nb")
+        return PolicyFile(path)
+
+    policy = Policy(file, load)
+    fails = True
+    file.write_text(OURS * 2)
+    assert policy.allowed(caller("builder"), "volume:create")
+    assert caplog.messages == [f"policies not changed: {file} cannot be read: MemoryError: a b"]
+
+
+@pytest.mark.parametrize("how", ["writable", "link", "dangling", "loop", "pipe", "directory"])
+def test_a_file_is_opened_as_at_the_start(start_service: Callable[..., Service], tmp_path: Path, how: str) -> None:
+    service = start_service()
+    file, elsewhere = service.state_dir / "policy.yaml", tmp_path / "elsewhere"
+    builder = Client(service, **{"X-Roles": "builder", "X-Project-Id": "p"})
+    file.write_text(OURS)
+    assert builder("POST", "/volumes", BODY).status == 202
+    elsewhere.write_text('"volume:create": "!"\n')
+    file.unlink()
+    if how == "writable":
+        file.write_text('"volume:create": "!"\n')
+        file.chmod(0o666)
+    elif how == "pipe":
+        os.mkfifo(file)
+    elif how == "directory":
+        file.mkdir()
+    else:
+        file.symlink_to({"link": elsewhere, "dangling": tmp_path / "nothing", "loop": file}[how])
+    for _ in range(2):
+        assert builder("POST", "/volumes", BODY).status == 202
+    builder.wait_idle()
+
+
+def test_a_mode_that_is_mended_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(OURS)
+    policy = Policy(file, PolicyFile)
+    file.write_text('"volume:create": "role:mender"\n')
+    file.chmod(0o666)
+    assert policy.allowed(caller("builder"), "volume:create")
+    file.chmod(0o600)
+    assert policy.allowed(caller("mender"), "volume:create")
+
+
+def test_a_named_file_that_goes_leaves_the_rules(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    file = tmp_path / "ours.yaml"
+    file.write_text(OURS)
+    service = start_service(service=ServiceConfig(policy_file=file))
+    file.unlink()
+    assert Client(service, **{"X-Roles": "member"})("POST", "/volumes", BODY).status == 403
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_rule_that_asks_a_server_that_does_not_answer(
+    start_service: Callable[..., Service],
+    hangs: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(policy_file, "REMOTE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(policy_file, "repeats", Repeats(policy_file.log))
+    service = start_service()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if hangs:
+            server.listen()
+        port = server.getsockname()[1]
+        (service.state_dir / "policy.yaml").write_text(f'"volume:create": "http://127.0.0.1:{port}/x"\n')
+        client = Client(service)
+        for _ in range(2):
+            refused = client("POST", "/volumes", BODY)
+            assert refused.status == 503
+            assert refused.message.startswith("The policy rule volume:create could not be decided.")
+        assert client("GET", "/volumes").status == 200
+    assert len([text for text in caplog.messages if text.startswith("the policy rule volume:create decides")]) == 1
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_served_process_outlives_what_is_done_to_its_policies(serve: Callable[..., Served]) -> None:
+    served = serve("[backend:m]\nplugin = memory\n")
+    file = served.state_dir / "policy.yaml"
+
+    def status(roles: str) -> int:
+        request = urllib.request.Request(
+            f"{served.url}/volumes",
+            method="POST",
+            data=b'{"volume": {"size": 1}}',
+            headers={"Content-Type": "application/json", "X-Roles": roles},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as exc:
+            return exc.code
+
+    file.write_text(OURS)
+    assert (status("builder"), status("member")) == (202, 403)
+    file.write_text("- a\n- b\n")
+    assert (status("builder"), status("member")) == (202, 403)
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    assert (status("builder"), status("member")) == (202, 403)
+    file.unlink()
+    assert (status("builder"), status("member")) == (403, 202)
+    said = served.log.read_text()
+    assert said.count("policies not changed") == 2
+    assert "Traceback" not in said
