@@ -20,6 +20,7 @@ import click
 from blockstore import __version__, address
 from blockstore.config import SECTIONS, Config, PoolConfig, as_text, load, parse_listen
 from blockstore.errors import BlockstoreError, DatabaseAway
+from blockstore.logs import printable
 
 _config_option = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="Configuration file; the defaults without it."
@@ -45,7 +46,7 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
             return ctx.invoke(function, config=config, **kw)
         except BlockstoreError as exc:
             said = f"the database cannot be used: {exc.detail}" if isinstance(exc, DatabaseAway) else exc.message
-            click.echo(f"blockstore: {said}", err=True)
+            click.echo(f"blockstore: {printable(said)}", err=True)
             sys.exit(1)
         except _database_errors() as exc:
             said = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), type(exc).__name__)
@@ -292,7 +293,7 @@ def order_show(config: Config, order_id: str) -> None:
         ("reason", row.reason or "-"),
         ("details", json.dumps(row.body)),
     ):
-        click.echo(f"{name:10} {value}")
+        click.echo(f"{name:10} {printable(str(value))}")
 
 
 @order.command("cancel")
@@ -1078,6 +1079,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
     if not rows:
         click.echo(empty)
         return
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        click.echo("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    # Tenants choose names that an administrator's terminal must not obey.
+    shown = [[printable(str(cell)) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(header))]
+    for row in shown:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

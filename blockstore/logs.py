@@ -30,6 +30,11 @@ def bounded(text: str, most: int) -> str:
     return f"{text[: most - end - 1]}\N{HORIZONTAL ELLIPSIS}{text[-end:]}"
 
 
+def printable(text: str) -> str:
+    """Return a text with the characters escaped that forge lines or speak to a terminal."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     """Set format and level of the whole process; call again to change them."""
     handler = logging.StreamHandler(stream or sys.stderr)
@@ -55,7 +60,7 @@ class Plain(logging.Formatter):
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         # One event, one line: nothing a client sends can forge another, or speak to the reader's terminal.
-        return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+        return printable(line)
 
 
 class Json(logging.Formatter):

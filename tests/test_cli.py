@@ -439,3 +439,13 @@ def test_a_password_is_checked_as_the_api_checks_it(tmp_path: Path) -> None:
     assert "user.password" in line
     assert "at most 4096 are allowed" in line
     assert "canary" not in line
+
+
+def test_names_that_tenants_choose_do_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from blockstore import cli
+
+    cli._table(("NAME", "HOST"), [("a", "\x1b]0;title\x07\x1b[2J\nforged"), ("b", "c")], empty="")
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert len(said.splitlines()) == 3
+    assert r"\x1b[2J\nforged" in said

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockstore.address import network_of
-from blockstore.server.pace import acked
+from blockstore.server.pace import acked, silent_s
 
 HEAD_S = 10.0
 """Seconds in which the head of a request must arrive, and after which a connection without requests is closed."""
@@ -31,6 +31,7 @@ LEAST_RATE = 1024
 """Bytes per second at which a reply must be taken."""
 AFTER_ARRIVAL_S = 0.25
 WHILE_OPEN_S = 5.0
+JUST_S = 0.1
 CROWDED, ROOMY = 0.8, 0.7
 """When more than the first part of the limit is open, connections are closed down to the second part of it."""
 
@@ -137,20 +138,29 @@ class Connections:
                 pause_s = AFTER_ARRIVAL_S if crowded else WHILE_OPEN_S
                 self._sweep = asyncio.get_running_loop().call_later(pause_s, self._swept)
 
+    def shut_idle(self) -> None:
+        """Shut every connection of which no request is being answered: for a stop, which waits for the others."""
+        for peer, descriptor in dict(self._present()).items():
+            known = self._open.get(peer)
+            if known is None or not known.answering:
+                self._shut(peer, descriptor)
+
     # --- the sweep ------------------------------------------------------------------------------------------
 
     def sweep(self) -> bool:
         """Shut the connections that are too slow, and those that are too many; return True if some were too many.
 
-        One that no earlier sweep has seen is left, since its first request may be on the way.
+        One that no earlier sweep has seen and that has just come or spoken is left, since its first request may be on
+        the way.
         """
         now = time.monotonic()
         present = dict(self._present())
         # A request that began after the table was read is of a connection that is not in it.
         self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
-        young = present.keys() - self._open.keys()
+        new = {peer: _silent_s(present[peer]) for peer in present.keys() - self._open.keys()}
+        young = {peer for peer, silent in new.items() if silent < JUST_S}
         for peer, descriptor in present.items():
-            known = self._open.setdefault(peer, Open(since=now, last=now))
+            known = self._open.setdefault(peer, Open(since=now, last=now - new.get(peer, 0)))
             known.descriptor = descriptor
             if not known.busy:
                 self._note_progress(known, descriptor, now)
@@ -227,6 +237,17 @@ def _is_slow(known: Open, now: float) -> bool:
         return False  # its body and its reply have deadlines of their own
     # granian ends these itself, when nothing keeps it from looking; the grace leaves it the time.
     return now - known.last > (STALLED_S if known.requests else HEAD_S + 1)
+
+
+def _silent_s(descriptor: int) -> float:
+    """Return the seconds since a connection was made or last spoke."""
+    with contextlib.suppress(OSError):
+        one = socket.socket(fileno=descriptor)
+        try:
+            return silent_s(one)
+        finally:
+            one.detach()
+    return 0.0
 
 
 def _acked(descriptor: int) -> int:

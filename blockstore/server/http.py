@@ -117,7 +117,11 @@ class HttpServer:
     def stop(self) -> None:
         """Take no more requests; from any thread and from a signal handler."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._server.stop)
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self._server.stop()  # type: ignore[no-untyped-call]
+        self._connections.shut_idle()  # granian would wait for each that has begun a request
 
 
 class _Granian(Server):

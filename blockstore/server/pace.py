@@ -25,12 +25,22 @@ _ACKED = struct.Struct("=Q")
 _ACKED_AT = 120
 """Offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h)."""
 
+_SILENT_MS = struct.Struct("=I")
+_SILENT_MS_AT = 52
+"""Offset of tcpi_last_data_recv."""
+
 
 def acked(one: socket.socket) -> int:
     """Return the bytes that the other end of a connection has confirmed; 0 for one that has ended."""
     with contextlib.suppress(OSError, struct.error):
         return int(_ACKED.unpack_from(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
     return 0
+
+
+def silent_s(one: socket.socket) -> float:
+    """Return the seconds since a connection was made, or since the other end last sent something."""
+    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+    return int(_SILENT_MS.unpack_from(info, _SILENT_MS_AT)[0]) / 1000
 
 
 def has_left(descriptor: int) -> bool:

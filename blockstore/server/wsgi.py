@@ -400,12 +400,11 @@ def environ_of(scope: Scope, headers: dict[str, str], body: Buffered | Streamed)
     """Return the WSGI environment (PEP 3333) of a request."""
     address, _, port = scope.client.rpartition(":")
     server, _, server_port = scope.server.rpartition(":")
-    path = scope.path
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": path if path.isascii() else path.encode().decode("latin-1"),
-        "QUERY_STRING": scope.query_string,
+        "PATH_INFO": _bytes_as_text(scope.path),
+        "QUERY_STRING": _bytes_as_text(scope.query_string),
         "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
         "SERVER_NAME": server.strip("[]"),
         "SERVER_PORT": server_port,
@@ -432,3 +431,7 @@ def environ_of(scope: Scope, headers: dict[str, str], body: Buffered | Streamed)
     if scope.authority:
         environ["HTTP_HOST"] = quote(scope.authority, safe=":[]@")  # RFC 9112: the request line counts, not Host
     return environ
+
+
+def _bytes_as_text(text: str) -> str:
+    return text if text.isascii() else text.encode().decode("latin-1")

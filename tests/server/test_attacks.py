@@ -226,6 +226,20 @@ def test_few_open_files_are_kept_for_the_work(tmp_path: Path) -> None:
     assert served.log.read_text().count("\n") < 60, "one line for each connection is a flood"
 
 
+def test_a_stop_is_clean_whatever_strangers_have_begun(tmp_path: Path) -> None:
+    served = Served(tmp_path / "s")
+    attacked = Attacked(served, None)
+    head = b"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Length: 500\r\n\r\n{"
+    with begun(attacked, b"GET /v3 HT"), begun(attacked, head), attacked.tcp():
+        time.sleep(0.2)
+        before = time.monotonic()
+        assert served.stop() == 0
+        assert time.monotonic() - before < 4
+    log = served.log.read_text()
+    assert "nothing was cut off" in log
+    assert "Traceback" not in log
+
+
 def create(attacked: Attacked) -> str:
     body = b'{"volume": {"size": 1}}'
     head = f"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -77,6 +78,29 @@ def test_what_is_over_the_bound_of_an_address_is_closed_those_that_never_asked_f
     assert held.sweep()
     assert {asking, asked, other} <= callers.open()
     assert len(callers.open()) == 4
+
+
+def test_who_comes_again_and_says_nothing_is_spared_for_a_moment_only(
+    listener: socket.socket, callers: Callers
+) -> None:
+    held = Connections(listener, limit=100, per_address=3)
+    for _ in range(7):
+        callers.come()
+    time.sleep(connections.JUST_S + 0.05)
+    for _ in range(2):
+        callers.come()
+    assert held.sweep()
+    assert len(callers.open()) == 3
+
+
+def test_a_stop_ends_those_that_are_not_answered(listener: socket.socket, callers: Callers) -> None:
+    held = Connections(listener, limit=100, per_address=100)
+    asking, half, _silent = (callers.come() for _ in range(3))
+    held.begin(asking)
+    held.arrive(asking)
+    held.begin(half)
+    held.shut_idle()
+    assert callers.open() == {asking}
 
 
 def test_a_trusted_proxy_has_no_bound_of_its_own(listener: socket.socket, callers: Callers) -> None:

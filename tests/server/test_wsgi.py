@@ -150,6 +150,14 @@ def test_the_environment_is_that_of_pep_3333(port: int) -> None:
     assert not {"HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"} & environ.keys()
 
 
+def test_what_is_not_ascii_in_a_path_or_a_query_arrives_as_bytes(port: int) -> None:
+    with connect(port) as one:
+        one.sendall("GET /a%C3%A9?n=é&m=漢 HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        environ = json.loads(reply_of(one)[2])
+    assert environ["PATH_INFO"].encode("latin-1").decode() == "/aé"
+    assert environ["QUERY_STRING"].encode("latin-1").decode() == "n=é&m=漢"
+
+
 def test_a_name_with_an_underscore_is_not_that_with_a_hyphen(port: int) -> None:
     environ = told(port, "GET / HTTP/1.1\r\nHost: a\r\nX_Auth_Token: forged\r\nX-Roles: right\r\nX_Roles: forged")
     assert "HTTP_X_AUTH_TOKEN" not in environ
