@@ -42,8 +42,7 @@ _DESCRIPTORS = Path("/proc/self/fd")
 class Open:
     """One open connection."""
 
-    since: float
-    last: float = 0.0
+    last: float
     """When its last request began or ended, or when bytes of its reply were last taken."""
     requests: int = 0
     """Requests of it that arrived whole."""
@@ -92,7 +91,7 @@ class Connections:
     def begin(self, peer: str) -> None:
         """Note that a request of ADDRESS:PORT has begun."""
         now = time.monotonic()
-        known = self._open.setdefault(peer, Open(since=now))
+        known = self._open.setdefault(peer, Open(last=now))
         known.busy += 1
         known.last = now
 
@@ -160,7 +159,7 @@ class Connections:
         new = {peer: _silent_s(present[peer]) for peer in present.keys() - self._open.keys()}
         young = {peer for peer, silent in new.items() if silent < JUST_S}
         for peer, descriptor in present.items():
-            known = self._open.setdefault(peer, Open(since=now, last=now - new.get(peer, 0)))
+            known = self._open.setdefault(peer, Open(last=now - new.get(peer, 0)))
             known.descriptor = descriptor
             if not known.busy:
                 self._note_progress(known, descriptor, now)
