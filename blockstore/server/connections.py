@@ -32,6 +32,8 @@ LEAST_RATE = 1024
 AFTER_ARRIVAL_S = 0.25
 WHILE_OPEN_S = 5.0
 JUST_S = 0.1
+FEW, LOOKS = 64, 5
+"""So many connections are looked through for one; among more, the next sweep is waited for."""
 CROWDED, ROOMY = 0.8, 0.7
 """When more than the first part of the limit is open, connections are closed down to the second part of it."""
 
@@ -108,15 +110,16 @@ class Connections:
             known.answering -= arrived
             known.last = time.monotonic()
 
-    def descriptor(self, peer: str) -> int | None:
-        """Return the file descriptor of the connection to ADDRESS:PORT; None if it has ended. From any thread."""
-        known = self._open.get(peer)
-        guess = None if known is None else known.descriptor
-        if guess is not None:
-            with contextlib.suppress(OSError):
-                if self._peer(guess) == peer:
-                    return guess
-        return dict(self._present()).get(peer)
+    async def locate(self, peer: str) -> int | None:
+        """Return the file descriptor of the connection to ADDRESS:PORT; None if it has ended."""
+        for _ in range(LOOKS):
+            known = self._open.get(peer)
+            if known is not None and known.descriptor is not None and self._peer_or_none(known.descriptor) == peer:
+                return known.descriptor
+            if len(self._open) <= FEW:
+                return dict(self._present()).get(peer)
+            await asyncio.sleep(AFTER_ARRIVAL_S / 2)  # the sweep that follows its arrival looks for all at once
+        return None
 
     def _arrived(self) -> None:
         self._arrivals.poll(0)
@@ -223,6 +226,11 @@ class Connections:
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         finally:
             one.detach()
+
+    def _peer_or_none(self, descriptor: int) -> str | None:
+        with contextlib.suppress(OSError):
+            return self._peer(descriptor)
+        return None
 
     def _shut(self, peer: str, descriptor: int) -> None:
         # Of a copy: the number may belong to another file by now, the copy cannot.

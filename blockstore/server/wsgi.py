@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -120,27 +121,27 @@ class Adapter:
     ) -> Buffered | Streamed:
         """Return the body of a request. Raises Refused when it arrives too slowly, or too many are held."""
         if self._is_transfer(scope.method, scope.path):
-            return Streamed(proto, asyncio.get_running_loop(), lambda: self._has_left(scope.client))
-        chunked = "transfer-encoding" in headers
+            return Streamed(proto, asyncio.get_running_loop(), functools.partial(self._has_left, scope.client))
+        if "transfer-encoding" in headers:  # of a body that is cut off granian says that it has ended
+            raise Refused(411, "A request has a Content-Length.")
         length = int(headers.get("content-length") or 0)
-        if not chunked and not 0 < length <= MAX_BODY_BYTES:
+        if not 0 < length <= MAX_BODY_BYTES:
             return Buffered(b"", length, 0)  # empty, or refused by the application for its length, and never read
-        counted = MAX_BODY_BYTES if chunked else 0 if length <= SMALL_BODY_BYTES else length
+        counted = 0 if length <= SMALL_BODY_BYTES else length
         if counted and not self._bodies.has_room(caller, counted):
             raise Refused(503, "Too many long requests are being received at once. Try again in a moment.")
         self._bodies.take(caller, counted)
         try:
             content = await _received(proto)
-            # granian ends a body that is cut off like any other.
-            if len(content) < length or (chunked and len(content) <= MAX_BODY_BYTES and self._has_left(scope.client)):
+            if len(content) < length:
                 raise Refused(400, "The connection was closed before the end of the body.")
         except BaseException:
             self._bodies.give_back(caller, counted)
             raise
         return Buffered(content, len(content), counted)
 
-    def _has_left(self, peer: str) -> bool:
-        descriptor = self._connections.descriptor(peer)
+    async def _has_left(self, peer: str) -> bool:
+        descriptor = await self._connections.locate(peer)
         return descriptor is None or has_left(descriptor)
 
     # --- the application ------------------------------------------------------------------------------------
@@ -194,7 +195,8 @@ class Adapter:
             pieces: Iterable[bytes] = self._application(environ, start_response)
             try:
                 if peer is not None:
-                    _stream(proto, loop, Pace(self._connections.descriptor(peer)), status, headers, pieces)
+                    located = asyncio.run_coroutine_threadsafe(self._connections.locate(peer), loop).result()
+                    _stream(proto, loop, Pace(located), status, headers, pieces)
                     return None
                 content = b"".join(pieces)
             finally:
@@ -224,7 +226,7 @@ class Adapter:
         def taken(count: int) -> None:
             sending.taken = count
 
-        pace = Pace(self._connections.descriptor(peer))
+        pace = Pace(await self._connections.locate(peer))
         try:
             transport = proto.response_stream(reply.status, reply.headers)
             view = memoryview(reply.content)
@@ -323,7 +325,9 @@ class Buffered:
 class Streamed(io.RawIOBase):
     """A body that arrives while a thread reads it."""
 
-    def __init__(self, proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, has_left: Callable[[], bool]) -> None:
+    def __init__(
+        self, proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, has_left: Callable[[], Awaitable[bool]]
+    ) -> None:
         self._pieces, self._loop, self._has_left = proto.__aiter__(), loop, has_left
         self._rest = memoryview(b"")
         self._count = self._size = 0
@@ -356,7 +360,7 @@ class Streamed(io.RawIOBase):
             return bytes(piece)
         except StopAsyncIteration:
             self._ended = True
-            if self._has_left():  # granian ends a body that is cut off like any other
+            if await self._has_left():  # granian ends a body that is cut off like any other
                 raise ConnectionError("The caller closed the connection before the end of the body.") from None
             return b""
         except ProtocolClosed as exc:
