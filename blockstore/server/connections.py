@@ -186,11 +186,14 @@ class Connections:
         excess = len(peers - ending) - int(self._limit * ROOMY)
         if len(peers - ending) <= self._limit * CROWDED:
             return ending
+        fair = self._limit * ROOMY / len(by_address)
         most = [(-len(those), address) for address, those in by_address.items()]
         heapq.heapify(most)
         while excess > 0 and most:
             _, address = heapq.heappop(most)
-            if (those := by_address[address]) and not self._open[those[0]].answering:
+            those = by_address[address]
+            # Who has more than his part is cut off in mid-answer, too: else whole requests would be a shield.
+            if those and (len(those) > fair or not self._open[those[0]].answering):
                 ending.add(those.pop(0))
                 excess -= 1
                 heapq.heappush(most, (-len(those), address))

@@ -143,6 +143,21 @@ def test_when_many_are_open_the_address_with_the_most_gives_way_and_half_a_reque
     assert len(callers.open()) == 7
 
 
+def test_when_many_are_open_no_answer_shields_who_has_more_than_his_part(
+    listener: socket.socket, callers: Callers
+) -> None:
+    held = Connections(listener, limit=10, per_address=100)
+    quiet = [callers.come("127.0.0.2") for _ in range(2)]
+    for _ in range(8):
+        peer = callers.come("127.0.0.3")
+        held.begin(peer)
+        held.arrive(peer)
+    held.sweep()
+    held.sweep()
+    assert set(quiet) <= callers.open()
+    assert len(callers.open()) == 7
+
+
 def test_who_says_nothing_is_closed_after_its_time_and_who_is_answered_is_not(
     listener: socket.socket, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
