@@ -102,7 +102,7 @@ def test_a_state_directory_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     done = run("--state-dir", str(tmp_path / "file"), "--config", str(without_identity(tmp_path)))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"blockstore: {tmp_path}/file/endpoint cannot be read: Not a directory.\n"
+    assert done.stderr == f"blockstore: The state directory {tmp_path}/file cannot be used: Not a directory.\n"
 
 
 def test_a_port_that_is_picked_at_the_start_is_not_guessed(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_words_of_a_token_are_kept_nowhere(people: People) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v3/volumes", "/v3/admin/volumes", "/v3/", "/v3/limits", "/identity/v3/users", "/identity/v3/auth/catalog"],
+    ["/v3/volumes", "/v3/admin/volumes", "/v3/limits", "/identity/v3/users", "/identity/v3/auth/catalog"],
 )
 @pytest.mark.parametrize("token", [None, "", "x", "A" * 43, "é", "x" * 5000, "' OR 1=1 --"])
 def test_without_a_good_token_nobody_gets_in(town: People, path: str, token: str | None) -> None:

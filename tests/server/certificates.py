@@ -31,6 +31,7 @@ def certificate(directory: Path, *names: str, days: int = 1) -> tuple[Path, Path
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     paths = directory / "server.pem", directory / "server.key"
     paths[0].write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    paths[1].touch(mode=0o600)  # serve warns of a key that others may read
     paths[1].write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
