@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -66,10 +67,17 @@ def make(path: Path, host: str = "", **options: Any) -> NbdTarget:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on at this moment."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, and that the kernel gives to no client.
+
+    Else the connection of another process, or what is left of one for a minute, could take it between two exports.
+    """
+    end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(1000):
+        port = random.randrange(min(10000, end - 1), end)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise AssertionError(f"No port of {host} below {end} is free.")
 
 
 def volume(path: Path, name: str = "a:b, c", image_format: str = "raw", size: int = 64 * MIB) -> Path:
