@@ -44,12 +44,10 @@ class Nursery:
         return self.wait(self.start(log, function, *arguments))
 
     def close(self) -> None:
-        """End the interpreter; its children die with it."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        """End the interpreter; its children die with it. One that has failed is a failure of the tests that asked."""
+        with self._process, contextlib.suppress(BrokenPipeError):
+            assert self._process.stdin
+            self._process.stdin.close()
 
     def _ask(self, *words: Any) -> Any:
         assert self._process.stdin
