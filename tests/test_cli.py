@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import socket
@@ -26,7 +25,7 @@ from blockstore.backends.memory import MemoryBackend
 from blockstore.cli import main
 from blockstore.db.models import OrderRow
 from blockstore.db.session import Database
-from blockstore.manager import copying
+from blockstore.manager import copying, moving
 from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
 from blockstore.service import Service
 from tests.kill.invariants import check
@@ -334,7 +333,7 @@ def test_a_running_move_shows_its_progress_and_is_stopped(
     service = start_service(
         make_config(state, backends=(backend_section("a", "memory"), backend_section("b", "memory")))
     )
-    api, digest, gate, count = Client(service), copying._digest, threading.Event(), itertools.count()
+    api, half_way, gate = Client(service), threading.Event(), threading.Event()
     volume = api.volume(size=1)
     home = str(volume["os-vol-host-attr:host"])
     with service.backends[home].open_volume(f"volume-{volume['id']}", "r+b") as file:
@@ -342,18 +341,27 @@ def test_a_running_move_shows_its_progress_and_is_stopped(
             file.seek(place)
             file.write(b"some")
 
-    def wait_half_way(data: bytes) -> bytes:
-        assert next(count) < 10 or gate.wait(30)
-        return digest(data)
+    def waiting_half_way(*which: Any) -> Callable[[int], None]:
+        tell = settling.progress_of(*which)
 
-    monkeypatch.setattr(copying, "_digest", wait_half_way)
+        def told(percent: int) -> None:
+            tell(percent)
+            if percent >= copying.COPY_SHARE // 2:
+                half_way.set()
+                assert gate.wait(60)
+
+        return told
+
+    monkeypatch.setattr(moving, "progress_of", waiting_half_way)
     monkeypatch.setattr(settling, "PROGRESS_INTERVAL_S", 0)
     target = "blockstore@b" if home == "blockstore@a#a" else "blockstore@a"
     api("POST", f"/volumes/{volume['id']}/action", {"os-migrate_volume": {"host": target}})
-    shown = ""
+    assert half_way.wait(30)
+    shown, deadline = "", time.monotonic() + 20
     while not (found := re.search(r"(\S+) +MoveVolume +volume \S+ +running +(\d+) %", shown)):
+        assert time.monotonic() < deadline, shown  # it is noted once the order has taken a second
         shown = said("order", "list", "--state-dir", state)
-    assert 0 < int(found[2]) < copying.COPY_SHARE
+    assert copying.COPY_SHARE // 2 <= int(found[2]) < copying.COPY_SHARE
     assert f"progress   {found[2]} %" in said("order", "show", found[1], "--state-dir", state)
     assert (
         said("order", "cancel", found[1], "--state-dir", state)
