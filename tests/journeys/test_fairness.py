@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -83,24 +85,39 @@ def test_a_project_s_create_begins_while_another_has_sixty_in_line(
     service = start_service()
     busy, quiet = (Client(service, **{"X-Project-Id": name, "X-Roles": "member"}) for name in ("busy", "quiet"))
     workers = service.config.service.workers
-    begun, all_begun, gate = list[str](), threading.Semaphore(0), threading.Event()
+    begun, one_more, places = list[str](), threading.Semaphore(0), itertools.count()
+    first, others = threading.Event(), threading.Event()
     create = MemoryBackend.create_volume
 
     def stuck(self: MemoryBackend, name: str, *args: Any) -> None:
+        gate = first if next(places) <= workers else others
         begun.append(name)
-        all_begun.release()
+        one_more.release()
         assert gate.wait(60)
         create(self, name, *args)
+
+    def begin(count: int) -> None:
+        assert all(one_more.acquire(timeout=30) for _ in range(count))
 
     monkeypatch.setattr(MemoryBackend, "create_volume", stuck)
     try:
         for _ in range(60):
             assert busy("POST", "/volumes", {"volume": {"size": 1}}).status == 202
+        begin(workers)
         made = [quiet("POST", "/volumes", {"volume": {"size": 1}}).json["volume"]["id"] for _ in range(2)]
-        assert all(all_begun.acquire(timeout=30) for _ in range(workers + 1))
+        begin(1)
         assert begun[workers] == f"volume-{made[0]}"
+        (line,) = (one._waiting for one in service.bus._rooms["manager"].workers.values())
+        deadline = time.monotonic() + 30
+        while (line.waiting("busy"), line.waiting("quiet")) != (60 - workers, 1):  # the scheduler comes before it
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        # Then in turns: the second waits for no more than those that run.
+        first.set()
+        begin(workers)
+        assert f"volume-{made[1]}" in begun[workers + 1 :]
+        assert len(begun) == 2 * workers + 1
     finally:
-        gate.set()
+        first.set()
+        others.set()
     busy.wait_idle()
-    # Then in turns: the second has waited for what ran, and for one of the busy project's.
-    assert begun.index(f"volume-{made[1]}") <= 2 * (workers + 1)
