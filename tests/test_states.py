@@ -15,11 +15,12 @@ from blockstore import manager, orders, scheduler, states
 from blockstore.db import migrations
 from blockstore.db.models import OrderRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
-from blockstore.errors import StateConflict
+from blockstore.errors import Reason, StateConflict
 from blockstore.orders import KINDS, DeleteVolume, PlaceVolume, RevertVolume, from_stored, new_order_id
 from blockstore.states import ATTACHMENT, SNAPSHOT, VOLUME, A, Machine, S, V
 
 MACHINES = [VOLUME, SNAPSHOT, ATTACHMENT]
+REASON = Reason("The pool is full.", "There is no room.")
 
 
 @pytest.fixture
@@ -200,8 +201,8 @@ def test_row_and_order_are_born_together_or_not_at_all(db: Database) -> None:
     ("settle", "status", "state"),
     [
         (lambda session, order: states.settle(session, order, V.AVAILABLE), "available", "done"),
-        (lambda session, order: states.settle_failed(session, order, "because"), "error", "failed"),
-        (lambda session, order: states.settle_failed(session, order, "b", to=V.AVAILABLE), "available", "failed"),
+        (lambda session, order: states.settle_failed(session, order, REASON), "error", "failed"),
+        (lambda session, order: states.settle_failed(session, order, REASON, to=V.AVAILABLE), "available", "failed"),
     ],
 )
 def test_settling_closes_the_order_with_its_row(
@@ -224,6 +225,7 @@ def test_settling_closes_the_order_with_its_row(
         assert (stored.state, stored.finished_at is not None) == (state, True)
         if state == "failed":
             assert session.get_one(Snapshot, snapshot.id).status == "available"
+            assert (stored.reason, stored.public_reason) == REASON
 
 
 def test_settling_a_row_that_was_reset_leaves_it_and_says_so(db: Database) -> None:

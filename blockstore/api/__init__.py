@@ -79,31 +79,40 @@ ROOMS = (
 
 def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
     """Return the WSGI application; with ``login``, it has the Identity API too."""
+    return equipped(routed(with_identity=login is not None), core, login)
+
+
+def routed(*, with_identity: bool = False) -> Flask:
+    """Return an application that has its routes, and nothing yet to answer with."""
     app = Flask("blockstore", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
     app.url_map.converters |= {"project": paths.ProjectConverter, "key": paths.KeyConverter}
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
-    app.extensions[endpoint.CORE] = core
-    app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
-    app.wsgi_app = _patient(app.wsgi_app, core.waiting_room.entered)  # type: ignore[method-assign]
     blueprint = Blueprint("v3", __name__)
     endpoint.mount(blueprint, ROOMS)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(blueprint)
     app.register_blueprint(images.blueprint)
     app.register_blueprint(openapi.blueprint(ROOMS))
-    if login is not None:
-        app.extensions[identity.door.LOGIN] = login
+    if with_identity:
         app.register_blueprint(identity.blueprint())
     app.before_request(endpoint.before_request)
     app.after_request(endpoint.after_request)
     app.register_error_handler(Exception, faults.reply)
-    routes = (path for room in ROOMS for _, path in room.routes)
-    app.wsgi_app = paths.Normalized(app.wsgi_app, routes)  # type: ignore[method-assign]
+    return app
+
+
+def equipped(app: Flask, core: endpoint.Core, login: Login | None) -> Flask:
+    """Give an application what it answers with, and what stands in front of it."""
+    app.extensions[endpoint.CORE] = core
+    app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
+    if login is not None:
+        app.extensions[identity.door.LOGIN] = login
     service = core.config.service
     listen, _ = parse_listen(service.listen, "[service] listen")
+    routes = (path for room in ROOMS for _, path in room.routes)
     app.wsgi_app = address.AddressMiddleware(  # type: ignore[method-assign]
-        app.wsgi_app,
+        paths.Normalized(_patient(app.wsgi_app, core.waiting_room.entered), routes),
         own_host=address.own_host(listen, service.tls_certificate, service.tls_key),
         public_endpoint=service.public_endpoint,
         trusted=address.parse_networks(service.trusted_proxies),

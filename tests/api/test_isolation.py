@@ -87,7 +87,7 @@ BODIES: dict[str, Any] = {
     "PUT /clusters/enable": {"name": "never"},
     "PUT /clusters/disable": {"name": "never"},
     "POST /workers/cleanup": {},
-    "PUT /os-quota-sets/<target_project>": {"quota_set": {}},
+    "PUT /os-quota-sets/<target_project>": {"quota_set": {"volumes": 1}},
     "PUT /os-quota-class-sets/<class_name>": {"quota_class_set": {}},
     "PUT /os-services/get-log": {},
     "PUT /os-services/set-log": {"level": "info", "server": "nowhere"},

@@ -268,6 +268,7 @@ def test_who_finds_no_room_to_wait_is_told_at_once(
 ) -> None:
     there = threading.Event()
     monkeypatch.setattr(waiting, "MOST", 0)
+    monkeypatch.setattr(waiting, "KEPT", 0)
     monkeypatch.setattr(backend, "list_manageable_snapshots", lambda: there.wait(30) and [])
     answer = api("GET", f"/manageable_snapshots?host={HOST}")
     there.set()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blockstore.api.paths import Normalized
-from tests.api.conftest import Hall
+from tests.api.conftest import Hall, unknown_id
 from tests.conftest import Client
 
 KEYS = (
@@ -80,7 +80,7 @@ def test_each_pair_is_shown_changed_and_removed_by_its_key(lite: Hall, key: str,
     volume = lite.volume(admin)
     pairs = {key: "1", "other": "2"}
     snapshot = admin.snapshot(admin.volume(metadata=pairs)["id"], metadata=pairs)["id"]
-    named = {"volume_type": {"name": f"{key}{prefix}", "extra_specs": pairs}}
+    named = {"volume_type": {"name": f"{key}{prefix} {unknown_id()}", "extra_specs": pairs}}
     kind = admin("POST", "/types", named).json["volume_type"]["id"]
     admin("PUT", f"/volumes/{volume}/metadata", {"metadata": pairs})
     wrapped: Any

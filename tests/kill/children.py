@@ -34,8 +34,7 @@ from sqlalchemy import select
 
 import blockstore.cli
 import blockstore.service
-from blockstore.api import create_app
-from blockstore.api.endpoint import CORE
+from blockstore.api import equipped, routed
 from blockstore.backends import loader
 from blockstore.backends.contract import GIB
 from blockstore.config import Config, SchedulerConfig, ServiceConfig, load
@@ -532,7 +531,7 @@ def _stat(path: Path) -> Iterator[os.stat_result]:
 # --- what children do --------------------------------------------------------------------------------------
 
 # What is the same in every child is done once, before the forks: routes, and the look through installed packages.
-_app = create_app(None)  # type: ignore[arg-type]
+_app = routed()
 importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment]
 for _backend in ("directory", "lvm"):
     loader.plugin(_backend, "")
@@ -548,8 +547,7 @@ def _service(state_dir: Path, target: str) -> Service:
     """Return a service on this state directory; the routes, which know nothing of it, are made before the fork."""
 
     def app(core: Any, _login: Any) -> Any:
-        _app.extensions[CORE] = core
-        return _app
+        return equipped(_app, core, None)
 
     blockstore.service.create_app = app  # type: ignore[assignment]
     return Service(_config(state_dir, target))

@@ -13,7 +13,7 @@ from blockstore import settling
 from blockstore.backends.contract import Located
 from blockstore.config import TargetSection
 from blockstore.db.models import Attachment, OrderRow, Volume
-from blockstore.errors import BackendError, InUse, SessionAlive, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, InUse, Reason, SessionAlive, Unreachable, VolumeMissing
 from blockstore.manager import HANDLERS
 from blockstore.orders import Order, from_stored
 from blockstore.service import Service, local_connector
@@ -108,10 +108,11 @@ def test_an_order_begun_too_often_is_given_up_with_a_reason(api: Client, kind: s
         session.get_one(Attachment, made).status = status
         (stored,) = session.scalars(select(OrderRow).filter_by(kind=kind))
         stored.state, stored.finished_at = "open", None
-        settling.give_up(session, order_of(stored), "given up: the service died 5 times while it ran")
+        why = "given up: the service died 5 times while it ran"
+        settling.give_up(session, order_of(stored), Reason(why, why))
     (row,) = rows(api)
     assert row.status == f"error_{'attaching' if kind == 'ConnectAttachment' else 'detaching'}"
-    assert row.reason == "given up: the service died 5 times while it ran"
+    assert row.reason == why
     if kind == "DisconnectAttachment":
         assert api.get(f"/volumes/{volume}")["volume"]["status"] == "in-use"
 
