@@ -28,6 +28,10 @@ class Budget:
         """Return True if so many bytes more are too much of the caller, whatever the others hold."""
         return self._held[caller] + size > self.share
 
+    def is_over_total(self, size: int) -> bool:
+        """Return True if so many bytes more are too much for all together."""
+        return self._sum + size > self.total
+
     def take(self, caller: str, size: int) -> None:
         """Count bytes."""
         self._held[caller] += size
@@ -69,14 +73,19 @@ class Replies:
         self._budget = budget
         self._sending: set[Sending] = set()
 
-    def admit(self, task: asyncio.Task[None], caller: str, size: int) -> Sending | None:
-        """Return the place of a reply. Cuts the slowest ones when there is no room; None when that makes none."""
+    def admit(self, task: asyncio.Task[None], caller: str, size: int, *, must: bool) -> Sending | None:
+        """Return the place of a reply. Cuts the slowest ones when there is no room; None when that makes none.
+
+        ``must``: the request has changed something, so that its reply is sent in any case.
+        """
         while not self._budget.has_room(caller, size):
             if not self._cut_slowest(caller if self._budget.is_over_share(caller, size) else None):
                 break
-        # A single reply that is larger than the share is sent all the same, when nothing else of its caller waits.
-        if not self._budget.has_room(caller, size) and any(one.caller == caller for one in self._sending):
-            return None
+        if not must and not self._budget.has_room(caller, size):
+            # A single reply that is larger than the share is sent all the same, when nothing else of its caller waits.
+            is_first = not any(one.caller == caller for one in self._sending)
+            if not is_first or (self._sending and self._budget.is_over_total(size)):
+                return None
         self._budget.take(caller, size)
         sending = Sending(task, caller, size, time.monotonic())
         self._sending.add(sending)

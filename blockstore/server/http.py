@@ -32,6 +32,9 @@ MOST_CONNECTIONS = 4096
 RESERVED_FILES = 512
 """Open files that are kept from connections: the database, operations, tools."""
 MOST_FILES = 65536
+BUFFER_BYTES = 128 << 10
+"""What the kernel may hold of a connection, each way (it takes twice that). By itself it grows this to some MiB, for a
+reader that does not read as well."""
 TRANSFERS = 8
 """Requests whose bodies pass piece by piece at once."""
 STOP_S = 5
@@ -142,6 +145,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         # Connections inherit these.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)
         listener.bind((host, port))
         listener.listen(BACKLOG)

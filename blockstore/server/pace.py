@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-AHEAD_BYTES = 512 << 10
+AHEAD_BYTES = 256 << 10
 """Bytes that may be on their way: in granian's queue, in the kernel, in the network."""
 LEAST_RATE = 1024
 """Bytes per second at which a reply must be taken, in each window of ``WINDOW_S`` seconds."""

@@ -104,7 +104,7 @@ class Adapter:
                 if isinstance(body, Buffered):
                     self._bodies.give_back(caller, body.counted)
             if reply is not None:
-                await self._sent(proto, scope.client, caller, reply)
+                await self._sent(proto, scope, f"{caller} {self._line_of(headers)}", reply)
         except Refused as exc:
             text = f"{exc.sentence}\n"
             also = [("retry-after", "1")] if exc.status == 503 else []
@@ -215,18 +215,21 @@ class Adapter:
 
     # --- long replies ---------------------------------------------------------------------------------------
 
-    async def _sent(self, proto: HTTPProtocol, peer: str, caller: str, reply: Reply) -> None:
-        """Send a reply piece by piece, as its caller takes it. Raises Refused when the caller has too many to take."""
+    async def _sent(self, proto: HTTPProtocol, scope: Scope, caller: str, reply: Reply) -> None:
+        """Send a reply piece by piece, as its caller takes it. Raises Refused when the caller has too many to take.
+
+        ``caller``: address and line, for projects behind one address have shares of their own.
+        """
         task = asyncio.current_task()
         assert task is not None
-        sending = self._replies.admit(task, caller, len(reply.content))
+        sending = self._replies.admit(task, caller, len(reply.content), must=scope.method not in ("GET", "HEAD"))
         if sending is None:
             raise Refused(503, "Too many replies wait to be taken. Take those first, then try again.")
 
         def taken(count: int) -> None:
             sending.taken = count
 
-        pace = Pace(await self._connections.locate(peer))
+        pace = Pace(await self._connections.locate(scope.client))
         try:
             transport = proto.response_stream(reply.status, reply.headers)
             view = memoryview(reply.content)
