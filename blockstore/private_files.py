@@ -111,9 +111,10 @@ def check_database(path: Path) -> None:
 
 def create(path: Path) -> bool:
     """Make an empty file unless it is there; return True if it was made."""
-    made = not os.path.lexists(path)
+    if check_file(path):
+        return False  # not opened: closing a database would give up the locks that SQLite holds for this process
     os.close(open_file(path, os.O_RDWR | os.O_CREAT))
-    return made
+    return True
 
 
 def read(path: Path, *, names: int = 1) -> bytes:

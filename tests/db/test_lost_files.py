@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -69,3 +71,16 @@ def test_no_write_is_accepted_that_would_be_lost(serve: Callable[..., Served]) -
     file.write_bytes(b"")
     proves_lost()
     assert "Traceback" not in served.log.read_text()
+
+
+def test_a_reader_of_another_process_takes_no_file_away(serve: Callable[..., Served]) -> None:
+    """The last connection of SQLite removes the log; whoever opens and closes the file itself gives up its locks."""
+    config = "[backend:m]\nplugin = memory\n"
+    first = serve(config)
+    first.kill()
+    served = serve(config, state_dir=first.state_dir)
+    for _ in range(3):
+        code = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM orders'); db.close()"
+        subprocess.run([sys.executable, "-c", code, served.state_dir / "blockstore.db"], check=True)
+        assert (served.state_dir / "blockstore.db-wal").exists()
+        assert ask(served, "POST", "/v3/volumes", {"volume": {"size": 1}})[0] == 202
