@@ -32,8 +32,8 @@ LEAST_RATE = 1024
 AFTER_ARRIVAL_S = 0.25
 WHILE_OPEN_S = 5.0
 JUST_S = 0.1
-FEW, LOOKS = 64, 5
-"""So many connections are looked through for one; among more, the next sweep is waited for."""
+FEW = 64
+"""So many connections are looked through for one; among more, one look serves all who wait for one."""
 CROWDED, ROOMY = 0.8, 0.7
 """When more than the first part of the limit is open, connections are closed down to the second part of it."""
 
@@ -74,6 +74,9 @@ class Connections:
         self._open: dict[str, Open] = {}
         self._arrivals = select.epoll()
         self._sweep: asyncio.TimerHandle | None = None
+        self._watching = False
+        self._look: asyncio.Future[None] | None = None
+        self._next_look = 0.0
 
     # --- on the event loop ----------------------------------------------------------------------------------
 
@@ -82,9 +85,11 @@ class Connections:
         # Edge-triggered: it tells that somebody has come, while granian accepts him.
         self._arrivals.register(self._listener, select.EPOLLIN | select.EPOLLET)
         asyncio.get_running_loop().add_reader(self._arrivals.fileno(), self._arrived)
+        self._watching = True
 
     def close(self) -> None:
         """Sweep no more."""
+        self._watching = False
         asyncio.get_running_loop().remove_reader(self._arrivals.fileno())
         self._arrivals.close()
         if self._sweep is not None:
@@ -93,6 +98,8 @@ class Connections:
     def begin(self, peer: str) -> None:
         """Note that a request of ADDRESS:PORT has begun."""
         now = time.monotonic()
+        if peer not in self._open and self._watching:
+            self._sweep_soon()  # the kernel may have told nothing: granian had accepted it before anybody looked
         known = self._open.setdefault(peer, Open(last=now))
         known.busy += 1
         known.last = now
@@ -110,19 +117,39 @@ class Connections:
             known.answering -= arrived
             known.last = time.monotonic()
 
-    async def locate(self, peer: str) -> int | None:
-        """Return the file descriptor of the connection to ADDRESS:PORT; None if it has ended."""
-        for _ in range(LOOKS):
+    async def locate(self, peer: str) -> socket.socket | None:
+        """Return a copy of the connection to ADDRESS:PORT, to be closed; None if it has ended."""
+        for _ in range(2):
             known = self._open.get(peer)
-            if known is not None and known.descriptor is not None and self._peer_or_none(known.descriptor) == peer:
-                return known.descriptor
+            if known is not None and known.descriptor is not None and (found := self._copy(peer, known.descriptor)):
+                return found
             if len(self._open) <= FEW:
-                return dict(self._present()).get(peer)
-            await asyncio.sleep(AFTER_ARRIVAL_S / 2)  # the sweep that follows its arrival looks for all at once
+                descriptor = dict(self._present()).get(peer)
+                return None if descriptor is None else self._copy(peer, descriptor)
+            await self._looked()
         return None
+
+    async def _looked(self) -> None:
+        """Wait for a look at all connections that begins after this call; who waits at the same time shares it."""
+        loop = asyncio.get_running_loop()
+        if self._look is None:
+            self._look = loop.create_future()
+            loop.call_at(self._next_look, self._look_now)
+        await asyncio.shield(self._look)
+
+    def _look_now(self) -> None:
+        look, self._look = self._look, None
+        try:
+            self.sweep()
+        finally:
+            if look is not None:
+                look.set_result(None)
 
     def _arrived(self) -> None:
         self._arrivals.poll(0)
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + AFTER_ARRIVAL_S
         if self._sweep is None or self._sweep.when() > due:
@@ -157,6 +184,8 @@ class Connections:
         """
         now = time.monotonic()
         present = dict(self._present())
+        # Of the processor, looks take a tenth at most.
+        self._next_look = time.monotonic() + 10 * (time.monotonic() - now)
         # A request that began after the table was read is of a connection that is not in it.
         self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
         new = {peer: _silent_s(present[peer]) for peer in present.keys() - self._open.keys()}
@@ -230,15 +259,23 @@ class Connections:
         finally:
             one.detach()
 
+    def _copy(self, peer: str, descriptor: int) -> socket.socket | None:
+        # The number may belong to another file by now, the copy cannot.
+        with contextlib.suppress(OSError):
+            copy = socket.socket(fileno=os.dup(descriptor))
+            if self._peer_or_none(copy.fileno()) == peer:
+                return copy
+            copy.close()
+        return None
+
     def _peer_or_none(self, descriptor: int) -> str | None:
         with contextlib.suppress(OSError):
             return self._peer(descriptor)
         return None
 
     def _shut(self, peer: str, descriptor: int) -> None:
-        # Of a copy: the number may belong to another file by now, the copy cannot.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
-            if self._peer(copy.fileno()) == peer:
+        if (copy := self._copy(peer, descriptor)) is not None:
+            with copy, contextlib.suppress(OSError):
                 copy.shutdown(socket.SHUT_RDWR)
 
 

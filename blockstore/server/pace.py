@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 import time
@@ -43,14 +42,10 @@ def silent_s(one: socket.socket) -> float:
     return int(_SILENT_MS.unpack_from(info, _SILENT_MS_AT)[0]) / 1000
 
 
-def has_left(descriptor: int) -> bool:
+def has_left(connection: socket.socket) -> bool:
     """Return True if the other end of a connection sends no more."""
     with contextlib.suppress(OSError):
-        one = socket.socket(fileno=descriptor)
-        try:
-            return _state(one) != _ESTABLISHED
-        finally:
-            one.detach()
+        return _state(connection) != _ESTABLISHED
     return True
 
 
@@ -61,9 +56,9 @@ def _state(one: socket.socket) -> int:
 class Pace:
     """The pace at which one reply is taken. Holds a copy of the connection's descriptor until it is closed."""
 
-    def __init__(self, descriptor: int | None) -> None:
-        """``descriptor``: the connection's; None for one that has ended."""
-        self._socket = None if descriptor is None else socket.socket(fileno=os.dup(descriptor))
+    def __init__(self, connection: socket.socket | None) -> None:
+        """``connection``: a copy, which is closed with this; None: it was not found, and its reply is not held back."""
+        self._socket = connection
         self._base = 0 if self._socket is None else acked(self._socket)
         self._sent = 0
 
@@ -81,6 +76,8 @@ class Pace:
         await self._until(self._sent, taken)
 
     async def _until(self, wanted: int, taken: Callable[[int], None]) -> None:
+        if self._socket is None:
+            return
         look_s, window_ends, before = FIRST_LOOK_S, time.monotonic() + WINDOW_S, self._taken()
         while (now_taken := self._taken()) < wanted:
             taken(now_taken)
@@ -93,8 +90,7 @@ class Pace:
         taken(now_taken)
 
     def _taken(self) -> int:
-        if self._socket is None:
-            raise ConnectionError("The caller has gone.")
+        assert self._socket is not None
         if _state(self._socket) not in (_ESTABLISHED, _CLOSE_WAIT):
             raise ConnectionError("The caller has gone.")
         return acked(self._socket) - self._base

@@ -141,8 +141,11 @@ class Adapter:
         return Buffered(content, len(content), counted)
 
     async def _has_left(self, peer: str) -> bool:
-        descriptor = await self._connections.locate(peer)
-        return descriptor is None or has_left(descriptor)
+        connection = await self._connections.locate(peer)
+        if connection is None:
+            return True
+        with connection:
+            return has_left(connection)
 
     # --- the application ------------------------------------------------------------------------------------
 
@@ -229,8 +232,9 @@ class Adapter:
         def taken(count: int) -> None:
             sending.taken = count
 
-        pace = Pace(await self._connections.locate(scope.client))
+        pace = Pace(None)
         try:
+            pace = Pace(await self._connections.locate(scope.client))
             transport = proto.response_stream(reply.status, reply.headers)
             view = memoryview(reply.content)
             for start in range(0, len(view), PIECE_BYTES):

@@ -15,6 +15,8 @@ import pytest
 from blockstore_plugins.rbd import RbdBackend, RbdOptions
 from blockstore_plugins.rbd.librbd import bindings
 
+from blockstore import private_files
+
 HERE = Path(__file__).parent
 POOLS = ("volumes", "fast", "small")
 
@@ -110,3 +112,12 @@ def way(request: pytest.FixtureRequest) -> str:
             pytest.fail(sentence)
         pytest.skip(sentence)
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def one_installation(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Give the services of the shared cluster one key: the mark of another installation takes pools down."""
+    if "start_service" in request.fixturenames:
+        state_dir = tmp_path / "state"
+        state_dir.mkdir(mode=0o700)
+        private_files.write(state_dir / "attachments.key", b"5e" * 32 + b"\n")

@@ -335,6 +335,18 @@ def test_replies_that_nobody_takes_are_bounded_and_the_slowest_is_cut(
         assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
 
 
+def test_long_replies_on_new_connections_are_whole_and_quick_while_many_are_open(port: int) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(connect(port))
+        took = []
+        for _ in range(30):
+            began = time.monotonic()
+            assert len(ask(port, b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % MIB)[2]) == MIB
+            took.append(time.monotonic() - began)
+    assert sorted(took)[len(took) // 2] < 0.2, took
+
+
 def test_a_long_reply_is_whole_and_has_a_length(port: int) -> None:
     status, head, body = ask(port, b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (5 * MIB))
     assert (status, len(body), "chunked" in head) == (200, 5 * MIB, False)
