@@ -52,6 +52,8 @@ _TIME_OPERATORS: Mapping[str, Callable[[Any, Any], Condition]] = {
 
 MOST_CHARACTERS = 2 << 20
 """Characters of metadata in one page of a list."""
+FIRST_ROWS = 32
+"""Rows whose metadata is added up at first; then four times as many, for most pages are far from the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +135,33 @@ def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = 
     return Page(rows=rows, envelope=envelope)
 
 
-def fitting(call: Call, listing: Listing, page: Page, sizes: Mapping[str, int], *, suffix: str = "") -> Page:
+def fitting(
+    call: Call,
+    listing: Listing,
+    page: Page,
+    sizes_of: Callable[[Sequence[Any]], Mapping[str, int]],
+    *,
+    suffix: str = "",
+) -> tuple[Page, Mapping[str, int]]:
     """Return a page, or its beginning with a link to the rest, so that its metadata is no longer than one reply may be.
 
-    ``sizes``: the characters of each row's metadata, by id; one without any may be left out.
+    ``sizes_of`` returns the characters of the metadata of some rows, by id; one without any may be left out. They are
+    returned, too.
     """
-    length = 0
-    for count, (row, *_) in enumerate(page.rows):
-        length += sizes.get(row.id, 0)
-        if count and length > MOST_CHARACTERS:
-            link = call.links.next_page(listing.collection + suffix, call.query, page.rows[count - 1][0].id)
-            return Page(rows=page.rows[:count], envelope={**page.envelope, listing.links_key: link})
-    return page
+    sizes: dict[str, int] = {}
+    length, begun, step = 0, 0, FIRST_ROWS
+    while begun < len(page.rows):
+        some = page.rows[begun : begun + step]
+        found = sizes_of(some)
+        for count, (row, *_) in enumerate(some, begun):
+            length += found.get(row.id, 0)
+            if count and length > MOST_CHARACTERS:
+                link = call.links.next_page(listing.collection + suffix, call.query, page.rows[count - 1][0].id)
+                return Page(rows=page.rows[:count], envelope={**page.envelope, listing.links_key: link}), sizes
+            if row.id in found:
+                sizes[row.id] = found[row.id]
+        begun, step = begun + step, step * 4
+    return page, sizes
 
 
 def visible_projects(call: Call, model: Any, *, strict: bool = True) -> list[Condition]:

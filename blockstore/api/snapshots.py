@@ -82,8 +82,9 @@ def detail(call: Call) -> dict[str, Any]:
 
 def _listed(call: Call, *, kind: str, suffix: str = "") -> dict[str, Any]:
     page = listing.page(call, LISTING, _visible(call), suffix=suffix)
-    sizes = OF_SNAPSHOTS.sizes(call.session, [row.id for (row,) in page.rows])
-    page = listing.fitting(call, LISTING, page, sizes, suffix=suffix)
+    page, _ = listing.fitting(
+        call, LISTING, page, lambda rows: OF_SNAPSHOTS.sizes(call.session, [row.id for (row,) in rows]), suffix=suffix
+    )
     return {"snapshots": shown(call, [row for (row,) in page.rows], kind=kind), **page.envelope}
 
 

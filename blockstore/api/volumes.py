@@ -5,6 +5,7 @@ Accepts or refuses. What is accepted is a row in a transitional status and an or
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -129,11 +130,15 @@ def index(call: Call) -> dict[str, Any]:
 def detail(call: Call) -> dict[str, Any]:
     """List every field."""
     page = listing.page(call, LISTING, _visible(call, _DETAIL), suffix="/detail")
-    sizes = OF_VOLUMES.sizes(call.session, [volume.id for volume, _ in page.rows])
-    sizes += OF_IMAGES.sizes(call.session, [volume.id for volume, _ in page.rows if volume.has_image_metadata])
-    page = listing.fitting(call, LISTING, page, sizes, suffix="/detail")
+    page, sizes = listing.fitting(call, LISTING, page, functools.partial(_sizes, call), suffix="/detail")
     metadata = OF_VOLUMES.of_many(call.session, [volume.id for volume, _ in page.rows if volume.id in sizes])
     return {"volumes": shown(call, page.rows, metadata, detailed=True), **page.envelope}
+
+
+def _sizes(call: Call, rows: Sequence[Any]) -> Mapping[str, int]:
+    sizes = OF_VOLUMES.sizes(call.session, [volume.id for volume, _ in rows])
+    sizes += OF_IMAGES.sizes(call.session, [volume.id for volume, _ in rows if volume.has_image_metadata])
+    return sizes
 
 
 @room.get("/volumes/summary", policy="volume:get_all", since=VOLUME_SUMMARY)

@@ -32,6 +32,14 @@ class Budget:
         """Return True if so many bytes more are too much for all together."""
         return self._sum + size > self.total
 
+    def largest(self) -> tuple[str, int]:
+        """Return who holds the most, and how much that is."""
+        return max(self._held.items(), key=lambda held: held[1], default=("", 0))
+
+    def callers(self) -> int:
+        """Return how many callers hold something."""
+        return len(self._held)
+
     def take(self, caller: str, size: int) -> None:
         """Count bytes."""
         self._held[caller] += size
@@ -79,7 +87,8 @@ class Replies:
         ``must``: the request has changed something, so that its reply is sent in any case.
         """
         while not self._budget.has_room(caller, size):
-            if not self._cut_slowest(caller if self._budget.is_over_share(caller, size) else None):
+            over_share = self._budget.is_over_share(caller, size)
+            if not (self._cut_slow(caller if over_share else None) or (not over_share and self._cut_largest(caller))):
                 break
         if not must and not self._budget.has_room(caller, size):
             # A single reply that is larger than the share is sent all the same, when nothing else of its caller waits.
@@ -97,7 +106,16 @@ class Replies:
             self._sending.remove(sending)
             self._budget.give_back(sending.caller, sending.size)
 
-    def _cut_slowest(self, caller: str | None) -> bool:
+    def _cut_largest(self, caller: str) -> bool:
+        """Cut a reply of the caller who holds the most; return False if that is no more than his part of the total."""
+        largest, held = self._budget.largest()
+        those = [one for one in self._sending if one.caller == largest]
+        if largest == caller or not those or held <= self._budget.total / (self._budget.callers() + 1):
+            return False
+        self._cut(min(those, key=lambda one: one.rate(time.monotonic())))
+        return True
+
+    def _cut_slow(self, caller: str | None) -> bool:
         """Cut the reply, of a caller or of all, that is taken most slowly; return False if none is slow."""
         now = time.monotonic()
         slow = [
@@ -107,7 +125,9 @@ class Replies:
         ]
         if not slow:
             return False
-        victim = min(slow, key=lambda one: one.rate(now))
+        self._cut(min(slow, key=lambda one: one.rate(now)))
+        return True
+
+    def _cut(self, victim: Sending) -> None:
         victim.task.cancel()
         self.end(victim)
-        return True
