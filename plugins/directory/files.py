@@ -27,6 +27,7 @@ FICLONE = 0x40049409
 _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
 _CHUNK = 64 * 2**20
 _COARSE_CLOCK_NS = 20_000_000
+_NFS_REMAINS_S = 2.0
 _TRIES = 3
 
 
@@ -219,10 +220,21 @@ class Folder:
         folder = self.open_sub(name)
         if folder is None:
             return
-        with folder, os.scandir(folder.fd) as left:
-            for entry in left:
-                folder.remove(entry.name)
-        os.rmdir(name, dir_fd=self.fd)
+        deadline = time.monotonic() + _NFS_REMAINS_S
+        with folder:
+            while True:
+                try:
+                    with os.scandir(folder.fd) as left:
+                        for entry in left:
+                            folder.remove(entry.name)
+                    os.rmdir(name, dir_fd=self.fd)
+                except OSError as exc:
+                    # A client of NFS keeps what was removed while it was open, as .nfsXXXX, until it is closed.
+                    if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+                else:
+                    return
 
     def sync(self) -> None:
         """Make the names in the directory survive a power cut."""

@@ -34,6 +34,7 @@ from sqlalchemy import select
 
 import blockstore.cli
 import blockstore.service
+from blockstore import private_files
 from blockstore.api import equipped, routed
 from blockstore.backends import loader
 from blockstore.backends.contract import GIB
@@ -589,6 +590,9 @@ def prepare(state_dir: str, name: str, target: str) -> None:
 
 
 def _prepared(state_dir: Path, scenario: Scenario, target: str) -> World:
+    if CONFIG:  # storage that outlives the state directory: else it would be another installation's
+        private_files.prepare_state_dir(state_dir)
+        private_files.write(state_dir / "attachments.key", b"5e" * 32 + b"\n")
     service = _service(state_dir, target)
     service.start()
     world, api = World(service, {}, _kind(target)), Client(service)
