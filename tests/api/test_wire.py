@@ -368,7 +368,7 @@ def test_the_other_json_is_a_body_too(admin: Client) -> None:
 def test_links_name_the_host_that_was_asked(lite: Hall) -> None:
     admin = lite.admin()
     volume = lite.volume(admin)
-    host = "block_store:8776"
+    host = "[2001:db8::1]:8776"
     shown = admin.get(f"/volumes/{volume}", Host=host)["volume"]
     assert shown["links"][0]["href"] == f"http://{host}/v3/volumes/{volume}"
     page = admin.get("/volumes?limit=1", Host=host)
@@ -438,7 +438,7 @@ def test_bodies_of_refusals_name_their_code(admin: Client, lite: Hall) -> None:
 # --- over a socket -------------------------------------------------------------------------------------------
 
 
-POST = b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+POST = b"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\n"
 
 
 def peak_kib(pid: int) -> int:
@@ -484,14 +484,14 @@ def test_bodies_over_a_socket(serve: Callable[..., Served]) -> None:
     plain.close()
     # Cut off.
     with connect() as connection:
-        connection.sendall(b'POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"volume"')
+        connection.sendall(b'POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Length: 50\r\n\r\n{"volume"')
     # Smuggled, torn and overlong heads.
     for torn in (
-        b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v3/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n",
-        b"GET /v3/volumes HTTP/1.1\r\nHost: x\r\nX-Project-Id: a\x00b\r\n\r\n",
-        b"GET /v3/volumes HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
-        b"GET /v3/volumes?" + b"a" * 300_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Length: 1, 2\r\n\r\n",
+        b"GET /v3/volumes HTTP/1.1\r\nHost: [::]\r\nX-Project-Id: a\x00b\r\n\r\n",
+        b"GET /v3/volumes HTTP/1.1\r\nHost: [::]\r\nBad Header: 1\r\n\r\n",
+        b"GET /v3/volumes?" + b"a" * 300_000 + b" HTTP/1.1\r\nHost: [::]\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     ):
         with connect() as connection, contextlib.suppress(OSError):

@@ -137,8 +137,8 @@ def test_a_bounded_number_waits_of_one_address_and_of_all(threads: Threads, monk
     first = Held()
     assert threads.submit("a", "", first)
     assert first.begun.wait(20)
-    assert [threads.submit("a", str(number), Held()) for number in range(4)] == [True, True, True, False]
-    assert [threads.submit("b", "", Held()) for _ in range(3)] == [True, True, False]
+    assert [threads.submit("a", str(number), int) for number in range(4)] == [True, True, True, False]
+    assert [threads.submit("b", "", int) for _ in range(3)] == [True, True, False]
     first.go.set()
 
 
