@@ -103,7 +103,7 @@ def test_this_address_for_that_of_identity_is_an_error_at_once(served: Served, a
 
 def test_pairs_whose_keys_hold_slashes(served: Served) -> None:
     headers = {"X-Auth-Token": token(served), "OpenStack-API-Version": "volumev3 3.42"}
-    status, body, got = ask(served, "POST", "/v3//volumes/", {"volume": {"size": 1}}, **headers)
+    status, body, got = ask(served, "POST", "/v3//volumes", {"volume": {"size": 1}}, **headers)
     assert (status, got["OpenStack-API-Version"]) == (202, "volume 3.42")
     place = f"/v3/volumes/{json.loads(body)['volume']['id']}/metadata"
     assert ask(served, "POST", place, {"metadata": {"a/b.json": "1", "c": "2"}}, **headers)[0] == 200
