@@ -188,7 +188,7 @@ class Connections:
         self._next_look = time.monotonic() + 10 * (time.monotonic() - now)
         # A request that began after the table was read is of a connection that is not in it.
         self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
-        new = {peer: _silent_s(present[peer]) for peer in present.keys() - self._open.keys()}
+        new = {peer: _asked(present[peer], silent_s) for peer in present.keys() - self._open.keys()}
         young = {peer for peer, silent in new.items() if silent < JUST_S}
         for peer, descriptor in present.items():
             known = self._open.setdefault(peer, Open(last=now - new.get(peer, 0)))
@@ -234,11 +234,11 @@ class Connections:
         return bool(known.answering), bool(known.requests), known.last
 
     def _note_progress(self, known: Open, descriptor: int, now: float) -> None:
-        acked = _acked(descriptor)
-        if acked - known.acked >= LEAST_RATE * (now - known.acked_at):
-            if known.acked_at and acked > known.acked:
+        confirmed = int(_asked(descriptor, acked))
+        if confirmed - known.acked >= LEAST_RATE * (now - known.acked_at):
+            if known.acked_at and confirmed > known.acked:
                 known.last = now
-            known.acked, known.acked_at = acked, now
+            known.acked, known.acked_at = confirmed, now
 
     def _present(self) -> Iterator[tuple[str, int]]:
         """Yield ADDRESS:PORT and file descriptor of each connection to the listening socket."""
@@ -286,23 +286,12 @@ def _is_slow(known: Open, now: float) -> bool:
     return now - known.last > (STALLED_S if known.requests else HEAD_S + 1)
 
 
-def _silent_s(descriptor: int) -> float:
-    """Return the seconds since a connection was made or last spoke."""
+def _asked(descriptor: int, question: Callable[[socket.socket], float]) -> float:
+    """Return what the kernel says of a connection; 0 for one that has just ended."""
     with contextlib.suppress(OSError):
         one = socket.socket(fileno=descriptor)
         try:
-            return silent_s(one)
-        finally:
-            one.detach()
-    return 0.0
-
-
-def _acked(descriptor: int) -> int:
-    """Return the bytes that the other end of a connection has confirmed; 0 for one that has just ended."""
-    with contextlib.suppress(OSError):
-        one = socket.socket(fileno=descriptor)
-        try:
-            return acked(one)
+            return question(one)
         finally:
             one.detach()
     return 0
