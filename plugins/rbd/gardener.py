@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from blockstore_plugins.rbd.cluster import Cluster, Stuck
+from blockstore_plugins.rbd.cluster import Cluster, HasSnapshots, Stuck
 
 from blockstore.backends.chores import Chores
 from blockstore.backends.contract import Progress
@@ -146,14 +146,14 @@ class Gardener:
             for name in cluster.names():
                 if name.startswith(GONE):  # a kill came between the two steps of a burial
                     self._is_any_there = True
-                    with _left_behind(name):
+                    with self._left_behind(name):
                         cluster.to_trash(name)
         went = self._ours_in_trash() != {}
         while went:
             went = False
             with cluster.alone_in_trash():
                 for image_id, name in self._ours_in_trash().items():
-                    with _left_behind(name):
+                    with self._left_behind(name):
                         cluster.remove_from_trash(image_id)
                         went = True
         if self._ours_in_trash():
@@ -162,13 +162,15 @@ class Gardener:
     def _ours_in_trash(self) -> Mapping[str, str]:
         return {image_id: name for image_id, name in self._cluster().trash().items() if name.startswith(GONE)}
 
-
-@contextmanager
-def _left_behind(name: str) -> Iterator[None]:
-    """Let the others go on where one cannot go; unless the cluster does not answer."""
-    try:
-        yield
-    except Stuck:
-        raise
-    except BackendError as exc:
-        log.debug("rbd: %s stays: %s", name, exc)
+    @contextmanager
+    def _left_behind(self, name: str) -> Iterator[None]:
+        """Let the others go on where one cannot go; unless the cluster does not answer."""
+        try:
+            yield
+        except Stuck:
+            raise
+        except HasSnapshots:
+            log.debug("rbd: %s stays: clones need it", name)
+        except BackendError as exc:
+            self._must_look = True  # Ceph lets go of what a killed process had open after half a minute
+            log.info("rbd: %s is left for later: %s", name, exc)

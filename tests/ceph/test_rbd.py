@@ -6,12 +6,15 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -188,6 +191,42 @@ def test_what_a_kill_leaves_of_a_burial_is_completed(ceph: Ceph, way: str, backe
     again.delete_volume(clone)
     tidied(again)
     assert gone not in trash(ceph)
+
+
+def test_what_is_open_in_the_trash_goes_once_it_is_closed(ceph: Ceph, tmp_path: Path) -> None:
+    """A killed process has its images open until Ceph gives it up, after half a minute."""
+    backend = ceph.backend(tmp_path, bindings="yes")
+    source, clone = name(), name()
+    backend.create_volume(source, 1)
+    backend.clone_volume(clone, 1, source)
+    backend.delete_volume(source)
+    tidied(backend)
+    gone = next(row for row in json.loads(ceph.run("rbd", "trash", "ls", "volumes", "--format", "json"))
+                if source in row["name"])  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_OPEN, str(ceph.folder), str(tmp_path), gone["id"]], stdin=PIPE, stdout=PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+        backend.delete_volume(clone)
+        tidied(backend)
+        assert gone["name"] in trash(ceph)
+        holder.communicate()
+    backend.check()
+    tidied(backend)
+    assert gone["name"] not in trash(ceph)
+
+
+HOLD_OPEN = """
+import sys
+from pathlib import Path
+from tests.ceph.conftest import Ceph
+folder, state, image_id = sys.argv[1:]
+cluster = Ceph(Path(folder)).backend(Path(state), bindings="yes")._cluster
+with cluster._asking("the test") as pool, cluster._rbd.Image(pool, image_id=image_id):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_limits_are_the_images_own(ceph: Ceph, backend: RbdBackend) -> None:
