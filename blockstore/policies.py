@@ -214,18 +214,34 @@ class Policy:
             self._seen = _signature(file)
             self._overrides = load(file)
 
+    def look(self) -> None:
+        """Read the policy file again if it has changed: asked at the beginning of a request, which asks many rules."""
+        if self._file is None or self._load is None:
+            return
+        seen = _signature(self._file)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._overrides = self._load(self._file)
+        except ConfigError as exc:  # what was right until now is safer than nothing
+            log.error("policies not changed: %s", exc)
+        except Exception as exc:
+            said = " ".join(str(exc).split())
+            log.error("policies not changed: %s cannot be read: %s: %s", self._file, type(exc).__name__, said)
+        else:
+            log.warning("policies read again: %s", self._file if self._overrides else f"{self._file} is gone")
+
     def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
         """Say whether these roles make an administrator."""
-        overrides = self._current()
-        if overrides is None:
+        if self._overrides is None:
             return "admin" in roles
-        return overrides.is_admin(roles, user_id, project_id)
+        return self._overrides.is_admin(roles, user_id, project_id)
 
     def allowed(self, ctx: RequestContext, rule: str) -> bool:
         """Say whether the caller satisfies a rule."""
-        overrides = self._current()
-        if overrides is not None:
-            return overrides.allowed(ctx, rule)
+        if self._overrides is not None:
+            return self._overrides.allowed(ctx, rule)
         level = RULES[rule]
         return level is ANYONE or ctx.is_admin or (level is not ADMIN and bool(ctx.roles & _ROLES[level]))
 
@@ -233,23 +249,6 @@ class Policy:
         """Raise Forbidden naming the rule unless the caller satisfies it."""
         if not self.allowed(ctx, rule):
             raise Forbidden(f"Policy doesn't allow {rule} to be performed.")
-
-    def _current(self) -> Overrides | None:
-        if self._file is None or self._load is None:
-            return None
-        seen = _signature(self._file)
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self._overrides = self._load(self._file)
-            except ConfigError as exc:  # what was right until now is safer than nothing
-                log.error("policies not changed: %s", exc)
-            except Exception as exc:
-                said = " ".join(str(exc).split())
-                log.error("policies not changed: %s cannot be read: %s: %s", self._file, type(exc).__name__, said)
-            else:
-                log.warning("policies read again: %s", self._file if self._overrides else f"{self._file} is gone")
-        return self._overrides
 
 
 class Overrides(Protocol):

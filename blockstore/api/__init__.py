@@ -44,6 +44,7 @@ from blockstore.api import (
     volume_metadata,
     volumes,
 )
+from blockstore.api.application import Application
 from blockstore.config import parse_listen
 from blockstore.db import patience
 from blockstore.db.health import Health
@@ -84,7 +85,7 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
 
 def routed(*, with_identity: bool = False) -> Flask:
     """Return an application that has its routes, and nothing yet to answer with."""
-    app = Flask("blockstore", static_folder=None)
+    app = Application("blockstore")
     app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
     app.url_map.converters |= {"project": paths.ProjectConverter, "key": paths.KeyConverter}
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without

@@ -261,6 +261,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
         with _told_of_races(), ExitStack() as sessions:
             # Where an endpoint only looks, one session reads who asks and what is asked for.
             look = sessions.enter_context(core.db.read()) if only_looks else None
+            core.policy.look()
             caller = core.authenticate(request, project_id, g.request_id, look)
             g.for_administrator = caller.is_admin
             ctx = replace(caller, microversion=asked_microversion())

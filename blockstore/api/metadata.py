@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, ScalarSelect, Text, bindparam, delete, func, insert, select
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
 
 from blockstore.db.models import Base, SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from blockstore.errors import NotFound, OverQuota
@@ -48,6 +51,23 @@ def lengths(pairs: Mapping[str, str | None]) -> dict[str, int]:
     return {key: len(key) + len(value or "") for key, value in pairs.items()}
 
 
+class _Pairs(GenericFunction[str]):
+    """A JSON object of keys and values, as text."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(_Pairs)
+def _in_postgresql(pairs: _Pairs, compiler: SQLCompiler, **words: Any) -> str:
+    return f"CAST(json_object_agg({compiler.process(pairs.clauses, **words)}) AS TEXT)"
+
+
+@compiles(_Pairs, "sqlite")
+def _in_sqlite(pairs: _Pairs, compiler: SQLCompiler, **words: Any) -> str:
+    return f"json_group_object({compiler.process(pairs.clauses, **words)})"
+
+
 class Metadata:
     """The pairs of one kind of resource."""
 
@@ -62,6 +82,10 @@ class Metadata:
         self._lengths = select(table.c.key, length).where(self._owner == bindparam("id"))
         of_page = self._owner.in_(bindparam("ids", expanding=True))
         self._sizes = select(self._owner, func.sum(length)).where(of_page).group_by(self._owner)
+
+    def text_of(self, owner: ColumnElement[str]) -> ScalarSelect[str]:
+        """Return an expression, for statements of one row: its pairs as text of a JSON object, or NULL without any."""
+        return select(_Pairs(self._table.c.key, self._table.c.value)).where(self._owner == owner).scalar_subquery()
 
     def of_many(self, session: Session, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the pairs of resources, by id; one without pairs is left out."""

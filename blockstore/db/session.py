@@ -10,9 +10,9 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from blockstore.db import outages, postgresql_limits
+from blockstore.db.look import Look
 from blockstore.db.models import Base
 from blockstore.db.writer import Writer
 from blockstore.errors import ConfigError, DatabaseAway
@@ -102,11 +103,8 @@ class Database:
 
         Raises DatabaseAway, whatever the driver raised.
         """
-        with (
-            self.explained(looking=True),
-            Session(self._lookers, expire_on_commit=False, autoflush=False) as session,
-        ):
-            yield session
+        with self.explained(looking=True), closing(Look(self._lookers)) as look:
+            yield cast("Session", look)
 
     @contextmanager
     def write(self) -> Iterator[Session]:

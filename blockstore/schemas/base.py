@@ -282,6 +282,7 @@ class Reply:
 
     def __init__(self, *rows: tuple[str, Getter] | tuple[str, Getter, Version] | tuple[str, Getter, Version, str]):
         self._rows = rows
+        self._rules = frozenset(row[3] for row in rows if len(row) > 3)
 
     @functools.cache  # noqa: B019 - replies are module constants
     def getters(self, version: Version, visible: frozenset[str]) -> tuple[tuple[str, Getter], ...]:
@@ -294,7 +295,7 @@ class Reply:
 
     def rules(self) -> frozenset[str]:
         """Return the visibility rules that fields of this reply ask for."""
-        return frozenset(row[3] for row in self._rows if len(row) > 3)
+        return self._rules
 
 
 def timestamp(value: Any) -> str | None:

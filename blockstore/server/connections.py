@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import stat
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -72,11 +73,44 @@ class Connections:
         self._listener, self._limit, self._per_address, self._is_proxy = listener, limit, per_address, is_proxy
         self._port = listener.getsockname()[1]
         self._open: dict[str, Open] = {}
+        self._noting = threading.Lock()
+        """Held while ``_open`` is looked through, or a connection gets its place in it."""
         self._arrivals = select.epoll()
         self._sweep: asyncio.TimerHandle | None = None
-        self._watching = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """While arrivals are watched."""
         self._look: asyncio.Future[None] | None = None
         self._next_look = 0.0
+
+    # --- on any thread --------------------------------------------------------------------------------------
+
+    def begin(self, peer: str) -> None:
+        """Note that a request of ADDRESS:PORT has begun."""
+        now = time.monotonic()
+        with self._noting:
+            is_new = peer not in self._open
+            known = self._open.setdefault(peer, Open(last=now))
+            known.busy += 1
+            known.last = now
+        if is_new and (loop := self._loop) is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                # The kernel may have told nothing: granian had accepted it before anybody looked.
+                loop.call_soon_threadsafe(self._sweep_soon)
+
+    def arrive(self, peer: str) -> None:
+        """Note that a request of ADDRESS:PORT has arrived whole."""
+        with self._noting:
+            if (known := self._open.get(peer)) is not None:
+                known.requests += 1
+                known.answering += 1
+
+    def end(self, peer: str, *, arrived: bool) -> None:
+        """Note that a request of ADDRESS:PORT has ended; ``arrived``: whole."""
+        with self._noting:
+            if (known := self._open.get(peer)) is not None:
+                known.busy -= 1
+                known.answering -= arrived
+                known.last = time.monotonic()
 
     # --- on the event loop ----------------------------------------------------------------------------------
 
@@ -84,38 +118,16 @@ class Connections:
         """Sweep after each arrival, from now on, on the running event loop."""
         # Edge-triggered: it tells that somebody has come, while granian accepts him.
         self._arrivals.register(self._listener, select.EPOLLIN | select.EPOLLET)
-        asyncio.get_running_loop().add_reader(self._arrivals.fileno(), self._arrived)
-        self._watching = True
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._arrivals.fileno(), self._arrived)
 
     def close(self) -> None:
         """Sweep no more."""
-        self._watching = False
+        self._loop = None
         asyncio.get_running_loop().remove_reader(self._arrivals.fileno())
         self._arrivals.close()
         if self._sweep is not None:
             self._sweep.cancel()
-
-    def begin(self, peer: str) -> None:
-        """Note that a request of ADDRESS:PORT has begun."""
-        now = time.monotonic()
-        if peer not in self._open and self._watching:
-            self._sweep_soon()  # the kernel may have told nothing: granian had accepted it before anybody looked
-        known = self._open.setdefault(peer, Open(last=now))
-        known.busy += 1
-        known.last = now
-
-    def arrive(self, peer: str) -> None:
-        """Note that a request of ADDRESS:PORT has arrived whole."""
-        if (known := self._open.get(peer)) is not None:
-            known.requests += 1
-            known.answering += 1
-
-    def end(self, peer: str, *, arrived: bool) -> None:
-        """Note that a request of ADDRESS:PORT has ended; ``arrived``: whole."""
-        if (known := self._open.get(peer)) is not None:
-            known.busy -= 1
-            known.answering -= arrived
-            known.last = time.monotonic()
 
     async def locate(self, peer: str) -> socket.socket | None:
         """Return a copy of the connection to ADDRESS:PORT, to be closed; None if it has ended."""
@@ -150,7 +162,9 @@ class Connections:
         self._sweep_soon()
 
     def _sweep_soon(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            return
         due = loop.time() + AFTER_ARRIVAL_S
         if self._sweep is None or self._sweep.when() > due:
             if self._sweep is not None:
@@ -186,17 +200,18 @@ class Connections:
         present = dict(self._present())
         # Of the processor, looks take a tenth at most.
         self._next_look = time.monotonic() + 10 * (time.monotonic() - now)
-        # A request that began after the table was read is of a connection that is not in it.
-        self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
-        new = {peer: _asked(present[peer], silent_s) for peer in present.keys() - self._open.keys()}
-        young = {peer for peer, silent in new.items() if silent < JUST_S}
-        for peer, descriptor in present.items():
-            known = self._open.setdefault(peer, Open(last=now - new.get(peer, 0)))
-            known.descriptor = descriptor
-            if not known.busy:
-                self._note_progress(known, descriptor, now)
-        ending = {peer for peer, known in self._open.items() if peer in present and _is_slow(known, now)}
-        too_many = self._too_many(present.keys() - ending)
+        with self._noting:
+            # A request that began after the table was read is of a connection that is not in it.
+            self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
+            new = {peer: _asked(present[peer], silent_s) for peer in present.keys() - self._open.keys()}
+            young = {peer for peer, silent in new.items() if silent < JUST_S}
+            for peer, descriptor in present.items():
+                known = self._open.setdefault(peer, Open(last=now - new.get(peer, 0)))
+                known.descriptor = descriptor
+                if not known.busy:
+                    self._note_progress(known, descriptor, now)
+            ending = {peer for peer, known in self._open.items() if peer in present and _is_slow(known, now)}
+            too_many = self._too_many(present.keys() - ending)
         for peer in ending | (too_many - young):
             self._shut(peer, present[peer])
         return bool(too_many)

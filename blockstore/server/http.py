@@ -18,10 +18,10 @@ from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
-from granian.server.embed import Server
 
 from blockstore.errors import ConfigError
 from blockstore.server.connections import HEAD_S, Connections
+from blockstore.server.embedded import EmbeddedServer
 from blockstore.server.threads import Threads
 from blockstore.server.wsgi import Adapter
 
@@ -74,7 +74,7 @@ class HttpServer:
             application, self._threads, self._transfers, self._connections, is_transfer, client_of, line_of
         )
         try:
-            self._server = _Granian(
+            self._server = EmbeddedServer(
                 adapter,
                 interface=Interfaces.RSGI,
                 http=HTTPModes.http1,  # no client of the API asks for more, and HTTP/2 has attacks of its own
@@ -125,15 +125,6 @@ class HttpServer:
     def _stop(self) -> None:
         self._server.stop()  # type: ignore[no-untyped-call]
         self._connections.shut_idle()  # granian would wait for each that has begun a request
-
-
-class _Granian(Server):
-    """granian on a socket that is there already: it would make one of its own, whose port nobody knows."""
-
-    holder: Any
-
-    def _init_shared_socket(self) -> None:
-        self._shd = self.holder
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

@@ -14,6 +14,41 @@ Task = Callable[[], None]
 
 
 class Callers:
+    """A queue of tasks: strangers, who have no line, get every second turn at most.
+
+    Who shows no token that was good lately may come from as many addresses as a network has.
+    """
+
+    def __init__(self) -> None:
+        self._known, self._strangers = _Queue(), _Queue()
+        self._was_known = False
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._strangers)
+
+    def waiting(self, address: str) -> int:
+        """Return how many tasks of an address wait."""
+        return self._known.waiting(address) + self._strangers.waiting(address)
+
+    def put(self, address: str, line: str, task: Task) -> None:
+        """Add a task behind the others of its line."""
+        self._of(line).put(address, line, task)
+
+    def remove(self, address: str, line: str, task: Task) -> bool:
+        """Remove a task; return False if it does not wait any more."""
+        return self._of(line).remove(address, line, task)
+
+    def take(self) -> Task:
+        """Remove and return the task whose turn it is. There must be one."""
+        is_known = bool(self._known) and not (self._strangers and self._was_known)
+        self._was_known = is_known
+        return (self._known if is_known else self._strangers).take()
+
+    def _of(self, line: str) -> _Queue:
+        return self._known if line else self._strangers
+
+
+class _Queue:
     """A queue of tasks that serves addresses in turns, and the lines of one address in turns."""
 
     def __init__(self) -> None:
@@ -25,24 +60,22 @@ class Callers:
         return self._count
 
     def waiting(self, address: str) -> int:
-        """Return how many tasks of an address wait."""
         return self._addresses.waiting(address)
 
     def put(self, address: str, line: str, task: Task) -> None:
-        """Add a task behind the others of its line."""
         self._addresses.put(address, None)
         self._lines.setdefault(address, Turns()).put(line, task)
         self._count += 1
 
-    def remove(self, address: str, line: str, task: Task) -> None:
-        """Remove a task, if it still waits."""
+    def remove(self, address: str, line: str, task: Task) -> bool:
         lines = self._lines.get(address)
-        if lines is not None and lines.remove(line, task):
-            self._addresses.remove(address, None)
-            self._left(address, lines)
+        if lines is None or not lines.remove(line, task):
+            return False
+        self._addresses.remove(address, None)
+        self._left(address, lines)
+        return True
 
     def take(self) -> Task:
-        """Remove and return the task whose turn it is. There must be one."""
         turn = self._addresses.take()
         assert turn is not None
         lines = self._lines[turn[0]]
@@ -82,10 +115,10 @@ class Threads:
                     self._change.notify()
             return True
 
-    def withdraw(self, address: str, line: str, task: Task) -> None:
-        """Forget a task that nobody waits for any more, unless it runs already."""
+    def withdraw(self, address: str, line: str, task: Task) -> bool:
+        """Forget a task that nobody waits for any more; return False if it runs already."""
         with self._change:
-            self._callers.remove(address, line, task)
+            return self._callers.remove(address, line, task)
 
     def set_count(self, count: int) -> None:
         """Let ``count`` threads work at once."""

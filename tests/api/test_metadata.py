@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
+from blockstore.api import volumes
 from blockstore.api.metadata import MOST_CHARACTERS, MOST_PAIRS
 from blockstore.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from tests.api.conftest import Hall, at_once
@@ -150,3 +151,23 @@ def test_the_longest_pairs_that_metadata_may_have_fit(lite: Hall) -> None:
     for start in range(0, MOST_PAIRS, 128):
         pairs = {f"{n:0255}": "v" * 255 for n in range(start, start + 128)}
         assert merge(client, volume, pairs).status == 200
+
+
+def test_a_shown_volume_has_its_pairs_whatever_they_hold(hall: Hall) -> None:
+    client = hall.admin()
+    pairs = {'q"': "\\", "é€😀": "'\\u0041", "empty": "", "{": "null"}
+    for metadata in (pairs, {}):
+        volume = client("POST", "/volumes", {"volume": {"size": 1, "metadata": metadata}}).json["volume"]["id"]
+        assert client.get(f"/volumes/{volume}")["volume"]["metadata"] == metadata
+
+
+def test_a_summary_looks_at_a_bounded_number_of_pairs(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = hall.admin()
+    for n in range(3):
+        client(
+            "POST", "/volumes", {"volume": {"size": 1, "metadata": {f"k{n}-{m}": "v" for m in range(4)} | {"a": "b"}}}
+        )
+    told = client.get("/volumes/summary")["volume-summary"]
+    assert (told["total_count"], len(told["metadata"]), told["metadata"]["a"]) == (3, 13, ["b"])
+    monkeypatch.setattr(volumes, "SUMMARY_PAIRS", 5)
+    assert len(client.get("/volumes/summary")["volume-summary"]["metadata"]) <= 5

@@ -47,6 +47,17 @@ def test_many_tokens_are_one_address() -> None:
     assert order_of(turns).index("quiet") == 1
 
 
+def test_strangers_at_any_number_of_addresses_have_every_second_turn_at_most() -> None:
+    turns = Callers()
+    for number in range(100):
+        turns.put(f"{number}", "", named("stranger"))
+    for number in range(3):
+        turns.put("0", "project", named(f"known {number}"))
+    order = order_of(turns)
+    assert [name for name in order if name != "stranger"] == ["known 0", "known 1", "known 2"]
+    assert order.index("known 2") <= 5
+
+
 def test_one_caller_is_served_in_order() -> None:
     turns = Callers()
     for number in range(5):
@@ -148,8 +159,8 @@ def test_a_task_that_nobody_waits_for_is_not_run(threads: Threads) -> None:
     assert first.begun.wait(20)
     threads.submit("a", "t", left)
     threads.submit("a", "t", stays)
-    threads.withdraw("a", "t", left)
-    threads.withdraw("a", "t", first)  # it runs already
+    assert threads.withdraw("a", "t", left)
+    assert not threads.withdraw("a", "", first), "it runs already"
     stays.go.set()
     first.go.set()
     assert stays.ended.wait(20)

@@ -1,0 +1,32 @@
+"""Flask, without what this API never uses and each request pays for."""
+
+from __future__ import annotations
+
+from flask import Flask, Request
+from flask.sessions import SessionInterface, SessionMixin
+from werkzeug.routing import MapAdapter
+
+
+class Application(Flask):
+    """The application: it routes by method and path alone, and keeps no sessions of browsers."""
+
+    def __init__(self, name: str) -> None:
+        """Make one without static files."""
+        super().__init__(name, static_folder=None)
+        self.session_interface = _NoSessions()
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Return what finds the endpoint of a request. Hosts play no part; ``blockstore.address`` looks at them."""
+        if request is None:
+            return None
+        return self.url_map.bind("", request.root_path, None, request.scheme, request.method, request.path)
+
+
+class _NoSessions(SessionInterface):
+    """Sessions that hold nothing."""
+
+    _NULL = SessionInterface.null_session_class()
+
+    def open_session(self, app: Flask, request: Request) -> SessionMixin:
+        """Return the session that all requests share, because nothing can be written into it."""
+        return self._NULL

@@ -1,0 +1,40 @@
+"""A session that only looks: a connection, and the ORM around it once that is asked for.
+
+Most requests ask two statements on the connection, and to make a ``Session`` costs as much as both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+
+class Look:
+    """What a ``Session`` is, for those who look."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+        self._session: Session | None = None
+
+    def connection(self) -> Connection:
+        """Return the connection, which the ORM uses, too."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def __getattr__(self, name: str) -> Any:
+        if self._session is None:
+            self._session = Session(self.connection(), expire_on_commit=False, autoflush=False)
+        return getattr(self._session, name)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        try:
+            if self._session is not None:
+                self._session.close()
+        finally:
+            if self._connection is not None:
+                self._connection.close()

@@ -1,0 +1,123 @@
+"""The bodies of requests: received whole before a thread is asked, or piece by piece while a thread reads."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from granian._granian import RSGIHTTPProtocol as HTTPProtocol
+from granian._granian import RSGIProtocolClosed as ProtocolClosed
+
+from blockstore.server.refusals import Refused
+
+MAX_BODY_BYTES = 128 << 10
+"""Bytes of a body that is read before a thread is asked; the API allows less, with a sentence."""
+WINDOW_S = 10.0
+LEAST_RATE = 1024
+"""Bytes per second at which a body must arrive, in each window of ``WINDOW_S`` seconds."""
+PIECE_S = 60.0
+"""Seconds that a caller has for the next piece of a body that passes piece by piece."""
+
+
+class Buffered:
+    """A body that has arrived, or that is refused by its length."""
+
+    def __init__(self, content: bytes, length: int, counted: int) -> None:
+        self.content, self.length, self.counted = content, length, counted
+
+    def file(self) -> Any:
+        """Return the body as WSGI reads it."""
+        return io.BytesIO(self.content)
+
+
+NO_BODY = Buffered(b"", 0, 0)
+
+
+class Streamed(io.RawIOBase):
+    """A body that arrives while a thread reads it."""
+
+    def __init__(
+        self, proto: HTTPProtocol, loop: asyncio.AbstractEventLoop, has_left: Callable[[], Awaitable[bool]]
+    ) -> None:
+        self._pieces, self._loop, self._has_left = proto.__aiter__(), loop, has_left
+        self._rest = memoryview(b"")
+        self._count = self._size = 0
+        self._ended = False
+
+    def file(self) -> Any:
+        """Return the body as WSGI reads it."""
+        return self
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with what has arrived; 0 is the end. Raises OSError when the caller stalls, or has gone."""
+        if not self._rest and not self._ended:
+            self._rest = memoryview(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result())
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    async def _next(self) -> bytes:
+        try:
+            while not (piece := await asyncio.wait_for(anext(self._pieces), PIECE_S)):
+                pass
+            self._count, self._size = self._count + 1, self._size + len(piece)
+            if is_crumbled(self._count, self._size):
+                raise ConnectionError(CRUMBLED)
+            return bytes(piece)
+        except StopAsyncIteration:
+            self._ended = True
+            if await self._has_left():  # granian ends a body that is cut off like any other
+                raise ConnectionError("The caller closed the connection before the end of the body.") from None
+            return b""
+        except ProtocolClosed as exc:
+            raise ConnectionError("The caller closed the connection before the end of the body.") from exc
+
+
+async def received(proto: HTTPProtocol) -> bytes:
+    """Return a body, or what exceeds ``MAX_BODY_BYTES`` of it. Raises Refused when it arrives too slowly."""
+    loop = asyncio.get_running_loop()
+    pieces, size, window_ends, in_window = [], 0, loop.time() + WINDOW_S, 0
+    stream = proto.__aiter__()
+    while size <= MAX_BODY_BYTES:
+        read = asyncio.ensure_future(_next(stream))
+        try:
+            while not read.done():
+                await asyncio.wait({read}, timeout=max(window_ends - loop.time(), 0))
+                if loop.time() >= window_ends:
+                    if in_window < LEAST_RATE * WINDOW_S:
+                        raise Refused(408, f"The body arrived more slowly than {LEAST_RATE} bytes per second.")
+                    window_ends, in_window = loop.time() + WINDOW_S, 0
+        finally:
+            read.cancel()  # nothing, if it is done
+        piece = read.result()
+        if piece is None:
+            break
+        pieces.append(piece)
+        size += len(piece)
+        in_window += len(piece)
+        if is_crumbled(len(pieces), size):
+            raise Refused(400, CRUMBLED)
+    return b"".join(pieces)
+
+
+CRUMBLED = "The body arrives in pieces that are too small."
+
+
+def is_crumbled(pieces: int, size: int) -> bool:
+    """Return True if a body arrives in so many small pieces that receiving it costs more than answering it."""
+    return pieces > 64 and size < pieces * 256
+
+
+async def _next(stream: Any) -> bytes | None:
+    # Not anext(stream, None): CPython 3.11 crashes on it, for granian's iterator awaits in a way of its own.
+    try:
+        return bytes(await anext(stream))
+    except StopAsyncIteration:
+        return None

@@ -1,0 +1,25 @@
+"""Requests that are refused before the application is asked."""
+
+from __future__ import annotations
+
+import contextlib
+
+from granian._granian import RSGIHTTPProtocol as HTTPProtocol
+from granian._granian import RSGIProtocolClosed as ProtocolClosed
+
+
+class Refused(Exception):
+    """A request that the application is not asked about: status and sentence of the reply."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+def refuse(proto: HTTPProtocol, exc: Refused) -> None:
+    """Send the reply to a request that is refused, in plain text, and have the connection closed."""
+    also = [("retry-after", "1")] if exc.status == 503 else []
+    with contextlib.suppress(ProtocolClosed):  # the caller has gone
+        proto.response_str(
+            exc.status, [("content-type", "text/plain"), ("connection", "close"), *also], f"{exc.sentence}\n"
+        )
