@@ -155,7 +155,7 @@ def test_the_longest_pairs_that_metadata_may_have_fit(lite: Hall) -> None:
 
 def test_a_shown_volume_has_its_pairs_whatever_they_hold(hall: Hall) -> None:
     client = hall.admin()
-    pairs = {'q"': "\\", "é€😀": "'\\u0041", "empty": "", "{": "null"}
+    pairs = {"quote": '"', "backslash": "\\u0041'", "text": "é€😀", "empty": "", "null": "null"}
     for metadata in (pairs, {}):
         volume = client("POST", "/volumes", {"volume": {"size": 1, "metadata": metadata}}).json["volume"]["id"]
         assert client.get(f"/volumes/{volume}")["volume"]["metadata"] == metadata
