@@ -1,6 +1,6 @@
 """Log lines that many callers write at once: the first is logged, the others are counted.
 
-Used where one fault of the node meets every request and every operation: the database is away, no file can be opened.
+Used where one fault meets every request and every operation: the database is away, no file can be opened, a bug.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class Repeats:
         self._next: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def log(self, level: int, subject: str, message: str, *arguments: object) -> None:
+    def log(
+        self, level: int, subject: str, message: str, *arguments: object, exc_info: BaseException | None = None
+    ) -> None:
         """Log a line, unless one on the same subject was logged in the interval before."""
         with self._lock:
             now = time.monotonic()
@@ -34,4 +36,4 @@ class Repeats:
         if left_out:
             message += " (%d more like this were not logged)"
             arguments = (*arguments, left_out)
-        self._log.log(level, message, *arguments)
+        self._log.log(level, message, *arguments, exc_info=exc_info)

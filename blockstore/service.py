@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 from blockstore import (
     __version__,
     address,
+    certificate,
     exposed_secrets,
     logs,
     manager,
@@ -212,7 +214,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
     host, port = parse_listen(config.service.listen, "--listen")
     refuse_open_door(config, host)
     raise_file_limit()
-    for warning in (plugins.foreign_code(), *exposed_secrets.warnings(config)):
+    for warning in (plugins.foreign_code(), *exposed_secrets.warnings(config), _costly_handshakes(config)):
         if warning:
             log.warning("%s", warning)
     with StateLock(config.state_dir):
@@ -228,6 +230,14 @@ def serve(config: Config, *, new_database: bool = False) -> int:
         gc.freeze()  # what is here now stays; looking through it again and again would only take time
         gc.set_threshold(10_000, 20, 50)
         return _run(service, server)
+
+
+def _costly_handshakes(config: Config) -> str:
+    section = config.service
+    with suppress(OSError):  # what cannot be read is told when it is used
+        if section.tls_certificate and section.tls_key:
+            return certificate.costly(section.tls_certificate, section.tls_key)
+    return ""
 
 
 def _server(config: Config, service: Service, host: str, port: int) -> HttpServer:

@@ -339,6 +339,8 @@ def before_request() -> None:
     g.started = time.perf_counter()
     g.identity = request.path.startswith(IDENTITY)
     check_request(request.environ)
+    if "\0" in request.path:
+        abort(404)  # nothing has such a name, and PostgreSQL refuses to look for it
     if request.method == "HEAD" and request.path.startswith("/v3/") and request.path != "/v3/":
         abort(404)  # compat: Cinder routes no HEAD to resources, where Flask would answer it like GET
     refuse_long_query(request.query_string)

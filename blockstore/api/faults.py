@@ -45,7 +45,9 @@ def reply(error: Exception) -> Response:
         response = fault(503, "serviceUnavailable", NO_FILES)
         response.headers["Retry-After"] = str(SOON_S)
         return response
-    log.error("request failed unexpectedly", exc_info=error)
+    repeats.log(
+        logging.ERROR, f"{type(error).__name__} {request.endpoint}", "request failed unexpectedly", exc_info=error
+    )
     return fault(500, "computeFault", UNEXPECTED)
 
 

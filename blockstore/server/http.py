@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -79,6 +80,8 @@ class HttpServer:
                 interface=Interfaces.RSGI,
                 http=HTTPModes.http1,  # no client of the API asks for more, and HTTP/2 has attacks of its own
                 websockets=False,
+                # Of handshakes, each costs some ms with an RSA key; those that are answered go on meanwhile.
+                runtime_threads=min(os.cpu_count() or 1, 2 if certificate else 1),
                 backpressure=limit,
                 http1_settings=HTTP1Settings(header_read_timeout=int(HEAD_S * 1000), max_buffer_size=64 << 10),
                 log_dictconfig=_LOGGING,

@@ -141,3 +141,11 @@ def test_a_path_says_who_asks_however_it_is_written(lite: Hall) -> None:
     for path in (f"//volumes//{foreign}", f"/other-project//volumes/{foreign}/"):
         assert member("GET", path).status in (400, 404)
     assert member("GET", "//os-services").status == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["/volumes/a%00b", "/os-quota-sets/%00", "/default-types/%00", "/types/a/extra_specs/%00"]
+)
+def test_a_name_with_nul_is_nobodys(hall: Hall, path: str) -> None:
+    """PostgreSQL would fail to look for it."""
+    assert hall.admin()("GET", path).status == 404

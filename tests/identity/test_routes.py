@@ -48,3 +48,10 @@ def test_who_gets_past_the_door(
             assert answer.status in (200, 202, 204, 400, 404, 501), answer.body
     stranger = town.ask(method, where, body, cast.stranger, **at)
     assert (stranger.status, stranger.message) == (400, "Malformed request url")
+
+
+def test_a_name_with_nul_is_nobodys_before_anybody_is_asked(people: People) -> None:
+    body = {"user": {"password": "new", "original_password": "old"}}
+    for method, path in (("POST", "/users/a%00b/password"), ("GET", "/projects/%00"), ("GET", "/users/%00")):
+        refused = people.identity(method, path, body if method == "POST" else None)
+        assert (refused.status, refused.json["error"]["code"]) == (404, 404)

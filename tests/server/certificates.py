@@ -8,12 +8,15 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 
-def certificate(directory: Path, *names: str, days: int = 1) -> tuple[Path, Path]:
-    """Make server.pem and server.key for names and addresses, or for 127.0.0.1; clients can take it as its own CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def certificate(directory: Path, *names: str, days: int = 1, rsa_bits: int = 0) -> tuple[Path, Path]:
+    """Make server.pem and server.key for names and addresses, or for 127.0.0.1; clients can take it as its own CA.
+
+    The key is on the curve P-256, or RSA with ``rsa_bits``.
+    """
+    key = rsa.generate_private_key(65537, rsa_bits) if rsa_bits else ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "blockstore test")])
     now = datetime.datetime.now(datetime.UTC)
     builder = (
