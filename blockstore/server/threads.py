@@ -8,15 +8,16 @@ from collections.abc import Callable
 from blockstore.turns import Turns
 
 MOST_WAITING, MOST_WAITING_OF_ONE = 4096, 256
-"""Tasks that may wait: of all addresses together, and of one."""
+"""Tasks that may wait: of all together, and of one project, or of one address of strangers."""
 
 Task = Callable[[], None]
 
 
 class Callers:
-    """A queue of tasks: strangers, who have no line, get every second turn at most.
+    """A queue of tasks: the lines of projects take turns, over all their addresses; strangers have no line.
 
-    Who shows no token that was good lately may come from as many addresses as a network has.
+    Who shows no token that was good lately may come from as many addresses as a network has. Strangers take turns over
+    addresses, and together they get every second turn at most.
     """
 
     def __init__(self) -> None:
@@ -26,17 +27,20 @@ class Callers:
     def __len__(self) -> int:
         return len(self._known) + len(self._strangers)
 
-    def waiting(self, address: str) -> int:
-        """Return how many tasks of an address wait."""
-        return self._known.waiting(address) + self._strangers.waiting(address)
+    def waiting(self, address: str, line: str) -> int:
+        """Return how many tasks wait of a line; of an address, for a stranger."""
+        return self._known.waiting(line) if line else self._strangers.waiting(address)
 
     def put(self, address: str, line: str, task: Task) -> None:
-        """Add a task behind the others of its line."""
-        self._of(line).put(address, line, task)
+        """Add a task behind the others of the same address and line."""
+        if line:
+            self._known.put(line, address, task)
+        else:
+            self._strangers.put(address, "", task)
 
     def remove(self, address: str, line: str, task: Task) -> bool:
         """Remove a task; return False if it does not wait any more."""
-        return self._of(line).remove(address, line, task)
+        return self._known.remove(line, address, task) if line else self._strangers.remove(address, "", task)
 
     def take(self) -> Task:
         """Remove and return the task whose turn it is. There must be one."""
@@ -44,50 +48,47 @@ class Callers:
         self._was_known = is_known
         return (self._known if is_known else self._strangers).take()
 
-    def _of(self, line: str) -> _Queue:
-        return self._known if line else self._strangers
-
 
 class _Queue:
-    """A queue of tasks that serves addresses in turns, and the lines of one address in turns."""
+    """A queue of tasks that serves owners in turns, and the lines of one owner in turns."""
 
     def __init__(self) -> None:
-        self._addresses: Turns[None] = Turns()
+        self._owners: Turns[None] = Turns()
         self._lines: dict[str, Turns[Task]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def waiting(self, address: str) -> int:
-        return self._addresses.waiting(address)
+    def waiting(self, owner: str) -> int:
+        return self._owners.waiting(owner)
 
-    def put(self, address: str, line: str, task: Task) -> None:
-        self._addresses.put(address, None)
-        self._lines.setdefault(address, Turns()).put(line, task)
+    def put(self, owner: str, line: str, task: Task) -> None:
+        self._owners.put(owner, None)
+        self._lines.setdefault(owner, Turns()).put(line, task)
         self._count += 1
 
-    def remove(self, address: str, line: str, task: Task) -> bool:
-        lines = self._lines.get(address)
+    def remove(self, owner: str, line: str, task: Task) -> bool:
+        lines = self._lines.get(owner)
         if lines is None or not lines.remove(line, task):
             return False
-        self._addresses.remove(address, None)
-        self._left(address, lines)
+        self._owners.remove(owner, None)
+        self._left(owner, lines)
         return True
 
     def take(self) -> Task:
-        turn = self._addresses.take()
+        turn = self._owners.take()
         assert turn is not None
         lines = self._lines[turn[0]]
         found = lines.take()
-        assert found is not None  # an address is in line once for each of its tasks
+        assert found is not None  # an owner is in line once for each of its tasks
         self._left(turn[0], lines)
         return found[1]
 
-    def _left(self, address: str, lines: Turns[Task]) -> None:
+    def _left(self, owner: str, lines: Turns[Task]) -> None:
         self._count -= 1
         if not lines:
-            del self._lines[address]
+            del self._lines[owner]
 
 
 class Threads:
@@ -105,7 +106,7 @@ class Threads:
     def submit(self, address: str, line: str, task: Task) -> bool:
         """Have a thread run ``task``, which must not raise, when it is its turn. Return False if too many wait."""
         with self._change:
-            if self._callers.waiting(address) >= MOST_WAITING_OF_ONE or len(self._callers) >= MOST_WAITING:
+            if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE or len(self._callers) >= MOST_WAITING:
                 return False
             self._callers.put(address, line, task)
             if self._working < self._count:

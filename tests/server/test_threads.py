@@ -30,20 +30,28 @@ def named(name: str):  # type: ignore[no-untyped-def]
     return task
 
 
-def test_addresses_take_turns_and_so_do_the_tokens_of_one_address() -> None:
+def test_projects_take_turns_and_so_do_the_addresses_of_one_project() -> None:
     turns = Callers()
     for number in range(3):
-        for token in ("t", "u"):
-            turns.put("loud", token, named(f"loud {token}{number}"))
+        for address in ("a", "b"):
+            turns.put(address, "loud", named(f"loud {address}{number}"))
+    turns.put("a", "quiet", named("quiet"))
+    assert order_of(turns) == ["loud a0", "quiet", "loud b0", "loud a1", "loud b1", "loud a2", "loud b2"]
+
+
+def test_addresses_of_strangers_take_turns() -> None:
+    turns = Callers()
+    for number in range(3):
+        turns.put("loud", "", named(f"loud {number}"))
     turns.put("quiet", "", named("quiet"))
-    assert order_of(turns) == ["loud t0", "quiet", "loud u0", "loud t1", "loud u1", "loud t2", "loud u2"]
+    assert order_of(turns) == ["loud 0", "quiet", "loud 1", "loud 2"]
 
 
-def test_many_tokens_are_one_address() -> None:
+def test_a_project_with_many_addresses_has_one_turn() -> None:
     turns = Callers()
     for number in range(100):
-        turns.put("loud", f"made up {number}", named("loud"))
-    turns.put("quiet", "", named("quiet"))
+        turns.put(f"{number}", "loud", named("loud"))
+    turns.put("0", "quiet", named("quiet"))
     assert order_of(turns).index("quiet") == 1
 
 
@@ -148,8 +156,18 @@ def test_a_bounded_number_waits_of_one_address_and_of_all(threads: Threads, monk
     first = Held()
     assert threads.submit("a", "", first)
     assert first.begun.wait(20)
-    assert [threads.submit("a", str(number), int) for number in range(4)] == [True, True, True, False]
+    assert [threads.submit("a", "", int) for _ in range(4)] == [True, True, True, False]
     assert [threads.submit("b", "", int) for _ in range(3)] == [True, True, False]
+    first.go.set()
+
+
+def test_a_bounded_number_waits_of_one_project(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MOST_WAITING_OF_ONE", 2)
+    first = Held()
+    assert threads.submit("a", "loud", first)
+    assert first.begun.wait(20)
+    assert [threads.submit(str(number), "loud", int) for number in range(3)] == [True, True, False]
+    assert threads.submit("0", "quiet", int)
     first.go.set()
 
 
