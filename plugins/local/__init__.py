@@ -5,7 +5,7 @@
 What it cannot promise, since a path is no door: who may open the file or device opens it, before and after; and a
 volume given read-only says so (``access_mode``) and can be written, for a device has one read-only switch for all its
 users, and a file none. What it does promise: ``withdraw`` refuses while anything on this node holds the volume
-(``holders.py``), so that no volume is deleted or attached elsewhere under a consumer.
+(``backends/holders.py``), so that no volume is deleted or attached elsewhere under a consumer.
 
 An export lives as long as the boot in which it was made: a reboot takes every holder away, and the service then asks
 again, which also brings a device back that is not activated at boot.
@@ -25,9 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from blockstore_plugins.local import holders
-
 from blockstore import private_files
+from blockstore.backends import holders
 from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 from blockstore_plugins import local
-from blockstore_plugins.local import LocalOptions, LocalTarget, holders
+from blockstore_plugins.local import LocalOptions, LocalTarget
 
+from blockstore.backends import holders
 from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
 from blockstore.targets.contract import Export
 from tests.conftest import need

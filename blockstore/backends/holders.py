@@ -1,8 +1,8 @@
 """Who on this node holds a file or block device: processes, mounts, swap, loop devices, devices on top of it.
 
-The part of the plugin that asks the kernel; knows no exports. Files and devices are known by what they are (device
-and inode), never by their names, of which they may have several. It leaves out the service's own process. Never
-starts a process, never changes anything.
+Used by plugins. Asks the kernel; knows no exports. Files and devices are known by what they are (device and inode),
+never by their names, of which they may have several. It leaves out the service's own process. Never starts a process,
+never changes anything.
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ def find(things: Collection[Thing]) -> Mapping[Thing, tuple[str, ...]]:
             if thing in parts:
                 found.setdefault(parts[thing], {})[who] = None
     return {thing: tuple(names) for thing, names in found.items()}
+
+
+def of(path: Path) -> str:
+    """Return who holds a file or device, for a sentence."""
+    thing = identity(path)
+    who = find({thing}).get(thing, ()) if thing else ()
+    return ", ".join(who) or "something that this user cannot see: the kernel, a container, or this service"
 
 
 def is_free(path: Path) -> bool | None:
