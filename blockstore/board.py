@@ -78,6 +78,8 @@ class PoolReport:
             "QoS_support": caps.qos,
             "consistent_group_snapshot_enabled": caps.group_snapshots,
             "deepest_chain": self.capacity.deepest_chain,
+            "metadata_filled_percentage": _rounded(self.capacity.metadata_filled_percent),
+            "closed_because": self.capacity.closed_because,
             "background": [f"{chore.what}: {chore.percent} %" for chore in self.chores],
             "replication_enabled": False,
             "backend_state": "up" if self.up else "down",
@@ -109,3 +111,7 @@ class Board:
     def get(self, name: str) -> PoolReport | None:
         """Return one pool's report."""
         return self._reports.get(name)
+
+
+def _rounded(figure: float | None) -> float | None:
+    return None if figure is None else round(figure, 2)

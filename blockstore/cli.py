@@ -826,7 +826,11 @@ def backend_list(config: Config) -> None:
                 refuse_foreign(instance, installation, instance.owner())
             capacity, caps = instance.capacity(), instance.capabilities()
             flags = [f.name for f in dataclasses.fields(caps) if getattr(caps, f.name) is True]
-            rows.append((name, "up", f"{capacity.total_gib:.1f}", f"{capacity.free_gib:.1f}", " ".join(flags)))
+            state = "up"
+            if capacity.closed_because:
+                state = "closed"
+                flags = [capacity.closed_because]
+            rows.append((name, state, f"{capacity.total_gib:.1f}", f"{capacity.free_gib:.1f}", " ".join(flags)))
         except BlockstoreError as exc:
             rows.append((name, "DOWN", "-", "-", exc.message))
     _table(("POOL", "STATE", "GIB", "FREE", "CAN"), rows, empty="No backend is configured.")

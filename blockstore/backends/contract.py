@@ -97,6 +97,10 @@ class Capacity:
     """Sum of virtual sizes on the pool, also of volumes that are not ours; None when the backend cannot tell."""
     deepest_chain: int | None = None
     """Most layers that lie below a volume or snapshot; None where there are no layers, or nobody counts them."""
+    metadata_filled_percent: float | None = None
+    """How full the space is in which the storage describes what is on it; None where that does not run out."""
+    closed_because: str | None = None
+    """Why the pool takes nothing new, whatever is free; sentences. What is on it can be used, moved and deleted."""
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,13 @@ def run(
     secrets: Sequence[str] = (),
     package: str | None = None,
     pass_fds: Sequence[int] = (),
+    complaints: list[str] | None = None,
 ) -> str:
     """Run a tool and return what it printed.
 
     ``secrets`` are replaced in logs and errors. ``package`` is the Debian package named when the tool is missing.
     ``pass_fds`` stay open in the tool and in what it leaves running: a lock on one tells that it lives.
+    ``complaints`` gets what the tool printed on standard error, also when it succeeded.
     Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's words.
     """
     shown = tuple(_hide(word, secrets) for word in argv)
@@ -58,8 +60,11 @@ def run(
         raise ToolTimeout(f"{' '.join(shown)} did not end within {timeout_s:g} s and was stopped.") from exc
     took_ms = (time.monotonic() - started) * 1000
     log.debug("ran %s: status %d in %.0f ms", " ".join(shown), done.returncode, took_ms)
+    complaint = _hide(done.stderr.decode(errors="replace"), secrets)
+    if complaints is not None:
+        complaints.append(complaint)
     if done.returncode:
-        raise ToolFailed(shown, done.returncode, _hide(done.stderr.decode(errors="replace"), secrets))
+        raise ToolFailed(shown, done.returncode, complaint)
     return done.stdout.decode(errors="replace")
 
 

@@ -114,6 +114,8 @@ def report(desk: Desk, pool: str) -> None:
         log.error("backend %s is down: %s", pool, reason)
     elif reason is None and before is not None and not before.up:
         log.info("backend %s is up again", pool)
+    if capacity.closed_because and (before is None or before.capacity.closed_because != capacity.closed_because):
+        log.warning("backend %s takes nothing new: %s", pool, capacity.closed_because)
 
 
 def _reason(pool: str, exc: Exception) -> str:

@@ -27,6 +27,8 @@ def capacity(wish: Wish, pool: Pool) -> str | None:
     if wish.held_by == pool.name or wish.size_gib == 0:
         return None
     asked = f"{gib(wish.size_gib)} GiB asked"
+    if closed_because := pool.capabilities.get("closed_because"):
+        return f"{asked}, and nothing new is taken: {closed_because}"
     if not pool.is_free_reported:
         return f"{asked}, the free capacity is not reported"
     if not is_finite(pool.free_gib):

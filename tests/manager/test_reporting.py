@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from blockstore.backends.contract import Capacity
+from blockstore.board import NO_USAGE
 from blockstore.service import Service
 from tests.conftest import backend_section
 
@@ -36,3 +38,21 @@ def test_a_backend_that_does_not_answer_is_down_until_it_does(
     service.reporter.look(wait_s=5)
     service.reporter.look(wait_s=5)
     assert up() == {slow: True, quick: True}
+
+
+def test_a_pool_that_takes_nothing_new_is_up_and_says_why(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = start_service(backends=(backend_section("half", "memory"),))
+    pool = "blockstore@half#half"
+    full = Capacity(total_gib=10, free_gib=9, metadata_filled_percent=97.123, closed_because="A disk is missing.")
+    monkeypatch.setattr(service.backends[pool], "capacity", lambda: full)
+    for _ in range(2):
+        service.reporter.look(wait_s=5)
+    report = service.board.reports()[pool]
+    assert report.up
+    told = report.wire(NO_USAGE)
+    assert (told["closed_because"], told["metadata_filled_percentage"]) == ("A disk is missing.", 97.12)
+    assert [record.getMessage() for record in caplog.records if "takes nothing new" in record.getMessage()] == [
+        f"backend {pool} takes nothing new: A disk is missing."
+    ]

@@ -53,6 +53,12 @@ def test_capacity_refusal_holds_the_numbers_of_a_thick_pool(make_pool, make_wish
     )
 
 
+def test_a_pool_that_takes_nothing_new_says_why(make_pool, make_wish):
+    pool = make_pool(capabilities={"closed_because": "A disk is missing."})
+    assert capacity(make_wish(1), pool) == "1 GiB asked, and nothing new is taken: A disk is missing."
+    assert capacity(make_wish(0), pool) is None  # nothing new: a retype of what is there
+
+
 def test_overdrawn_pool_has_nothing_left_to_say(make_pool, make_wish):
     assert "0 GiB left" in capacity(make_wish(12), make_pool(provisioned_gib=999))
 
