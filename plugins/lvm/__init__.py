@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,11 +31,17 @@ from blockstore.backends.contract import (
 from blockstore.errors import BackendError, ConfigError, NameTaken, Unreachable, VolumeMissing
 
 from . import devices, names
-from .commands import Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
+from .commands import Group, Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
+from .members import Replaced
 from .thick import Thick
 from .thin import Thin
 
 log = logging.getLogger(__name__)
+
+METADATA_RESERVE_PERCENT = 5
+"""Of the area for a group's metadata: nothing new is taken when less is free, so that deletes never lack it."""
+LEAST_METADATA_FREE = 2048
+"""Bytes: some four logical volumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +94,46 @@ class LvmBackend(Backend):
         )
         self._chosen: Thin | Thick | None = None
         self._choosing = threading.Lock()
+        self._looked: Group | None = None
+        """What ``identity`` found, for the ``check`` that follows."""
+        self._replaced_on = ""
 
     # --- health and figures ---------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Prove that the volume group is there, whole and ours to use, and that its thin pool zeroes."""
-        group = self._lvm.group()
+        """Prove that the volume group is ours to use, that LVM may activate it, and that its thin pool zeroes."""
+        looked, self._looked = self._looked, None
+        group = looked or self._lvm.group()
         vg = self._lvm.vg
         if group.exported:
             raise Unreachable(f"The volume group {vg} is exported: vgimport {vg}")
-        if group.partial:
-            raise Unreachable(f"The volume group {vg} misses a physical volume; bring the disk back.")
         if GIB % group.extent:
             raise Unreachable(f"The extents of {vg} have {group.extent} bytes; 1 GiB must be a multiple of that.")
+        self._check_activation(group)
         if self._kind() is self._thin:
             self._check_pool()
+
+    def _check_activation(self, group: Group) -> None:
+        """Raise Unreachable if lvm.conf keeps LVM from activating the group's volumes, of which LVM says nothing."""
+        lists = self._lvm.activation_lists()
+        vg = self._lvm.vg
+        if "volume_list" in lists and not _is_listed(group, vg, lists["volume_list"]):
+            raise Unreachable(
+                f"volume_list in lvm.conf does not let LVM activate the volumes of {vg}: it is"
+                f" {', '.join(lists['volume_list']) or 'empty'}. Add {vg} to it."
+            )
+        if _is_listed(group, vg, lists.get("read_only_volume_list", ())):
+            raise Unreachable(f"read_only_volume_list in lvm.conf makes the volumes of {vg} read-only. Take {vg} out.")
 
     def _check_pool(self) -> None:
         what = f"{self._lvm.vg}/{self._pool}"
         pool = self._lvm.lvs().get(self._pool)
+        if pool is None and self.recognised:
+            raise Unreachable(
+                f"The thin pool {what}, in which the volumes are, is not there any more. Bring it back. If it is to be"
+                f" made anew: lvcreate --type thin-pool -l 95%FREE -Zy -n {self._pool} {self._lvm.vg}. If this backend"
+                " is to be thick: lvm_type = thick."
+            )
         if pool is None:
             pool = self._made_pool()
         if pool is None:
@@ -117,6 +144,10 @@ class LvmBackend(Backend):
             raise Unreachable(
                 f"The thin pool {what} does not zero what it hands out, so that tenants would read each other's old"
                 f" bytes. Switch it on: lvchange -Zy {what}"
+            )
+        if pool.health == "partial":
+            raise Unreachable(
+                f"The thin pool {what} lies on a disk that is missing. {self._missing(self._lvm.group())}"
             )
         if pool.health in ("failed", "metadata_read_only", "check needed"):
             raise Unreachable(f"The thin pool {what} is not usable ({pool.health}). See lvconvert --repair {what}")
@@ -172,8 +203,47 @@ class LvmBackend(Backend):
         )
 
     def capacity(self) -> Capacity:
-        """Return the figures of the pool, or of the volume group."""
-        return self._kind().capacity()
+        """Return the figures of the pool, or of the volume group, and why nothing new is taken."""
+        group = self._lvm.group()
+        capacity = self._kind().capacity(group)
+        filled = 100 * (1 - group.metadata_free / group.metadata_size) if group.metadata_size else 0.0
+        return replace(
+            capacity,
+            metadata_filled_percent=max(filled, capacity.metadata_filled_percent or 0.0),
+            closed_because=self._closed_because(group),
+        )
+
+    def _closed_because(self, group: Group) -> str | None:
+        vg = self._lvm.vg
+        if group.missing:
+            return self._missing(group)
+        if group.metadata_size and group.metadata_free < max(
+            LEAST_METADATA_FREE, group.metadata_size * METADATA_RESERVE_PERCENT // 100
+        ):
+            return (
+                f"The metadata area of volume group {vg} is full: {group.metadata_free} of {group.metadata_size} bytes"
+                " are free, which are kept for deletes. Delete volumes or snapshots, or add a disk with a larger area:"
+                f" vgextend --metadatasize 64m {vg} DEVICE, and then pvchange --metadataignore y on the others."
+            )
+        longest = names.longest_device_name(vg, self._pool if self._kind() is self._thin else "")
+        if longest > names.MOST_DEVICE_NAME:
+            return (
+                f"The name of volume group {vg} is too long: devices of its volumes would have names of {longest}"
+                f" characters, and the kernel takes {names.MOST_DEVICE_NAME}. Rename it with vgrename; each hyphen in"
+                " it counts twice."
+            )
+        return None
+
+    def _missing(self, group: Group) -> str:
+        """Return the sentences for a group of which a disk is missing."""
+        vg = self._lvm.vg
+        disks = ", ".join(f"{uuid} (last on {last or 'an unknown device'})" for uuid, last in group.missing.items())
+        return (
+            f"The volume group {vg} misses the physical volume {disks}. Volumes that are complete can be used, moved"
+            f" and deleted. Bring the disk back; if it reports missing still, vgextend --restoremissing {vg} DEVICE. If"
+            f" it never returns, delete or move the complete volumes, then vgreduce --removemissing --force {vg} gives"
+            " up the others."
+        )
 
     def list_volumes(self) -> Mapping[str, float]:
         """Return the volumes, also those that are not the service's."""
@@ -203,9 +273,31 @@ class LvmBackend(Backend):
                 listed[lv.name] = volume if there else ""
         return listed
 
+    # --- what the storage is, and whose -----------------------------------------------------------------------
+
+    def recognise(self, identity: str) -> None:
+        """Know the volume group by its UUID from now on."""
+        super().recognise(identity)
+        self._lvm.recognise(identity or None)
+
     def identity(self) -> str:
-        """Return the UUID of the volume group."""
-        return self._lvm.group().uuid
+        """Return the UUID of the volume group; of another one of its name, if that is all that is there."""
+        try:
+            self._looked = self._lvm.group()
+        except Replaced as exc:
+            self._replaced_on = ", ".join(sorted(pv.device for pv in exc.pvs))
+            return next(pv.vg_uuid for pv in exc.pvs)
+        return self._looked.uuid
+
+    def not_recognised(self, found: str) -> Unreachable:
+        """Name the devices, too, on which the other volume group is."""
+        error = super().not_recognised(found)
+        if not self._replaced_on:
+            return error
+        return Unreachable(
+            f"{error.message} (The volume group {self._lvm.vg} that is there is on {self._replaced_on}. It may be in"
+            " the disk of a guest: do not accept what you did not make.)"
+        )
 
     def owner(self) -> str | None:
         """Return the installation whose tag the volume group carries."""
@@ -222,7 +314,8 @@ class LvmBackend(Backend):
             )
 
     def _owners(self) -> set[str]:
-        return {tag.removeprefix(names.OWNER) for tag in self._lvm.group_tags() if tag.startswith(names.OWNER)}
+        tags = self._lvm.group().tags
+        return {tag.removeprefix(names.OWNER) for tag in tags if tag.startswith(names.OWNER)}
 
     # --- volumes --------------------------------------------------------------------------------------------
 
@@ -314,7 +407,7 @@ class LvmBackend(Backend):
         lv = lvs.get(reference)
         if lv is None or not kind.owns(lv) or names.snapshot_of(lv) is not None or names.is_unfinished(lv):
             raise VolumeMissing(f"There is no volume {reference} in {self._lvm.vg} that could be taken over.")
-        names.refuse_open(reference, lvs, self._lvm.lvs)
+        names.refuse_open(self._lvm, reference, lvs)
         for snapshot in names.dependants(lvs, reference):
             self._lvm.tag(snapshot, names.snapshot_tag(name))
             self._lvm.untag(snapshot, names.snapshot_tag(reference))
@@ -355,6 +448,11 @@ class LvmBackend(Backend):
             self._lvm.tag(lv.name, names.snapshot_tag(volume))
         if lv.name != snapshot:
             self._lvm.rename(lv.name, snapshot)
+
+
+def _is_listed(group: Group, vg: str, entries: Sequence[str]) -> bool:
+    """Return True if an entry of a list of lvm.conf means the whole group; ``@*`` is taken to mean it."""
+    return any(entry in (vg, "@*") or entry.removeprefix("@") in group.tags for entry in entries)
 
 
 def _size(gib: int) -> int:

@@ -7,8 +7,10 @@ process, so the number of calls in ``thin.py`` and ``thick.py`` is the number of
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ from blockstore.errors import (
     VolumeMissing,
 )
 
+from .members import Members, Pv, choose
+
+log = logging.getLogger(__name__)
+
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+.-]{0,99}")
 _POOL_SIZE = re.compile(r"[1-9][0-9]{0,12}[gGtT]|(?:[1-9][0-9]?|100)%(?:FREE|VG)")
 
@@ -34,7 +40,30 @@ _LV_FIELDS = (
     "lv_name,lv_attr,lv_size,origin,origin_size,pool_lv,lv_tags,data_percent,metadata_percent,"
     "kernel_discards,lv_health_status,lv_check_needed"
 )
-_VG_FIELDS = "vg_uuid,vg_size,vg_free,vg_extent_size,vg_partial,vg_exported"
+_PROOF_FIELDS = "vg_uuid,vg_missing_pv_count"
+"""In each report, so that it proves of which group it is."""
+_PV_FIELDS = (
+    "pv_name,pv_uuid,pv_missing,pv_duplicate,vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_exported,vg_tags,"
+    "vg_mda_size,vg_mda_free"
+)
+
+_REPORT_CONFIG = (
+    'log{prefix="" indent=0 command_names=0 verbose=0 report_command_log=0}'
+    ' report{compact_output=0 compact_output_cols="" binary_values_as_numeric=0 prefixes=0 quoted=1 columns_as_rows=0'
+    ' list_item_separator="," two_word_unknown_device=0}'
+)
+"""A report is read as LVM prints it by itself, whatever lvm.conf makes of it for people."""
+_NO_LVS = "devices/scan_lvs=0"
+"""Volumes belong to guests: what is written in them is not looked at for volume groups."""
+
+_ELSEWHERE = re.compile(r"Volume group \"[^\"]*\" not found|PVs are missing|is missing PV|of partial LV")
+_LAST_DEVICE = re.compile(r"is missing PV (\S+) \(last written to (/\S+)\)")
+_NO_BACKUPS = "backup{backup=0 archive=0}"
+"""As ``-A n``, which not every command has."""
+_NO_BACKUP = re.compile(r"(/\S+): (?:write error failed|\S+ failed): (?:No space left on device|Read-only file system)")
+_NO_OPTION = re.compile(r"(?:unrecognized|unknown) option.*--devices", re.IGNORECASE)
+_FREEING = frozenset({"lvremove", "lvrename", "lvconvert", "lvreduce", "lvchange"})
+"""Commands of which deletes are made: they do without LVM's backup of metadata when that cannot be written."""
 
 CHUNK = 64 * 1024
 """Copy-on-write unit of thick snapshots: at LVM's 4 KiB the kernel would keep 8 GiB of tables for 1 TiB."""
@@ -48,16 +77,33 @@ class NoThinTarget(NotSupported):
     """The kernel or the tools have no thin provisioning."""
 
 
+class MetadataFull(NoSpace):
+    """The text that describes the volume group has outgrown its area."""
+
+
+class PoolFull(NoSpace):
+    """The thin pool has no data blocks left, or no room for its own tables."""
+
+
+class Incomplete(Unreachable):
+    """A disk of the group is missing, which keeps LVM from what was asked."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """A volume group: its UUID, and its figures in bytes."""
+    """A volume group's figures, in bytes."""
 
     uuid: str
     size: int
     free: int
     extent: int
-    partial: bool
     exported: bool
+    tags: frozenset[str]
+    metadata_size: int
+    """What its description in text may take."""
+    metadata_free: int
+    missing: Mapping[str, str]
+    """UUIDs of physical volumes without a device, and the device that each had, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +149,23 @@ def cow_bytes(size: int) -> int:
 
 
 class Lvm:
-    """LVM's commands on one volume group."""
+    """LVM's commands on one volume group, each given the devices of that group and no others."""
 
     def __init__(self, vg: str, *, use_sudo: bool, timeout_s: float):
         self.vg = vg
+        self._recorded: str | None = None
         self._sudo = ("sudo", "-n") if use_sudo else ()
         self._timeout_s = timeout_s
+        self._members: Members | None = None
+        self._finding = threading.Lock()
+        self._last_devices: dict[str, str] = {}
+        self._strangers: frozenset[Pv] = frozenset()
+        self._has_devices_option = True
+
+    def recognise(self, uuid: str | None) -> None:
+        """Know the group by its UUID; None: by its name, as long as one group has it."""
+        if uuid != self._recorded:
+            self._recorded, self._members = uuid, None
 
     def path(self, lv: str) -> Path:
         """Return the device of a logical volume."""
@@ -117,33 +174,76 @@ class Lvm:
     # --- looking --------------------------------------------------------------------------------------------
 
     def group(self) -> Group:
-        """Return the group's figures. Raises Unreachable."""
-        rows = self._report("vgs", "vg", _VG_FIELDS)
-        if not rows:
-            raise Unreachable(self._no_group())
-        row = rows[0]
+        """Find the group's devices, and return its figures. Raises Unreachable."""
+        with self._finding:
+            return self._found()
+
+    def _found(self) -> Group:
+        rows = self._scanned()
+        pvs = [
+            Pv(row["pv_name"], row["pv_uuid"], row["vg_name"], row["vg_uuid"], *map(bool, _flags(row)))
+            for row in rows
+            if row["pv_uuid"]
+        ]
+        self._members, strangers = choose(self.vg, self._recorded, pvs, no_group=self._no_group())
+        self._tell_of(frozenset(strangers))
+        row = next(row for row in rows if row["vg_uuid"] == self._members.vg_uuid)
+        known = {pv.uuid: pv.device for pv in pvs if pv.vg_uuid == self._members.vg_uuid and not pv.missing}
+        self._last_devices |= known
+        size = _int(row["vg_mda_size"]) // 2  # LVM keeps the former text until the new one is whole
         return Group(
-            uuid=row["vg_uuid"],
+            uuid=self._members.vg_uuid,
             size=_int(row["vg_size"]),
             free=_int(row["vg_free"]),
             extent=_int(row["vg_extent_size"]),
-            partial=bool(row["vg_partial"]),
             exported=bool(row["vg_exported"]),
+            tags=frozenset(filter(None, row["vg_tags"].split(","))),
+            metadata_size=size,
+            metadata_free=min(_int(row["vg_mda_free"]), size),
+            missing={uuid: self._last_devices.get(uuid, "") for uuid in self._members.missing},
         )
+
+    def _scanned(self) -> Sequence[Mapping[str, str]]:
+        """Return what is on all devices that LVM looks at; on logical volumes only if the group is nowhere else."""
+        words = ("-a", *_REPORT_WORDS, "-o", _PV_FIELDS)
+        rows: Sequence[Mapping[str, str]] = ()
+        for config in ((_REPORT_CONFIG, _NO_LVS), (_REPORT_CONFIG,)):
+            complaints: list[str] = []
+            rows = _rows("pvs", "pv", self._call("pvs", words, config=config, complaints=complaints))
+            self._last_devices |= dict(_LAST_DEVICE.findall("".join(complaints)))
+            if any(row["vg_uuid"] == self._recorded if self._recorded else row["vg_name"] == self.vg for row in rows):
+                break
+        return rows
+
+    def _tell_of(self, strangers: frozenset[Pv]) -> None:
+        for pv in strangers - self._strangers:
+            log.warning(
+                "%s holds another volume group of the name %s, with the UUID %s, which is not used: keep guests' disks"
+                " from LVM by the devices file or global_filter, or rename it: vgrename %s NEW-NAME",
+                *(pv.device, self.vg, pv.vg_uuid, pv.vg_uuid),
+            )
+        self._strangers = strangers
 
     def lvs(self) -> dict[str, Lv]:
         """Return the group's logical volumes by name, without LVM's internal ones."""
-        return {row["lv_name"]: _lv(row) for row in self._report("lvs", "lv", _LV_FIELDS)}
-
-    def group_tags(self) -> frozenset[str]:
-        """Return the tags of the group itself."""
-        rows = self._report("vgs", "vg", "vg_tags")
-        return frozenset(tag for row in rows for tag in row["vg_tags"].split(",") if tag)
+        return {row["lv_name"]: _lv(row) for row in self._report(_LV_FIELDS)}
 
     def extents(self, lv: str) -> Sequence[str]:
         """Return the physical extents of a linear volume, as ``lvextend`` takes them."""
-        rows = self._report("lvs", "lv", "lv_name,seg_pe_ranges")
+        rows = self._report("lv_name,seg_pe_ranges")
         return [piece for row in rows if row["lv_name"] == lv for piece in row["seg_pe_ranges"].split()]
+
+    def activation_lists(self) -> Mapping[str, Sequence[str]]:
+        """Return the lists of lvm.conf that say what may be activated, and what only for reading, if there are."""
+        try:
+            said = process.run(
+                ("lvmconfig", "--typeconfig", "full", "activation"), timeout_s=self._timeout_s, package="lvm2"
+            )
+        except BackendError as exc:
+            log.debug("the configuration of LVM was not read: %s", exc)
+            return {}
+        found = re.findall(r"^\s*(volume_list|read_only_volume_list)=(.*)$", said, re.MULTILINE)
+        return {key: re.findall(r'"([^"]*)"', value) for key, value in found}
 
     # --- making ---------------------------------------------------------------------------------------------
 
@@ -184,7 +284,7 @@ class Lvm:
 
     def reduce(self, lv: str, size: int, *, discard: bool) -> None:
         """Cut a volume to a size in bytes."""
-        self._run("lvreduce", "-f", "-y", *_discarding(discard), "-L", f"{size}b", "--", f"{self.vg}/{lv}")
+        self._run("lvreduce", "-f", "-y", "-L", f"{size}b", "--", f"{self.vg}/{lv}", config=_discarding(discard))
 
     def rename(self, lv: str, to: str) -> None:
         """Rename, also while open. Raises VolumeMissing, NameTaken."""
@@ -225,32 +325,100 @@ class Lvm:
     def remove(self, lv: str, *, discard: bool) -> None:
         """Remove; one that is not there is a success. Removes its thick snapshots too. Raises InUse."""
         with suppress(VolumeMissing):
-            self._run("lvremove", "-f", "-y", *_discarding(discard), "--", f"{self.vg}/{lv}")
+            self._run("lvremove", "-f", "-y", "--", f"{self.vg}/{lv}", config=_discarding(discard))
 
     # --- running and understanding ----------------------------------------------------------------------------
 
-    def _report(self, verb: str, kind: str, fields: str) -> Sequence[Mapping[str, str]]:
-        said = self._run(verb, "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", self.vg)
-        try:
-            return [row for part in json.loads(said)["report"] for row in part.get(kind, ())]
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise BackendError(f"{verb} printed something that is not its JSON report: {said[:200]!r}") from exc
+    def _report(self, fields: str) -> Sequence[Mapping[str, str]]:
+        """Return what ``lvs`` tells of the group that was found, and of no other."""
+        words = (*_REPORT_WORDS, "-o", f"{fields},{_PROOF_FIELDS}", "--", self.vg)
+        for _ in range(2):
+            members = self._there()
+            rows = _rows("lvs", "lv", self._run("lvs", *words, config=(_REPORT_CONFIG,)))
+            if not rows:  # an empty group proves nothing by its volumes
+                self.group()
+            if all(_proof(row) == (members.vg_uuid, len(members.missing)) for row in rows):
+                return rows
+            self.group()
+        if any(row["vg_uuid"] != self._there().vg_uuid for row in rows):
+            raise Unreachable(f"The volume group {self.vg} was replaced by another while it was looked at.")
+        return rows  # its disks come and go, which each command finds out for itself
 
-    def _run(self, verb: str, *args: str) -> str:
+    def _run(self, verb: str, *args: str, config: Sequence[str] = ()) -> str:
+        members = self._there()
         try:
-            return process.run(
-                (*self._sudo, verb, *args), timeout_s=self._timeout_s, package="sudo" if self._sudo else "lvm2"
-            )
+            return self._call(verb, args, config=config, members=members)
         except ToolFailed as exc:
-            raise self._named(exc) from exc
+            if not _ELSEWHERE.search(exc.stderr):
+                raise self._named(exc) from exc
+            self.group()
+            again = self._there()
+            if again == members:
+                raise self._named(exc) from exc
+            try:
+                return self._call(verb, args, config=config, members=again)
+            except ToolFailed as exc:
+                raise self._named(exc) from exc
+
+    def _there(self) -> Members:
+        """Return the group's devices, found anew if the kernel knows one of them as another disk now."""
+        with self._finding:
+            if self._members is None or not self._members.are_there():
+                self._found()
+            assert self._members is not None
+            return self._members
+
+    def _call(
+        self,
+        verb: str,
+        args: Sequence[str],
+        *,
+        config: Sequence[str],
+        members: Members | None = None,
+        complaints: list[str] | None = None,
+    ) -> str:
+        """Run a tool on a group's devices, or on all; a delete does without LVM's backup if that has no space."""
+        where: tuple[str, ...] = ()
+        if members is not None and self._has_devices_option:
+            where = ("--devices", ",".join(members.devices))
+        elif members is not None:
+            config = (*config, _filter(members.devices))
+        argv = (*self._sudo, verb, *where)
+        try:
+            return self._process((*argv, *_settings(config), *args), complaints)
+        except ToolFailed as exc:
+            if where and _NO_OPTION.search(exc.stderr):  # before LVM 2.03.12
+                self._has_devices_option = False
+                return self._call(verb, args, config=config, members=members, complaints=complaints)
+            full = _NO_BACKUP.search(exc.stderr)
+            if full is None:
+                if members is None:
+                    raise self._named(exc) from exc
+                raise
+            if verb not in _FREEING:
+                raise NoSpace(
+                    f"LVM cannot write its backup of metadata, {full[1]}; what it wants to change is refused. Free"
+                    f" space there. Volumes can be deleted meanwhile. ({_essence(exc.stderr)})"
+                ) from exc
+            log.warning("%s runs without LVM's backup of metadata, for which there is no space: %s", verb, full[1])
+            return self._process((*argv, *_settings((*config, _NO_BACKUPS)), *args), complaints)
+
+    def _process(self, argv: Sequence[str], complaints: list[str] | None) -> str:
+        package = "sudo" if self._sudo else "lvm2"
+        return process.run(argv, timeout_s=self._timeout_s, package=package, complaints=complaints)
 
     def _no_group(self) -> str:
-        return f"There is no volume group {self.vg}. Make it, with vgcreate {self.vg} DEVICE, or correct volume_group."
+        return (
+            f"There is no volume group {self.vg} on the devices that LVM looks at: see pvs -a. If it is on a disk, see"
+            " that the disk is there, and that neither global_filter in lvm.conf nor the devices file (lvmdevices)"
+            f" hides it. If it was never made: vgcreate {self.vg} DEVICE. Else correct volume_group."
+        )
 
     def _named(self, exc: ToolFailed) -> BackendError:
         """Return the error with a name of its own that LVM's words mean, else the error itself."""
+        complaint = "\n".join(_complaints(exc.stderr))
         for words, error, sentence in _MEANINGS:
-            if words.search(exc.stderr):
+            if words.search(complaint):
                 said = sentence.format(vg=self.vg, no_group=self._no_group(), words=_essence(exc.stderr))
                 return error(said)
         return exc
@@ -263,7 +431,7 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
         (
             r"sudo: .*password|sudo: a terminal is required|not in the sudoers|not allowed to (?:execute|run)",
             Unreachable,
-            "sudo does not let this user run LVM without a password; allow in sudoers, with NOPASSWD: vgs, lvs,"
+            "sudo does not let this user run LVM without a password; allow in sudoers, with NOPASSWD: pvs, lvs,"
             " lvcreate, lvextend, lvreduce, lvrename, lvremove, lvchange, lvconvert, vgchange. ({words})",
         ),
         (
@@ -278,9 +446,28 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
         ),
         (r"Volume group \"[^\"]*\" not found", Unreachable, "{no_group}"),
         (
-            r"while PVs are missing|is missing PV",
+            r"while PVs are missing|is missing PV|activation of partial LV|Cannot (?:restore|change) .*missing PV",
+            Incomplete,
+            "Volume group {vg} misses a physical volume, which keeps LVM from that: bring the disk back, or see"
+            " vgreduce --removemissing. ({words})",
+        ),
+        (
+            r"metadata on .* (?:exceeds maximum metadata size|too large for circular buffer)",
+            MetadataFull,
+            "The metadata area of volume group {vg} is full, so that nothing can be added to it. Delete volumes or"
+            " snapshots, or add a disk with a larger area: vgextend --metadatasize 64m {vg} DEVICE, and then"
+            " pvchange --metadataignore y on the others. ({words})",
+        ),
+        (
+            r"volume_list",
             Unreachable,
-            "Volume group {vg} misses a physical volume; bring the disk back, or see vgreduce --removemissing.",
+            "volume_list in lvm.conf does not let LVM activate volumes of {vg}. Add {vg} to it. ({words})",
+        ),
+        (
+            r"with duplicate PV devices",
+            Unreachable,
+            "LVM finds a disk of volume group {vg} twice, and changes nothing until one is gone: see pvs -a -o"
+            " +pv_duplicate. ({words})",
         ),
         (
             r"Required device-mapper target\(s\) not detected|thin-pool: .*not detected|Unrecognised segment type",
@@ -295,7 +482,7 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
         (
             r"free space in thin pool .* reached threshold|[Tt]hin pool .* is out of (?:data|metadata) space"
             r"|[Ii]nsufficient (?:free )?metadata|metadata space",
-            NoSpace,
+            PoolFull,
             "The thin pool in volume group {vg} is full. ({words})",
         ),
         (
@@ -327,13 +514,42 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
 )
 
 
-_CHATTER = ("WARNING: Sum of all", "WARNING: You have not", "WARNING: Set activation", "WARNING: Running as")
+_REPORT_WORDS = ("-qq", "--reportformat", "json", "--units", "b", "--nosuffix")
+
+
+def _complaints(stderr: str) -> Sequence[str]:
+    """Return the lines that are errors; warnings only if there is nothing else."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return [line for line in lines if "WARNING: " not in line] or lines
 
 
 def _essence(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines()]
-    useful = [line for line in lines if line and not line.startswith(_CHATTER)]
-    return " ".join(useful)[:300].rstrip(".")
+    return " ".join(_complaints(stderr))[:300].rstrip(".")
+
+
+def _rows(verb: str, kind: str, said: str) -> Sequence[Mapping[str, str]]:
+    try:
+        return [row for part in json.loads(said)["report"] for row in part.get(kind, ())]
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise BackendError(f"{verb} printed something that is not its JSON report: {said[:200]!r}") from exc
+
+
+def _settings(config: Sequence[str]) -> tuple[str, ...]:
+    return ("--config", " ".join(config)) if config else ()
+
+
+def _flags(row: Mapping[str, str]) -> tuple[str, str]:
+    return row["pv_missing"], row["pv_duplicate"]
+
+
+def _proof(row: Mapping[str, str]) -> tuple[str, int]:
+    return row["vg_uuid"], _int(row["vg_missing_pv_count"])
+
+
+def _filter(devices: Iterable[str]) -> str:
+    """Return a setting that shows LVM these devices only, as ``--devices`` does."""
+    accepted = ", ".join(f'"a|^{re.escape(device)}$|"' for device in devices)
+    return f'devices/global_filter=[{accepted}, "r|.*|"]'
 
 
 def _lv(row: Mapping[str, str]) -> Lv:
@@ -376,4 +592,4 @@ def _tagged(tag: str) -> tuple[str, ...]:
 
 def _discarding(discard: bool) -> tuple[str, ...]:
     """Say it both ways, since lvm.conf may have either and an extent to be used again must keep its zeros."""
-    return ("--config", f"devices/issue_discards={int(discard)}")
+    return (f"devices/issue_discards={int(discard)}",)

@@ -17,8 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from blockstore.backends import holders
 from blockstore.backends.contract import Mode, Progress, no_progress
-from blockstore.errors import BackendError, InUse, NoSpace, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, InUse, NoSpace, Unreachable
 
 COPY_BYTES = 4 * 2**20
 CLEAR_BYTES = 256 * 2**20
@@ -143,9 +144,13 @@ def _direct(path: Path, flags: int) -> Iterator[int]:
         os.close(fd)
 
 
+_NO_NODE = (
+    "is not there, although its logical volume is: LVM did not activate it (see volume_list in lvm.conf), or udev made"
+    " no node for it"
+)
 _ERRORS = {
-    errno.ENOENT: (VolumeMissing, "is not there"),
-    errno.ENXIO: (VolumeMissing, "is not there"),
+    errno.ENOENT: (Unreachable, _NO_NODE),
+    errno.ENXIO: (Unreachable, _NO_NODE),
     errno.EBUSY: (InUse, "is held by something else"),
     errno.ENOSPC: (NoSpace, "has no space left"),
     errno.EACCES: (Unreachable, "may not be opened by this user, who must be root or in the group disk"),
@@ -159,4 +164,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         error, said = _ERRORS.get(exc.errno or 0, (BackendError, f"failed: {exc.strerror}"))
+        if error is InUse:
+            said = f"{said}: {holders.of(path)}"
         raise error(f"The device {path} {said}.") from exc

@@ -7,24 +7,26 @@ snapshot carries a tag with its volume's name, because LVM forgets the origin of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Mapping
 
+from blockstore.backends import holders
 from blockstore.backends.contract import GIB
 from blockstore.errors import BackendError, InUse, NameTaken, VolumeMissing
 
-from .commands import Kind, Lv
+from .commands import Kind, Lv, Lvm
 
 NEW = "new."
 """Being filled; takes its name by a rename when it is whole."""
 OLD = "old."
-"""Deleted; its bytes are being cleared."""
+"""Deleted; its bytes are being cleared. Only where ``old`` has no shorter name."""
 WAS = "was."
 """What a volume was before a revert that is not finished."""
 GROW = "grow."
 """Extents being zeroed before a volume gets them."""
 COPY = "copy."
 """The snapshot from which a clone is copied."""
-UNFINISHED = (NEW, OLD, GROW, COPY)
+_MARKS = (NEW, OLD, WAS, GROW, COPY)
 
 OWNER = "blockstore.owner="
 """What the tag of a volume group begins with that names the installation using it."""
@@ -55,6 +57,35 @@ def resizing_to(volume: Lv | None) -> int | None:
 def is_unfinished(lv: Lv) -> bool:
     """Say whether it is a piece of something that was not finished."""
     return "." in lv.name
+
+
+def old(name: str) -> str:
+    """Return what a deleted volume is called: no longer than before, since a full metadata area takes no more."""
+    begin, hyphen, end = name.partition("-")
+    return f"{begin}.{end}" if hyphen and f"{begin}." not in _MARKS else OLD + name
+
+
+def is_old(lv: Lv) -> bool:
+    """Say whether it is deleted, and its bytes are being cleared."""
+    return is_unfinished(lv) and (lv.name.startswith(OLD) or not lv.name.startswith(_MARKS))
+
+
+def pieces(name: str) -> tuple[str, ...]:
+    """Return what unfinished actions on a volume or snapshot may have left."""
+    return (NEW + name, old(name), OLD + name, GROW + name, COPY + name)
+
+
+MOST_DEVICE_NAME = 127
+"""Characters that device-mapper takes."""
+_LONGEST = COPY + "volume-" + str(uuid.UUID(int=0))
+
+
+def longest_device_name(vg: str, pool: str) -> int:
+    """Return the length of the longest name that device-mapper would get for the service's volumes, and the pool."""
+    # A hyphen is doubled there. Below a thick snapshot and its volume LVM makes devices with endings of their own.
+    lengths = [len(pool.replace("-", "--")) + len("_tdata")] if pool else []
+    lengths.append(len(_LONGEST.replace("-", "--")) + (0 if pool else len("-cow")))
+    return len(vg.replace("-", "--")) + 1 + max(lengths)
 
 
 def snapshot_of(lv: Lv) -> str | None:
@@ -112,12 +143,12 @@ def refuse_dependants(lvs: Lvs, volume: str) -> None:
         raise InUse(f"The volume {volume} has snapshots: {', '.join(sorted(names)[:5])}.")
 
 
-def refuse_open(name: str, lvs: Lvs, again: Callable[[], Lvs]) -> None:
+def refuse_open(lvm: Lvm, name: str, lvs: Lvs) -> None:
     """Raise InUse if the device stays open: udev looks into each device for a moment after it was written."""
     for _ in range(4):
         lv = lvs.get(name)
         if lv is None or not lv.open:
             return
         time.sleep(0.25)
-        lvs = again()
-    raise InUse(f"The device of {name} is open.")
+        lvs = lvm.lvs()
+    raise InUse(f"The device of {name} is open: {holders.of(lvm.path(name))}.")

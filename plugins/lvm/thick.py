@@ -17,8 +17,8 @@ from blockstore.backends.contract import GIB, Capacity, Progress, no_progress
 from blockstore.errors import BackendError, InUse, NameTaken
 
 from . import devices, names
-from .commands import Kind, Lv, Lvm, cow_bytes
-from .names import COPY, GROW, NEW, OLD, Lvs
+from .commands import Group, Incomplete, Kind, Lv, Lvm, MetadataFull, cow_bytes
+from .names import COPY, GROW, NEW, Lvs
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,8 @@ class Thick:
         """Say whether a logical volume may be a volume or snapshot here."""
         return lv.kind in ("plain", "cow")
 
-    def capacity(self) -> Capacity:
+    def capacity(self, group: Group) -> Capacity:
         """Return the volume group's figures."""
-        group = self._lvm.group()
         return Capacity(
             total_gib=group.size / GIB, free_gib=group.free / GIB, provisioned_gib=(group.size - group.free) / GIB
         )
@@ -58,16 +57,14 @@ class Thick:
         """Take the volume's name away, then clear its bytes and give the extents back."""
         lvs = self._recovered(name)
         for lv in lvs.values():
-            if lv.name in (NEW + name, OLD + name, GROW + name, COPY + name) or (
-                lv.name.startswith(OLD) and names.snapshot_of(lv) == name
-            ):
+            if lv.name in names.pieces(name) or (names.is_old(lv) and names.snapshot_of(lv) == name):
                 self._drop(lv)
                 lvs = self._lvm.lvs()
         volume = lvs.get(name)
         if volume is None or volume.kind != "plain" or names.snapshot_of(volume) is not None:
             return
         names.refuse_dependants(lvs, name)
-        names.refuse_open(name, lvs, self._lvm.lvs)
+        names.refuse_open(self._lvm, name, lvs)
         self._delete(volume, progress)
 
     def extend_volume(self, name: str, gib: int) -> None:
@@ -130,11 +127,12 @@ class Thick:
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress) -> None:
         """Remove a snapshot and clear the area that holds what its volume overwrote since."""
         lvs = self._recovered(volume)
-        if piece := lvs.get(OLD + snapshot):
-            self._drop(piece, progress)
+        for piece in sorted({names.old(snapshot), names.OLD + snapshot}):
+            if piece in lvs:
+                self._drop(lvs[piece], progress)
         lv = lvs.get(snapshot)
         if lv is not None and self.owns(lv) and names.snapshot_of(lv) == volume:
-            names.refuse_open(snapshot, lvs, self._lvm.lvs)
+            names.refuse_open(self._lvm, snapshot, lvs)
             self._delete(lv, progress)
 
     def open_snapshot(self, volume: str, snapshot: str) -> Path:
@@ -211,7 +209,7 @@ class Thick:
         lvs = self._recovered(volume)
         present = names.find_volume(lvs, volume, "plain", "")
         source = names.find_snapshot(lvs, volume, snapshot, "cow")
-        names.refuse_open(volume, lvs, self._lvm.lvs)
+        names.refuse_open(self._lvm, volume, lvs)
         self._active(present)
         if source.size < present.size:
             self._refuse_to_cut(lvs, volume, source)
@@ -278,21 +276,34 @@ class Thick:
         progress(0)  # the last moment for a cancellation that keeps it whole
         if lv.kind == "plain" and self._clear:
             with devices.exclusive(self._active(lv)) as device:
-                self._lvm.rename(lv.name, OLD + lv.name)
+                name = self._set_aside(lv.name)
                 device.clear(0, self._clear_end(lv), progress)
-            self._lvm.remove(OLD + lv.name, discard=self._discard)
+            self._lvm.remove(name, discard=self._discard)
             return
-        self._lvm.rename(lv.name, OLD + lv.name)
+        name = self._set_aside(lv.name)
         try:
             if lv.kind == "cow" and self._clear:
-                self._lvm.split(OLD + lv.name)
+                self._lvm.split(name)
             else:
-                self._lvm.remove(OLD + lv.name, discard=self._discard)
+                self._lvm.remove(name, discard=self._discard)
         except InUse:
-            with self._logged():
-                self._lvm.rename(OLD + lv.name, lv.name)
+            if name != lv.name:
+                with self._logged():
+                    self._lvm.rename(name, lv.name)
             raise
-        self._drop_named(OLD + lv.name, progress)
+        self._drop_named(name, progress)
+
+    def _set_aside(self, name: str) -> str:
+        """Rename what is deleted, and return its new name; the old one where LVM cannot rename now.
+
+        That must not keep anything from being deleted: a row that says ``deleting`` finds it under either name.
+        """
+        try:
+            self._lvm.rename(name, names.old(name))
+        except (MetadataFull, Incomplete) as exc:
+            log.info("%s is cleared under its own name: %s", name, exc)
+            return name
+        return names.old(name)
 
     def _drop_named(self, name: str, progress: Progress = no_progress) -> None:
         if lv := self._lvm.lvs().get(name):
@@ -318,7 +329,7 @@ class Thick:
 
     def _refuse_open_with_snapshots(self, name: str, lvs: Lvs) -> None:
         try:
-            names.refuse_open(name, lvs, self._lvm.lvs)
+            names.refuse_open(self._lvm, name, lvs)
         except InUse as exc:
             raise InUse(
                 f"The volume {name} is open and has snapshots; LVM grows a thick volume with snapshots only while it"

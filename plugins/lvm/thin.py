@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blockstore.backends.contract import GIB, Capacity, Progress
-from blockstore.errors import BackendError, NameTaken, NoSpace
+from blockstore.errors import BackendError, NameTaken
 
 from . import devices, names
-from .commands import Lv, Lvm
+from .commands import Group, Lv, Lvm, PoolFull
 from .names import NEW, WAS, Lvs
 
 
@@ -26,7 +26,7 @@ class Thin:
         """Say whether a logical volume is a volume or snapshot of this pool."""
         return lv.kind == "thin" and lv.pool == self._pool
 
-    def capacity(self) -> Capacity:
+    def capacity(self, _group: Group) -> Capacity:
         """Return the pool's figures."""
         lvs = self._lvm.lvs()
         pool = lvs.get(self._pool)
@@ -36,6 +36,7 @@ class Thin:
             total_gib=size / GIB,
             free_gib=size * (100 - min(used, 100)) / 100 / GIB,
             provisioned_gib=sum(lv.size for lv in lvs.values() if self.owns(lv)) / GIB,
+            metadata_filled_percent=pool.metadata_percent if pool else None,
         )
 
     # --- volumes --------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class Thin:
         if lv is None or not self.owns(lv) or names.snapshot_of(lv) is not None:
             return
         names.refuse_dependants(lvs, name)
-        names.refuse_open(name, lvs, self._lvm.lvs)
+        names.refuse_open(self._lvm, name, lvs)
         progress(0)
         self._remove(lv)
 
@@ -89,7 +90,7 @@ class Thin:
         lv = lvs.get(snapshot)
         if lv is None or not self.owns(lv) or names.snapshot_of(lv) != volume:
             return
-        names.refuse_open(snapshot, lvs, self._lvm.lvs)
+        names.refuse_open(self._lvm, snapshot, lvs)
         progress(0)
         self._lvm.remove(snapshot, discard=self._discard)
 
@@ -137,7 +138,7 @@ class Thin:
         lvs = self._recovered(volume)
         present = names.find_volume(lvs, volume, "thin", self._pool)
         source = names.find_snapshot(lvs, volume, snapshot, "thin")
-        names.refuse_open(volume, lvs, self._lvm.lvs)
+        names.refuse_open(self._lvm, volume, lvs)
         progress(0)
         try:
             with self._fullness():
@@ -196,13 +197,13 @@ class Thin:
         """Add to a refusal for want of space which space it is, and how to get some."""
         try:
             yield
-        except NoSpace as exc:
+        except PoolFull as exc:
             pool = self._lvm.lvs().get(self._pool)
             if pool is None:
                 raise
             metadata_full = pool.metadata_percent > pool.data_percent
             what, grow = ("metadata", "--poolmetadatasize +1G") if metadata_full else ("data", "-L +100G")
-            raise NoSpace(
+            raise PoolFull(
                 f"The thin pool {self._lvm.vg}/{self._pool} is full: data {pool.data_percent:g} %, metadata"
                 f" {pool.metadata_percent:g} %. Delete volumes or snapshots, or give it more {what}:"
                 f" lvextend {grow} {self._lvm.vg}/{self._pool}"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,23 @@ def make_disk() -> Iterator[Callable[..., Disk]]:
 def disk(make_disk: Callable[..., Disk]) -> Disk:
     """Return a clean disk of 16 GiB with a volume group."""
     return make_disk()
+
+
+@contextmanager
+def second_disk(gib: float, *, copy_of: Path | None = None) -> Iterator[str]:
+    """Give the lab another disk, which nobody knows yet."""
+    image = DISKS / "second.img"
+    if copy_of is None:
+        image.touch()
+        run("truncate", "-s", str(int(gib * 2**30)), str(image))
+    else:
+        run("cp", "--sparse=always", str(copy_of), str(image))
+    device = run("losetup", "-f", "--show", str(image)).strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=False)
+        image.unlink()
 
 
 def lvm_backend(disk: Disk, lvm_type: str = "auto", *, check: bool = True, **options: object) -> LvmBackend:

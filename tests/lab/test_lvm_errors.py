@@ -31,7 +31,7 @@ def test_no_such_volume_group(disk: Disk, lvm_type: str) -> None:
 def test_tool_missing(disk: Disk, lvm_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package to install."""
     monkeypatch.setattr(process, "_search_path", lambda: "/nonexistent")
-    with pytest.raises(Unreachable, match=r"vgs is not installed.*apt-get install lvm2"):
+    with pytest.raises(Unreachable, match=r"pvs is not installed.*apt-get install lvm2"):
         lvm_backend(disk, lvm_type)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from blockstore.service import Service
 from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check
 
-from .conftest import Disk
+from .conftest import Disk, run, second_disk
 
 pytestmark = pytest.mark.lab
 
@@ -120,3 +121,51 @@ def test_what_was_accepted_before_a_stop_is_done_after_it(
     assert [status(again, volume_id) for volume_id in wanted] == ["available", "available"]
     assert reads(again, wanted[1], PATTERN)
     check(again.service.db, {POOL: again.service.backends[POOL]})
+
+
+@pytest.mark.parametrize("lvm_type", ["thin"], indirect=True)
+def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: Disk) -> None:
+    def look() -> dict[str, Any]:
+        api.service.reporter.look(wait_s=60)
+        pools = api.get("/scheduler-stats/get_pools?detail=true")["pools"]
+        return next(dict(pool["capabilities"]) for pool in pools if pool["name"] == POOL)
+
+    first, second = api.volume(volume_type="disks"), api.volume(volume_type="disks")
+    ours = run("vgs", "--noheadings", "-o", "vg_uuid", disk.vg).strip()
+    with second_disk(4) as guest:
+        run("vgchange", "-an", disk.vg)
+        run("vgcreate", "--devices", guest, disk.vg, guest)
+        assert look()["backend_state"] == "up"
+        third = api.volume(volume_type="disks")
+        assert third["status"] == "available"
+        assert api("DELETE", f"/volumes/{third['id']}").status == 202
+        api.wait_idle()
+        # Our disk goes, and theirs is all that is left of the name: nothing is deleted by that.
+        run("vgchange", "--devices", disk.device, "-an", disk.vg)
+        run("losetup", "-d", disk.device)
+        assert look()["backend_state"] == "down"
+        reason = api.service.board.reports()[POOL].reason or ""
+        assert ours in reason
+        assert guest in reason
+        assert api("DELETE", f"/volumes/{first['id']}").status == 202
+        api.wait_idle()
+        assert status(api, first["id"]) == "error_deleting"
+        assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 2
+        run("losetup", disk.device, str(disk.image))
+        assert look()["backend_state"] == "up"
+        assert run("lvs", "--devices", guest, "--noheadings", disk.vg) == ""
+        run("vgremove", "--devices", guest, "-f", disk.vg)
+    with second_disk(4) as lost:
+        run("vgextend", disk.vg, lost)
+        missing = run("pvs", "--noheadings", "-o", "pv_uuid", lost).strip()
+        assert look()["closed_because"] is None
+        run("losetup", "-d", lost)
+        pool = look()
+        assert pool["backend_state"] == "up"
+        assert f"{missing} (last on {lost})" in pool["closed_because"]
+        assert api.volume(volume_type="disks")["status"] == "error"
+        assert reads(api, second["id"], bytes(4096))
+        for volume in (first, second):
+            assert api("DELETE", f"/volumes/{volume['id']}").status == 202
+        api.wait_idle()
+        assert dict(api.service.backends[POOL].list_volumes()) == {}

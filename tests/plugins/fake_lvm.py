@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockstore_plugins.lvm import devices
+from blockstore_plugins.lvm import devices, names
 
 from blockstore.backends import process
 from blockstore.errors import ToolFailed
 
 GIB = 2**30
 EXTENT = 4 * 2**20
+REPORTS = ("pvs", "lvs")
 UNITS = {"b": 1, "m": 2**20, "g": GIB, "t": 2**40}
 
 
@@ -52,6 +53,11 @@ class FakeLvm:
         self.thin = True
         self.tags: set[str] = set()
         self.uuid = "uGaFQx-0000-0000-0000-0000-0000-000000"
+        self.pvs = [self.pv("/nosuch/loop0", "pv-0"), self.pv("/nosuch/loop1", "pv-1")]
+        self.config = ""
+        """What ``lvmconfig`` prints."""
+        self.metadata_free = 520192
+        self.backup_fails = False
         patch.setattr(process, "run", self.run)
         patch.setattr(devices, "copy", self._copy)
         patch.setattr(devices, "clear", lambda path, *region: self._clear(path, *region))
@@ -62,6 +68,15 @@ class FakeLvm:
         """Return the tools that ran, and forget them."""
         ran, self.ran = [argv[0] for argv in self.ran], []
         return ran
+
+    def pv(self, device: str, uuid: str, vg: str = "vg", vg_uuid: str = "", **flags: str) -> dict[str, str]:
+        """Return a physical volume as ``pvs`` shows it; ours unless said otherwise."""
+        row = {"pv_name": device, "pv_uuid": uuid, "vg_name": vg, "vg_uuid": vg_uuid or self.uuid}
+        return {**row, "pv_missing": "", "pv_duplicate": "", **flags}
+
+    def missing(self) -> list[dict[str, str]]:
+        """Return the physical volumes of ours without a device."""
+        return [pv for pv in self.pvs if pv["pv_missing"] and pv["vg_uuid"] == self.uuid]
 
     def pool(self, **what: Any) -> None:
         """Put the default pool there."""
@@ -91,7 +106,7 @@ class FakeLvm:
                 pass
 
             def clear(self, *region: Any) -> None:
-                name = next(name for name in (path.name, f"old.{path.name}") if name in fake.lvs)
+                name = next(name for name in (path.name, names.old(path.name)) if name in fake.lvs)
                 fake._clear(Path(name), *region)
 
         return Held()
@@ -101,24 +116,57 @@ class FakeLvm:
     def run(self, argv: Sequence[str], **_options: Any) -> str:
         """Do what a tool does, or raise what process.run raises when it refuses."""
         words = [word for word in argv if word not in ("sudo", "-n" if argv[0] == "sudo" else "")]
-        self.ran.append(tuple(words))
+        if words[0] == "lvmconfig":
+            return self.config
+        where = words.index("--devices") if "--devices" in words else 0
+        given = set(words[where + 1].split(",")) if where else set()
+        if words[0] in REPORTS:
+            config = words.index("--config")
+            assert "compact_output=0" in words[config + 1]
+            del words[config : config + 2]
+        self.ran.append(tuple(words[:where] + words[where + 2 :] if where else words))
+        if words[0] == "pvs":
+            assert not given
+            if any("scan_lvs=0" in word for word in argv):
+                return self._pvs([pv for pv in self.pvs if not pv["pv_name"].startswith("/dev/mapper/vg-")])
+            return self._pvs(self.pvs)
         verb, options, rest = words[0], *_parse(words[1:])
         try:
+            self._refuse_devices(verb, given)
+            if self.backup_fails and verb not in REPORTS and "archive=0" not in options.get("--config", ""):
+                raise _Refused("  /etc/lvm/archive/.lvm_1: write error failed: No space left on device")
             return str(getattr(self, f"_{verb}")(options, rest) or "")
         except _Refused as exc:
             raise ToolFailed(tuple(argv), 5, str(exc)) from None
 
+    def _refuse_devices(self, verb: str, given: set[str]) -> None:
+        ours = {pv["pv_name"] for pv in self.pvs if pv["vg_uuid"] == self.uuid and not pv["pv_missing"]}
+        if not given & ours:
+            raise _Refused('  Volume group "vg" not found\n  Cannot process volume group vg')
+        assert given <= ours, given
+        if (self.missing() or given != ours) and verb not in (*REPORTS, "lvremove", "lvchange", "vgchange"):
+            raise _Refused("  WARNING: VG vg is missing PV x.\n  Cannot change VG vg while PVs are missing.")
+
+    def _pvs(self, pvs: list[dict[str, str]]) -> str:
+        group = {"vg_size": str(self.size), "vg_free": str(self._free()), "vg_extent_size": str(EXTENT)}
+        group |= {"vg_exported": "", "vg_tags": ",".join(sorted(self.tags))}
+        group |= {"vg_mda_size": "1044480", "vg_mda_free": str(self.metadata_free)}
+        return json.dumps({"report": [{"pv": [{**group, **pv} for pv in pvs]}]})
+
     def _lvs(self, options: dict[str, str], rest: list[str]) -> str:
         _vg(rest[0])
         if "seg_pe_ranges" in options["-o"]:
-            rows = [{"lv_name": n, "seg_pe_ranges": "/dev/loop0:0-9 /dev/loop1:3-4"} for n in self.lvs]
+            rows = [self._proof({"lv_name": n, "seg_pe_ranges": "/dev/loop0:0-9 /dev/loop1:3-4"}) for n in self.lvs]
             return json.dumps({"report": [{"lv": rows}]})
         return json.dumps({"report": [{"lv": [self._row(name, lv) for name, lv in self.lvs.items()]}]})
+
+    def _proof(self, row: dict[str, str]) -> dict[str, str]:
+        return {**row, "vg_uuid": self.uuid, "vg_missing_pv_count": str(len(self.missing()))}
 
     def _row(self, name: str, lv: FakeLv) -> dict[str, str]:
         attr = f"{lv.kind}wi-{'a' if lv.active else '-'}{'o' if lv.open else '-'}-{'z' if lv.zeroes else '-'}--"
         pool = lv.kind == "t"
-        return {
+        row = {
             "lv_name": name,
             "lv_attr": attr,
             "lv_size": str(lv.size),
@@ -132,17 +180,7 @@ class FakeLvm:
             "lv_health_status": lv.health,
             "lv_check_needed": "" if pool else "unknown",
         }
-
-    def _vgs(self, _options: dict[str, str], rest: list[str]) -> str:
-        _vg(rest[0])
-        row = {
-            "vg_uuid": self.uuid,
-            "vg_size": str(self.size),
-            "vg_free": str(self._free()),
-            "vg_extent_size": str(EXTENT),
-        }
-        row |= {"vg_partial": "", "vg_exported": "", "vg_tags": ",".join(sorted(self.tags))}
-        return json.dumps({"report": [{"vg": [row]}]})
+        return self._proof(row)
 
     def _vgchange(self, options: dict[str, str], rest: list[str]) -> None:
         _vg(rest[0])
@@ -174,6 +212,7 @@ class FakeLvm:
             raise _Refused(f"  {what} not found in Volume group vg.")
         if name in self.lvs:
             raise _Refused(f'  Logical Volume "{name}" already exists in volume group "vg"')
+        self._grow_metadata(400)
         if "-T" in options:
             self._refuse_full(of)
             self.lvs[name] = FakeLv(_bytes(options["-V"]), "V", pool=of)
@@ -203,12 +242,20 @@ class FakeLvm:
             elif self.lvs[other].origin == name:
                 self.lvs[other].origin = ""
 
+    def _grow_metadata(self, by: int) -> None:
+        if by > self.metadata_free:
+            raise _Refused(
+                "  VG vg 94 metadata on /dev/loop1 (30153 bytes) exceeds maximum metadata size (29952 bytes)\n"
+                "  Failed to write VG vg."
+            )
+
     def _lvrename(self, _options: dict[str, str], rest: list[str]) -> None:
         _, old, new = rest
         if old not in self.lvs:
             raise _Refused(f'  Existing logical volume "{old}" not found in volume group "vg"')
         if new in self.lvs:
             raise _Refused(f'  Logical Volume "{new}" already exists in volume group "vg"')
+        self._grow_metadata(len(new) - len(old))
         self.lvs[new] = self.lvs.pop(old)
         for lv in self.lvs.values():
             lv.origin = new if lv.origin == old else lv.origin
@@ -281,7 +328,7 @@ def _parse(words: list[str]) -> tuple[dict[str, str], list[str]]:
     for word in given:
         assert word.startswith("-"), words
         takes = ("-o", "-n", "-L", "-l", "-V", "-c", "--units", "--reportformat", "--type", "--addtag", "--deltag")
-        takes += ("--config", "--discards")
+        takes += ("--config", "--discards", "--devices")
         value = next(given) if word in takes else ""
         options[word] = f"{options[word]},{value}" if word in options else value
     rest = words[end + 1 :]

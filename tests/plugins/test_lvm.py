@@ -132,27 +132,31 @@ def test_the_pool_that_check_makes(fake: FakeLvm) -> None:
     fake.lvs.clear()
     fake.ran.clear()
     make("thin", thin_pool="p", thin_pool_size="500G").check()
-    assert fake.ran[2][4:6] == ("-L", "500G")
+    (made,) = (words for words in fake.ran if words[0] == "lvcreate")
+    assert made[4:6] == ("-L", "500G")
 
 
-def test_sudo_goes_before_every_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sudo_goes_before_every_tool(fake: FakeLvm, monkeypatch: pytest.MonkeyPatch) -> None:
     """With use_sudo, sudo -n runs the tool, and a missing sudo names its package."""
     seen = []
 
     def run(argv: Any, **options: Any) -> str:
         seen.append((tuple(argv[:3]), options["package"]))
-        return json.dumps({"report": [{"lv": []}]})
+        return fake.run(argv, **options)
 
     monkeypatch.setattr(process, "run", run)
     make(use_sudo=True).list_volumes()
-    assert seen[0] == (("sudo", "-n", "lvs"), "sudo")
+    assert {(words[:2], package) for words, package in seen} == {(("sudo", "-n"), "sudo")}
+    assert [words[2] for words, _ in seen[:2]] == ["pvs", "lvs"]
 
 
 def test_thick_create_zeroes_before_it_names(fake: FakeLvm) -> None:
     """The order is: make under another name, clear all of it, rename."""
     b = make("thick")
+    b.check()
+    fake.verbs()
     b.create_volume("v", 2)
-    assert fake.verbs() == ["lvs", "lvcreate", "lvrename"]
+    assert fake.verbs() == ["lvs", "pvs", "lvcreate", "lvrename"]  # an empty group is proved once more
     assert fake.cleared == [("new.v", 0, 2 * GIB)]
 
 
@@ -256,6 +260,20 @@ WORDS = [
     ("Sorry, user blk is not allowed to execute '/sbin/lvs' as root on lab.", Unreachable, "without a password"),
     ("sudo: lvs: command not found", Unreachable, "apt-get install lvm2"),
     ("  Cannot change VG vg while PVs are missing.", Unreachable, "misses a physical volume"),
+    ("  Refusing activation of partial LV vg/v.", Unreachable, "misses a physical volume"),
+    (
+        '  WARNING: VG vg is missing PV abc (last written to /dev/sdb).\n  Failed to find logical volume "vg/v"',
+        VolumeMissing,
+        "not in volume group vg",
+    ),
+    (
+        "  VG vg 94 metadata on /dev/loop1 (30153 bytes) exceeds maximum metadata size (29952 bytes)",
+        NoSpace,
+        "metadata area of volume group vg is full.*--metadatasize",
+    ),
+    ("  VG vg metadata on /dev/sdb (5 bytes) too large for circular buffer (4 bytes with 3 used)", NoSpace, "metadata"),
+    ("  Cannot activate thin pool vg/p, perhaps skipped in lvm.conf volume_list?", Unreachable, "Add vg to it"),
+    ("  Cannot update volume group vg with duplicate PV devices.", Unreachable, "pv_duplicate"),
     ("  thin: Required device-mapper target(s) not detected in your kernel.", BackendError, "no thin provisioning"),
     ("  /usr/sbin/thin_check: execvp failed: No such file", Unreachable, "thin-provisioning-tools"),
     (
@@ -269,11 +287,13 @@ WORDS = [
 
 @pytest.mark.parametrize(("stderr", "error", "sentence"), WORDS, ids=[w[0].split("\n")[0].strip()[:40] for w in WORDS])
 def test_meaning_of_words(
-    stderr: str, error: type[BackendError], sentence: str, monkeypatch: pytest.MonkeyPatch
+    stderr: str, error: type[BackendError], sentence: str, fake: FakeLvm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of LVM's and sudo's complaints becomes an error with a name, and a sentence without LVM's chatter."""
 
     def run(argv: Any, **_options: Any) -> str:
+        if argv[0] == "pvs":
+            return fake.run(argv)
         raise ToolFailed(tuple(argv), 5, stderr)
 
     monkeypatch.setattr(process, "run", run)
@@ -302,10 +322,11 @@ def test_a_report_that_is_none(said: str, monkeypatch: pytest.MonkeyPatch) -> No
         Lvm("vg", use_sudo=False, timeout_s=1).lvs()
 
 
-def test_reading_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_report(fake: FakeLvm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows as LVM 2.03 prints them."""
     common = {"origin": "", "origin_size": "", "pool_lv": "", "lv_tags": "", "data_percent": "", "metadata_percent": ""}
     common |= {"kernel_discards": "", "lv_health_status": "", "lv_check_needed": "unknown"}
+    common |= {"vg_uuid": fake.uuid, "vg_missing_pv_count": "0"}
     pool = {"data_percent": "64.37", "metadata_percent": "28.03", "kernel_discards": "passdown", "lv_check_needed": ""}
     cow = {"origin": "a", "origin_size": "1073741824", "lv_tags": "x,blockstore.snapshot-of=a", "data_percent": "48.58"}
     rows = [
@@ -314,7 +335,8 @@ def test_reading_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
         {**common, "lv_name": "p", "lv_attr": "twi-aotz--", "lv_size": "4064280576", **pool},
         {**common, "lv_name": "t", "lv_attr": "Vwi-aotz-k", "lv_size": "1073741824", "pool_lv": "p", "origin": "v"},
     ]
-    monkeypatch.setattr(process, "run", lambda *_args, **_options: json.dumps({"report": [{"lv": rows}]}))
+    report = json.dumps({"report": [{"lv": rows}]})
+    monkeypatch.setattr(process, "run", lambda argv, **_: fake.run(argv) if argv[0] == "pvs" else report)
     lvs = Lvm("vg", use_sudo=False, timeout_s=1).lvs()
     assert [(lv.kind, lv.size, lv.stored) for lv in lvs.values()] == [
         ("plain", 2 * GIB, 2 * GIB),
