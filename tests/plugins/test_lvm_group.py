@@ -246,9 +246,7 @@ def test_a_pool_that_was_there_is_not_made_anew(fake: FakeLvm) -> None:
     b.check()
     b.recognise(b.identity())
     del fake.lvs["vg-pool"]
-    with pytest.raises(
-        Unreachable, match=r"vg/vg-pool, in which the volumes are.*lvcreate --type.*-n vg-pool"
-    ):
+    with pytest.raises(Unreachable, match=r"vg/vg-pool, in which the volumes are.*lvcreate --type.*-n vg-pool"):
         b.check()
     assert fake.lvs == {}
 
