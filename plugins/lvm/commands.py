@@ -421,7 +421,7 @@ class Lvm:
             if words.search(complaint):
                 said = sentence.format(vg=self.vg, no_group=self._no_group(), words=_essence(exc.stderr))
                 return error(said)
-        return exc
+        return ToolFailed(exc.argv, exc.code, complaint)
 
 
 # In this order: what prevents everything else comes first, since LVM often adds a consequence or two.

@@ -304,13 +304,13 @@ def test_meaning_of_words(
 
 
 def test_other_words_keep_what_the_tool_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown complaint is passed on whole."""
+    """An unknown complaint is passed on whole, without the warnings before it."""
 
     def run(argv: Any, **_options: Any) -> str:
-        raise ToolFailed(tuple(argv), 5, "  The moon is in the wrong phase.")
+        raise ToolFailed(tuple(argv), 5, "  WARNING: It is late.\n  The moon is in the wrong phase.")
 
     monkeypatch.setattr(process, "run", run)
-    with pytest.raises(ToolFailed, match="wrong phase"):
+    with pytest.raises(ToolFailed, match="5: The moon is in the wrong phase"):
         Lvm("vg", use_sudo=False, timeout_s=1).group()
 
 
