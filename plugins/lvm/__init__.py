@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -111,7 +111,7 @@ class LvmBackend(Backend):
             raise Unreachable(f"The extents of {vg} have {group.extent} bytes; 1 GiB must be a multiple of that.")
         self._check_activation(group)
         if self._kind() is self._thin:
-            self._check_pool()
+            self._check_pool(group)
 
     def _check_activation(self, group: Group) -> None:
         """Raise Unreachable if lvm.conf keeps LVM from activating the group's volumes, of which LVM says nothing."""
@@ -125,10 +125,11 @@ class LvmBackend(Backend):
         if _is_listed(group, vg, lists.get("read_only_volume_list", ())):
             raise Unreachable(f"read_only_volume_list in lvm.conf makes the volumes of {vg} read-only. Take {vg} out.")
 
-    def _check_pool(self) -> None:
+    def _check_pool(self, group: Group) -> None:
         what = f"{self._lvm.vg}/{self._pool}"
         pool = self._lvm.lvs().get(self._pool)
-        if pool is None and self.recognised:
+        mark = names.POOL + self._pool
+        if pool is None and mark in group.tags:
             raise Unreachable(
                 f"The thin pool {what}, in which the volumes are, is not there any more. Bring it back. If it is to be"
                 f" made anew: lvcreate --type thin-pool -l 95%FREE -Zy -n {self._pool} {self._lvm.vg}. If this backend"
@@ -153,6 +154,9 @@ class LvmBackend(Backend):
             raise Unreachable(f"The thin pool {what} is not usable ({pool.health}). See lvconvert --repair {what}")
         if not pool.active:
             self._lvm.activate(self._pool)
+        if mark not in group.tags:
+            with suppress(BackendError):  # the group has no room for it
+                self._lvm.tag_group(add=[mark], remove=[])
         if self._options.discard and pool.discards and pool.discards != "passdown":
             log.info("thin pool %s keeps discards to itself; the disk below is not told: --discards passdown", what)
 

@@ -30,6 +30,8 @@ _MARKS = (NEW, OLD, WAS, GROW, COPY)
 
 OWNER = "blockstore.owner="
 """What the tag of a volume group begins with that names the installation using it."""
+POOL = "blockstore.pool="
+"""What the tag of a volume group begins with that names a thin pool which holds, or held, volumes of ours."""
 _SNAPSHOT_OF = "blockstore.snapshot-of="
 _RESIZING = "blockstore.resizing-to="
 

@@ -394,6 +394,7 @@ def test_auto(fake: FakeLvm) -> None:
     b.check()
     assert (b.capabilities().thick, fake.lvs) == (True, {})
     fake.thin = False
+    fake.tags.clear()  # another group, in which no pool was
     b = make("auto")
     b.check()
     assert b.capabilities().thick

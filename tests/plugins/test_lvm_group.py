@@ -40,9 +40,8 @@ def test_a_guests_group_of_the_same_name_is_named_and_left_alone(
     fake: FakeLvm, lvm_type: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every command is given our devices (the double refuses others), and the log names the intruder once."""
-    b = make(fake, lvm_type, recorded=False)
+    b = make(fake, lvm_type)
     b.check()
-    b.recognise(b.identity())
     fake.pvs.append(fake.pv("/dev/sdx", "pv-9", vg_uuid=OTHER))
     with caplog.at_level(logging.WARNING):
         b.prove_identity()
@@ -242,13 +241,18 @@ def test_a_pool_on_a_missing_disk_is_down(fake: FakeLvm) -> None:
 
 def test_a_pool_that_was_there_is_not_made_anew(fake: FakeLvm) -> None:
     """A new one would be empty, and every delete would answer that the volume is gone."""
-    b = make(fake, "thin", recorded=False)
+    b = make(fake, "thin")
     b.check()
-    b.recognise(b.identity())
     del fake.lvs["vg-pool"]
     with pytest.raises(Unreachable, match=r"vg/vg-pool, in which the volumes are.*lvcreate --type.*-n vg-pool"):
         b.check()
     assert fake.lvs == {}
+    fake.tags.clear()  # another group, which an administrator accepted
+    fake.uuid = OTHER
+    fake.pvs = [fake.pv("/nosuch/loop0", "pv-0"), fake.pv("/nosuch/loop1", "pv-1")]
+    b.recognise(b.identity())
+    b.check()
+    assert set(fake.lvs) == {"vg-pool"}
 
 
 # --- full -----------------------------------------------------------------------------------------------------
@@ -302,9 +306,8 @@ def test_without_space_for_backups_of_metadata_volumes_are_deleted(
     fake: FakeLvm, lvm_type: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What adds is refused, with the place that is full; what frees does without the backup."""
-    b = make(fake, lvm_type, recorded=False)
+    b = make(fake, lvm_type)
     b.check()
-    b.recognise(b.identity())
     b.create_volume(VOLUME, 1)
     b.create_snapshot(VOLUME, SNAPSHOT)
     fake.backup_fails = True
