@@ -228,6 +228,7 @@ def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
         project_id=snapshot.project_id,
         snapshot_id=snapshot_id,
         volume_id=snapshot.volume_id,
+        came_from=snapshot.status,
     )
     volume = call.session.get_one(Volume, snapshot.volume_id)
     refuse_frozen(call, volume.host, "deleted")

@@ -61,7 +61,6 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             only_from=allowed,
             where=[Volume.size == volume.size, not_migrating()],
             order=order,
-            previous_status=Volume.status,
         )
     except StateConflict:
         raise InvalidStatus(
@@ -148,7 +147,6 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             V.RETYPING,
             where=[not_migrating(), Volume.group_id.is_(None)],
             order=order,
-            previous_status=volume.status,
         )
     except StateConflict:
         raise InvalidStatus(

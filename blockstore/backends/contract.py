@@ -9,6 +9,8 @@ Rules for every method:
 * **Idempotent.** The service may be killed at any instant and asks again after the restart. Doing a thing that is
   already done succeeds and changes nothing. A half-done thing of a former call is completed or replaced.
 * **All or nothing.** A method that raises leaves nothing behind that it made.
+* **A refusal touches nothing.** ``InUse``, ``NotSupported`` and ``RefusedForSpace`` are raised before the first change:
+  the volume keeps the status that it had. What fails later is another ``BackendError``.
 * **Blocking and thread-safe.** Called from several threads at once; never twice at once for the same name.
 * **Raises only** subclasses of ``errors.BackendError``.
 * **Never shows old bytes.** What a new volume, the grown part of a volume, or a snapshot reads is what was written

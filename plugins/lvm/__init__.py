@@ -28,7 +28,7 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, ConfigError, NameTaken, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, ConfigError, NameTaken, NoSpace, RefusedForSpace, Unreachable, VolumeMissing
 
 from . import devices, names
 from .commands import Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
@@ -232,7 +232,10 @@ class LvmBackend(Backend):
 
     def extend_volume(self, name: str, size_gib: int) -> None:
         """Grow a volume; the new part reads as zeros."""
-        self._kind().extend_volume(check_name(name), _size(size_gib))
+        try:
+            self._kind().extend_volume(check_name(name), _size(size_gib))
+        except NoSpace as exc:  # LVM grows a volume by all or nothing
+            raise RefusedForSpace(str(exc)) from exc
 
     @contextmanager
     def open_volume(self, name: str, mode: Mode) -> Iterator[BinaryIO]:
