@@ -325,6 +325,16 @@ class PoolDown(Unreachable):
     untouched = True
 
 
+class DiskFull(BackendError):
+    """The disk of the service's own files is full. The storage is not the matter."""
+
+    public_text = (
+        "The service's own disk is full. Until there is space again, only deletions are accepted. Delete volumes or"
+        " snapshots, or ask your administrator."
+    )
+    retry_elsewhere = False
+
+
 class OutOfFiles(BackendError, TryAgain):
     """This process, or the node, has no file descriptor or process left. The storage is not the matter."""
 

@@ -24,7 +24,11 @@ DRAINED = "drained: its volumes are being moved away"
 
 
 @room.action(
-    ACTION, "os-migrate_volume", policy="volume_extension:volume_admin_actions:migrate_volume", body=schemas.Migrate
+    ACTION,
+    "os-migrate_volume",
+    policy="volume_extension:volume_admin_actions:migrate_volume",
+    body=schemas.Migrate,
+    frees=True,
 )
 def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume goes to another backend or pool.

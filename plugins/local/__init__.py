@@ -28,7 +28,7 @@ from typing import Any, ClassVar, cast
 from blockstore_plugins.local import holders
 
 from blockstore import private_files
-from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, DiskFull, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
 PATIENCE_S = 1.0
@@ -195,6 +195,8 @@ class LocalTarget(Target):
         try:
             yield
         except OSError as exc:
+            if exc.errno in private_files.DISK_FULL:
+                raise DiskFull(f"The disk of {self.state_dir} is full: {exc.strerror}. Make space on it.") from exc
             raise Unreachable(f"{exc.filename or self.state_dir}: {exc.strerror}.") from exc
 
 
