@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blockstore.backends.contract import Capabilities, Capacity, Chore
@@ -36,6 +37,12 @@ class PoolReport:
     ours_gib: int
     """What the ledger said when the figures were read: tells how much of them is not ours."""
     at: datetime.datetime
+    looked_at: float = field(default_factory=time.monotonic)
+    """When it was said, by the monotonic clock."""
+
+    def is_older_than(self, seconds: float) -> bool:
+        """Return True if the pool has said nothing for so long, whatever the system's clock did meanwhile."""
+        return time.monotonic() - self.looked_at > seconds
 
     @property
     def backend(self) -> str:
