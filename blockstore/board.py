@@ -19,6 +19,16 @@ from blockstore.db.models import PoolUsage
 NO_USAGE = PoolUsage(pool="", volumes=0, volume_gib=0, snapshot_gib=0)
 
 
+def other_block_size(present: int, there: int) -> str | None:
+    """Return why a volume cannot go where blocks have another size, or None; the end of a sentence."""
+    if present == there:
+        return None
+    return (
+        f"its blocks have {there} bytes and those of the volume {present}; its consumer would not find the partitions"
+        " any more. Copy its files to a new volume instead"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolReport:
     """What one pool said of itself, and when."""
@@ -62,6 +72,10 @@ class PoolReport:
             return float(ours)
         return ours + max(0.0, self.capacity.provisioned_gib - self.ours_gib)
 
+    def other_block_size(self, other: PoolReport) -> str | None:
+        """Return why a volume cannot be moved to another pool without its partitions being lost to sight, or None."""
+        return other_block_size(self.capabilities.block_size, other.capabilities.block_size)
+
     def wire(self, usage: PoolUsage) -> dict[str, Any]:
         """Return the capabilities as the wire names them."""
         caps, config = self.capabilities, self.config
@@ -85,6 +99,7 @@ class PoolReport:
             "QoS_support": caps.qos,
             "consistent_group_snapshot_enabled": caps.group_snapshots,
             "deepest_chain": self.capacity.deepest_chain,
+            "logical_block_size": caps.block_size,
             "background": [f"{chore.what}: {chore.percent} %" for chore in self.chores],
             "replication_enabled": False,
             "backend_state": "up" if self.up else "down",

@@ -59,6 +59,10 @@ def _check_destination(call: Call, volume: Volume, host: str) -> None:
         )
     if not any(report.up for report in reports):
         raise BadRequest(f"Invalid host: {host} is down: {reports[0].reason}")
+    source = call.core.board.get(volume.host or "")
+    reasons = [source.other_block_size(report) if source else None for report in reports]
+    if all(reasons):
+        raise BadRequest(f"Invalid host: volume {volume.id} cannot be moved to {host}: {reasons[0]}.")
 
 
 def begin(call: Call, volume: Volume, destination: str) -> None:

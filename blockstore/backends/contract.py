@@ -35,6 +35,9 @@ from blockstore.errors import BackendError, NotSupported
 
 GIB = 2**30
 
+BLOCK_SIZE = 512
+"""The logical block size of everything that has no other: files, images, most disks."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 
 Progress = Callable[[int], None]
@@ -83,6 +86,8 @@ class Capabilities:
     """Volumes and snapshots that others made can be taken over."""
     owner_mark: bool = False
     """The storage keeps the mark of the installation that uses it, so that two notice each other."""
+    block_size: int = BLOCK_SIZE
+    """What a consumer of a volume sees as its logical block size, in bytes. Partition tables depend on it."""
     storage_protocol: str = "local"
     """The wire's word for how a consumer reaches it: iSCSI, nfs, ceph, file, local."""
     vendor_name: str = "Open Source"

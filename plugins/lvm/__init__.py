@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blockstore.backends.contract import (
+    BLOCK_SIZE,
     GIB,
     Backend,
     BackendOptions,
@@ -30,7 +31,7 @@ from blockstore.backends.contract import (
 )
 from blockstore.errors import BackendError, ConfigError, NameTaken, NoSpace, RefusedForSpace, Unreachable, VolumeMissing
 
-from . import devices, names
+from . import block_size, devices, names
 from .commands import Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
 from .thick import Thick
 from .thin import Thin
@@ -86,6 +87,7 @@ class LvmBackend(Backend):
             clear_bytes=options.volume_clear_size * 2**20,
             discard=options.discard,
         )
+        self._block_size: int | None = None
         self._chosen: Thin | Thick | None = None
         self._choosing = threading.Lock()
 
@@ -103,6 +105,8 @@ class LvmBackend(Backend):
             raise Unreachable(f"The extents of {vg} have {group.extent} bytes; 1 GiB must be a multiple of that.")
         if self._kind() is self._thin:
             self._check_pool()
+        if self._block_size is None:  # LVM lets no disk into the group that has another
+            self._block_size = block_size.of_disks(self._lvm.disks())
 
     def _check_pool(self) -> None:
         what = f"{self._lvm.vg}/{self._pool}"
@@ -169,6 +173,7 @@ class LvmBackend(Backend):
             owner_mark=True,
             thin=thin,
             thick=not thin,
+            block_size=self._block_size or BLOCK_SIZE,
         )
 
     def capacity(self) -> Capacity:

@@ -138,6 +138,10 @@ class Lvm:
         rows = self._report("vgs", "vg", "vg_tags")
         return frozenset(tag for row in rows for tag in row["vg_tags"].split(",") if tag)
 
+    def disks(self) -> Sequence[str]:
+        """Return the devices of the group's physical volumes."""
+        return [row["pv_name"] for row in self._report("vgs", "vg", "pv_name")]
+
     def extents(self, lv: str) -> Sequence[str]:
         """Return the physical extents of a linear volume, as ``lvextend`` takes them."""
         rows = self._report("lvs", "lv", "lv_name,seg_pe_ranges")

@@ -120,7 +120,7 @@ class NbdTarget(Target):
 
     def capabilities(self) -> TargetCapabilities:
         """Return what NBD offers. The size is fixed when a server starts, so growth needs a new export."""
-        return TargetCapabilities(protocol="nbd", formats=frozenset({"raw", "qcow2"}), multiattach=True)
+        return TargetCapabilities(protocol="nbd", formats=frozenset({"raw", "qcow2"}), multiattach=True, block_size=512)
 
     # --- exports --------------------------------------------------------------------------------------------
 

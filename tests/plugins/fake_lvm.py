@@ -135,7 +135,7 @@ class FakeLvm:
     def _vgs(self, _options: dict[str, str], rest: list[str]) -> str:
         _vg(rest[0])
         row = {"vg_size": str(self.size), "vg_free": str(self._free()), "vg_extent_size": str(EXTENT)}
-        row |= {"vg_partial": "", "vg_exported": "", "vg_tags": ",".join(sorted(self.tags))}
+        row |= {"vg_partial": "", "vg_exported": "", "pv_name": "/dev/fake", "vg_tags": ",".join(sorted(self.tags))}
         return json.dumps({"report": [{"vg": [row]}]})
 
     def _vgchange(self, options: dict[str, str], rest: list[str]) -> None:
