@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blockstore.backends.contract import Capabilities, Capacity, Chore
@@ -16,6 +17,16 @@ from blockstore.config import PoolConfig
 from blockstore.db.models import PoolUsage
 
 NO_USAGE = PoolUsage(pool="", volumes=0, volume_gib=0, snapshot_gib=0)
+
+
+def other_block_size(present: int, there: int) -> str | None:
+    """Return why a volume cannot go where blocks have another size, or None; the end of a sentence."""
+    if present == there:
+        return None
+    return (
+        f"its blocks have {there} bytes and those of the volume {present}; its consumer would not find the partitions"
+        " any more. Copy its files to a new volume instead"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,12 @@ class PoolReport:
     ours_gib: int
     """What the ledger said when the figures were read: tells how much of them is not ours."""
     at: datetime.datetime
+    looked_at: float = field(default_factory=time.monotonic)
+    """When it was said, by the monotonic clock."""
+
+    def is_older_than(self, seconds: float) -> bool:
+        """Return True if the pool has said nothing for so long, whatever the system's clock did meanwhile."""
+        return time.monotonic() - self.looked_at > seconds
 
     @property
     def backend(self) -> str:
@@ -54,6 +71,10 @@ class PoolReport:
         if self.capacity.provisioned_gib is None:
             return float(ours)
         return ours + max(0.0, self.capacity.provisioned_gib - self.ours_gib)
+
+    def other_block_size(self, other: PoolReport) -> str | None:
+        """Return why a volume cannot be moved to another pool without its partitions being lost to sight, or None."""
+        return other_block_size(self.capabilities.block_size, other.capabilities.block_size)
 
     def wire(self, usage: PoolUsage) -> dict[str, Any]:
         """Return the capabilities as the wire names them."""
@@ -80,6 +101,7 @@ class PoolReport:
             "deepest_chain": self.capacity.deepest_chain,
             "metadata_filled_percentage": _rounded(self.capacity.metadata_filled_percent),
             "closed_because": self.capacity.closed_because,
+            "logical_block_size": caps.block_size,
             "background": [f"{chore.what}: {chore.percent} %" for chore in self.chores],
             "replication_enabled": False,
             "backend_state": "up" if self.up else "down",

@@ -253,17 +253,27 @@ class BackendError(BlockstoreError):
 
     retry_elsewhere: ClassVar[bool] = True
 
+    untouched: ClassVar[bool] = False
+    """The operation was refused before its first change: the volume and its bytes are what they were."""
+
 
 class NotSupported(BackendError):
     """This configured backend does not offer the operation; its capabilities say so too."""
 
     public_text = "The storage of this volume does not offer it."
+    untouched = True
 
 
 class NoSpace(BackendError):
     """The pool has no room left."""
 
     public_text = "The storage has not enough space left. Ask for less, or ask your administrator."
+
+
+class RefusedForSpace(NoSpace):
+    """The pool has no space left, and said so before anything was changed."""
+
+    untouched = True
 
 
 class VolumeMissing(BackendError):
@@ -280,12 +290,13 @@ class NameTaken(BackendError):
 
 
 class InUse(BackendError):
-    """Something still holds the volume: an open device, a dependant."""
+    """Something still holds the volume: an open device, a dependant. Raised before the first change."""
 
     public_text = (
         "The volume or snapshot is still in use: it is open somewhere, or something is made from it. Try again later."
     )
     retry_elsewhere = False
+    untouched = True
 
 
 class InvalidConnector(BackendError):
@@ -306,6 +317,22 @@ class Unreachable(BackendError):
     """The storage does not answer, or is not set up: no such volume group, mount gone, tool missing, not root."""
 
     public_text = "The storage does not answer at the moment. Try again later, or ask your administrator."
+
+
+class PoolDown(Unreachable):
+    """The pool is known to be down, or is not configured any more: its storage was not asked."""
+
+    untouched = True
+
+
+class DiskFull(BackendError):
+    """The disk of the service's own files is full. The storage is not the matter."""
+
+    public_text = (
+        "The service's own disk is full. Until there is space again, only deletions are accepted. Delete volumes or"
+        " snapshots, or ask your administrator."
+    )
+    retry_elsewhere = False
 
 
 class OutOfFiles(BackendError, TryAgain):

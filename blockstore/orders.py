@@ -334,6 +334,8 @@ class DeleteSnapshot(Order):
     status: ClassVar[str] = "deleting"
     snapshot_id: str
     volume_id: str
+    came_from: str = ""
+    """The status that the snapshot had; orders of a former version do not say it."""
 
     def keys(self) -> tuple[str, ...]:
         """Hold the volume too: deleting merges or touches it on some backends."""

@@ -1,4 +1,4 @@
-"""What happens by the clock: the job table. Each job is short, or runs on threads of its own."""
+"""What happens by the (monotonic) clock: the job table. Each job is short, or runs on threads of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import delete, select
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -19,6 +18,7 @@ from blockstore.db.models import Message, OrderRow, Token, now
 from blockstore.db.session import Database
 from blockstore.errors import DatabaseAway
 from blockstore.identity import bootstrap
+from blockstore.steady_scheduler import Every, SteadyScheduler
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +29,24 @@ ROWS_AT_ONCE = 200
 PAUSE_S = 0.01
 
 
-def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[[], None]) -> BackgroundScheduler:
+def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[[], None]) -> SteadyScheduler:
     """Return the clock, not yet started."""
-    clock = BackgroundScheduler(timezone=datetime.UTC, daemon=True)
+    clock = SteadyScheduler(timezone=datetime.UTC, daemon=True)
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also where it runs for hours only
-    every = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-    clock.add_job(lambda: unless_away(report), "interval", seconds=config.report_interval_s, id="report", **every)
+    facts = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+    clock.add_job(lambda: unless_away(report), Every(seconds=config.report_interval_s), id="report", **facts)
     clock.add_job(
         lambda: unless_away(lambda: tidy(db, config, state_dir, lambda: clock.running)),
-        "interval",
-        seconds=DAY_S,
+        Every(seconds=DAY_S),
         id="purge",
         next_run_time=soon,
-        **every,
+        **facts,
     )
     clock.add_job(
         lambda: unless_away(lambda: retention.trim(db, lambda: clock.running)),
-        "interval",
-        seconds=TRIM_S,
+        Every(seconds=TRIM_S),
         id="trim",
-        **every,
+        **facts,
     )
     return clock
 

@@ -19,7 +19,8 @@ from blockstore.trusted_paths import user_name, weak_place
 SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Files that SQLite opens beside a database, by their paths."""
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of the operating system that say so."""
 
 
 # --- directories -------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def explained(directory: Path, what: str = "") -> Iterator[None]:
         yield
     except OSError as exc:
         file = f"{exc.filename or directory}{f', {what}' if what else ''}"
-        if exc.errno in _FULL:
+        if exc.errno in DISK_FULL:
             raise _full(directory, exc.strerror or str(exc), f"{file}," if what else file) from exc
         raise ConfigError(f"{file}: {(exc.strerror or str(exc)).rstrip('.')}.") from exc
     except Exception as exc:
@@ -202,7 +203,7 @@ def explained(directory: Path, what: str = "") -> Iterator[None]:
 
         cause = getattr(exc, "orig", exc)  # SQLAlchemy wraps the driver's own errors
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF if isinstance(cause, sqlite3.Error) else 0
-        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(directory)):
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(directory)):
             raise _full(directory, str(cause), "the database") from exc
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise ConfigError(
@@ -211,10 +212,11 @@ def explained(directory: Path, what: str = "") -> Iterator[None]:
         raise
 
 
-def _is_full(directory: Path) -> bool:
+def is_full(directory: Path) -> bool:
+    """Return True if the disk of a directory has no space for this user."""
     with suppress(OSError):
         now = os.statvfs(directory)
-        return now.f_bavail == 0 or now.f_bavail * now.f_frsize < 64 * 1024
+        return now.f_bavail * now.f_frsize < 64 * 1024
     return False
 
 

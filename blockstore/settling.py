@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from sqlalchemy import Select, bindparam, delete, select, update
@@ -59,10 +59,10 @@ PROGRESS_WAIT_S = 1.0
 
 
 class KeepsStatus(BlockstoreError):
-    """A failure that leaves the row as it was: settle it to ``to`` instead of its failure status."""
+    """A failure that leaves the row as it was: it gets the status it had before, or ``to``."""
 
-    def __init__(self, to: str, cause: BlockstoreError):
-        self.to = to
+    def __init__(self, cause: BackendError, to: str | None = None):
+        self.cause, self.to = cause, to
         super().__init__(cause.message, public=cause.public)
 
 
@@ -87,20 +87,41 @@ def settles(function: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], N
     @functools.wraps(function)
     def handler(room: Room, order: Order) -> None:
         row = _begin(room, order)
-        if row is None:
-            return
-        try:
-            if row is _CANCELLED:
-                raise OrderCancelled("cancelled by the operator before it began")
-            function(room, order, row)
-        except TryAgain:
-            raise  # the database or this node is the matter, not the order: the bus tries again
-        except Exception as exc:
-            if is_out_of_files(exc):
-                raise OutOfFiles(f"Too many open files: {exc}") from exc
-            _fail(room, order, exc)
+        if row is not None:
+            try:
+                if row is _CANCELLED:
+                    raise OrderCancelled("cancelled by the operator before it began")
+                function(room, order, row)
+            except TryAgain:
+                raise  # the database or this node is the matter, not the order: the bus tries again
+            except Exception as exc:
+                if is_out_of_files(exc):
+                    raise OutOfFiles(f"Too many open files: {exc}") from exc
+                _fail(room, order, exc)
+        _begun.discard(order.order_id)
 
     return handler
+
+
+_begun: set[str] = set()
+"""Open orders whose first change may have been made in this process; the bus tries some of them again."""
+
+
+@contextmanager
+def first_change(order: Order, *, whenever: tuple[type[BackendError], ...] = ()) -> Iterator[None]:
+    """Let a refusal inside give the row the status it had before the order. Nothing may be changed before this.
+
+    The type of an error says that it is a refusal (``BackendError.untouched``). What was begun before may be half done,
+    so that a refusal proves nothing any more, save those that are raised ``whenever`` nothing is lost.
+    """
+    is_first = order.attempt == 1 and order.order_id not in _begun
+    _begun.add(order.order_id)
+    try:
+        yield
+    except BackendError as exc:
+        if isinstance(exc, whenever) or (exc.untouched and is_first):
+            raise KeepsStatus(exc) from exc
+        raise
 
 
 def progress_of(room: Room, order: Order) -> Callable[[int], None]:
@@ -192,7 +213,7 @@ def give_up(session: Session, order: Order, reason: Reason, *, state: str = "fai
         quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
     if isinstance(order, PlaceExtension | RetypeVolume | ChangeType):
         # Its bytes were not touched, so the volume is what it was.
-        to = session.execute(select(Volume.previous_status).where(Volume.id == order.volume_id)).scalar()
+        to = states.before(session, order)
     if isinstance(order, ConnectAttachment | DisconnectAttachment):
         states.lock(session, order.volume_id)
         session.execute(
@@ -252,7 +273,8 @@ def _fail(room: Room, order: Order, exc: Exception) -> None:
     reason, detail, state = _explain(order, exc)
     reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL takes none, and tools say anything
     with room.db.write() as session:
-        give_up(session, order, reason, state=state, to=exc.to if isinstance(exc, KeepsStatus) else None)
+        to = (exc.to or states.before(session, order)) if isinstance(exc, KeepsStatus) else None
+        give_up(session, order, reason, state=state, to=to)
         messages.tell(session, order, detail, reason, room.message_days)
     log.warning(
         "%s of %s %s %s: %s",
@@ -266,13 +288,15 @@ def _fail(room: Room, order: Order, exc: Exception) -> None:
 
 
 def _explain(order: Order, exc: Exception) -> tuple[Reason, Detail, str]:
+    if isinstance(exc, KeepsStatus):
+        exc = exc.cause
     if isinstance(exc, OrderCancelled):
         return exc.reason, Detail.CANCELLED, "cancelled"
     if isinstance(exc, NoBackend):
         return exc.reason, Detail.NO_BACKEND_AVAILABLE, "failed"
     if isinstance(exc, Unreachable):
         return exc.reason, Detail.BACKEND_UNREACHABLE, "failed"
-    if isinstance(exc, BackendError | KeepsStatus | OverQuota):
+    if isinstance(exc, BackendError | OverQuota):
         return exc.reason, Detail.BACKEND_REFUSED, "failed"
     log.error("%s %s failed unexpectedly", order.kind, order.order_id, exc_info=exc)
     reason = Reason(

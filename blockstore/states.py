@@ -135,10 +135,11 @@ VOLUME = Machine(
         V.MAINTENANCE: frozenset({V.AVAILABLE}),
         V.RETYPING: frozenset({V.AVAILABLE, V.IN_USE}),
         V.DELETING: ANY,
-        V.ERROR: frozenset({V.CREATING, V.REVERTING}),
-        V.ERROR_EXTENDING: frozenset({V.EXTENDING}),
+        V.ERROR: frozenset({V.CREATING, V.REVERTING, V.DELETING}),
+        V.ERROR_EXTENDING: frozenset({V.EXTENDING, V.DELETING}),
+        V.ERROR_RESTORING: frozenset({V.DELETING}),
         V.ERROR_DELETING: frozenset({V.DELETING}),
-        V.ERROR_MANAGING: frozenset({V.MANAGING}),
+        V.ERROR_MANAGING: frozenset({V.MANAGING, V.DELETING}),
     },
     failure={
         V.CREATING: V.ERROR,
@@ -157,7 +158,7 @@ SNAPSHOT = Machine(
         S.AVAILABLE: frozenset({S.CREATING, S.RESTORING, S.DELETING}),
         S.RESTORING: frozenset({S.AVAILABLE}),
         S.DELETING: ANY,
-        S.ERROR: frozenset({S.CREATING}),
+        S.ERROR: frozenset({S.CREATING, S.DELETING}),
         S.ERROR_DELETING: frozenset({S.DELETING}),
     },
     failure={
@@ -220,11 +221,12 @@ def move(
 ) -> None:
     """Change a status by compare-and-swap, filing the order that will settle it.
 
-    ``only_from`` narrows the statuses it may come from; ``where`` adds conditions beyond the status.
+    ``only_from`` narrows the statuses it may come from; ``where`` adds conditions beyond the status. A volume for which
+    an order is filed remembers the status it had (``before``).
     Raises: StateConflict naming the present status; nothing is changed then.
     """
     model: Any = machine.model
-    statement = _moving(machine.name, to, tuple(only_from))
+    statement = _moving(machine.name, to, tuple(only_from), remembers=machine is VOLUME and order is not None)
     if where:
         statement = statement.where(*where)
     if values:
@@ -239,11 +241,13 @@ def move(
 
 
 @functools.cache
-def _moving(machine: str, to: str, only_from: tuple[str, ...]) -> Update:
+def _moving(machine: str, to: str, only_from: tuple[str, ...], *, remembers: bool) -> Update:
     """Return the compare-and-swap to a status; kept, because building it takes longer than running it."""
     found = MACHINES[machine.lower()]
     table: Any = found.model.__table__
     statement = update(table).where(table.c.id == bindparam("row"))
+    if remembers:
+        statement = statement.values(previous_status=table.c.status)
     for allowed in (found.moves[to], only_from):
         if allowed:
             statement = statement.where(table.c.status.in_(sorted(allowed)))
@@ -386,6 +390,18 @@ def settle(session: Session, order: Order, to: str, **values: Any) -> bool:
         return False
     finish(session, order)
     return True
+
+
+def before(session: Session, order: Order) -> str:
+    """Return the status of rest that the row of an order had before it; available where that is not known."""
+    machine = MACHINES[order.resource_type]
+    status = getattr(order, "came_from", "")
+    if order.resource_type == "volume":
+        status = session.execute(select(Volume.previous_status).where(Volume.id == order.resource_id)).scalar()
+    status = machine.failure.get(status or "", status)  # a forced delete takes over from other operations
+    if status in machine.moves and order.status in machine.moves[status]:
+        return str(status)
+    return V.AVAILABLE if machine is VOLUME else S.AVAILABLE
 
 
 def settle_removed(session: Session, order: Order) -> None:

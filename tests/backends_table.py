@@ -53,7 +53,9 @@ remembered.
 With a target between volume and consumer (`docs/targets.md`), multi-attach and extending while attached need both.
 
 A volume moves between any two of them (`openstack volume migrate`, `openstack volume set --type T --migration-policy
-on-demand`, `blockstore backend drain`) when it is available and has no snapshots.
+on-demand`, `blockstore backend drain`) when it is available and has no snapshots, and when its consumers see logical
+blocks of the same size there (`logical_block_size` of the pool): with others they would not find its partitions. Of
+thick and thin LVM that is the size of the disks; all else has 512 bytes, and so have the targets `tgt` and `nbd`.
 """
 
 

@@ -297,8 +297,9 @@ class Served:
                 if self._trusting is not None:  # the name in the certificate may be one that leads nowhere
                     socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=2).close()
                     return url
-                with urllib.request.urlopen(url.removesuffix("/v3") + "/healthcheck", timeout=2):
-                    return url
+                with contextlib.suppress(urllib.error.HTTPError):  # what is wrong is told in an answer
+                    urllib.request.urlopen(url.removesuffix("/v3") + "/healthcheck", timeout=2).close()
+                return url
             time.sleep(0.02)
         raise AssertionError(f"no answer in {timeout_s} s: {self.log.read_text()}")
 

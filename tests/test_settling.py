@@ -16,7 +16,16 @@ from sqlalchemy.exc import OperationalError
 from blockstore import bus, settling, states
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db.models import OrderRow, PoolUsage
-from blockstore.errors import BackendError, InUse, NoSpace, SessionAlive, ToolTimeout, Unreachable
+from blockstore.errors import (
+    BackendError,
+    InUse,
+    NoSpace,
+    NotSupported,
+    OutOfFiles,
+    SessionAlive,
+    ToolTimeout,
+    Unreachable,
+)
 from blockstore.service import Service
 
 from .conftest import Client, backend_section, make_config
@@ -122,6 +131,74 @@ def test_what_is_busy_is_available_again_with_a_message(api: Client, backend: Me
     judge(api)
     assert api.get(f"/{noun}/{thing['id']}")[noun[:-1]]["status"] == "available"
     assert messages(api) == [f"delete {noun[:-1]}: Somebody holds it."]
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "extend_volume": InUse("It is open."),
+    "revert_volume": InUse("It is open."),
+    "delete_snapshot": InUse("Something is made from it."),
+    "delete_volume": NotSupported("It is not offered."),
+}
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_a_refusal_before_the_first_change_leaves_the_status(api: Client, backend: MemoryBackend, method: str) -> None:
+    """The volume and its snapshot are what they were; a message says why, and nothing stays charged."""
+    volume_id = api.volume()["id"]
+    snapshot_id = api.snapshot(volume_id)["id"]
+    before = (api.get(f"/volumes/{volume_id}")["volume"], api.get("/limits"))
+    if method == "delete_volume":
+        api("DELETE", f"/snapshots/{snapshot_id}")
+        judge(api)
+        before = (before[0], api.get("/limits"))
+    backend.fail[method] = REFUSED[method]
+    assert FAILURES[method][0](api, volume_id, snapshot_id).status == 202
+    judge(api)
+    assert not backend.fail
+    after = api.get(f"/volumes/{volume_id}")["volume"]
+    assert {**after, "updated_at": ""} == {**before[0], "updated_at": ""}
+    assert {s["status"] for s in api.get("/snapshots/detail")["snapshots"]} <= {"available"}
+    assert api.get("/limits") == before[1]
+    assert len(messages(api)) == 1
+    assert str(REFUSED[method]) in messages(api)[0]
+
+
+@pytest.mark.parametrize("status", ["available", "error"])
+def test_a_pool_that_is_down_leaves_the_status(api: Client, backend: MemoryBackend, status: str) -> None:
+    """Nobody asked the storage, so a deletion that was accepted ends where it began."""
+    volume_id = api.volume()["id"]
+    snapshot_id = api.snapshot(volume_id)["id"]
+    for path, noun in ((f"/volumes/{volume_id}", "volume"), (f"/snapshots/{snapshot_id}", "snapshot")):
+        api("POST", f"{path}/action", {"os-reset_status": {"status": status}})
+        board = api.service.board
+        board.pin(dataclasses.replace(board.reports()[POOL], up=False, reason="The cable is out."))
+        assert api("DELETE", f"{path}?cascade=true" if noun == "volume" else path).status == 202
+        api.wait_idle()
+        board.pin(dataclasses.replace(board.reports()[POOL], up=True, reason=None))
+        assert api.get(path)[noun]["status"] == status
+    assert any("The cable is out." in message for message in messages(api))
+    assert [name for name, _ in backend.calls if name.startswith("delete")] == []
+
+
+def test_what_was_begun_before_is_not_taken_for_untouched(api: Client, backend: MemoryBackend) -> None:
+    """A revert that ran out of files half-way, and is refused when it is tried again, may have changed bytes."""
+    volume_id = api.volume()["id"]
+    snapshot_id = api.snapshot(volume_id)["id"]
+    errors = iter([OutOfFiles("too many"), InUse("It is open.")])
+    real = backend.revert_volume
+
+    def revert(*args: Any, **kw: Any) -> None:
+        if (error := next(errors, None)) is not None:
+            raise error
+        real(*args, **kw)
+
+    backend.revert_volume = revert  # type: ignore[method-assign]
+    assert FAILURES["revert_volume"][0](api, volume_id, snapshot_id).status == 202
+    api.wait_idle()
+    assert api.get(f"/volumes/{volume_id}")["volume"]["status"] == "error"
+    assert settling._begun == set()
 
 
 def test_a_database_that_is_away_is_not_the_orders_fault(

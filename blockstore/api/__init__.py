@@ -46,7 +46,7 @@ from blockstore.api import (
 )
 from blockstore.api.application import Application
 from blockstore.config import parse_listen
-from blockstore.db import patience
+from blockstore.db import patience, reserve
 from blockstore.db.health import Health
 from blockstore.identity.login import Login
 
@@ -125,7 +125,7 @@ def _patient(application: Callable[..., Any], aside: patience.Aside) -> Callable
     """Return the application whose requests wait for the right to write for a short time, and never in the way."""
 
     def answer(environ: Any, start_response: Any) -> Any:
-        with patience.limited(patience.REQUEST_S, aside):
+        with patience.limited(patience.REQUEST_S, aside), reserve.usable(by=False):
             return application(environ, start_response)
 
     return answer

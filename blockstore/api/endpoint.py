@@ -28,6 +28,7 @@ from blockstore.board import Board
 from blockstore.bus import Bus, Expectation
 from blockstore.config import Config
 from blockstore.context import RequestContext, new_request_id
+from blockstore.db import reserve
 from blockstore.db.session import Database
 from blockstore.errors import (
     BadRequest,
@@ -151,6 +152,8 @@ class Endpoint:
     since: Version
     status: int
     writes: bool
+    frees: bool = False
+    """It is accepted also when the disk of the database is full, for storage or rows become fewer."""
 
 
 class Room:
@@ -188,10 +191,20 @@ class Room:
         self, path: str, *, policy: str, status: int = 202, since: Version = MINIMUM
     ) -> Callable[[Function], Function]:
         """Declare an endpoint that removes something."""
-        return self._declare("DELETE", path, policy=policy, body=None, since=since, status=status, writes=True)
+        return self._declare(
+            "DELETE", path, policy=policy, body=None, since=since, status=status, writes=True, frees=True
+        )
 
     def action(
-        self, path: str, name: str, *, policy: str, body: type[Schema], status: int = 202, since: Version = MINIMUM
+        self,
+        path: str,
+        name: str,
+        *,
+        policy: str,
+        body: type[Schema],
+        status: int = 202,
+        since: Version = MINIMUM,
+        frees: bool = False,
     ) -> Callable[[Function], Function]:
         """Declare an action: POST with a body whose one key is the action's name."""
 
@@ -199,7 +212,7 @@ class Room:
             actions = self.routes.setdefault(("POST", path), {})
             assert isinstance(actions, dict)
             actions[name] = Endpoint(
-                function=function, policy=policy, body=body, since=since, status=status, writes=True
+                function=function, policy=policy, body=body, since=since, status=status, writes=True, frees=frees
             )
             return function
 
@@ -266,6 +279,8 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
             g.for_administrator = caller.is_admin
             ctx = replace(caller, microversion=asked_microversion())
             data, endpoint = _body_and_endpoint(target)
+            if endpoint.frees:
+                waiting.enter_context(reserve.usable())
             if ctx.microversion < endpoint.since:
                 raise NotFound(faults.NO_SUCH_RESOURCE)
             arguments: dict[str, Any] = dict(path)

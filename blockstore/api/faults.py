@@ -15,7 +15,7 @@ from flask import Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from blockstore.address import base_url
-from blockstore.db.outages import NO_FILES, SOON_S, outage
+from blockstore.db.outages import FULL, NO_FILES, SOON_S, outage
 from blockstore.errors import BlockstoreError, Busy, DatabaseAway, TooManyRequests, Unauthorized, is_out_of_files
 from blockstore.repeats import Repeats
 
@@ -53,6 +53,8 @@ def reply(error: Exception) -> Response:
 
 def _sentence(error: BlockstoreError) -> str:
     """Return what the caller is told: the operator's text to administrators, the user's to all others."""
+    if isinstance(error, DatabaseAway) and error.message == FULL and g.get("for_administrator"):
+        return f"{FULL} ({error.detail})"
     if error.message != error.public:
         log.info("%s", error.message, extra={"request_id": g.get("request_id")})
     return error.message if g.get("for_administrator") else error.public

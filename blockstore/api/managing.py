@@ -255,7 +255,7 @@ for _path, _since in (("/manageable_snapshots", MANAGEABLE), ("/os-snapshot-mana
 # --- letting go --------------------------------------------------------------------------------------------
 
 
-@room.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.Unmanage)
+@room.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.Unmanage, frees=True)
 def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Forget a volume; it stays on its pool. What may be deleted may be let go."""
     call.enforce("volume:delete")

@@ -24,7 +24,11 @@ DRAINED = "drained: its volumes are being moved away"
 
 
 @room.action(
-    ACTION, "os-migrate_volume", policy="volume_extension:volume_admin_actions:migrate_volume", body=schemas.Migrate
+    ACTION,
+    "os-migrate_volume",
+    policy="volume_extension:volume_admin_actions:migrate_volume",
+    body=schemas.Migrate,
+    frees=True,
 )
 def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume goes to another backend or pool.
@@ -55,6 +59,10 @@ def _check_destination(call: Call, volume: Volume, host: str) -> None:
         )
     if not any(report.up for report in reports):
         raise BadRequest(f"Invalid host: {host} is down: {reports[0].reason}")
+    source = call.core.board.get(volume.host or "")
+    reasons = [source.other_block_size(report) if source else None for report in reports]
+    if all(reasons):
+        raise BadRequest(f"Invalid host: volume {volume.id} cannot be moved to {host}: {reasons[0]}.")
 
 
 def begin(call: Call, volume: Volume, destination: str) -> None:

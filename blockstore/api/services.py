@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
 """compat: binaries are called as in the reference; tools look for these names."""
 
+INTERVALS = 3
+"""A service is down when its last look is older than so many intervals between looks."""
+LEAST_AGE_S = 60.0
+"""As in Cinder, ``service_down_time``; a stopped process is not down for that when it goes on."""
+
 
 @room.get("/os-services", policy="volume_extension:services:index")
 def index(call: Call) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def facts(call: Call) -> list[dict[str, Any]]:
             "host": host,
             "zone": zone,
             "status": "disabled" if disabled else "enabled",
-            "state": "up",  # what answers here is what would be down
+            "state": "down" if reports and _are_old(call, reports) else "up",
             "updated_at": timestamp(max((r.at for r in reports), default=now())),
             "disabled_reason": row.disabled_reason if row and disabled else None,
         }
@@ -150,6 +155,12 @@ def set_log(call: Call, body: Mapping[str, Any]) -> None:
         return
     logging.getLogger(body.get("prefix") or None).setLevel(level)
     log.warning("log level of %s set to %s by %s", body.get("prefix") or "everything", level, call.ctx.user_id)
+
+
+def _are_old(call: Call, reports: Sequence[PoolReport]) -> bool:
+    """Return True if no pool of a service was looked at for several intervals. What answers here is up itself."""
+    age_s = max(LEAST_AGE_S, INTERVALS * call.core.config.service.report_interval_s)
+    return all(report.is_older_than(age_s) for report in reports)
 
 
 def _backend_state(reports: Sequence[PoolReport]) -> str:

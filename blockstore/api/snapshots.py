@@ -228,6 +228,7 @@ def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
         project_id=snapshot.project_id,
         snapshot_id=snapshot_id,
         volume_id=snapshot.volume_id,
+        came_from=snapshot.status,
     )
     volume = call.session.get_one(Volume, snapshot.volume_id)
     refuse_frozen(call, volume.host, "deleted")
@@ -248,7 +249,11 @@ ACTION = "/snapshots/<snapshot_id>/action"
 
 
 @room.action(
-    ACTION, "os-reset_status", policy="volume_extension:snapshot_admin_actions:reset_status", body=schemas.ResetStatus
+    ACTION,
+    "os-reset_status",
+    policy="volume_extension:snapshot_admin_actions:reset_status",
+    body=schemas.ResetStatus,
+    frees=True,
 )
 def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Set the status of a snapshot by force."""
@@ -257,7 +262,11 @@ def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
 
 
 @room.action(
-    ACTION, "os-force_delete", policy="volume_extension:snapshot_admin_actions:force_delete", body=schemas.ForceDelete
+    ACTION,
+    "os-force_delete",
+    policy="volume_extension:snapshot_admin_actions:force_delete",
+    body=schemas.ForceDelete,
+    frees=True,
 )
 def force_delete(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Accept the deletion of a snapshot whatever its status."""

@@ -61,7 +61,6 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             only_from=allowed,
             where=[Volume.size == volume.size, not_migrating()],
             order=order,
-            previous_status=Volume.status,
         )
     except StateConflict:
         raise InvalidStatus(
@@ -148,7 +147,6 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             V.RETYPING,
             where=[not_migrating(), Volume.group_id.is_(None)],
             order=order,
-            previous_status=volume.status,
         )
     except StateConflict:
         raise InvalidStatus(
@@ -188,7 +186,11 @@ def _limits_of_hypervisor(call: Call, kind: VolumeType) -> Mapping[str, str | No
 
 
 @room.action(
-    ACTION, "os-reset_status", policy="volume_extension:volume_admin_actions:reset_status", body=schemas.ResetStatus
+    ACTION,
+    "os-reset_status",
+    policy="volume_extension:volume_admin_actions:reset_status",
+    body=schemas.ResetStatus,
+    frees=True,
 )
 def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Set the statuses of a volume by force."""
@@ -219,7 +221,11 @@ def _detach_all(call: Call, volume: Volume) -> None:
 
 
 @room.action(
-    ACTION, "os-force_delete", policy="volume_extension:volume_admin_actions:force_delete", body=schemas.ForceDelete
+    ACTION,
+    "os-force_delete",
+    policy="volume_extension:volume_admin_actions:force_delete",
+    body=schemas.ForceDelete,
+    frees=True,
 )
 def force_delete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept the deletion of a volume whatever its status."""

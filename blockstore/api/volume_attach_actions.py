@@ -52,7 +52,9 @@ def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         ) from None
 
 
-@room.action(ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.Unreserve)
+@room.action(
+    ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.Unreserve, frees=True
+)
 def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Give up what os-reserve kept."""
     _unreserve(call, find_volume(call, volume_id, lock=True))
@@ -64,7 +66,11 @@ def _unreserve(call: Call, volume: Volume) -> None:
 
 
 @room.action(
-    ACTION, "os-begin_detaching", policy="volume_extension:volume_actions:begin_detaching", body=schemas.BeginDetaching
+    ACTION,
+    "os-begin_detaching",
+    policy="volume_extension:volume_actions:begin_detaching",
+    body=schemas.BeginDetaching,
+    frees=True,
 )
 def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Take note that a server begins to detach."""
@@ -88,7 +94,11 @@ def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
 
 
 @room.action(
-    ACTION, "os-roll_detaching", policy="volume_extension:volume_actions:roll_detaching", body=schemas.RollDetaching
+    ACTION,
+    "os-roll_detaching",
+    policy="volume_extension:volume_actions:roll_detaching",
+    body=schemas.RollDetaching,
+    frees=True,
 )
 def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Take back that a server began to detach."""
@@ -140,7 +150,7 @@ def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
     return bool(getattr(row, name) == asked[name])
 
 
-@room.action(ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.Detach)
+@room.action(ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.Detach, frees=True)
 def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """End an attachment and what is exported for it."""
     volume = find_volume(call, volume_id, lock=True)
@@ -217,6 +227,7 @@ def _info(call: Call, row: Attachment) -> dict[str, Any]:
     "os-terminate_connection",
     policy="volume_extension:volume_actions:terminate_connection",
     body=schemas.TerminateConnection,
+    frees=True,
 )
 def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """End what is exported to an initiator; without a connector, to all of them."""
@@ -230,7 +241,11 @@ def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) ->
 
 
 @room.action(
-    ACTION, "os-force_detach", policy="volume_extension:volume_admin_actions:force_detach", body=schemas.ForceDetach
+    ACTION,
+    "os-force_detach",
+    policy="volume_extension:volume_admin_actions:force_detach",
+    body=schemas.ForceDetach,
+    frees=True,
 )
 def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """Tear an attachment and its export down, whatever the initiator is doing."""

@@ -547,6 +547,7 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
             project_id=snapshot.project_id,
             snapshot_id=snapshot.id,
             volume_id=volume.id,
+            came_from=snapshot.status,
         )
         states.move(call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), order=order)
 

@@ -9,6 +9,8 @@ Rules for every method:
 * **Idempotent.** The service may be killed at any instant and asks again after the restart. Doing a thing that is
   already done succeeds and changes nothing. A half-done thing of a former call is completed or replaced.
 * **All or nothing.** A method that raises leaves nothing behind that it made.
+* **A refusal touches nothing.** ``InUse``, ``NotSupported`` and ``RefusedForSpace`` are raised before the first change:
+  the volume keeps the status that it had. What fails later is another ``BackendError``.
 * **Blocking and thread-safe.** Called from several threads at once; never twice at once for the same name.
 * **Raises only** subclasses of ``errors.BackendError``.
 * **Never shows old bytes.** What a new volume, the grown part of a volume, or a snapshot reads is what was written
@@ -32,6 +34,9 @@ from blockstore.config import option as option
 from blockstore.errors import BackendError, NotSupported, Unreachable
 
 GIB = 2**30
+
+BLOCK_SIZE = 512
+"""The logical block size of everything that has no other: files, images, most disks."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 
@@ -81,6 +86,8 @@ class Capabilities:
     """Volumes and snapshots that others made can be taken over."""
     owner_mark: bool = False
     """The storage keeps the mark of the installation that uses it, so that two notice each other."""
+    block_size: int = BLOCK_SIZE
+    """What a consumer of a volume sees as its logical block size, in bytes. Partition tables depend on it."""
     storage_protocol: str = "local"
     """The wire's word for how a consumer reaches it: iSCSI, nfs, ceph, file, local."""
     vendor_name: str = "Open Source"

@@ -30,7 +30,7 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, VolumeMissing
+from blockstore.errors import BackendError, InUse, NameTaken, RefusedForSpace, VolumeMissing
 
 BLOCK = 64 * 1024
 _ZEROS = bytes(BLOCK)
@@ -336,10 +336,10 @@ class MemoryBackend(Backend):
             raise InUse(f"Volume {name} is open.")
 
     def _reserve(self, size_gib: int) -> None:
-        """Refuse what a thick pool has no room for; a thin one promises anything."""
+        """Refuse what a thick pool has no room for, before anything is changed; a thin one promises anything."""
         free_gib = self._free_gib()
         if not self.settings.thin and size_gib > free_gib:
-            raise NoSpace(
+            raise RefusedForSpace(
                 f"Pool {self.name} has {free_gib:g} of {self.settings.size_gib} GiB free, not {size_gib} GiB."
             )
 

@@ -12,7 +12,7 @@ import time
 
 from sqlalchemy import text, update
 
-from blockstore.db import patience
+from blockstore.db import patience, reserve
 from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
 from blockstore.errors import BlockstoreError, DatabaseAway
@@ -70,7 +70,7 @@ class Health:
     def _find_out(self, look: threading.Event) -> None:
         complaint: str | None = FAILED
         try:
-            with self._db.explained(), patience.limited(2 * WAIT_S):
+            with self._db.explained(), patience.limited(2 * WAIT_S), reserve.usable(by=False):
                 self._write()
             complaint = self._db.damage
         except DatabaseAway as exc:

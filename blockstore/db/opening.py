@@ -43,6 +43,7 @@ def open_database(db: Database, state_dir: Path, *, new: bool = False) -> None:
     """
     with _explained(db), patience.limited(LOCK_WAIT_S):
         db.take_sole_use()
+        db.keep_reserve()
         if not new:
             refuse_emptied(db, state_dir)
         check = _Check(db) if db.path is not None and db.path.exists() else None

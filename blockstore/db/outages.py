@@ -13,10 +13,14 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Opera
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from blockstore.errors import DatabaseAway, is_out_of_files
+from blockstore.private_files import is_full
 
 BUSY = "The database is busy. Try again in a moment."
 NO_ANSWER = "The database does not answer. Try again in a moment."
-FULL = "The database cannot be written, because its disk is full. An administrator has to make space."
+FULL = (
+    "The database cannot be written, because its disk is full. Until there is space again, only deletions are accepted."
+    " Delete volumes or snapshots, or ask an administrator to make space."
+)
 DAMAGED = "The database is damaged. An administrator has to repair it, or bring back a copy."
 READ_ONLY = "The database cannot be written. An administrator has to find out why."
 NO_FILES = "The service has too many files open. Try again in a moment."
@@ -91,6 +95,8 @@ def _of_sqlite(error: sqlite3.Error, path: Path | None) -> DatabaseAway | None:
         return None
     if code & 0xFF == sqlite3.SQLITE_CANTOPEN and out_of_files():
         return DatabaseAway(NO_FILES, f"{where}: {said}: too many open files", SOON_S)
+    if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path is not None and is_full(path.parent):
+        message = FULL  # SQLite cannot make or lengthen the files beside the database
     if message == FULL:
         directory = path.parent if path is not None else "the database"
         return DatabaseAway(FULL, f"{where}: {said}. Make space on the disk of {directory}.", LATER_S)

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from blockstore.db import outages, postgresql_limits
 from blockstore.db.look import Look
 from blockstore.db.models import Base
+from blockstore.db.reserve import Reserve
 from blockstore.db.writer import Writer
 from blockstore.errors import ConfigError, DatabaseAway
 from blockstore.orders import Order
@@ -67,6 +68,7 @@ class Database:
         self._holder: sqlite3.Connection | None = None
         """Keeps SQLite from removing the files beside the database, as it does when the last connection ends."""
         self._proved = 0.0
+        self._reserve: Reserve | None = None
         if self._writer is not None:
             _tune_sqlite(self.engine, self._writer)
             _tune_sqlite(self._lookers, None)
@@ -131,6 +133,12 @@ class Database:
                 raise
         self._cast_all(filed)
 
+    def keep_reserve(self) -> None:
+        """Keep space on the disk of a SQLite file for who frees some; before the first write."""
+        if self.path is not None:
+            self._reserve = Reserve(self.path)
+            self._reserve.open()
+
     def note_file(self) -> None:
         """Remember which SQLite files these are, until ``dispose``."""
         if self.path is None:
@@ -144,6 +152,8 @@ class Database:
             with suppress(FileNotFoundError):  # where the file system cannot have a write-ahead log
                 status = file.stat()
                 self._files[file] = (status.st_dev, status.st_ino)
+        if self._reserve is not None:
+            self._reserve.lengthen_log()
 
     def prove_file(self) -> None:
         """Raise DatabaseAway if a SQLite file was removed, replaced or emptied: what is written would be lost."""
@@ -168,6 +178,8 @@ class Database:
         if self._files and time.monotonic() - self._proved > PROVED_S:
             self.prove_file()
             self._proved = time.monotonic()
+        if self._reserve is not None:
+            self._reserve.prove()
         yield
 
     @contextmanager

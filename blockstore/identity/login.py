@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.address import network_of
 from blockstore.config import IdentityConfig
+from blockstore.db import reserve
 from blockstore.db.models import ApplicationCredential, Domain, Project, User, now
 from blockstore.db.session import Database
 from blockstore.errors import Unauthorized
@@ -72,7 +73,7 @@ class Login:
                 raise Unauthorized(REFUSED)
             proved = found
         assert proved is not None  # the schema asks for at least one method
-        with self._db.write() as session:
+        with reserve.usable(), self._db.write() as session:  # without a token nobody could delete anything
             self._still_true(session, proved)
             scope, scope_id = self._scope(session, asked.get("scope"), proved)
             expires_at = now() + datetime.timedelta(seconds=self._config.token_lifetime_s)

@@ -48,7 +48,7 @@ def disconnect_attachment(desk: Desk, order: DisconnectAttachment, attachment: A
             if order.follow:
                 states.reckon(session, attachment.volume_id)
     except InUse as exc:
-        raise KeepsStatus(order.came_from, exc) from exc
+        raise KeepsStatus(exc, order.came_from) from exc
 
 
 def end_all(desk: Desk, volume_id: str) -> None:

@@ -16,7 +16,7 @@ from blockstore.board import Board
 from blockstore.config import Config
 from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
-from blockstore.errors import Unreachable, VolumeMissing
+from blockstore.errors import PoolDown, VolumeMissing
 from blockstore.manager.exports import Exports
 from blockstore.manager.recognition import prove
 from blockstore.orders import Order
@@ -42,13 +42,16 @@ class Desk:
         return self.config.service.order_keep_days
 
     def backend(self, pool: str | None) -> Backend:
-        """Return the backend of a pool. Raises Unreachable when it is down, no longer configured, or another's."""
+        """Return the backend of a pool. Raises PoolDown when it is down or no longer configured.
+
+        Raises Unreachable when it is another installation's.
+        """
         backend = self.backends.get(pool or "")
         if backend is None:
-            raise Unreachable(f"The pool {pool} is not in the configuration any more.")
+            raise PoolDown(f"The pool {pool} is not in the configuration any more.")
         report = self.board.get(pool or "")
         if report is not None and not report.up:
-            raise Unreachable(f"The pool {pool} is down: {report.reason}")
+            raise PoolDown(f"The pool {pool} is down: {report.reason}")
         if report is None and self.installation:
             prove(self.db, str(pool), backend, self.installation)  # it did not answer the first look in time
         return backend

@@ -41,6 +41,9 @@ def move_to_type(desk: Desk, order: MoveToType, volume: Volume) -> None:
 def _move(desk: Desk, order: MoveVolume, volume: Volume, type_id: str) -> None:
     source, target = desk.backend(volume.host), desk.backend(order.destination)
     name = order.copy_name
+    reports = desk.board.get(volume.host or ""), desk.board.get(order.destination)
+    if reports[0] and reports[1] and (reason := reports[0].other_block_size(reports[1])):  # known since it was placed
+        raise BackendError(f"{order.destination} cannot take the volume: {reason}.")
     if order.attempt > 1:
         target.delete_volume(name)  # half of it, from a former life
     target.create_volume(name, volume.size)

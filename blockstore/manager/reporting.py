@@ -135,6 +135,7 @@ def _with_target(desk: Desk, pool: str, capabilities: Capabilities) -> Capabilit
         capabilities,
         multiattach=capabilities.multiattach and target.multiattach,
         online_extend=capabilities.online_extend and target.online_extend,
+        block_size=target.block_size or capabilities.block_size,
         storage_protocol=capabilities.storage_protocol if target.protocol == "local" else target.protocol,
     )
 

@@ -13,7 +13,7 @@ from blockstore.errors import InUse
 from blockstore.manager.desk import Desk, name_of, snapshot_name
 from blockstore.manager.managing import refuse_unsafe, snapshots_on
 from blockstore.orders import CreateSnapshot, DeleteSnapshot
-from blockstore.settling import KeepsStatus, progress_of, settles
+from blockstore.settling import first_change, progress_of, settles
 from blockstore.states import S
 
 
@@ -36,13 +36,10 @@ def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> No
 def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> None:
     """Remove the snapshot from its backend, then its row, quota and claim in one transaction."""
     if snapshot.host is not None:
-        try:
+        with first_change(order, whenever=(InUse,)):  # compat: a busy snapshot is available again
             desk.backend(snapshot.host).delete_snapshot(
                 name_of(desk.db, order.volume_id), snapshot_name(snapshot.id), progress_of(desk, order)
             )
-        except InUse as exc:
-            # compat: a busy snapshot is available again
-            raise KeepsStatus(S.AVAILABLE, exc) from exc
     with desk.db.write() as session:
         claims.release(session, snapshot.host, snapshot_gib=snapshot.volume_size)
         if snapshot.consumes_quota:

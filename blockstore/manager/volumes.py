@@ -28,7 +28,7 @@ from blockstore.orders import (
     RevertVolume,
     following_id,
 )
-from blockstore.settling import KeepsStatus, progress_of, settles
+from blockstore.settling import first_change, progress_of, settles
 from blockstore.states import V
 
 log = logging.getLogger(__name__)
@@ -120,15 +120,13 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
     """Remove the volume from its backend, then its row, quota and claim in one transaction."""
     with desk.db.read() as session:
         left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
-    if left is not None:
-        raise InUse.for_everybody(f"Its snapshot {left} could not be deleted.")
-    try:
+    with first_change(order, whenever=(InUse,)):  # compat: a busy volume is what it was, with the reason in a message
+        if left is not None:
+            raise InUse.for_everybody(f"Its snapshot {left} could not be deleted.")
+        backend = desk.backend(volume.host) if volume.host is not None else None
         end_all(desk, volume.id)
-        if volume.host is not None:
-            desk.backend(volume.host).delete_volume(volume_name(volume), progress_of(desk, order))
-    except InUse as exc:
-        # compat: a busy volume is available again, with the reason in a message
-        raise KeepsStatus(V.AVAILABLE, exc) from exc
+        if backend is not None:
+            backend.delete_volume(volume_name(volume), progress_of(desk, order))
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
@@ -139,7 +137,8 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
 @settles
 def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
     """Grow the volume; the claim and the quota were taken when the order was accepted."""
-    desk.backend(order.pool).extend_volume(volume_name(volume), order.new_size_gib)
+    with first_change(order):
+        desk.backend(order.pool).extend_volume(volume_name(volume), order.new_size_gib)
     keep_limits(desk, order.pool, volume_name(volume), volume.volume_type_id, order.new_size_gib)
     desk.exports.resize(volume.id)
     with desk.db.write() as session:
@@ -181,9 +180,10 @@ def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
 @settles
 def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
     """Give the volume the bytes of its snapshot; the snapshot is available again afterwards."""
-    desk.backend(volume.host).revert_volume(
-        volume_name(volume), snapshot_name(order.snapshot_id), progress_of(desk, order)
-    )
+    with first_change(order):
+        desk.backend(volume.host).revert_volume(
+            volume_name(volume), snapshot_name(order.snapshot_id), progress_of(desk, order)
+        )
     with desk.db.write() as session:
         states.settle(session, order, V.AVAILABLE)
         with suppress(StateConflict):  # an administrator has reset the snapshot's status meanwhile

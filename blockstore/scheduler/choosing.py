@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from blockstore.board import other_block_size
 from blockstore.errors import NoBackend
 from blockstore.scheduler.pools import Pool
 
@@ -30,6 +31,7 @@ class Wish:
     only_pool: str | None = None  # where the source is, when the volume has to be beside it
     tried: tuple[str, ...] = ()  # pools that failed already
     leaves: str | None = None  # the pool that it is to be moved away from
+    block_size: int | None = None  # the logical block size of what is to be moved, in bytes; None: not known
     destination: str | None = None  # the pool, or the backend, that it is to be moved to
     extends_attached: bool = False
     held_by: str | None = None  # the pool that holds the volume already (retype); not for an extend, which needs room
@@ -157,6 +159,9 @@ def _refuse_by_history(wish: Wish, pool: Pool, names: frozenset[str]) -> Refusal
         return Refusal("MigrationFilter", "the volume is there already")
     if wish.destination not in (None, pool.name, pool.backend):
         return Refusal("MigrationFilter", f"the destination is {wish.destination}")
+    there = pool.capabilities.get("logical_block_size")
+    if wish.block_size and there and (reason := other_block_size(wish.block_size, there)):
+        return Refusal("BlockSizeFilter", reason)
     if wish.only_pool is not None and pool.name != wish.only_pool:
         absent = "" if wish.only_pool in names else ", which is down, disabled or has not reported"
         return Refusal("SourcePoolFilter", f"the source is on {wish.only_pool}{absent}")

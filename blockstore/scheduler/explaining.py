@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.db.models import Volume, VolumeType
 from blockstore.scheduler.choosing import Choice, Wish, choose, explain
-from blockstore.scheduler.placing import Scheduler, candidates, confined_facts, kept_by
+from blockstore.scheduler.placing import Scheduler, candidates, confined_facts, kept_by, leaving
 from blockstore.scheduler.pools import Pool
 from blockstore.zones import zones_of
 
@@ -80,7 +80,7 @@ def plan_drain(room: Scheduler, session: Session, backend: str) -> list[dict[str
     for volume in volumes:
         destination, reason = None, why_it_stays(session, volume)
         if reason is None:
-            wish = Wish(size_gib=volume.size, leaves=volume.host, **confined_facts(session, volume))
+            wish = Wish(size_gib=volume.size, **leaving(room.board, volume), **confined_facts(session, volume))
             choice = choose(wish, list(pools.values()), room.filters, room.weighers)
             if choice.winner is None:
                 reason = explain(choice)

@@ -186,7 +186,7 @@ def _retype_by_moving(
     kept = kept_by(session, volume)
     if kept is not None:
         raise _with(refused, f"It is not moved either: {kept}.")
-    wish = Wish(size_gib=volume.size, leaves=volume.host, **facts)
+    wish = Wish(size_gib=volume.size, **leaving(room.board, volume), **facts)
     pool = _choose(room, session, wish, order.request_id).pool
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
@@ -203,6 +203,12 @@ def _retype_by_moving(
         size_gib=order.size_gib,
     )
     states.hand_over(session, order, following)
+
+
+def leaving(board: Board, volume: Volume) -> dict[str, Any]:
+    """Return what a wish says of the pool that a volume is to be moved away from."""
+    report = board.get(volume.host or "")
+    return {"leaves": volume.host, "block_size": report.capabilities.block_size if report else None}
 
 
 def _with(refused: NoBackend, why: str) -> NoBackend:
@@ -225,7 +231,8 @@ def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> N
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
     with room.db.write() as session:
         facts = confined_facts(session, volume)
-        wish = Wish(size_gib=volume.size, leaves=volume.host, destination=order.destination, **facts)
+        leaves = leaving(room.board, volume)
+        wish = Wish(size_gib=volume.size, destination=order.destination, **leaves, **facts)
         pool = _choose(room, session, wish, order.request_id).pool
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))

@@ -30,6 +30,10 @@ _BY_FILTER: Mapping[str, Callable[[Wish], str]] = {
     "CapabilitiesFilter": _capabilities,
     "SameBackendFilter": lambda _: "the volumes of the hint same_host are not there",
     "DifferentBackendFilter": lambda _: "volumes of the hint different_host are there",
+    "BlockSizeFilter": lambda wish: (
+        f"its blocks have another size than the {wish.block_size} bytes of the volume's, whose partitions would not be"
+        " found any more"
+    ),
     "RetryFilter": lambda _: "it failed to create the volume",
 }
 _ELSEWHERE = frozenset({"MigrationFilter", "SourcePoolFilter"})

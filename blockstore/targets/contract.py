@@ -49,6 +49,8 @@ class TargetCapabilities:
     """Initiators of an export see the new size after ``resize``."""
     connector_needs: tuple[str, ...] = ()
     """Keys that a connector must have, as non-empty strings."""
+    block_size: int | None = None
+    """The logical block size that every initiator sees, in bytes; None: that of the volume's device."""
 
 
 @dataclass(frozen=True, kw_only=True)

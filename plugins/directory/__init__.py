@@ -14,6 +14,7 @@ reads a whole directory, except the two that list it. Other file-based plugins m
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import secrets
 import threading
@@ -41,7 +42,7 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, RefusedForSpace, Unreachable, VolumeMissing
 
 Format = Literal["raw", "qcow2"]
 FORMATS: tuple[Format, ...] = ("raw", "qcow2")
@@ -51,6 +52,11 @@ _OWNER = ".blockstore-owner"
 _IDENTITY = ".blockstore-identity"
 _marking = threading.Lock()
 """Held while a mark is made: several sections of one installation may have the same directory."""
+
+MIB = 2**20
+_KEPT = 256 * MIB
+_KEPT_PART = 16
+"""Of a disk that the service's own files share, so much is kept for them: of a small one at most this part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +134,16 @@ class DirectoryBackend(Backend):
     def capacity(self) -> Capacity:
         with self._explained(), self._root() as root:
             total, free = root.room()
+            kept = self._kept(root, total)
         # No provisioned_gib: it would cost a stat of every file, and the service knows it anyway.
-        return Capacity(total_gib=total / GIB, free_gib=free / GIB)
+        return Capacity(total_gib=(total - kept) / GIB, free_gib=max(0, free - kept) / GIB)
+
+    def _kept(self, root: Folder, total: int) -> int:
+        """Return the bytes that no copy may take, because the service's own files are on the same disk."""
+        with suppress(OSError):
+            if os.fstat(root.fd).st_dev == self.state_dir.parent.stat().st_dev:
+                return min(_KEPT, total // _KEPT_PART)
+        return 0
 
     def list_volumes(self) -> Mapping[str, float]:
         with self._explained(), self._root() as root:
@@ -580,6 +594,7 @@ class DirectoryBackend(Backend):
 
     def _build(self, image: Image, make: Callable[[int], None]) -> None:
         """Put what ``make`` writes under the image's name, whole or not at all."""
+        self._refuse_full(image)
         with image.folder.building(image.file, _temporary(image.name)) as fd:
             make(fd)
 
@@ -593,7 +608,7 @@ class DirectoryBackend(Backend):
                 raise BackendError(f"A copy of {source.name}, {size / GIB:g} GiB, does not fit into {size_gib} GiB.")
 
             def make(fd: int) -> None:
-                files.copy(source_fd, fd, source.shown, progress)
+                files.copy(source_fd, fd, source.shown, progress, functools.partial(self._refuse_full, image))
                 if size_gib is None or size == size_gib * GIB:
                     return
                 if image.format == "raw":
@@ -649,6 +664,8 @@ class DirectoryBackend(Backend):
         """Turn an error of the operating system into a sentence that says what to do."""
         try:
             yield
+        except RefusedForSpace:
+            raise
         except NoSpace as exc:
             raise self._no_space(str(exc)) from exc
         except OSError as exc:
@@ -670,6 +687,16 @@ class DirectoryBackend(Backend):
         todo[errno.EPERM] = todo[errno.EACCES]
         hint = todo.get(exc.errno or 0, "Look at the kernel's messages: dmesg")
         return Unreachable(f"Directory {self.path} cannot be used: {said}. {hint}")
+
+    def _refuse_full(self, image: Image, length: int = 0) -> None:
+        """Raise RefusedForSpace when so many bytes would leave less than what is kept for the service."""
+        total, free = image.folder.room()
+        kept = self._kept(image.folder, total)
+        if kept and free - length < kept:
+            raise RefusedForSpace(
+                f"The disk of {self.path} has {free / MIB:.0f} of {total / MIB:.0f} MiB free, and keeps"
+                f" {kept / MIB:.0f} MiB for the service's own files. Delete volumes or snapshots, or make space."
+            )
 
     def _no_space(self, said: str) -> NoSpace:
         try:

@@ -371,10 +371,15 @@ def _lock(fd: int, kind: int, start: int, length: int) -> None:
 # --- copying -----------------------------------------------------------------------------------------------
 
 
-def copy(source: int, target: int, shown: str, progress: Progress) -> None:
+def _any(_length: int) -> None:
+    """Let so many bytes be written, without a look at the disk."""
+
+
+def copy(source: int, target: int, shown: str, progress: Progress, prove_room: Callable[[int], None] = _any) -> None:
     """Copy one instant of a file to a new, empty one: blocks are shared where the file system can, holes stay holes.
 
-    A copy that takes time is begun again when the source was written meanwhile. Raises: InUse when it never rests.
+    A copy that takes time is begun again when the source was written meanwhile. ``prove_room`` is asked before so many
+    bytes are written. Raises: InUse when it never rests.
     """
     progress(0)
     if _reflink(source, target):
@@ -388,7 +393,7 @@ def copy(source: int, target: int, shown: str, progress: Progress) -> None:
 
     for _ in range(_TRIES):
         before = _stamp(source)
-        _copy_sparse(source, target, rising)
+        _copy_sparse(source, target, rising, prove_room)
         if _stamp(source) == before:
             return
         os.ftruncate(target, 0)
@@ -419,7 +424,7 @@ def _stamp(fd: int) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _copy_sparse(source: int, target: int, progress: Progress) -> None:
+def _copy_sparse(source: int, target: int, progress: Progress, prove_room: Callable[[int], None]) -> None:
     """Copy what is data; the target is new and empty, so that what is skipped reads as zeros."""
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
@@ -427,7 +432,9 @@ def _copy_sparse(source: int, target: int, progress: Progress) -> None:
         position = start
         while position < end:
             progress(position * 100 // size)
-            copied = _copy_range(source, target, position, min(end - position, _CHUNK))
+            length = min(end - position, _CHUNK)
+            prove_room(length)
+            copied = _copy_range(source, target, position, length)
             if not copied:
                 break  # the source was cut meanwhile; its stamp tells
             position += copied

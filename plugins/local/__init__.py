@@ -27,7 +27,7 @@ from typing import Any, ClassVar, cast
 
 from blockstore import private_files
 from blockstore.backends import holders
-from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, DiskFull, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
 PATIENCE_S = 1.0
@@ -194,6 +194,8 @@ class LocalTarget(Target):
         try:
             yield
         except OSError as exc:
+            if exc.errno in private_files.DISK_FULL:
+                raise DiskFull(f"The disk of {self.state_dir} is full: {exc.strerror}. Make space on it.") from exc
             raise Unreachable(f"{exc.filename or self.state_dir}: {exc.strerror}.") from exc
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blockstore.backends.contract import (
+    BLOCK_SIZE,
     GIB,
     Backend,
     BackendOptions,
@@ -28,9 +29,9 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, ConfigError, NameTaken, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, ConfigError, NameTaken, NoSpace, RefusedForSpace, Unreachable, VolumeMissing
 
-from . import devices, names
+from . import block_size, devices, names
 from .commands import Group, Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
 from .members import Replaced
 from .thick import Thick
@@ -92,6 +93,7 @@ class LvmBackend(Backend):
             clear_bytes=options.volume_clear_size * 2**20,
             discard=options.discard,
         )
+        self._block_size: int | None = None
         self._chosen: Thin | Thick | None = None
         self._choosing = threading.Lock()
         self._looked: Group | None = None
@@ -112,6 +114,8 @@ class LvmBackend(Backend):
         self._check_activation(group)
         if self._kind() is self._thin:
             self._check_pool(group)
+        if self._block_size is None:  # LVM lets no disk into the group that has another
+            self._block_size = block_size.of_disks(self._lvm.disks())
 
     def _check_activation(self, group: Group) -> None:
         """Raise Unreachable if lvm.conf keeps LVM from activating the group's volumes, of which LVM says nothing."""
@@ -204,6 +208,7 @@ class LvmBackend(Backend):
             owner_mark=True,
             thin=thin,
             thick=not thin,
+            block_size=self._block_size or BLOCK_SIZE,
         )
 
     def capacity(self) -> Capacity:
@@ -333,7 +338,10 @@ class LvmBackend(Backend):
 
     def extend_volume(self, name: str, size_gib: int) -> None:
         """Grow a volume; the new part reads as zeros."""
-        self._kind().extend_volume(check_name(name), _size(size_gib))
+        try:
+            self._kind().extend_volume(check_name(name), _size(size_gib))
+        except NoSpace as exc:  # LVM grows a volume by all or nothing
+            raise RefusedForSpace(str(exc)) from exc
 
     @contextmanager
     def open_volume(self, name: str, mode: Mode) -> Iterator[BinaryIO]:

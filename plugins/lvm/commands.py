@@ -228,6 +228,10 @@ class Lvm:
         """Return the group's logical volumes by name, without LVM's internal ones."""
         return {row["lv_name"]: _lv(row) for row in self._report(_LV_FIELDS)}
 
+    def disks(self) -> Sequence[str]:
+        """Return the devices of the group's physical volumes."""
+        return list(self._there().devices)
+
     def extents(self, lv: str) -> Sequence[str]:
         """Return the physical extents of a linear volume, as ``lvextend`` takes them."""
         rows = self._report("lv_name,seg_pe_ranges")

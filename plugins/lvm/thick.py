@@ -217,7 +217,10 @@ class Thick:
         devices.copy(self._lvm.path(snapshot), device, source.size, progress, compare=True)
         if source.size < present.size:
             self._lvm.tag(volume, names.resizing_tag(source.size))
-            self._recovered(volume)
+            try:
+                self._recovered(volume)
+            except InUse as exc:  # opened since; it is no refusal any more
+                raise BackendError(f"{volume} has its snapshot's bytes, and could not be cut: {exc}") from exc
 
     def _refuse_to_cut(self, lvs: Lvs, volume: str, source: Lv) -> None:
         """Raise InUse unless all snapshots fit the smaller volume, to which they will be attached again."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blockstore.backends.contract import GIB, Capacity, Progress
-from blockstore.errors import BackendError, NameTaken
+from blockstore.errors import BackendError, InUse, NameTaken
 
 from . import devices, names
 from .commands import Group, Lv, Lvm, PoolFull
@@ -148,7 +148,10 @@ class Thin:
         except BackendError:
             self._recovered(volume)
             raise
-        self._remove(present, WAS + volume)
+        try:
+            self._remove(present, WAS + volume)
+        except InUse as exc:  # opened since; it is no refusal any more
+            raise BackendError(f"{volume} was reverted, and its former device cannot be removed: {exc}") from exc
         progress(100)
 
     def _recovered(self, volume: str) -> Lvs:

@@ -41,7 +41,7 @@ from typing import Any
 from urllib.parse import quote
 
 from blockstore import private_files
-from blockstore.errors import BackendError, ConfigError, Unreachable
+from blockstore.errors import BackendError, ConfigError, DiskFull, Unreachable
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
 from . import commands, images, peers, tls
@@ -120,7 +120,7 @@ class NbdTarget(Target):
 
     def capabilities(self) -> TargetCapabilities:
         """Return what NBD offers. The size is fixed when a server starts, so growth needs a new export."""
-        return TargetCapabilities(protocol="nbd", formats=frozenset({"raw", "qcow2"}), multiattach=True)
+        return TargetCapabilities(protocol="nbd", formats=frozenset({"raw", "qcow2"}), multiattach=True, block_size=512)
 
     # --- exports --------------------------------------------------------------------------------------------
 
@@ -255,6 +255,8 @@ class NbdTarget(Target):
         try:
             yield
         except OSError as exc:
+            if exc.errno in private_files.DISK_FULL:
+                raise DiskFull(f"The disk of {self.state_dir} is full: {exc.strerror}. Make space on it.") from exc
             raise Unreachable(f"The target {self.name} cannot keep its files in {self.state_dir}: {exc}.") from exc
 
 

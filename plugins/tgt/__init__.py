@@ -143,7 +143,7 @@ class TgtTarget(Target):
     def capabilities(self) -> TargetCapabilities:
         """Return what tgtd offers."""
         return TargetCapabilities(
-            protocol="iSCSI", multiattach=True, online_extend=True, connector_needs=("initiator",)
+            protocol="iSCSI", multiattach=True, online_extend=True, connector_needs=("initiator",), block_size=512
         )
 
     # --- exports --------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -114,3 +117,24 @@ def test_the_state_of_a_disabled_backend_is_not_known(lite: Hall) -> None:
     assert [state("3.48"), state("3.49")] == ["absent", None]
     assert admin("PUT", "/os-services/enable", body).status == 200
     assert state("3.71") == "up"
+
+
+def test_a_backend_that_was_not_looked_at_for_long_is_down(lite: Hall) -> None:
+    """By the monotonic clock: what the wall clock says of the last look does not matter."""
+    admin, board = lite.admin(), lite.service.board
+    reports = board.reports()
+
+    def state() -> list[str]:
+        return [service["state"] for service in admin.get(f"/os-services?host={HOST}")["services"]]
+
+    assert state() == ["up"]
+    try:
+        for report in reports.values():
+            board.pin(replace(report, looked_at=time.monotonic() - 100_000_000))
+        assert state() == ["down"]
+        for report in reports.values():
+            board.pin(replace(report, at=report.at - timedelta(days=1)))
+        assert state() == ["up"]
+    finally:
+        for report in reports.values():
+            board.pin(report)

@@ -576,3 +576,50 @@ def test_drain_leaves_what_somebody_took_meanwhile(api: Client, monkeypatch: pyt
     idle(api)
     assert [shown(api, one)["os-vol-host-attr:host"][-1] for one in (first, second, third)] == ["a", "a", "b"]
     whole(api)
+
+
+def test_a_volume_stays_on_blocks_of_its_size(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partition table counts in blocks: where they are larger, its consumer would find nothing."""
+    there = api.service.backends[f"{B}#b"]
+    own = there.capabilities
+    made = volume(api)
+    fill(api, made["id"])
+    kind = bound(api, "b")
+    monkeypatch.setattr(there, "capabilities", lambda: replace(own(), block_size=4096))
+    api.service.report()
+    refused = move(api, made["id"])
+    assert refused.status == 400
+    assert "its blocks have 4096 bytes and those of the volume 512; its consumer would not find" in refused.message
+    asked = {"os-retype": {"new_type": kind, "migration_policy": "on-demand"}}
+    assert api("POST", f"/volumes/{made['id']}/action", asked).status == 202
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["os-vol-host-attr:host"]) == ("available", f"{A}#a")
+    assert found["volume_type"] != kind
+    (message,) = api("GET", "/messages").json["messages"]
+    assert "BlockSizeFilter" in message["user_message"]
+    drain = {"drain": {"host": A, "dry_run": True}}
+    (plan,) = api("POST", "/os-services/drain", drain).json["drain"]["volumes"]
+    assert "its blocks have 4096 bytes" in plan["reason"]
+    pools = {pool["name"]: pool["capabilities"] for pool in api.get("/scheduler-stats/get_pools?detail=true")["pools"]}
+    assert [pools[f"{A}#a"]["logical_block_size"], pools[f"{B}#b"]["logical_block_size"]] == [512, 4096]
+    whole(api)
+
+
+def test_blocks_that_grew_since_a_move_was_placed_stop_it(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = volume(api)
+    fill(api, made["id"])
+    real = states.hand_over
+
+    def hand_over(session: Any, order: Any, following: Any, **more: Any) -> None:
+        report = api.service.board.reports()[f"{B}#b"]
+        api.service.board.pin(replace(report, capabilities=replace(report.capabilities, block_size=4096)))
+        real(session, order, following, **more)
+
+    monkeypatch.setattr(states, "hand_over", hand_over)
+    assert move(api, made["id"]).status == 202
+    idle(api)
+    found = shown(api, made["id"])
+    assert (found["status"], found["os-vol-host-attr:host"]) == ("available", f"{A}#a")
+    assert holds(api, made["id"])
+    whole(api)

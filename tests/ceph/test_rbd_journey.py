@@ -67,6 +67,13 @@ def test_a_life_on_ceph(api: Client, ceph: Ceph, tmp_path: Path) -> None:
     assert api("POST", f"/volumes/{made}/action", {"os-terminate_connection": {"connector": connector}}).status == 202
     shot = api("POST", "/snapshots", {"snapshot": {"volume_id": made}}).json["snapshot"]["id"]
     idle(api)
+    backend = api.service.backends[str(row(api, made).host)]
+    with backend.open_volume(f"volume-{made}", "rb"):
+        assert api("POST", f"/volumes/{made}/action", {"revert": {"snapshot_id": shot}}).status == 202
+        idle(api)
+        assert shown(api, made)["status"] == "available"  # nothing was touched
+    (message,) = api("GET", f"/messages?resource_uuid={made}").json["messages"]
+    assert "is open in this process" in message["user_message"]
     clone = volume(api, snapshot_id=shot, size=2)
     copy = volume(api, source_volid=made)
     assert holds(api, copy)

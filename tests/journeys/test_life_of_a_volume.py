@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
 
 from blockstore.service import Service
-from tests.conftest import Client, backend_section
+from tests.conftest import Client, backend_section, target_section
 
 
 def test_a_volume_lives_and_dies(api: Client) -> None:
@@ -46,3 +49,36 @@ def test_a_source_may_be_deleted_right_after_its_copy_was_accepted(start_service
     api.wait_idle()
     assert {api.get(f"/volumes/{copy}")["volume"]["status"] for copy in copies} == {"available"}
     assert api("GET", f"/snapshots/{snapshot['id']}").status == api("GET", f"/volumes/{volume['id']}").status == 404
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_what_is_refused_for_an_open_file_leaves_the_volume_as_it_was(
+    start_service: Callable[..., Service], kind: str
+) -> None:
+    """Somebody has the volume's file open: it is available before and after, and a message says why."""
+    sections = (backend_section("files", "directory", format=kind),)
+    api = Client(start_service(backends=sections, targets=(target_section("nbd", listen="127.0.0.1"),)))
+    (backend,) = api.service.backends.values()
+    volume = api.volume()["id"]
+    snapshot = api.snapshot(volume)["id"]
+    asked = [("revert", {"snapshot_id": snapshot})] + [("os-extend", {"new_size": 2})] * (kind == "qcow2")
+    with ExitStack() as kept:
+        located = backend.locate(f"volume-{volume}")
+        assert located is not None
+        kept.enter_context(located.path.open("rb"))
+        for count, (name, arguments) in enumerate(asked, 1):
+            assert api.action(f"volumes/{volume}", name, arguments).status == 202
+            found = api.get(f"/volumes/{volume}")["volume"]
+            assert (found["status"], found["size"]) == ("available", 1)
+            messages = api.get("/messages")["messages"]
+            assert len(messages) == count
+            assert "is open: something on this machine uses" in messages[0]["user_message"]
+        assert api("DELETE", f"/volumes/{volume}?cascade=true").status == 202
+        api.wait_idle()
+        assert api.get(f"/volumes/{volume}")["volume"]["status"] == "available"
+    for name, arguments in asked[1:]:
+        assert api.action(f"volumes/{volume}", name, arguments).status == 202
+        assert api.get(f"/volumes/{volume}")["volume"]["size"] == 2
+    assert api("DELETE", f"/volumes/{volume}").status == 202
+    api.wait_idle()
+    assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 0

@@ -47,7 +47,9 @@ def run(*argv: str) -> str:
 class Disk:
     """A sparse file as a loop device with a volume group on it."""
 
-    def __init__(self, gib: float, *, dirt: bytes = b"", stride: int = 64 * 1024, extent: str = "4m"):
+    def __init__(
+        self, gib: float, *, dirt: bytes = b"", stride: int = 64 * 1024, extent: str = "4m", sector: int = 512
+    ):
         self.image = DISKS / f"{uuid.uuid4().hex[:8]}.img"
         self.vg = "t" + uuid.uuid4().hex[:8]
         size = int(gib * 2**30)
@@ -56,7 +58,7 @@ class Disk:
             if dirt:
                 for at in range(2**20, size, stride):
                     os.pwrite(file.fileno(), dirt, at)
-        self.device = run("losetup", "-f", "--show", str(self.image)).strip()
+        self.device = run("losetup", "-f", "--show", "--sector-size", str(sector), str(self.image)).strip()
         run("vgcreate", "-s", extent, self.vg, self.device)
 
     def lvs(self, *columns: str) -> list[list[str]]:

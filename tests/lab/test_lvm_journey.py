@@ -78,6 +78,12 @@ def test_volumes_live_and_die_on_lvm(api: Client) -> None:
     assert reads(api, copy["id"], PATTERN)
     assert reads(api, clone["id"], b"tuesday" * 500)
 
+    with api.service.backends[POOL].open_volume(f"volume-{volume['id']}", "rb"):
+        assert api.action(f"volumes/{volume['id']}", "revert", {"snapshot_id": snapshot["id"]}).status == 202
+        assert status(api, volume["id"]) == "available"  # nothing was touched
+    (message,) = api.get(f"/messages?resource_uuid={volume['id']}")["messages"]
+    assert "is open" in message["user_message"]
+    assert reads(api, volume["id"], b"tuesday" * 500)
     assert api.action(f"volumes/{volume['id']}", "revert", {"snapshot_id": snapshot["id"]}).status == 202
     assert status(api, volume["id"]) == "available"
     assert reads(api, volume["id"], PATTERN)
@@ -169,3 +175,30 @@ def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: 
             assert api.action(f"volumes/{volume['id']}", "os-force_delete", {}).status == 202
         api.wait_idle()
         assert dict(api.service.backends[POOL].list_volumes()) == {}
+
+
+def test_a_volume_is_not_moved_to_other_sectors(
+    make_disk: Callable[..., Disk], disk: Disk, start_service: Callable[..., Service]
+) -> None:
+    """Of disks with sectors of 4,096 bytes, a partition table written on 512 would not be found."""
+    large = make_disk(sector=4096)
+    sections = [backend_section(name, "lvm", volume_group=it.vg) for name, it in (("small", disk), ("large", large))]
+    api = Client(start_service(backends=(*sections, backend_section("files", "directory"))))
+    sizes = {
+        name.partition("@")[2]: report.capabilities.block_size for name, report in api.service.board.reports().items()
+    }
+    assert sizes == {"small#small": 512, "large#large": 4096, "files#files": 512}
+    body = {"volume_type": {"name": "small", "extra_specs": {"volume_backend_name": "small"}}}
+    assert api("POST", "/types", body).status == 200
+    made = api.volume(volume_type="small")["id"]
+    for backend in api.service.backends.values():
+        backend.create_volume("v", 1)
+        located = backend.locate("v")
+        assert located is not None
+        if located.path.is_block_device():
+            assert run("blockdev", "--getss", str(located.path)).strip() == str(sizes[f"{backend.name}#{backend.name}"])
+        backend.delete_volume("v")
+    refused = api("POST", f"/volumes/{made}/action", {"os-migrate_volume": {"host": "blockstore@large"}})
+    assert refused.status == 400
+    assert "its blocks have 4096 bytes and those of the volume 512" in refused.message
+    assert api("PUT", "/volumes/" + made, {"volume": {"name": "still here"}}).status == 200

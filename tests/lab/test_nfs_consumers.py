@@ -250,3 +250,19 @@ def test_by_nbd(api: Client) -> None:
     detach(api, attachment)
     assert held(api, "disks", made, 2 * GIB - MIB, MIB) == b"\5" * MIB
     check(api.service.db, api.service.backends, targets=api.service.exports.targets)
+
+
+@pytest.mark.parametrize("place", ["share", "qcow2"])
+def test_a_revert_that_is_refused_changes_nothing(api: Client, place: str) -> None:
+    made = volume(api, place)
+    shot = api.snapshot(made)["id"]
+    (backend,) = (backend for pool, backend in api.service.backends.items() if f"@{place}#" in pool)
+    with backend.open_volume(f"volume-{made}", "rb"):
+        assert api.action(f"volumes/{made}", "revert", {"snapshot_id": shot}).status == 202
+        assert api.get(f"/volumes/{made}")["volume"]["status"] == "available"
+    (message,) = api.get(f"/messages?resource_uuid={made}")["messages"]
+    assert "is open" in message["user_message"]
+    assert api.action(f"volumes/{made}", "revert", {"snapshot_id": shot}).status == 202
+    assert api.get(f"/volumes/{made}")["volume"]["status"] == "available"
+    assert api("DELETE", f"/volumes/{made}?cascade=true").status == 202
+    api.wait_idle()

@@ -15,7 +15,7 @@ from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions, com
 
 from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import GIB, Located
-from blockstore.errors import BackendError, InUse, NoSpace, Unreachable
+from blockstore.errors import BackendError, InUse, NoSpace, RefusedForSpace, Unreachable
 
 from .mounts import mounted, need, need_root
 
@@ -429,3 +429,25 @@ def test_another_user_gets_nothing() -> None:
                 )
                 argv = [sys.executable, "-c", script, str(backend.path / "volume-1.raw")]
                 assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "PermissionError\n"
+
+
+def test_a_disk_shared_with_the_service_keeps_space_for_it(tmp_path: Path) -> None:
+    """Copies stop, and creates are refused, before the disk of the database is full; what is deleted makes space."""
+    with mounted(tmp_path, "tmpfs", "64M") as disk:
+        (disk / "state").mkdir(mode=0o700)
+        backend = DirectoryBackend("d", DirectoryOptions(), disk / "state" / "d")
+        backend.check()
+        backend.create_volume("volume-1", 1)
+        with backend.open_volume("volume-1", "r+b") as file:
+            file.write(b"x" * (40 * 2**20))
+        free = os.statvfs(disk).f_bavail
+        with pytest.raises(RefusedForSpace, match="keeps 4 MiB for the service's own files"):
+            backend.clone_volume("volume-2", 1, "volume-1")
+        assert os.statvfs(disk).f_bavail == free
+        assert backend.capacity().free_gib == pytest.approx((free * 4096 - 4 * 2**20) / 2**30, abs=0.001)
+        (disk / "others").write_bytes(bytes(free * 4096 - 3 * 2**20))
+        with pytest.raises(RefusedForSpace):
+            backend.create_volume("volume-2", 1)
+        backend.delete_volume("volume-1")
+        backend.create_volume("volume-2", 1)
+        assert list(backend.list_volumes()) == ["volume-2"]

@@ -22,9 +22,10 @@ from blockstore_plugins import local
 from blockstore_plugins.local import LocalOptions, LocalTarget
 
 from blockstore.backends import holders
-from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
+from blockstore.errors import BackendError, DiskFull, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
 from blockstore.targets.contract import Export
 from tests.conftest import need
+from tests.plugins.mounts import mounted
 
 HOST = socket.gethostname()
 OPEN = "import sys; file = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
@@ -170,6 +171,20 @@ def test_what_is_written_down_is_private_and_holds_no_secret(target: LocalTarget
     assert file.name == export.id
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "s3cr3t" not in file.read_text()
+
+
+def test_a_full_disk_is_named(tmp_path: Path, volume: Path) -> None:
+    """It is no storage that does not answer."""
+    with mounted(tmp_path, "tmpfs", "1M") as disk:
+        target = LocalTarget("local", LocalOptions(), disk / "exports", "0a1b2c3d")
+        target.check()
+        with contextlib.suppress(OSError), (disk / "others").open("wb", buffering=0) as others:
+            while True:
+                others.write(bytes(4096))
+        with pytest.raises(DiskFull, match=f"The disk of {disk}/exports is full") as raised:
+            target.export(export_of(volume))
+        assert "The service's own disk is full" in raised.value.public
+        assert target.list_exports() == set()
 
 
 def test_a_restarted_service_knows_its_exports(target: LocalTarget, volume: Path) -> None:

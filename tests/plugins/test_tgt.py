@@ -21,6 +21,7 @@ from blockstore.errors import ConfigError, InvalidConnector, NotSupported, Unrea
 from ..conftest import need
 from ..tgtd import free_port
 from .initiators import CommandFailed, Login, Raw, qemu_io, start_qemu_io, tool
+from .mounts import need_root
 from .tgt_rig import INITIATOR, MIB, OTHER, Rig
 
 
@@ -483,3 +484,23 @@ def test_capabilities_are_known_without_a_tgtd(tmp_path: Path) -> None:
     assert capabilities.multiattach
     assert capabilities.online_extend
     assert not (tmp_path / "state").exists()
+
+
+def test_initiators_see_blocks_of_512_bytes_whatever_the_disk_has(rig: Rig) -> None:
+    """As the target says of itself: so a volume may come from a disk with the one to a disk with the other."""
+    need_root()
+    path = rig.volume()
+    made = subprocess.run(
+        ["losetup", "-f", "--show", "--sector-size", "4096", path], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no loop device can be had here: {made.stderr.strip()}")
+    device = Path(made.stdout.strip())
+    export = rig.export_of(device)
+    try:
+        shown = tool(rig.login_of(export), "iscsi-readcapacity16").stdout
+        assert "LOGICAL BLOCK LENGTH IN BYTES:512" in shown
+        assert rig.target.capabilities().block_size == 512
+    finally:
+        rig.target.withdraw(export.id)
+        subprocess.run(["losetup", "-d", device], check=True)

@@ -45,6 +45,13 @@ SITES_OWN = Refusal("CanaryFilter", CANARY)
             " or it is not in the availability zone az1. Ask for less, or ask your administrator.",
         ),
         (
+            Wish(size_gib=1, block_size=512),
+            [Refusal("BlockSizeFilter", CANARY)],
+            [],
+            "No storage can take it: its blocks have another size than the 512 bytes of the volume's, whose partitions"
+            " would not be found any more. Ask your administrator.",
+        ),
+        (
             Wish(size_gib=1, only_pool="px"),
             [ELSEWHERE],
             ["px"],

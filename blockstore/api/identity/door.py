@@ -15,6 +15,7 @@ from flask import Response, current_app, request
 from blockstore.address import base_url
 from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.endpoint import CORE, IDENTITY, Core, read_json
+from blockstore.db import reserve
 from blockstore.db.session import Database
 from blockstore.errors import BodyTooLarge, Forbidden, Unauthorized
 from blockstore.identity import tokens
@@ -165,7 +166,8 @@ def answer(service: Service) -> Callable[..., Response]:
             if (request.content_length or 0) > MAX_BODY_BYTES or len(request.get_data()) > MAX_BODY_BYTES:
                 raise BodyTooLarge(f"The body of a request to the Identity API has at most {MAX_BODY_BYTES} bytes.")
             arguments["body"] = load(service.body, read_json(), MINIMUM)
-        result = service.function(visit, **arguments)
+        with reserve.usable(by=request.method == "DELETE"):
+            result = service.function(visit, **arguments)
         if not isinstance(result, Answer):
             result = Answer(body=result, status=service.status)
         response = Response(status=result.status, headers=dict(result.headers))
