@@ -71,6 +71,11 @@ class RbdOptions(BackendOptions):
     """What can be set for pools of a Ceph cluster."""
 
     pools: str = option("Pools for volumes, separated by commas; each is a pool of the scheduler's, too.", "volumes")
+    data_pool: str = option(
+        "Pool for the data of new images, such as one with erasure coding; by default what Ceph's rbd_default_data_pool"
+        " says.",
+        "",
+    )
     namespace: str = option("Namespace within the pools; os-brick knows none, libvirt does.", "")
     ceph_conf: Path = option("The cluster's configuration file.", Path("/etc/ceph/ceph.conf"))  # noqa: RUF009
     cluster_name: str = option("Name of the cluster, as consumers know it.", "ceph")
@@ -133,6 +138,7 @@ class RbdBackend(Backend):
                     user=settings.user,
                     keyring=settings.keyring,
                     timeout_s=settings.timeout_s,
+                    data_pool="" if settings.data_pool == self._ceph_pool else settings.data_pool,
                 )
                 modules = None if settings.bindings == "no" else bindings()
                 if modules is None and settings.bindings == "yes":
@@ -307,9 +313,29 @@ class RbdBackend(Backend):
         check_name(snapshot)
         progress(0)
         with self._explained(), suppress(VolumeMissing):
-            self._cluster.remove_snapshot(volume, snapshot)
+            try:
+                self._cluster.remove_snapshot(volume, snapshot)
+            except InUse:
+                if not self._cluster.is_protected(volume, snapshot):
+                    raise
+                self._unprotect(volume, snapshot)
+                self._cluster.remove_snapshot(volume, snapshot)
         if self._known().get(snapshot) == volume:
             self._forget(snapshot)
+
+    def _unprotect(self, volume: str, snapshot: str) -> None:
+        """Take the protection from a snapshot that was taken over: Cinder protects all of its. Raises InUse."""
+        try:
+            self._cluster.unprotect(volume, snapshot)
+        except InUse as exc:
+            clones = self._cluster.old_clones(volume, snapshot)
+            if not clones:
+                raise
+            first, names = clones[0], ", ".join(clones)
+            raise InUse(
+                f"Snapshot {snapshot} of {volume} cannot go before its clones of the old format: {names}. Delete each,"
+                f" or make it independent: rbd flatten {first}"
+            ) from exc
 
     @contextmanager
     def open_snapshot(self, volume: str, snapshot: str) -> Iterator[BinaryIO]:
@@ -565,16 +591,17 @@ class RbdBackend(Backend):
         started = time.monotonic()
         try:
             yield
-        except Stuck as exc:
-            log.warning("backend %s: given up after %.0f s: %s", self.name, time.monotonic() - started, exc)
+        except (Stuck, NoSpace) as exc:
+            if isinstance(exc, Stuck):
+                log.warning("backend %s: given up after %.0f s: %s", self.name, time.monotonic() - started, exc)
             try:
                 figures = self._cluster.figures()
             except BackendError:
                 raise exc from None
-            if figures.free <= figures.total // 50:
+            if isinstance(exc, NoSpace) or figures.free <= figures.total // 50:
                 raise NoSpace(
-                    f"The pool {self._ceph_pool} is full: {figures.free / GIB:.1f} of {figures.total / GIB:.1f} GiB are"
-                    f" free. {exc}"
+                    f"The pool {figures.pool or self._ceph_pool} is full: {figures.free / GIB:.1f} of"
+                    f" {figures.total / GIB:.1f} GiB are free. {exc}"
                 ) from exc
             raise
 
