@@ -23,7 +23,7 @@ from typing import ClassVar, cast
 
 from blockstore_plugins.directory import FORMATS, DirectoryBackend, DirectoryOptions, Image, commands, files
 from blockstore_plugins.directory.files import Folder
-from blockstore_plugins.nfs import mounts
+from blockstore_plugins.nfs import mounts, rights
 from blockstore_plugins.nfs.layers import Layers, Named
 from blockstore_plugins.nfs.tending import Tender
 
@@ -43,7 +43,7 @@ from blockstore.backends.contract import (
 )
 from blockstore.errors import BackendError, ConfigError, InUse, Unreachable
 
-_EXPORT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[0-9A-Za-z][0-9A-Za-z.-]*):(/[^\s,\0]*)")
+_EXPORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]|[0-9A-Za-z][0-9A-Za-z.-]*):(/(?:[^\s,\0]| )*)")
 _OPTIONS = re.compile(r"([0-9A-Za-z_]+(=[0-9A-Za-z_.:/-]+)?(,|$))*")
 
 
@@ -294,10 +294,9 @@ class NfsBackend(DirectoryBackend):
                 f"The NFS server of {self.export} does not answer as it should: {said}. Look at the server."
             )
         if exc.errno == errno.EROFS:
-            return Unreachable(
-                f"{self.export} is read-only. Export it read-write on its server; if that is so, remount it here:"
-                f" mount -o remount,rw {self.path}"
-            )
+            return rights.read_only(self.export, self.path)
+        if exc.errno in (errno.EACCES, errno.EPERM) and mounts.source_of(self.path) == self.export:
+            return rights.refused(self.export, self.path, exc.strerror or str(exc))
         return super()._explain(exc)
 
 
@@ -305,7 +304,7 @@ def _exports(name: str, settings: NfsOptions) -> list[str]:
     found = [word.strip() for word in settings.exports.split(",") if word.strip()]
     for export in found:
         if not _EXPORT.fullmatch(export) or ".." in export.split("/"):
-            raise ConfigError(f"[backend:{name}] exports: {export!r} is not HOST:/PATH.")
+            raise ConfigError(f"[backend:{name}] exports: {export!r} is not HOST:/PATH, nor [IPv6]:/PATH.")
     if not found or len(set(found)) != len(found):
         raise ConfigError(f"[backend:{name}] exports must name at least one export, and each once.")
     if not _OPTIONS.fullmatch(settings.mount_options) or settings.mount_options.endswith(","):
