@@ -41,7 +41,7 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, ConfigError, InUse, Unreachable
+from blockstore.errors import BackendError, ConfigError, InUse, NoSpace, Unreachable
 
 _EXPORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]|[0-9A-Za-z][0-9A-Za-z.-]*):(/(?:[^\s,\0]| )*)")
 _OPTIONS = re.compile(r"([0-9A-Za-z_]+(=[0-9A-Za-z_.:/-]+)?(,|$))*")
@@ -286,6 +286,9 @@ class NfsBackend(DirectoryBackend):
                     )
                 self._build(image, lambda fd: commands.create_overlay(fd, layer, size_gib * GIB if size_gib else size))
             self._tend()
+
+    def _no_space(self, said: str) -> NoSpace:
+        return NoSpace(f"{self.export}: {super()._no_space(said)}")
 
     def _explain(self, exc: OSError) -> BackendError:
         if exc.errno in (errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH):

@@ -53,6 +53,7 @@ from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachab
 log = logging.getLogger(__name__)
 
 _HELPER = "clone-"
+_HELPER_OF_CINDER = re.compile(r"volume-[0-9a-f-]{36}\.clone_snap")
 _LINGERS_S = 35.0
 """How long the cluster may take a client for alive that was killed."""
 _LETS_GO_S = 3.0
@@ -228,12 +229,15 @@ class RbdBackend(Backend):
         """Remove an image with snapshots: if they are only what clones need, it waits in the trash for their end."""
         cluster = self._cluster
         own = cluster.snapshots(name)
-        if any(not snapshot.startswith(_HELPER) for snapshot in own):
-            raise InUse(f"Volume {name} has snapshots; delete them first.")
+        if others := [snapshot for snapshot in own if not _is_helper(snapshot)]:
+            raise InUse(
+                f"Volume {name} has snapshots: {', '.join(others)}. Delete them first; those that the API does not show"
+                " are taken over by `cinder snapshot-manage`, or removed by `rbd snap rm`."
+            )
         self._refuse_watched(name)  # the trash would take it from under them
-        for snapshot in own:  # of a clone that was never finished
+        for snapshot in own:  # of a clone that was never finished, or of one that Cinder made
             with suppress(VolumeMissing):
-                cluster.remove_snapshot(name, snapshot)
+                self._remove_snapshot(name, snapshot)
         self._gardener.bury(name)
 
     def extend_volume(self, name: str, size_gib: int) -> None:
@@ -313,15 +317,18 @@ class RbdBackend(Backend):
         check_name(snapshot)
         progress(0)
         with self._explained(), suppress(VolumeMissing):
-            try:
-                self._cluster.remove_snapshot(volume, snapshot)
-            except InUse:
-                if not self._cluster.is_protected(volume, snapshot):
-                    raise
-                self._unprotect(volume, snapshot)
-                self._cluster.remove_snapshot(volume, snapshot)
+            self._remove_snapshot(volume, snapshot)
         if self._known().get(snapshot) == volume:
             self._forget(snapshot)
+
+    def _remove_snapshot(self, volume: str, snapshot: str) -> None:
+        try:
+            self._cluster.remove_snapshot(volume, snapshot)
+        except InUse:
+            if not self._cluster.is_protected(volume, snapshot):
+                raise
+            self._unprotect(volume, snapshot)
+            self._cluster.remove_snapshot(volume, snapshot)
 
     def _unprotect(self, volume: str, snapshot: str) -> None:
         """Take the protection from a snapshot that was taken over: Cinder protects all of its. Raises InUse."""
@@ -604,6 +611,11 @@ class RbdBackend(Backend):
                     f" {figures.total / GIB:.1f} GiB are free. {exc}"
                 ) from exc
             raise
+
+
+def _is_helper(snapshot: str) -> bool:
+    """Return True if a snapshot is nobody's, and made only to clone a volume: by us, or by Cinder before us."""
+    return snapshot.startswith(_HELPER) or bool(_HELPER_OF_CINDER.fullmatch(snapshot))
 
 
 def _why_not(reference: str) -> str | None:
