@@ -94,9 +94,9 @@ def no_data_pool(place: Place, data_pool: str) -> Unreachable:
     )
 
 
-def may_not_blocklist(place: Place, data_pool: str = "") -> Unreachable:
+def may_not_blocklist(place: Place) -> Unreachable:
     """Return the error for a user that could not take a lock from a client that died."""
-    pools = ", ".join(f"profile rbd pool={pool}" for pool in (place.pool, data_pool) if pool)
+    pools = ", ".join(f"profile rbd pool={pool}" for pool in (place.pool, place.data_pool) if pool)
     return Unreachable(
         f"The Ceph user client.{place.user} may not `osd blocklist`: the lock of a client that died would stay for"
         " ever, and its image be read-only. It needs the mon cap 'profile rbd':"

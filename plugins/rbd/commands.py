@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -44,6 +45,8 @@ class Commands:
             word for name, value in place.limits().items() for word in (f"--{name.replace('_', '-')}", value)
         ]
         self._is_prepared = False
+        self._data_pool: str | None = None
+        """As the last look found it."""
 
     # --- the pool
 
@@ -58,14 +61,19 @@ class Commands:
             self._rbd("ls", self._place.spec, what=f"pool {self._place.spec}")
         except VolumeMissing as exc:  # the namespace
             raise access.no_pool(self._place) from exc
-        data_pool = self._data_pool()
-        if data_pool:
-            self._prove_data_pool(data_pool)
-        if not self._is_prepared:
-            with suppress(NameTaken):
-                self._rados(TRASH, "create")
-            self._prove_may_blocklist(data_pool)
-            self._is_prepared = True
+        with ThreadPoolExecutor(3) as threads:  # each asks with a program of its own, which takes its time to start
+            asked: list[Future[str | None]] = [threads.submit(self._find_data_pool)]
+            if not self._is_prepared:
+                asked += [threads.submit(self._prepare_for_full), threads.submit(self._prove_may_blocklist)]
+            found, *_ = [one.result() for one in asked]
+        self._data_pool = found or ""
+        self._is_prepared = True
+        if self._data_pool:
+            self._prove_data_pool(self._data_pool)
+
+    def _prepare_for_full(self) -> None:
+        with suppress(NameTaken):
+            self._rados(TRASH, "create")
 
     def _prove_data_pool(self, data_pool: str) -> None:
         try:
@@ -73,7 +81,7 @@ class Commands:
         except (VolumeMissing, Unreachable) as exc:
             raise access.no_data_pool(self._place, data_pool) from exc
 
-    def _prove_may_blocklist(self, data_pool: str) -> None:
+    def _prove_may_blocklist(self) -> None:
         for command in access.BLOCKLIST:
             argv = ("ceph", *self._who, "--connect-timeout", str(self._place.timeout_s), *command.split())
             try:
@@ -82,12 +90,12 @@ class Commands:
                 raise Stuck(f"The Ceph cluster does not answer, with client.{self._place.user}: {exc}") from exc
             except ToolFailed as exc:
                 if exc.code in (errno.EACCES, errno.EPERM):
-                    raise access.may_not_blocklist(self._place, data_pool) from exc
+                    raise access.may_not_blocklist(self._place) from exc
                 if access.is_unknown(exc.stderr):
                     continue
             return
 
-    def _data_pool(self) -> str:
+    def _find_data_pool(self) -> str:
         """Return the pool in which new images have their data; empty, when it is the same."""
         if self._place.data_pool:
             return self._place.data_pool
@@ -98,7 +106,7 @@ class Commands:
         """Return what the pool has, or that for data."""
         return figures_with(
             self._place.pool,
-            self._data_pool(),
+            self._find_data_pool() if self._data_pool is None else self._data_pool,
             self._ceph("df"),
             lambda pool: self._ceph("osd", "pool", "get-quota", pool),
         )

@@ -100,7 +100,7 @@ class Librbd:
         if data_pool:
             self._prove_data_pool(data_pool)
         if not self._may_blocklist:
-            self._prove_may_blocklist(data_pool)
+            self._prove_may_blocklist()
             self._may_blocklist = True
 
     def _prepare_for_full(self, pool: Any) -> None:
@@ -122,7 +122,7 @@ class Librbd:
                 connections.leave(connection)
                 raise access.no_data_pool(self._place, data_pool) from exc
 
-    def _prove_may_blocklist(self, data_pool: str) -> None:
+    def _prove_may_blocklist(self) -> None:
         what = f"client.{self._place.user}"
         for command in access.BLOCKLIST:
             words = {"prefix": command, f"{command.split()[1]}op": "add", "addr": access.UNPARSABLE, "expire": 1.0}
@@ -130,7 +130,7 @@ class Librbd:
                 code, _out, said = connection.cluster.mon_command(json.dumps(words), b"")
                 if abs(code) in _NOT_ALLOWED:
                     connections.leave(connection)
-                    raise access.may_not_blocklist(self._place, data_pool)
+                    raise access.may_not_blocklist(self._place)
             if abs(code) == errno.ETIMEDOUT:
                 raise explain(errno.ETIMEDOUT, what, said)
             if not access.is_unknown(said):

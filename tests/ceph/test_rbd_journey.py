@@ -70,7 +70,7 @@ def test_what_cinder_made_is_taken_over_and_deleted(api: Client, ceph: Ceph) -> 
     ceph.run("rbd", "create", "--size", "1G", f"fast/{old}")
     ceph.run("rbd", "snap", "create", "--no-progress", f"fast/{old}@snapshot-1")
     ceph.run("rbd", "snap", "protect", f"fast/{old}@snapshot-1")
-    ceph.run("rbd", "clone", "--rbd-default-clone-format", "1", f"fast/{old}@snapshot-1", f"fast/{old}.clone")
+    ceph.run("rbd", "clone", "--rbd-default-clone-format", "1", f"fast/{old}@snapshot-1", f"volumes/{old}.clone")
     body = {"host": f"{RBD}#ceph", "ref": {"source-name": old}}
     made = api("POST", "/manageable_volumes", {"volume": body}).json["volume"]["id"]
     idle(api)
@@ -79,14 +79,14 @@ def test_what_cinder_made_is_taken_over_and_deleted(api: Client, ceph: Ceph) -> 
     idle(api)
     assert api("DELETE", f"/snapshots/{shot}").status == 202
     idle(api)
-    assert f"clones of the old format: fast/{old}.clone. Delete each, or make it independent" in reason(api, shot)
-    ceph.run("rbd", "flatten", "--no-progress", f"fast/{old}.clone")
+    assert f"clones of the old format: volumes/{old}.clone. Delete each, or make it independent" in reason(api, shot)
+    ceph.run("rbd", "flatten", "--no-progress", f"volumes/{old}.clone")
     assert api("DELETE", f"/snapshots/{shot}").status == 202
     idle(api)
     assert api("GET", f"/snapshots/{shot}").status == 404
     assert api("DELETE", f"/volumes/{made}").status == 202
     idle(api)
-    ceph.run("rbd", "rm", "--no-progress", f"fast/{old}.clone")
+    ceph.run("rbd", "rm", "--no-progress", f"volumes/{old}.clone")
     whole(api)
 
 
