@@ -57,22 +57,24 @@ class Commands:
                 raise Unreachable(missing_tool(tool, package))
         access.need_conf(self._place)
         access.need_keyring(self._place)
-        try:
-            self._rbd("ls", self._place.spec, what=f"pool {self._place.spec}")
-        except VolumeMissing as exc:  # the namespace
-            raise access.no_pool(self._place) from exc
-        with ThreadPoolExecutor(3) as threads:  # each asks with a program of its own, which takes its time to start
-            asked: list[Future[str | None]] = [threads.submit(self._find_data_pool)]
+        with ThreadPoolExecutor(4) as threads:  # each asks by a program of its own, which takes its time to start
+            asked: list[Future[str | None]] = [threads.submit(self._prove_pool), threads.submit(self._find_data_pool)]
             if not self._is_prepared:
                 asked += [threads.submit(self._prepare_for_full), threads.submit(self._prove_may_blocklist)]
-            found, *_ = [one.result() for one in asked]
+            _, found, *_ = [one.result() for one in asked]
         self._data_pool = found or ""
         self._is_prepared = True
         if self._data_pool:
             self._prove_data_pool(self._data_pool)
 
+    def _prove_pool(self) -> None:
+        try:
+            self._rbd("ls", self._place.spec, what=f"pool {self._place.spec}")
+        except VolumeMissing as exc:  # the namespace
+            raise access.no_pool(self._place) from exc
+
     def _prepare_for_full(self) -> None:
-        with suppress(NameTaken):
+        with suppress(NameTaken, Stuck):  # it is full already
             self._rados(TRASH, "create")
 
     def _prove_data_pool(self, data_pool: str) -> None:
