@@ -27,7 +27,7 @@ from blockstore.errors import BackendError, NameTaken, ToolFailed, ToolTimeout, 
 
 PACKAGE = "ceph-common"
 
-_ERRNO = re.compile(r"\[errno (\d+)\]")
+_ERRNO = re.compile(r"\[errno (\d+)\]|: \((\d+)\) ")
 _NOT_CONNECTED = re.compile(r"couldn't connect to (?:the )?cluster(?:: \((\d+)\))?|error connecting to the cluster")
 _NO_POOL = "error opening pool"
 _KEYRINGS = re.compile(r"unable to find a keyring on ([^:\n]+):")
@@ -307,13 +307,7 @@ class Commands:
         argv = ("rados", *self._who, *self._limits, *where, verb, name, *words)
         what = f"object {name}"
         with self._explained(what):
-            try:
-                return run(argv, timeout_s=self._place.timeout_s * 3 + 5, package=PACKAGE)
-            except ToolFailed as exc:
-                for code in (errno.ENOENT, errno.EEXIST):  # `rados` exits with 1 whatever it was
-                    if f"{name}: ({code})" in exc.stderr:
-                        raise explain(code, what, "") from exc
-                raise
+            return run(argv, timeout_s=self._place.timeout_s * 3 + 5, package=PACKAGE)
 
     # --- bytes
 
@@ -389,8 +383,10 @@ class Commands:
     def _explain(self, exc: ToolFailed, what: str) -> BackendError:
         lines = [line.rpartition(": ")[2] if " -1 " in line else line for line in exc.stderr.splitlines()]
         said = " ".join(lines)
-        told = _ERRNO.search(said) if exc.code == 1 else None  # `ceph` exits with 1 whatever it was
-        code = int(told[1]) if told else exc.code
+        code = exc.code
+        if code == 1:  # `ceph` and `rados` exit with 1 whatever it was
+            told = _ERRNO.search(exc.stderr)
+            code = int(told[1] or told[2]) if told else 0
         if refused := _NOT_CONNECTED.search(exc.stderr):
             keyrings = _KEYRINGS.search(exc.stderr)
             searched = keyrings[1].split(",") if keyrings else ()

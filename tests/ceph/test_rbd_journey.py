@@ -31,10 +31,14 @@ def api(ceph: Ceph, way: str, start_service: Callable[..., Service]) -> Client:
     options = {"ceph_conf": str(ceph.conf), "user": "cinder", "keyring": str(ceph.keyring), "bindings": way}
     ceph.run("rbd", "pool", "init", "fast")
     sections = (backend_section("ceph", "rbd", pools="fast", **options), backend_section("disk", "directory"))
-    service = start_service(backends=sections)
+    return Client(looked_at(start_service(backends=sections)))
+
+
+def looked_at(service: Service) -> Service:
+    """Return a service that has looked at all of its backends: programs may be too slow for its start."""
     if not all(service.board.get(name) for name in service.backends):
-        service.report()  # the programs were too slow for the start
-    return Client(service)
+        service.report()
+    return service
 
 
 def volume(api: Client, **fields: Any) -> str:
@@ -162,7 +166,7 @@ def test_from_one_cluster_to_another_and_back(
         )
         for name, cluster in clusters.items()
     ]
-    api = Client(start_service(backends=tuple(sections)))
+    api = Client(looked_at(start_service(backends=tuple(sections))))
     made = api.volume()["id"]
     fill(api, made)
     seen = {}
