@@ -23,7 +23,7 @@ from typing import ClassVar, cast
 
 from blockstore_plugins.directory import FORMATS, DirectoryBackend, DirectoryOptions, Image, commands, files
 from blockstore_plugins.directory.files import Folder
-from blockstore_plugins.nfs import mounts
+from blockstore_plugins.nfs import mounts, rights
 from blockstore_plugins.nfs.layers import Layers, Named
 from blockstore_plugins.nfs.tending import Tender
 
@@ -41,9 +41,9 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, ConfigError, InUse, Unreachable
+from blockstore.errors import BackendError, ConfigError, InUse, NoSpace, Unreachable
 
-_EXPORT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[0-9A-Za-z][0-9A-Za-z.-]*):(/[^\s,\0]*)")
+_EXPORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]|[0-9A-Za-z][0-9A-Za-z.-]*):(/(?:[^\s,\0]| )*)")
 _OPTIONS = re.compile(r"([0-9A-Za-z_]+(=[0-9A-Za-z_.:/-]+)?(,|$))*")
 
 
@@ -292,6 +292,9 @@ class NfsBackend(DirectoryBackend):
                 self._build(image, lambda fd: commands.create_overlay(fd, layer, size_gib * GIB if size_gib else size))
             self._tend()
 
+    def _no_space(self, said: str) -> NoSpace:
+        return NoSpace(f"{self.export}: {super()._no_space(said)}")
+
     def _explain(self, exc: OSError) -> BackendError:
         if exc.errno in (errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH):
             said = exc.strerror or str(exc)
@@ -299,10 +302,9 @@ class NfsBackend(DirectoryBackend):
                 f"The NFS server of {self.export} does not answer as it should: {said}. Look at the server."
             )
         if exc.errno == errno.EROFS:
-            return Unreachable(
-                f"{self.export} is read-only. Export it read-write on its server; if that is so, remount it here:"
-                f" mount -o remount,rw {self.path}"
-            )
+            return rights.read_only(self.export, self.path)
+        if exc.errno in (errno.EACCES, errno.EPERM) and mounts.source_of(self.path) == self.export:
+            return rights.refused(self.export, self.path, exc.strerror or str(exc))
         return super()._explain(exc)
 
 
@@ -310,7 +312,7 @@ def _exports(name: str, settings: NfsOptions) -> list[str]:
     found = [word.strip() for word in settings.exports.split(",") if word.strip()]
     for export in found:
         if not _EXPORT.fullmatch(export) or ".." in export.split("/"):
-            raise ConfigError(f"[backend:{name}] exports: {export!r} is not HOST:/PATH.")
+            raise ConfigError(f"[backend:{name}] exports: {export!r} is not HOST:/PATH, nor [IPv6]:/PATH.")
     if not found or len(set(found)) != len(found):
         raise ConfigError(f"[backend:{name}] exports must name at least one export, and each once.")
     if not _OPTIONS.fullmatch(settings.mount_options) or settings.mount_options.endswith(","):

@@ -144,4 +144,13 @@ def _run(*argv: str, timeout_s: int) -> None:
     try:
         run(argv, timeout_s=timeout_s, package=PACKAGE)
     except ToolFailed as exc:
-        raise Unreachable(f"The share cannot be mounted: {exc}") from exc
+        raise Unreachable(f"The share cannot be mounted: {exc}{_hint(exc.stderr)}") from exc
+
+
+def _hint(said: str) -> str:
+    """Return what to look at, where the server refused the mount."""
+    if "access denied" in said:
+        return " Is this machine among those that the server exports it to? There: exportfs -v"
+    if "No such file or directory" in said:
+        return " Is it called so on the server? There: exportfs -v"
+    return ""

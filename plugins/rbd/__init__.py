@@ -53,6 +53,7 @@ from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachab
 log = logging.getLogger(__name__)
 
 _HELPER = "clone-"
+_HELPER_OF_CINDER = re.compile(r"volume-[0-9a-f-]{36}\.clone_snap")
 _LINGERS_S = 35.0
 """How long the cluster may take a client for alive that was killed."""
 _LETS_GO_S = 3.0
@@ -71,6 +72,11 @@ class RbdOptions(BackendOptions):
     """What can be set for pools of a Ceph cluster."""
 
     pools: str = option("Pools for volumes, separated by commas; each is a pool of the scheduler's, too.", "volumes")
+    data_pool: str = option(
+        "Pool for the data of new images, such as one with erasure coding; by default what Ceph's rbd_default_data_pool"
+        " says.",
+        "",
+    )
     namespace: str = option("Namespace within the pools; os-brick knows none, libvirt does.", "")
     ceph_conf: Path = option("The cluster's configuration file.", Path("/etc/ceph/ceph.conf"))  # noqa: RUF009
     cluster_name: str = option("Name of the cluster, as consumers know it.", "ceph")
@@ -133,6 +139,7 @@ class RbdBackend(Backend):
                     user=settings.user,
                     keyring=settings.keyring,
                     timeout_s=settings.timeout_s,
+                    data_pool="" if settings.data_pool == self._ceph_pool else settings.data_pool,
                 )
                 modules = None if settings.bindings == "no" else bindings()
                 if modules is None and settings.bindings == "yes":
@@ -227,12 +234,15 @@ class RbdBackend(Backend):
         """Remove an image with snapshots: if they are only what clones need, it waits in the trash for their end."""
         cluster = self._cluster
         own = cluster.snapshots(name)
-        if any(not snapshot.startswith(_HELPER) for snapshot in own):
-            raise InUse(f"Volume {name} has snapshots; delete them first.")
+        if others := [snapshot for snapshot in own if not _is_helper(snapshot)]:
+            raise InUse(
+                f"Volume {name} has snapshots: {', '.join(others)}. Delete them first; those that the API does not show"
+                " are taken over by `cinder snapshot-manage`, or removed by `rbd snap rm`."
+            )
         self._refuse_watched(name)  # the trash would take it from under them
-        for snapshot in own:  # of a clone that was never finished
+        for snapshot in own:  # of a clone that was never finished, or of one that Cinder made
             with suppress(VolumeMissing):
-                cluster.remove_snapshot(name, snapshot)
+                self._remove_snapshot(name, snapshot)
         self._gardener.bury(name)
 
     def extend_volume(self, name: str, size_gib: int) -> None:
@@ -312,9 +322,32 @@ class RbdBackend(Backend):
         check_name(snapshot)
         progress(0)
         with self._explained(), suppress(VolumeMissing):
-            self._cluster.remove_snapshot(volume, snapshot)
+            self._remove_snapshot(volume, snapshot)
         if self._known().get(snapshot) == volume:
             self._forget(snapshot)
+
+    def _remove_snapshot(self, volume: str, snapshot: str) -> None:
+        try:
+            self._cluster.remove_snapshot(volume, snapshot)
+        except InUse:
+            if not self._cluster.is_protected(volume, snapshot):
+                raise
+            self._unprotect(volume, snapshot)
+            self._cluster.remove_snapshot(volume, snapshot)
+
+    def _unprotect(self, volume: str, snapshot: str) -> None:
+        """Take the protection from a snapshot that was taken over: Cinder protects all of its. Raises InUse."""
+        try:
+            self._cluster.unprotect(volume, snapshot)
+        except InUse as exc:
+            clones = self._cluster.old_clones(volume, snapshot)
+            if not clones:
+                raise
+            first, names = clones[0], ", ".join(clones)
+            raise InUse(
+                f"Snapshot {snapshot} of {volume} cannot go before its clones of the old format: {names}. Delete each,"
+                f" or make it independent: rbd flatten {first}"
+            ) from exc
 
     @contextmanager
     def open_snapshot(self, volume: str, snapshot: str) -> Iterator[BinaryIO]:
@@ -570,18 +603,24 @@ class RbdBackend(Backend):
         started = time.monotonic()
         try:
             yield
-        except Stuck as exc:
-            log.warning("backend %s: given up after %.0f s: %s", self.name, time.monotonic() - started, exc)
+        except (Stuck, NoSpace) as exc:
+            if isinstance(exc, Stuck):
+                log.warning("backend %s: given up after %.0f s: %s", self.name, time.monotonic() - started, exc)
             try:
                 figures = self._cluster.figures()
             except BackendError:
                 raise exc from None
-            if figures.free <= figures.total // 50:
+            if isinstance(exc, NoSpace) or figures.free <= figures.total // 50:
                 raise NoSpace(
-                    f"The pool {self._ceph_pool} is full: {figures.free / GIB:.1f} of {figures.total / GIB:.1f} GiB are"
-                    f" free. {exc}"
+                    f"The pool {figures.pool or self._ceph_pool} is full: {figures.free / GIB:.1f} of"
+                    f" {figures.total / GIB:.1f} GiB are free. {exc}"
                 ) from exc
             raise
+
+
+def _is_helper(snapshot: str) -> bool:
+    """Return True if a snapshot is nobody's, and made only to clone a volume: by us, or by Cinder before us."""
+    return snapshot.startswith(_HELPER) or bool(_HELPER_OF_CINDER.fullmatch(snapshot))
 
 
 def _why_not(reference: str) -> str | None:

@@ -9,9 +9,9 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, ToolTimeout, Unreachable, VolumeMissing
@@ -20,6 +20,9 @@ LONG_S = 7 * 24 * 3600
 """Time for what copies all data of an image; each single step of it is bounded by the cluster's own limits."""
 
 
+TRASH = "rbd_trash"
+"""The object that lists what is in the trash. Removing an image passes through it, and a full pool takes no new object:
+so it is made while there is space."""
 OWNER = "blockstore-owner"
 """The object of a pool that holds the id of the installation using it."""
 
@@ -43,6 +46,8 @@ class Place:
     user: str
     keyring: Path | None
     timeout_s: int
+    data_pool: str = ""
+    """Pool for the data of new images; without one, what the cluster's configuration or the pool's says."""
 
     @property
     def spec(self) -> str:
@@ -73,16 +78,19 @@ class Figures:
 
     total: int
     free: int
+    pool: str = field(default="", compare=False)
+    """The pool that has it, when that is the one for data."""
 
 
 class Cluster(Protocol):
     """One pool of a cluster. Every method may block, for as long as ``Place.timeout_s`` at most for each step."""
 
     def prove(self) -> None:
-        """Raise Unreachable unless the pool, and its namespace, can be used."""
+        """Raise Unreachable unless the pool, its namespace and the pool for data can be used, and the user may
+        blocklist clients that died. Prepare that a full pool can be emptied."""
 
     def figures(self) -> Figures:
-        """Return what the pool has."""
+        """Return what the pool has; if new images have their data in another pool, what that one has."""
 
     def identity(self) -> tuple[str, int]:
         """Return the cluster's id and the pool's: one that is removed and made anew gets another. Raises Unreachable.
@@ -128,6 +136,15 @@ class Cluster(Protocol):
 
     def remove_snapshot(self, image: str, snapshot: str) -> None:
         """Remove a snapshot; clones keep what they need. Raises: VolumeMissing; InUse."""
+
+    def is_protected(self, image: str, snapshot: str) -> bool:
+        """Return True if a snapshot is protected: then it cannot be removed. Raises: VolumeMissing."""
+
+    def unprotect(self, image: str, snapshot: str) -> None:
+        """Take the protection from a snapshot. Raises: VolumeMissing; InUse, if a clone of format 1 needs it."""
+
+    def old_clones(self, image: str, snapshot: str) -> Sequence[str]:
+        """Return the clones of format 1 of a snapshot, as POOL/IMAGE. Raises: VolumeMissing."""
 
     def rename_snapshot(self, image: str, snapshot: str, to: str) -> None:
         """Rename a snapshot. Raises: VolumeMissing; NameTaken."""
@@ -175,6 +192,12 @@ class Cluster(Protocol):
         """Open the bytes. Raises: VolumeMissing."""
 
 
+def clone_name(pool: str, namespace: str, clone: Mapping[str, Any]) -> str:
+    """Return how people know a clone, of what Ceph tells of the children of a snapshot."""
+    name = "/".join(filter(None, (pool, namespace, str(clone["image"]))))
+    return f"{name} (in the trash, as {clone['id']})" if clone["trash"] else name
+
+
 def below(infos: Mapping[str, Info]) -> Mapping[str, str]:
     """Return the clones among images, and the image below each."""
     return {name: info.parent[0] if info.parent else "" for name, info in infos.items() if info.is_clone}
@@ -203,17 +226,3 @@ def explain(code: int, what: str, said: str) -> BackendError:
     if code in (errno.EACCES, errno.EPERM):
         return Unreachable(f"The Ceph user may not do that: {os.strerror(code)}, with {what}{told}. Look at its caps.")
     return BackendError(f"Ceph refused, with {what}: {os.strerror(code) if code > 1 else 'error'}{told}.")
-
-
-def need_conf(place: Place) -> None:
-    """Raise Unreachable unless the cluster's configuration is there."""
-    if not place.conf.is_file():
-        raise Unreachable(f"{place.conf} is not there; the option ceph_conf names the cluster's configuration.")
-
-
-def no_pool(place: Place) -> Unreachable:
-    """Return the error for a pool or namespace that is not there."""
-    make = f"ceph osd pool create {place.pool}; rbd pool init {place.pool}"
-    if place.namespace:
-        make += f"; rbd namespace create {place.spec}"
-    return Unreachable(f"The pool {place.spec} is not there. Make it: {make}")

@@ -11,23 +11,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from blockstore_plugins.rbd.cluster import (
-    LONG_S,
-    OWNER,
-    Figures,
-    Info,
-    Place,
-    Stuck,
-    below,
-    explain,
-    need_conf,
-    no_pool,
-)
-from blockstore_plugins.rbd.figures import figures_of, monitors_of
+from blockstore_plugins.rbd import access
+from blockstore_plugins.rbd.cluster import LONG_S, OWNER, TRASH, Figures, Info, Place, Stuck, below, clone_name, explain
+from blockstore_plugins.rbd.figures import data_pool_of, figures_with, monitors_of
 from blockstore_plugins.rbd.nbd_file import NbdFile
 
 from blockstore.backends.contract import Progress
@@ -36,7 +27,10 @@ from blockstore.errors import BackendError, NameTaken, ToolFailed, ToolTimeout, 
 
 PACKAGE = "ceph-common"
 
-_ERRNO = re.compile(r"\[errno (\d+)\]")
+_ERRNO = re.compile(r"\[errno (\d+)\]|: \((\d+)\) ")
+_NOT_CONNECTED = re.compile(r"couldn't connect to (?:the )?cluster(?:: \((\d+)\))?|error connecting to the cluster")
+_NO_POOL = "error opening pool"
+_KEYRINGS = re.compile(r"unable to find a keyring on ([^:\n]+):")
 
 
 class Commands:
@@ -50,32 +44,82 @@ class Commands:
         self._limits = [
             word for name, value in place.limits().items() for word in (f"--{name.replace('_', '-')}", value)
         ]
+        self._is_prepared = False
+        self._data_pool: str | None = None
+        """As the last look found it."""
 
     # --- the pool
 
     def prove(self) -> None:
         """Raise Unreachable unless the pool can be used."""
         _need_tools()
-        need_conf(self._place)
+        access.need_conf(self._place)
+        access.need_keyring(self._place)
+        with ThreadPoolExecutor(4) as threads:  # each asks by a program of its own, which takes its time to start
+            asked: list[Future[str | None]] = [threads.submit(self._prove_pool), threads.submit(self._find_data_pool)]
+            if not self._is_prepared:
+                asked += [threads.submit(self._prepare_for_full), threads.submit(self._prove_may_blocklist)]
+            _, found, *_ = [one.result() for one in asked]
+        self._data_pool = found or ""
+        self._is_prepared = True
+        if self._data_pool:
+            self._prove_data_pool(self._data_pool)
+
+    def _prove_pool(self) -> None:
         try:
             self._rbd("ls", self._place.spec, what=f"pool {self._place.spec}")
-        except VolumeMissing as exc:
-            raise no_pool(self._place) from exc
+        except VolumeMissing as exc:  # the namespace
+            raise access.no_pool(self._place) from exc
+
+    def _prepare_for_full(self) -> None:
+        with suppress(NameTaken, Stuck):  # it is full already
+            self._rados(TRASH, "create")
+
+    def _prove_data_pool(self, data_pool: str) -> None:
+        try:
+            self._rbd("ls", data_pool, what=f"pool {data_pool}")
+        except (VolumeMissing, Unreachable) as exc:
+            raise access.no_data_pool(self._place, data_pool) from exc
+
+    def _prove_may_blocklist(self) -> None:
+        for command in access.BLOCKLIST:
+            argv = ("ceph", *self._who, "--connect-timeout", str(self._place.timeout_s), *command.split())
+            try:
+                run((*argv, "add", access.UNPARSABLE, "1"), timeout_s=self._place.timeout_s + 5, package=PACKAGE)
+            except ToolTimeout as exc:
+                raise Stuck(f"The Ceph cluster does not answer, with client.{self._place.user}: {exc}") from exc
+            except ToolFailed as exc:
+                if exc.code in (errno.EACCES, errno.EPERM):
+                    raise access.may_not_blocklist(self._place) from exc
+                if access.is_unknown(exc.stderr):
+                    continue
+            return
+
+    def _find_data_pool(self) -> str:
+        """Return the pool in which new images have their data; empty, when it is the same."""
+        if self._place.data_pool:
+            return self._place.data_pool
+        options = self._json("config", "pool", "ls", self._place.pool, what=f"pool {self._place.pool}")
+        return data_pool_of(self._place.pool, options)
 
     def figures(self) -> Figures:
-        """Return what the pool has."""
-        quota = self._ceph("osd", "pool", "get-quota", self._place.pool)
-        return figures_of(self._place.pool, self._ceph("df"), quota)
+        """Return what the pool has, or that for data."""
+        return figures_with(
+            self._place.pool,
+            self._find_data_pool() if self._data_pool is None else self._data_pool,
+            self._ceph("df"),
+            lambda pool: self._ceph("osd", "pool", "get-quota", pool),
+        )
 
     def identity(self) -> tuple[str, int]:
         """Return the cluster's id and the pool's."""
         _need_tools()
-        need_conf(self._place)
+        access.need_conf(self._place)
         dump = self._ceph("osd", "dump")
         for pool in dump["pools"]:
             if pool["pool_name"] == self._place.pool:
                 return str(dump["fsid"]), int(pool["pool"])
-        raise no_pool(self._place)
+        raise access.no_pool(self._place)
 
     def monitors(self) -> tuple[str, Sequence[tuple[str, str]]]:
         """Return the cluster's id and its monitors."""
@@ -105,7 +149,10 @@ class Commands:
 
     def create(self, image: str, size: int) -> None:
         """Make an image."""
-        self._rbd("create", "--size", f"{size}B", self._at(image), what=f"image {image}")
+        self._rbd("create", "--size", f"{size}B", *self._data(), self._at(image), what=f"image {image}")
+
+    def _data(self) -> Sequence[str]:
+        return ("--data-pool", self._place.data_pool) if self._place.data_pool else ()
 
     def info(self, image: str, snapshot: str = "") -> Info:
         """Return what is known of an image or snapshot."""
@@ -149,6 +196,28 @@ class Commands:
         """Remove a snapshot."""
         self._snap("rm", image, snapshot, timeout_s=LONG_S)
 
+    def is_protected(self, image: str, snapshot: str) -> bool:
+        """Return True if a snapshot is protected."""
+        found = self._json("info", self._at(image, snapshot), what=_name(image, snapshot))
+        return str(found.get("protected")).lower() == "true"
+
+    def unprotect(self, image: str, snapshot: str) -> None:
+        """Take the protection from a snapshot."""
+        self._rbd("snap", "unprotect", self._at(image, snapshot), what=_name(image, snapshot))
+
+    def old_clones(self, image: str, snapshot: str) -> Sequence[str]:
+        """Return the clones of format 1 of a snapshot."""
+        clones = self._json("children", "--all", self._at(image, snapshot), what=_name(image, snapshot))
+        return [name for clone in clones if (name := self._old_clone(clone))]
+
+    def _old_clone(self, clone: Mapping[str, Any]) -> str | None:
+        pool, namespace = str(clone["pool"]), str(clone.get("pool_namespace") or "")
+        where = ("--pool", pool, "--namespace", namespace, "--image-id", str(clone["id"]))
+        with suppress(BackendError):  # of a pool that this user may not read
+            if "clone-child" in self._json("info", *where, what=f"image {clone['image']}").get("op_features", ()):
+                return None
+        return clone_name(pool, namespace, clone)
+
     def rename_snapshot(self, image: str, snapshot: str, to: str) -> None:
         """Rename a snapshot."""
         self._rbd("snap", "rename", self._at(image, snapshot), self._at(image, to), what=_name(image, snapshot))
@@ -165,7 +234,7 @@ class Commands:
 
     def clone(self, image: str, snapshot: str, to: str) -> None:
         """Make an image of a snapshot."""
-        words = ("clone", "--rbd-default-clone-format", "2", self._at(image, snapshot), self._at(to))
+        words = ("clone", "--rbd-default-clone-format", "2", *self._data(), self._at(image, snapshot), self._at(to))
         self._rbd(*words, what=f"{to}, a clone of {_name(image, snapshot)}")
 
     def parents(self) -> Mapping[str, str]:
@@ -218,7 +287,7 @@ class Commands:
     def owner(self) -> str | None:
         """Return what the object OWNER holds."""
         try:
-            return self._rados("get", OWNER, "-").strip() or None
+            return self._rados(OWNER, "get", "-").strip() or None
         except VolumeMissing:
             return None
 
@@ -226,33 +295,27 @@ class Commands:
         """Write the object OWNER, or remove it."""
         if owner is None:
             with suppress(VolumeMissing):
-                self._rados("rm", OWNER)
+                self._rados(OWNER, "rm")
             return
         if not replace:
             try:
-                self._rados("create", OWNER)
+                self._rados(OWNER, "create")
             except NameTaken:
                 if self.owner() is not None:
                     return
         with tempfile.NamedTemporaryFile("w", prefix="blockstore-") as file:
             file.write(f"{owner}\n")
             file.flush()
-            self._rados("put", OWNER, file.name)
+            self._rados(OWNER, "put", file.name)
 
-    def _rados(self, *words: str) -> str:
+    def _rados(self, name: str, verb: str, *words: str) -> str:
         where = ["--pool", self._place.pool]
         if self._place.namespace:
             where += ["--namespace", self._place.namespace]
-        argv = ("rados", *self._who, *self._limits, *where, *words)
-        what = f"object {OWNER}"
-        with _explained(what):
-            try:
-                return run(argv, timeout_s=self._place.timeout_s * 3 + 5, package=PACKAGE)
-            except ToolFailed as exc:
-                for code in (errno.ENOENT, errno.EEXIST):  # `rados` exits with 1 whatever it was
-                    if f"{OWNER}: ({code})" in exc.stderr:
-                        raise explain(code, what, "") from exc
-                raise
+        argv = ("rados", *self._who, *self._limits, *where, verb, name, *words)
+        what = f"object {name}"
+        with self._explained(what):
+            return run(argv, timeout_s=self._place.timeout_s * 3 + 5, package=PACKAGE)
 
     # --- bytes
 
@@ -308,17 +371,41 @@ class Commands:
         return json.loads(self._rbd(*words, "--format", "json", what=what, timeout_s=timeout_s) or "null")
 
     def _rbd(self, *words: str, what: str, timeout_s: float | None = None) -> str:
-        with _explained(what):
+        with self._explained(what):
             argv = ("rbd", *self._who, *self._limits, *words)
             return run(argv, timeout_s=timeout_s or self._place.timeout_s * 3 + 5, package=PACKAGE)
 
     def _follow(self, *words: str, what: str, progress: Progress) -> None:
-        with _explained(what):
+        with self._explained(what):
             follow(("rbd", *self._who, *self._limits, *words), progress, timeout_s=LONG_S, package=PACKAGE)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except ToolTimeout as exc:
+            raise Stuck(f"The Ceph cluster does not answer, with {what}: {exc}") from exc
+        except ToolFailed as exc:
+            raise self._explain(exc, what) from exc
+
+    def _explain(self, exc: ToolFailed, what: str) -> BackendError:
+        lines = [line.rpartition(": ")[2] if " -1 " in line else line for line in exc.stderr.splitlines()]
+        said = " ".join(lines)
+        code = exc.code
+        if code == 1:  # `ceph` and `rados` exit with 1 whatever it was
+            told = _ERRNO.search(exc.stderr)
+            code = int(told[1] or told[2]) if told else 0
+        if refused := _NOT_CONNECTED.search(exc.stderr):
+            keyrings = _KEYRINGS.search(exc.stderr)
+            searched = keyrings[1].split(",") if keyrings else ()
+            return access.not_connected(self._place, int(refused[1] or code), said, searched)
+        if code == errno.ENOENT and _NO_POOL in exc.stderr:
+            return access.no_pool(self._place)
+        return explain(code, what, said)
 
     def _ceph(self, *words: str) -> Any:
         limit = str(self._place.timeout_s)
-        with _explained(f"pool {self._place.spec}"):
+        with self._explained(f"pool {self._place.spec}"):
             argv = ("ceph", *self._who, "--connect-timeout", limit, "--format", "json", *words)
             return json.loads(run(argv, timeout_s=self._place.timeout_s + 5, package=PACKAGE))
 
@@ -327,20 +414,6 @@ def _need_tools() -> None:
     for tool, package in (("rbd", PACKAGE), ("ceph", PACKAGE), ("qemu-nbd", "qemu-utils qemu-block-extra")):
         if not have(tool):
             raise Unreachable(missing_tool(tool, package))
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ToolTimeout as exc:
-        raise Stuck(f"The Ceph cluster does not answer, with {what}: {exc}") from exc
-    except ToolFailed as exc:
-        lines = [line.rpartition(": ")[2] if " -1 " in line else line for line in exc.stderr.splitlines()]
-        said = " ".join(lines)
-        told = _ERRNO.search(said) if exc.code == 1 else None  # `ceph` exits with 1 whatever it was
-        failed: BackendError = explain(int(told[1]) if told else exc.code, what, said)
-        raise failed from exc
 
 
 def _name(image: str, snapshot: str) -> str:

@@ -33,6 +33,8 @@ class Connection:
         if found is None:
             found = self.cluster.open_ioctx(name)
             found.set_namespace(namespace)
+            # A full pool then lets go of what is removed, and refuses writes; else both wait until they are given up.
+            found.set_osdmap_full_try()
             self._pools[name, namespace] = found
         return found
 

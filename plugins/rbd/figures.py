@@ -1,13 +1,33 @@
-"""What the monitors' JSON means: capacity of a pool, addresses of the monitors."""
+"""What the cluster's JSON means: capacity of a pool, where its images have their data, addresses of the monitors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from blockstore_plugins.rbd.cluster import Figures
 
 from blockstore.errors import Unreachable
+
+_DATA_POOL = "rbd_default_data_pool"
+
+
+def data_pool_of(pool: str, options: Iterable[Mapping[str, Any]]) -> str:
+    """Return in which other pool new images have their data, by the options of a pool; empty for none."""
+    found = next((str(option["value"]) for option in options if option["name"] == _DATA_POOL), "")
+    return "" if found == pool else found
+
+
+def figures_with(
+    pool: str, data_pool: str, df: Mapping[str, Any], quota: Callable[[str], Mapping[str, Any]]
+) -> Figures:
+    """Return what a pool has whose images may have their data in another one: what that has, as long as the pool
+    itself takes their headers."""
+    own = figures_of(pool, df, quota(pool))
+    if not data_pool:
+        return own
+    data = figures_of(data_pool, df, quota(data_pool))
+    return Figures(data.total, data.free, data_pool) if own.free else Figures(data.total, 0)
 
 
 def figures_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> Figures:

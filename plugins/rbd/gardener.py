@@ -16,7 +16,7 @@ from blockstore_plugins.rbd.cluster import Cluster, HasSnapshots, Stuck
 
 from blockstore.backends.chores import Chores
 from blockstore.backends.contract import Progress
-from blockstore.errors import BackendError, VolumeMissing
+from blockstore.errors import BackendError, NoSpace, VolumeMissing
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,13 @@ class Gardener:
         gone = f"{GONE}{image}-{secrets.token_hex(4)}"
         with self._burying:
             self._is_any_there = True
-            cluster.rename(image, gone)
+            try:
+                cluster.rename(image, gone)
+            except NoSpace as exc:
+                raise NoSpace(
+                    f"Clones need bytes of {image}, and a full pool takes not even its new name: delete the clones"
+                    f" first, or make space. {exc}"
+                ) from exc
             try:
                 cluster.to_trash(gone)
             except BackendError:

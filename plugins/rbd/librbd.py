@@ -23,9 +23,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from blockstore_plugins.rbd.cluster import OWNER, Figures, Info, Place, Stuck, below, explain, need_conf, no_pool
+from blockstore_plugins.rbd import access
+from blockstore_plugins.rbd.cluster import OWNER, TRASH, Figures, Info, Place, Stuck, below, clone_name, explain
 from blockstore_plugins.rbd.connections import Connection, connections
-from blockstore_plugins.rbd.figures import figures_of, monitors_of
+from blockstore_plugins.rbd.figures import data_pool_of, figures_with, monitors_of
 
 from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, VolumeMissing
@@ -38,6 +39,10 @@ _GARDENER_S = 120
 """How long it outlives a kill; longer than any removal should take."""
 _RENEW = 1
 """LIBRADOS_LOCK_FLAG_RENEW, which the bindings do not name."""
+_FULL_FORCE = 128
+"""LIBRADOS_OPERATION_FULL_FORCE, which the bindings do not name, either."""
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM)
+"""What is refused for want of caps; the cluster gives new ones to new connections only."""
 _gardening: defaultdict[Place, threading.Lock] = defaultdict(threading.Lock)
 """The same, within this process."""
 
@@ -77,36 +82,86 @@ class Librbd:
     def __init__(self, place: Place, modules: tuple[Any, Any]):
         self._place = place
         self._rados, self._rbd = modules
+        self._may_blocklist = False
 
     # --- the pool
 
     def prove(self) -> None:
         """Raise Unreachable unless the pool can be used."""
-        need_conf(self._place)
-        try:
-            with self._asking(f"pool {self._place.spec}") as pool:
-                self._rbd.RBD().list(pool)
-                # librbd finds a namespace that is not there empty.
-                if self._place.namespace and not self._rbd.RBD().namespace_exists(pool, self._place.namespace):
-                    raise no_pool(self._place)
-        except VolumeMissing as exc:
-            raise no_pool(self._place) from exc
+        access.need_conf(self._place)
+        access.need_keyring(self._place)
+        with self._asking(f"pool {self._place.spec}") as pool:
+            self._rbd.RBD().list(pool)
+            # librbd finds a namespace that is not there empty.
+            if self._place.namespace and not self._rbd.RBD().namespace_exists(pool, self._place.namespace):
+                raise access.no_pool(self._place)
+            self._prepare_for_full(pool)
+        data_pool = self._data_pool()
+        if data_pool:
+            self._prove_data_pool(data_pool)
+        if not self._may_blocklist:
+            self._prove_may_blocklist()
+            self._may_blocklist = True
+
+    def _prepare_for_full(self, pool: Any) -> None:
+        """Make the objects that removing images needs, in a full pool, too: it takes no new ones."""
+        for name in (TRASH, _GARDENER[0]):
+            try:
+                pool.stat(name)
+            except self._rados.ObjectNotFound:
+                with self._rados.WriteOpCtx() as op:
+                    op.new(0)
+                    pool.operate_write_op(op, name, flags=_FULL_FORCE)
+
+    def _prove_data_pool(self, data_pool: str) -> None:
+        what = f"pool {data_pool}"
+        with self._connected(what) as connection, self._explained(what):
+            try:
+                self._rbd.RBD().list(connection.pool(data_pool, self._place.namespace))
+            except (self._rados.ObjectNotFound, self._rados.PermissionDeniedError, self._rbd.PermissionError) as exc:
+                connections.leave(connection)
+                raise access.no_data_pool(self._place, data_pool) from exc
+
+    def _prove_may_blocklist(self) -> None:
+        what = f"client.{self._place.user}"
+        for command in access.BLOCKLIST:
+            words = {"prefix": command, f"{command.split()[1]}op": "add", "addr": access.UNPARSABLE, "expire": 1.0}
+            with self._connected(what) as connection, self._explained(what):
+                code, _out, said = connection.cluster.mon_command(json.dumps(words), b"")
+                if abs(code) in _NOT_ALLOWED:
+                    connections.leave(connection)
+                    raise access.may_not_blocklist(self._place)
+            if abs(code) == errno.ETIMEDOUT:
+                raise explain(errno.ETIMEDOUT, what, said)
+            if not access.is_unknown(said):
+                return
+
+    def _data_pool(self) -> str:
+        """Return the pool in which new images have their data; empty, when it is the same."""
+        if self._place.data_pool:
+            return self._place.data_pool
+        with self._asking(f"pool {self._place.spec}") as pool:
+            return data_pool_of(self._place.pool, self._rbd.RBD().config_list(pool))
 
     def figures(self) -> Figures:
-        """Return what the pool has."""
-        quota = self._monitor(prefix="osd pool get-quota", pool=self._place.pool)
-        return figures_of(self._place.pool, self._monitor(prefix="df"), quota)
+        """Return what the pool has, or that for data."""
+        return figures_with(
+            self._place.pool,
+            self._data_pool(),
+            self._monitor(prefix="df"),
+            lambda pool: self._monitor(prefix="osd pool get-quota", pool=pool),
+        )
 
     def identity(self) -> tuple[str, int]:
         """Return the cluster's id and the pool's."""
-        need_conf(self._place)
+        access.need_conf(self._place)
         what = f"pool {self._place.spec}"
         with self._connected(what) as connection, self._explained(what):
             cluster = connection.cluster
             cluster.wait_for_latest_osdmap()
             pool_id = cluster.pool_lookup(self._place.pool)
             if pool_id is None:
-                raise no_pool(self._place)
+                raise access.no_pool(self._place)
             connection.keep_pool(self._place.pool, int(pool_id))
             return str(cluster.get_fsid()), int(pool_id)
 
@@ -140,7 +195,7 @@ class Librbd:
     def create(self, image: str, size: int) -> None:
         """Make an image."""
         with self._asking(f"image {image}") as pool:
-            self._rbd.RBD().create(pool, image, size)
+            self._rbd.RBD().create(pool, image, size, data_pool=self._place.data_pool or None)
 
     def info(self, image: str, snapshot: str = "") -> Info:
         """Return what is known of an image or snapshot."""
@@ -202,6 +257,34 @@ class Librbd:
         with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
             opened.remove_snap(snapshot)
 
+    def is_protected(self, image: str, snapshot: str) -> bool:
+        """Return True if a snapshot is protected."""
+        with self._image(image, what=f"snapshot {snapshot} of {image}") as opened:
+            return bool(opened.is_protected_snap(snapshot))
+
+    def unprotect(self, image: str, snapshot: str) -> None:
+        """Take the protection from a snapshot."""
+        with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
+            opened.unprotect_snap(snapshot)
+
+    def old_clones(self, image: str, snapshot: str) -> Sequence[str]:
+        """Return the clones of format 1 of a snapshot."""
+        with self._image(image, snapshot) as opened:
+            clones = list(opened.list_children2())
+        return [name for clone in clones if (name := self._old_clone(clone))]
+
+    def _old_clone(self, clone: Mapping[str, Any]) -> str | None:
+        pool, namespace = str(clone["pool"]), str(clone.get("pool_namespace") or "")
+        what = f"pool {pool}"
+        # The user may not read each pool.
+        with suppress(BackendError), self._connected(what) as connection, self._explained(what):
+            where = connection.pool(pool, namespace)
+            self._prove_there(where, f"rbd_header.{clone['id']}")
+            with self._rbd.Image(where, image_id=clone["id"], read_only=True) as opened:
+                if opened.op_features() & self._rbd.RBD_OPERATION_FEATURE_CLONE_CHILD:
+                    return None
+        return clone_name(pool, namespace, clone)
+
     def rename_snapshot(self, image: str, snapshot: str, to: str) -> None:
         """Rename a snapshot."""
         with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
@@ -218,7 +301,7 @@ class Librbd:
     def clone(self, image: str, snapshot: str, to: str) -> None:
         """Make an image of a snapshot."""
         with self._asking(f"{to}, a clone of snapshot {snapshot} of {image}") as pool:
-            self._rbd.RBD().clone(pool, image, snapshot, pool, to)
+            self._rbd.RBD().clone(pool, image, snapshot, pool, to, data_pool=self._place.data_pool or None)
 
     def parents(self) -> Mapping[str, str]:
         """Return the clones and what is below each."""
@@ -390,9 +473,13 @@ class Librbd:
         """Give the pool; errors of Ceph's become ours, and a connection that is stuck is not used again."""
         with self._connected(what) as connection, self._explained(what):
             try:
-                yield connection.pool(self._place.pool, self._place.namespace)
+                pool = connection.pool(self._place.pool, self._place.namespace)
+            except self._rados.ObjectNotFound as exc:
+                raise access.no_pool(self._place) from exc
+            try:
+                yield pool
             except (self._rados.Error, self._rbd.Error) as exc:
-                if isinstance(_explain(exc, what), Stuck):
+                if isinstance(_explain(exc, what), Stuck) or _code(exc) in _NOT_ALLOWED:
                     connections.leave(connection)
                 raise
 
@@ -409,6 +496,7 @@ class Librbd:
 
     def _connect(self) -> Any:
         place = self._place
+        access.need_keyring(place)
         conf = {
             **place.limits(),
             "rbd_default_clone_format": "2",
@@ -419,7 +507,11 @@ class Librbd:
         cluster = self._rados.Rados(
             conffile=str(place.conf), rados_id=place.user, clustername=place.cluster_name, conf=conf
         )
-        cluster.connect()
+        try:
+            cluster.connect()
+        except self._rados.Error as exc:
+            searched = str(cluster.conf_get("keyring") or "").split(",")
+            raise access.not_connected(place, _code(exc), _said(exc), searched) from exc
         return cluster
 
     @contextmanager
@@ -431,8 +523,15 @@ class Librbd:
 
 
 def _explain(exc: Any, what: str) -> BackendError:
-    code = abs(getattr(exc, "errno", None) or 0)
-    return explain(code, what, str(exc.args[0]) if exc.args else type(exc).__name__)
+    return explain(_code(exc), what, _said(exc))
+
+
+def _code(exc: Any) -> int:
+    return abs(int(getattr(exc, "errno", None) or 0))
+
+
+def _said(exc: Any) -> str:
+    return str(exc.args[0]) if exc.args else type(exc).__name__
 
 
 class ImageFile(io.RawIOBase):

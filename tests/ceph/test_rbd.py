@@ -295,6 +295,44 @@ def test_images_of_others_are_taken_over(ceph: Ceph, backend: RbdBackend) -> Non
     backend.delete_volume(ours)
 
 
+def test_snapshots_that_cinder_protected_can_be_deleted(ceph: Ceph, backend: RbdBackend, tmp_path: Path) -> None:
+    """Cinder protects all of its snapshots. Only clones of the old format need that: these are named."""
+    volume, new, shot = name(), name(), name("snap")
+    old = f"volume-{uuid.uuid4()}"
+    ceph.run("rbd", "create", "--size", "1G", f"volumes/{old}")
+    ceph.run("rbd", "snap", "create", "--no-progress", f"volumes/{old}@snapshot-1")
+    ceph.run("rbd", "snap", "protect", f"volumes/{old}@snapshot-1")
+    for format, clone in (("1", f"volumes/{old}.v1"), ("2", f"volumes/{old}.v2")):
+        ceph.run("rbd", "clone", "--rbd-default-clone-format", format, f"volumes/{old}@snapshot-1", clone)
+    own = f"volumes/{old}@volume-{uuid.uuid4()}.clone_snap"  # Cinder makes one for each clone of a volume
+    ceph.run("rbd", "snap", "create", "--no-progress", own)
+    ceph.run("rbd", "snap", "protect", own)
+    ceph.run("rbd", "clone", "--rbd-default-clone-format", "1", own, f"volumes/{old}.v3")
+    backend.adopt_volume(old, volume)
+    write(backend, volume, b"later")
+    backend.adopt_snapshot(volume, "snapshot-1", shot)
+    backend.adopt_volume(f"{old}.v2", new)
+    with pytest.raises(InUse) as refused:
+        backend.delete_snapshot(volume, shot)
+    assert f"its clones of the old format: volumes/{old}.v1." in str(refused.value)
+    assert f"rbd flatten volumes/{old}.v1" in str(refused.value)
+    assert backend.list_snapshots()[shot] == volume
+    ceph.run("rbd", "flatten", "--no-progress", f"volumes/{old}.v1")
+    for _ in range(2):
+        backend.delete_snapshot(volume, shot)
+    assert shot not in backend.list_snapshots()
+    assert parent(ceph, new)
+    assert read(backend, new, 5) == bytes(5)
+    with pytest.raises(InUse, match=f"its clones of the old format: volumes/{old}.v3"):
+        backend.delete_volume(volume)
+    ceph.run("rbd", "rm", "--no-progress", f"volumes/{old}.v3")
+    backend.delete_volume(volume)
+    assert volume not in backend.list_volumes()
+    ceph.run("rbd", "rm", "--no-progress", f"volumes/{old}.v1")
+    backend.delete_volume(new)
+    tidied(backend)
+
+
 def test_regions_are_where_data_is(backend: RbdBackend) -> None:
     volume, clone = name(), name()
     backend.create_volume(volume, 1)
@@ -347,12 +385,69 @@ def test_figures_count_what_the_pool_may_take(ceph: Ceph, way: str, tmp_path: Pa
     ceph.run("ceph", "osd", "pool", "set-quota", "fast", "max_bytes", "0")
 
 
+def data_pool(ceph: Ceph, image: str) -> str:
+    return str(json.loads(ceph.run("rbd", "info", f"volumes/{image}", "--format", "json")).get("data_pool", ""))
+
+
+def test_data_in_a_pool_of_its_own(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    """New images have their data where the option says, else the pool's own; capacity is that pool's, and its quota."""
+    backend = ceph.backend(tmp_path, bindings=way, data_pool="small")
+    volume, clone, other = name(), name(), name()
+    backend.create_volume(volume, 1)
+    write(backend, volume, b"bytes")
+    backend.clone_volume(clone, 1, volume)
+    assert [data_pool(ceph, image) for image in (volume, clone)] == ["small", "small"]
+    assert read(backend, clone, 5) == b"bytes"
+    ceph.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", str(3 * GIB))
+    ceph.run("rbd", "config", "pool", "set", "volumes", "rbd_default_data_pool", "small")
+    try:
+        assert backend.capacity().total_gib == 3
+        plain = ceph.backend(tmp_path, bindings=way)
+        assert plain.capacity().total_gib == 3
+        plain.create_volume(other, 1)
+        assert data_pool(ceph, other) == "small"
+    finally:
+        ceph.run("rbd", "config", "pool", "rm", "volumes", "rbd_default_data_pool")
+        ceph.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "0")
+    assert plain.capacity().total_gib > 3
+    for image in (other, clone, volume):
+        backend.delete_volume(image)
+    tidied(backend)
+    assert "rbd_data" not in ceph.run("rados", "--pool", "small", "ls")
+
+
+def test_a_user_that_may_not_blocklist_is_told_its_caps(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    """The lock of a client that died would stay for ever. The look asks the monitors, and changes nothing."""
+    file = tmp_path / "old.keyring"
+    caps = ("mon", "allow r", "osd", "allow rwx pool=volumes, allow class-read object_prefix rbd_children")
+    ceph.run("ceph", "auth", "get-or-create", "client.old", *caps, "-o", str(file))
+    epoch = json.loads(ceph.run("ceph", "osd", "dump", "--format", "json"))["epoch"]
+    backend = RbdBackend("ceph", ceph.options(bindings=way, user="old", keyring=file), tmp_path)
+    with pytest.raises(Unreachable, match=r"may not `osd blocklist`.*ceph auth caps client.old mon 'profile rbd'"):
+        backend.check()
+    ceph.run("ceph", "auth", "caps", "client.old", "mon", "profile rbd", *caps[2:])
+    backend.check()  # without a new start
+    assert json.loads(ceph.run("ceph", "osd", "dump", "--format", "json"))["epoch"] == epoch
+    ceph.run("ceph", "auth", "rm", "client.old")
+
+
+def test_nothing_is_gone_because_the_key_or_the_pool_is(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    for options, words in (({"keyring": tmp_path / "none"}, "keyring"), ({"pools": "none"}, "The pool none")):
+        backend = RbdBackend("ceph", ceph.options(bindings=way, **options), tmp_path)
+        with pytest.raises(Unreachable, match=words):
+            backend.delete_volume(name())
+        with pytest.raises(Unreachable, match=words):
+            backend.delete_snapshot(name(), name("snap"))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"ceph_conf": Path("/nowhere/ceph.conf")}, "/nowhere/ceph.conf is not there"),
         ({"pools": "none"}, "Make it: ceph osd pool create none"),
-        ({"user": "stranger", "timeout_s": 5}, "."),
+        ({"data_pool": "none"}, "The pool none, for the data of new images in volumes,.*ceph osd pool create none"),
+        ({"user": "stranger", "timeout_s": 5}, "does not let client.stranger in.*ceph auth get client.stranger"),
+        ({"keyring": Path("/nowhere/key")}, "The keyring of client.cinder is not there: /nowhere/key"),
     ],
 )
 def test_what_is_set_up_wrongly_says_so(
@@ -360,6 +455,17 @@ def test_what_is_set_up_wrongly_says_so(
 ) -> None:
     with pytest.raises(BackendError, match=words):
         ceph.backend(tmp_path, bindings=way, **options)
+
+
+def test_a_key_that_ceph_did_not_find_is_no_missing_pool(ceph: Ceph, way: str, tmp_path: Path) -> None:
+    """Without the option keyring Ceph looks where its configuration says."""
+    conf = tmp_path / "ceph.conf"
+    text = ceph.conf.read_text()
+    conf.write_text(text.replace(f"keyring = {ceph.folder}/keyring", f"keyring = {tmp_path}/$name.keyring"))
+    with pytest.raises(
+        Unreachable, match=f"The keyring of client.cinder is not there: {tmp_path}/client.cinder.keyring"
+    ):
+        ceph.backend(tmp_path, bindings=way, ceph_conf=conf, keyring=None)
 
 
 # --- faults: on a cluster of their own ------------------------------------------------------------------------
@@ -427,24 +533,29 @@ def _flags(ceph: Ceph, pool: str) -> str:
 
 def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: Path) -> None:
     backend = hurt.backend(tmp_path, bindings=way, timeout_s=4, pools="small")
-    kept, gone = name(), name()
+    kept, gone, clone, shot = name(), name(), name(), name("snap")
     for one in (kept, gone):
         backend.create_volume(one, 1)
         write(backend, one, b"bytes")
+    backend.create_snapshot(kept, shot)
+    backend.clone_volume(clone, 1, gone)
     hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "1")
     deadline = time.monotonic() + 30
     while "full" not in _flags(hurt, "small"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     made = name()
-    with pytest.raises(NoSpace):
+    with pytest.raises(NoSpace, match="The pool small is full"):
         backend.create_volume(made, 1)
-    try:
+    with pytest.raises(
+        NoSpace, match=r"Clones need bytes of|small is full"
+    ):  # its bytes are needed: nothing would be freed
         backend.delete_volume(gone)
-    except BackendError:
-        assert gone in backend.list_volumes()  # it must not be said to be gone
-    else:
-        assert gone not in backend.list_volumes()
+    assert gone in backend.list_volumes()
+    backend.delete_snapshot(kept, shot)
+    for one in (clone, gone):
+        backend.delete_volume(one)
+    assert set(backend.list_volumes()) == {kept}
     if way == "yes":  # qemu, by which the programs read, opens nothing in a full pool
         assert read(backend, kept, 5) == b"bytes"
     hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "0")
@@ -457,7 +568,7 @@ def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: P
             assert time.monotonic() < deadline
             time.sleep(0.5)
     assert read(backend, kept, 5) == b"bytes"
-    for one in (made, gone, kept):
+    for one in (made, kept):
         backend.delete_volume(one)
     assert backend.list_volumes() == {}
 

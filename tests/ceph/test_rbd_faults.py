@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from blockstore.db.models import OrderRow
+from blockstore.errors import NoSpace
 from blockstore.service import Service
 from tests.api.test_moving import bound, fill, holds, idle, move, shown, whole
 from tests.ceph.conftest import Ceph, down
@@ -243,3 +245,39 @@ def test_the_key_is_told_to_nobody(api: Client, hurt: Ceph, caplog: pytest.LogCa
     files = [path for path in Path(api.service.config.service.state_dir).rglob("*") if path.is_file()]
     assert any(path.suffix == ".sqlite" or "db" in path.name for path in files), files
     assert not [path for path in files if path.stat().st_size < 2**24 and key.encode() in path.read_bytes()]
+
+
+def is_full(ceph: Ceph) -> bool:
+    pools = json.loads(ceph.run("ceph", "osd", "dump", "--format", "json"))["pools"]
+    return any("full" in str(one["flags_names"]).split(",") for one in pools)
+
+
+def test_a_full_cluster_is_emptied_by_its_users(api: Client, hurt: Ceph) -> None:
+    """Snapshots and volumes can be deleted, and at once; new ones are refused until there is space again."""
+    kept, gone = on(api, RBD), on(api, RBD)
+    for one in (kept, gone):
+        settled(api, one, "available")
+    shot = api("POST", "/snapshots", {"snapshot": {"volume_id": gone}}).json["snapshot"]["id"]
+    until(lambda: api("GET", f"/snapshots/{shot}").json["snapshot"]["status"] == "available")
+    for image in hurt.run("rbd", "ls", "volumes").split():
+        hurt.run("rbd", "bench", "--io-type", "write", "--io-total", "4M", "--io-size", "1M", f"volumes/{image}")
+    for ratio, value in (("nearfull", "0.00002"), ("backfillfull", "0.00003"), ("full", "0.0001")):
+        hurt.run("ceph", "osd", f"set-{ratio}-ratio", value)
+    until(lambda: is_full(hurt))
+    began = time.monotonic()
+    assert api("DELETE", f"/snapshots/{shot}").status == 202
+    until(lambda: api("GET", f"/snapshots/{shot}").status == 404)
+    assert api("DELETE", f"/volumes/{gone}").status == 202
+    until(lambda: api("GET", f"/volumes/{gone}").status == 404)
+    assert time.monotonic() - began < 20
+    assert len(hurt.run("rbd", "ls", "volumes").split()) == 1
+    backend = next(one for host, one in api.service.backends.items() if host.startswith(RBD))
+    with pytest.raises(NoSpace, match="The pool volumes is full"):
+        backend.create_volume("volume-of-the-test", 1)
+    for ratio, value in (("full", "0.99"), ("backfillfull", "0.98"), ("nearfull", "0.97")):
+        hurt.run("ceph", "osd", f"set-{ratio}-ratio", value)
+    until(lambda: not is_full(hurt) and pool(api)["free_capacity_gb"] > 0)
+    api("DELETE", f"/volumes/{kept}")
+    idle(api)
+    whole(api)
+    comes_back(api)

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., NfsBackend]]:
     SERVED.chmod(0o755)
 
     def make(**options: object) -> NfsBackend:
-        backend = NfsBackend("share", NfsOptions(exports=EXPORT, **{"timeout_s": 8, **options}), tmp_path)  # type: ignore[arg-type]
+        backend = NfsBackend("share", NfsOptions(**{"exports": EXPORT, "timeout_s": 8, **options}), tmp_path)  # type: ignore[arg-type]
         made.append(backend)
         backend.check()
         return backend
@@ -141,7 +141,7 @@ def test_a_share_without_room_says_so_and_keeps_what_it_has(mount: Callable[...,
     fill = SERVED / "fill"
     free = os.statvfs(SERVED)
     run("fallocate", "-l", str(free.f_bavail * free.f_frsize - 2**20), str(fill))
-    with pytest.raises(NoSpace):
+    with pytest.raises(NoSpace, match=f"^{EXPORT}: .* GiB free"):
         backend.clone_volume(clone, 1, volume)
     assert clone not in backend.list_volumes()
     fill.unlink()
@@ -163,6 +163,62 @@ def test_a_share_that_turns_read_only_says_so(mount: Callable[..., NfsBackend]) 
         run("mount", "-o", "remount,rw", str(backend.path))
     backend.check()
     assert volume in backend.list_volumes()
+
+
+@contextmanager
+def exported(name: str, options: str, *, host: str = "127.0.0.1", owner: int = 0) -> Iterator[None]:
+    """Export a file system of its own below the lab's export, with options of its own."""
+    folder = SERVED / name
+    folder.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"mode=755,uid={owner}", "odd", str(folder))
+    run("exportfs", "-o", f"{options},insecure,no_subtree_check,fsid=11", f"{host}:{folder}")
+    try:
+        yield
+    finally:
+        run("umount", "-a", "-f", "-l", "-t", "nfs4")
+        run("exportfs", "-u", f"{host}:{folder}")
+        run("umount", "-l", str(folder))
+        folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("options", "owner", "words"),
+    [
+        (
+            "rw,root_squash",
+            0,
+            "takes root of this machine for another user: the option root_squash.*no_root_squash: /odd ",
+        ),
+        ("rw,root_squash", 65534, "takes root .* for uid 65534: the option root_squash.* on 127.0.0.1, chown 0 /odd$"),
+        ("rw,all_squash,anonuid=1000", 1000, "takes every user for uid 1000: the option all_squash.*no_all_squash"),
+        ("ro,no_root_squash", 0, "is read-only.*the option rw, not ro, for /odd in /etc/exports of 127.0.0.1"),
+        ("rw,no_root_squash", 1000, "belongs to uid 1000, who could change volumes: on 127.0.0.1, chown 0 /odd$"),
+    ],
+    ids=["root_squash", "root_squash, nobody's", "all_squash", "ro", "foreign owner"],
+)
+def test_a_share_that_lets_us_not_write_names_the_servers_option(
+    mount: Callable[..., NfsBackend], options: str, owner: int, words: str
+) -> None:
+    with exported("odd", options, owner=owner):
+        with pytest.raises(Unreachable, match=f"^127.0.0.1:/odd .*{words}") as refused:
+            mount(exports="127.0.0.1:/odd")
+        assert options.startswith("ro") or "/mnt/" not in str(refused.value)
+        assert list((SERVED / "odd").iterdir()) == []
+
+
+def test_an_export_with_a_space_on_an_ipv6_server(mount: Callable[..., NfsBackend]) -> None:
+    run("exportfs", "-o", "rw,no_root_squash,insecure,no_subtree_check,fsid=0", f"[::1]:{SERVED}")
+    with exported("a share", "rw,no_root_squash", host="[::1]"):
+        backend = mount(exports="[::1]:/a share", format="qcow2")
+        volume, clone = name(), name()
+        backend.create_volume(volume, 1)
+        backend.clone_volume(clone, 1, volume)
+        assert {file.name for file in (SERVED / "a share").glob("v*")} == {f"{volume}.qcow2", f"{clone}.qcow2"}
+        run("umount", str(backend.path))
+        backend.check()
+        assert set(backend.list_volumes()) == {volume, clone}
+        assert backend.direct(volume).data["export"] == "[::1]:/a share"
+    run("exportfs", "-u", f"[::1]:{SERVED}")
 
 
 def test_links_planted_on_the_share_are_refused(mount: Callable[..., NfsBackend], tmp_path: Path) -> None:
@@ -222,6 +278,6 @@ def test_swapping_in_a_loop_leads_nowhere(mount: Callable[..., NfsBackend], tmp_
 
 def test_who_is_asked_for_what(tmp_path: Path) -> None:
     backend = NfsBackend("share", NfsOptions(exports="127.0.0.1:/nothing", timeout_s=8), tmp_path)
-    with pytest.raises(Unreachable, match="cannot be mounted"):
+    with pytest.raises(Unreachable, match=r"cannot be mounted.*Is it called so on the server\? There: exportfs -v"):
         backend.check()
     assert mounts.source_of(backend.path) is None

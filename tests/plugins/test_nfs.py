@@ -12,7 +12,21 @@ from blockstore.errors import ConfigError, Unreachable
 
 @pytest.mark.parametrize(
     "exports",
-    ["", "host", "host:path", "-o:/x", "host:/a b", "host:/a/../b", "host:/a,host:/a", "ho st:/a", "$(id):/a", ":/a"],
+    [
+        "",
+        "host",
+        "host:path",
+        "-o:/x",
+        "host:/a\tb",
+        "host:/a/../b",
+        "host:/a,host:/a",
+        "[::1:/a",
+        "[::g]:/a",
+        "[::1%]:/a",
+        "ho st:/a",
+        "$(id):/a",
+        ":/a",
+    ],
 )
 def test_an_export_that_is_none_is_a_mistake_of_the_file(exports: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[backend:share\] exports"):
@@ -26,8 +40,8 @@ def test_mount_options_are_words(options: str, tmp_path: Path) -> None:
 
 
 def test_each_export_is_a_pool(tmp_path: Path) -> None:
-    pools = NfsBackend.open_pools("nas", NfsOptions(exports="host:/a, [fe80::1]:/b"), tmp_path)
-    assert [backend.pool for backend in pools] == ["host:/a", "[fe80::1]:/b"]
+    pools = NfsBackend.open_pools("nas", NfsOptions(exports="host:/a, [fe80::1%eth0]:/b,[::1]:/c d /e"), tmp_path)
+    assert [backend.pool for backend in pools] == ["host:/a", "[fe80::1%eth0]:/b", "[::1]:/c d /e"]
     (one,) = NfsBackend.open_pools("nas", NfsOptions(exports="host:/a"), tmp_path)
     assert one.pool == "nas"
 

@@ -1,0 +1,105 @@
+"""What the way to a pool needs: configuration, keyring, pools, caps; a sentence for each that is missing.
+
+The same for both ways to ask a cluster.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from blockstore_plugins.rbd.cluster import Place, explain
+
+from blockstore.errors import BackendError, Unreachable
+
+UNPARSABLE = "[::1.2.3.4]:0/1"
+"""An address that programs and caps let pass and monitors cannot parse: they refuse to blocklist it with EINVAL, and
+with EACCES whoever may not blocklist at all. Nothing is blocklisted by it; a monitor that could parse it would
+blocklist nobody, for a second."""
+BLOCKLIST = ("osd blocklist", "osd blacklist")
+"""The monitors' command, and its name before Ceph 16."""
+
+
+def is_unknown(said: str) -> bool:
+    """Return True if the monitors refused a command because they do not know it."""
+    return "unable to parse" not in said and ("not known" in said or "no valid command" in said)
+
+
+def need_conf(place: Place) -> None:
+    """Raise Unreachable unless the cluster's configuration is there."""
+    if not place.conf.is_file():
+        raise Unreachable(f"{place.conf} is not there; the option ceph_conf names the cluster's configuration.")
+
+
+def need_keyring(place: Place) -> None:
+    """Raise Unreachable unless the keyring that the options name can be read."""
+    if place.keyring is not None and not _is_readable(place.keyring):
+        raise _no_key(place, [str(place.keyring)])
+
+
+def not_connected(place: Place, code: int, said: str, searched: Sequence[str] = ()) -> BackendError:
+    """Return the error for a connection that was refused: never that an image or a pool is not there.
+
+    ``searched`` are the files in which Ceph looked for the key.
+    """
+    paths = [str(place.keyring)] if place.keyring is not None else [path.strip() for path in searched]
+    paths = [path for path in paths if path]
+    if paths and not any(_is_readable(Path(path)) for path in paths):
+        return _no_key(place, paths)
+    words = f" ({' '.join(said.split())[-200:]})" if said.strip() else ""
+    if code in (errno.EACCES, errno.EPERM):
+        where = f" with the key in {', '.join(paths)}" if paths else ""
+        return Unreachable(
+            f"The cluster does not let client.{place.user} in{where}{words}. Compare it with what the cluster has:"
+            f" ceph auth get client.{place.user}"
+        )
+    if code == errno.ENOENT:
+        return Unreachable(f"{place.conf} leads to no cluster{words}. Look at mon_host and keyring in it.")
+    return explain(code, f"the connection of client.{place.user}", said)
+
+
+def _no_key(place: Place, paths: Sequence[str]) -> Unreachable:
+    there = [path for path in paths if Path(path).exists()]
+    if there:
+        return Unreachable(
+            f"The keyring {there[0]} of client.{place.user} cannot be read by user {os.geteuid()}, who runs blockstore."
+            f" Let it: chown {os.geteuid()} {there[0]}"
+        )
+    return Unreachable(
+        f"The keyring of client.{place.user} is not there: {', '.join(paths)}. The option keyring names it; on a node"
+        f" of the cluster: ceph auth get client.{place.user} -o {paths[0]}"
+    )
+
+
+def _is_readable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK)
+
+
+def no_pool(place: Place) -> Unreachable:
+    """Return the error for a pool or namespace that is not there."""
+    make = f"ceph osd pool create {place.pool}; rbd pool init {place.pool}"
+    if place.namespace:
+        make += f"; rbd namespace create {place.spec}"
+    return Unreachable(f"The pool {place.spec} is not there. Make it: {make}")
+
+
+def no_data_pool(place: Place, data_pool: str) -> Unreachable:
+    """Return the error for a pool for data that is not there, or not the user's."""
+    return Unreachable(
+        f"The pool {data_pool}, for the data of new images in {place.pool}, is not there or may not be used by"
+        f" client.{place.user}. Make it: ceph osd pool create {data_pool}; ceph osd pool application enable"
+        f" {data_pool} rbd; and give the user the osd cap 'profile rbd pool={data_pool}', beside those it has."
+    )
+
+
+def may_not_blocklist(place: Place) -> Unreachable:
+    """Return the error for a user that could not take a lock from a client that died."""
+    pools = ", ".join(f"profile rbd pool={pool}" for pool in (place.pool, place.data_pool) if pool)
+    return Unreachable(
+        f"The Ceph user client.{place.user} may not `osd blocklist`: the lock of a client that died would stay for"
+        " ever, and its image be read-only. It needs the mon cap 'profile rbd':"
+        f" ceph auth caps client.{place.user} mon 'profile rbd' mgr 'profile rbd' osd '{pools}'"
+        " (this replaces all caps of the user: name every pool that it uses)"
+    )
