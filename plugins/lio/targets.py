@@ -49,7 +49,7 @@ def rtslib() -> Any:
 
 def ids(owner: str) -> Iterator[str]:
     """Yield the ids of this owner's exports, half-made ones too."""
-    prefix = _iqn(owner, "")
+    prefix = beginning(owner)
     with suppress(FileNotFoundError):
         for entry in FABRIC.iterdir():
             export_id = entry.name.removeprefix(prefix)
@@ -62,8 +62,9 @@ def listening(portal: Portal) -> bool:
     return next(FABRIC.glob(f"*/tpgt_*/np/{portal.host.replace('[', '[[]')}:{portal.port}"), None) is not None
 
 
-def _iqn(owner: str, export_id: str) -> str:
-    return f"iqn.2010-10.org.openstack:blockstore.{owner}.{export_id}"
+def beginning(owner: str) -> str:
+    """Return how the names of an owner's targets begin."""
+    return f"iqn.2010-10.org.openstack:blockstore.{owner}."
 
 
 class IscsiTarget:
@@ -72,7 +73,7 @@ class IscsiTarget:
     def __init__(self, owner: str, export_id: str):
         if not _UUID.fullmatch(export_id):
             raise BackendError(f"{export_id!r} is not the id of an export; a uuid in small letters is expected.")
-        self.iqn = _iqn(owner, export_id)
+        self.iqn = beginning(owner) + export_id
         self._path = FABRIC / self.iqn
         self._tpg_path = self._path / "tpgt_1"
 
@@ -97,6 +98,59 @@ class IscsiTarget:
         except FileNotFoundError:
             return ""
         return "" if alias == _NO_ALIAS else alias
+
+    @property
+    def storage_object(self) -> Path | None:
+        """Where its LUN leads to, whoever made that; None when there is no LUN."""
+        with suppress(OSError):
+            for part in (self._tpg_path / "lun" / f"lun_{LUN}").iterdir():
+                if part.is_symlink():
+                    return part.resolve()
+        return None
+
+    @property
+    def lets_in_without_password(self) -> bool:
+        """Say whether somebody may have logged in without one, since a tool changed what ``begin`` set."""
+        try:
+            return self._path.is_dir() and not self._is_guarded()
+        except FileNotFoundError:
+            return False  # not made so far
+
+    def _is_guarded(self) -> bool:
+        attributes = self._tpg_path / "attrib"
+        return all(_read(attributes / name) == value for name, value in _TPG_ATTRIBUTES.items()) and not any(
+            _asks_for_no_password(acl) for acl in (self._tpg_path / "acls").iterdir()
+        )
+
+    def fault(self, user: str, backstore: Backstore, portals: Sequence[Portal]) -> str:
+        """Return what keeps its initiator out, or lets others in; nothing when it serves. Reads its directory alone."""
+        try:
+            return self._fault(user, backstore, portals)
+        except FileNotFoundError as exc:
+            return f"there is no {exc.filename}"
+
+    def _fault(self, user: str, backstore: Backstore, portals: Sequence[Portal]) -> str:
+        if not self.enabled:
+            return "it is disabled"
+        if not self._is_guarded():
+            return "it may let in initiators without a password"
+        if {np.name for np in (self._tpg_path / "np").iterdir()} != {str(portal) for portal in portals}:
+            return "it does not listen at exactly its portals"
+        there = self.storage_object
+        if there is None:
+            return "its LUN was removed"
+        if there not in backstore.places:
+            return "its LUN leads to a storage object that another tool made"
+        if _read(there / "enable") != "1":
+            return "its storage object is disabled"
+        acls = list((self._tpg_path / "acls").iterdir())
+        if len(acls) != 1:
+            return "another initiator is let in than its own, or none"
+        if _read(acls[0] / "auth/userid") != user or not _read(acls[0] / "auth/password"):
+            return "its password was removed"
+        if not any(part.is_symlink() for part in (acls[0] / f"lun_{LUN}").iterdir()):
+            return "its LUN is not mapped to its initiator"
+        return ""
 
     def initiators(self) -> tuple[str, ...]:
         """Return who is logged in."""
@@ -130,7 +184,7 @@ class IscsiTarget:
         tpg = self._tpg()
         lun = self._lun(tpg, backstore)
         for other in tpg.node_acls:
-            if other.node_wwn != initiator:
+            if other.node_wwn != initiator or _asks_for_no_password(Path(other.path)):
                 other.delete()
         acl = r.NodeACL(tpg, initiator)
         acl.chap_userid = user
@@ -152,7 +206,9 @@ class IscsiTarget:
         try:
             lun = r.LUN(tpg, LUN)
             lun.alias  # noqa: B018 - as above
-            return lun
+            if self.storage_object in backstore.places:
+                return lun
+            lun.delete()  # a tool led it elsewhere
         except r.RTSLibNotInCFSError:
             pass
         except r.utils.RTSLibBrokenLink:
@@ -187,6 +243,18 @@ class IscsiTarget:
         if self._path.is_dir():
             r = rtslib()
             r.Target(r.FabricModule("iscsi"), self.iqn, "lookup").delete()
+
+
+def _asks_for_no_password(acl: Path) -> bool:
+    """Say whether an initiator's entry says so, against what holds for all; older kernels have no such switch."""
+    try:
+        return _read(acl / "attrib/authentication") == "0"
+    except FileNotFoundError:
+        return False
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip()
 
 
 class Scissors:
