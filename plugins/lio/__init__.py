@@ -30,7 +30,7 @@ from blockstore.targets.contract import Connection, Export, Target, TargetCapabi
 
 from . import backstores, iscsi, saved, targets
 from .backstores import BLOCK, CORE, FILE, Backstore, closed, kind_of
-from .targets import FABRIC, IscsiTarget, Scissors
+from .targets import FABRIC, IscsiTarget, Scissors, Watch
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class LioTarget(Target):
         if not options.session_timeout_s > 0:
             raise ConfigError(f"{where} session_timeout_s is {options.session_timeout_s}; it must be more than 0.")
         self._scissors = Scissors()
+        self._watch = Watch()
         self._unproved: dict[str, str] = {}
         self._unsaved = ""
         self._change = threading.Lock()
@@ -167,13 +168,15 @@ class LioTarget(Target):
         initiator = iscsi.initiator(export.connector)
         target = IscsiTarget(self.owner, export.id)
         backstore = Backstore(self.owner, export.volume)
-        user = _user(export.id)
+        user = target.user
         if export.format != "raw":
             raise NotSupported(f"LIO exports raw volumes only; {export.volume} is {export.format or 'of no format'}.")
         if not export.secret:
             raise BackendError(f"Export {export.id} has no password, without which nothing is exported.")
         with _explained(), self._working_on(backstore):
             kind_of(export.path)
+            if self._scissors.is_cutting(target) or self._watch.is_stuck(target):
+                raise SessionAlive(f"{target.iqn} cannot be exported again: {targets.STUCK}.")
             self._end_intruders(target, backstore)
             was_whole = target.enabled
             try:
@@ -237,22 +240,23 @@ class LioTarget(Target):
         with _explained():
             lost_lun = target.storage_object is None
             if target.exists:
-                with self._working_on(Backstore(self.owner, target.volume)):
-                    self._remove(export_id, target)
+                self._remove(export_id, target)
             if lost_lun:
                 self._sweep()  # nothing says where a target led to that another tool has removed, or its LUN
 
     def _remove(self, export_id: str, target: IscsiTarget) -> None:
         deadline = time.monotonic() + self._session_timeout_s
         self._scissors.cut(target, deadline)
+        # Not before: while the switch waits for a command, whoever reads the target's parameters waits with it.
         volume, there = target.volume, target.storage_object
-        target.unmap()
-        if volume:
-            backstore = Backstore(self.owner, volume)
-            path = backstore.path
-            if backstore.remove() and path:
-                self._unproved[export_id] = path
-            if there is not None and there.name == backstore.name and there not in backstore.places:
+        backstore = Backstore(self.owner, volume)
+        with self._working_on(backstore):
+            target.unmap()
+            if volume:
+                path = backstore.path
+                if backstore.remove() and path:
+                    self._unproved[export_id] = path
+            if volume and there is not None and there.name == backstore.name and there not in backstore.places:
                 path = backstores.opened_at(there)
                 if backstores.remove_at(there) and path:
                     self._unproved[export_id] = path
@@ -272,15 +276,14 @@ class LioTarget(Target):
 
     def faults(self) -> Mapping[str, str]:
         """Return what another tool took from our targets, or added: only their own directories are read."""
-        found = {}
         with _explained():
-            for export_id in targets.ids(self.owner):
-                target = IscsiTarget(self.owner, export_id)
-                backstore = Backstore(self.owner, target.volume)
-                fault = target.fault(_user(export_id), backstore, self._portals)
-                if fault and target.exists:  # it may have been withdrawn meanwhile
-                    found[export_id] = fault
-        return found
+            there = {export_id: IscsiTarget(self.owner, export_id) for export_id in targets.ids(self.owner)}
+            found = {i: targets.STUCK for i, target in there.items() if self._scissors.is_cutting(target)}
+            free = [target for i, target in there.items() if i not in found]
+            told = self._watch.look(free, lambda target: target.fault(self._portals))
+            found.update({i: told[target.iqn] for i, target in there.items() if told.get(target.iqn)})
+            # One without its directories may have been withdrawn meanwhile.
+            return {export_id: fault for export_id, fault in found.items() if there[export_id].exists}
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return the initiators that are logged in."""
@@ -296,11 +299,6 @@ class LioTarget(Target):
             volume = IscsiTarget(self.owner, export_id).volume
             if volume:
                 Backstore(self.owner, volume).grow()
-
-
-def _user(export_id: str) -> str:
-    # Not the bare id: the kernel takes a name that begins with 0b or 0x for a number, and refuses the login.
-    return f"blockstore-{export_id}"
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class TgtTarget(Target):
         self._is_stale = False
         self._made: dict[str, _Made] = {}
         self._broken: dict[str, Shown] = {}
-        """What ``faults`` found of targets that do not serve, unless somebody worked on them meanwhile."""
+        """How the last list showed targets that do not serve, unless somebody worked on them meanwhile."""
         self._at_work: set[str] = set()
         self._worked_on: set[str] = set()
 
@@ -377,11 +377,13 @@ class TgtTarget(Target):
             if tgtd != self._tgtd or self._is_stale:
                 self._listen(tgtd)
                 # What others make at this moment may not be there yet.
-                under_way = self._at_work & self._made.keys() if tgtd == self._tgtd else ()
+                under_way = self._at_work & self._made.keys() if tgtd == self._tgtd else set()
                 kept = {export_id: self._made[export_id] for export_id in under_way}
-                listed = {i: _Made(shown.tid, shown.path, shown.admitted) for i, shown in self._ours(tgtd).items()}
+                ours = self._ours(tgtd)
+                listed = {i: _Made(shown.tid, shown.path, shown.admitted) for i, shown in ours.items()}
                 self._made = {**listed, **kept}
-                self._tgtd, self._is_stale, self._broken = tgtd, False, {}
+                self._broken = {i: shown for i, shown in ours.items() if i not in kept and _fault(i, shown, None)}
+                self._tgtd, self._is_stale = tgtd, False
             return tgtd
 
     def _known(self, export_id: str) -> _Made | None:

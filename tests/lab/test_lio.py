@@ -306,6 +306,9 @@ def test_a_hanging_storage_delays_the_end_and_the_answer_says_so(owner: str, dis
             assert time.monotonic() - started < 5
         assert lio.list_exports() == {export.id}
         assert lio.sessions() == {export.id: (ALICE,)}
+        lio.check()
+        for target in (lio, make_target(owner)):  # the one that cuts, and a service that was started anew
+            assert target.faults() == {export.id: "it is being switched off, and waits for its storage"}
         with pytest.raises(Refused):
             log_in(connection, export, timeout_s=2)
         with pytest.raises(SessionAlive):  # by a service that was started anew

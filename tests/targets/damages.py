@@ -23,6 +23,18 @@ from tests.tgtd import SEARCH, Tgtd
 Damages = Mapping[str, Callable[[Made], object]]
 
 
+TGTADM = {
+    "the target is offline": "--op update --mode target --name state --value offline",
+    "the initiator is unbound": "--op unbind --mode target --initiator-name {initiator}",
+    "everybody is bound": "--op bind --mode target --initiator-address ALL",
+    "the account is unbound": "--op unbind --mode account --user {account}",
+    "the LUN is offline": "--op update --mode logicalunit --lun 1 --params online=0",
+    "the LUN is deleted": "--op delete --mode logicalunit --lun 1",
+    "the target is deleted": "--op delete --mode target --force",
+}
+"""What ``tgtadm`` can do to an export, and how."""
+
+
 def of_local(target: LocalTarget) -> Damages:
     """Return what can happen to a path."""
 
@@ -69,16 +81,7 @@ def of_tgt(tgtd: Tgtd) -> Damages:
         )
 
     return {
-        name: partial(lambda options, made: tgtadm(made, *options), options.split())
-        for name, options in {
-            "the target is offline": "--op update --mode target --name state --value offline",
-            "the initiator is unbound": "--op unbind --mode target --initiator-name {initiator}",
-            "everybody is bound": "--op bind --mode target --initiator-address ALL",
-            "the account is unbound": "--op unbind --mode account --user {account}",
-            "the LUN is offline": "--op update --mode logicalunit --lun 1 --params online=0",
-            "the LUN is deleted": "--op delete --mode logicalunit --lun 1",
-            "the target is deleted": "--op delete --mode target --force",
-        }.items()
+        name: partial(lambda options, made: tgtadm(made, *options), options.split()) for name, options in TGTADM.items()
     }
 
 
