@@ -209,7 +209,7 @@ class LioTarget(Target):
     def _end_intruders(self, target: IscsiTarget, backstore: Backstore) -> None:
         """End the sessions of a target that another tool led elsewhere, or opened to whoever has no password."""
         there = target.storage_object
-        if there is not None and there not in backstore.places:
+        if there is not None and there not in Backstore(self.owner, target.volume or backstore.volume).places:
             log.warning("%s leads to %s, which another tool made; ending it", target.iqn, there)
             self._end_stray(there)
             self._cut(target)
