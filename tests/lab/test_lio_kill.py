@@ -194,7 +194,7 @@ def test_mending(killer: Killer, owner: str, export: Export) -> None:
     for step in range(1, 200, 4):  # each round costs the lab a second
         assert root.restore(saved, clear_existing=True) == []
         assert make_target(owner).faults().keys() == {export.id}
-        killed = killer.killed_at(step, lambda: make_target(owner).export(export))
+        killed = killer.killed_at(step, lambda: make_target(owner, session_timeout_s=0.3).export(export))
         assert_closed_to_others(owner, export)
         after = make_target(owner)
         after.check()
