@@ -511,6 +511,21 @@ def attachment_delete(config: Config, attachment_id: str) -> None:
     _asker(config)("DELETE", f"/attachments/{quote(attachment_id, safe='')}")
 
 
+@attachment.command("forget-saved")
+@configured
+def attachment_forget_saved(config: Config) -> None:
+    """Take exports out of what target.service restores at boot: for a unit that is ordered before it.
+
+    What targetcli saved would come back with former volumes and passwords; the service makes its exports itself.
+    """
+    from blockstore.service import configured_targets
+
+    for name, target in configured_targets(config).items():
+        taken = target.forget_saved()
+        if taken:
+            click.echo(f"Of the target {name}, {taken} saved entries were taken out.")
+
+
 # --- users and projects ------------------------------------------------------------------------------------
 
 

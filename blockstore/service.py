@@ -356,14 +356,19 @@ def local_connector() -> dict[str, Any]:
     return {"host": host, "ip": "127.0.0.1", "multipath": False, ATTACH_LOCAL: True}
 
 
-def probe_sessions(config: Config) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Return who is connected by attachment id, and why a target cannot tell, by its name. Raises ConfigError."""
+def configured_targets(config: Config) -> dict[str, Target]:
+    """Return the targets for a command beside the service. Raises ConfigError."""
     state_dir = private_files.prepare_state_dir(config.state_dir)
     keyring = Keyring(state_dir / "attachments.key")
     targets, _ = load_targets(config, load_backends(config, state_dir), state_dir, keyring)
+    return targets
+
+
+def probe_sessions(config: Config) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Return who is connected by attachment id, and why a target cannot tell, by its name. Raises ConfigError."""
     connected: dict[str, tuple[str, ...]] = {}
     untold: dict[str, str] = {}
-    for name, target in targets.items():
+    for name, target in configured_targets(config).items():
         try:
             connected |= target.sessions()
         except BackendError as exc:

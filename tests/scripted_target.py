@@ -32,6 +32,7 @@ class ScriptedTarget(Target):
     def __init__(self, capabilities: TargetCapabilities | None = None, *, secret_as: str = SECRET_AS) -> None:
         super().__init__(LOCAL, TargetOptions(), Path("/nonexistent"), "test")
         self.exports: dict[str, Export] = {}
+        self.broken: dict[str, str] = {}
         self.fail: dict[str, Exception] = {}
         self.gates: dict[str, threading.Event] = {}
         self.begun: dict[str, threading.Event] = {}
@@ -51,7 +52,7 @@ class ScriptedTarget(Target):
         """Fail no more, hold nothing up, forget everything."""
         for gate in self.gates.values():
             gate.set()
-        for kept in (self.exports, self.fail, self.gates, self.begun, self.asked):
+        for kept in (self.exports, self.broken, self.fail, self.gates, self.begun, self.asked):
             kept.clear()
 
     def check(self) -> None:
@@ -66,6 +67,7 @@ class ScriptedTarget(Target):
         """Keep it in the dictionary."""
         self._enter("export", export.id)
         self.exports[export.id] = export
+        self.broken.pop(export.id, None)
         return Connection(
             driver_volume_type="iscsi",
             data={"target_iqn": f"iqn.2026-01.test:{export.id}", "target_lun": 1, "auth_username": "u"},
@@ -81,6 +83,11 @@ class ScriptedTarget(Target):
         """Return what is in the dictionary."""
         self._enter("list_exports")
         return frozenset(self.exports)
+
+    def faults(self) -> Mapping[str, str]:
+        """Return what the test broke."""
+        self._enter("faults")
+        return dict(self.broken)
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Say that everybody is connected."""

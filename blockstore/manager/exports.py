@@ -49,6 +49,8 @@ class Exports:
         self._whole: set[str] = set()
         """Exports that this process has made or asked for again; any other may be half of what a kill left."""
         self._busy: Counter[str] = Counter()
+        self._worked_on: set[str] = set()
+        """Exports that somebody has let go of since the comparison asked the target what is there."""
         self._change = threading.Condition()
 
     def target_of(self, pool: str) -> Target | None:
@@ -170,12 +172,13 @@ class Exports:
         finally:
             with self._change:
                 del self._busy[attachment_id]
+                self._worked_on.add(attachment_id)
                 self._change.notify_all()
 
     # --- all of them ----------------------------------------------------------------------------------------
 
     def compare(self, backends: Mapping[str, Backend]) -> None:
-        """Restore what a reboot took away, end what has no attachment, and try again to end what could not be."""
+        """Make again what does not serve, end what has no attachment, and try again to end what could not be."""
         self._end_foreign()
         for name, target in self.targets.items():
             try:
@@ -190,20 +193,22 @@ class Exports:
                     log.info("target %s is up again", name)
 
     def _compare(self, name: str, target: Target, backends: Mapping[str, Backend]) -> None:
+        with self._change:
+            self._worked_on.clear()
         wanted = self._rows(name, (A.ATTACHING, A.ATTACHED))
-        there = target.list_exports()
-        # After a start all of them: one that is listed may lack what a kill or a reboot took.
-        for attachment_id in sorted(wanted - (there & self._whole)):
-            if attachment_id not in there:
-                log.info("target %s: export %s is gone; making it again", name, attachment_id)
-            self._restore(name, target, attachment_id, backends)
-        # Read after the list: an export's row is there before the export is, and goes after it.
+        there, faults = target.list_exports(), target.faults()
+        # Before all else, since nobody may use what another tool restored: who could is not its owner any more. Read
+        # after the list: an export's row is there before the export is, and goes after it.
         for attachment_id in sorted(there - self._rows(name, states.EXPORTED)):
             with self._explained(name, attachment_id), self._alone(attachment_id):
                 if attachment_id not in self._rows(name, states.EXPORTED):  # or else it is being connected again
                     log.warning("target %s: export %s has no attachment; ending it", name, attachment_id)
                     self._whole.discard(attachment_id)
                     target.withdraw(attachment_id)
+        # After a start all of them: one that is listed may lack what a kill or a reboot took.
+        for attachment_id in sorted(wanted - ((there - faults.keys()) & self._whole)):
+            fault = faults.get(attachment_id, "") if attachment_id in there else "it is gone"
+            self._restore(name, target, attachment_id, backends, fault)
         for attachment_id in sorted(self._rows(name, (A.ERROR_DETACHING,))):
             with self._explained(name, attachment_id):
                 self._end_again(target, attachment_id)
@@ -237,8 +242,13 @@ class Exports:
                 )
             )
 
-    def _restore(self, name: str, target: Target, attachment_id: str, backends: Mapping[str, Backend]) -> None:
+    def _restore(
+        self, name: str, target: Target, attachment_id: str, backends: Mapping[str, Backend], fault: str
+    ) -> None:
+        """Make an export again; ``fault`` is why, or empty when it is only asked for after a start."""
         with self._explained(name, attachment_id), self._alone(attachment_id):
+            if attachment_id in self._whole & self._worked_on:
+                return  # it was just made, or resized, while the target was asked
             with self._db.read() as session:
                 attachment = session.get(Attachment, attachment_id)
                 volume = session.get(Volume, attachment.volume_id) if attachment else None
@@ -259,6 +269,10 @@ class Exports:
                 read_only=attachment.attach_mode == "ro",
                 secret=self._keyring.secret(attachment.id),
             )
+            if fault:
+                log.warning("target %s: export %s does not serve: %s; making it again", name, attachment_id, fault)
+            # Until it has succeeded it is asked for at each look.
+            self._whole.discard(attachment_id)
             connection = _stored(target.export(export))
             self._whole.add(attachment_id)
             if connection != attachment.connection:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -68,16 +68,6 @@ HOSTILE_VALUES = (
 )  # fmt: skip
 
 
-class Pair(NamedTuple):
-    """A configured backend, and a configured target that nobody else uses with this owner and state directory."""
-
-    backend: Backend
-    target: Target
-
-
-# --- what a case works with --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Made:
     """An export, and what its initiator was told."""
@@ -96,12 +86,25 @@ class Made:
         return Told.of(self.connection, self.export.secret)
 
 
+class Pair(NamedTuple):
+    """A configured backend, and a configured target that nobody else uses with this owner and state directory."""
+
+    backend: Backend
+    target: Target
+    damages: Mapping[str, Callable[[Made], object]] = {}
+    """Ways in which an administrator's tool, or a fault, breaks one export of this target; only tests name them."""
+
+
+# --- what a case works with --------------------------------------------------------------------------------
+
+
 class PairBench(Bench):
     """A bench with a target and two initiators; leaving it withdraws every export and looks for leftovers."""
 
     def __init__(self, pair: Pair):
         super().__init__(pair.backend)
         self.target = pair.target
+        self.damages = pair.damages
         self._ids: list[str] = []
         self._exports_before = pair.target.list_exports()
         self._directory = Path(tempfile.mkdtemp(prefix="blockstore-check-"))
@@ -165,6 +168,19 @@ class PairBench(Bench):
         """Return the same target of another installation."""
         directory, owner = self._directory / "stranger", f"x{secrets.token_hex(4)}"
         return type(self.target)(self.target.name, self.target.options, directory, owner)
+
+    def broken(self, made: Made, target: Target | None = None) -> bool:
+        """Say whether a look notices that an export does not serve: it is not listed, or has a fault."""
+        asked = target or self.target
+        fault = asked.faults().get(made.id)
+        expect(fault is None or fault.strip(), "A fault must say in words what is wrong.")
+        return fault is not None or made.id not in asked.list_exports()
+
+    def serves(self, *made: Made) -> None:
+        """Fail unless these exports are listed, and have no fault."""
+        faults, there = self.target.faults(), self.target.list_exports()
+        for one in made:
+            expect(one.id in there and one.id not in faults, f"A whole export has a fault: {faults.get(one.id)}.")
 
     # bytes
 
@@ -446,6 +462,59 @@ class TargetConformance:
             list(threads.map(bench.target.withdraw, [one.id for one in made[1:]]))
         bench.lists_exports(made[0])
         bench.reads(made[0], "")
+
+    # whole, or made again
+
+    @case()
+    def test_what_was_exported_has_no_fault(self, bench: PairBench) -> None:
+        """A look finds no fault with an export that is used or was withdrawn, and another owner sees none of it."""
+        made, other = bench.exported(bench.volume("kept")), bench.exported(bench.volume(), bench.other_host)
+        bench.reads(made, "kept")
+        bench.serves(made, other)
+        bench.target.withdraw(other.id)
+        again = bench.again()
+        again.export(made.export)
+        for target in (bench.target, again):
+            faults = target.faults()
+            expect(not faults.keys() & {made.id, other.id}, f"There is no fault, but faults() tells {faults}.")
+        expect(not bench.stranger().faults(), "faults() must leave out what another owner exports.")
+
+    @case()
+    def test_a_broken_export_is_noticed_and_made_again(self, bench: PairBench) -> None:
+        """What a tool breaks is noticed by the next look and made again, with the same secret; others serve on."""
+        if not bench.damages:
+            raise SkipTest(f"{bench.target.name} is broken only by tests, which know how.")
+        name = bench.volume("kept")
+        other = bench.exported(bench.volume("other"))
+        for what, damage in bench.damages.items():
+            made = bench.exported(name)
+            bench.serves(made, other)
+            damage(made)
+            eventually(partial(bench.broken, made), f"A look must notice: {what}.", PATIENCE_S)
+            bench.backend.locate(name)  # which makes a device appear again
+            answer = bench.target.export(made.export)
+            expect(answer == made.connection, f"Made again, it must answer {made.connection}, but answers {answer}.")
+            bench.serves(made, other)
+            bench.reads(made, "kept")
+            if made.connection.secret_as:
+                bench.keeps_out(Told.of(made.connection, "w" * 16), f"A wrong secret, after: {what},")
+            bench.target.withdraw(made.id)
+        bench.reads(other, "other")
+
+    @case()
+    def test_a_service_that_was_started_anew_notices(self, bench: PairBench) -> None:
+        """What was broken while no service ran is noticed, and can be ended, by the next one."""
+        if not bench.damages:
+            raise SkipTest(f"{bench.target.name} is broken only by tests, which know how.")
+        name = bench.volume()
+        for what, damage in bench.damages.items():
+            made, again = bench.exported(name), bench.again()
+            damage(made)
+            noticed = partial(bench.broken, made, again)
+            eventually(noticed, f"A service that was started anew must notice: {what}.", PATIENCE_S)
+            bench.backend.locate(name)
+            again.withdraw(made.id)
+            bench.lists_exports()
 
     # gone means gone
 

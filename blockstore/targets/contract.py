@@ -13,7 +13,7 @@ Rules for every method:
 * **Gone means gone.** When ``withdraw`` returns, no initiator can read or write through that export, not even by a
   session or a command that had begun, and the volume's file or device is closed.
 * **Blocking and thread-safe.** Called from several threads at once; never twice at once for the same volume.
-* **Its cost does not grow** with the number of exports (``list_exports`` and ``sessions`` excepted).
+* **Its cost does not grow** with the number of exports (``list_exports``, ``faults`` and ``sessions`` excepted).
 * **Raises only** subclasses of ``errors.BackendError``; secrets stand in none of them, in no log, on no command
   line.
 """
@@ -130,7 +130,8 @@ class Target(ABC):
     def export(self, export: Export) -> Connection:
         """Offer the volume to the initiator that ``export.connector`` describes, and to no other.
 
-        Called again with the same id, it completes what was half made, keeps sessions that live, and returns the same.
+        Called again with the same id, it completes what was half made, mends what ``faults`` names, keeps sessions that
+        live, and returns the same. Where somebody may have come in without the secret, it ends the sessions first.
         Raises: InvalidConnector when the connector does not say what is needed; VolumeMissing when the path is gone;
         Unreachable. Leaves nothing behind when it raises.
         """
@@ -149,9 +150,26 @@ class Target(ABC):
         """Return the ids of all exports that carry ``owner``, half-made ones included. Raises: Unreachable."""
 
     @abstractmethod
+    def faults(self) -> Mapping[str, str]:
+        """Return why listed exports do not serve, in a few words for the log, by export id; whole ones are left out.
+
+        An export serves when its initiator can log in with its secret, nobody else can, and the volume is reached.
+        Called at every look: it asks the daemon or the kernel once for all exports, changes nothing, and waits for
+        no storage. Raises: Unreachable.
+        """
+
+    @abstractmethod
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return who is connected now, by export id; an export without anybody may be left out. Raises: Unreachable."""
 
     def resize(self, export_id: str) -> None:  # noqa: ARG002 - for those who override it
         """Take notice that the volume has grown; only called when ``online_extend`` is declared."""
         raise NotSupported(f"The target {self.name} does not show a new size to those who are connected.")
+
+    def forget_saved(self) -> int:
+        """Take what carries ``owner`` out of whatever restores the node's exports at boot; return how many there were.
+
+        Only for targets whose configuration another tool may save. Changes no export that is there, needs neither
+        daemon nor kernel module, and is called before they are started. Raises: Unreachable.
+        """
+        return 0

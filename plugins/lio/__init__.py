@@ -2,28 +2,37 @@
 
 Each export is a target with one LUN, one initiator and one password; targets of one volume share a storage object.
 Says what is offered and in which order; ``backstores.py`` and ``targets.py`` say how, ``iscsi.py`` how initiators and
-portals are called. The configuration is in the kernel alone: it is never saved, since the service exports again what a
-reboot took away.
+portals are called. The configuration is in the kernel alone, and the service exports again what a reboot took away.
+
+* **Nothing of ours is restored by others.** What targetcli saved is taken out of its file (``saved.py``). What
+  target.service restored nevertheless leads to storage objects with other indexes, and is ended before it is made
+  again: by then the volume, or its right to it, may be another's.
+* **Whatever another tool took away** is found at each look, by reading the directories of our targets, and made again.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockstore.errors import BackendError, ConfigError, NotSupported, SessionAlive, Unreachable
+from blockstore.errors import BackendError, ConfigError, InUse, NotSupported, SessionAlive, Unreachable
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
-from . import iscsi, targets
+from . import backstores, iscsi, saved, targets
 from .backstores import BLOCK, CORE, FILE, Backstore, closed, kind_of
-from .targets import FABRIC, IscsiTarget, Scissors
+from .targets import FABRIC, IscsiTarget, Scissors, Watch
+
+log = logging.getLogger(__name__)
 
 _CONFIGFS = Path("/sys/kernel/config")
 _MODULES = "modprobe -a target_core_mod target_core_iblock target_core_file iscsi_target_mod"
@@ -56,7 +65,11 @@ class LioTarget(Target):
         if not options.session_timeout_s > 0:
             raise ConfigError(f"{where} session_timeout_s is {options.session_timeout_s}; it must be more than 0.")
         self._scissors = Scissors()
+        self._watch = Watch()
         self._unproved: dict[str, str] = {}
+        self._unsaved = ""
+        self._change = threading.Lock()
+        self._at_work: Counter[str] = Counter()
 
     def capabilities(self) -> TargetCapabilities:
         """Return what LIO offers."""
@@ -87,8 +100,48 @@ class LioTarget(Target):
                 probe.mkdir(exist_ok=True)
                 with suppress(FileNotFoundError):  # another thread proves the same
                     probe.rmdir()
+            self._sweep()
         for portal in self._portals:
             self._check_portal(portal)
+        self._forget_saved()
+
+    def _sweep(self) -> None:
+        """Close the volumes of storage objects of ours that no target leads to, since another tool removed that."""
+        with self._change:
+            used = {IscsiTarget(self.owner, export_id).storage_object for export_id in targets.ids(self.owner)}
+            for place in list(backstores.storage_objects(self.owner)):
+                if place not in used and not self._at_work[place.name] and backstores.remove_at(place):
+                    log.warning("%s led nowhere any more, and was removed", place)
+
+    @contextmanager
+    def _working_on(self, backstore: Backstore) -> Iterator[None]:
+        """Keep the sweep from a storage object that a target will lead to, or did until now."""
+        with self._change:
+            self._at_work[backstore.name] += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._at_work[backstore.name] -= 1
+                self._at_work += Counter()  # which forgets what is 0
+
+    def _forget_saved(self) -> None:
+        """Keep the passwords of exports out of targetcli's file. That it cannot be written stops nothing else."""
+        try:
+            self.forget_saved()
+        except Unreachable as exc:
+            if exc.message != self._unsaved:
+                log.error("target %s: %s", self.name, exc)
+            self._unsaved = exc.message
+        else:
+            self._unsaved = ""
+
+    def forget_saved(self) -> int:
+        """Take our targets and storage objects out of what target.service restores."""
+        taken = saved.forget(backstores.beginning(self.owner), targets.beginning(self.owner))
+        if taken:
+            log.warning("%s: %d entries of this service were saved, and were taken out", saved.SAVED, taken)
+        return taken
 
     def _check_portal(self, portal: iscsi.Portal) -> None:
         where = f"[target:{self.name}] portals"
@@ -115,18 +168,20 @@ class LioTarget(Target):
         initiator = iscsi.initiator(export.connector)
         target = IscsiTarget(self.owner, export.id)
         backstore = Backstore(self.owner, export.volume)
-        # Not the bare id: the kernel takes a name that begins with 0b or 0x for a number, and refuses the login.
-        user = f"blockstore-{export.id}"
+        user = target.user
         if export.format != "raw":
             raise NotSupported(f"LIO exports raw volumes only; {export.volume} is {export.format or 'of no format'}.")
         if not export.secret:
             raise BackendError(f"Export {export.id} has no password, without which nothing is exported.")
-        with _explained():
+        with _explained(), self._working_on(backstore):
             kind_of(export.path)
+            if self._scissors.is_cutting(target) or self._watch.is_stuck(target):
+                raise SessionAlive(f"{target.iqn} cannot be exported again: {targets.STUCK}.")
+            self._end_intruders(target, backstore)
             was_whole = target.enabled
             try:
                 target.begin(export.volume)
-                backstore.make(export.path)
+                self._make(backstore, export.path)
                 target.let_in(backstore, initiator, user, export.secret, read_only=export.read_only)
                 target.listen(self._portals)
                 discard = backstore.discard
@@ -141,23 +196,70 @@ class LioTarget(Target):
             secret_as="auth_password",  # noqa: S106 - a key's name
         )
 
+    def _make(self, backstore: Backstore, path: Path) -> None:
+        try:
+            backstore.make(path)
+        except InUse:
+            strays = backstores.storage_objects(self.owner, strays=True)
+            found = [stray for stray in strays if stray.name == backstore.name]
+            if not found or not all(self._end_stray(stray) for stray in found):
+                raise
+            backstore.make(path)
+
+    def _end_intruders(self, target: IscsiTarget, backstore: Backstore) -> None:
+        """End the sessions of a target that another tool led elsewhere, or opened to whoever has no password."""
+        there = target.storage_object
+        if there is not None and there not in Backstore(self.owner, target.volume or backstore.volume).places:
+            log.warning("%s leads to %s, which another tool made; ending it", target.iqn, there)
+            self._end_stray(there)
+            self._cut(target)
+            target.unmap()
+        elif target.lets_in_without_password:
+            self._cut(target)
+
+    def _end_stray(self, stray: Path) -> bool:
+        """End what of ours leads to a storage object that another tool made, and remove that; say whether it is gone.
+
+        Targets of other exports that lost it so have a fault, until their turn comes.
+        """
+        if not stray.name.startswith(backstores.beginning(self.owner)):
+            return False
+        for export_id in targets.ids(self.owner):
+            target = IscsiTarget(self.owner, export_id)
+            if target.storage_object == stray:
+                self._cut(target)
+                target.unmap()
+        return backstores.remove_at(stray)
+
+    def _cut(self, target: IscsiTarget) -> None:
+        self._scissors.cut(target, time.monotonic() + self._session_timeout_s)
+
     def withdraw(self, export_id: str) -> None:
         """Switch the target off, and so its sessions; then remove it, and the storage object that nobody uses now."""
         target = IscsiTarget(self.owner, export_id)
         with _explained():
+            lost_lun = target.storage_object is None
             if target.exists:
                 self._remove(export_id, target)
+            if lost_lun:
+                self._sweep()  # nothing says where a target led to that another tool has removed, or its LUN
 
     def _remove(self, export_id: str, target: IscsiTarget) -> None:
         deadline = time.monotonic() + self._session_timeout_s
         self._scissors.cut(target, deadline)
-        volume = target.volume
-        target.unmap()
-        if volume:
-            backstore = Backstore(self.owner, volume)
-            path = backstore.path
-            if backstore.remove() and path:
-                self._unproved[export_id] = path
+        # Not before: while the switch waits for a command, whoever reads the target's parameters waits with it.
+        volume, there = target.volume, target.storage_object
+        backstore = Backstore(self.owner, volume)
+        with self._working_on(backstore):
+            target.unmap()
+            if volume:
+                path = backstore.path
+                if backstore.remove() and path:
+                    self._unproved[export_id] = path
+            if volume and there is not None and there.name == backstore.name and there not in backstore.places:
+                path = backstores.opened_at(there)
+                if backstores.remove_at(there) and path:
+                    self._unproved[export_id] = path
         path = self._unproved.get(export_id, "")
         if path and not closed(path, deadline):
             raise SessionAlive(
@@ -171,6 +273,17 @@ class LioTarget(Target):
         """Return the ids in the names of our targets."""
         with _explained():
             return frozenset(targets.ids(self.owner))
+
+    def faults(self) -> Mapping[str, str]:
+        """Return what another tool took from our targets, or added: only their own directories are read."""
+        with _explained():
+            there = {export_id: IscsiTarget(self.owner, export_id) for export_id in targets.ids(self.owner)}
+            found = {i: targets.STUCK for i, target in there.items() if self._scissors.is_cutting(target)}
+            free = [target for i, target in there.items() if i not in found]
+            told = self._watch.look(free, lambda target: target.fault(self._portals))
+            found.update({i: told[target.iqn] for i, target in there.items() if told.get(target.iqn)})
+            # One without its directories may have been withdrawn meanwhile.
+            return {export_id: fault for export_id, fault in found.items() if there[export_id].exists}
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return the initiators that are logged in."""

@@ -19,6 +19,7 @@ import stat
 import time
 import uuid
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +32,8 @@ _PERSISTENT_RESERVATIONS = Path("/sys/kernel/config/target/dbroot")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_PATH = 511  # SE_UDEV_PATH_LEN, with its end
 _POLL_S = 0.02
+_OURS = 1 << 31
+"""The lowest index of ours."""
 
 
 class Backstore:
@@ -38,15 +41,20 @@ class Backstore:
 
     def __init__(self, owner: str, volume: str):
         self.volume = volume
-        self.name = f"blockstore.{owner}.{volume}"
+        self.name = f"{beginning(owner)}{volume}"
         # Above all that rtslib counts up to; and should two names meet, one index simply holds both.
-        self.index = zlib.crc32(self.name.encode()) | 1 << 31
+        self.index = zlib.crc32(self.name.encode()) | _OURS
 
     @property
     def serial(self) -> str:
         """The volume's identity towards initiators, the same on every node: the id in its name, or made from it."""
         found = _UUID.search(self.volume)
         return found[0] if found else str(uuid.uuid5(uuid.NAMESPACE_OID, self.volume))
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Where it is, if it is, and was made by this plugin. What another tool restores gets another index."""
+        return tuple(self._at(kind) for kind in (BLOCK, FILE))
 
     def _at(self, kind: str) -> Path:
         return CORE / f"{kind}_{self.index}" / self.name
@@ -119,22 +127,50 @@ class Backstore:
 
     def remove(self) -> bool:
         """Close the volume unless another target leads to it; say whether no storage object is left."""
-        for kind in (BLOCK, FILE):
-            at = self._at(kind)
-            try:
-                at.rmdir()
-            except FileNotFoundError:
-                pass
-            except OSError as exc:
-                if exc.errno == errno.EBUSY:
-                    return False
-                raise
-            with suppress(OSError):
-                at.parent.rmdir()
+        if not all(remove_at(place) for place in self.places):
+            return False
         # What an initiator wanted remembered over a power failure; nobody can claim it any more.
         with suppress(OSError):
             Path(_read(_PERSISTENT_RESERVATIONS), "pr", f"aptpl_{self.serial}").unlink()
         return True
+
+
+def beginning(owner: str) -> str:
+    """Return how the names of an owner's storage objects begin."""
+    return f"blockstore.{owner}."
+
+
+def storage_objects(owner: str, *, strays: bool = False) -> Iterator[Path]:
+    """Yield this owner's storage objects; ``strays``: only those that another tool made, and gave another index."""
+    with suppress(FileNotFoundError):
+        for adapter in CORE.iterdir():
+            kind, _, index = adapter.name.rpartition("_")
+            if kind in (BLOCK, FILE) and not (strays and int(index) >= _OURS):
+                with suppress(FileNotFoundError):
+                    yield from (place for place in adapter.iterdir() if place.name.startswith(beginning(owner)))
+
+
+def opened_at(place: Path) -> str:
+    """Return the device or file that a storage object has open; empty when it is gone."""
+    try:
+        return _read(place / "udev_path")
+    except FileNotFoundError:
+        return ""
+
+
+def remove_at(place: Path) -> bool:
+    """Remove a storage object, whoever made it, and close its volume; False when a target leads to it."""
+    try:
+        place.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        if exc.errno == errno.EBUSY:
+            return False
+        raise
+    with suppress(OSError):
+        place.parent.rmdir()
+    return True
 
 
 def kind_of(path: Path) -> str:

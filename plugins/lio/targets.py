@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ALIAS = "TargetAlias"
 _NO_ALIAS = "LIO Target"  # the kernel's default
 _POLL_S = 0.02
+_PATIENCE_S = 5.0
+"""Seconds that the files of one target may take to be read."""
+STUCK = "it is being switched off, and waits for its storage"
+"""The fault of a target that cannot be looked at."""
 
 _TPG_ATTRIBUTES = {
     "authentication": "1",
@@ -49,7 +53,7 @@ def rtslib() -> Any:
 
 def ids(owner: str) -> Iterator[str]:
     """Yield the ids of this owner's exports, half-made ones too."""
-    prefix = _iqn(owner, "")
+    prefix = beginning(owner)
     with suppress(FileNotFoundError):
         for entry in FABRIC.iterdir():
             export_id = entry.name.removeprefix(prefix)
@@ -62,8 +66,9 @@ def listening(portal: Portal) -> bool:
     return next(FABRIC.glob(f"*/tpgt_*/np/{portal.host.replace('[', '[[]')}:{portal.port}"), None) is not None
 
 
-def _iqn(owner: str, export_id: str) -> str:
-    return f"iqn.2010-10.org.openstack:blockstore.{owner}.{export_id}"
+def beginning(owner: str) -> str:
+    """Return how the names of an owner's targets begin."""
+    return f"iqn.2010-10.org.openstack:blockstore.{owner}."
 
 
 class IscsiTarget:
@@ -72,7 +77,10 @@ class IscsiTarget:
     def __init__(self, owner: str, export_id: str):
         if not _UUID.fullmatch(export_id):
             raise BackendError(f"{export_id!r} is not the id of an export; a uuid in small letters is expected.")
-        self.iqn = _iqn(owner, export_id)
+        self._owner = owner
+        # Not the bare id: the kernel takes a name that begins with 0b or 0x for a number, and refuses the login.
+        self.user = f"blockstore-{export_id}"
+        self.iqn = beginning(owner) + export_id
         self._path = FABRIC / self.iqn
         self._tpg_path = self._path / "tpgt_1"
 
@@ -97,6 +105,59 @@ class IscsiTarget:
         except FileNotFoundError:
             return ""
         return "" if alias == _NO_ALIAS else alias
+
+    @property
+    def storage_object(self) -> Path | None:
+        """Where its LUN leads to, whoever made that; None when there is no LUN."""
+        with suppress(OSError):
+            for part in (self._tpg_path / "lun" / f"lun_{LUN}").iterdir():
+                if part.is_symlink():
+                    return part.resolve()
+        return None
+
+    @property
+    def lets_in_without_password(self) -> bool:
+        """Say whether somebody may have logged in without one, since a tool changed what ``begin`` set."""
+        try:
+            return self.enabled and not self._is_guarded()
+        except FileNotFoundError:
+            return False  # it is removed at this moment
+
+    def _is_guarded(self) -> bool:
+        attributes = self._tpg_path / "attrib"
+        return all(_read(attributes / name) == value for name, value in _TPG_ATTRIBUTES.items()) and not any(
+            _asks_for_no_password(acl) for acl in (self._tpg_path / "acls").iterdir()
+        )
+
+    def fault(self, portals: Sequence[Portal]) -> str:
+        """Return what keeps its initiator out, or lets others in; nothing when it serves. Reads its directory alone."""
+        try:
+            return self._fault(portals)
+        except FileNotFoundError as exc:
+            return f"there is no {exc.filename}"
+
+    def _fault(self, portals: Sequence[Portal]) -> str:
+        if not self.enabled:
+            return "it is disabled"
+        if not self._is_guarded():
+            return "it may let in initiators without a password"
+        if {np.name for np in (self._tpg_path / "np").iterdir()} != {str(portal) for portal in portals}:
+            return "it does not listen at exactly its portals"
+        there = self.storage_object
+        if there is None:
+            return "its LUN was removed"
+        if there not in Backstore(self._owner, self.volume).places:
+            return "its LUN leads to a storage object that another tool made"
+        if _read(there / "enable") != "1":
+            return "its storage object is disabled"
+        acls = list((self._tpg_path / "acls").iterdir())
+        if len(acls) != 1:
+            return "another initiator is let in than its own, or none"
+        if _read(acls[0] / "auth/userid") != self.user or not _read(acls[0] / "auth/password"):
+            return "its password was removed"
+        if not any(part.is_symlink() for part in (acls[0] / f"lun_{LUN}").iterdir()):
+            return "its LUN is not mapped to its initiator"
+        return ""
 
     def initiators(self) -> tuple[str, ...]:
         """Return who is logged in."""
@@ -130,7 +191,7 @@ class IscsiTarget:
         tpg = self._tpg()
         lun = self._lun(tpg, backstore)
         for other in tpg.node_acls:
-            if other.node_wwn != initiator:
+            if other.node_wwn != initiator or _asks_for_no_password(Path(other.path)):
                 other.delete()
         acl = r.NodeACL(tpg, initiator)
         acl.chap_userid = user
@@ -152,7 +213,9 @@ class IscsiTarget:
         try:
             lun = r.LUN(tpg, LUN)
             lun.alias  # noqa: B018 - as above
-            return lun
+            if self.storage_object in backstore.places:
+                return lun
+            lun.delete()  # a tool led it elsewhere
         except r.RTSLibNotInCFSError:
             pass
         except r.utils.RTSLibBrokenLink:
@@ -189,6 +252,65 @@ class IscsiTarget:
             r.Target(r.FabricModule("iscsi"), self.iqn, "lookup").delete()
 
 
+def _asks_for_no_password(acl: Path) -> bool:
+    """Say whether an initiator's entry says so, against what holds for all; older kernels have no such switch."""
+    try:
+        return _read(acl / "attrib/authentication") == "0"
+    except FileNotFoundError:
+        return False
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip()
+
+
+class Watch:
+    """Looks for faults on a thread that may be left behind.
+
+    While a target is being switched off, and waits for a command that hangs, its parameters can be read by nobody.
+    """
+
+    def __init__(self) -> None:
+        self._stuck: dict[str, threading.Thread] = {}
+
+    def is_stuck(self, target: IscsiTarget) -> bool:
+        """Say whether a look at a target has not ended yet."""
+        thread = self._stuck.get(target.iqn)
+        if thread is not None and not thread.is_alive():
+            del self._stuck[target.iqn]
+        return target.iqn in self._stuck
+
+    def look(self, found: Sequence[IscsiTarget], fault: Callable[[IscsiTarget], str]) -> dict[str, str]:
+        """Return the fault of each target by its name, also an empty one."""
+        told = {target.iqn: STUCK for target in found if self.is_stuck(target)}
+        left = [target for target in found if target.iqn not in told]
+        while left:
+            errors: list[Exception] = []
+            thread = threading.Thread(target=_look, args=(left, fault, told, errors), daemon=True)
+            thread.start()
+            before = len(left) + 1
+            while thread.is_alive() and len(left) < before:
+                before = len(left)
+                thread.join(_PATIENCE_S)
+            if errors:
+                raise errors[0]
+            if thread.is_alive():  # at the same target as a while ago
+                stuck, *left = left
+                self._stuck[stuck.iqn], told[stuck.iqn] = thread, STUCK
+        return told
+
+
+def _look(
+    left: list[IscsiTarget], fault: Callable[[IscsiTarget], str], told: dict[str, str], errors: list[Exception]
+) -> None:
+    try:
+        while left:
+            told[left[0].iqn] = fault(left[0])
+            del left[0]
+    except Exception as exc:
+        errors.append(exc)
+
+
 class Scissors:
     """Cuts sessions off, within a time.
 
@@ -200,6 +322,11 @@ class Scissors:
 
     def __init__(self) -> None:
         self._cutting: dict[str, threading.Thread] = {}
+
+    def is_cutting(self, target: IscsiTarget) -> bool:
+        """Say whether a switch that was thrown still waits for a command."""
+        thread = self._cutting.get(target.iqn)
+        return thread is not None and thread.is_alive()
 
     def cut(self, target: IscsiTarget, deadline: float) -> None:
         """Refuse new sessions and end those that live. Raises SessionAlive."""

@@ -129,6 +129,18 @@ class LocalTarget(Target):
         with self._explained():
             return frozenset(self._records())
 
+    def faults(self) -> Mapping[str, str]:
+        """Return which devices are not there, such as a logical volume that was deactivated.
+
+        Files are not looked at: one on a share whose server hangs would hold up the look.
+        """
+        with self._explained():
+            return {
+                export_id: f"there is no {record.path}"
+                for export_id, record in self._records().items()
+                if _in_dev(Path(record.path)) and not os.path.lexists(record.path)
+            }
+
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return who holds each export's volume; of two exports of one volume each has the holders of both."""
         with self._explained():

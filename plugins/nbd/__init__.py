@@ -221,6 +221,12 @@ class NbdTarget(Target):
             except FileNotFoundError:
                 return frozenset()
 
+    def faults(self) -> Mapping[str, str]:
+        """Return which servers have ended, or lost what initiators reach them by; the kernel's locks tell."""
+        with self._explained():
+            found = {export_id: self._folder(export_id).fault() for export_id in self.list_exports()}
+            return {export_id: fault for export_id, fault in found.items() if fault}
+
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return the connections as the kernel lists them; one by TCP is there before it has shown its key."""
         with self._explained():

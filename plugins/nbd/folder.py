@@ -30,8 +30,12 @@ from pathlib import Path
 from blockstore import private_files
 from blockstore.errors import SessionAlive
 
+from .tls import KEYS
+
 TERM_S = 10.0
 """Seconds in which a server ends by itself: it finishes requests and flushes."""
+TELL_AGAIN_S = 0.5
+"""Seconds after which it is told again: qemu-nbd misses a signal in the instant after it says that it is ready."""
 KILL_S = 10.0
 """Seconds that the kernel is given to end a killed server: requests that are on their way to a disk come first."""
 READY_S = 10.0
@@ -112,21 +116,32 @@ class Folder:
         end = time.monotonic() + READY_S
         while self._is_alive() and time.monotonic() < end:
             if self._server() is not None:
-                address = self.address()
-                return address is not None and (not address.socket or Path(address.socket).is_socket())
+                return not self.fault()
             time.sleep(_POLL_S)
         return False
+
+    def fault(self) -> str:
+        """Return what keeps the initiator out, and nothing when it is served. Waits for nobody, takes no lock."""
+        address = self.address()
+        if address is None:
+            return "it was not finished"
+        if self._server() is None:
+            return "its server has ended"
+        if address.socket and not Path(address.socket).is_socket():
+            return "its socket was removed"
+        if address.port and not (self.path / KEYS).is_file():
+            return "its keys were removed"
+        return ""
 
     def stop(self) -> None:
         """End the server, and return when it is proved to be gone; none is a success. Raises SessionAlive."""
         for number, patience in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
             end = time.monotonic() + patience
-            told = False
             while self._is_alive():
                 left = end - time.monotonic()
                 if left <= 0:
                     break
-                told = told or self._tell(number, left)
+                self._tell(number, min(left, TELL_AGAIN_S))
                 time.sleep(_POLL_S)
             else:
                 return
@@ -135,24 +150,23 @@ class Folder:
             " killed: it waits for its disk. Look at the storage of the volume, and try again."
         )
 
-    def _tell(self, number: signal.Signals, patience_s: float) -> bool:
-        """Send the server a signal, and wait until it has ended or patience has; say whether it was told."""
+    def _tell(self, number: signal.Signals, patience_s: float) -> None:
+        """Send the server a signal, and wait until it has ended or patience has."""
         server = self._server()
         if server is None:
-            return False
+            return
         with suppress(ProcessLookupError):
             descriptor = os.pidfd_open(server)
             try:
                 # The lock is still its own, so the descriptor is that process's and not a later one's of its number.
                 if self._server() != server:
-                    return False
+                    return
                 signal.pidfd_send_signal(descriptor, number)
                 ended = select.poll()
                 ended.register(descriptor, select.POLLIN)
                 ended.poll(patience_s * 1000)
             finally:
                 os.close(descriptor)
-        return True
 
     def _is_alive(self) -> bool:
         """Say whether a server lives, be it one that is only starting."""

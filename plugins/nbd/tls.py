@@ -12,6 +12,9 @@ from pathlib import Path
 from blockstore import private_files
 from blockstore.errors import BackendError
 
+KEYS = "keys.psk"
+"""The name of the file of keys in an export's directory."""
+
 _SECRET = re.compile(r"[0-9A-Za-z]{16,}", re.ASCII)
 
 # The group ffdhe2048 of RFC 7919. Without this file qemu-nbd makes a group of its own, which takes up to seconds.
@@ -31,7 +34,7 @@ def write_keys(directory: Path, identity: str, secret: str) -> None:
     """Write the credentials of one identity, for the service's user alone."""
     if not _SECRET.fullmatch(secret):
         raise BackendError(f"Export {identity} has no usable secret, so that nothing could be proved to its server.")
-    _write(directory / "keys.psk", f"{identity}:{secret.encode().hex()}\n")
+    _write(directory / KEYS, f"{identity}:{secret.encode().hex()}\n")
     _write(directory / "dh-params.pem", _GROUP)
 
 

@@ -112,7 +112,12 @@ class TgtTarget(Target):
         self._prefix = f"iqn.2010-10.org.openstack:blockstore.{owner}."
         self._lock = threading.Lock()
         self._tgtd: Tgtd | None = None
+        self._is_stale = False
         self._made: dict[str, _Made] = {}
+        self._broken: dict[str, Shown] = {}
+        """How the last list showed targets that do not serve, unless somebody worked on them meanwhile."""
+        self._at_work: set[str] = set()
+        self._worked_on: set[str] = set()
 
     def check(self) -> None:
         """Prove that a tgtd answers which can serve volumes, and that it listens on each portal."""
@@ -157,7 +162,7 @@ class TgtTarget(Target):
         initiator = _check_initiator(export.connector)
         _check_export(export)
         discard = _check_path(export.path)
-        self._again(lambda tgtd: self._export(tgtd, export, initiator, discard))
+        self._again(export.id, lambda tgtd: self._export(tgtd, export, initiator, discard))
         data: dict[str, Any] = {
             "target_discovered": False,
             "target_portal": str(self._portals[0]),
@@ -175,6 +180,13 @@ class TgtTarget(Target):
 
     def _export(self, tgtd: Tgtd, export: Export, initiator: str, discard: bool) -> None:
         made = self._known(export.id)
+        with self._lock:
+            broken = self._broken.pop(export.id, None)
+        if made and broken:
+            # Of what is there only a target that was switched off is kept: who came in without the password must go.
+            is_guarded = broken.accounts == {_account(export.id)}
+            path = broken.path if broken.is_online else ""
+            made = _Made(broken.tid, path, broken.admitted if is_guarded else frozenset())
         if made and (made.admitted != {initiator} or made.path != str(export.path)):
             # Half made, half withdrawn, or for somebody else, who must not keep a session.
             self._end(tgtd, export.id, made)
@@ -218,7 +230,7 @@ class TgtTarget(Target):
 
     def withdraw(self, export_id: str) -> None:
         """Take a target away."""
-        self._again(lambda tgtd: self._withdraw(tgtd, export_id))
+        self._again(export_id, lambda tgtd: self._withdraw(tgtd, export_id))
 
     def _withdraw(self, tgtd: Tgtd, export_id: str) -> None:
         made = self._known(export_id)
@@ -280,7 +292,7 @@ class TgtTarget(Target):
         the target goes offline and its connections are closed; the initiators come back at once by themselves and send
         again what was not answered, as after a fault of the network.
         """
-        self._again(lambda tgtd: self._resize(tgtd, export_id))
+        self._again(export_id, lambda tgtd: self._resize(tgtd, export_id))
 
     def _resize(self, tgtd: Tgtd, export_id: str) -> None:
         made = self._known(export_id)
@@ -304,6 +316,23 @@ class TgtTarget(Target):
         tgtd = Tgtd.find(self._socket)
         return frozenset(self._ours(tgtd))
 
+    def faults(self) -> Mapping[str, str]:
+        """Return what ``tgtadm`` took from our targets, or added to them: one list tells all."""
+        with self._lock:
+            self._worked_on = set(self._at_work)
+        tgtd = Tgtd.find(self._socket)
+        ours = self._ours(tgtd)
+        with self._lock:
+            is_same = tgtd == self._tgtd
+            found = {
+                export_id: fault
+                for export_id, shown in ours.items()
+                if (fault := _fault(export_id, shown, self._made.get(export_id) if is_same else None))
+            }
+            if is_same:
+                self._broken = {i: ours[i] for i in found.keys() - self._worked_on - self._at_work}
+        return found
+
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return the initiators that are logged in to our targets."""
         tgtd = Tgtd.find(self._socket)
@@ -318,26 +347,43 @@ class TgtTarget(Target):
 
     # --- what is remembered: which tid has which export, for as long as this tgtd lives ----------------------
 
-    def _again(self, work: Callable[[Tgtd], None]) -> None:
+    def _again(self, export_id: str, work: Callable[[Tgtd], None]) -> None:
         """Do something with the tgtd that runs, and once more when it turns out to be another, or changed."""
+        with self._at_work_on(export_id):
+            try:
+                work(self._found())
+            except Stale:
+                with self._lock:
+                    self._is_stale = True
+                work(self._found())
+
+    @contextmanager
+    def _at_work_on(self, export_id: str) -> Iterator[None]:
+        """Keep ``faults`` from taking what is half made, or what it saw before, for what somebody broke."""
+        with self._lock:
+            self._at_work.add(export_id)
         try:
-            work(self._found())
-        except Stale:
+            yield
+        finally:
             with self._lock:
-                self._tgtd = None
-            work(self._found())
+                self._at_work.discard(export_id)
+                self._worked_on.add(export_id)
+                self._broken.pop(export_id, None)
 
     def _found(self) -> Tgtd:
         """Return the tgtd that runs. One not met before is asked what it has: the only list in an attach or detach."""
         with self._lock:
             tgtd = Tgtd.find(self._socket)
-            if tgtd != self._tgtd:
+            if tgtd != self._tgtd or self._is_stale:
                 self._listen(tgtd)
-                self._made = {
-                    export_id: _Made(shown.tid, shown.path, shown.admitted)
-                    for export_id, shown in self._ours(tgtd).items()
-                }
-                self._tgtd = tgtd
+                # What others make at this moment may not be there yet.
+                under_way = self._at_work & self._made.keys() if tgtd == self._tgtd else set()
+                kept = {export_id: self._made[export_id] for export_id in under_way}
+                ours = self._ours(tgtd)
+                listed = {i: _Made(shown.tid, shown.path, shown.admitted) for i, shown in ours.items()}
+                self._made = {**listed, **kept}
+                self._broken = {i: shown for i, shown in ours.items() if i not in kept and _fault(i, shown, None)}
+                self._tgtd, self._is_stale = tgtd, False
             return tgtd
 
     def _known(self, export_id: str) -> _Made | None:
@@ -419,6 +465,19 @@ def _check_path(path: Path) -> bool:
         return int(Path(f"/sys/dev/block/{device}/queue/write_zeroes_max_bytes").read_text()) > 0
     except (OSError, ValueError):
         return False
+
+
+def _fault(export_id: str, shown: Shown, made: _Made | None) -> str:
+    """Return what keeps the initiator out, or lets another in; nothing when the target serves."""
+    if shown.accounts != {_account(export_id)}:
+        return "its account is not bound, or another is, too"
+    if len(shown.admitted) != 1 or (made and made.admitted != shown.admitted):
+        return "another initiator is admitted than its own, or none"
+    if not shown.path or (made and made.path != shown.path):
+        return "its LUN was removed, or has another backing store"
+    if not shown.is_online:
+        return "its LUN is offline"
+    return "" if shown.is_ready else "the target is offline"
 
 
 def _account(export_id: str) -> str:

@@ -166,6 +166,12 @@ class Shown:
     """Initiators that may log in."""
     connected: tuple[str, ...]
     """Initiators that are logged in."""
+    accounts: frozenset[str] = frozenset()
+    """Accounts that are bound to it; without any it asks for no password."""
+    is_ready: bool = True
+    """Whether it lets anybody log in; else it is offline."""
+    is_online: bool = True
+    """Whether LUN 1 takes commands."""
 
 
 @dataclass(frozen=True)
@@ -355,11 +361,16 @@ def _parse_targets(text: str) -> Iterator[Shown]:
         if head is None:
             continue
         sections = dict(re.findall(r"^    (\S[^\n]*) information:\n((?: {8}[^\n]*\n)*)", block, re.M))
-        path = re.search(rf"^ +LUN: {LUN}\n(?:.*\n)*? +Backing store path: (.*)$", sections.get("LUN", ""), re.M)
+        # The controller comes first, and is left out.
+        lun = sections.get("LUN", "").partition(f" LUN: {LUN}\n")[2]
+        path = re.search(r"^ +Backing store path: (.*)$", lun, re.M)
         yield Shown(
             tid=int(head[1]),
             name=head[2],
-            path=path[1] if path else "",
+            path=path[1] if path and path[1] != "None" else "",
             admitted=frozenset(sections.get("ACL", "").split()),
             connected=tuple(re.findall(r"^ +Initiator: (\S+)", sections.get("I_T nexus", ""), re.M)),
+            accounts=frozenset(line.strip() for line in sections.get("Account", "").splitlines()),
+            is_ready="State: ready\n" in sections.get("System", ""),
+            is_online=" Online: Yes\n" in lun,
         )

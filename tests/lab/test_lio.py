@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -17,6 +19,8 @@ import pytest
 from blockstore_plugins.lio import LioTarget
 
 from blockstore.errors import BackendError, InUse, InvalidConnector, SessionAlive, Unreachable, VolumeMissing
+from blockstore.targets.contract import Connection
+from tests.targets import damages
 
 from .conftest import Disk, run
 from .libiscsi import Refused, Session
@@ -25,6 +29,7 @@ from .lio import ALICE, BOB, CONFIGFS, MIB, an_export, is_closed, left_over, log
 pytestmark = pytest.mark.lab
 
 OTHERS = 200
+SAVED = Path("/etc/target/saveconfig.json")
 PATTERN = b"alice's bytes...".ljust(512, b".") * 64
 
 
@@ -301,6 +306,9 @@ def test_a_hanging_storage_delays_the_end_and_the_answer_says_so(owner: str, dis
             assert time.monotonic() - started < 5
         assert lio.list_exports() == {export.id}
         assert lio.sessions() == {export.id: (ALICE,)}
+        lio.check()
+        for target in (lio, make_target(owner)):  # the one that cuts, and a service that was started anew
+            assert target.faults() == {export.id: "it is being switched off, and waits for its storage"}
         with pytest.raises(Refused):
             log_in(connection, export, timeout_s=2)
         with pytest.raises(SessionAlive):  # by a service that was started anew
@@ -391,6 +399,136 @@ def test_what_belongs_to_others_is_left_alone(lio: LioTarget, disk: Disk, shm: P
     assert not Path("/etc/target/saveconfig.json").exists()
 
 
+# --- what other tools saved and restored ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved() -> Iterator[Path]:
+    """The file of targetcli, which is gone afterwards."""
+    SAVED.parent.mkdir(exist_ok=True)
+    yield SAVED
+    SAVED.unlink(missing_ok=True)
+
+
+def targetctl(action: str) -> None:
+    """Run what target.service runs, and targetcli's saveconfig does."""
+    run(str(Path(sys.executable).with_name("targetctl")), action)
+
+
+def reboot() -> None:
+    """Lose all that is in the kernel; then do what target.service does."""
+    targetctl("clear")
+    assert list(CONFIGFS.glob("core/*_*")) == []
+    targetctl("restore")
+
+
+def test_what_target_service_restored_is_ended_and_made_again(
+    lio: LioTarget, owner: str, disk: Disk, shm: Path, saved: Path
+) -> None:
+    path = make_file(shm)
+    former, kept, file = make_lv(disk), make_lv(disk, fill=PATTERN), an_export(path.name, path)
+    bob = an_export(kept.volume, kept.path, BOB)
+    told = {export.id: lio.export(export) for export in (former, kept, file, bob)}
+    foreign = CONFIGFS / "iscsi/iqn.2003-01.org.example:theirs"
+    (foreign / "tpgt_1").mkdir(parents=True)
+    targetctl("save")
+    lio.withdraw(former.id)  # and its volume may be another's now
+    reboot()
+    assert lio.list_exports() == told.keys()
+    stolen = log_in(told[former.id], former)
+    assert stolen.read(0, 512) == bytes(512)
+
+    # The service starts: it ends what has no attachment, then makes all others again, whole.
+    again = make_target(owner)
+    again.check()
+    faults = again.faults()
+    assert faults.keys() == told.keys()
+    assert set(faults.values()) == {"its LUN leads to a storage object that another tool made"}
+    again.withdraw(former.id)
+    with pytest.raises(Refused):
+        stolen.read(0, 512)
+    with pytest.raises(Refused):
+        log_in(told[former.id], former)
+    assert is_closed(former.path)
+    for export in (kept, file, bob):
+        assert again.export(export) == told[export.id]
+    assert again.faults() == {}
+    # All have the one storage object that we made.
+    assert sorted(found.name for found in CONFIGFS.glob("core/*_*/*") if found.is_dir()) == sorted(
+        f"blockstore.{owner}.{volume}" for volume in (kept.volume, file.volume)
+    )
+    assert log_in(told[kept.id], kept).read(0, len(PATTERN)) == PATTERN
+    assert log_in(told[bob.id], bob).read(0, len(PATTERN)) == PATTERN
+    log_in(told[file.id], file).write(0, PATTERN)
+
+    # What was saved is the administrator's, without us.
+    assert owner not in saved.read_text()
+    assert former.secret not in saved.read_text()
+    assert foreign.name in saved.read_text()
+    assert saved.stat().st_mode & 0o777 == 0o600
+    for part in ("tpgt_1", ""):
+        (foreign / part).rmdir()
+
+
+def test_what_target_service_restored_can_be_detached(lio: LioTarget, owner: str, disk: Disk, saved: Path) -> None:
+    """By a service that runs on, and that has not looked meanwhile; with and without what leads to the volume."""
+    one, two = make_lv(disk), make_lv(disk)
+    bob = an_export(one.volume, one.path, BOB)
+    for export in (one, two, bob):
+        lio.export(export)
+    targetctl("save")
+    reboot()
+    lio.withdraw(one.id)
+    assert not is_closed(one.path)
+    lio.withdraw(bob.id)
+    damages.of_lio()["the target is deleted"](
+        damages.Made(
+            two,
+            Connection(
+                driver_volume_type="iscsi",
+                data={"target_iqn": f"iqn.2010-10.org.openstack:blockstore.{owner}.{two.id}"},
+            ),
+        )
+    )
+    lio.withdraw(two.id)
+    for export in (one, two):
+        assert is_closed(export.path)
+        run("lvremove", "-y", f"{disk.vg}/{export.volume}")
+    assert left_over(owner) == []
+
+
+def test_a_volume_that_another_tool_opened_again_is_taken_back(lio: LioTarget, disk: Disk, saved: Path) -> None:
+    """Its target is gone, and only the storage object was restored: else the kernel says that it is in use."""
+    export = make_lv(disk)
+    connection = lio.export(export)
+    targetctl("save")
+    lio.withdraw(export.id)
+    text = json.loads(saved.read_text())
+    saved.write_text(json.dumps({**text, "targets": []}))
+    targetctl("restore")
+    assert not is_closed(export.path)
+    assert lio.export(export) == connection
+    log_in(connection, export).write(0, PATTERN)
+    targetctl("restore")  # at once and without a look: ours are cleared, and the storage object is back
+    lio.check()
+    assert is_closed(export.path)
+
+
+def test_a_session_without_a_password_ends_when_the_export_is_made_again(lio: LioTarget, disk: Disk) -> None:
+    export = make_lv(disk)
+    connection = lio.export(export)
+    damages.of_lio()["no password is asked for"](damages.Made(export, connection))
+    intruder = log_in(connection, export, user=None, password=None)
+    intruder.write(0, PATTERN)
+    assert "without a password" in lio.faults()[export.id]
+    assert lio.export(export) == connection
+    with pytest.raises(Refused):
+        intruder.read(0, 512)
+    with pytest.raises(Refused):
+        log_in(connection, export, user=None, password=None)
+    log_in(connection, export).close()
+
+
 @pytest.mark.slow
 def test_the_cost_does_not_grow_with_the_number_of_exports(lio: LioTarget, shm: Path) -> None:
     def cycle(times: int) -> tuple[float, float]:
@@ -418,3 +556,8 @@ def test_the_cost_does_not_grow_with_the_number_of_exports(lio: LioTarget, shm: 
         # A walk over them all takes the lab 100 ms and more; the rest is for what else this machine does.
         assert many < 2 * one + 0.03
     assert len(lio.list_exports()) == OTHERS
+    started = time.monotonic()
+    assert lio.faults() == {}
+    took = time.monotonic() - started
+    print(f"faults: {took * 1000:.0f} ms for {OTHERS} exports")
+    assert took < 0.02 * OTHERS  # some 30 files for each, which cost the lab a hundred times what they cost a host

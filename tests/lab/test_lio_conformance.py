@@ -18,6 +18,7 @@ from blockstore_plugins.tgt import TgtOptions, TgtTarget
 
 from blockstore.targets.conformance import Pair, TargetConformance
 from blockstore.targets.contract import Target
+from tests.targets import damages
 from tests.tgtd import Tgtd
 
 from .conftest import Disk, lvm_backend
@@ -41,8 +42,9 @@ class TestConformance(TargetConformance):
             place = Path(tempfile.mkdtemp(prefix="lab-"))
             stack.callback(shutil.rmtree, place, ignore_errors=True)
             target: Target
+            broken_by: damages.Damages = {}  # those of tgt and nbd need no devices
             if request.param == "lio":
-                target = LioTarget("lio", LioOptions(), place / "lio", owner)
+                target, broken_by = LioTarget("lio", LioOptions(), place / "lio", owner), damages.of_lio()
             elif request.param == "tgt":
                 tgtd = stack.enter_context(Tgtd())
                 options = TgtOptions(portals=tgtd.portal, control_socket=str(tgtd.socket), session_timeout_s=5.0)
@@ -50,5 +52,6 @@ class TestConformance(TargetConformance):
             elif request.param == "nbd":
                 target = NbdTarget("nbd", NbdOptions(), place / "nbd", owner)
             else:
-                target = LocalTarget("local", LocalOptions(), place / "local", owner)
-            yield Pair(backend, target)
+                target = local = LocalTarget("local", LocalOptions(), place / "local", owner)
+                broken_by = {"deactivated": damages.of_local(local)["its device is deactivated"]}
+            yield Pair(backend, target, broken_by)

@@ -180,3 +180,28 @@ def test_withdraw(killer: Killer, owner: str, export: Export, then: str) -> None
         if then == "again":
             assert_works(owner, export)
         withdraw_all(owner, export)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # rtslib's, of pyudev
+@pytest.mark.parametrize("export", ["device"], indirect=True)
+def test_mending(killer: Killer, owner: str, export: Export) -> None:
+    """What target.service restored is ended and made again; a kill in the middle leaves that to the next look."""
+    import rtslib_fb
+
+    make_target(owner).export(export)
+    root = rtslib_fb.RTSRoot()
+    saved = root.dump()
+    for step in range(1, 200, 4):  # each round costs the lab a second
+        assert root.restore(saved, clear_existing=True) == []
+        assert make_target(owner).faults().keys() == {export.id}
+        killed = killer.killed_at(step, lambda: make_target(owner, session_timeout_s=0.3).export(export))
+        assert_closed_to_others(owner, export)
+        after = make_target(owner)
+        after.check()
+        assert_works(owner, export)
+        assert after.faults() == {}
+        assert len(left_over(owner)) == 2
+        if not killed:
+            break
+    assert 20 < step < 197
+    withdraw_all(owner, export)

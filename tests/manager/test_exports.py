@@ -167,6 +167,72 @@ def test_a_target_that_is_down_at_start_is_told_once_and_restored_when_it_is_up(
 # --- at every look -----------------------------------------------------------------------------------------
 
 
+def test_one_that_does_not_serve_is_made_again_with_its_secret_and_logged_once(
+    lives: Lives, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = lives.begin()
+    used, other = attached(api), attached(api)
+    before = dict(lives.target.exports)
+    lives.target.broken[used["id"]] = "its server has ended"
+    lives.target.asked.clear()
+    compare(api)
+    assert [call for call in lives.target.asked if call[0] == "export"] == [("export", used["id"])]
+    assert lives.target.exports == before
+    assert lives.target.exports[used["id"]].secret == used["connection_info"][SECRET_AS]
+    assert f"export {used['id']} does not serve: its server has ended; making it again" in caplog.text
+    assert other["id"] not in caplog.text
+    compare(api)
+    assert caplog.text.count("does not serve") == 1
+    # One question of each kind to the target, however many exports there are.
+    assert all(lives.target.asked.count((kind, "")) == 2 for kind in ("check", "list_exports", "faults"))
+
+
+def test_one_that_cannot_be_made_again_is_left_to_the_next_look(lives: Lives) -> None:
+    api = lives.begin()
+    used = attached(api)
+    lives.target.broken[used["id"]] = "its LUN was removed"
+    lives.target.fail["export"] = Unreachable("no")
+    compare(api)
+    assert status_of(api, used["id"]) == "attached"
+    # Even when it looks whole by then: what a failure left may be half.
+    lives.target.broken.clear()
+    lives.target.fail.clear()
+    lives.target.asked.clear()
+    compare(api)
+    assert ("export", used["id"]) in lives.target.asked
+
+
+def test_one_that_a_request_works_on_while_the_target_is_asked_is_left_alone(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was off for a moment to be resized when the target was asked, and is not any more."""
+    api = lives.begin()
+    used = attached(api)
+
+    def faults() -> dict[str, str]:
+        api.service.exports.resize(used["volume_id"])
+        return {used["id"]: "the target is offline"}
+
+    monkeypatch.setattr(lives.target, "faults", faults)
+    lives.target.asked.clear()
+    compare(api)
+    assert ("resize", used["id"]) in lives.target.asked
+    assert ("export", used["id"]) not in lives.target.asked
+    assert "does not serve" not in caplog.text
+
+
+def test_what_has_no_attachment_is_ended_before_anything_is_made(lives: Lives) -> None:
+    """What another tool restored may lead to what is another's by now."""
+    used = attached(lives.begin())
+    lives.end()
+    lives.target.exports.clear()
+    without = stray(lives.target)
+    lives.target.asked.clear()
+    lives.begin()
+    calls = [call for call in lives.target.asked if call[0] in ("withdraw", "export")]
+    assert calls == [("withdraw", without), ("export", used["id"])]
+
+
 def test_one_that_cannot_be_restored_holds_up_no_other(
     lives: Lives, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

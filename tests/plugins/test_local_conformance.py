@@ -10,11 +10,11 @@ from blockstore_plugins.local import LocalOptions, LocalTarget
 
 from blockstore.targets.conformance import Pair, TargetConformance
 
+from ..targets import damages
+
 
 class TestConformance(TargetConformance):
     @pytest.fixture
     def pair(self, tmp_path: Path) -> Pair:
-        return Pair(
-            DirectoryBackend("d", DirectoryOptions(), tmp_path / "backend"),
-            LocalTarget("l", LocalOptions(), tmp_path / "target", "0a1b2c3d"),
-        )
+        target = LocalTarget("l", LocalOptions(), tmp_path / "target", "0a1b2c3d")
+        return Pair(DirectoryBackend("d", DirectoryOptions(), tmp_path / "backend"), target, damages.of_local(target))

@@ -14,6 +14,7 @@ from blockstore_plugins.nbd import NbdOptions, NbdTarget
 from blockstore.targets.conformance import Pair, TargetConformance
 
 from ..conftest import need
+from ..targets import damages
 
 
 @pytest.fixture
@@ -30,7 +31,6 @@ class TestConformance(TargetConformance):
         need(shutil.which("qemu-nbd"), "apt-get install qemu-utils")
         kind, _, tls = request.param.partition(", ")
         options = NbdOptions(listen="127.0.0.1" if tls else "")
-        return Pair(
-            DirectoryBackend("d", DirectoryOptions(format=kind), tmp_path / "backend"),
-            NbdTarget("n", options, short / "target", "0a1b2c3d"),
-        )
+        target = NbdTarget("n", options, short / "target", "0a1b2c3d")
+        backend = DirectoryBackend("d", DirectoryOptions(format=kind), tmp_path / "backend")
+        return Pair(backend, target, damages.of_nbd(target))

@@ -11,6 +11,7 @@ from blockstore_plugins.tgt import TgtOptions, TgtTarget
 
 from blockstore.targets.conformance import Pair, TargetConformance
 
+from ..targets import damages
 from ..tgtd import Tgtd
 
 
@@ -22,4 +23,5 @@ class TestConformance(TargetConformance):
             yield Pair(
                 DirectoryBackend("d", DirectoryOptions(), tmp_path / "backend"),
                 TgtTarget("t", options, tmp_path / "target", "0a1b2c3d"),
+                damages.of_tgt(tgtd),
             )

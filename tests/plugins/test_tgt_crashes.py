@@ -13,8 +13,10 @@ from blockstore_plugins.tgt import TgtTarget
 from blockstore_plugins.tgt.management import Code, Refused
 
 from blockstore.errors import Unreachable
+from blockstore.targets.conformance import Made
 from blockstore.targets.contract import Export
 
+from ..targets import damages
 from .initiators import Raw, tool
 from .tgt_rig import INITIATOR, MIB, Rig
 
@@ -128,6 +130,49 @@ def test_what_was_killed_anywhere_can_be_repeated_or_undone(
         assert not rig.holds(path)
         steps += 1
     assert steps >= 5
+
+
+@pytest.mark.parametrize("how", list(damages.TGTADM))
+def test_a_service_that_is_killed_while_it_mends_leaves_it_to_the_next_look(rig: Rig, calls: Calls, how: str) -> None:
+    """However far it came, the next service makes it whole."""
+    path = rig.volume(b"x")
+    for steps in range(100):
+        export, target = rig.export_of(path), rig.new_target()
+        made = Made(export, target.export(export))
+        damages.of_tgt(rig.tgtd)[how](made)
+        assert made.id in target.faults() or made.id not in target.list_exports()
+        is_killed = calls.is_killed(steps, lambda target=target, export=export: target.export(export))
+        after = rig.new_target()
+        usable(rig, after, export)
+        assert after.faults() == {}
+        after.withdraw(export.id)
+        assert rig.is_empty(), steps
+        if not is_killed:
+            assert steps > 4
+            return
+    raise AssertionError("It never ended.")
+
+
+def test_a_target_of_ours_that_somebody_removed_takes_no_other_with_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another thread makes, while all that tgtd has is asked for anew, can be withdrawn afterwards."""
+    removed, other = rig.export_of(rig.volume()), rig.export_of(rig.volume(b"x"))
+    made = Made(removed, rig.target.export(removed))
+    damages.of_tgt(rig.tgtd)["the target is deleted"](made)
+    create = tgt.Tgtd.create_target
+
+    def meanwhile(self: tgt.Tgtd, tid: int, name: str) -> None:
+        monkeypatch.undo()
+        assert rig.target.export(removed) == made.connection
+        create(self, tid, name)
+
+    monkeypatch.setattr(tgt.Tgtd, "create_target", meanwhile)
+    rig.target.export(other)
+    assert rig.target.faults() == {}
+    for export in (removed, other):
+        rig.target.withdraw(export.id)
+    assert rig.is_empty()
 
 
 def test_an_answer_that_is_lost_leaves_nothing_that_cannot_be_withdrawn(rig: Rig, calls: Calls) -> None:

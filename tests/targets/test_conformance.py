@@ -27,6 +27,8 @@ from blockstore.targets.conformance import Pair, cases, run
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities
 from tests.conftest import need
 
+from . import damages
+
 pytestmark = pytest.mark.slow
 
 log = logging.getLogger("blockstore_plugins.sabotaged")
@@ -257,6 +259,50 @@ class SeesEverybodyEverywhere(LocalTarget):
         return dict.fromkeys(self.list_exports(), ("somebody",))
 
 
+class SeesNoFault(LocalTarget):
+    """Lists what it once wrote down."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.known: set[str] = set()
+
+    def export(self, export: Export) -> Connection:
+        self.known.add(export.id)
+        return super().export(export)
+
+    def withdraw(self, export_id: str) -> None:
+        self.known.discard(export_id)
+        super().withdraw(export_id)
+
+    def list_exports(self) -> frozenset[str]:
+        return super().list_exports() | self.known
+
+
+class SeesFaultsEverywhere(LocalTarget):
+    def faults(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.list_exports(), "it looks odd")
+
+
+class NoticesOnlyItsOwnDoings(LocalTarget):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.made: set[str] = set()
+
+    def export(self, export: Export) -> Connection:
+        connection = super().export(export)
+        self.made.add(export.id)
+        (self.state_dir.parent / export.id).touch()
+        return connection
+
+    def withdraw(self, export_id: str) -> None:
+        super().withdraw(export_id)
+        (self.state_dir.parent / export_id).unlink(missing_ok=True)
+
+    def list_exports(self) -> frozenset[str]:
+        there = {path.name for path in self.state_dir.parent.iterdir() if re.fullmatch("[0-9a-f-]{36}", path.name)}
+        return super().list_exports() | (there - self.made)
+
+
 # --- doors that are open -----------------------------------------------------------------------------------
 
 
@@ -327,6 +373,9 @@ FLAWS: dict[type[Target], tuple[str, ...]] = {
     MakesWhatIsMissing: ("test_a_missing_volume_is_refused",),
     TakesAnyFormat: ("test_undeclared_formats_are_refused",),
     SeesNobody: ("test_sessions_tell_who_is_connected",),
+    SeesNoFault: ("test_a_broken_export_is_noticed_and_made_again",),
+    SeesFaultsEverywhere: ("test_what_was_exported_has_no_fault",),
+    NoticesOnlyItsOwnDoings: ("test_a_service_that_was_started_anew_notices",),
     SeesEverybodyEverywhere: ("test_sessions_tell_who_is_connected",),
     IsAlwaysWritable: ("test_read_only_is_read_only",),
     OnlyForgets: ("test_after_withdraw_nobody_gets_in",),
@@ -359,7 +408,8 @@ def place() -> Iterator[Path]:
 def pair_with(kind: type[Target], place: Path, file_format: str = "raw") -> Pair:
     options = NbdOptions() if issubclass(kind, NbdTarget) else LocalOptions()
     backend = DirectoryBackend("d", DirectoryOptions(path=place / "v", format=file_format), place)
-    return Pair(backend, kind("t", options, place / "t", "0a1b2c3d"))
+    target = kind("t", options, place / "t", "0a1b2c3d")
+    return Pair(backend, target, damages.of_local(target) if isinstance(target, LocalTarget) else {})
 
 
 def only(pair: Pair, name: str) -> Result:

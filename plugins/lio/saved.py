@@ -1,0 +1,86 @@
+"""What ``targetcli saveconfig`` wrote down for the next boot, without what is ours.
+
+Used by ``__init__.py``. An export of ours that was saved would come back with its former volume and password, whoever
+has the volume then. Touches nothing of others, and writes the file only when something of ours stands in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from blockstore import private_files
+from blockstore.errors import Unreachable
+
+SAVED = Path("/etc/target/saveconfig.json")
+"""What target.service restores; targetcli writes it when it is told, and when a person leaves its shell."""
+
+_TRIES = 5
+
+
+def forget(storage_objects: str, targets: str) -> int:
+    """Take out what has these beginnings of names; return how many there were. Raises Unreachable."""
+    for _ in range(_TRIES):
+        before = _stamp()
+        if before is None:
+            return 0
+        try:
+            saved = json.loads(SAVED.read_text())
+            taken = _take_out(saved, storage_objects, targets)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            return 0  # damaged, or another program's: target.service restores nothing from it
+        except OSError as exc:
+            raise Unreachable(f"{SAVED} cannot be read: {exc.strerror}.") from exc
+        if not taken:
+            return 0
+        if _replace(saved, before):
+            return taken
+    raise Unreachable(f"{SAVED} changes all the time, so that what is ours cannot be taken out.")
+
+
+def _take_out(saved: dict[str, Any], storage_objects: str, targets: str) -> int:
+    taken = 0
+    for kind, key, beginning in (("storage_objects", "name", storage_objects), ("targets", "wwn", targets)):
+        there = saved.get(kind, [])
+        kept = [entry for entry in there if not str(entry[key]).startswith(beginning)]
+        taken += len(there) - len(kept)
+        if len(kept) < len(there):
+            saved[kind] = kept
+    return taken
+
+
+def _replace(saved: dict[str, Any], before: tuple[int, int, int]) -> bool:
+    """Write the file as rtslib does, whole or not at all; False when somebody else wrote it meanwhile."""
+    fresh = SAVED.with_name(f"{SAVED.name}.blockstore")
+    try:
+        with os.fdopen(private_files.open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+            json.dump(saved, file, sort_keys=True, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if _stamp() != before:
+            return False
+        fresh.replace(SAVED)
+    except OSError as exc:
+        raise Unreachable(
+            f"{SAVED} names exports of this service, which target.service would restore with their old passwords, and"
+            f" cannot be written: {exc.strerror}. Make it writable for root."
+        ) from exc
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+    return True
+
+
+def _stamp() -> tuple[int, int, int] | None:
+    """Return what tells one writing of the file from the next; None when there is no file."""
+    try:
+        found = SAVED.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise Unreachable(f"{SAVED} cannot be read: {exc.strerror}.") from exc
+    return found.st_ino, found.st_mtime_ns, found.st_size
