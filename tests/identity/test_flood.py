@@ -129,16 +129,16 @@ def test_a_new_address_logs_in_while_strangers_at_many_others_guess(served: Serv
                 return status
             time.sleep(again_s)
 
-    with ThreadPoolExecutor(40) as guessers:
+    with ThreadPoolExecutor(30) as guessers:
         try:
-            for number in range(40):
+            for number in range(30):
                 guessers.submit(guess, f"127.8.{number % 4}.{number}")
-            until(lambda: statuses[401] >= 40 and statuses[503] >= 1)
-            assert [repeated(f"127.9.8.{number}") for number in range(2)] == [201, 201]
+            until(lambda: statuses[401] >= 30 and statuses[503] >= 1)
+            assert [repeated(f"127.9.8.{number}") for number in range(2)] == [201] * 2
             name = "admin"
             statuses.clear()
-            until(lambda: statuses[429] >= 40)
-            assert [repeated(f"127.9.9.{number}") for number in range(3)] == [201] * 3
+            until(lambda: statuses[429] >= 10)
+            assert [repeated(f"127.9.9.{number}") for number in range(2)] == [201] * 2
         finally:
             ended.set()
             served.kill()  # some are held for up to half a minute
