@@ -129,9 +129,9 @@ def test_a_new_address_logs_in_while_strangers_at_many_others_guess(served: Serv
                 return status
             time.sleep(again_s)
 
-    with ThreadPoolExecutor(30) as guessers:
+    with ThreadPoolExecutor(40) as guessers:
         try:
-            for number in range(30):
+            for number in range(40):
                 guessers.submit(guess, f"127.8.{number % 4}.{number}")
             until(lambda: statuses[401] >= 30 and statuses[503] >= 1)
             assert [repeated(f"127.9.8.{number}") for number in range(2)] == [201] * 2
