@@ -117,15 +117,25 @@ def is_trusted(trusted: Sequence[Network], text: str) -> bool:
 
 def network_of(address: str) -> str:
     """Return what counts as one caller: an IPv4 address, or the /64 of an IPv6 address."""
+    return networks_of(address)[0]
+
+
+@functools.lru_cache(maxsize=256)
+def networks_of(address: str) -> tuple[str, str, str]:
+    """Return what ``network_of`` returns, and two wider networks around it: /24 and /16, or /56 and /48 of IPv6."""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return address
+        return address, address, address
+    if isinstance(known, ipaddress.IPv6Address) and known.ipv4_mapped is not None:
+        known = known.ipv4_mapped
     if isinstance(known, ipaddress.IPv4Address):
-        return str(known)
-    if known.ipv4_mapped is not None:
-        return str(known.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(known) >> 64 << 64, 64)))
+        return str(known), _network(known, 24), _network(known, 16)
+    return _network(known, 64), _network(known, 56), _network(known, 48)
+
+
+def _network(address: Address, bits: int) -> str:
+    return str(ipaddress.ip_network((address, bits), strict=False))
 
 
 def client_of(trusted: Sequence[Network], connected: str, forwarded_for: str) -> tuple[str, int]:

@@ -357,3 +357,17 @@ def test_commands_reach_a_service_that_listens_everywhere_by_the_name_of_its_cer
 )
 def test_addresses_are_counted_by_network(connected: str, network: str) -> None:
     assert address.network_of(connected) == network
+
+
+@pytest.mark.parametrize(
+    ("connected", "networks"),
+    [
+        ("192.0.2.1", ("192.0.2.1", "192.0.2.0/24", "192.0.0.0/16")),
+        ("::ffff:192.0.2.1", ("192.0.2.1", "192.0.2.0/24", "192.0.0.0/16")),
+        ("2001:db8:1:203::4", ("2001:db8:1:203::/64", "2001:db8:1:200::/56", "2001:db8:1::/48")),
+        ("::1", ("::/64", "::/56", "::/48")),
+        ("unix:", ("unix:", "unix:", "unix:")),
+    ],
+)
+def test_wider_networks_of_an_address(connected: str, networks: tuple[str, str, str]) -> None:
+    assert address.networks_of(connected) == networks

@@ -1,39 +1,53 @@
 """Wrong secrets, counted by the account that was meant: after some, the next logins have to wait, longer each time.
 
 An attempt is counted before its secret is compared, so that parallel ones cannot pass uncounted. It is slowed down by
-two counts: the wrong secrets for this account from its own address, and those from all addresses that are strange to
-the account. An address from which the right secret came lately is not strange: what others guess does not slow it.
-Beyond the limit one attempt at a time goes on, and only when its delay is over. Some wait for that in the request; the
-rest are told when to come back. In memory: a restart forgets, and strangers have no way to restart the service.
+two counts of wrong secrets for the account: those from its own address, and those from all addresses that are strange
+to the account. An address from which the right secret came lately is not strange: what others guess does not slow it.
+
+- Beyond the limit of its own address, one attempt at a time goes on, after a delay that doubles with each failure.
+- Beyond the limit of all strange addresses, each address is in a lane, by how often it has failed for the account:
+  never, once, twice ... In each lane one attempt at a time goes on, so many seconds after the last failure in that
+  lane, twice as many as in the lane before. So nobody who has not failed waits for those who have, and all lanes
+  together bound the guesses at an account, from however many addresses they come.
+
+Some wait in the request; the rest are told when to come back. Who is next in a lane, and who keeps a place to wait,
+is decided by what the address and the networks around it have failed lately, at whatever account: an attacker may have
+a new address for each guess, and seldom a new network. In memory: a restart forgets, and strangers have no way to
+restart the service.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
-from blockstore.address import network_of
+from blockstore.address import networks_of
 from blockstore.errors import Busy, TooManyRequests
 from blockstore.identity.hashing import too_many_logins
 
 EVERYWHERE = 10
 """So many times as many failures are free for all strange addresses together as for one."""
+FIRST_LANE_S = 2.0
+"""Seconds between two attempts of addresses that have not failed for the account, when there is a limit on all."""
 LONGEST_FAMILIAR_S = 4.0
 """Longest delay of an address from which the right secret came lately."""
 LATELY_S = 86400.0
 FORGOTTEN_S = 900.0
 """Quiet time after which failures no longer count."""
-MOST = 10_000
-"""Accounts and addresses that are remembered; the oldest are forgotten first."""
+MOST = 20_000
+"""Counts and familiar addresses that are remembered; the oldest are forgotten first."""
 MOST_HELD = 32
 MOST_HELD_PER_ADDRESS = 16
 
 Key = tuple[str, ...]
+Standing = tuple[int, ...]
+"""Failures of the networks around an address, at all accounts, the widest first, each at most ``free``."""
 
 
 @dataclass(slots=True)
@@ -41,17 +55,30 @@ class _Count:
     failures: int = 0
     running: int = 0
     """Attempts that are being compared."""
-    failed_at: float = 0.0
+    failed_at: float = -math.inf
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One attempt; whoever makes it says whether the secret was right."""
 
-    familiar: bool
+    account: str
+    networks: tuple[str, ...]
+    """Its address, or the /64, and wider networks."""
+    familiar: bool = False
     """The right secret came from this address lately."""
+    standing: Standing = ()
     right: bool | None = None
     """None: it was not compared."""
+    given_up: bool = False
+    """Its place to wait was given to another."""
+    luck: float = field(default_factory=random.random)
+    """Decides between equals."""
+
+    @property
+    def own(self) -> Key:
+        """The key of the count of its account from its address."""
+        return self.account, self.networks[0]
 
 
 class Attempts:
@@ -64,7 +91,7 @@ class Attempts:
         self._counts: OrderedDict[Key, _Count] = OrderedDict()
         self._familiar: OrderedDict[Key, float] = OrderedDict()
         """When the right secret last came, by account and address."""
-        self._held: Counter[str] = Counter()
+        self._held: list[Attempt] = []
         self._closed = False
 
     @contextmanager
@@ -73,18 +100,18 @@ class Attempts:
 
         Raises TooManyRequests when it would have to wait for too long, or among too many.
         """
-        network = network_of(address)
+        attempt = Attempt(account, networks_of(address))
         with self._changed:
-            self._wait(account, network)
-            keys = self._keys(account, network)
+            self._wait(attempt)
+            attempt.familiar, attempt.standing = self._is_familiar(attempt), self._standing(attempt)
+            keys = self._keys(attempt)
             for key in keys:
                 self._count(key).running += 1
-            attempt = Attempt(familiar=self._is_familiar(account, network))
         try:
             yield attempt
         finally:
             with self._changed:
-                self._end(keys, account, network, attempt.right)
+                self._end(keys, attempt)
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -93,46 +120,93 @@ class Attempts:
             self._closed = True
             self._changed.notify_all()
 
-    def _wait(self, account: str, network: str) -> None:
+    # --- waiting -------------------------------------------------------------------------------------------
+
+    def _wait(self, attempt: Attempt) -> None:
         until = monotonic() + self._longest_s
-        held = False
         try:
-            while (wait_s := self._delay_s(account, network)) > 0:
+            while (wait_s := self._delay_s(attempt)) > 0:
                 if self._closed:
                     raise Busy("The service stops. Try again when it has started again.", 5)
                 left_s = until - monotonic()
                 # What an attempt that runs comes to (inf) is known in a moment. A delay must end in time.
-                if left_s <= 0 or left_s + 1 < wait_s < math.inf:
+                if attempt.given_up or left_s <= 0 or left_s + 1 < wait_s < math.inf:
                     raise self._refusal(wait_s)
-                if not held:
-                    if self._held.total() >= MOST_HELD or self._held[network] >= MOST_HELD_PER_ADDRESS:
-                        raise self._refusal(wait_s)
-                    self._held[network] += 1
-                    held = True
+                if attempt not in self._held:
+                    self._hold(attempt, wait_s)
                 self._changed.wait(min(wait_s, left_s))
         finally:
-            if held:
-                self._held[network] -= 1
-                if not self._held[network]:
-                    del self._held[network]
+            if attempt in self._held:
+                self._held.remove(attempt)
+                self._changed.notify_all()  # it may have been the next of its lane
 
-    def _delay_s(self, account: str, network: str) -> float:
-        """Return how long an attempt has to wait now; inf: until one that runs has ended."""
-        longest_s = min(self._longest_s, LONGEST_FAMILIAR_S) if self._is_familiar(account, network) else self._longest_s
-        delay_s = 0.0
-        for key in self._keys(account, network):
-            count = self._counts.get(key)
-            if count is None:
-                continue
-            free = self._free if len(key) > 1 else self._free * EVERYWHERE
-            failures = count.failures if monotonic() - count.failed_at < FORGOTTEN_S else 0
-            if failures + count.running < free:
-                continue
-            if count.running:
-                return math.inf
-            growing_s = float(2 ** min(failures - free, 30))
-            delay_s = max(delay_s, count.failed_at + min(longest_s, growing_s) - monotonic())
+    def _hold(self, attempt: Attempt, wait_s: float) -> None:
+        """Give an attempt a place to wait, if need be that of another, which then is told to come back."""
+        rivals = [one for one in self._held if one.networks[0] == attempt.networks[0]]
+        if len(rivals) < MOST_HELD_PER_ADDRESS:
+            rivals = self._held if len(self._held) >= MOST_HELD else []
+        self._held.append(attempt)
+        if rivals:
+            last = self._last({*rivals, attempt})
+            self._held.remove(last)
+            last.given_up = True
+            if last is attempt:
+                raise self._refusal(wait_s)
+            self._changed.notify_all()
+
+    def _last(self, among: set[Attempt]) -> Attempt:
+        """Return the attempt of ``among`` that is furthest from its turn: no lane of an account takes all places."""
+        before: Counter[Key] = Counter()
+        last, furthest = None, None
+        for one in sorted(self._held, key=self._rank):
+            lane = self._lane(one)
+            before[lane] += 1
+            place = (before[lane], self._standing(one), one.luck)
+            if one in among and (furthest is None or place > furthest):
+                last, furthest = one, place
+        assert last is not None  # what is asked about is held
+        return last
+
+    def _delay_s(self, attempt: Attempt) -> float:
+        """Return how long an attempt has to wait now; inf: until another has ended."""
+        delay_s = self._own_delay_s(attempt)
+        if self._is_familiar(attempt) or self._is_free((attempt.account,), self._free * EVERYWHERE):
+            return delay_s
+        lane = self._counts.get(self._lane(attempt), _Count())
+        delay_s = max(delay_s, math.inf if lane.running else lane.failed_at + self._lane_s(attempt) - monotonic())
+        if delay_s <= 0 and any(self._goes_first(one, attempt) for one in self._held):
+            return math.inf
         return delay_s
+
+    def _own_delay_s(self, attempt: Attempt) -> float:
+        if self._is_free(attempt.own, self._free):
+            return 0.0
+        count = self._counts[attempt.own]
+        if count.running:
+            return math.inf
+        longest_s = min(self._longest_s, LONGEST_FAMILIAR_S) if self._is_familiar(attempt) else self._longest_s
+        growing_s = float(2 ** min(self._failures(attempt.own) - self._free, 30))
+        return max(0.0, count.failed_at + min(longest_s, growing_s) - monotonic())
+
+    def _goes_first(self, one: Attempt, other: Attempt) -> bool:
+        """Return True if one attempt waits for nothing but its lane, and has the turn before another there."""
+        return (
+            self._lane(one) == self._lane(other) and self._rank(one) < self._rank(other) and self._own_delay_s(one) <= 0
+        )
+
+    def _rank(self, attempt: Attempt) -> tuple[int, Standing, float]:
+        """Return what is less for an attempt that has its turn earlier."""
+        return self._failures(attempt.own), self._standing(attempt), attempt.luck
+
+    def _lane(self, attempt: Attempt) -> Key:
+        """Return among whom an attempt has its turn; a familiar address waits for nobody but itself."""
+        if self._is_familiar(attempt):
+            return attempt.own
+        return attempt.account, "lane", str(self._lane_s(attempt))
+
+    def _lane_s(self, attempt: Attempt) -> float:
+        """Return the seconds between two attempts of the addresses that have failed as often."""
+        return float(min(self._longest_s, FIRST_LANE_S * 2 ** min(self._failures(attempt.own), 30)))
 
     def _refusal(self, wait_s: float) -> Busy | TooManyRequests:
         if wait_s == math.inf:
@@ -140,12 +214,25 @@ class Attempts:
         whole_s = max(1, math.ceil(min(wait_s, self._longest_s)))
         return TooManyRequests(f"Too many logins with a wrong password or secret. Try again in {whole_s} s.", whole_s)
 
-    def _keys(self, account: str, network: str) -> tuple[Key, ...]:
-        own = (account, network)
-        return (own,) if self._is_familiar(account, network) else (own, (account,))
+    # --- counts --------------------------------------------------------------------------------------------
 
-    def _is_familiar(self, account: str, network: str) -> bool:
-        return monotonic() - self._familiar.get((account, network), -math.inf) < LATELY_S
+    def _keys(self, attempt: Attempt) -> tuple[Key, ...]:
+        return (attempt.own,) if attempt.familiar else (attempt.own, (attempt.account,), self._lane(attempt))
+
+    def _is_familiar(self, attempt: Attempt) -> bool:
+        return monotonic() - self._familiar.get(attempt.own, -math.inf) < LATELY_S
+
+    def _standing(self, attempt: Attempt) -> Standing:
+        return tuple(min(self._free, self._failures(("from", one))) for one in reversed(attempt.networks))
+
+    def _failures(self, key: Key) -> int:
+        count = self._counts.get(key)
+        return count.failures if count is not None and monotonic() - count.failed_at < FORGOTTEN_S else 0
+
+    def _is_free(self, key: Key, free: int) -> bool:
+        """Return True if there were less failures than ``free``, also when all that run fail."""
+        count = self._counts.get(key)
+        return count is None or self._failures(key) + count.running < free
 
     def _count(self, key: Key) -> _Count:
         count = self._counts.setdefault(key, _Count())
@@ -156,20 +243,19 @@ class Attempts:
                 del self._counts[idle]
         return count
 
-    def _end(self, keys: tuple[Key, ...], account: str, network: str, right: bool | None) -> None:
-        now = monotonic()
+    def _end(self, keys: tuple[Key, ...], attempt: Attempt) -> None:
         for key in keys:
-            count = self._count(key)
-            count.running -= 1
-            if right is False:
-                count.failures = 1 if now - count.failed_at >= FORGOTTEN_S else count.failures + 1
-                count.failed_at = now
-            elif right and len(key) > 1:
-                count.failures = 0
-            if not count.failures and not count.running:
-                del self._counts[key]
-        if right:
-            self._familiar.pop((account, network), None)
-            self._familiar[(account, network)] = now
+            self._count(key).running -= 1
+        if attempt.right is False:
+            for key in (*keys, *(("from", one) for one in dict.fromkeys(attempt.networks))):
+                self._count(key).failures = self._failures(key) + 1
+                self._count(key).failed_at = monotonic()
+        elif attempt.right:
+            self._count(attempt.own).failures = 0
+            self._familiar.pop(attempt.own, None)
+            self._familiar[attempt.own] = monotonic()
             if len(self._familiar) > MOST:
                 self._familiar.popitem(last=False)
+        for key in keys:
+            if (count := self._counts.get(key)) is not None and not count.failures and not count.running:
+                del self._counts[key]

@@ -1,21 +1,24 @@
 """The threads that hash passwords, and the short queue in front of them.
 
 A hash takes some 20 ms of a processor and 19 MiB. However many people log in at once, no more than ``THREADS`` hashes
-run; some wait, in turns over the addresses they come from; and who finds the queue full is told when to come back.
+run; some wait, in turns over the addresses they come from; and when the queue is full, one is told when to come back:
+of the address with the most in it, then of the networks that have failed most lately.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import random
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from blockstore.errors import Busy
+from blockstore.turns import Turns
 
 T = TypeVar("T")
 
@@ -33,12 +36,15 @@ _M_MMAP_THRESHOLD = -3
 _MMAP_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Job:
     work: Callable[[], Any]
     address: str
     account: str
     familiar: bool
+    standing: tuple[int, ...]
+    luck: float = field(default_factory=random.random)
+    """Decides between equals."""
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -50,20 +56,28 @@ class HashingPool:
         give_memory_back()
         self._threads, self._most_waiting, self._kept = threads, most_waiting, kept
         self._changed = threading.Condition()
-        self._lines: OrderedDict[str, deque[_Job]] = OrderedDict()
-        """What waits, by address; the first address has its turn."""
-        self._accounts: Counter[str] = Counter()
+        self._turns: Turns[_Job] = Turns()
+        """What waits, by address."""
+        self._waiting: list[_Job] = []
+        """The same, as it came."""
         self._running: list[threading.Thread] = []
         self._closed = False
 
-    def run(self, work: Callable[[], T], *, address: str, account: str, familiar: bool = False) -> T:
+    def run(
+        self,
+        work: Callable[[], T],
+        *,
+        address: str,
+        account: str,
+        familiar: bool = False,
+        standing: tuple[int, ...] = (),
+    ) -> T:
         """Return what ``work`` returns. Raises Busy when too many wait, and what ``work`` raises.
 
-        ``familiar``: the caller has proved lately who it is, and has places that strangers cannot fill.
-
-        A full queue has room for an address that has less in it than another: the other gives up its newest.
+        ``familiar``: the caller has proved lately who it is, and has places that strangers cannot fill. ``standing``:
+        what the networks around the address have failed lately, as ``attempts.Attempt`` has it.
         """
-        job = _Job(work=work, address=address, account=account, familiar=familiar)
+        job = _Job(work=work, address=address, account=account, familiar=familiar, standing=standing)
         with self._changed:
             self._admit(job)
             if len(self._running) < self._threads:
@@ -76,45 +90,53 @@ class HashingPool:
         """Refuse what waits and what comes; what runs ends by itself in a moment."""
         with self._changed:
             self._closed = True
-            for line in self._lines.values():
-                for job in line:
-                    job.result.set_exception(too_many_logins())
-            self._lines.clear()
-            self._accounts.clear()
+            for job in [*self._waiting]:
+                self._give_up(job)
             self._changed.notify_all()
 
     def _admit(self, job: _Job) -> None:
-        if self._closed or self._accounts[job.account] >= min(MOST_WAITING_PER_ACCOUNT, self._most_waiting):
+        rivals = self._rivals(job)
+        if self._closed or (last := self._last(rivals, job)) is job:
             raise too_many_logins()
-        if self._accounts.total() >= self._most_waiting - (0 if job.familiar else self._kept):
-            longest = max(self._lines, key=lambda address: len(self._lines[address]))
-            if len(self._lines[longest]) <= len(self._lines.get(job.address, ())) + 1:
-                raise too_many_logins()
-            given_up = self._lines[longest].pop()
-            self._leave(given_up)
-            given_up.result.set_exception(too_many_logins())
-        self._lines.setdefault(job.address, deque()).append(job)
-        self._accounts[job.account] += 1
+        if last is not None:
+            self._give_up(last)
+        self._turns.put(job.address, job)
+        self._waiting.append(job)
 
-    def _leave(self, job: _Job) -> None:
-        self._accounts[job.account] -= 1
-        if not self._accounts[job.account]:
-            del self._accounts[job.account]
+    def _rivals(self, job: _Job) -> list[_Job] | None:
+        """Return those of whom one has to go if a job comes; None if there is room."""
+        same = [one for one in self._waiting if one.account == job.account]
+        if len(same) >= min(MOST_WAITING_PER_ACCOUNT, self._most_waiting):
+            return same
+        strangers = [one for one in self._waiting if not one.familiar]
+        if not job.familiar and len(strangers) >= self._most_waiting - self._kept:
+            return strangers
+        return self._waiting if len(self._waiting) >= self._most_waiting else None
+
+    def _last(self, rivals: list[_Job] | None, job: _Job) -> _Job | None:
+        """Return who of the rivals and a job that comes has the least claim to wait; None if there is room."""
+        if rivals is None:
+            return None
+        before: Counter[str] = Counter()
+        claims: dict[_Job, tuple[int, tuple[int, ...], float]] = {}
+        for one in (*self._waiting, job):
+            before[one.address] += 1
+            claims[one] = (before[one.address], one.standing, one.luck)
+        return max((*rivals, job), key=claims.__getitem__)
+
+    def _give_up(self, job: _Job) -> None:
+        self._turns.remove(job.address, job)
+        self._waiting.remove(job)
+        job.result.set_exception(too_many_logins())
 
     def _next(self) -> _Job | None:
         with self._changed:
-            while not self._lines:
+            while (turn := self._turns.take()) is None:
                 if self._closed:
                     return None
                 self._changed.wait()
-            address, line = next(iter(self._lines.items()))
-            job = line.popleft()
-            self._leave(job)
-            if line:
-                self._lines.move_to_end(address)
-            else:
-                del self._lines[address]
-            return job
+            self._waiting.remove(turn[1])
+            return turn[1]
 
     def _work(self) -> None:
         while (job := self._next()) is not None:

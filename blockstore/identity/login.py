@@ -158,6 +158,7 @@ class Login:
                 address=network_of(address),
                 account=account,
                 familiar=attempt.familiar,
+                standing=attempt.standing,
             )
         if not attempt.right:
             log.warning("a login from %s failed", address)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from blockstore.errors import Busy, TooManyRequests
 from blockstore.identity import attempts
-from blockstore.identity.attempts import EVERYWHERE, Attempts
+from blockstore.identity.attempts import EVERYWHERE, Attempt, Attempts
 
 FREE, LONGEST_S = 3, 8.0
 
@@ -91,8 +92,91 @@ def test_many_addresses_together_are_slowed_and_a_familiar_one_is_not(slowed: Sl
     slowed.tried("u", "198.51.100.7", right=True)
     for number in range(FREE * EVERYWHERE):
         assert slowed.tried("u", f"192.0.2.{number}") == 0
-    assert [slowed.tried("u", f"203.0.113.{number}") for number in range(5)] == [1, 2, 4, 8, 8]
+    assert [slowed.tried("u", f"203.0.113.{number}") for number in range(5)] == [2] * 5
     assert slowed.tried("u", "198.51.100.7", right=True) == 0
+
+
+def test_an_address_waits_for_those_that_have_failed_as_often(slowed: Slowed) -> None:
+    """However many others guess: the first attempt of an address is behind no second one."""
+    for number in range(FREE * EVERYWHERE):
+        slowed.tried("u", f"192.0.2.{number}")
+    assert [slowed.tried("u", f"192.0.2.{number}") for number in range(5)] == [0, 4, 4, 4, 4]
+    assert [slowed.tried("u", f"192.0.2.{number}") for number in range(5)] == [0, 8, 8, 8, 8]
+    assert slowed.tried("u", "198.51.100.1", right=True) == 0
+
+
+def test_the_guesses_at_an_account_are_bounded_from_however_many_addresses(slowed: Slowed) -> None:
+    """Each lane by itself; here those of the addresses that have not failed, and of those that fail again and again."""
+    began = slowed.clock.now
+    for number in range(1000):
+        slowed.tried("u", f"10.{number >> 8}.{number & 255}.1")
+    assert slowed.clock.now - began >= (1000 - FREE * EVERYWHERE - 1) * attempts.FIRST_LANE_S
+    for number in range(10 * FREE):
+        slowed.tried("u", f"192.0.2.{number % 5}")
+    began = slowed.clock.now
+    for number in range(100):
+        slowed.tried("u", f"192.0.2.{number % 5}")
+    assert slowed.clock.now - began >= 99 * LONGEST_S
+
+
+def held(guesses: Attempts, account: str, address: str, callers: ThreadPoolExecutor) -> Future[Attempt]:
+    """Make an attempt whose secret is wrong; return when it is held, was refused, or was made."""
+
+    def made() -> Attempt:
+        with guesses.made(account, address) as attempt:
+            attempt.right = False
+        return attempt
+
+    before = [*guesses._held]
+    asked = callers.submit(made)
+    while not asked.done() and guesses._held == before:
+        threading.Event().wait(0.001)
+    return asked
+
+
+@pytest.fixture
+def besieged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attempts]:
+    """Attempts after strangers of one network have guessed, while one that has not failed before is compared."""
+    guesses = Attempts(1, 20.0)
+    monkeypatch.setattr(attempts, "FIRST_LANE_S", 0.01)
+    for number in range(EVERYWHERE):
+        with guesses.made("u", f"192.0.2.{number}") as attempt:
+            attempt.right = False
+    with guesses.made("u", "192.0.2.99"):
+        yield guesses
+    assert not guesses._held
+
+
+def test_the_next_is_of_the_network_that_has_not_failed(besieged: Attempts) -> None:
+    with ThreadPoolExecutor(8) as callers:
+        waits = [held(besieged, "u", f"192.0.2.{number}", callers) for number in range(100, 104)]
+        waits.append(held(besieged, "u", "198.51.100.1", callers))
+        order = sorted(besieged._held, key=besieged._rank)
+        assert order[0].networks[0] == "198.51.100.1"
+        assert [
+            one for one in besieged._held if all(not besieged._goes_first(other, one) for other in besieged._held)
+        ] == [order[0]]
+        besieged.close()
+        assert {type(one.exception(20)) for one in waits} == {Busy}
+
+
+def test_places_to_wait_are_given_to_who_has_not_failed(besieged: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "MOST_HELD", 3)
+    with ThreadPoolExecutor(8) as callers:
+        waits = [held(besieged, "u", f"192.0.2.{number}", callers) for number in range(100, 105)]
+        while sum(one.done() for one in waits) < 2:
+            threading.Event().wait(0.001)
+        user = held(besieged, "u", "198.51.100.1", callers)
+        assert [one.networks[0] for one in besieged._held].count("198.51.100.1") == 1
+        assert len(besieged._held) == 3
+        with besieged.made("u", "192.0.2.7"):
+            # One who has failed once is alone in a lane, and has a place beside all those who have not failed yet.
+            mistaken = held(besieged, "u", "192.0.2.8", callers)
+            assert [one.networks[0] for one in besieged._held].count("192.0.2.8") == 1
+            assert len(besieged._held) == 3
+        assert mistaken.result(20).right is False
+        besieged.close()
+        assert {type(one.exception(20)) for one in (*waits, user)} == {Busy}
 
 
 def test_a_familiar_address_is_held_for_a_short_time_only(slowed: Slowed) -> None:
@@ -142,15 +226,17 @@ def test_only_some_are_held_and_the_rest_are_told_when_to_come_back(monkeypatch:
     guesses = Attempts(1, 20.0)
     with guesses.made("u", "192.0.2.1") as attempt:
         attempt.right = False
-    with ThreadPoolExecutor(2) as threads:
-        held = [threads.submit(guesses.made("u", "192.0.2.1").__enter__) for _ in range(2)]
-        while guesses._held.total() < 2:
-            assert not any(one.done() for one in held)
-        with pytest.raises(TooManyRequests) as refused, guesses.made("u", "192.0.2.1"):
-            pass
-        assert refused.value.wait_s == 1
+    with ThreadPoolExecutor(3) as threads:
+        waits = [held(guesses, "u", "192.0.2.1", threads) for _ in range(2)]
+        assert not any(one.done() for one in waits)
+        waits.append(held(guesses, "u", "192.0.2.1", threads))  # one of the three, by chance, gives way
+        while not any(one.done() for one in waits):
+            threading.Event().wait(0.001)
+        refused = next(one for one in waits if one.done()).exception()
+        assert isinstance(refused, TooManyRequests)
+        assert refused.wait_s == 1
         guesses.close()  # as a stop does
-        assert {type(one.exception(20)) for one in held} == {Busy}
+        assert sorted(type(one.exception(20)).__name__ for one in waits) == ["Busy", "Busy", "TooManyRequests"]
     assert not guesses._held
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -47,6 +51,19 @@ def login(served: Served, name: str, password: str) -> tuple[int, Message]:
             return refused.code, refused.headers
 
 
+def login_from(address: str, served: Served, name: str, password: str) -> tuple[int, int]:
+    """Log in from an address of this machine; return the status and the seconds of Retry-After."""
+    user = {"name": name, "domain": {"id": "default"}, "password": password}
+    body = {"auth": {"identity": {"methods": ["password"], "password": {"user": user}}}}
+    there = urlsplit(served.url)
+    connection = http.client.HTTPConnection(there.hostname or "", there.port, timeout=60, source_address=(address, 0))
+    with contextlib.closing(connection):
+        connection.request("POST", "/identity/v3/auth/tokens", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, int(answer.headers.get("Retry-After", 0))
+
+
 def memory_mib(served: Served, name: str) -> float:
     """Return one of the figures that the kernel keeps."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
@@ -81,6 +98,50 @@ def test_others_are_answered_and_memory_comes_back(served: Served) -> None:
     assert memory_mib(served, "VmHWM") <= before + MOST_GROWTH_MIB
     assert memory_mib(served, "VmRSS") <= before + MOST_GROWTH_MIB / 2
     assert login(served, "admin", password)[0] == 201
+
+
+def test_a_new_address_logs_in_while_strangers_at_many_others_guess(served: Served) -> None:
+    """First at names that are not there, which fills the queue of hashes; then at the name of the user."""
+    password = (served.state_dir / "admin-password").read_text().strip()
+    statuses: Counter[int] = Counter()
+    name, ended = "nobody-{}", threading.Event()
+
+    def guess(address: str) -> None:
+        for number in range(10_000):
+            if ended.is_set():
+                return
+            status, _ = login_from(address, served, name.format(f"{address}-{number}"), "wrong")
+            statuses[status] += 1
+            ended.wait(0.05 if status != 401 else 0)
+
+    def until(seen: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not seen():
+            assert time.monotonic() < deadline, statuses
+            time.sleep(0.02)
+
+    def repeated(address: str) -> int:
+        """Log in as admin as a client does that repeats when it is told to, for 15 seconds."""
+        deadline = time.monotonic() + 15
+        while True:
+            status, again_s = login_from(address, served, "admin", password)
+            if status == 201 or time.monotonic() > deadline:
+                return status
+            time.sleep(again_s)
+
+    with ThreadPoolExecutor(40) as guessers:
+        try:
+            for number in range(40):
+                guessers.submit(guess, f"127.8.{number % 4}.{number}")
+            until(lambda: statuses[401] >= 30 and statuses[503] >= 1)
+            assert [repeated(f"127.9.8.{number}") for number in range(2)] == [201] * 2
+            name = "admin"
+            statuses.clear()
+            until(lambda: statuses[429] >= 10)
+            assert [repeated(f"127.9.9.{number}") for number in range(2)] == [201] * 2
+        finally:
+            ended.set()
+            served.kill()  # some are held for up to half a minute
 
 
 def test_a_stop_does_not_wait_for_logins_that_are_held(served: Served) -> None:

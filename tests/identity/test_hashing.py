@@ -30,7 +30,9 @@ class Gate:
         self.first = self.callers.submit(self.pool.run, busy, address="first", account="first")
         assert begun.wait(20)
 
-    def ask(self, name: str, address: str, account: str = "", *, familiar: bool = False) -> Future[str]:
+    def ask(
+        self, name: str, address: str, account: str = "", *, familiar: bool = False, standing: tuple[int, ...] = ()
+    ) -> Future[str]:
         """Ask for one more and return when it waits, or was refused."""
 
         def work() -> str:
@@ -38,14 +40,21 @@ class Gate:
             return name
 
         before = self.waiting()
-        asked = self.callers.submit(self.pool.run, work, address=address, account=account or name, familiar=familiar)
+        asked = self.callers.submit(
+            self.pool.run,
+            work,
+            address=address,
+            account=account or name,
+            familiar=familiar,
+            standing=standing,
+        )
         while not asked.done() and self.waiting() == before:
             threading.Event().wait(0.001)
         return asked
 
     def waiting(self) -> list[object]:
         """Return what waits."""
-        return [job for line in list(self.pool._lines.values()) for job in list(line)]
+        return [*self.pool._waiting]
 
     def open(self) -> None:
         """Let the first one end."""
@@ -81,6 +90,50 @@ def test_addresses_take_turns(gate: Callable[[int], Gate]) -> None:
     assert pool.done == ["a0", "b", "c", "a1", "a2", "a3"]
 
 
+def test_who_has_not_failed_takes_the_place_of_one_who_has(gate: Callable[[int], Gate]) -> None:
+    """As many addresses as there are places, with one login each: a login from another address has a place."""
+    pool = gate(4)
+    guessers = [pool.ask(f"g{number}", f"g{number}", standing=(4, 4, number)) for number in range(4)]
+    user = pool.ask("user", "home", standing=(4, 0, 0))  # a neighbour has guessed
+    with pytest.raises(Busy):
+        guessers[3].result(20)
+    with pytest.raises(Busy):
+        pool.ask("another", "g4", standing=(4, 4, 9)).result(20)
+    pool.open()
+    assert [one.result(20) for one in (*guessers[:3], user)] == ["g0", "g1", "g2", "user"]
+
+
+def test_a_place_is_given_by_chance_among_equals(gate: Callable[[int], Gate]) -> None:
+    pool = gate(4)
+    asked = [pool.ask(f"a{number}", f"a{number}") for number in range(40)]
+    while len(refused := [number for number, one in enumerate(asked) if one.done()]) < 36:
+        threading.Event().wait(0.001)
+    assert refused != [*range(4, 40)]
+
+
+def test_the_queue_of_one_account_has_a_place_for_who_has_not_failed(
+    gate: Callable[[int], Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "MOST_WAITING_PER_ACCOUNT", 2)
+    pool = gate(8)
+    guesses = [pool.ask(f"g{number}", f"g{number}", "x", standing=(1, 1, number)) for number in range(2)]
+    user = pool.ask("user", "home", "x", standing=(0, 0, 0))
+    with pytest.raises(Busy):
+        guesses[1].result(20)
+    pool.open()
+    assert [one.result(20) for one in (guesses[0], user)] == ["g0", "user"]
+
+
+def test_strangers_displace_nobody_who_logged_in_lately(gate: Callable[..., Gate]) -> None:
+    pool = gate(4, kept=2)
+    known = [pool.ask(f"k{number}", "home", familiar=True, standing=(9, 9, 9)) for number in range(2)]
+    strangers = [pool.ask(f"s{number}", f"s{number}", standing=(number,)) for number in (2, 1, 0)]
+    with pytest.raises(Busy):
+        strangers[0].result(20)
+    pool.open()
+    assert [one.result(20) for one in (*known, *strangers[1:])] == ["k0", "k1", "s1", "s0"]
+
+
 def test_a_full_queue_refuses_with_the_time_to_come_back(gate: Callable[[int], Gate]) -> None:
     pool = gate(4)
     kept = [pool.ask(f"a{number}", "a") for number in range(4)]
@@ -95,10 +148,10 @@ def test_strangers_from_many_addresses_leave_places_for_those_who_logged_in_late
     pool = gate(6, kept=2)
     strangers = [pool.ask(f"s{number}", f"a{number}") for number in range(4)]
     with pytest.raises(Busy):
-        pool.ask("one more", "a9").result(20)
+        pool.ask("one more", "a9", standing=(1,)).result(20)
     known = [pool.ask(f"k{number}", f"home{number}", familiar=True) for number in range(2)]
     with pytest.raises(Busy):
-        pool.ask("too many", "home9", familiar=True).result(20)
+        pool.ask("too many", "home9", familiar=True, standing=(1,)).result(20)
     pool.open()
     assert [one.result(20) for one in (*strangers, *known)] == ["s0", "s1", "s2", "s3", "k0", "k1"]
 
@@ -108,7 +161,7 @@ def test_an_address_that_fills_the_queue_gives_up_its_newest_for_another(gate: C
     flood = [pool.ask(f"a{number}", "a") for number in range(4)]
     first, second = pool.ask("b0", "b"), pool.ask("b1", "b")
     with pytest.raises(Busy):
-        pool.ask("b2", "b").result(20)  # both have two now
+        pool.ask("b2", "b", standing=(1,)).result(20)  # both have two now
     for given_up in flood[2:]:
         with pytest.raises(Busy):
             given_up.result(20)
@@ -123,7 +176,7 @@ def test_one_account_takes_half_of_the_queue_from_wherever_it_is_tried(
     pool = gate(4)
     kept = [pool.ask(f"x{number}", f"address-{number}", "x") for number in range(2)]
     with pytest.raises(Busy):
-        pool.ask("x2", "address-2", "x").result(20)
+        pool.ask("x2", "address-2", "x", standing=(1,)).result(20)
     other = pool.ask("y", "address-3")
     pool.open()
     assert [one.result(20) for one in (*kept, other)] == ["x0", "x1", "y"]
