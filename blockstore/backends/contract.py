@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
 from blockstore.config import option as option
-from blockstore.errors import BackendError, NotSupported
+from blockstore.errors import BackendError, NotSupported, Unreachable
 
 GIB = 2**30
 
@@ -173,6 +173,8 @@ class Backend(ABC):
         self.state_dir = state_dir
         self.is_attached: Callable[[str], bool] = lambda _volume: False
         """Says whether somebody was told how to reach a volume, and may have it open; the service sets it."""
+        self.recognised = ""
+        """The identity that ``recognise`` was told last; empty: none is recorded."""
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
@@ -187,6 +189,7 @@ class Backend(ABC):
 
         Called at start, every report interval, and by ``blockstore backend check``. May create what the pool needs
         (its directory, its thin pool). Raises Unreachable with a sentence that says what to do.
+        When an identity is recorded, the service has proved it before, and nothing that was there before is made anew.
         """
 
     @abstractmethod
@@ -209,6 +212,43 @@ class Backend(ABC):
     def list_snapshots(self) -> Mapping[str, str]:
         """Return name and volume name of every snapshot on the pool; the volume may be gone (empty string)."""
 
+    # --- what the storage is, and whose ------------------------------------------------------------------
+
+    def recognise(self, identity: str) -> None:
+        """Learn which identity is recorded for this pool; an empty one: none is. Touch no storage.
+
+        Called before anything else, and before every look, for the record may change while the service runs.
+        """
+        self.recognised = identity
+
+    def identity(self) -> str:
+        """Return what this storage is, whatever it is called: the same for ever, and another for every other storage.
+
+        Two disks, groups, shares or pools that follow each other under one name differ. 1 to 200 printable ASCII
+        characters without spaces. Empty: the storage carries no identity yet (``change_owner`` gives it one), or
+        this plugin cannot tell. Makes nothing on the storage: it may be another one than it should be.
+        """
+        return ""
+
+    def prove_identity(self) -> None:
+        """Raise Unreachable unless this is the storage that is recorded.
+
+        The service asks at every look. A plugin asks before it takes a missing volume for a deleted one, unless it
+        knows by other means that the storage has not changed since the look.
+        """
+        if self.recognised and (found := self.identity()) != self.recognised:
+            raise self.not_recognised(found)
+
+    def not_recognised(self, found: str) -> Unreachable:
+        """Return the error for storage that is another one than is recorded."""
+        section = self.name if self.pool == self.name else f"{self.name}#{self.pool}"
+        return Unreachable(
+            f"The storage of {self.pool} is not the one that is known: {self.recognised or 'none'} is recorded, and"
+            f" {found or 'none'} is there. Bring the known storage back: is it mounted, and is this its place? Nothing"
+            f" is created or deleted meanwhile. If it is new for good, say so: blockstore backend accept {section}"
+            f" --found {found or 'none'}"
+        )
+
     def owner(self) -> str | None:
         """Return the id of the installation whose mark the storage carries; None when it carries none."""
         raise self._not_supported("owner_mark")
@@ -216,6 +256,7 @@ class Backend(ABC):
     def change_owner(self, former: str | None, owner: str | None) -> None:
         """Replace the mark ``former`` by ``owner``; None stands for no mark. Leave any mark but ``former`` alone.
 
+        A mark is given with an identity, if the storage has none: also when ``owner`` is ``former``.
         The mark stays when volumes go, is on the storage itself, and is no volume. An id has 1 to 64 letters, digits
         and ``-``. When two installations write at the same moment, ``owner`` tells the same one to both afterwards.
         """

@@ -66,6 +66,8 @@ class Pool:
     snapshots: dict[str, tuple[str, Image]] = field(default_factory=dict)
     openers: Counter[str] = field(default_factory=Counter)
     owner: str | None = None
+    identity: str = "memory"
+    """The same for every process, which finds the pool of its name empty."""
 
 
 class MemoryBackend(Backend):
@@ -124,6 +126,10 @@ class MemoryBackend(Backend):
         self._begin("list_snapshots")
         with self._pool.lock:
             return {name: volume for name, (volume, _image) in self._pool.snapshots.items()}
+
+    def identity(self) -> str:
+        self._begin("identity")
+        return self._pool.identity
 
     def owner(self) -> str | None:
         self._begin("owner")

@@ -426,6 +426,15 @@ class PoolUsage(Base):
     snapshot_gib: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
+class PoolIdentity(Base):
+    """What the storage of a pool is, whatever it is called: compared at every look."""
+
+    __tablename__ = "pool_identities"
+
+    pool: Mapped[str] = mapped_column(Name, primary_key=True)
+    identity: Mapped[str] = mapped_column(Name)
+
+
 class ServiceRow(Base):
     """What an administrator has said of one service: on or off, and why."""
 

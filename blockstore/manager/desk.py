@@ -18,7 +18,7 @@ from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import Unreachable, VolumeMissing
 from blockstore.manager.exports import Exports
-from blockstore.manager.installations import claim
+from blockstore.manager.recognition import prove
 from blockstore.orders import Order
 from blockstore.states import A
 
@@ -50,7 +50,7 @@ class Desk:
         if report is not None and not report.up:
             raise Unreachable(f"The pool {pool} is down: {report.reason}")
         if report is None and self.installation:
-            claim(backend, self.installation)  # it did not answer the first look in time
+            prove(self.db, str(pool), backend, self.installation)  # it did not answer the first look in time
         return backend
 
 

@@ -16,7 +16,7 @@ from blockstore.config import BackendSection
 from blockstore.db.models import now
 from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
 from blockstore.manager.desk import Desk
-from blockstore.manager.installations import claim
+from blockstore.manager.recognition import prove
 from blockstore.repeats import Repeats
 
 log = logging.getLogger(__name__)
@@ -83,9 +83,10 @@ def report(desk: Desk, pool: str) -> None:
     capabilities = before.capabilities if before else Capabilities()
     capacity = before.capacity if before else Capacity(total_gib=0, free_gib=0)
     try:
-        backend.check()
         if desk.installation:
-            claim(backend, desk.installation)
+            prove(desk.db, pool, backend, desk.installation)
+        else:
+            backend.check()
         capabilities, capacity = _with_target(desk, pool, backend.capabilities()), backend.capacity()
     except Exception as exc:
         if is_out_of_files(exc) and before is not None:

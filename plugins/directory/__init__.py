@@ -5,6 +5,7 @@
     PATH/snapshots/SNAPSHOT.of              says whose snapshot this name is, so that no name is given twice
     .NAME.tmp                               something unfinished, replaced or removed by the next call for NAME
     .blockstore-owner                       the id of the installation that uses the directory
+    .blockstore-identity                    what this directory is, also on another disk or at another place
 
 A thing exists when its file is under its final name; files get there by rename, finished and flushed. No operation
 reads a whole directory, except the two that list it. Other file-based plugins may extend the class.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,6 +48,9 @@ FORMATS: tuple[Format, ...] = ("raw", "qcow2")
 
 _SNAPSHOTS = "snapshots"
 _OWNER = ".blockstore-owner"
+_IDENTITY = ".blockstore-identity"
+_marking = threading.Lock()
+"""Held while a mark is made: several sections of one installation may have the same directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,8 @@ class DirectoryBackend(Backend):
         self._format = cast(Format, settings.format)
         self._openers: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._proved: tuple[int, ...] | None = None
+        """The file that held the recorded identity when it was read last."""
 
     @property
     def file_format(self) -> str:
@@ -98,8 +105,9 @@ class DirectoryBackend(Backend):
         if self._format == "qcow2":
             commands.need_qemu_img()
         with self._explained():
-            # Of a path somebody chose only the last part is made: a parent that is missing is a disk not mounted.
-            files.make_root(self.path, parents=self._parents)
+            if not self.recognised:  # else what is missing is a disk not mounted
+                # Of a path somebody chose only the last part is made: a parent that is missing is one, too.
+                files.make_root(self.path, parents=self._parents)
             with self._root() as root:
                 root.prove_writable()
 
@@ -138,33 +146,55 @@ class DirectoryBackend(Backend):
                     found.update((image.name, owner) for image, _entry in (self._images(shots) if shots else ()))
         return found
 
+    def recognise(self, identity: str) -> None:
+        if identity != self.recognised:
+            self._proved = None
+        super().recognise(identity)
+
+    def identity(self) -> str:
+        with self._explained():
+            try:
+                with Folder.open_any(self.path) as root:  # a mount point without its disk is somebody else's
+                    return self._marked_by(root, _IDENTITY) or ""
+            except (FileNotFoundError, NotADirectoryError):
+                return ""
+
     def owner(self) -> str | None:
         with self._explained(), self._root() as root:
-            return self._marked_by(root)
+            return self._marked_by(root, _OWNER)
 
     def change_owner(self, former: str | None, owner: str | None) -> None:
-        with self._explained(), self._root() as root:
-            if self._marked_by(root) != former:
+        with _marking, self._explained(), self._root() as root:
+            if self._marked_by(root, _OWNER) != former:
                 return
             if owner is None:
                 root.remove(_OWNER)
-            elif former is not None:
-                for left in root.hidden(".owner-"):  # by a kill; the mark would have two names
+                root.sync()
+                return
+            if self._marked_by(root, _IDENTITY) is None:  # first: an owner's mark may come with a takeover, too
+                self._mark_once(root, _IDENTITY, f".identity-{owner}", _identity(secrets.token_hex(8)))
+            if former is None:
+                self._mark_once(root, _OWNER, f".owner-{owner}", _mark(owner))
+            elif former != owner:
+                for left in (*root.hidden(".owner-"), *root.hidden(".identity-")):  # by a kill; with two names
                     root.remove(left)
                 with root.building(_OWNER, _temporary(f"owner-{owner}")) as fd:
                     files.write_start(fd, _mark(owner))
-            else:
-                fresh = f".owner-{owner}"
-                with root.building(fresh, _temporary(f"owner-{owner}")) as fd:
-                    files.write_start(fd, _mark(owner))
-                with suppress(FileExistsError):
-                    root.link(fresh, _OWNER)  # of two that write at once, the first stays
-                root.remove(fresh)
             root.sync()
 
-    def _marked_by(self, root: Folder) -> str | None:
+    @staticmethod
+    def _mark_once(root: Folder, name: str, fresh: str, text: bytes) -> None:
+        """Make a mark unless there is one: of two that write at once, the first stays."""
+        with root.building(fresh, _temporary(fresh.removeprefix("."))) as fd:
+            files.write_start(fd, text)
+        with suppress(FileExistsError):
+            root.link(fresh, name)
+        root.remove(fresh)
+
+    @staticmethod
+    def _marked_by(root: Folder, name: str) -> str | None:
         try:
-            with files.closing(root.open(_OWNER, names=2)) as fd:
+            with files.closing(root.open(name, names=2)) as fd:
                 return next(iter(files.read_start(fd, 64).decode("ascii", "replace").split()), None)
         except FileNotFoundError:
             return None
@@ -410,6 +440,27 @@ class DirectoryBackend(Backend):
     # --- finding -----------------------------------------------------------------------------------------
 
     def _root(self) -> Folder:
+        """Open the pool's directory. Raises Unreachable when it is another one than is recorded.
+
+        One stat of the mark: what was unmounted since the last look would else be taken for deleted.
+        """
+        root = self._open_root()
+        if not self.recognised:
+            return root
+        try:
+            found = root.stat(_IDENTITY, names=2)
+            place = (found.st_dev, found.st_ino, found.st_ctime_ns) if found else None
+            if place is None or place != self._proved:
+                identity = self._marked_by(root, _IDENTITY) or ""
+                if identity != self.recognised:
+                    raise self.not_recognised(identity)
+                self._proved = place
+        except BaseException:
+            root.close()
+            raise
+        return root
+
+    def _open_root(self) -> Folder:
         return Folder.open_root(self.path)
 
     @contextmanager
@@ -631,6 +682,12 @@ class DirectoryBackend(Backend):
 
 def _mark(owner: str) -> bytes:
     return f"{owner}\nThe installation of blockstore that uses this directory; see `blockstore backend`.\n".encode()
+
+
+def _identity(word: str) -> bytes:
+    return (
+        f"{word}\nBy this blockstore knows the directory, wherever it is mounted; see `blockstore backend`.\n".encode()
+    )
 
 
 def _temporary(name: str) -> str:

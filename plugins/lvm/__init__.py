@@ -203,6 +203,10 @@ class LvmBackend(Backend):
                 listed[lv.name] = volume if there else ""
         return listed
 
+    def identity(self) -> str:
+        """Return the UUID of the volume group."""
+        return self._lvm.group().uuid
+
     def owner(self) -> str | None:
         """Return the installation whose tag the volume group carries."""
         return min(self._owners(), default=None)  # of two that wrote at once, both see the same

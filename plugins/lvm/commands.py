@@ -34,7 +34,7 @@ _LV_FIELDS = (
     "lv_name,lv_attr,lv_size,origin,origin_size,pool_lv,lv_tags,data_percent,metadata_percent,"
     "kernel_discards,lv_health_status,lv_check_needed"
 )
-_VG_FIELDS = "vg_size,vg_free,vg_extent_size,vg_partial,vg_exported"
+_VG_FIELDS = "vg_uuid,vg_size,vg_free,vg_extent_size,vg_partial,vg_exported"
 
 CHUNK = 64 * 1024
 """Copy-on-write unit of thick snapshots: at LVM's 4 KiB the kernel would keep 8 GiB of tables for 1 TiB."""
@@ -50,8 +50,9 @@ class NoThinTarget(NotSupported):
 
 @dataclass(frozen=True)
 class Group:
-    """A volume group's figures, in bytes."""
+    """A volume group: its UUID, and its figures in bytes."""
 
+    uuid: str
     size: int
     free: int
     extent: int
@@ -122,6 +123,7 @@ class Lvm:
             raise Unreachable(self._no_group())
         row = rows[0]
         return Group(
+            uuid=row["vg_uuid"],
             size=_int(row["vg_size"]),
             free=_int(row["vg_free"]),
             extent=_int(row["vg_extent_size"]),

@@ -98,6 +98,11 @@ class NfsBackend(DirectoryBackend):
                 backend.pool = export
         return made
 
+    def identity(self) -> str:
+        with self._mounting:
+            mounts.mounted(self.export, self.path, self._mount_options(), self._settings.timeout_s)
+            return super().identity()
+
     def check(self) -> None:
         with self._mounting:
             self._device = mounts.mounted(self.export, self.path, self._mount_options(), self._settings.timeout_s)
@@ -166,7 +171,7 @@ class NfsBackend(DirectoryBackend):
 
     # --- what is different on a share ----------------------------------------------------------------------
 
-    def _root(self) -> Folder:
+    def _open_root(self) -> Folder:
         if self._device is None:
             self.check()
         # Consumers on other nodes enter it, each as a user of its own; what is in it is private all the same.

@@ -180,6 +180,11 @@ class RbdBackend(Backend):
         rows = self._cluster.all_snapshots()
         return {name: image for image, name, _size in rows if not name.startswith(_HELPER)}
 
+    def identity(self) -> str:
+        with self._explained():
+            fsid, pool_id = self._cluster.identity()
+        return ":".join(filter(None, (fsid, str(pool_id), self._settings.namespace)))
+
     def owner(self) -> str | None:
         with self._explained():
             return self._cluster.owner()

@@ -84,6 +84,12 @@ class Cluster(Protocol):
     def figures(self) -> Figures:
         """Return what the pool has."""
 
+    def identity(self) -> tuple[str, int]:
+        """Return the cluster's id and the pool's: one that is removed and made anew gets another. Raises Unreachable.
+
+        What is asked from then on goes to that pool.
+        """
+
     def monitors(self) -> tuple[str, Sequence[tuple[str, str]]]:
         """Return the cluster's id, and host and port of each monitor."""
 

@@ -55,9 +55,7 @@ class Commands:
 
     def prove(self) -> None:
         """Raise Unreachable unless the pool can be used."""
-        for tool, package in (("rbd", PACKAGE), ("ceph", PACKAGE), ("qemu-nbd", "qemu-utils qemu-block-extra")):
-            if not have(tool):
-                raise Unreachable(missing_tool(tool, package))
+        _need_tools()
         need_conf(self._place)
         try:
             self._rbd("ls", self._place.spec, what=f"pool {self._place.spec}")
@@ -68,6 +66,16 @@ class Commands:
         """Return what the pool has."""
         quota = self._ceph("osd", "pool", "get-quota", self._place.pool)
         return figures_of(self._place.pool, self._ceph("df"), quota)
+
+    def identity(self) -> tuple[str, int]:
+        """Return the cluster's id and the pool's."""
+        _need_tools()
+        need_conf(self._place)
+        dump = self._ceph("osd", "dump")
+        for pool in dump["pools"]:
+            if pool["pool_name"] == self._place.pool:
+                return str(dump["fsid"]), int(pool["pool"])
+        raise no_pool(self._place)
 
     def monitors(self) -> tuple[str, Sequence[tuple[str, str]]]:
         """Return the cluster's id and its monitors."""
@@ -313,6 +321,12 @@ class Commands:
         with _explained(f"pool {self._place.spec}"):
             argv = ("ceph", *self._who, "--connect-timeout", limit, "--format", "json", *words)
             return json.loads(run(argv, timeout_s=self._place.timeout_s + 5, package=PACKAGE))
+
+
+def _need_tools() -> None:
+    for tool, package in (("rbd", PACKAGE), ("ceph", PACKAGE), ("qemu-nbd", "qemu-utils qemu-block-extra")):
+        if not have(tool):
+            raise Unreachable(missing_tool(tool, package))
 
 
 @contextmanager

@@ -28,13 +28,19 @@ class Connection:
         self.is_left = False
 
     def pool(self, name: str, namespace: str) -> Any:
-        """Return the ``rados.Ioctx`` of a pool."""
+        """Return the ``rados.Ioctx`` of a pool, which stays that of the pool that had the name when it was opened."""
         found = self._pools.get((name, namespace))
         if found is None:
             found = self.cluster.open_ioctx(name)
             found.set_namespace(namespace)
             self._pools[name, namespace] = found
         return found
+
+    def keep_pool(self, name: str, pool_id: int) -> None:
+        """Let go of what leads to a pool of this name with another id; who uses it keeps it to the end."""
+        self._pools = {
+            key: pool for key, pool in self._pools.items() if key[0] != name or pool.get_pool_id() == pool_id
+        }
 
     def end(self) -> None:
         """End it; may block where the cluster does not answer."""

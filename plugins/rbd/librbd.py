@@ -97,6 +97,19 @@ class Librbd:
         quota = self._monitor(prefix="osd pool get-quota", pool=self._place.pool)
         return figures_of(self._place.pool, self._monitor(prefix="df"), quota)
 
+    def identity(self) -> tuple[str, int]:
+        """Return the cluster's id and the pool's."""
+        need_conf(self._place)
+        what = f"pool {self._place.spec}"
+        with self._connected(what) as connection, self._explained(what):
+            cluster = connection.cluster
+            cluster.wait_for_latest_osdmap()
+            pool_id = cluster.pool_lookup(self._place.pool)
+            if pool_id is None:
+                raise no_pool(self._place)
+            connection.keep_pool(self._place.pool, int(pool_id))
+            return str(cluster.get_fsid()), int(pool_id)
+
     def monitors(self) -> tuple[str, Sequence[tuple[str, str]]]:
         """Return the cluster's id and its monitors."""
         return monitors_of(self._monitor(prefix="mon dump"))

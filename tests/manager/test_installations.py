@@ -166,29 +166,34 @@ def test_mark_written_by_another_at_the_same_moment_is_seen(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("after", ["building", "link"])
+@pytest.mark.parametrize("mark", [".blockstore-identity", ".blockstore-owner"])
 def test_kill_while_a_directory_is_marked_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str, after: str
 ) -> None:
     backend = DirectoryBackend("d", DirectoryOptions(), tmp_path / "state")
     backend.check()
     with monkeypatch.context() as patch:
         original = Folder.link
 
-        def killed(*words: str) -> None:
-            if after == "link":
-                original(*words)
-            raise KeyboardInterrupt
+        def killed(folder: Folder, name: str, also: str) -> None:
+            if also != mark or after == "link":
+                original(folder, name, also)
+            if also == mark:
+                raise KeyboardInterrupt
 
         patch.setattr(Folder, "link", killed)
         with pytest.raises(KeyboardInterrupt):
             backend.change_owner(None, "first")
-    assert backend.owner() == (None if after == "building" else "first")
+    assert backend.owner() == ("first" if (mark, after) == (".blockstore-owner", "link") else None)
+    identity = backend.identity()
+    assert bool(identity) == (mark == ".blockstore-owner" or after == "link")
     claim(backend, "first")
     backend.change_owner("first", "second")
     assert backend.owner() == "second"
     backend.change_owner("second", "third")
     assert backend.owner() == "third"
-    assert {path.name for path in backend.path.iterdir()} == {".blockstore-owner"}
+    assert backend.identity() == (identity or backend.identity())
+    assert {path.name for path in backend.path.iterdir()} == {".blockstore-owner", ".blockstore-identity"}
 
 
 def test_volume_group_carries_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:

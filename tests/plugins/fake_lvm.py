@@ -51,6 +51,7 @@ class FakeLvm:
         self.copied: list[tuple[str, str, int]] = []
         self.thin = True
         self.tags: set[str] = set()
+        self.uuid = "uGaFQx-0000-0000-0000-0000-0000-000000"
         patch.setattr(process, "run", self.run)
         patch.setattr(devices, "copy", self._copy)
         patch.setattr(devices, "clear", lambda path, *region: self._clear(path, *region))
@@ -134,7 +135,12 @@ class FakeLvm:
 
     def _vgs(self, _options: dict[str, str], rest: list[str]) -> str:
         _vg(rest[0])
-        row = {"vg_size": str(self.size), "vg_free": str(self._free()), "vg_extent_size": str(EXTENT)}
+        row = {
+            "vg_uuid": self.uuid,
+            "vg_size": str(self.size),
+            "vg_free": str(self._free()),
+            "vg_extent_size": str(EXTENT),
+        }
         row |= {"vg_partial": "", "vg_exported": "", "vg_tags": ",".join(sorted(self.tags))}
         return json.dumps({"report": [{"vg": [row]}]})
 
