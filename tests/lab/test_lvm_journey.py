@@ -13,7 +13,7 @@ from blockstore.service import Service
 from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check
 
-from .conftest import Disk
+from .conftest import Disk, run
 
 pytestmark = pytest.mark.lab
 
@@ -120,3 +120,34 @@ def test_what_was_accepted_before_a_stop_is_done_after_it(
     assert [status(again, volume_id) for volume_id in wanted] == ["available", "available"]
     assert reads(again, wanted[1], PATTERN)
     check(again.service.db, {POOL: again.service.backends[POOL]})
+
+
+@pytest.mark.parametrize("lvm_type", ["thin"])
+def test_group_of_the_same_name_on_another_disk_is_not_ours(api: Client, disk: Disk) -> None:
+    volume = api.volume(volume_type="disks")["id"]
+    write(api, volume, PATTERN)
+    (recorded,) = run("vgs", "--noheadings", "-o", "vg_uuid", disk.vg).split()
+    run("vgchange", "-an", disk.vg)
+    run("losetup", "-d", disk.device)
+    image = disk.image.with_suffix(".other")
+    with image.open("wb") as file:
+        file.truncate(4 * GIB)
+    other = run("losetup", "-f", "--show", str(image)).strip()
+    run("vgcreate", disk.vg, other)
+    (found,) = run("vgs", "--noheadings", "-o", "vg_uuid", disk.vg).split()
+    api.service.report()
+    reason = api.service.board.reports()[POOL].reason or ""
+    assert f"{recorded} is recorded, and {found} is there" in reason, reason
+    assert api("DELETE", f"/volumes/{volume}").status == 202
+    api.wait_idle(120)
+    assert status(api, volume) == "error_deleting"
+    assert api.volume(volume_type="disks")["status"] == "error"
+    assert run("lvs", "--noheadings", "-o", "lv_name", disk.vg) == ""
+    assert "blockstore" not in run("vgs", "--noheadings", "-o", "vg_tags", disk.vg)
+    run("vgremove", "-f", disk.vg)
+    run("losetup", "-d", other)
+    run("losetup", disk.device, str(disk.image))
+    run("vgchange", "-ay", disk.vg)
+    api.service.report()
+    assert api.service.board.reports()[POOL].up
+    assert reads(api, volume, PATTERN)
