@@ -195,8 +195,10 @@ def only(service: Service) -> MemoryBackend:
     return cast(MemoryBackend, backend)
 
 
-def test_storage_that_changed_takes_the_pool_down_until_it_is_back(service: Service, api: Client) -> None:
-    volume, backend = api.volume(), only(service)
+def test_storage_that_changed_takes_the_pool_down_until_it_is_back(start_service: Start) -> None:
+    service = start_service()
+    api, backend = Client(service), only(service)
+    volume = api.volume()
     backend._pool.identity = "another"
     backend.calls.clear()
     backend.fail["check"] = BackendError("It would make what a pool needs.")
@@ -244,10 +246,18 @@ def forget(service: Service, directory: Path, *marks: str) -> None:
         (directory / mark).unlink()
 
 
-@pytest.mark.parametrize("marks", [(".blockstore-identity",), (".blockstore-identity", ".blockstore-owner")])
-@pytest.mark.parametrize("killed", ["mark", "marked", "record"])
+@pytest.mark.parametrize(
+    ("killed", "marks"),
+    [
+        ("mark", (".blockstore-identity", ".blockstore-owner")),
+        ("marked", (".blockstore-identity", ".blockstore-owner")),
+        ("marked", (".blockstore-identity",)),
+        ("record", (".blockstore-identity",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(len(value)),
+)
 def test_storage_of_a_version_before_is_known_by_its_mark_or_its_volumes(
-    start_service: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marks: tuple[str, ...], killed: str
+    start_service: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str, marks: tuple[str, ...]
 ) -> None:
     """A kill at any step of the first look costs nothing: the next look completes it."""
     path = tmp_path / "volumes"
