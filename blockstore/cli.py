@@ -836,6 +836,7 @@ def backend_list(config: Config) -> None:
     installation = _installation(config)
     for name, instance in _backends(config).items():
         try:
+            instance.prove_identity()
             instance.check()
             if instance.capabilities().owner_mark:
                 refuse_foreign(instance, installation, instance.owner())
@@ -864,6 +865,7 @@ def backend_check(config: Config, name: str) -> None:
 
     failed = 0
     for pool, instance in _chosen(config, name).items():
+        instance.prove_identity()
         instance.check()
         click.echo(f"The backend {instance.name}:")
         results = [*backends_suite.run(instance, report=click.echo)]
@@ -893,6 +895,7 @@ def backend_takeover(config: Config, name: str, former: str) -> None:
     marked = {pool: b for pool, b in _chosen(config, name).items() if b.capabilities().owner_mark}
     taken = 0
     for pool, instance in marked.items():
+        instance.prove_identity()
         instance.check()
         if instance.owner() == former:
             instance.change_owner(former, installation)
@@ -900,6 +903,38 @@ def backend_takeover(config: Config, name: str, former: str) -> None:
         click.echo(f"{pool} is used by installation {instance.owner() or 'none'}; this one is {installation}.")
     if not taken:
         raise BlockstoreError(f"No pool of {name} is used by installation {former}; nothing was changed.")
+
+
+@backend.command("accept")
+@configured
+@click.argument("name")
+@click.option("--found", required=True, help="What is there now, as the reason of the pool that is down has it.")
+def backend_accept(config: Config, name: str, found: str) -> None:
+    """Say that the storage of a backend is new for good, when it is not the one that was known.
+
+    Volumes that are not on it are in error afterwards, and their projects are told; nothing is deleted. A running
+    service notices at its next look.
+    """
+    from blockstore.db import migrations
+    from blockstore.manager.new_storage import accept
+
+    chosen = {pool: b for pool, b in _chosen(config, name).items() if (b.identity() or "none") == found}
+    if not chosen:
+        raise BlockstoreError(f"No storage of {name} is {found} now; nothing was changed.")
+    if len(chosen) > 1:
+        raise BlockstoreError(f"{len(chosen)} pools of {name} are {found}. Name one of them: {', '.join(chosen)}")
+    ((pool, instance),) = chosen.items()
+    if migrations.current(database := _database(config)) != migrations.HEAD:
+        raise BlockstoreError("The database is of another version: start the service first, or: blockstore db upgrade")
+    done = accept(database, pool, instance, _installation(config), config.service.order_keep_days)
+    click.echo(f"{pool} is the storage {done.identity} from now on; before it was {done.former or 'none'}.")
+    if done.there:
+        click.echo(f"On it are {len(done.there)} volumes and snapshots that are known. Those in error can be reset:")
+        click.echo("  openstack volume set --state available VOLUME")
+    if done.lost:
+        click.echo(f"Not on it are {len(done.lost)}; their projects were told. Who deletes them gets the quota back:")
+        for row_id in done.lost:
+            click.echo(f"  {row_id}")
 
 
 def _installation(config: Config) -> str:
@@ -911,7 +946,7 @@ def _installation(config: Config) -> str:
 
 def _chosen(config: Config, name: str) -> dict[str, Any]:
     """Return the pools of a backend, or the one of that name. Raises BlockstoreError when there is none."""
-    chosen = {pool: b for pool, b in _backends(config).items() if name in (b.name, pool)}
+    chosen = {pool: b for pool, b in _backends(config).items() if name in (b.name, f"{b.name}#{b.pool}", pool)}
     if not chosen:
         known = ", ".join(b.name for b in config.backends)
         raise BlockstoreError(f"There is no backend {name}; configured are {known}.")
@@ -994,7 +1029,24 @@ def _backends(config: Config) -> dict[str, Any]:
     from blockstore.private_files import prepare_state_dir
     from blockstore.service import load_backends
 
-    return load_backends(config, prepare_state_dir(config.state_dir))
+    backends = load_backends(config, prepare_state_dir(config.state_dir))
+    for pool, identity in _recorded(config).items():
+        if pool in backends:
+            backends[pool].recognise(identity)
+    return backends
+
+
+def _recorded(config: Config) -> dict[str, str]:
+    """Return the recorded identities by pool; none where no service has made the database yet, or brought it here."""
+    from blockstore.db import migrations
+    from blockstore.manager.recognition import recorded_identities
+    from blockstore.service import database_url
+
+    url = database_url(config)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return {}
+    database = _database(config)
+    return recorded_identities(database) if migrations.current(database) == migrations.HEAD else {}
 
 
 # --- database, configuration -------------------------------------------------------------------------------

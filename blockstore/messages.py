@@ -53,6 +53,7 @@ class Action(Enum):
     RETYPE = ("104", "retype volume")
     MIGRATE = ("105", "migrate volume")
     MANAGE = ("106", "manage volume")
+    STORE = ("107", "store data")
 
 
 class Detail(Enum):
@@ -104,6 +105,25 @@ def tell(session: Session, order: Order, detail: Detail, reason: Reason, keep_da
             detail_id=detail.value,
             user_message=f"{words}: {reason.public} (request id {order.request_id})",
             operator_message=f"{words}: {reason.operator}",
+            expires_at=now() + datetime.timedelta(days=keep_days),
+        )
+    )
+
+
+def tell_lost(session: Session, kind: str, project_id: str, row_id: str, keep_days: int) -> None:
+    """Leave a message for the project whose volume or snapshot was on storage that an administrator replaced."""
+    action_id, words = Action.STORE.value
+    detail_id = Detail.BACKEND_UNREACHABLE.value
+    session.add(
+        Message(
+            project_id=project_id,
+            resource_type=kind.upper(),
+            resource_uuid=row_id,
+            event_id=f"VOLUME_{kind.upper()}_{action_id}_{detail_id}",
+            action_id=action_id,
+            detail_id=detail_id,
+            user_message=f"{words}: The storage of this {kind.lower()} was replaced; its data is not on the new one."
+            " Ask your administrator for it, or delete it.",
             expires_at=now() + datetime.timedelta(days=keep_days),
         )
     )

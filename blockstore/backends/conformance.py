@@ -7,6 +7,7 @@ Two doors, the same cases. pytest: subclass ``BackendConformance`` and give it a
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +32,18 @@ from blockstore.conformance import (
     run_cases,
     write_at,
 )
-from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, NotSupported, OrderCancelled, VolumeMissing
+from blockstore.errors import (
+    BackendError,
+    InUse,
+    NameTaken,
+    NoSpace,
+    NotSupported,
+    OrderCancelled,
+    Unreachable,
+    VolumeMissing,
+)
 
+_IDENTITY = re.compile(r"[!-~]{1,200}")
 PATIENCE_S = 10.0
 """How long a pool's figures may take to follow."""
 WRITES_WITHIN_S = 30.0
@@ -157,6 +168,11 @@ class BackendConformance:
         try:
             backend.change_owner(None, first)
             expect(backend.owner() == first, "owner() must tell the mark that change_owner() made.")
+            identity = backend.identity()
+            expect(
+                _IDENTITY.fullmatch(identity) is not None,
+                f"identity() must be 1 to 200 printable characters: {identity!r}.",
+            )
             backend.change_owner(None, bench.name())
             backend.change_owner("somebody-else", bench.name())
             backend.change_owner("somebody-else", None)
@@ -169,10 +185,28 @@ class BackendConformance:
                 name = bench.volume()
                 backend.delete_volume(name)
                 expect(backend.owner() == second, "A mark must stay when volumes go.")
+                backend.change_owner(second, second)
+            expect(backend.identity() == identity, "identity() must stay the same, whoever owns the storage.")
         finally:
             if before is None:
                 backend.change_owner(backend.owner(), None)
         expect(backend.owner() == before, "change_owner(FORMER, None) must remove the mark.")
+
+    @case("owner_mark")
+    def test_storage_that_is_not_recognised_is_not_touched(self, bench: Bench) -> None:
+        """Where another storage is recorded, that is proved, and a missing volume is not taken for a deleted one."""
+        backend = bench.backend
+        name, missing = bench.volume(), bench.name()
+        before = backend.recognised
+        backend.recognise(f"{backend.identity()}-not")
+        try:
+            refuses(Unreachable, backend.prove_identity)
+            refuses(Unreachable, backend.delete_volume, missing)
+        finally:
+            backend.recognise(before)
+        backend.prove_identity()
+        backend.delete_volume(missing)
+        bench.lists({name: 1})
 
     # create
 

@@ -237,7 +237,8 @@ class Backend(ABC):
 
         Two disks, groups, shares or pools that follow each other under one name differ. 1 to 200 printable ASCII
         characters without spaces. Empty: the storage carries no identity yet (``change_owner`` gives it one), or
-        this plugin cannot tell. Makes nothing on the storage: it may be another one than it should be.
+        this plugin cannot tell, and declares no ``owner_mark``.
+        Makes nothing on the storage: it may be another one than it should be.
         """
         return ""
 

@@ -155,7 +155,8 @@ class MemoryBackend(Backend):
             self._refuse_open(name)
             if any(volume == name for volume, _image in self._pool.snapshots.values()):
                 raise InUse(f"Volume {name} has snapshots; delete them first.")
-            self._pool.volumes.pop(name, None)
+            if self._pool.volumes.pop(name, None) is None:
+                self.prove_identity()
 
     def extend_volume(self, name: str, size_gib: int) -> None:
         self._begin("extend_volume", name)

@@ -5,7 +5,7 @@ Made once by ``service.py``. Knows which backend holds a row, and what rows are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,22 @@ class Desk:
         if report is None and self.installation:
             prove(self.db, str(pool), backend, self.installation)  # it did not answer the first look in time
         return backend
+
+
+class UsableBackends(Mapping[str, Backend]):
+    """The backends by pool, for what is done without an order: one that is down, or not ours, raises Unreachable."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def __getitem__(self, pool: str) -> Backend:
+        return self._desk.backend(pool)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._desk.backends)
+
+    def __len__(self) -> int:
+        return len(self._desk.backends)
 
 
 def volume_name(volume: Any) -> str:

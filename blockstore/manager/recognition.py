@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from blockstore.backends.contract import Backend
 from blockstore.db.models import PoolIdentity, Volume
@@ -33,7 +34,8 @@ def prove(db: Database, pool: str, backend: Backend, installation: str) -> None:
     backend.check()
     claim(backend, installation)
     if not recorded and (identity := identified(backend, installation)):
-        record_identity(db, pool, identity)
+        with db.write() as session:
+            record_identity(session, pool, identity)
         backend.recognise(identity)
         log.info("backend %s is the storage %s", backend.pool, identity)
 
@@ -44,11 +46,16 @@ def recorded_identity(db: Database, pool: str) -> str:
         return session.scalar(select(PoolIdentity.identity).where(PoolIdentity.pool == pool)) or ""
 
 
-def record_identity(db: Database, pool: str, identity: str) -> None:
+def recorded_identities(db: Database) -> dict[str, str]:
+    """Return what is recorded, by pool."""
+    with db.read() as session:
+        return {row.pool: row.identity for row in session.scalars(select(PoolIdentity))}
+
+
+def record_identity(session: Session, pool: str, identity: str) -> None:
     """Record what the storage of a pool is, in the place of what was recorded before."""
-    with db.write() as session:
-        insert_if_absent(session, PoolIdentity, pool=pool, identity=identity)
-        session.execute(update(PoolIdentity).where(PoolIdentity.pool == pool).values(identity=identity))
+    insert_if_absent(session, PoolIdentity, pool=pool, identity=identity)
+    session.execute(update(PoolIdentity).where(PoolIdentity.pool == pool).values(identity=identity))
 
 
 def known_volumes(db: Database, pool: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from blockstore.board import NO_USAGE, PoolReport
 from blockstore.config import BackendSection
 from blockstore.db.models import now
 from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
-from blockstore.manager.desk import Desk
+from blockstore.manager.desk import Desk, UsableBackends
 from blockstore.manager.recognition import prove
 from blockstore.repeats import Repeats
 
@@ -48,7 +48,7 @@ class Reporter:
                 self._looks[pool] = self._threads.submit(report, self._desk, pool)
         exports = self._looks.get(EXPORTS)
         if exports is None or exports.done():
-            self._looks[EXPORTS] = self._threads.submit(self._desk.exports.compare, self._desk.backends)
+            self._looks[EXPORTS] = self._threads.submit(self._desk.exports.compare, UsableBackends(self._desk))
         done, _ = wait(self._looks.values(), timeout=wait_s)
         for look in done:
             if isinstance(exc := look.exception(), DatabaseAway):

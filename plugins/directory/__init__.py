@@ -167,11 +167,14 @@ class DirectoryBackend(Backend):
 
     def identity(self) -> str:
         with self._explained():
-            try:
-                with Folder.open_any(self.path) as root:  # a mount point without its disk is somebody else's
-                    return self._marked_by(root, _IDENTITY) or ""
-            except (FileNotFoundError, NotADirectoryError):
-                return ""
+            return self._identity()
+
+    def _identity(self) -> str:
+        try:
+            with Folder.open_any(self.path) as root:  # a mount point without its disk is somebody else's
+                return self._marked_by(root, _IDENTITY) or ""
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
 
     def owner(self) -> str | None:
         with self._explained(), self._root() as root:
@@ -208,8 +211,7 @@ class DirectoryBackend(Backend):
     @staticmethod
     def _marked_by(root: Folder, name: str) -> str | None:
         try:
-            with files.closing(root.open(name, names=2)) as fd:
-                return next(iter(files.read_start(fd, 64).decode("ascii", "replace").split()), None)
+            return next(iter(root.read_fresh(name, 64, names=2).decode("ascii", "replace").split()), None)
         except FileNotFoundError:
             return None
 
@@ -465,14 +467,17 @@ class DirectoryBackend(Backend):
             found = root.stat(_IDENTITY, names=2)
             place = (found.st_dev, found.st_ino, found.st_ctime_ns) if found else None
             if place is None or place != self._proved:
-                identity = self._marked_by(root, _IDENTITY) or ""
-                if identity != self.recognised:
-                    raise self.not_recognised(identity)
+                self._prove_mark(root)
                 self._proved = place
         except BaseException:
             root.close()
             raise
         return root
+
+    def _prove_mark(self, root: Folder) -> None:
+        identity = self._marked_by(root, _IDENTITY) or ""
+        if self.recognised and identity != self.recognised:
+            raise self.not_recognised(identity)
 
     def _open_root(self) -> Folder:
         return Folder.open_root(self.path)

@@ -99,9 +99,18 @@ class NfsBackend(DirectoryBackend):
         return made
 
     def identity(self) -> str:
-        with self._mounting:
-            mounts.mounted(self.export, self.path, self._mount_options(), self._settings.timeout_s)
-            return super().identity()
+        """Return what the share is now: a server that lost its disk may answer to the mount that is there."""
+        how = (self.export, self.path, self._mount_options(), self._settings.timeout_s)
+        with self._mounting, self._explained():
+            mounts.mounted(*how)
+            try:
+                return self._identity()
+            except OSError as exc:
+                if exc.errno != errno.ESTALE:
+                    raise
+            mounts.unmount(self.path, self._settings.timeout_s)
+            mounts.mounted(*how)
+            return self._identity()
 
     def check(self) -> None:
         with self._mounting:
@@ -238,6 +247,7 @@ class NfsBackend(DirectoryBackend):
     @contextmanager
     def _named(self, *names: str) -> Iterator[Folder]:
         with super()._named(*names) as root:
+            self._prove_mark(root)  # what the mount remembers of the mark proves nothing
             self._mend(root)
             yield root
 

@@ -27,7 +27,7 @@ def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
     if source is not None and source != export:
         raise Unreachable(f"{source} is mounted at {at}, where {export} is to be. Unmount it: umount {at}")
     if source is not None and _is_stale(at):
-        _run("umount", "-l", str(at), timeout_s=timeout_s)
+        unmount(at, timeout_s)
         source = None
     if source is None:
         if not at.exists():
@@ -42,6 +42,11 @@ def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
     if source_of(at) != export:
         raise Unreachable(f"{export} could not be mounted at {at}.")
     return device
+
+
+def unmount(at: Path, timeout_s: int) -> None:
+    """Take a mount away that leads nowhere any more, though somebody may have files of it open."""
+    _run("umount", "-l", str(at), timeout_s=timeout_s)
 
 
 def prove_writable(root: Folder) -> None:

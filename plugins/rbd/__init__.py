@@ -225,6 +225,7 @@ class RbdBackend(Backend):
                 if self._size(name) is not None:
                     # In a full pool rbd says that what it cannot remove is not there.
                     raise Stuck(f"{name} is there and cannot be removed; is the pool full?") from None
+                self.prove_identity()
             except HasSnapshots:
                 self._bury(name)
         self._forget(name)
@@ -321,8 +322,11 @@ class RbdBackend(Backend):
         check_name(volume)
         check_name(snapshot)
         progress(0)
-        with self._explained(), suppress(VolumeMissing):
-            self._remove_snapshot(volume, snapshot)
+        with self._explained():
+            try:
+                self._remove_snapshot(volume, snapshot)
+            except VolumeMissing:
+                self.prove_identity()
         if self._known().get(snapshot) == volume:
             self._forget(snapshot)
 

@@ -426,6 +426,17 @@ class OwnerIsOverwritten(MemoryBackend):
         self._pool.owner = owner
 
 
+class IdentityGoesWithTheOwner(MemoryBackend):
+    def identity(self) -> str:
+        return self._pool.owner or "none"
+
+
+class MissingIsDeleted(MemoryBackend):
+    def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
+        if name in self._pool.volumes or not self.recognised:
+            super().delete_volume(name, progress)
+
+
 class ManageCopies(MemoryBackend):
     def adopt_volume(self, reference: str, name: str) -> int:
         image = self._volume(reference)
@@ -509,6 +520,8 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
     NeitherThinNorThick: ("test_capabilities_are_steady_and_whole",),
     NotForThreads: ("test_parallel_creates_of_different_names",),
     OwnerIsOverwritten: ("test_declared_owner_mark_works",),
+    IdentityGoesWithTheOwner: ("test_declared_owner_mark_works",),
+    MissingIsDeleted: ("test_storage_that_is_not_recognised_is_not_touched",),
     ManageCopies: ("test_declared_manage_works",),
     ManageMakesUp: ("test_manage_refusals_change_nothing",),
     ManageWhileOpen: ("test_manage_of_an_open_volume_is_refused",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import uuid
@@ -15,6 +16,7 @@ from sqlalchemy import select
 
 from blockstore.cli import main
 from blockstore.db.models import OrderRow
+from blockstore.manager import new_storage
 from blockstore.manager.desk import volume_name
 from blockstore.service import Service
 from tests.api.test_moving import fill, holds, idle, move, row, shown, whole
@@ -248,3 +250,45 @@ def test_backend_check_tells_the_caps_that_are_missing(ceph: Ceph, tmp_path: Pat
     assert done.exit_code != 0
     assert "ceph auth caps client.weak mon 'profile rbd'" in (done.output or str(done.exception))
     assert (keyring.read_text().partition("key = ")[2].strip() or "-") not in done.output
+
+
+def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
+    ceph: Ceph, way: str, start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    def pool(*, remove: bool = False) -> str:
+        if remove:
+            ceph.run("ceph", "osd", "pool", "rm", "anew", "anew", "--yes-i-really-really-mean-it")
+        ceph.run("ceph", "osd", "pool", "create", "anew", "1", "1")
+        ceph.run("rbd", "pool", "init", "anew")
+        pools = json.loads(ceph.run("ceph", "osd", "dump", "--format", "json"))
+        return f"{pools['fsid']}:" + next(str(one["pool"]) for one in pools["pools"] if one["pool_name"] == "anew")
+
+    recorded, keyring = pool(), str(tmp_path / "keyring")
+    caps = ("mon", "profile rbd", "mgr", "profile rbd", "osd", "profile rbd pool=anew")
+    ceph.run("ceph", "auth", "get-or-create", "client.anew", *caps, "-o", keyring)
+    options = {"ceph_conf": str(ceph.conf), "user": "anew", "keyring": keyring, "bindings": way}
+    service = start_service(backends=(backend_section("ceph", "rbd", pools="anew", **options),))
+    api = Client(service)
+    volume, snapshotted = api.volume()["id"], api.volume()["id"]
+    snapshot = api.snapshot(snapshotted)["id"]
+    found = pool(remove=True)
+    assert found != recorded
+    for path in (f"/snapshots/{snapshot}", f"/volumes/{volume}"):  # before anybody has looked
+        assert api("DELETE", path).status == 202
+        api.wait_idle()
+        assert next(iter(api.get(path).values()))["status"] == "error_deleting"
+    service.report()
+    (report,) = service.board.reports().values()
+    assert report.reason is not None
+    assert f"{recorded} is recorded, and {found} is there" in report.reason
+    api.volume()
+    assert ceph.run("rbd", "ls", "anew") == ""
+    assert api.get("/limits")["limits"]["absolute"]["totalVolumesUsed"] == 3
+    ((name, backend),) = service.backends.items()
+    done = new_storage.accept(service.db, name, backend, service.desk.installation, 30)
+    assert {volume, snapshotted, snapshot} == set(done.lost)
+    service.report()
+    assert api.action(f"volumes/{volume}", "os-force_delete", {}).status == 202
+    assert api("GET", f"/volumes/{volume}").status == 404
+    assert api.volume()["status"] == "available"
+    ceph.run("ceph", "osd", "pool", "rm", "anew", "anew", "--yes-i-really-really-mean-it")

@@ -76,4 +76,8 @@ def test_a_layered_life(api: Client) -> None:
         assert api("DELETE", f"/{'snapshots' if one == live else 'volumes'}/{one}").status == 202
         idle(api)
     assert nas._chores.wait_idle(60)
-    assert {path.name for path in nas.path.iterdir() if path.is_file()} == {".blockstore-owner", ".tender"}
+    assert {path.name for path in nas.path.iterdir() if path.is_file()} == {
+        ".blockstore-identity",
+        ".blockstore-owner",
+        ".tender",
+    }

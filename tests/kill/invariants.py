@@ -338,7 +338,7 @@ def _strays(
             graph = backend._tender._look(root)
         known |= {".tender", *graph.on_top()}
     for path in sorted(backend.path.rglob("*")):
-        if path.name.startswith((".blockstore-owner", ".owner-")):
+        if path.name.startswith((".blockstore-", ".owner-", ".identity-")):
             continue  # the mark of the installation, and what a kill leaves of writing it
         if str(path.relative_to(backend.path)) not in known and not path.name.startswith(FOREIGN):
             yield f"{path} belongs to no row"

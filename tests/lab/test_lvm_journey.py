@@ -202,3 +202,34 @@ def test_a_volume_is_not_moved_to_other_sectors(
     assert refused.status == 400
     assert "its blocks have 4096 bytes and those of the volume 512" in refused.message
     assert api("PUT", "/volumes/" + made, {"volume": {"name": "still here"}}).status == 200
+
+
+@pytest.mark.parametrize("lvm_type", ["thin"])
+def test_group_of_the_same_name_on_another_disk_is_not_ours(api: Client, disk: Disk) -> None:
+    volume = api.volume(volume_type="disks")["id"]
+    write(api, volume, PATTERN)
+    (recorded,) = run("vgs", "--noheadings", "-o", "vg_uuid", disk.vg).split()
+    run("vgchange", "-an", disk.vg)
+    run("losetup", "-d", disk.device)
+    image = disk.image.with_suffix(".other")
+    with image.open("wb") as file:
+        file.truncate(4 * GIB)
+    other = run("losetup", "-f", "--show", str(image)).strip()
+    run("vgcreate", disk.vg, other)
+    (found,) = run("vgs", "--noheadings", "-o", "vg_uuid", disk.vg).split()
+    api.service.report()
+    reason = api.service.board.reports()[POOL].reason or ""
+    assert f"{recorded} is recorded, and {found} is there" in reason, reason
+    assert api("DELETE", f"/volumes/{volume}").status == 202
+    api.wait_idle(120)
+    assert status(api, volume) == "error_deleting"
+    assert api.volume(volume_type="disks")["status"] == "error"
+    assert run("lvs", "--noheadings", "-o", "lv_name", disk.vg) == ""
+    assert "blockstore" not in run("vgs", "--noheadings", "-o", "vg_tags", disk.vg)
+    run("vgremove", "-f", disk.vg)
+    run("losetup", "-d", other)
+    run("losetup", disk.device, str(disk.image))
+    run("vgchange", "-ay", disk.vg)
+    api.service.report()
+    assert api.service.board.reports()[POOL].up
+    assert reads(api, volume, PATTERN)
