@@ -1,4 +1,4 @@
-"""What holds a volume where it is: its connections, and the operations that still read or change its bytes.
+"""What holds a volume where it is: its project, its connections, and the operations that read or change its bytes.
 
 A volume goes to another project, or back to a snapshot, only while nothing holds it. The conditions belong into the
 compare-and-swap of the status, under the lock on the volume: whoever connects or copies a volume takes that lock first.
@@ -9,8 +9,11 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, and_, exists, or_, select
 from sqlalchemy.orm import aliased
 
+from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.endpoint import Call
-from blockstore.db.models import Attachment, OrderRow, Snapshot, Volume
+from blockstore.db.models import Attachment, OrderRow, Project, Snapshot, Volume
+from blockstore.errors import Unauthorized
+from blockstore.identity import accounts
 from blockstore.orders import CreateVolume, PlaceVolume, RemoveCopy
 
 _COPIES = [kind.__name__ for kind in (PlaceVolume, CreateVolume)]
@@ -54,3 +57,13 @@ def what_holds(call: Call, volume_id: str) -> str | None:
     if call.session.execute(select(is_worked_on(volume_id))).scalar():
         return "an operation on it, on a snapshot or on a clone of it is not finished; wait for that first"
     return None
+
+
+def keep_project(call: Call, project_id: str) -> None:
+    """Keep a project, in which something is made, until this transaction ends. Raises Unauthorized when it has gone.
+
+    The token was good when the request began. A project that has anything is not deleted, but what is not committed yet
+    is not seen by whoever deletes it.
+    """
+    if call.core.config.service.auth == "builtin" and accounts.hold(call.session, Project, project_id) is None:
+        raise Unauthorized(UNAUTHENTICATED)

@@ -13,6 +13,7 @@ from sqlalchemy import exists, or_, select
 
 from blockstore import claims, quotas, states
 from blockstore.api.endpoint import Aside, Call, Room
+from blockstore.api.holds import keep_project
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.services import VOLUME
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
@@ -174,6 +175,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     report = _pool(call, asked.get("host"), asked.get("cluster"))
     if not report.capabilities.manage:
         raise BadRequest(f"Invalid host: {report.name} does not offer to take volumes over.")
+    keep_project(call, call.ctx.project_id)
     _refuse_managed(call, report.name, asked["ref"], Volume)
     kind = _type(call, asked.get("volume_type"))
     volume = Volume(

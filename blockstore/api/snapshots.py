@@ -11,7 +11,8 @@ from sqlalchemy import Select, func, select, update
 from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
-from blockstore.api.metadata import OF_SNAPSHOTS
+from blockstore.api.holds import keep_project
+from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
 from blockstore.api.services import refuse_frozen
 from blockstore.api.volumes import MIGRATION_IDLE, find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
@@ -146,6 +147,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str = "") -> Snapshot:
     """File a snapshot of a volume, or, with a ``reference``, the taking over of one. Raises InvalidStatus."""
     _check_snapshot_of(call, volume, asked)
+    keep_project(call, volume.project_id)
     snapshot = Snapshot(
         id=new_id(),
         project_id=volume.project_id,
@@ -155,6 +157,8 @@ def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str
         description=asked.get("description"),
         volume_size=volume.size,
         volume_type_id=volume.volume_type_id,
+        bootable=volume.bootable,
+        image_metadata=OF_IMAGES.of(call.session, volume.id) if volume.has_image_metadata else None,
         progress="0%",
         number=_next_number(call, volume),
         created_at=now(),

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, select, upda
 from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
-from blockstore.api.holds import is_connected, is_worked_on, what_holds
+from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_holds
 from blockstore.api.types import may_use
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
@@ -215,6 +215,7 @@ def _hand_over(call: Call, row: Transfer) -> None:
         raise NotFound.resource("Transfer", row.id)
     donor, receiver = volume.project_id, call.ctx.project_id
     _check_type(call, volume)
+    keep_project(call, receiver)
     moved: dict[str, Any] = {"project_id": receiver, "user_id": call.ctx.user_id, "updated_at": now()}
     _take(call, row)
     try:

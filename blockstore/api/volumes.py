@@ -28,6 +28,7 @@ from sqlalchemy import (
 from blockstore import quotas, states
 from blockstore.api import listing
 from blockstore.api.endpoint import Call, Room
+from blockstore.api.holds import keep_project
 from blockstore.api.metadata import MOST_PAIRS, OF_IMAGES, OF_VOLUMES
 from blockstore.api.services import refuse_frozen
 from blockstore.api.types import default_type, find_type, size_bounds
@@ -290,14 +291,15 @@ class Source:
     volume_type_id: str
     availability_zone: str | None
     bootable: bool
-    image_of: str | None
-    """The volume whose image metadata the new one takes over."""
+    image_metadata: Mapping[str, str]
+    """What the new volume takes over."""
 
 
 @room.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new volume: empty, from a snapshot, or from a volume."""
     asked = body["volume"]
+    keep_project(call, call.ctx.project_id)
     source = _source(call, asked)
     volume_type = _type(call, asked, source)
     size = _size(asked, source)
@@ -328,7 +330,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         snapshot_id=asked.get("snapshot_id"),
         source_volid=asked.get("source_volid"),
         bootable=source.bootable if source else False,
-        has_image_metadata=source is not None and source.image_of is not None,
+        has_image_metadata=source is not None and bool(source.image_metadata),
         multiattach=multiattach,
         created_at=now(),
     )
@@ -347,8 +349,8 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     states.born(call.session, volume, order)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
-    if source is not None and source.image_of is not None:
-        OF_IMAGES.copy(call.session, volume.id, OF_IMAGES.of(call.session, source.image_of))
+    if source is not None:
+        OF_IMAGES.copy(call.session, volume.id, source.image_metadata)
     return {"volume": shown(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
 
 
@@ -378,7 +380,8 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} is {volume.status}; a source must be available or in-use."
         )
-    return _source_of(volume, volume.size)
+    images = OF_IMAGES.of(call.session, volume.id) if volume.has_image_metadata else {}
+    return Source(volume.size, volume.volume_type_id, volume.availability_zone, volume.bootable, images)
 
 
 def _snapshot_source(call: Call, snapshot_id: str) -> Source:
@@ -389,21 +392,18 @@ def _snapshot_source(call: Call, snapshot_id: str) -> Source:
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available."
         )
-    origin = call.session.get_one(Volume, snapshot.volume_id)
-    return _source_of(origin, snapshot.volume_size)
-
-
-def _source_of(origin: Volume, size: int) -> Source:
-    image_of = origin.id if origin.has_image_metadata else None
-    return Source(size, origin.volume_type_id, origin.availability_zone, origin.bootable, image_of)
+    # Of what may change later it has its own: the volume may be another project's by now.
+    zone = call.session.get_one(Volume, snapshot.volume_id).availability_zone
+    images = snapshot.image_metadata or {}
+    return Source(snapshot.volume_size, snapshot.volume_type_id or "", zone, snapshot.bootable, images)
 
 
 def _type(call: Call, asked: Mapping[str, Any], source: Source | None) -> VolumeType:
     if asked.get("volume_type"):
         return find_type(call, asked["volume_type"])
-    if source is not None:
-        return call.session.get_one(VolumeType, source.volume_type_id)
-    return default_type(call)
+    if source is not None and (kind := call.session.get(VolumeType, source.volume_type_id)) is not None:
+        return kind
+    return default_type(call)  # also where the type that a snapshot had is deleted since
 
 
 def _size(asked: Mapping[str, Any], source: Source | None) -> int:

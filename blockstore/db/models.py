@@ -302,6 +302,9 @@ class Snapshot(Base):
     host: Mapped[str | None] = mapped_column(Name)
     """The pool whose ledger carries it; set in the transaction that claims the room."""
     volume_type_id: Mapped[str | None] = mapped_column(Id)
+    """That of the volume when it was taken, like what follows."""
+    bootable: Mapped[bool] = mapped_column(default=False, server_default=false())
+    image_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
     group_snapshot_id: Mapped[str | None] = mapped_column(Id)
     encryption_key_id: Mapped[str | None] = mapped_column(Id)
     consumes_quota: Mapped[bool] = mapped_column(default=True)

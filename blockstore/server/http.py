@@ -83,7 +83,7 @@ class HttpServer:
                 # Of handshakes, each costs some ms with an RSA key; those that are answered go on meanwhile.
                 runtime_threads=min(os.cpu_count() or 1, 2 if certificate else 1),
                 backpressure=limit,
-                http1_settings=HTTP1Settings(header_read_timeout=int(HEAD_S * 1000), max_buffer_size=64 << 10),
+                http1_settings=HTTP1Settings(header_read_timeout=int(HEAD_S * 1000), max_buffer_size=40 << 10),
                 log_dictconfig=_LOGGING,
                 log_level=LogLevels.critical,
                 ssl_cert=certificate,

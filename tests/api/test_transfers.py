@@ -61,6 +61,35 @@ def test_a_volume_goes_to_another_project(donor: Client, receiver: Client, where
     assert donor("GET", f"{where}/{transfer['id']}").status == 404
 
 
+def test_a_snapshot_that_stays_behind_keeps_what_its_volume_was(donor: Client, receiver: Client) -> None:
+    """What the new project writes into its volume is never told to the former one."""
+    admin = Client(donor.service, **{"X-Project-Id": "admin"})
+    first = admin("POST", "/types", {"volume_type": {"name": "first"}}).json["volume_type"]["id"]
+    volume = donor.volume(size=1, volume_type="first")["id"]
+    action = f"/volumes/{volume}/action"
+    donor("POST", action, {"os-set_image_metadata": {"metadata": {"os_distro": "debian"}}})
+    donor("POST", action, {"os-set_bootable": {"bootable": True}})
+    snapshot = donor.snapshot(volume)["id"]
+    transfer = offer(donor, volume, no_snapshots=True)
+    assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
+    private = {"name": "theirs", "os-volume-type-access:is_public": False}
+    theirs = admin("POST", "/types", {"volume_type": private}).json["volume_type"]["id"]
+    admin("POST", f"/types/{theirs}/action", {"addProjectAccess": {"project": "receiver"}})
+    receiver("POST", action, {"os-set_image_metadata": {"metadata": {"os_admin_password": "canary"}}})
+    receiver("POST", action, {"os-set_bootable": {"bootable": False}})
+    assert receiver("POST", action, {"os-retype": {"new_type": "theirs", "migration_policy": "never"}}).status == 202
+    receiver.wait_idle()
+    made = donor.volume(snapshot_id=snapshot)
+    shown = donor.get(f"/volumes/{made['id']}")["volume"]
+    assert (shown["volume_type"], shown["bootable"]) == ("first", "true")
+    assert shown["volume_image_metadata"] == {"os_distro": "debian"}
+    assert admin("DELETE", f"/volumes/{made['id']}").status == 202
+    admin.wait_idle()
+    assert admin("DELETE", f"/types/{first}").status == 202
+    made = donor.volume(snapshot_id=snapshot)
+    assert donor.get(f"/volumes/{made['id']}")["volume"]["volume_type"] == "__DEFAULT__"
+
+
 def test_snapshots_can_stay_behind(donor: Client, receiver: Client) -> None:
     volume = donor.volume(size=2)["id"]
     snapshot = donor.snapshot(volume)["id"]

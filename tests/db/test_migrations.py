@@ -17,7 +17,7 @@ from sqlalchemy import inspect, select, text
 
 from blockstore.cli import main
 from blockstore.db import migrations
-from blockstore.db.models import Base, VolumeType
+from blockstore.db.models import Base, Snapshot, VolumeType
 from blockstore.db.session import Database
 from blockstore.errors import ConfigError
 
@@ -184,3 +184,38 @@ def test_snapshots_that_are_there_are_numbered_by_their_time(db: Database, monke
     with db.read() as session:
         numbered = dict(session.execute(text("SELECT id, number FROM snapshots")).all())
     assert numbered == {"b": 1, "c": 2, "d": 3, "a": 4, "e": 1}
+
+
+def test_snapshots_that_are_there_keep_what_their_volume_is_if_it_is_still_their_projects(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        real = command.upgrade
+        before.setattr(command, "upgrade", lambda config, _to: real(config, "0009"))
+        migrations.upgrade(db)
+    at = {"at": "2026-01-01 00:00:00"}
+    with db.write() as session:
+        session.execute(
+            text("INSERT INTO volume_types (id, name, is_public, created_at) VALUES ('t', 't', TRUE, :at)"), at
+        )
+        session.execute(
+            text(
+                "INSERT INTO volumes (id, project_id, size, status, attach_status, volume_type_id, bootable,"
+                " multiattach, admin_metadata, consumes_quota, has_image_metadata, created_at)"
+                " VALUES ('v', 'p', 1, 'available', 'detached', 't', TRUE, FALSE, '{}', TRUE, TRUE, :at)"
+            ),
+            at,
+        )
+        session.execute(text("INSERT INTO volume_image_metadata (volume_id, key, value) VALUES ('v', 'k', '\"w\"')"))
+        for shot, project in (("own", "p"), ("left", "q")):
+            session.execute(
+                text(
+                    "INSERT INTO snapshots (id, project_id, volume_id, volume_size, status, consumes_quota, created_at)"
+                    " VALUES (:id, :project, 'v', 1, 'available', TRUE, :at)"
+                ),
+                {"id": shot, "project": project, **at},
+            )
+    migrations.upgrade(db)
+    with db.read() as session:
+        kept = {row.id: (row.bootable, row.image_metadata) for row in session.scalars(select(Snapshot))}
+    assert kept == {"own": (True, {"k": '"w"'}), "left": (False, None)}

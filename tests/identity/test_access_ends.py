@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from blockstore.cli import main
-from blockstore.db.models import Project
+from blockstore.db.models import Project, Snapshot, Volume
 from blockstore.identity import accounts
 from blockstore.identity.login import Login
 from tests.identity.conftest import People
@@ -153,3 +155,52 @@ def test_a_login_at_the_same_moment_leaves_no_token(people: People, monkeypatch:
             accounts.grant(session, user, accounts.PROJECT, project, "member")
     assert answer.status in (201, 401)
     assert not believed(people, answer.headers.get("X-Subject-Token", ""))
+
+
+@pytest.mark.parametrize("what", ["volume", "snapshot", "transfer"])
+def test_nothing_is_made_in_a_project_that_went_while_the_request_was_on_its_way(
+    people: People, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    giver, access = Access(people), Access(people)
+    made = people.ask("POST", "/v3/volumes", {"volume": {"size": 1}}, giver.token).json["volume"]["id"]
+    assert people.service.bus.wait_idle(30)
+    asked: tuple[str, Any] = ("/v3/volumes", {"volume": {"size": 1}})
+    if what == "snapshot":  # of another project's volume, as an administrator may
+        asked = ("/v3/snapshots", {"snapshot": {"volume_id": made}})
+    if what == "transfer":
+        offer = people.ask("POST", "/v3/volume-transfers", {"transfer": {"volume_id": made}}, giver.token).json
+        accept = {"accept": {"auth_key": offer["transfer"]["auth_key"]}}
+        asked = (f"/v3/volume-transfers/{offer['transfer']['id']}/accept", accept)
+    held = accounts.hold
+    gone: list[str] = []
+
+    def late(session: Session, model: type[Any], ref: str) -> Any:
+        """The project is deleted after the token was looked at, and before its row is held."""
+        if model is Project and not gone:
+            gone.append(ref)
+            session.execute(delete(Project).where(Project.id == ref))
+        return held(session, model, ref)
+
+    monkeypatch.setattr(accounts, "hold", late)
+    token = people.admin if what == "snapshot" else access.token
+    refused = people.ask("POST", asked[0], asked[1], token)
+    assert (refused.status, len(gone)) == (401, 1)
+    with people.service.db.read() as session:
+        assert not session.scalars(select(Volume).where(Volume.project_id == access.project)).all()
+        assert not session.scalars(select(Snapshot).where(Snapshot.volume_id == made)).all()
+
+
+def test_a_project_in_which_something_is_being_made_is_not_deleted(people: People) -> None:
+    access = Access(people)
+    with ThreadPoolExecutor(6) as pool:
+        body = {"volume": {"size": 1}}
+        for _ in range(3):
+            asked = [pool.submit(people.ask, "POST", "/v3/volumes", body, access.token) for _ in range(5)]
+            deleted = pool.submit(people.identity, "DELETE", f"/projects/{access.project}")
+            made = [one.result().status for one in asked].count(202)
+            assert deleted.result().status == (409 if made else 204)
+            if not made:
+                break
+    with people.service.db.read() as session:
+        is_there = session.get(Project, access.project) is not None
+        assert is_there == bool(session.scalars(select(Volume).where(Volume.project_id == access.project)).all())
