@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
+from blockstore.db import patience
 from blockstore.errors import DatabaseAway, OutOfFiles, TryAgain
 from blockstore.orders import Order
 from blockstore.repeats import Repeats
@@ -111,6 +112,11 @@ class Expectation:
         self._missing = set() if order_id is None else self._missing - {order_id}
         if not self._missing:
             self._ended.set()
+
+
+def _run(handler: Handler, order: Order) -> None:
+    with patience.acting_for(order.project_id):
+        handler(order)
 
 
 class Bus:
@@ -291,7 +297,7 @@ class Bus:
         slow = self._loop.call_later(self._slow_after_s, self._tell_slow, order)
         started = time.monotonic()
         try:
-            await self._loop.run_in_executor(room.threads, room.handlers[type(order)], order)
+            await self._loop.run_in_executor(room.threads, _run, room.handlers[type(order)], order)
         except DatabaseAway as exc:
             # All orders meet it at once.
             repeats.log(

@@ -28,7 +28,7 @@ from blockstore.board import Board
 from blockstore.bus import Bus, Expectation
 from blockstore.config import Config
 from blockstore.context import RequestContext, new_request_id
-from blockstore.db import reserve
+from blockstore.db import patience, reserve
 from blockstore.db.session import Database
 from blockstore.errors import (
     BadRequest,
@@ -278,6 +278,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
             caller = core.authenticate(request, project_id, g.request_id, look)
             g.for_administrator = caller.is_admin
             ctx = replace(caller, microversion=asked_microversion())
+            sessions.enter_context(patience.acting_for(ctx.project_id))
             data, endpoint = _body_and_endpoint(target)
             if endpoint.frees:
                 waiting.enter_context(reserve.usable())

@@ -1,4 +1,4 @@
-"""How long the thread at work waits for the right to write, and who answers requests meanwhile.
+"""How long the thread at work waits for the right to write, for whom, and who answers requests meanwhile.
 
 An operation has a thread of its own, and may wait. A request may hold the only thread that answers: it waits for a
 moment, and longer only while another thread answers.
@@ -36,6 +36,24 @@ _PATIENCE: ContextVar[Patience] = ContextVar("patience", default=Patience())  # 
 def current() -> Patience:
     """Return the patience of this thread."""
     return _PATIENCE.get()
+
+
+_PROJECT: ContextVar[str] = ContextVar("project", default="")
+
+
+def project() -> str:
+    """Return the project for which this thread works; "" for the service itself."""
+    return _PROJECT.get()
+
+
+@contextlib.contextmanager
+def acting_for(project: str) -> Iterator[None]:
+    """Write on behalf of a project inside the block: projects take turns."""
+    token = _PROJECT.set(project)
+    try:
+        yield
+    finally:
+        _PROJECT.reset(token)
 
 
 @contextlib.contextmanager

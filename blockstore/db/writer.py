@@ -1,7 +1,8 @@
-"""The right to write a SQLite database: a lock in this process, and then the lock of the file.
+"""The right to write a SQLite database: a turn in this process, and then the lock of the file.
 
-SQLite has one writer. Waiting for a lock in the process wakes at once, where SQLite's own busy handler sleeps. The lock
-of the file is waited for only when another process holds it.
+SQLite has one writer. Whoever waits in the process is woken at once, where SQLite's own busy handler sleeps; projects
+take turns, so that one with many writers delays another's by one. The lock of the file is waited for only when another
+process holds it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 from blockstore.db import patience
 from blockstore.db.outages import BUSY, SOON_S
 from blockstore.errors import DatabaseAway
+from blockstore.turns import Turns
 
 AT_ONCE_S = 0.1
-"""What a write may take of the only thread that answers: others in this process write for milliseconds."""
+"""How long one writer may take before the others do not expect him to end soon: most write for milliseconds."""
 
 STEP_S = 0.02
 
@@ -28,35 +30,64 @@ class Writer:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = threading.Lock()
-        self._stuck = False
-        """Who has the lock is not expected to give it back within ``AT_ONCE_S``."""
+        self._guard = threading.Lock()
+        self._held = False
+        self._since = 0.0
+        """When somebody took the turn."""
+        self._is_file_locked = False
+        """Another process has the lock of the file."""
+        self._waiting: Turns[threading.Lock] = Turns()
+        """By project; each is locked, and released when its turn has come."""
         self._deadline: float | None = None
-        """Of the one who has the lock."""
+        """Of the one whose turn it is."""
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Hold the lock of this process. Raises DatabaseAway when another thread keeps it for too long."""
-        wait = patience.current()
-        deadline = time.monotonic() + wait.wait_s
-        if not self._lock.acquire(blocking=not self._stuck, timeout=-1 if self._stuck else AT_ONCE_S):
-            self._stuck = True
-            with wait.aside() as may_wait:
-                if not self._lock.acquire(timeout=wait.wait_s if may_wait else 0):
-                    raise self._busy("another thread of this process writes to it")
-        self._stuck, self._deadline = False, deadline
+        """Hold the turn of this process. Raises DatabaseAway when another thread keeps it for too long."""
+        deadline = time.monotonic() + patience.current().wait_s
+        with self._guard:
+            ticket = None if not self._held else threading.Lock()
+            self._held = True
+            if ticket is not None:
+                ticket.acquire()
+                self._waiting.put(patience.project(), ticket)
+        if ticket is not None and not self._waited(ticket, deadline):
+            raise self._busy("another thread of this process writes to it")
+        self._since, self._is_file_locked, self._deadline = time.monotonic(), False, deadline
         try:
             yield
         finally:
-            self._stuck, self._deadline = False, None
-            self._lock.release()
+            self._is_file_locked, self._deadline = False, None
+            self._pass_on()
+
+    def _waited(self, ticket: threading.Lock, deadline: float) -> bool:
+        """Wait for a turn; return False when it has not come in time, and does not come any more."""
+        while not self._is_stuck() and time.monotonic() < deadline:
+            if ticket.acquire(timeout=AT_ONCE_S):
+                return True
+        with patience.current().aside() as may_wait:
+            if ticket.acquire(timeout=max(deadline - time.monotonic(), 0) if may_wait else 0):
+                return True
+        with self._guard:
+            return not self._waiting.remove(patience.project(), ticket)  # it came at the last moment
+
+    def _is_stuck(self) -> bool:
+        return self._is_file_locked or time.monotonic() - self._since > AT_ONCE_S
+
+    def _pass_on(self) -> None:
+        with self._guard:
+            next_one = self._waiting.take()
+            self._since = time.monotonic()
+            self._held = next_one is not None
+            if next_one is not None:
+                next_one[1].release()
 
     def begin(self, cursor: Any) -> None:
         """Begin a transaction that writes. Raises DatabaseAway when another process keeps the file for too long."""
         if _begun(cursor):
             return
         wait = patience.current()
-        self._stuck = True
+        self._is_file_locked = True
         with wait.aside() as may_wait:
             deadline = self._deadline or time.monotonic() + wait.wait_s
             while may_wait and time.monotonic() < deadline:

@@ -124,3 +124,40 @@ def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:
         assert "another thread of this process" in raised.value.detail
     writing.join(10)
     assert names(db) == ["gold"]
+
+
+def test_projects_take_turns(db: Database) -> None:
+    """One with many writers delays another by one of them."""
+    order: list[str] = []
+
+    def queue(project: str) -> threading.Thread:
+        def write_for() -> None:
+            with patience.acting_for(project), db.write():
+                order.append(project)
+
+        before = len(waiting)
+        thread = threading.Thread(target=write_for)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while len(waiting) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return thread
+
+    assert db._writer is not None
+    waiting = db._writer._waiting
+    with db.write():
+        threads = [queue("loud") for _ in range(5)] + [queue("quiet")]
+    for thread in threads:
+        thread.join(10)
+    assert order == ["loud", "quiet", "loud", "loud", "loud", "loud"]
+
+
+def test_who_gives_up_loses_no_turn_of_the_others(db: Database) -> None:
+    with db.write():
+        with patience.limited(0.05), pytest.raises(DatabaseAway), db.write():
+            raise AssertionError("it was nobody's turn")
+        writing = threading.Thread(target=write, args=(db, "gold"))
+        writing.start()
+    writing.join(10)
+    assert names(db) == ["gold"]
