@@ -98,6 +98,7 @@ class HttpServer:
         self._server.holder = SocketHolder(listener.dup().detach(), False, BACKLOG)  # type: ignore[call-arg]
         self._server.workers_kill_timeout = STOP_S
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopping = False
 
     def set_thread_count(self, count: int) -> None:
         """Have so many threads answer."""
@@ -112,6 +113,8 @@ class HttpServer:
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._connections.watch()
+        if self._is_stopping:
+            self._stop()
         try:
             await self._server.serve()
         except TimeoutError:  # granian waited for a connection that does not end: the process does
@@ -121,7 +124,8 @@ class HttpServer:
             self._listener.close()
 
     def stop(self) -> None:
-        """Take no more requests; from any thread and from a signal handler."""
+        """Take no more requests; from any thread and from a signal handler, also before ``run``."""
+        self._is_stopping = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop)
 

@@ -391,6 +391,15 @@ def test_who_asks_and_leaves_does_not_stay_in_line(port: int, application: Appli
     assert [environ["PATH_INFO"] for environ in application.called].count("/left") < 10
 
 
+def test_a_stop_before_the_start_is_not_lost(application: Application) -> None:
+    server = HttpServer(application, listening_socket("127.0.0.1", 0), 1)
+    server.stop()
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_a_path_that_is_too_long_is_414(port: int, application: Application) -> None:
     assert ask(port, b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 414
     assert application.called == []
