@@ -319,6 +319,12 @@ class Unreachable(BackendError):
     public_text = "The storage does not answer at the moment. Try again later, or ask your administrator."
 
 
+class NotRecognised(Unreachable):
+    """Another storage is in the place of the one that is recorded; found out before the first change."""
+
+    untouched = True
+
+
 class PoolDown(Unreachable):
     """The pool is known to be down, or is not configured any more: its storage was not asked."""
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
 from blockstore.config import option as option
-from blockstore.errors import BackendError, NotSupported, Unreachable
+from blockstore.errors import BackendError, NotRecognised, NotSupported
 
 GIB = 2**30
 
@@ -251,10 +251,10 @@ class Backend(ABC):
         if self.recognised and (found := self.identity()) != self.recognised:
             raise self.not_recognised(found)
 
-    def not_recognised(self, found: str) -> Unreachable:
-        """Return the error for storage that is another one than is recorded."""
+    def not_recognised(self, found: str) -> NotRecognised:
+        """Return the error for storage that is another one than is recorded; to be raised before the first change."""
         section = self.name if self.pool == self.name else f"{self.name}#{self.pool}"
-        return Unreachable(
+        return NotRecognised(
             f"The storage of {self.pool} is not the one that is known: {self.recognised or 'none'} is recorded, and"
             f" {found or 'none'} is there. Bring the known storage back: is it mounted, and is this its place? Nothing"
             f" is created or deleted meanwhile. If it is new for good, say so: blockstore backend accept {section}"

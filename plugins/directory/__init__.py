@@ -42,13 +42,24 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, RefusedForSpace, Unreachable, VolumeMissing
+from blockstore.errors import (
+    BackendError,
+    InUse,
+    NameTaken,
+    NoSpace,
+    NotRecognised,
+    RefusedForSpace,
+    Unreachable,
+    VolumeMissing,
+)
 
 Format = Literal["raw", "qcow2"]
 FORMATS: tuple[Format, ...] = ("raw", "qcow2")
 
 _SNAPSHOTS = "snapshots"
 _OWNER = ".blockstore-owner"
+_ELSEWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+"""What the directory below a mount point answers, when nothing is mounted."""
 _IDENTITY = ".blockstore-identity"
 _marking = threading.Lock()
 """Held while a mark is made: several sections of one installation may have the same directory."""
@@ -460,7 +471,12 @@ class DirectoryBackend(Backend):
 
         One stat of the mark: what was unmounted since the last look would else be taken for deleted.
         """
-        root = self._open_root()
+        try:
+            root = self._open_root()
+        except OSError as exc:
+            if self.recognised and exc.errno in _ELSEWHERE:
+                raise NotRecognised(str(self._explain(exc))) from exc
+            raise
         if not self.recognised:
             return root
         try:

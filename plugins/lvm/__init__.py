@@ -29,7 +29,16 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
-from blockstore.errors import BackendError, ConfigError, NameTaken, NoSpace, RefusedForSpace, Unreachable, VolumeMissing
+from blockstore.errors import (
+    BackendError,
+    ConfigError,
+    NameTaken,
+    NoSpace,
+    NotRecognised,
+    RefusedForSpace,
+    Unreachable,
+    VolumeMissing,
+)
 
 from . import block_size, devices, names
 from .commands import Group, Lv, Lvm, NoThinTarget, check_group_name, check_pool_size
@@ -298,12 +307,12 @@ class LvmBackend(Backend):
             return next(pv.vg_uuid for pv in exc.pvs)
         return self._looked.uuid
 
-    def not_recognised(self, found: str) -> Unreachable:
+    def not_recognised(self, found: str) -> NotRecognised:
         """Name the devices, too, on which the other volume group is."""
         error = super().not_recognised(found)
         if not self._replaced_on:
             return error
-        return Unreachable(
+        return NotRecognised(
             f"{error.message} (The volume group {self._lvm.vg} that is there is on {self._replaced_on}. It may be in"
             " the disk of a guest: do not accept what you did not make.)"
         )

@@ -155,7 +155,7 @@ def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: 
         assert guest in reason
         assert api("DELETE", f"/volumes/{first['id']}").status == 202
         api.wait_idle()
-        assert status(api, first["id"]) == "error_deleting"
+        assert status(api, first["id"]) == "available"
         assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 2
         run("losetup", disk.device, str(disk.image))
         assert look()["backend_state"] == "up"
@@ -222,7 +222,7 @@ def test_group_of_the_same_name_on_another_disk_is_not_ours(api: Client, disk: D
     assert f"{recorded} is recorded, and {found} is there" in reason, reason
     assert api("DELETE", f"/volumes/{volume}").status == 202
     api.wait_idle(120)
-    assert status(api, volume) == "error_deleting"
+    assert status(api, volume) == "available"
     assert api.volume(volume_type="disks")["status"] == "error"
     assert run("lvs", "--noheadings", "-o", "lv_name", disk.vg) == ""
     assert "blockstore" not in run("vgs", "--noheadings", "-o", "vg_tags", disk.vg)

@@ -285,7 +285,7 @@ def test_server_whose_disk_is_not_mounted(api: Client) -> None:
         api("DELETE", f"/volumes/{deleted}")  # before anybody has looked
         api.wait_idle(ENDS_S)
         assert (aside / f"volume-{deleted}.raw").exists()
-        assert shown(api, deleted)["status"] == "error_deleting"
+        assert shown(api, deleted)["status"] == "available"
         why = is_down(api)
         backend = api.service.backends[NAS]
         assert f"{backend.recognised} is recorded, and none is there" in why, why
