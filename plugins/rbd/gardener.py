@@ -35,14 +35,18 @@ class Gardener:
         self._cluster = cluster
         self._max_depth = max_depth
         self._must_look = True
+        self._must_empty = False
+        """Something could not be removed from the trash that no clone needs."""
         self._burying = threading.Lock()
         self._is_any_there = False
 
     def look(self) -> None:
         """Look for all that is left to do, unless that has been done and nothing failed since."""
+        if self._must_look or self._must_empty:
+            self._must_empty = False
+            self._begin_to_empty()
         if self._must_look:
             self._must_look = False
-            self._begin_to_empty()
             self.chores.add(_CHAINS, "looking for chains of clones that are too long", self._kept(self._find_deep))
 
     def empty_trash(self) -> None:
@@ -178,5 +182,5 @@ class Gardener:
         except HasSnapshots:
             log.debug("rbd: %s stays: clones need it", name)
         except BackendError as exc:
-            self._must_look = True  # Ceph lets go of what a killed process had open after half a minute
+            self._must_empty = True  # Ceph lets go of what a killed process had open after half a minute
             log.info("rbd: %s is left for later: %s", name, exc)
