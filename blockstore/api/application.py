@@ -19,7 +19,7 @@ class Application(Flask):
         """Return what finds the endpoint of a request. Hosts play no part; ``blockstore.address`` looks at them."""
         if request is None:
             return None
-        return self.url_map.bind("", request.root_path, None, request.scheme, request.method, request.path)
+        return self.url_map.bind("", "/", None, "http", request.method, request.path)
 
 
 class _NoSessions(SessionInterface):

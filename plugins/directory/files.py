@@ -126,6 +126,11 @@ class Folder:
         NFS answers a stat, an open and a read without asking the server while it holds a delegation of the file.
         """
         try:
+            os.fstatvfs(self.fd)  # asks the server, and ends when that is silent; an open may wait for it for ever
+        except OSError as exc:
+            if exc.errno != errno.ESTALE:  # of another disk in the place of the one that was there: the file tells
+                raise
+        try:
             with closing(self.open(name, names=names, flags=os.O_DIRECT)) as fd:
                 return read_start(fd, length)
         except OSError as exc:

@@ -483,4 +483,5 @@ def test_capabilities(target: LocalTarget) -> None:
         "multiattach": True,
         "online_extend": True,
         "connector_needs": (),
+        "block_size": None,
     }
