@@ -127,6 +127,8 @@ class Bus:
         self._rooms: dict[str, _Room] = {}
         self._lines: dict[str, deque[_Ticket]] = {}
         self._chains: dict[str, _Ticket] = {}
+        self.on_busy: Callable[[bool], None] = lambda _busy: None
+        """Told when the first order begins to run, and when the last one has ended."""
         self._on_slow = on_slow
         self._slow_after_s = slow_after_s
         self._loop = asyncio.new_event_loop()
@@ -293,6 +295,8 @@ class Bus:
         with self._change:
             if self._closing:
                 return True  # left to the next start
+            if not self._running:
+                self.on_busy(True)
             self._running[order.order_id] = order
         slow = self._loop.call_later(self._slow_after_s, self._tell_slow, order)
         started = time.monotonic()
@@ -317,6 +321,8 @@ class Bus:
             slow.cancel()
             with self._change:
                 self._running.pop(order.order_id, None)
+                if not self._running:
+                    self.on_busy(False)
                 self._change.notify_all()
         log.debug("%s %s took %.1f ms", order.kind, order.order_id, (time.monotonic() - started) * 1000)
         return True

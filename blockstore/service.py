@@ -72,8 +72,10 @@ log = logging.getLogger(__name__)
 FIRST_REPORT_S = 5.0
 """How long a start waits for slow backends before it answers without them."""
 
-SWITCH_INTERVAL_S = 0.0005
-"""Threads here do short work; the interpreter's 5 ms would let one of them hold up an answer."""
+SWITCH_INTERVAL_S, BUSY_SWITCH_INTERVAL_S = 0.0005, 0.00005
+"""Seconds after which a thread that works gives Python's lock to one that waits; the interpreter's 5 ms would let one
+hold up an answer. An operation gives the lock up at each statement, and waits for it behind those who answer: while
+operations run, it changes hands sooner. (Always so soon, 64 clients get a third less.)"""
 
 
 class Service:
@@ -210,7 +212,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
 
     os.umask(0o077)  # also for what plugins and their programs make
     logs.configure(config.log)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _hurry(False)
     host, port = parse_listen(config.service.listen, "--listen")
     refuse_open_door(config, host)
     raise_file_limit()
@@ -225,11 +227,16 @@ def serve(config: Config, *, new_database: bool = False) -> int:
         except OSError as exc:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
         service.waiting_room.set_thread_count = server.set_thread_count
+        service.bus.on_busy = _hurry
         with private_files.explained(config.state_dir):
             service.start(new_database=new_database)
         gc.freeze()  # what is here now stays; looking through it again and again would only take time
         gc.set_threshold(10_000, 20, 50)
         return _run(service, server)
+
+
+def _hurry(is_busy: bool) -> None:
+    sys.setswitchinterval(BUSY_SWITCH_INTERVAL_S if is_busy else SWITCH_INTERVAL_S)
 
 
 def _costly_handshakes(config: Config) -> str:

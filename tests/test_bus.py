@@ -590,3 +590,22 @@ def test_of_no_orders_all_have_ended(opened: Open) -> None:
     assert not twice.wait(0)
     twice.note("b")
     assert twice.wait(0)
+
+
+def test_it_is_told_when_orders_begin_to_run_and_when_the_last_has_ended(opened: Open) -> None:
+    both, go = threading.Barrier(3), threading.Event()
+
+    def handle(_order: Order) -> None:
+        both.wait(10)
+        assert go.wait(10)
+
+    bus = opened(handle)
+    told: list[bool] = []
+    bus.on_busy = told.append
+    for volume in "ab":
+        bus.cast(order(volume_id=volume))
+    both.wait(10)
+    assert told == [True]
+    go.set()
+    assert bus.wait_idle(10)
+    assert told == [True, False]
