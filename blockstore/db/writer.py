@@ -46,14 +46,15 @@ class Writer:
         """Hold the turn of this process. Raises DatabaseAway when another thread keeps it for too long."""
         deadline = time.monotonic() + patience.current().wait_s
         with self._guard:
-            ticket = None if not self._held else threading.Lock()
-            self._held = True
-            if ticket is not None:
+            ticket = threading.Lock() if self._held else None
+            if ticket is None:
+                self._held, self._since = True, time.monotonic()
+            else:
                 ticket.acquire()
                 self._waiting.put(patience.project(), ticket)
         if ticket is not None and not self._waited(ticket, deadline):
             raise self._busy("another thread of this process writes to it")
-        self._since, self._is_file_locked, self._deadline = time.monotonic(), False, deadline
+        self._is_file_locked, self._deadline = False, deadline
         try:
             yield
         finally:
