@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -137,6 +138,9 @@ class Cluster(Protocol):
     def remove_snapshot(self, image: str, snapshot: str) -> None:
         """Remove a snapshot; clones keep what they need. Raises: VolumeMissing; InUse."""
 
+    def ask_to_remove_snapshot(self, image: str, snapshot: str) -> None:
+        """Remove a snapshot, as far as Ceph's answer is to be believed; as ``remove_snapshot``."""
+
     def is_protected(self, image: str, snapshot: str) -> bool:
         """Return True if a snapshot is protected: then it cannot be removed. Raises: VolumeMissing."""
 
@@ -158,14 +162,14 @@ class Cluster(Protocol):
     def parents(self) -> Mapping[str, str]:
         """Return the clones, those in the trash included, and the image below each; no name: one of another pool."""
 
+    def parent(self, image: str) -> str | None:
+        """Return the image below one, which may be in the trash, as ``parents`` does; None when there is none."""
+
     def flatten(self, image: str, progress: Progress) -> None:
         """Copy into a clone what it still has of its parent. Raises: VolumeMissing."""
 
     def trash(self) -> Mapping[str, str]:
         """Return id and name of what is in the trash."""
-
-    def info_in_trash(self, image_id: str) -> Info:
-        """Return what is known of an image in the trash. Raises: VolumeMissing."""
 
     def alone_in_trash(self) -> AbstractContextManager[None]:
         """Keep off who else removes what is in the trash. Raises: InUse."""
@@ -198,11 +202,21 @@ def clone_name(pool: str, namespace: str, clone: Mapping[str, Any]) -> str:
     return f"{name} (in the trash, as {clone['id']})" if clone["trash"] else name
 
 
-def below(infos: Mapping[str, Info]) -> Mapping[str, str]:
-    """Return the clones among images, and the image below each."""
-    return {name: info.parent[0] if info.parent else "" for name, info in infos.items() if info.is_clone}
+def remove_for_good(cluster: Cluster, image: str, snapshot: str) -> None:
+    """Ask for the removal of a snapshot until it is gone.
+
+    While an image is flattened, its snapshots are removed by whoever flattens it; asked for one that it has not heard
+    of yet, it answers that nothing is there, which librbd takes for a removal that was asked for twice.
+    """
+    for _ in range(_TRIES):
+        cluster.ask_to_remove_snapshot(image, snapshot)
+        if snapshot not in cluster.snapshots(image):
+            return
+        time.sleep(_PAUSE_S)
+    raise InUse(f"Snapshot {snapshot} of {image} stays while {image} is made independent of its parents.")
 
 
+_TRIES, _PAUSE_S = 8, 0.25
 _MISSING = frozenset({errno.ENOENT})
 _SHUT_OUT = frozenset({errno.ETIMEDOUT, errno.ESHUTDOWN, errno.ENOTCONN, errno.ECONNREFUSED, errno.EHOSTUNREACH})
 

@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from blockstore_plugins.rbd import access
-from blockstore_plugins.rbd.cluster import LONG_S, OWNER, TRASH, Figures, Info, Place, Stuck, below, clone_name, explain
+from blockstore_plugins.rbd.cluster import (
+    LONG_S,
+    OWNER,
+    TRASH,
+    Figures,
+    Info,
+    Place,
+    Stuck,
+    clone_name,
+    explain,
+    remove_for_good,
+)
 from blockstore_plugins.rbd.figures import data_pool_of, figures_with, monitors_of
 from blockstore_plugins.rbd.nbd_file import NbdFile
 
@@ -194,6 +205,10 @@ class Commands:
 
     def remove_snapshot(self, image: str, snapshot: str) -> None:
         """Remove a snapshot."""
+        remove_for_good(self, image, snapshot)
+
+    def ask_to_remove_snapshot(self, image: str, snapshot: str) -> None:
+        """Ask for the removal of a snapshot."""
         self._snap("rm", image, snapshot, timeout_s=LONG_S)
 
     def is_protected(self, image: str, snapshot: str) -> bool:
@@ -242,8 +257,19 @@ class Commands:
         found = {str(row["image"]): self._info(row) for row in self._long() if "snapshot" not in row}
         for image_id, name in self.trash().items():
             with suppress(VolumeMissing):
-                found[name] = self.info_in_trash(image_id)
-        return below(found)
+                found[name] = self._info_in_trash(image_id)
+        return {name: one.parent[0] if one.parent else "" for name, one in found.items() if one.is_clone}
+
+    def parent(self, image: str) -> str | None:
+        """Return the image below a clone."""
+        try:
+            found = self.info(image)
+        except VolumeMissing:
+            ids = [image_id for image_id, name in self.trash().items() if name == image]
+            if not ids:
+                return None
+            found = self._info_in_trash(ids[0])
+        return found.parent[0] if found.parent else "" if found.is_clone else None
 
     def flatten(self, image: str, progress: Progress) -> None:
         """Copy into a clone what it has of its parent."""
@@ -254,8 +280,7 @@ class Commands:
         rows = self._json("trash", "ls", self._place.spec, what="the trash")
         return {str(row["id"]): str(row["name"]) for row in rows}
 
-    def info_in_trash(self, image_id: str) -> Info:
-        """Return what is known of an image in the trash."""
+    def _info_in_trash(self, image_id: str) -> Info:
         where = ("--pool", self._place.pool, "--namespace", self._place.namespace)
         what = f"image {image_id} in the trash"
         return self._info(self._json("info", "--image-id", image_id, *where, what=what))

@@ -13,8 +13,9 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_QUIET_S = 10.0
-"""How long after its last use a connection that was left is ended."""
+_QUIET_S = 120.0
+"""How long after its last use a connection that was left is ended: librbd gives up what it does after closing an image,
+release a lock and stop watching, one step after the other, each in ``Place.timeout_s``."""
 _EXIT_S = 5.0
 
 

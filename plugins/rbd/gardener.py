@@ -97,7 +97,7 @@ class Gardener:
                 self.shorten(image)
 
     def _shorten(self, image: str, progress: Progress) -> None:
-        if self._is_deep(image, self._parent):
+        if self._is_deep(image, self._cluster().parent):
             try:
                 self._cluster().flatten(image, progress)
             except VolumeMissing:
@@ -112,17 +112,6 @@ class Gardener:
             depth += 1
             below = parent(below) if below else None
         return depth > self._max_depth
-
-    def _parent(self, image: str) -> str | None:
-        cluster = self._cluster()
-        try:
-            found = cluster.info(image)
-        except VolumeMissing:
-            ids = [image_id for image_id, name in cluster.trash().items() if name == image]
-            if not ids:
-                return None
-            found = cluster.info_in_trash(ids[0])
-        return found.parent[0] if found.parent else "" if found.is_clone else None
 
     # --- the trash
 

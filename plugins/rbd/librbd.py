@@ -24,9 +24,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from blockstore_plugins.rbd import access
-from blockstore_plugins.rbd.cluster import OWNER, TRASH, Figures, Info, Place, Stuck, below, clone_name, explain
+from blockstore_plugins.rbd.cluster import (
+    OWNER,
+    TRASH,
+    Figures,
+    Info,
+    Place,
+    Stuck,
+    clone_name,
+    explain,
+    remove_for_good,
+)
 from blockstore_plugins.rbd.connections import Connection, connections
 from blockstore_plugins.rbd.figures import data_pool_of, figures_with, monitors_of
+from blockstore_plugins.rbd.headers import Headers, Parent
 
 from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, VolumeMissing
@@ -177,18 +188,29 @@ class Librbd:
     def sizes(self) -> Mapping[str, int]:
         """Return the images with their sizes."""
         found = {}
-        for name in self.names():
-            with suppress(VolumeMissing), self._image(name) as image:  # it went meanwhile
-                found[name] = int(image.size())
+        for name, image_id in self._ids().items():
+            with suppress(VolumeMissing), self._headers(f"image {name}") as headers:  # it went meanwhile
+                found[name] = headers.size(image_id) if image_id else self.info(name).size
         return found
 
     def all_snapshots(self) -> Sequence[tuple[str, str, int]]:
         """Return image, name and size of all snapshots."""
         found = []
-        for name in self.names():
-            with suppress(VolumeMissing), self._image(name) as image:
-                found += [(name, str(row["name"]), int(row["size"])) for row in self._listed(image)]
+        for name, image_id in self._ids().items():
+            with suppress(VolumeMissing), self._headers(f"image {name}") as headers:
+                snapshots = headers.snapshots(image_id) if image_id else self._snapshots_of_old(name)
+                found += [(name, snapshot, size) for snapshot, size in snapshots]
         return found
+
+    def _ids(self) -> Mapping[str, str]:
+        """Return the images with their ids; an empty one for an image of the first format."""
+        with self._asking(f"pool {self._place.spec}") as pool:
+            return {str(row["name"]): str(row["id"]) for row in self._rbd.RBD().list2(pool)}
+
+    @contextmanager
+    def _headers(self, what: str) -> Iterator[Headers]:
+        with self._asking(what) as pool:
+            yield Headers(pool)
 
     # --- images
 
@@ -240,12 +262,15 @@ class Librbd:
 
     def snapshots(self, image: str) -> Sequence[str]:
         """Return the snapshots of an image."""
-        with self._image(image) as opened:
-            return [str(row["name"]) for row in self._listed(opened)]
+        with self._headers(f"image {image}") as headers:
+            try:
+                return [name for name, _size in headers.snapshots(headers.image_id(image))]
+            except self._rados.ObjectNotFound:
+                return [name for name, _size in self._snapshots_of_old(image)]
 
-    def _listed(self, opened: Any) -> list[Mapping[str, Any]]:
-        user = self._rbd.RBD_SNAP_NAMESPACE_TYPE_USER
-        return [row for row in opened.list_snaps() if row["namespace"] == user]
+    def _snapshots_of_old(self, image: str) -> Sequence[tuple[str, int]]:
+        with self._image(image) as opened:
+            return [(str(row["name"]), int(row["size"])) for row in opened.list_snaps()]
 
     def snapshot(self, image: str, snapshot: str) -> None:
         """Make a snapshot."""
@@ -254,6 +279,10 @@ class Librbd:
 
     def remove_snapshot(self, image: str, snapshot: str) -> None:
         """Remove a snapshot."""
+        remove_for_good(self, image, snapshot)
+
+    def ask_to_remove_snapshot(self, image: str, snapshot: str) -> None:
+        """Ask for the removal of a snapshot."""
         with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
             opened.remove_snap(snapshot)
 
@@ -278,11 +307,8 @@ class Librbd:
         what = f"pool {pool}"
         # The user may not read each pool.
         with suppress(BackendError), self._connected(what) as connection, self._explained(what):
-            where = connection.pool(pool, namespace)
-            self._prove_there(where, f"rbd_header.{clone['id']}")
-            with self._rbd.Image(where, image_id=clone["id"], read_only=True) as opened:
-                if opened.op_features() & self._rbd.RBD_OPERATION_FEATURE_CLONE_CHILD:
-                    return None
+            if Headers(connection.pool(pool, namespace)).is_of_new_format(str(clone["id"])):
+                return None
         return clone_name(pool, namespace, clone)
 
     def rename_snapshot(self, image: str, snapshot: str, to: str) -> None:
@@ -305,14 +331,42 @@ class Librbd:
 
     def parents(self) -> Mapping[str, str]:
         """Return the clones and what is below each."""
+        trash = self.trash()
+        names = {**{image_id: name for name, image_id in self._ids().items() if image_id}, **trash}
         found = {}
-        for name in self.names():
-            with suppress(VolumeMissing):
-                found[name] = self.info(name)
-        for image_id, name in self.trash().items():
-            with suppress(VolumeMissing):
-                found[name] = self.info_in_trash(image_id)
-        return below(found)
+        for image_id, name in names.items():
+            with suppress(VolumeMissing), self._headers(f"image {name}") as headers:
+                if parent := headers.parent(image_id):
+                    found[name] = names.get(parent.image_id, "") if self._is_here(parent) else ""
+        return found
+
+    def parent(self, image: str) -> str | None:
+        """Return the image below a clone."""
+        with self._headers(f"image {image}") as headers:
+            try:
+                image_id = headers.image_id(image)
+            except self._rados.ObjectNotFound:
+                ids = [image_id for image_id, name in self.trash().items() if name == image]
+                if not ids:
+                    return None
+                (image_id,) = ids[:1]
+            try:
+                parent = headers.parent(image_id)
+                if parent is None:
+                    return None
+                return self._name(headers, parent.image_id) if self._is_here(parent) else ""
+            except self._rados.ObjectNotFound:  # it went meanwhile
+                return None
+
+    def _name(self, headers: Headers, image_id: str) -> str:
+        try:
+            return headers.name(image_id)
+        except self._rados.ObjectNotFound:
+            return self.trash().get(image_id, "")
+
+    def _is_here(self, parent: Parent) -> bool:
+        with self._asking(f"pool {self._place.spec}") as pool:
+            return (parent.pool_id, parent.namespace) == (pool.get_pool_id(), self._place.namespace)
 
     def flatten(self, image: str, progress: Progress) -> None:
         """Copy into a clone what it has of its parent."""
@@ -339,14 +393,6 @@ class Librbd:
         """Return what is in the trash."""
         with self._asking("the trash") as pool:
             return {str(row["id"]): str(row["name"]) for row in self._rbd.RBD().trash_list(pool)}
-
-    def info_in_trash(self, image_id: str) -> Info:
-        """Return what is known of an image in the trash."""
-        what = f"image {image_id} in the trash"
-        with self._asking(what) as pool:
-            self._prove_there(pool, f"rbd_header.{image_id}")
-            with self._rbd.Image(pool, image_id=image_id, read_only=True) as opened:
-                return self._info(opened)
 
     @contextmanager
     def alone_in_trash(self) -> Iterator[None]:

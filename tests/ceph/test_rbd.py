@@ -116,6 +116,83 @@ def test_a_chain_that_a_kill_left_too_long_is_cut_at_the_next_start(ceph: Ceph, 
     tidied(again)
 
 
+def test_looks_open_no_image(ceph: Ceph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes while librbd opens it takes the process down; the headers tell the same."""
+    place = f"h{uuid.uuid4().hex[:8]}"
+    ceph.run("rbd", "namespace", "create", f"volumes/{place}")
+    asked = ceph.backend(tmp_path / "asked", bindings="no", namespace=place, max_clone_depth=9)
+    looked = ceph.backend(tmp_path / "looked", bindings="yes", namespace=place, max_clone_depth=9)
+    for volume, size_gib in ("plain", 1), ("source", 2), ("gone", 1):
+        looked.create_volume(volume, size_gib)
+    looked.create_snapshot("source", "first")
+    looked.extend_volume("source", 3)
+    looked.create_snapshot("source", "second")
+    looked.create_snapshot("source", "removed-and-needed")
+    looked.create_volume_from_snapshot("clone", 4, "source", "first")
+    looked.create_volume_from_snapshot("other", 3, "source", "removed-and-needed")
+    looked.delete_snapshot("source", "removed-and-needed")
+    looked.clone_volume("clone-of-gone", 1, "gone")
+    looked.clone_volume("below-clone", 4, "clone")
+    looked.delete_volume("gone")
+    ceph.run("rbd", "create", "--size", "1M", "fast/elsewhere")
+    ceph.run("rbd", "snap", "create", "fast/elsewhere@s")
+    words = ("clone", "--rbd-default-clone-format", "2", "fast/elsewhere@s", f"volumes/{place}/clone-from-elsewhere")
+    ceph.run("rbd", *words)
+    tidied(looked)
+    ways = asked._cluster, looked._cluster
+    sizes, snapshots, parents = (
+        [dict(one.sizes()) for one in ways],
+        [sorted(one.all_snapshots()) for one in ways],
+        [dict(one.parents()) for one in ways],
+    )
+    monkeypatch.setattr(type(looked._cluster), "_image", None)
+    assert dict(looked._cluster.sizes()) == sizes[0] == sizes[1]
+    assert sorted(looked._cluster.all_snapshots()) == snapshots[0] == snapshots[1]
+    assert [row for row in snapshots[0] if row[0] == "source"] == [
+        ("source", "first", 2 * GIB),
+        ("source", "second", 3 * GIB),
+    ]
+    assert dict(looked._cluster.parents()) == parents[0] == parents[1]
+    buried = next(one for one in trash_of(ceph, place))
+    assert parents[0] == {
+        "clone": "source",
+        "other": "source",
+        "below-clone": "clone",
+        "clone-of-gone": buried,
+        "clone-from-elsewhere": "",
+    }
+    for image in (*sizes[0], buried, "never-there"):
+        assert looked._cluster.parent(image) == asked._cluster.parent(image) == parents[0].get(image), image
+    assert looked._cluster.snapshots("source")
+    assert looked._cluster.snapshots("plain") == []
+
+
+def trash_of(ceph: Ceph, place: str) -> list[str]:
+    return [row["name"] for row in json.loads(ceph.run("rbd", "trash", "ls", f"volumes/{place}", "--format", "json"))]
+
+
+def test_a_snapshot_that_ceph_says_is_removed_is_gone(backend: RbdBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever flattens an image removes its snapshots, and may not have heard yet of the one that is meant."""
+    volume, snapshot = name(), name("snapshot")
+    backend.create_volume(volume, 1)
+    backend.create_snapshot(volume, snapshot)
+    ask, unheard = backend._cluster.ask_to_remove_snapshot, 1000
+
+    def ask_in_vain(of: str, one: str) -> None:
+        nonlocal unheard
+        if not unheard:
+            ask(of, one)
+        unheard = max(0, unheard - 1)
+
+    monkeypatch.setattr(backend._cluster, "ask_to_remove_snapshot", ask_in_vain)
+    with pytest.raises(InUse, match=f"Snapshot {snapshot} of {volume} stays"):
+        backend.delete_snapshot(volume, snapshot)
+    unheard = 2
+    backend.delete_snapshot(volume, snapshot)
+    assert snapshot not in backend.list_snapshots()
+    backend.delete_volume(volume)
+
+
 def test_a_flatten_tells_how_far_it_is_and_makes_way_for_a_delete(ceph: Ceph, way: str, tmp_path: Path) -> None:
     backend = ceph.backend(tmp_path, bindings=way, max_clone_depth=1)
     chain = [name() for _ in range(3)]

@@ -108,8 +108,13 @@ def pool(api: Client) -> Any:
     return next(one["capabilities"] for one in found if one["name"].startswith(RBD))
 
 
-def comes_back(api: Client) -> None:
-    until(lambda: pool(api)["backend_state"] == "up")
+def comes_back(api: Client, hurt: Ceph) -> None:
+    try:
+        until(lambda: pool(api)["backend_state"] == "up", within_s=180)
+    except AssertionError:
+        for words in ("health", "detail"), ("pg", "dump", "pgs_brief"), ("tell", "osd.0", "dump_ops_in_flight"):
+            print(hurt.run("ceph", *words, check=False))
+        raise
     # The watcher of a connection that was given up lives on for a while, and removing is tried ever more rarely.
     until(lambda: api.service.bus.wait_idle(1), within_s=180)
     whole(api)
@@ -148,7 +153,7 @@ def test_stuck_in_the_middle_of_a_move(api: Client, hurt: Ceph, source: str, mon
         works(api, DISK)
         said = pool(api)
         assert said["backend_state"] == "down"
-    comes_back(api)
+    comes_back(api, hurt)
     assert holds(api, made)
     assert move(api, made, destination).status == 202
     idle(api)
@@ -178,7 +183,7 @@ def test_stuck_while_volumes_are_made_and_deleted(api: Client, hurt: Ceph) -> No
         settled(api, made, "error")
         assert all("does not answer" in story(api, one) for one in (made, shot))
         assert "does not answer" in story(api, gone)
-    comes_back(api)
+    comes_back(api, hurt)
     assert holds(api, kept)
     for one in (made, gone):
         assert api("POST", f"/volumes/{one}/action", {"os-force_delete": {}}).status == 202
@@ -204,7 +209,7 @@ def test_attaching_to_a_stuck_cluster(api: Client, hurt: Ceph) -> None:
         assert "does not answer" in refused.message
         assert time.monotonic() - began < 10 * TIMEOUT_S
         works(api, DISK)
-    comes_back(api)
+    comes_back(api, hurt)
     for one in api.get("/attachments")["attachments"]:
         assert api("DELETE", f"/attachments/{one['id']}").status == 200
     settled(api, made, "available")
@@ -280,4 +285,4 @@ def test_a_full_cluster_is_emptied_by_its_users(api: Client, hurt: Ceph) -> None
     api("DELETE", f"/volumes/{kept}")
     idle(api)
     whole(api)
-    comes_back(api)
+    comes_back(api, hurt)

@@ -289,6 +289,7 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
     assert {volume, snapshotted, snapshot} == set(done.lost)
     service.report()
     assert api.action(f"volumes/{volume}", "os-force_delete", {}).status == 202
+    api.wait_idle()
     assert api("GET", f"/volumes/{volume}").status == 404
     assert api.volume()["status"] == "available"
     ceph.run("ceph", "osd", "pool", "rm", "anew", "anew", "--yes-i-really-really-mean-it")
