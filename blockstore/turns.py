@@ -47,6 +47,15 @@ class Turns(Generic[T]):
         """Return how many items of a caller wait."""
         return len(self._lines.get(caller, ()))
 
+    def longest(self) -> tuple[str, int]:
+        """Return the caller with the most items, and how many. There must be one."""
+        caller = max(self._lines, key=lambda one: len(self._lines[one]))
+        return caller, len(self._lines[caller])
+
+    def newest(self, caller: str) -> T:
+        """Return the item that a caller put last. There must be one."""
+        return self._lines[caller][-1]
+
     def take(self, may: Callable[[str], bool] = lambda _caller: True) -> tuple[str, T] | None:
         """Remove and return the next item with its caller, or None; callers for which ``may`` is False are skipped.
 

@@ -32,7 +32,7 @@ Authenticator = Callable[[Request, str | None, str, Session | None], RequestCont
 Raises Unauthorized, BadRequest, Forbidden.
 """
 
-Note = Callable[[str, str], None]
+Note = Callable[[str, str | None], None]
 """Is told the token of a request and the project that it is for."""
 
 _ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
@@ -91,6 +91,8 @@ def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
         with nullcontext(session) if session is not None else db.read() as look:
             caller = tokens.check(look, words)
             service = tokens.check(look, service_words) if service_words else None
+        if caller is None:
+            note(words, None)
         if caller is None or (service_words and service is None):
             raise Unauthorized(UNAUTHENTICATED)
         if caller.project is None:
@@ -118,6 +120,7 @@ def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> 
         headers = request.headers
         service_status = headers.get("X-Service-Identity-Status", "Confirmed")
         if headers.get("X-Identity-Status") != "Confirmed" or service_status != "Confirmed":
+            note(headers.get("X-Auth-Token", ""), None)
             raise Unauthorized(UNAUTHENTICATED)
         project = headers.get("X-Project-Id")
         if not project:

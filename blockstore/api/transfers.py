@@ -214,7 +214,7 @@ def _hand_over(call: Call, row: Transfer) -> None:
     if volume is None:  # deleted since the offer was read
         raise NotFound.resource("Transfer", row.id)
     donor, receiver = volume.project_id, call.ctx.project_id
-    _check_type(call, volume)
+    _check_types(call, row, volume)
     keep_project(call, receiver)
     moved: dict[str, Any] = {"project_id": receiver, "user_id": call.ctx.user_id, "updated_at": now()}
     _take(call, row)
@@ -271,12 +271,20 @@ def _refused(call: Call, volume: Volume, done: str, status: V) -> InvalidStatus:
     )
 
 
-def _check_type(call: Call, volume: Volume) -> None:
-    kind = call.session.get_one(VolumeType, volume.volume_type_id)
-    if not may_use(call, kind):
-        raise BadRequest(
-            f"Invalid volume type: the project {call.ctx.project_id} may not use the volume's type, which is private."
-        )
+def _check_types(call: Call, row: Transfer, volume: Volume) -> None:
+    """Refuse what the receiver could make volumes of a type from that he may not use: snapshots keep theirs."""
+    types = {volume.volume_type_id: "the volume's type"}
+    if not row.no_snapshots:
+        of_volume = select(Snapshot.volume_type_id, func.min(Snapshot.id)).where(Snapshot.volume_id == volume.id)
+        for type_id, snapshot_id in call.session.execute(of_volume.group_by(Snapshot.volume_type_id)):
+            if type_id is not None:
+                types.setdefault(type_id, f"the type of snapshot {snapshot_id}")
+    for type_id, what in types.items():
+        kind = call.session.get(VolumeType, type_id)
+        if kind is not None and not may_use(call, kind):  # of a type that is deleted nothing can be made
+            raise BadRequest(
+                f"Invalid volume type: the project {call.ctx.project_id} may not use {what}, which is private."
+            )
 
 
 def _take(call: Call, row: Transfer) -> None:

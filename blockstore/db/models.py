@@ -304,7 +304,8 @@ class Snapshot(Base):
     volume_type_id: Mapped[str | None] = mapped_column(Id)
     """That of the volume when it was taken, like what follows."""
     bootable: Mapped[bool] = mapped_column(default=False, server_default=false())
-    image_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    image_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+    """Up to a megabyte, read by nothing but a volume that is made of the snapshot."""
     group_snapshot_id: Mapped[str | None] = mapped_column(Id)
     encryption_key_id: Mapped[str | None] = mapped_column(Id)
     consumes_quota: Mapped[bool] = mapped_column(default=True)

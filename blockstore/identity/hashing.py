@@ -2,7 +2,7 @@
 
 A hash takes some 20 ms of a processor and 19 MiB. However many people log in at once, no more than ``THREADS`` hashes
 run; some wait, in turns over the addresses they come from; and when the queue is full, one is told when to come back:
-of the address with the most in it, then of the networks that have failed most lately.
+of the address or the user with the most in it, then of the networks that have failed most lately.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -70,12 +70,13 @@ class HashingPool:
         address: str,
         account: str,
         familiar: bool = False,
-        standing: tuple[int, ...] = (),
+        standing: tuple[int, ...] = (0, 0, 0),
     ) -> T:
         """Return what ``work`` returns. Raises Busy when too many wait, and what ``work`` raises.
 
-        ``familiar``: the caller has proved lately who it is, and has places that strangers cannot fill. ``standing``:
-        what the networks around the address have failed lately, as ``attempts.Attempt`` has it.
+        ``account``: the user who is meant. ``familiar``: the caller has proved lately who it is, and has places that
+        strangers cannot fill. ``standing``: what the networks around the address have failed lately, as
+        ``attempts.Attempt`` has it.
         """
         job = _Job(work=work, address=address, account=account, familiar=familiar, standing=standing)
         with self._changed:
@@ -117,12 +118,12 @@ class HashingPool:
         """Return who of the rivals and a job that comes has the least claim to wait; None if there is room."""
         if rivals is None:
             return None
-        before: Counter[str] = Counter()
-        claims: dict[_Job, tuple[int, tuple[int, ...], float]] = {}
-        for one in (*self._waiting, job):
-            before[one.address] += 1
-            claims[one] = (before[one.address], one.standing, one.luck)
-        return max((*rivals, job), key=claims.__getitem__)
+        all_of_them = (*self._waiting, job)
+        of_address = _numbers(all_of_them, lambda one: one.address)
+        # Within one account by claim: whose password is tried from everywhere has the first place of it.
+        by_claim = sorted(all_of_them, key=lambda one: (not one.familiar, one.standing, one.luck))
+        of_account = _numbers(by_claim, lambda one: one.account)
+        return max((*rivals, job), key=lambda one: (max(of_address[one], of_account[one]), one.standing, one.luck))
 
     def _give_up(self, job: _Job) -> None:
         self._turns.remove(job.address, job)
@@ -147,6 +148,16 @@ class HashingPool:
             else:
                 job.result.set_result(result)
             del job
+
+
+def _numbers(jobs: Iterable[_Job], of: Callable[[_Job], str]) -> dict[_Job, int]:
+    """Return for each job the how manyth it is of the same address, or account."""
+    counts: Counter[str] = Counter()
+    numbers = {}
+    for one in jobs:
+        counts[of(one)] += 1
+        numbers[one] = counts[of(one)]
+    return numbers
 
 
 def give_memory_back() -> None:

@@ -115,7 +115,7 @@ class Login:
         with self._db.read() as session:
             user = _user(session, who)
             account = _account(session, who, user)
-        self._compare(address, account, user.password_hash if user else None, who["password"])
+        self._compare(address, account, account, user.password_hash if user else None, who["password"])
         assert user is not None  # else nothing would have matched
         return _Proved(user_id=user.id, password_hash=user.password_hash)
 
@@ -139,7 +139,8 @@ class Login:
                 )
                 credential = session.scalars(statement).one_or_none()
             account = _credential_account(session, proof, credential)
-        self._compare(address, account, credential.secret_hash if credential else None, proof["secret"])
+        user_account = f"user {credential.user_id}" if credential else account
+        self._compare(address, account, user_account, credential.secret_hash if credential else None, proof["secret"])
         assert credential is not None
         if credential.expires_at is not None and credential.expires_at <= now():
             raise Unauthorized(f"The application credential {credential.id} has expired.")
@@ -151,12 +152,16 @@ class Login:
         "application_credential": _by_application_credential,
     }
 
-    def _compare(self, address: str, account: str, kept: str | None, password: str) -> None:
+    def _compare(self, address: str, account: str, user_account: str, kept: str | None, password: str) -> None:
+        """Raise Unauthorized unless a password is right.
+
+        Attempts are counted by ``account``; places in the line by ``user_account``, which all credentials of one share.
+        """
         with self._aside(), self._attempts.made(account, address) as attempt:
             attempt.right = self._pool.run(
                 lambda: passwords.matches(kept, password),
                 address=network_of(address),
-                account=account,
+                account=user_account,
                 familiar=attempt.familiar,
                 standing=attempt.standing,
             )

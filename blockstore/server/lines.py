@@ -17,8 +17,11 @@ class Lines:
     def __init__(self) -> None:
         self._projects: dict[int, str] = {}
 
-    def note(self, token: str, project: str) -> None:
-        """Remember whose a token is; from any thread."""
+    def note(self, token: str, project: str | None) -> None:
+        """Remember whose a token is, or that it is nobody's any more; from any thread."""
+        if project is None:
+            self._projects.pop(hash(token), None)
+            return
         if len(self._projects) >= MOST:
             self._projects = {}  # each is noted again by its next request
         self._projects[hash(token)] = project  # the token itself is kept nowhere

@@ -16,6 +16,11 @@ class Refused(Exception):
         self.status, self.sentence = status, sentence
 
 
+def too_many_wait() -> Refused:
+    """Return the refusal of a request that finds no place in its line."""
+    return Refused(503, "Too many requests wait to be answered. Try again in a moment.")
+
+
 def refuse(proto: HTTPProtocol, exc: Refused) -> None:
     """Send the reply to a request that is refused, in plain text, and have the connection closed."""
     also = [("retry-after", "1")] if exc.status == 503 else []

@@ -42,6 +42,13 @@ class Callers:
         """Remove a task; return False if it does not wait any more."""
         return self._known.remove(line, address, task) if line else self._strangers.remove(address, "", task)
 
+    def make_room(self, address: str, line: str) -> Task | None:
+        """Remove and return a task of a full line that gives way to one of another address of the same project.
+
+        It is the newest of the address that has the most in the line; None if that is the address that comes.
+        """
+        return self._known.make_room(line, address) if line else None
+
     def take(self) -> Task:
         """Remove and return the task whose turn it is. There must be one."""
         is_known = bool(self._known) and not (self._strangers and self._was_known)
@@ -76,6 +83,15 @@ class _Queue:
         self._left(owner, lines)
         return True
 
+    def make_room(self, owner: str, line: str) -> Task | None:
+        lines = self._lines[owner]
+        longest, count = lines.longest()
+        if count <= lines.waiting(line) + 1:
+            return None
+        task = lines.newest(longest)
+        self.remove(owner, longest, task)
+        return task
+
     def take(self) -> Task:
         turn = self._owners.take()
         assert turn is not None
@@ -98,27 +114,43 @@ class Threads:
         """``count`` threads may work at once; each is started when it is first needed."""
         self._count, self._name = count, name
         self._callers = Callers()
+        self._give_way: dict[Task, Callable[[], None]] = {}
+        """What is called instead of each task that waits."""
         self._change = threading.Condition()
         self._started = 0
         self._working = 0
         self._closed = False
 
-    def submit(self, address: str, line: str, task: Task) -> bool:
-        """Have a thread run ``task``, which must not raise, when it is its turn. Return False if too many wait."""
+    def submit(self, address: str, line: str, task: Task, give_way: Callable[[], None] | None = None) -> bool:
+        """Have a thread run ``task``, which must not raise, when it is its turn. Return False if too many wait.
+
+        ``give_way`` is called instead of the task, by any thread, if another address of a full line needs its place.
+        """
+        removed: Task | None = None
         with self._change:
-            if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE or len(self._callers) >= MOST_WAITING:
+            if len(self._callers) >= MOST_WAITING:
                 return False
+            if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE:
+                removed = self._callers.make_room(address, line)
+                if removed is None:
+                    return False
             self._callers.put(address, line, task)
+            if give_way is not None:
+                self._give_way[task] = give_way
             if self._working < self._count:
                 if self._working == self._started:
                     self._start()
                 else:
                     self._change.notify()
-            return True
+            instead = self._give_way.pop(removed, None) if removed is not None else None
+        if instead is not None:
+            instead()
+        return True
 
     def withdraw(self, address: str, line: str, task: Task) -> bool:
         """Forget a task that nobody waits for any more; return False if it runs already."""
         with self._change:
+            self._give_way.pop(task, None)
             return self._callers.remove(address, line, task)
 
     def set_count(self, count: int) -> None:
@@ -150,6 +182,7 @@ class Threads:
                 if self._closed:
                     return
                 task = self._callers.take()
+                self._give_way.pop(task, None)
                 self._working += 1
             try:
                 task()

@@ -26,7 +26,7 @@ from blockstore.server.budget import Budget, Replies
 from blockstore.server.connections import Connections
 from blockstore.server.heads import checked, environ_of
 from blockstore.server.pace import Pace, has_left
-from blockstore.server.refusals import Refused, refuse
+from blockstore.server.refusals import Refused, refuse, too_many_wait
 from blockstore.server.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -233,11 +233,19 @@ class Adapter:
         request.task = functools.partial(self._answer, request)
         if not streams:
             self._waiting.add(request)
-        if not (self._transfers if streams else self._threads).submit(request.caller, request.line, request.task):
+        threads = self._transfers if streams else self._threads
+        give_way = functools.partial(self._give_way, request)
+        if not threads.submit(request.caller, request.line, request.task, give_way):
             self._waiting.discard(request)
-            raise Refused(503, "Too many requests wait to be answered. Try again in a moment.")
+            raise too_many_wait()
         if not streams:
             self._look_soon()
+
+    def _give_way(self, request: Request) -> None:
+        """Refuse a request that is removed from its line for one of another address."""
+        self._watch_no_more(request)
+        refuse(request.proto, too_many_wait())
+        request.done()
 
     def _look_soon(self) -> None:
         if not self._will_look:
@@ -355,8 +363,8 @@ class Adapter:
         assert task is not None
         line = self._line_of(request.headers)  # the first request of a token has made it known
         replies = self._replies if line else self._strangers_replies
-        # By address and line, for projects behind one address have shares of their own.
-        caller, must = f"{request.caller} {line}", request.scope.method not in ("GET", "HEAD")
+        # Of a project with many addresses, too, for a member may have any number of them.
+        caller, must = line or request.caller, request.scope.method not in ("GET", "HEAD")
         sending = replies.admit(task, caller, len(reply.content), must=must)
         if sending is None:
             raise Refused(503, "Too many replies wait to be taken. Take those first, then try again.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
 from blockstore.api import volumes
 from blockstore.api.metadata import MOST_CHARACTERS, MOST_PAIRS
@@ -171,3 +171,26 @@ def test_a_summary_looks_at_a_bounded_number_of_pairs(hall: Hall, monkeypatch: p
     assert (told["total_count"], len(told["metadata"]), told["metadata"]["a"]) == (3, 13, ["b"])
     monkeypatch.setattr(volumes, "SUMMARY_PAIRS", 5)
     assert len(client.get("/volumes/summary")["volume-summary"]["metadata"]) <= 5
+
+
+def test_nobody_reads_the_image_metadata_of_snapshots_who_does_not_show_it(lite: Hall) -> None:
+    """It may be a megabyte each, and a page has a thousand snapshots."""
+    client = lite.member()
+    volume = lite.volume(client)
+    snapshot = lite.snapshot(client, volume, image_metadata={"k": "v"})
+    read: list[str] = []
+
+    @event.listens_for(lite.db.engine, "after_cursor_execute")
+    def note(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
+        read.append(statement)
+
+    try:
+        for path in ("/snapshots/detail", "/snapshots", f"/snapshots/{snapshot}"):
+            client.get(path)
+        assert client("PUT", f"/snapshots/{snapshot}", {"snapshot": {"name": "n"}}).status == 200
+        assert read
+        assert not [one for one in read if "image_metadata" in one]
+        made = client("POST", "/volumes", {"volume": {"snapshot_id": snapshot}}).json["volume"]["id"]
+    finally:
+        event.remove(lite.db.engine, "after_cursor_execute", note)
+    assert client.get(f"/volumes/{made}")["volume"]["volume_image_metadata"] == {"k": "v"}

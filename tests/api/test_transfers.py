@@ -247,3 +247,24 @@ def test_a_private_type_does_not_come_along(service: Service, donor: Client, rec
     assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 400
     admin("POST", place, {"addProjectAccess": {"project": "receiver"}})
     assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
+
+
+def test_a_private_type_does_not_come_along_with_a_snapshot(service: Service, donor: Client, receiver: Client) -> None:
+    """A snapshot keeps the type that its volume had, and volumes are made of it."""
+    admin = Client(service)
+    kind = admin("POST", "/types", {"volume_type": {"name": "own", "os-volume-type-access:is_public": False}})
+    place = f"/types/{kind.json['volume_type']['id']}/action"
+    admin("POST", place, {"addProjectAccess": {"project": "donor"}})
+    volume = donor.volume(volume_type="own")["id"]
+    snapshot = donor.snapshot(volume)["id"]
+    retyped = donor.action(f"volumes/{volume}", "os-retype", {"new_type": "__DEFAULT__", "migration_policy": "never"})
+    assert retyped.status == 202
+    donor.wait_idle()
+    transfer = offer(donor, volume)
+    refused = accept(receiver, transfer["id"], transfer["auth_key"])
+    assert refused.status == 400
+    assert snapshot in refused.body.decode()
+    assert "own " not in refused.body.decode()
+    donor("DELETE", f"{NEW}/{transfer['id']}")
+    alone = offer(donor, volume, no_snapshots=True)
+    assert accept(receiver, alone["id"], alone["auth_key"]).status == 202

@@ -182,6 +182,41 @@ def test_one_account_takes_half_of_the_queue_from_wherever_it_is_tried(
     assert [one.result(20) for one in (*kept, other)] == ["x0", "x1", "y"]
 
 
+def test_a_user_who_fills_the_queue_from_many_addresses_gives_up_a_place_for_another(
+    gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several credentials, all right: nobody has failed, and everybody is familiar."""
+    monkeypatch.setattr(hashing, "MOST_WAITING_PER_ACCOUNT", 100)
+    for familiar in False, True:
+        pool = gate(8, kept=2)
+        for number in range(8):
+            pool.ask(f"a{number}", f"address-{number}", "user alice", familiar=True)
+        for user in "bob", "carol":
+            waits = pool.ask(user, f"address of {user}", f"user {user}", familiar=familiar)
+            for number in range(50):
+                pool.ask(f"again {number}", f"new-{number}", "user alice", familiar=True)
+            assert not waits.done()
+            assert len(pool.waiting()) == 8
+        pool.open()
+        for _ in range(8):
+            pool.pool.run(int, address="last", account="last")
+        assert {"bob", "carol"} <= {*pool.done}
+
+
+def test_whose_password_is_tried_from_everywhere_keeps_the_first_place_of_the_account(
+    gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "MOST_WAITING_PER_ACCOUNT", 4)
+    pool = gate(8)
+    for number in range(4):
+        pool.ask(f"guess {number}", f"address-{number}", "user bob")
+        pool.ask(f"other {number}", f"other-{number}", f"user {number}")
+    own = pool.ask("bob", "home", "user bob", familiar=True)
+    for number in range(30):
+        pool.ask(f"more {number}", f"more-{number}", "user bob")
+    assert not own.done()
+
+
 def test_a_failure_is_its_callers_own() -> None:
     pool = HashingPool(threads=1)
 

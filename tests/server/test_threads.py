@@ -145,6 +145,9 @@ def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_sh
     assert set(known) == {"loud"}
     assert lines.of({"x-auth-token": "other"}) == "quiet"
     assert {lines.of({"x-auth-token": "made up"}), lines.of({})} == {""}
+    lines.note("other", None)
+    assert lines.of({"x-auth-token": "other"}) == "", "it has ended"
+    lines.note("other", "quiet")
     for number in range(MOST + 1):
         lines.note(f"more {number}", "p")
     assert lines.of({"x-auth-token": "other"}) == "", "the number of tokens that are remembered is bounded"
@@ -169,6 +172,33 @@ def test_a_bounded_number_waits_of_one_project(threads: Threads, monkeypatch: py
     assert [threads.submit(str(number), "loud", int) for number in range(3)] == [True, True, False]
     assert threads.submit("0", "quiet", int)
     first.go.set()
+
+
+def test_an_address_that_fills_its_projects_line_gives_way_to_another_of_it(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MOST_WAITING_OF_ONE", 4)
+    first, told, ran = Held(), list[str](), list[str]()
+    assert threads.submit("x", "other", first)
+    assert first.begun.wait(20)
+
+    def ask(address: str, name: str) -> bool:
+        return threads.submit(address, "loud", lambda: ran.append(name), lambda: told.append(name))
+
+    assert [ask("a", f"a{number}") for number in range(5)] == [True] * 4 + [False]
+    assert [ask("b", f"b{number}") for number in range(3)] == [True, True, False]
+    assert told == ["a3", "a2"], "the newest first, until both have as many"
+    last = Held()
+    assert threads.submit("x", "other", last)
+    first.go.set()
+    last.go.set()
+    assert last.ended.wait(20)
+    for _ in range(2000):
+        if len(ran) == 4:
+            break
+        time.sleep(0.01)
+    assert sorted(ran) == ["a0", "a1", "b0", "b1"]
+    assert not threads._give_way
 
 
 def test_a_task_that_nobody_waits_for_is_not_run(threads: Threads) -> None:

@@ -350,6 +350,27 @@ def test_replies_to_strangers_leave_those_to_tokens_their_part(
         assert len(ask(port, long + b"X-Auth-Token: good\r\n\r\n")[2]) == 5 * MIB
 
 
+def test_replies_to_one_project_are_bounded_over_all_its_addresses(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "REPLIES", (64 * MIB, 8 * MIB))
+    monkeypatch.setattr(Replies, "GRACE_S", 60)
+
+    def asked(address: int, token: str) -> bytes:
+        return b"GET /long?%d HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.%d\r\nX-Auth-Token: %s\r\n\r\n" % (
+            5 * MIB,
+            address,
+            token.encode(),
+        )
+
+    of = {"client_of": lambda _peer, said: said, "line_of": lambda headers: headers.get("x-auth-token", "")}
+    with serving(application, **of) as port, connect(port) as first:
+        first.sendall(asked(1, "one"))
+        assert first.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
+        assert ask(port, asked(2, "one"))[0] == 503
+        assert len(ask(port, asked(2, "other"))[2]) == 5 * MIB
+
+
 def test_long_replies_on_new_connections_are_whole_and_quick_while_many_are_open(port: int) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(100):
