@@ -145,6 +145,7 @@ class Service:
                 check_connector=self.exports.check_connector,
                 explain_new=functools.partial(explaining.explain_new, room),
                 plan_drain=functools.partial(explaining.plan_drain, room),
+                note_token=self.lines.note,
                 manageable=self.looker.manageable,
             ),
             self.login,

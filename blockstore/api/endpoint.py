@@ -82,6 +82,8 @@ class Core:
     """What the scheduler would do with a new volume."""
     plan_drain: Callable[[Session, str], list[dict[str, Any]]]
     """Where the volumes of a backend would go."""
+    note_token: Callable[[str, str | None], None]
+    """Called with a new token and its project, whose requests have a line of their own from the first one on."""
     manageable: Callable[[str, str, float], list[Any]]
     """What is on a pool, ``volumes`` or ``snapshots``, if it says so in time. Raises BackendError, TimeoutError."""
 

@@ -142,11 +142,12 @@ def fitting(
     sizes_of: Callable[[Sequence[Any]], Mapping[str, int]],
     *,
     suffix: str = "",
+    characters_of_row: int = 0,
 ) -> tuple[Page, Mapping[str, int]]:
-    """Return a page, or its beginning with a link to the rest, so that its metadata is no longer than one reply may be.
+    """Return a page, or its beginning with a link to the rest, so that it is no longer than one reply may be.
 
     ``sizes_of`` returns the characters of the metadata of some rows, by id; one without any may be left out. They are
-    returned, too.
+    returned, too. ``characters_of_row``: what a row counts for without its metadata.
     """
     sizes: dict[str, int] = {}
     length, begun, step = 0, 0, FIRST_ROWS
@@ -154,7 +155,7 @@ def fitting(
         some = page.rows[begun : begun + step]
         found = sizes_of(some)
         for count, (row, *_) in enumerate(some, begun):
-            length += found.get(row.id, 0)
+            length += characters_of_row + found.get(row.id, 0)
             if count and length > MOST_CHARACTERS:
                 link = call.links.next_page(listing.collection + suffix, call.query, page.rows[count - 1][0].id)
                 return Page(rows=page.rows[:count], envelope={**page.envelope, listing.links_key: link}), sizes

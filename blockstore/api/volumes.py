@@ -120,6 +120,8 @@ class View:
     image_metadata: Mapping[str, str]
 
 
+CHARACTERS_OF_ONE = 1000
+"""What a volume without metadata counts for in a page of a list: the length of its JSON."""
 SUMMARY_PAIRS = 10 * MOST_PAIRS
 """Pairs of metadata that a summary looks at: all that the volumes of the default quota can have."""
 
@@ -136,7 +138,9 @@ def index(call: Call) -> dict[str, Any]:
 def detail(call: Call) -> dict[str, Any]:
     """List every field."""
     page = listing.page(call, LISTING, _visible(call, _DETAIL), suffix="/detail")
-    page, sizes = listing.fitting(call, LISTING, page, functools.partial(_sizes, call), suffix="/detail")
+    page, sizes = listing.fitting(
+        call, LISTING, page, functools.partial(_sizes, call), suffix="/detail", characters_of_row=CHARACTERS_OF_ONE
+    )
     metadata = OF_VOLUMES.of_many(call.session, [volume.id for volume, _ in page.rows if volume.id in sizes])
     return {"volumes": shown(call, page.rows, metadata, detailed=True), **page.envelope}
 

@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ CROWDED, ROOMY = 0.8, 0.7
 """When more than the first part of the limit is open, connections are closed down to the second part of it."""
 
 _DESCRIPTORS = Path("/proc/self/fd")
+_Worth = tuple[bool, bool, bool, float]
 
 
 @dataclass(slots=True)
@@ -53,8 +54,12 @@ class Open:
     """Requests of it that are being read or answered."""
     answering: int = 0
     """Those of them that arrived whole."""
+    is_known: bool = False
+    """Whether one of them had a token that is known to be good."""
     descriptor: int | None = None
     """Its number at the last sweep."""
+    network: str = ""
+    """What counts as one address, once a sweep has seen it: it costs 60 µs to find out."""
     acked: int = 0
     acked_at: float = 0.0
 
@@ -74,13 +79,13 @@ class Connections:
         self._port = listener.getsockname()[1]
         self._open: dict[str, Open] = {}
         self._noting = threading.Lock()
-        """Held while ``_open`` is looked through, or a connection gets its place in it."""
+        """Held while connections get their places in ``_open``, and lose them; by granian's thread, too: briefly."""
         self._arrivals = select.epoll()
         self._sweep: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         """While arrivals are watched."""
         self._look: asyncio.Future[None] | None = None
-        self._next_look = 0.0
+        self._next_look = self._next_sweep = 0.0
 
     # --- on any thread --------------------------------------------------------------------------------------
 
@@ -97,12 +102,13 @@ class Connections:
                 # The kernel may have told nothing: granian had accepted it before anybody looked.
                 loop.call_soon_threadsafe(self._sweep_soon)
 
-    def arrive(self, peer: str) -> None:
-        """Note that a request of ADDRESS:PORT has arrived whole."""
+    def arrive(self, peer: str, *, is_known: bool = False) -> None:
+        """Note that a request of ADDRESS:PORT has arrived whole; ``is_known``: with a token known to be good."""
         with self._noting:
             if (known := self._open.get(peer)) is not None:
                 known.requests += 1
                 known.answering += 1
+                known.is_known |= is_known
 
     def end(self, peer: str, *, arrived: bool) -> None:
         """Note that a request of ADDRESS:PORT has ended; ``arrived``: whole."""
@@ -165,7 +171,7 @@ class Connections:
         loop = self._loop
         if loop is None:
             return
-        due = loop.time() + AFTER_ARRIVAL_S
+        due = max(loop.time() + AFTER_ARRIVAL_S, self._next_sweep)
         if self._sweep is None or self._sweep.when() > due:
             if self._sweep is not None:
                 self._sweep.cancel()
@@ -179,7 +185,8 @@ class Connections:
         finally:
             if self._open:
                 pause_s = AFTER_ARRIVAL_S if crowded else WHILE_OPEN_S
-                self._sweep = asyncio.get_running_loop().call_later(pause_s, self._swept)
+                loop = asyncio.get_running_loop()
+                self._sweep = loop.call_at(max(loop.time() + pause_s, self._next_sweep), self._swept)
 
     def shut_idle(self) -> None:
         """Shut every connection of which no request is being answered: for a stop, which waits for the others."""
@@ -198,55 +205,57 @@ class Connections:
         """
         now = time.monotonic()
         present = dict(self._present())
-        # Of the processor, looks take a tenth at most.
+        # Of the processor, looks for one connection take a tenth at most, and so do other sweeps.
         self._next_look = time.monotonic() + 10 * (time.monotonic() - now)
+        silent = {peer: _asked(present[peer], silent_s) for peer in present.keys() - self._open.keys()}
+        young = {peer for peer, seconds in silent.items() if seconds < JUST_S}
         with self._noting:
             # A request that began after the table was read is of a connection that is not in it.
-            self._open = {peer: known for peer, known in self._open.items() if peer in present or known.busy}
-            new = {peer: _asked(present[peer], silent_s) for peer in present.keys() - self._open.keys()}
-            young = {peer for peer, silent in new.items() if silent < JUST_S}
-            for peer, descriptor in present.items():
-                known = self._open.setdefault(peer, Open(last=now - new.get(peer, 0)))
-                known.descriptor = descriptor
-                if not known.busy:
-                    self._note_progress(known, descriptor, now)
-            ending = {peer for peer, known in self._open.items() if peer in present and _is_slow(known, now)}
-            too_many = self._too_many(present.keys() - ending)
+            for peer in [peer for peer, known in self._open.items() if peer not in present and not known.busy]:
+                del self._open[peer]
+            held = {peer: self._open.setdefault(peer, Open(last=now - silent.get(peer, 0.0))) for peer in present}
+        for peer, known in held.items():
+            known.descriptor = present[peer]
+            known.network = known.network or network_of(peer.rpartition(":")[0].strip("[]"))
+            if not known.busy:
+                self._note_progress(known, present[peer], now)
+        ending = {peer for peer, known in held.items() if _is_slow(known, now)}
+        too_many = self._too_many({peer: known for peer, known in held.items() if peer not in ending})
         for peer in ending | (too_many - young):
             self._shut(peer, present[peer])
+        self._next_sweep = time.monotonic() + 10 * (time.monotonic() - now)
         return bool(too_many)
 
-    def _too_many(self, peers: set[str]) -> set[str]:
-        """Return what is over the bound of its address, and, when all are many, some of the addresses with the most."""
+    def _too_many(self, held: dict[str, Open]) -> set[str]:
+        """Return what is over the bound of its address, and, when all are many, some of the addresses with the most.
+
+        When all are many, strangers go first: connections that never had a good token, and are no trusted proxy's.
+        """
         by_address = defaultdict(list)
-        for peer in peers:
-            by_address[network_of(peer.rpartition(":")[0].strip("[]"))].append(peer)
+        worth = {peer: _worth(known) for peer, known in held.items()}
+        for peer, known in held.items():
+            by_address[known.network].append(peer)
         ending: set[str] = set()
         for address, those in by_address.items():
-            those.sort(key=self._worth)
+            those.sort(key=worth.__getitem__)
             if len(those) > self._per_address and not self._is_proxy(address.partition("/")[0]):
                 ending |= set(those[: len(those) - self._per_address])
                 del those[: len(those) - self._per_address]
-        excess = len(peers - ending) - int(self._limit * ROOMY)
-        if len(peers - ending) <= self._limit * CROWDED:
+        left = len(held) - len(ending)
+        excess = left - int(self._limit * ROOMY)
+        if left <= self._limit * CROWDED:
             return ending
         fair = self._limit * ROOMY / len(by_address)
-        most = [(-len(those), address) for address, those in by_address.items()]
-        heapq.heapify(most)
-        while excess > 0 and most:
-            _, address = heapq.heappop(most)
-            those = by_address[address]
-            # Who has more than his part is cut off in mid-answer, too: else whole requests would be a shield.
-            if those and (len(those) > fair or not self._open[those[0]].answering):
-                ending.add(those.pop(0))
-                excess -= 1
-                heapq.heappush(most, (-len(those), address))
+        strangers, others = {}, {}
+        for address, those in by_address.items():
+            is_proxy = self._is_proxy(address.partition("/")[0])
+            strangers[address] = [] if is_proxy else [peer for peer in those if not held[peer].is_known]
+            others[address] = those if is_proxy else [peer for peer in those if held[peer].is_known]
+        for some in strangers, others:
+            cut = _cut(some, excess, fair, worth)
+            ending |= cut
+            excess -= len(cut)
         return ending
-
-    def _worth(self, peer: str) -> tuple[bool, bool, float]:
-        """Return what sorts connections: first those without a whole request, last those that are being answered."""
-        known = self._open[peer]
-        return bool(known.answering), bool(known.requests), known.last
 
     def _note_progress(self, known: Open, descriptor: int, now: float) -> None:
         confirmed = int(_asked(descriptor, acked))
@@ -292,6 +301,30 @@ class Connections:
         if (copy := self._copy(peer, descriptor)) is not None:
             with copy, contextlib.suppress(OSError):
                 copy.shutdown(socket.SHUT_RDWR)
+
+
+def _cut(by_address: dict[str, list[str]], excess: int, fair: float, worth: Mapping[str, _Worth]) -> set[str]:
+    """Return so many connections, of the addresses with the most; of equals, those that are worth the least."""
+    ending: set[str] = set()
+    most = [(-len(those), worth[those[0]], address) for address, those in by_address.items() if those]
+    heapq.heapify(most)
+    while len(ending) < excess and most:
+        _, (_, is_answered, *_rest), address = heapq.heappop(most)
+        those = by_address[address]
+        # Who has more than his part is cut off in mid-answer, too: else whole requests would be a shield.
+        if len(those) > fair or not is_answered:
+            ending.add(those.pop(0))
+            if those:
+                heapq.heappush(most, (-len(those), worth[those[0]], address))
+    return ending
+
+
+def _worth(known: Open) -> _Worth:
+    """Return what sorts connections: first those without a whole request, last those that are being answered.
+
+    One that never had a good token comes before those that had.
+    """
+    return known.is_known, bool(known.answering), bool(known.requests), known.last
 
 
 def _is_slow(known: Open, now: float) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from blockstore.turns import Turns
 
-MOST_WAITING, MOST_WAITING_OF_ONE = 4096, 256
-"""Tasks that may wait: of all together, and of one project, or of one address of strangers."""
+MOST_WAITING, MOST_STRANGERS_WAITING, MOST_WAITING_OF_ONE = 4096, 1024, 256
+"""Tasks that may wait: of all projects, of all strangers, and of one project or one address of strangers."""
 
 Task = Callable[[], None]
 
@@ -26,6 +26,10 @@ class Callers:
 
     def __len__(self) -> int:
         return len(self._known) + len(self._strangers)
+
+    def is_full(self, line: str) -> bool:
+        """Return True if there is no place: for projects with a line, or for strangers, without."""
+        return len(self._known) >= MOST_WAITING if line else len(self._strangers) >= MOST_STRANGERS_WAITING
 
     def waiting(self, address: str, line: str) -> int:
         """Return how many tasks wait of a line; of an address, for a stranger."""
@@ -128,7 +132,7 @@ class Threads:
         """
         removed: Task | None = None
         with self._change:
-            if len(self._callers) >= MOST_WAITING:
+            if self._callers.is_full(line):
                 return False
             if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE:
                 removed = self._callers.make_room(address, line)
@@ -187,5 +191,6 @@ class Threads:
             try:
                 task()
             finally:
+                del task  # and with it what it refers to, before the next one comes
                 with self._change:
                     self._working -= 1

@@ -34,16 +34,20 @@ log = logging.getLogger(__name__)
 SMALL_BODY_BYTES = 16 << 10
 """A body of at most so many bytes is always received: connections bound how many there are."""
 BODIES = (64 << 20, 4 << 20)
-"""Bytes of longer bodies that are held at once: of all callers together, and of one."""
+"""Bytes of longer bodies that are held at once: of all projects together, and of one."""
+STRANGERS_BODIES = (16 << 20, 2 << 20)
+"""The same for those who have no line, because no token of theirs is known to be good, and of one address."""
+RECEIVED = (512, 64)
+"""Requests of strangers whose bodies are being received: of all together, and of one address."""
 SOON_S = 0.1
 """Seconds after which a request that is not answered yet is looked at: its caller may have gone."""
 PIECE_BYTES = 64 << 10
 SMALL_REPLY_BYTES = 128 << 10
 """A reply of at most so many bytes is handed over whole, and not counted: connections bound how many there are."""
 REPLIES = (128 << 20, 16 << 20)
-"""Bytes of longer replies that wait to be taken: of all callers together, and of one."""
+"""Bytes of longer replies that wait to be taken: of all projects together, and of one."""
 STRANGERS_REPLIES = (32 << 20, 16 << 20)
-"""The same for those who have no line, because no token of theirs is known to be good."""
+"""The same for strangers, and of one address."""
 
 Headers = list[tuple[str, str]]
 
@@ -64,8 +68,14 @@ class Request:
     """Called when it has ended, on any thread."""
     began: float = field(default_factory=time.monotonic)
     task: Callable[[], None] | None = None
+    """What stands in the line for it; it refers to the request, so that this is removed when the request has ended."""
     watch: asyncio.Task[None] | None = None
     """Waits for its caller to go."""
+
+    @property
+    def owner(self) -> str:
+        """Return who the bytes of its body count for: a project over all its addresses, or a stranger's address."""
+        return self.line or self.caller
 
 
 class Reply(NamedTuple):
@@ -98,7 +108,8 @@ class Adapter:
         self._threads, self._transfers = threads, transfers
         self._connections = connections
         self._is_transfer, self._client_of, self._line_of = is_transfer, client_of, line_of
-        self._bodies = Budget(*BODIES)
+        self._bodies, self._strangers_bodies = Budget(*BODIES), Budget(*STRANGERS_BODIES)
+        self._received_at_once = Budget(*RECEIVED)
         self._replies, self._strangers_replies = Replies(Budget(*REPLIES)), Replies(Budget(*STRANGERS_REPLIES))
         self._loop: asyncio.AbstractEventLoop
         self._waiting: set[Request] = set()
@@ -125,10 +136,10 @@ class Adapter:
             done()
 
         try:
-            headers = checked(scope)
-            self._connections.arrive(scope.client)
+            request = self._request(scope, proto, checked(scope), NO_BODY, ended)
+            self._connections.arrive(scope.client, is_known=bool(request.line))
             arrived = True
-            self._hand_over(self._request(scope, proto, headers, NO_BODY, ended))
+            self._hand_over(request)
         except Refused as exc:
             refuse(proto, exc)
             ended()
@@ -158,13 +169,13 @@ class Adapter:
             request = self._request(scope, proto, headers, NO_BODY, functools.partial(self._tell, ended))
             request.body = await self._body(request)
             try:
-                self._connections.arrive(scope.client)
+                self._connections.arrive(scope.client, is_known=bool(request.line))
                 arrived = True
                 self._hand_over(request)
                 await ended
             finally:
                 if isinstance(request.body, Buffered):
-                    self._bodies.give_back(request.caller, request.body.counted)
+                    self._bodies_of(request).give_back(request.owner, request.body.counted)
         except Refused as exc:
             refuse(proto, exc)
         except ProtocolClosed:
@@ -182,7 +193,7 @@ class Adapter:
 
     async def _body(self, request: Request) -> Buffered | Streamed:
         """Return the body of a request. Raises Refused when it arrives too slowly, or too many are held."""
-        scope, headers, caller = request.scope, request.headers, request.caller
+        scope, headers = request.scope, request.headers
         if self._is_transfer(scope.method, scope.path):
             return Streamed(request.proto, self._loop, functools.partial(self._has_left, scope.client))
         if "transfer-encoding" in headers:  # of a body that is cut off granian says that it has ended
@@ -191,17 +202,35 @@ class Adapter:
         if not 0 < length <= MAX_BODY_BYTES:
             return Buffered(b"", length, 0)  # empty, or refused by the application for its length, and never read
         counted = 0 if length <= SMALL_BODY_BYTES else length
-        if counted and not self._bodies.has_room(caller, counted):
+        if not request.line:
+            return await self._received_of_stranger(request, length, counted)
+        return await self._received(request, length, counted)
+
+    async def _received_of_stranger(self, request: Request, length: int, counted: int) -> Buffered:
+        if not self._received_at_once.has_room(request.caller, 1):
+            raise Refused(503, "Too many requests are being received at once. Try again in a moment.")
+        self._received_at_once.take(request.caller, 1)
+        try:
+            return await self._received(request, length, counted)
+        finally:
+            self._received_at_once.give_back(request.caller, 1)
+
+    async def _received(self, request: Request, length: int, counted: int) -> Buffered:
+        bodies = self._bodies_of(request)
+        if counted and not bodies.has_room(request.owner, counted):
             raise Refused(503, "Too many long requests are being received at once. Try again in a moment.")
-        self._bodies.take(caller, counted)
+        bodies.take(request.owner, counted)
         try:
             content = await received(request.proto)
             if len(content) < length:
                 raise Refused(400, "The connection was closed before the end of the body.")
         except BaseException:
-            self._bodies.give_back(caller, counted)
+            bodies.give_back(request.owner, counted)
             raise
         return Buffered(content, len(content), counted)
+
+    def _bodies_of(self, request: Request) -> Budget:
+        return self._bodies if request.line else self._strangers_bodies
 
     async def _has_left(self, peer: str) -> bool:
         connection = await self._connections.locate(peer)
@@ -236,7 +265,7 @@ class Adapter:
         threads = self._transfers if streams else self._threads
         give_way = functools.partial(self._give_way, request)
         if not threads.submit(request.caller, request.line, request.task, give_way):
-            self._waiting.discard(request)
+            self._watch_no_more(request)
             raise too_many_wait()
         if not streams:
             self._look_soon()
@@ -270,13 +299,14 @@ class Adapter:
 
     async def _watched(self, request: Request) -> None:
         await asyncio.ensure_future(request.proto.client_disconnect())
-        assert request.task is not None
-        if self._threads.withdraw(request.caller, request.line, request.task):
+        task = request.task
+        if task is not None and self._threads.withdraw(request.caller, request.line, task):
             self._watch_no_more(request)
             request.done()
 
     def _watch_no_more(self, request: Request) -> None:
         self._waiting.discard(request)
+        request.task = None  # else a body would stay until Python looks for cycles, which is rare
         if request.watch is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(request.watch.cancel)
@@ -363,7 +393,7 @@ class Adapter:
         assert task is not None
         line = self._line_of(request.headers)  # the first request of a token has made it known
         replies = self._replies if line else self._strangers_replies
-        # Of a project with many addresses, too, for a member may have any number of them.
+        # By project where there is one, for a member may have any number of addresses.
         caller, must = line or request.caller, request.scope.method not in ("GET", "HEAD")
         sending = replies.admit(task, caller, len(reply.content), must=must)
         if sending is None:

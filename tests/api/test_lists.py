@@ -637,12 +637,16 @@ def test_a_pattern_longer_than_any_value_matches_nothing(lite: Hall) -> None:
 # --- pages that end early ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("noun", ["volumes", "snapshots"])
-def test_a_page_ends_before_its_metadata_is_too_long_for_one_reply(
-    api: Client, monkeypatch: pytest.MonkeyPatch, noun: str
+@pytest.mark.parametrize(
+    ("noun", "most", "length"),
+    [("volumes", 3000, 200), ("volumes", 2500, 1), ("snapshots", 1000, 200)],
+    ids=["volumes", "many-volumes", "snapshots"],
+)
+def test_a_page_ends_before_it_is_too_long_for_one_reply(
+    api: Client, monkeypatch: pytest.MonkeyPatch, noun: str, most: int, length: int
 ) -> None:
-    monkeypatch.setattr(listing, "MOST_CHARACTERS", 1000)
-    pairs = {f"k{number}": "v" * 200 for number in range(2)}
+    monkeypatch.setattr(listing, "MOST_CHARACTERS", most)
+    pairs = {f"k{number}": "v" * length for number in range(2)}
     volumes = [api.volume(metadata=pairs) for _ in range(5)]
     made = volumes if noun == "volumes" else [api.snapshot(volumes[0]["id"], metadata=pairs) for _ in range(5)]
     seen, path, pages = [], f"/{noun}/detail", 0

@@ -92,6 +92,20 @@ def test_a_token_that_was_revoked_is_refused(people: People) -> None:
     assert believed(people, other)
 
 
+def test_a_token_has_the_line_of_its_project_from_its_first_request_until_it_ends(town: People) -> None:
+    project = town.project()
+    _user, token = town.user(project, "member")
+
+    def line() -> str:
+        return town.service.lines.of({"x-auth-token": token})
+
+    assert line() == project
+    assert believed(town, token)
+    assert town.ask("DELETE", "/identity/v3/auth/tokens", None, token, X_Subject_Token=token).status == 204
+    assert not believed(town, token)
+    assert line() == "", "it is a stranger's"
+
+
 def test_whatever_it_rests_on_ends_a_token(people: People) -> None:
     """A changed password, a disabled user, project or domain, a role taken away, a user or project that is gone."""
     identity = people.identity

@@ -158,6 +158,42 @@ def test_when_many_are_open_no_answer_shields_who_has_more_than_his_part(
     assert len(callers.open()) == 7
 
 
+def test_when_many_are_open_strangers_give_way_to_who_had_a_good_token_and_to_proxies(
+    listener: socket.socket, callers: Callers
+) -> None:
+    """However many addresses the strangers have, and though a proxy or an office has more of one."""
+    held = Connections(listener, limit=20, per_address=100, is_proxy=lambda address: address == "127.0.0.2")
+    proxied, office = [[callers.come(source) for _ in range(5)] for source in ("127.0.0.2", "127.0.0.3")]
+    strangers = [callers.come(f"127.0.1.{number}") for number in range(8)]
+    for peer in (*proxied, *office, *strangers):
+        held.begin(peer)
+        held.arrive(peer, is_known=peer in office)
+    for peer in (*proxied, *office, *strangers[:6]):
+        held.end(peer, arrived=True)
+    held.sweep()
+    held.sweep()
+    assert {*proxied, *office} <= callers.open()
+    assert len(callers.open()) == 14
+
+
+def test_when_many_are_open_of_equal_addresses_who_says_nothing_gives_way(
+    listener: socket.socket, callers: Callers
+) -> None:
+    """Whatever the text of its address: 127.0.0.2 sorts before 127.0.1.0."""
+    held = Connections(listener, limit=10, per_address=100)
+    asks = callers.come("127.0.0.2")
+    held.begin(asks)
+    held.arrive(asks)
+    held.end(asks, arrived=True)
+    for number in range(8):
+        callers.come(f"127.0.1.{number}")
+    held.sweep()
+    time.sleep(connections.JUST_S)  # who has just come is left
+    held.sweep()
+    assert asks in callers.open()
+    assert len(callers.open()) == 7
+
+
 def test_who_says_nothing_is_closed_after_its_time_and_who_is_answered_is_not(
     listener: socket.socket, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,12 +155,13 @@ def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_sh
 
 def test_a_bounded_number_waits_of_one_address_and_of_all(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "MOST_WAITING_OF_ONE", 3)
-    monkeypatch.setattr(pool, "MOST_WAITING", 5)
+    monkeypatch.setattr(pool, "MOST_STRANGERS_WAITING", 5)
     first = Held()
     assert threads.submit("a", "", first)
     assert first.begun.wait(20)
     assert [threads.submit("a", "", int) for _ in range(4)] == [True, True, True, False]
     assert [threads.submit("b", "", int) for _ in range(3)] == [True, True, False]
+    assert threads.submit("b", "project", int), "strangers take no places of projects"
     first.go.set()
 
 
@@ -171,6 +172,9 @@ def test_a_bounded_number_waits_of_one_project(threads: Threads, monkeypatch: py
     assert first.begun.wait(20)
     assert [threads.submit(str(number), "loud", int) for number in range(3)] == [True, True, False]
     assert threads.submit("0", "quiet", int)
+    monkeypatch.setattr(pool, "MOST_WAITING", 4)
+    assert [threads.submit("0", line, int) for line in ("third", "fourth")] == [True, False]
+    assert threads.submit("0", "", int)
     first.go.set()
 
 

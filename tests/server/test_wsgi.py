@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -281,7 +282,7 @@ def test_a_body_that_drips_is_408_however_fast_it_began(
 def test_long_bodies_have_a_share_for_each_caller_and_short_ones_are_always_received(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wsgi, "BODIES", (300_000, 100_000))
+    monkeypatch.setattr(wsgi, "STRANGERS_BODIES", (300_000, 100_000))
     long, short = b"Content-Length: 60000\r\n\r\n", b"Content-Length: 3\r\n\r\nabc"
     head = b"POST / HTTP/1.1\r\nHost: a\r\n"
     with (
@@ -304,6 +305,65 @@ def test_long_bodies_have_a_share_for_each_caller_and_short_ones_are_always_rece
         assert reply_of(first)[0] == 200
         while ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\n" + long + bytes(60000))[0] != 200:
             assert time.monotonic() < deadline  # its part is given back a moment after the reply
+
+
+def test_bodies_of_strangers_leave_those_of_tokens_their_part(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "STRANGERS_BODIES", (100_000, 100_000))
+    monkeypatch.setattr(wsgi, "BODIES", (100_000, 100_000))
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n"
+    with serving(application, line_of=lambda headers: headers.get("x-auth-token", "")) as port, connect(port) as slow:
+        slow.sendall(head + b"\r\n" + bytes(59000))
+        deadline = time.monotonic() + 20
+        while ask(port, head + b"\r\n" + bytes(60000))[0] != 503:
+            assert time.monotonic() < deadline
+        assert ask(port, head + b"X-Auth-Token: good\r\n\r\n" + bytes(60000))[0] == 200
+        with connect(port) as other:
+            other.sendall(head + b"X-Auth-Token: good\r\n\r\n" + bytes(59000))
+            while ask(port, head + b"X-Auth-Token: good\r\n\r\n" + bytes(60000))[0] != 503:
+                assert time.monotonic() < deadline
+
+
+def test_a_bounded_number_of_bodies_of_strangers_is_received_at_once(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short ones, too: a request that is being received holds the place of a connection after its caller has gone."""
+    monkeypatch.setattr(wsgi, "RECEIVED", (3, 2))
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
+
+    def asked(caller: int) -> bytes:
+        return head + b"X-Forwarded-For: 192.0.2.%d\r\n\r\n" % caller
+
+    of = {"client_of": lambda _peer, said: said, "line_of": lambda headers: headers.get("x-auth-token", "")}
+    with serving(application, **of) as port, contextlib.ExitStack() as stack:
+        for caller in 1, 1, 2:
+            stack.enter_context(connect(port)).sendall(asked(caller) + b"half")
+        deadline = time.monotonic() + 20
+        while ask(port, asked(1) + bytes(10))[0] != 503:
+            assert time.monotonic() < deadline
+        while ask(port, asked(3) + bytes(10))[0] != 503:
+            assert time.monotonic() < deadline
+        assert ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\nX-Auth-Token: good\r\n\r\n" + bytes(10))[0] == 200
+
+
+def test_a_request_that_has_ended_is_gone_without_a_search_for_cycles(port: int, application: Application) -> None:
+    """The collector runs rarely, by the thresholds of ``serve``: bodies that wait for it would fill the memory."""
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(30):
+            assert ask(port, head + bytes(100_000))[0] == 200
+            assert ask(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+            with connect(port) as gone:
+                gone.sendall(head + bytes(100_000))
+        deadline = time.monotonic() + 20
+        while (left := sum(type(one) is wsgi.Request for one in gc.get_objects())) > 2:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+    finally:
+        gc.enable()
 
 
 def test_replies_that_nobody_takes_are_bounded_and_the_slowest_is_cut(

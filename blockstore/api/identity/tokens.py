@@ -23,6 +23,8 @@ def create(visit: Visit, body: Mapping[str, Any]) -> Answer:
         caller = tokens.check(session, words)
     if caller is None:  # what it rests on was changed in this moment
         raise Unauthorized("The token was revoked at once: user, project or role have just been changed.")
+    if caller.project is not None:
+        visit.core.note_token(words, caller.project.id)
     return Answer(body={"token": shown(visit, caller)}, status=201, headers={"X-Subject-Token": words})
 
 
