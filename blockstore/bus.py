@@ -266,6 +266,8 @@ class Bus:
     async def _place(self, room: _Room, order: Order) -> str:
         if room.place_of is None:
             return ""
+        if order.place:
+            return order.place
         try:
             # Else a thousand new orders of one project would be looked up before the next project's one.
             async with self._lookups.taken(order.project_id):

@@ -55,6 +55,11 @@ class Order:
         """Return the id of the row this order will settle."""
         return str(getattr(self, f"{self.resource_type}_id"))
 
+    @property
+    def place(self) -> str:
+        """Return the pool it works on, where whoever made it knew; else it is looked up when its turn comes."""
+        return str(getattr(self, "pool", ""))
+
     def keys(self) -> tuple[str, ...]:
         """Return the resources held while it runs: no two orders that share one run at once."""
         return (f"{self.resource_type}:{self.resource_id}",)
@@ -227,6 +232,7 @@ class CreateVolume(Order):
     source_volume_id: str | None = None
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tried: tuple[str, ...] = ()
+    pool: str = ""
 
     def keys(self) -> tuple[str, ...]:
         """Hold the source too, so that nobody deletes or reverts it meanwhile."""
@@ -266,6 +272,8 @@ class DeleteVolume(Order):
     resource_type: ClassVar[str] = "volume"
     status: ClassVar[str] = "deleting"
     volume_id: str
+    pool: str = ""
+    """Where it was when the delete was accepted; a move that was under way may have taken it elsewhere."""
 
     def keys(self) -> tuple[str, ...]:
         """Hold the volume's exports too: what is left of them goes first."""

@@ -471,6 +471,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
         request_id=call.ctx.request_id,
         project_id=volume.project_id,
         volume_id=volume_id,
+        pool=volume.host or "",
     )
     conditions = removable(force=force, cascade=cascade)
     at_once = _is_nowhere(call, volume)

@@ -89,8 +89,8 @@ def name_of(db: Database, volume_id: str) -> str:
 
 def pool_of(db: Database, order: Order) -> str:
     """Return the pool that an order of the manager works on; nothing when its volume is gone, or on none."""
-    if pool := getattr(order, "pool", ""):
-        return str(pool)
+    if order.place:
+        return order.place
     with db.read() as session:
         return session.execute(select(Volume.host).where(Volume.id == getattr(order, "volume_id", ""))).scalar() or ""
 

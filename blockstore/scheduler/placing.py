@@ -80,6 +80,7 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
             source_volume_id=order.source_volume_id,
             hints=order.hints,
             tried=order.tried,
+            pool=choice.pool.name,
         )
         states.hand_over(session, order, following)
 
