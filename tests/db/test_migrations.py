@@ -13,7 +13,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import MetaData, inspect, select, text
 
 from blockstore.cli import main
 from blockstore.db import migrations
@@ -58,11 +58,66 @@ def differences(db: Database) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
 
 
+def run_revisions(db: Database, to: str) -> None:
+    """Bring a database to a revision, from nothing as well: one revision after the other."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(migrations.HERE))
+    with db.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, to)
+
+
+def shape(db: Database) -> dict[str, object]:
+    """Return what the database itself says about each table, in an order of its own."""
+    inspector = inspect(db.engine)
+    tables = inspector.get_table_names()
+
+    def ordered(facts: object) -> list[str]:
+        assert isinstance(facts, list)
+        return sorted(repr(sorted((key, repr(value)) for key, value in fact.items())) for fact in facts)
+
+    return {
+        table: (
+            ordered(inspector.get_columns(table)),
+            ordered([dict(inspector.get_pk_constraint(table))]),
+            ordered(inspector.get_foreign_keys(table)),
+            ordered(inspector.get_unique_constraints(table)),
+            ordered(inspector.get_check_constraints(table)),
+            ordered(inspector.get_indexes(table)),
+        )
+        for table in tables
+    }
+
+
 def test_migrations_make_what_the_models_say(db: Database) -> None:
     assert migrations.current(db) is None
-    assert migrations.upgrade(db) is None
+    run_revisions(db, "head")
     assert migrations.current(db) == migrations.HEAD
     assert differences(db) == []
+
+
+def test_an_empty_database_is_made_as_the_revisions_make_it(db: Database) -> None:
+    run_revisions(db, "head")
+    by_revisions = shape(db)
+    with db.engine.begin() as connection:
+        everything = MetaData()
+        everything.reflect(connection)
+        everything.drop_all(connection)
+    assert shape(db) == {}
+    assert migrations.upgrade(db) is None
+    assert migrations.current(db) == migrations.HEAD
+    assert shape(db) == by_revisions
+    assert differences(db) == []
+
+
+def test_a_database_that_cannot_be_made_whole_stays_empty(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("half-way")
+
+    monkeypatch.setattr(migrations.VERSION, "create", fail)  # what is made last
+    with pytest.raises(RuntimeError, match="half-way"):
+        migrations.upgrade(db)
+    assert shape(db) == {}
 
 
 def test_upgrade_of_a_database_that_is_up_to_date_does_nothing(db: Database, tmp_path: Path) -> None:
@@ -130,11 +185,8 @@ def test_revisions_follow_each_other() -> None:
 
 
 def test_older_messages_are_in_full_for_administrators_only(db: Database) -> None:
-    config = AlembicConfig()
-    config.set_main_option("script_location", str(migrations.HERE))
+    run_revisions(db, "0006")
     with db.engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0006")
         connection.execute(
             text(
                 "INSERT INTO messages (id, project_id, request_id, event_id, action_id, detail_id, message_level,"
@@ -150,13 +202,8 @@ def test_older_messages_are_in_full_for_administrators_only(db: Database) -> Non
     assert "Ask your administrator" in row.user_message
 
 
-def test_snapshots_that_are_there_are_numbered_by_their_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as before:
-        from alembic import command
-
-        real = command.upgrade
-        before.setattr(command, "upgrade", lambda config, _to: real(config, "0006"))
-        migrations.upgrade(db)
+def test_snapshots_that_are_there_are_numbered_by_their_time(db: Database) -> None:
+    run_revisions(db, "0006")
     rows = [("a", "v", 3), ("b", "v", 1), ("c", "v", 2), ("d", "v", 2), ("e", "w", 9)]
     with db.write() as session:
         session.execute(
@@ -186,13 +233,8 @@ def test_snapshots_that_are_there_are_numbered_by_their_time(db: Database, monke
     assert numbered == {"b": 1, "c": 2, "d": 3, "a": 4, "e": 1}
 
 
-def test_snapshots_that_are_there_keep_what_their_volume_is_if_it_is_still_their_projects(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as before:
-        real = command.upgrade
-        before.setattr(command, "upgrade", lambda config, _to: real(config, "0009"))
-        migrations.upgrade(db)
+def test_snapshots_that_are_there_keep_what_their_volume_is_if_it_is_still_their_projects(db: Database) -> None:
+    run_revisions(db, "0009")
     at = {"at": "2026-01-01 00:00:00"}
     with db.write() as session:
         session.execute(

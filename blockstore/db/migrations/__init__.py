@@ -1,6 +1,7 @@
 """Brings a database to the present shape at start; sets a copy of a SQLite file aside first.
 
-Alembic is imported only when there is something to do, because importing it takes longer than starting.
+An empty database is made from the models. Alembic is imported only when an older one is to be upgraded, because
+importing it takes as long as half a start. ``tests/db/test_migrations.py`` proves that both ways make the same.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import logging
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import inspect, text
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, insert, inspect, text
 
 from blockstore import private_files
 from blockstore.db import postgresql_limits
+from blockstore.db.models import Base
 from blockstore.db.session import Database
 from blockstore.errors import ConfigError
 
@@ -21,6 +23,14 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 REVISIONS = sorted(path.name.split("_")[0] for path in (HERE / "versions").glob("[0-9]*.py"))
 HEAD = REVISIONS[-1]
+
+VERSION = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Where Alembic notes the revision that a database is at, as Alembic makes it."""
 
 
 def current(db: Database) -> str | None:
@@ -60,7 +70,7 @@ def _upgrade(db: Database) -> Path | None:
     if at is not None and at not in REVISIONS:
         raise ConfigError(f"The database is at revision {at}, newer than this blockstore knows ({HEAD}). Upgrade it.")
     aside = _set_aside(db.path, at) if at is not None and db.path is not None else None
-    _apply(db)
+    _apply(db, at)
     log.info("database brought from revision %s to %s%s", at or "nothing", HEAD, f"; copy: {aside}" if aside else "")
     return aside
 
@@ -80,12 +90,26 @@ def _set_aside(path: Path, revision: str) -> Path:
     return copy
 
 
-def _apply(db: Database) -> None:
+def _apply(db: Database, at: str | None) -> None:
+    with db.engine.begin() as connection, postgresql_limits.unlimited(connection):
+        if at is None:
+            make(connection)
+        else:
+            _run_revisions(connection)
+
+
+def make(connection: Connection) -> None:
+    """Make the tables of the present shape in a database that has none of them."""
+    Base.metadata.create_all(connection, checkfirst=False)
+    VERSION.create(connection, checkfirst=True)
+    connection.execute(insert(VERSION).values(version_num=HEAD))
+
+
+def _run_revisions(connection: Connection) -> None:
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(HERE))
-    with db.engine.begin() as connection, postgresql_limits.unlimited(connection):
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
