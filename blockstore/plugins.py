@@ -11,7 +11,9 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,26 @@ from blockstore.trusted_paths import user_name, weak_place
 CODE = Path(__file__).resolve().parent
 
 
+def entry_points(group: str) -> EntryPoints:
+    """Return the installed entry points of a group."""
+    return _groups(tuple(sys.path)).get(group, EntryPoints())
+
+
+@functools.cache
+def _groups(_path: tuple[str, ...]) -> dict[str, EntryPoints]:
+    # Looked for once: each time, a file of every package that is installed would be read.
+    found = importlib.metadata.entry_points()
+    return {group: found.select(group=group) for group in found.groups if group.startswith("blockstore.")}
+
+
 def installed(group: str) -> list[str]:
     """Return the names of the installed plugins of a group."""
-    return sorted(importlib.metadata.entry_points(group=group).names)
+    return sorted(entry_points(group).names)
 
 
 def find(group: str, name: str, base: type, where: str) -> Any:
     """Return the class of a plugin. Raises ConfigError when it is unknown, broken, or lies where others may write."""
-    found = importlib.metadata.entry_points(group=group, name=name)
+    found = entry_points(group).select(name=name)
     if not found:
         raise ConfigError(f"{where} plugin is {name!r}; installed are {', '.join(installed(group))}.")
     entry = next(iter(found))

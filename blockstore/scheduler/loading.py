@@ -6,11 +6,11 @@ Called once, at start, by whoever builds the scheduler. It never chooses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 from blockstore import plugins
 from blockstore.errors import ConfigError
+from blockstore.plugins import entry_points
 from blockstore.scheduler.choosing import Filter, Weigher
 from blockstore.scheduler.weighers import Declared
 

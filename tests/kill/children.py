@@ -7,9 +7,7 @@ trip-wire is the interpreter's own line trace, so that the code under test has n
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
-import importlib.metadata
 import itertools
 import json
 import os
@@ -533,12 +531,10 @@ def _stat(path: Path) -> Iterator[os.stat_result]:
 
 # What is the same in every child is done once, before the forks: routes, and the look through installed packages.
 _app = routed()
-importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment]
 for _backend in ("directory", "lvm"):
     loader.plugin(_backend, "")
 for _target in ("local", "tgt", "nbd"):
     target_loader.plugin(_target, "")
-loading.entry_points = importlib.metadata.entry_points
 loading.load_filters(blockstore.service.words(SchedulerConfig.filters))
 loading.load_weighers(blockstore.service.words(SchedulerConfig.weighers), SchedulerConfig().multiplier)
 gc.freeze()
