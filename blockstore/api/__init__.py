@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Flask
+from flask import Flask
 
 from blockstore import address
 from blockstore.api import (
@@ -87,12 +87,9 @@ def routed(*, with_identity: bool = False) -> Flask:
     """Return an application that has its routes, and nothing yet to answer with."""
     app = Application("blockstore")
     app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
-    app.url_map.converters |= {"project": paths.ProjectConverter, "key": paths.KeyConverter}
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
-    blueprint = Blueprint("v3", __name__)
-    endpoint.mount(blueprint, ROOMS)
+    endpoint.mount(app, ROOMS)
     app.register_blueprint(versions.blueprint)
-    app.register_blueprint(blueprint)
     app.register_blueprint(images.blueprint)
     app.register_blueprint(openapi.blueprint(ROOMS))
     if with_identity:

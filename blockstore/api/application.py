@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from flask import Flask, Request
 from flask.sessions import SessionInterface, SessionMixin
-from werkzeug.routing import MapAdapter, Rule
+from werkzeug.routing import MapAdapter
 
-
-class MatchOnlyRule(Rule):
-    """A routing rule that matches paths and builds none.
-
-    Werkzeug compiles two functions for each rule that build its URL; for 700 rules that is nine tenths of the time that
-    the URL map takes. Nothing here calls ``url_for``: ``blockstore.api.links`` makes the links of replies.
-    """
-
-    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., NoReturn]:
-        return _build_nothing
-
-
-def _build_nothing(*_args: Any, **_values: Any) -> NoReturn:
-    raise NotImplementedError("This application matches URLs and builds none.")
+from blockstore.api.routing import MatchOnlyRule, Resources
 
 
 class Application(Flask):
@@ -34,12 +21,31 @@ class Application(Flask):
         """Make one without static files."""
         super().__init__(name, static_folder=None)
         self.session_interface = _NoSessions()
+        self.resources = Resources()
+
+    def add_resource(self, method: str, path: str, view: Callable[..., Any]) -> None:
+        """Have a view answer one method of a path below /v3, with and without a project before it."""
+        name = f"{method} {path}"
+        self.view_functions[name] = view
+        self.resources.add(method, path, name)
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Return what finds the endpoint of a request. Hosts play no part; ``blockstore.address`` looks at them."""
         if request is None:
             return None
-        return self.url_map.bind("", "/", None, "http", request.method, request.path)
+        adapter = _Adapter(self.url_map, "", "/", "", "http", request.path, request.method)
+        adapter.resources = self.resources
+        return adapter
+
+
+class _Adapter(MapAdapter):
+    """Finds a rule among those of the resources, then among Flask's."""
+
+    resources: Resources
+
+    def match(self, *args: Any, **options: Any) -> Any:
+        """Return the rule of a request and the values in its path. Raises NotFound and others, as Werkzeug does."""
+        return self.resources.match(self.default_method, self.path_info) or super().match(*args, **options)
 
 
 class _NoSessions(SessionInterface):

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
-from flask import Blueprint, Response, abort, current_app, g, request
+from flask import Response, abort, current_app, g, request
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from blockstore.address import check_request
-from blockstore.api import faults, links, paths
+from blockstore.api import faults, links
+from blockstore.api.application import Application
 from blockstore.api.authentication import Authenticator, global_request_id_of
 from blockstore.api.waiting import WaitingRoom
 from blockstore.board import Board
@@ -229,20 +230,10 @@ class Room:
         return declare
 
 
-def mount(blueprint: Blueprint, rooms: tuple[Room, ...]) -> None:
-    """Route every endpoint, with and without the project in its path, with and without the suffix .json."""
+def mount(app: Application, rooms: tuple[Room, ...]) -> None:
+    """Route every endpoint."""
     for (method, path), target in _together(rooms).items():
-        view = _view(target)
-        name = f"{method} {path}"
-        for prefix in ("/v3/<project:project_id>", "/v3"):
-            for rule, suffix in paths.rules_of(path):
-                blueprint.add_url_rule(
-                    f"{prefix}{rule}",
-                    endpoint=f"{name} {prefix}{suffix}".replace(".", "_"),
-                    view_func=view,
-                    methods=[method],
-                    provide_automatic_options=False,
-                )
+        app.add_resource(method, path, _view(target))
 
 
 def _together(rooms: tuple[Room, ...]) -> dict[tuple[str, str], Endpoint | dict[str, Endpoint]]:

@@ -15,12 +15,7 @@ from werkzeug.routing import BaseConverter
 SLASHES = re.compile("//+")
 SUFFIX = ".json"
 KEY = "/<key>"
-
-
-class ProjectConverter(BaseConverter):
-    """A project id in a path."""
-
-    regex = r"[0-9A-Za-z_\-]{1,64}"
+PROJECT = re.compile(r"[0-9A-Za-z_\-]{1,64}")
 
 
 class KeyConverter(BaseConverter):
@@ -32,18 +27,6 @@ class KeyConverter(BaseConverter):
     def to_python(self, value: str) -> str:
         """Return the key. Some HTTP servers leave %2F as it came; no key may hold a percent sign."""
         return value.replace("%2F", "/").replace("%2f", "/")
-
-
-def rules_of(path: str) -> Iterable[tuple[str, str]]:
-    """Yield the routing rules of an endpoint's path below /v3, each with the suffix that it adds.
-
-    A path that ends with a key has no suffix: ``.json`` is part of the key.
-    """
-    if path.endswith(KEY):
-        yield path.replace(KEY, "/<key:key>"), ""
-    else:
-        yield path, ""
-        yield path + SUFFIX, SUFFIX
 
 
 class Normalized:
