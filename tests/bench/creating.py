@@ -29,7 +29,7 @@ def measure(quick: bool) -> Iterator[Figure]:
         yield _delete_by_eight(server, ids[:300] if quick else ids[:1500])
         _, most = server.memory_mib()
         yield Figure(
-            name="memory under load", target="≤ 150 MiB", met=most <= 150, unit="MiB", median=most,
+            name="memory under load", target="≤ 110 MiB", met=most <= 110, unit="MiB", median=most,
             note="VmHWM after the creates and deletes above",
         )  # fmt: skip
 

