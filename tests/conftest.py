@@ -38,6 +38,8 @@ from blockstore.config import (
     ServiceConfig,
     TargetSection,
 )
+from blockstore.db import migrations
+from blockstore.db.session import Database
 from blockstore.service import Service
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,7 @@ class Postgres:
         candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
         need(candidates, "apt-get install postgresql")
         self.bin, self.directory = candidates[0].parent, directory
+        self._template = ""
         # The server refuses to run as root.
         self.user = pwd.getpwnam("postgres").pw_name if os.geteuid() == 0 else None
         if self.user:
@@ -76,13 +79,23 @@ class Postgres:
         done = subprocess.run(argv, capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL, timeout=120)
         assert done.returncode == 0, f"{argv}: {done.stdout} {done.stderr}"
 
-    def new_database(self) -> str:
+    def new_database(self, template: str = "template1") -> str:
+        """Make a database, which is empty unless told otherwise."""
         import psycopg
 
         name = f"t{uuid.uuid4().hex[:12]}"
         with psycopg.connect(host=str(self.directory), user="blockstore", dbname="postgres", autocommit=True) as c:
-            c.execute(f"CREATE DATABASE {name}")
+            c.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return f"postgresql+psycopg://blockstore@/{name}?host={self.directory}"
+
+    def database_with_tables(self) -> str:
+        """Make a database of the present shape: a copy, which takes a fourth of the time of making the tables."""
+        if not self._template:
+            db = Database(self.new_database())
+            migrations.upgrade(db)
+            self._template = str(db.url.database)
+            db.dispose()
+        return self.new_database(self._template)
 
     def stop(self) -> None:
         self.run("pg_ctl", "-D", str(self.directory / "data"), "-m", "immediate", "-w", "stop")
@@ -105,8 +118,8 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """An empty database: empty text is SQLite in the state directory."""
-    return "" if request.param == "sqlite" else request.getfixturevalue("postgres").new_database()
+    """A database without rows, and for PostgreSQL with its tables: empty text is SQLite in the state directory."""
+    return "" if request.param == "sqlite" else request.getfixturevalue("postgres").database_with_tables()
 
 
 # --- a service in this process -----------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
 @pytest.fixture(scope="package", params=["sqlite", "postgresql"])
 def hall(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
     """A shared service, on each database."""
-    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").new_database()
+    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").database_with_tables()
     yield from _hall(tmp_path_factory.mktemp(request.param), url)
 
 

@@ -35,9 +35,10 @@ def upgrade() -> None:
 '''
 
 
-@pytest.fixture
-def db(database_url: str, tmp_path: Path) -> Iterator[Database]:
-    made = Database(database_url or f"sqlite:///{tmp_path}/blockstore.db")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    url = f"sqlite:///{tmp_path}/blockstore.db"
+    made = Database(url if request.param == "sqlite" else request.getfixturevalue("postgres").new_database())
     yield made
     made.dispose()
 
