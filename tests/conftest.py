@@ -41,8 +41,20 @@ from blockstore.config import (
 from blockstore.db import migrations
 from blockstore.db.session import Database
 from blockstore.service import Service
+from tests import sampling
+from tests.durations import Durations
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Print at the end how long each folder took."""
+    config.pluginmanager.register(Durations())
+
+
+def pytest_report_header() -> str:
+    """Say what draws the samples."""
+    return f"TEST_SEED={sampling.SEED}" + (", everything at full size" if sampling.LONG else "")
 
 
 def need(condition: object, install: str) -> None:

@@ -13,6 +13,7 @@ from blockstore import quotas
 from blockstore.config import QuotaConfig
 from blockstore.errors import OverQuota
 from blockstore.service import Service
+from tests import sampling
 from tests.api.conftest import Hall
 from tests.conftest import Client
 
@@ -101,9 +102,9 @@ def test_a_type_has_limits_of_its_own_which_follow_its_name(service: Service) ->
 
 
 @pytest.mark.slow
-def test_of_a_hundred_at_once_on_a_quota_of_one_exactly_one_wins_a_thousand_times(service: Service) -> None:
+def test_of_a_hundred_at_once_on_a_quota_of_one_exactly_one_wins_each_time(service: Service) -> None:
     limits, db = QuotaConfig(volumes=1, gigabytes=-1), service.db
-    rounds = 1000 if db.is_sqlite else 100  # where each of the hundred waits for the others' row
+    rounds = sampling.effort(50, 1000) if db.is_sqlite else sampling.effort(15, 100)  # it waits for the others' row
 
     def take(project: str) -> bool:
         try:
@@ -121,14 +122,14 @@ def test_of_a_hundred_at_once_on_a_quota_of_one_exactly_one_wins_a_thousand_time
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_operations_leave_no_drift(service: Service) -> None:
+def test_many_operations_leave_no_drift(service: Service) -> None:
     """Charges, refunds, refusals, in transactions that are committed or rolled back."""
     if not service.db.is_sqlite:
         pytest.skip("the arithmetic is the same; races are tested above")
-    chance, limits = random.Random(11), QuotaConfig(volumes=50, gigabytes=400, snapshots=30)
+    chance, limits = sampling.dice("quota"), QuotaConfig(volumes=50, gigabytes=400, snapshots=30)
     held: list[tuple[str, str, dict[str, int]]] = []
-    done = 0
-    while done < 100_000:
+    done, wanted_steps = 0, sampling.effort(15_000, 100_000)
+    while done < wanted_steps:
         kept = list(held)
         try:
             with service.db.write() as session:

@@ -18,7 +18,7 @@ import pytest
 from tests.clients.conftest import CONFIG, INSTALL, Cloud
 from tests.conftest import ROOT, Served, need
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # pip installs them
 
 DISTRIBUTIONS = Path(__file__).parent / "distributions"
 CLIENTS = ROOT / ".clients"

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Answer, Served
 from tests.keystone.conftest import PASSWORD, Keystone, ask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # pip installs Keystone
 
 CONFIG = """\
 [service]

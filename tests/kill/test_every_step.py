@@ -2,8 +2,8 @@
 
 A survey run, unkilled, notes at each traced line what the disk looks like. Kills then happen at the first and the
 last line of each distinct state of the disk (so on both sides of every commit, every file made, renamed, grown or
-removed), at every line around a started tool, and at a seeded sample of the other lines, which can only repeat one of
-those states. ``KILL_EVERY_LINE=1`` kills at each single line instead.
+removed), at every line around a started tool, and at a sample of the other lines, which can only repeat one of those
+states. ``KILL_EVERY_LINE=1`` kills at each single line instead.
 
 What is exported by a target that lives on without the service, a tgtd or qemu-nbd, is tried as well, at fewer steps.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import tempfile
@@ -29,15 +28,18 @@ from queue import SimpleQueue
 import pytest
 from blockstore_plugins.nbd.folder import Folder
 
+from tests import sampling
 from tests.conftest import need
 from tests.kill.nursery import Nursery
 from tests.tgtd import Tgtd
 
 CONFIG = os.environ.get("KILL_CONFIG")
 EVERY_LINE = os.environ.get("KILL_EVERY_LINE") == "1"
-SAMPLE = int(os.environ.get("KILL_SAMPLE", "15"))
+SAMPLE = int(os.environ.get("KILL_SAMPLE", sampling.effort(3, 40)))
+OUTLIVING_SAMPLE = sampling.effort(8, 40)
 SHORTER = ("create on the next pool",) if CONFIG else ()
 PARALLEL = 1 if CONFIG else 2
+LIMIT = pytest.mark.timeout(7200 if EVERY_LINE or CONFIG else sampling.effort(900, 7200))
 
 
 @dataclass
@@ -107,6 +109,7 @@ OUTLIVING = {
 """What is tried with targets that go on without the service."""
 
 
+@LIMIT
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in scenarios() if name not in SHORTER])
 def test_killed_at_any_step_it_recovers(killing: Killing, name: str) -> None:
@@ -114,6 +117,7 @@ def test_killed_at_any_step_it_recovers(killing: Killing, name: str) -> None:
     kill_at_steps(killing, name, "local")
 
 
+@LIMIT
 @pytest.mark.slow
 @pytest.mark.skipif(bool(CONFIG), reason="KILL_CONFIG has a target of its own")
 @pytest.mark.parametrize(("target", "name"), [(target, name) for target in OUTLIVING for name in OUTLIVING[target]])
@@ -139,7 +143,7 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
     remove(survey)
     steps = chosen(prints, name)
     if target in OUTLIVING and not EVERY_LINE:
-        steps = sorted(random.Random(name).sample(steps, min(SAMPLE, len(steps))))
+        steps = sorted(sampling.dice(f"{target} {name}").sample(steps, min(OUTLIVING_SAMPLE, len(steps))))
 
     def kill(step: int) -> str:
         place = killing.place / str(step)
@@ -195,4 +199,4 @@ def chosen(prints: Sequence[tuple[int, bool]], name: str) -> list[int]:
         if prints[index][0] != prints[index - 1][0] or prints[index][1]:
             picked |= {index, index + 1}
     rest = [step for step in range(1, total + 1) if step not in picked]
-    return sorted(picked | set(random.Random(name).sample(rest, min(SAMPLE, len(rest)))))
+    return sorted(picked | set(sampling.dice(name).sample(rest, min(SAMPLE, len(rest)))))

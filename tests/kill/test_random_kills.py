@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import sampling
 from tests.kill.conftest import Victim
 
-KILLS = int(os.environ.get("KILLS", "200"))
-SEED = int(os.environ.get("KILL_SEED", "2"))
+KILLS = int(os.environ.get("KILLS", sampling.effort(60, 1000)))
 COLD_EVERY = 25
 CLIENTS = 4
 LOAD_S = 0.25
@@ -240,10 +240,11 @@ def listed(url: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.timeout(sampling.effort(900, 7200))
 @pytest.mark.slow
 def test_kills_under_load(victim: Victim) -> None:
     """After each kill and restart the orders drain in time and everything agrees with everything."""
-    dice, truth, drains = random.Random(SEED), Truth(), []
+    dice, truth, drains = sampling.dice("kills under load"), Truth(), []
     resumed = 0
     for number in range(KILLS):
         victim.start(cold=number % COLD_EVERY == 0)

@@ -1,0 +1,32 @@
+"""How much a test tries of what it could try for hours: a sample in `make test`, everything in `make test-long`.
+
+A sample is drawn by the seed that pytest prints at the head of its log; ``TEST_SEED=N`` draws the same one again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+LONG = os.environ.get("TEST_LONG") == "1"
+SEED = os.environ.setdefault("TEST_SEED", str(random.SystemRandom().randrange(10**6)))
+"""Kept in the environment, so that it is the same in pytest-xdist's workers and in what tests start."""
+
+
+def dice(purpose: str) -> random.Random:
+    """Return the chance for one purpose; it does not depend on what other tests draw."""
+    return random.Random(f"{SEED} {purpose}")
+
+
+def effort(sample: int, everything: int) -> int:
+    """Return how many times to try."""
+    return everything if LONG else sample
+
+
+def steps(purpose: str, stride: int) -> Iterator[int]:
+    """Yield 1, 2, 3, and so on without an end; in a sample one of ``stride`` numbers, on average."""
+    chance, step = dice(purpose), 0
+    while True:
+        step += 1 if LONG else chance.randint(1, 2 * stride - 1)
+        yield step
