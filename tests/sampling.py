@@ -24,9 +24,11 @@ def effort(sample: int, everything: int) -> int:
     return everything if LONG else sample
 
 
-def steps(purpose: str, stride: int) -> Iterator[int]:
-    """Yield 1, 2, 3, and so on without an end; in a sample one of ``stride`` numbers, on average."""
-    chance, step = dice(purpose), 0
-    while True:
-        step += 1 if LONG else chance.randint(1, 2 * stride - 1)
-        yield step
+def steps(purpose: str, numbers: range, stride: int) -> Iterator[int]:
+    """Yield the numbers of a range in order; in a sample one of ``stride`` of them, on average."""
+    chance, at = dice(purpose), 0
+    if not LONG:
+        at = chance.randrange(stride)
+    while at < len(numbers):
+        yield numbers[at]
+        at += 1 if LONG else chance.randint(1, 2 * stride - 1)

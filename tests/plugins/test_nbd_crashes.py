@@ -23,6 +23,7 @@ from blockstore_plugins.nbd import NbdTarget, folder
 from blockstore.backends import process
 from blockstore.errors import BackendError, SessionAlive
 from blockstore.targets.contract import Connection, Export
+from tests import sampling
 
 from . import nbd_initiators
 from .nbd_initiators import MIB, export, free_port, make, processes, qemu_io, volume
@@ -102,7 +103,7 @@ def again(target: NbdTarget, wanted: Export) -> None:
 @pytest.mark.parametrize("way", ["export", "withdraw"])
 def test_killed_in_the_middle_of_an_export(place: Path, target: NbdTarget, way: str) -> None:
     file = volume(place, size=MIB)
-    for number in range(500):
+    for number in sampling.steps(f"export, {way}", range(500), 4):
         wanted = export(file)
         killed = killed_at(number, lambda one=wanted: target.export(one))  # type: ignore[misc]
         if list(processes(file)) or (target.state_dir / wanted.id).exists():
@@ -120,7 +121,7 @@ def test_killed_in_the_middle_of_an_export(place: Path, target: NbdTarget, way: 
 @pytest.mark.parametrize("way", ["export", "withdraw"])
 def test_killed_in_the_middle_of_a_withdrawal(place: Path, target: NbdTarget, way: str) -> None:
     file = volume(place, size=MIB)
-    for number in range(500):
+    for number in sampling.steps(f"withdraw, {way}", range(500), 4):
         wanted = export(file)
         target.export(wanted)
         killed = killed_at(number, lambda one=wanted: target.withdraw(one.id))  # type: ignore[misc]

@@ -24,6 +24,7 @@ from blockstore_plugins.nfs.layers import LAYER, SPENT
 from blockstore.backends.chores import Chores
 from blockstore.backends.contract import no_progress
 from blockstore.errors import BackendError
+from tests import sampling
 
 from . import test_directory_crashes
 from .test_directory_crashes import Killed
@@ -148,7 +149,7 @@ def test_stopped_at_any_step_every_image_is_whole(
     before = state(whole)
     act(whole)
     after = state(whole)
-    for number in range(300):
+    for number in sampling.steps(f"{failure} {name}", range(300), 4):
         backend = prepared(share, template)
         steps = Steps(number, Killed() if failure == "killed" else OSError(errno.EIO, "Input/output error"))
         with suppress(Killed, BackendError):
