@@ -16,10 +16,14 @@ export LAB_TIMEOUT ?= 3600
 
 # Quick: neither root, nor another process, nor a second of waiting.
 QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/ceph --ignore=tests/bench
-LAB := tests/lab/lab-run --with target,iscsi,nfs -- $(BIN)/python -m pytest -m lab
+LAB = tests/lab/lab-run --with target,iscsi,nfs -- $(BIN)/python -m pytest -m lab --timeout $(if $(TEST_LONG),7200,1800)
+# These files have tests that measure the time closely: they run first, and alone.
+TIMED = $(shell grep -rl --include='test_*.py' 'mark\.timed' tests)
+# They wait half of the time, for processes and a Ceph: three fill two processors.
+REST = $(BIN)/python -m pytest -m "not lab and not timed" -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock serve clients test test-quick test-lab test-ceph tempest lab-setup ceph-setup lint format types bench conformance clean
+.PHONY: help install lock serve clients test test-long test-quick test-lab test-ceph tempest lab-setup ceph-setup lint format types bench conformance clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,14 +37,24 @@ clients: $(BASE) ## install the clients openstack and cinder into .venv
 
 install: .venv/.dev ## make .venv with everything that work on blockstore needs
 
-test: lint types ## check and test all that this machine can; says what to install for the rest
-	$(BIN)/python -m pytest -m "not lab" -n 2 --dist worksteal  # two processes, whatever the machine has: some tests load it fully
+test: lint types ## check and test all that this machine can, a sample where all takes hours; says what to install for the rest
+	$(BIN)/python -m pytest -m "timed and not lab" $(TIMED)
 	@if why=$$(tests/lab/lab-run -- lvm version 2>&1); then \
-		$(MAKE) --no-print-directory test-lab; \
+		log=$$(mktemp); $(MAKE) --no-print-directory test-lab > "$$log" 2>&1 & lab=$$!; \
+		trap 'kill $$lab; exit 130' INT TERM; \
+		$(REST); rest=$$?; \
+		wait $$lab; lab=$$?; cat "$$log"; rm "$$log"; exit $$((rest || lab)); \
 	else \
+		$(REST); rest=$$?; \
 		echo "SKIPPED: the tests on real LVM. As root: make lab-setup"; echo "$$why" | tail -n 3; \
 		[ -z "$$CI" ] || { echo "In CI that is a failure."; exit 1; }; \
+		exit $$rest; \
 	fi
+
+test-long: export TEST_LONG := 1
+test-long: export LAB_TIMEOUT := 36000
+test-long: export PYTEST_ADDOPTS := --timeout=7200
+test-long: test ## the same with all samples at full size: hours
 
 test-quick: .venv/.dev ## test in a minute, without root, lab, clients and kills
 	$(BIN)/python -m pytest $(QUICK) $(ARGS)

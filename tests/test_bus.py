@@ -202,6 +202,7 @@ def test_casting_from_many_threads_loses_nothing(opened: Open) -> None:
     assert ran == Counter(one.order_id for one in orders)
 
 
+@pytest.mark.timed
 def test_an_idle_bus_wakes_at_once(opened: Open) -> None:
     """Cast from another thread to an idle loop: the handler begins within 50 ms (the median; a machine has hiccups)."""
     begun: list[float] = []

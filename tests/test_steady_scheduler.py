@@ -75,6 +75,7 @@ def scheduler() -> Iterator[SteadyScheduler]:
         made.shutdown()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("step_s", [-DAY_S, -365 * DAY_S, DAY_S, 100 * 365 * DAY_S])
 def test_a_step_of_the_clock_moves_no_job(scheduler: SteadyScheduler, clock: Clock, step_s: float) -> None:
     """Neither silence after a step back nor a burst after one forward; the interval is that of the monotonic clock."""

@@ -53,6 +53,7 @@ def test_asking_often_writes_once(db: Database, asked: Health) -> None:
     assert written(db) == before
 
 
+@pytest.mark.timed
 def test_locked_database_is_told_within_a_second_and_then_at_once(
     db: Database, asked: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def names(db: Database) -> list[str]:
         return list(session.scalars(select(VolumeType.name).order_by(VolumeType.name)))
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
 def test_looking_does_not_wait_for_another_process(db: Database, how: str) -> None:
     write(db, "gold")
@@ -56,6 +57,7 @@ def test_looking_does_not_wait_for_another_process(db: Database, how: str) -> No
         assert time.monotonic() - started < 2
 
 
+@pytest.mark.timed
 def test_writer_gives_up_after_its_patience_and_has_done_nothing(db: Database) -> None:
     done = []
     with locked(db), patience.limited(0.2):
@@ -80,6 +82,7 @@ def test_writer_goes_on_when_the_other_process_is_done(db: Database) -> None:
     assert names(db) == ["gold"]
 
 
+@pytest.mark.timed
 def test_another_thread_answers_before_a_request_waits(db: Database) -> None:
     entered: list[float] = []
 
@@ -98,6 +101,7 @@ def test_another_thread_answers_before_a_request_waits(db: Database) -> None:
     assert entered[0] - started < 0.1
 
 
+@pytest.mark.timed
 def test_who_finds_no_other_thread_does_not_wait(db: Database) -> None:
     with locked(db), patience.limited(30, lambda: contextlib.nullcontext(False)):
         started = time.monotonic()

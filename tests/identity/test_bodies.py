@@ -85,6 +85,7 @@ def sent(town: People, method: str, path: str, body: bytes, token: str | None) -
     return Answer(got.status_code, dict(got.headers), got.data), min(took)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", WORST)
 def test_every_place_refuses_the_worst_quickly(town: People, kind: str) -> None:
     """Without a token where none is needed, as an administrator everywhere else."""

@@ -26,6 +26,9 @@ MOST_GROWTH_MIB = 48
 MOST_S = 2.0
 
 
+pytestmark = pytest.mark.timed
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     """A service with users."""

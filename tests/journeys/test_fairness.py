@@ -78,6 +78,7 @@ def _ask_for_ten(served: Served) -> None:
     assert not list(processes(served.state_dir))
 
 
+@pytest.mark.timed
 def test_a_project_s_create_begins_while_another_has_sixty_in_line(
     start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

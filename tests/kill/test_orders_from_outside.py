@@ -11,7 +11,11 @@ import time
 import urllib.request
 from typing import Any
 
+import pytest
+
 from tests.kill.conftest import Victim
+
+pytestmark = pytest.mark.timed
 
 
 def ask(victim: Victim, method: str, path: str, body: Any = None) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from blockstore.targets.contract import Export
+from tests import sampling
 
 from .conftest import Disk
 from .libiscsi import Refused
@@ -105,18 +106,15 @@ def owner(request: pytest.FixtureRequest, export: Export) -> Iterator[str]:
 
 
 def rounds(killer: Killer, before: Callable[[], object], act: Callable[[], object]) -> Iterator[int]:
-    """Kill an action before its first step, its second, and so on; yield each time what to go on from."""
-    step = 1
-    while True:
+    """Kill an action before each step, or before a sample of them; yield each time what to go on from."""
+    for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 200), 3):
         before()
-        if not killer.killed_at(step, act):
-            break
+        killed = killer.killed_at(step, act)
         yield step
-        step += 1
-        assert step < 100
-    yield step
-    print(f"{step - 1} steps")
-    assert step > 10
+        if not killed:
+            assert step > 10
+            return
+    raise AssertionError("The action never ended.")
 
 
 def assert_closed_to_others(owner: str, export: Export) -> None:
@@ -191,7 +189,7 @@ def test_mending(killer: Killer, owner: str, export: Export) -> None:
     make_target(owner).export(export)
     root = rtslib_fb.RTSRoot()
     saved = root.dump()
-    for step in range(1, 200, 4):  # each round costs the lab a second
+    for step in sampling.steps("mending", range(1, 250), 10):  # each round costs the lab a second
         assert root.restore(saved, clear_existing=True) == []
         assert make_target(owner).faults().keys() == {export.id}
         killed = killer.killed_at(step, lambda: make_target(owner, session_timeout_s=0.3).export(export))
@@ -203,5 +201,6 @@ def test_mending(killer: Killer, owner: str, export: Export) -> None:
         assert len(left_over(owner)) == 2
         if not killed:
             break
-    assert 20 < step < 197
+    assert not killed
+    assert step > 20
     withdraw_all(owner, export)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from blockstore_plugins.lvm import LvmBackend, devices
 
 from blockstore.backends import process
 from blockstore.backends.contract import GIB
+from tests import sampling
 
 from .conftest import Disk, lvm_backend
 
@@ -103,13 +105,13 @@ def read(backend: LvmBackend, name: str, size: int, of: int = 1, snapshot: str =
 
 
 def steps(killer: Killer, act: Callable[[LvmBackend], None], again: Callable[[], LvmBackend]) -> Iterator[LvmBackend]:
-    """Kill an action at its first step, its second, and so on; yield the restarted service each time."""
-    step = 1
-    while killer.killed_at(step, lambda: act(again())):
+    """Kill an action at each step, or at a sample of them; yield the restarted service each time."""
+    for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 120), 3):
+        killed = killer.killed_at(step, lambda: act(again()))
         yield again()
-        step += 1
-        assert step < 60
-    yield again()
+        if not killed:
+            return
+    raise AssertionError("The action never ended.")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.conftest import Served
 from tests.server.certificates import certificate
 from tests.server.test_connections import is_open
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timed]
 
 MANY = 1000
 OTHERS_P99_MS = 100

@@ -431,6 +431,7 @@ def test_replies_to_one_project_are_bounded_over_all_its_addresses(
         assert len(ask(port, asked(2, "other"))[2]) == 5 * MIB
 
 
+@pytest.mark.timed
 def test_long_replies_on_new_connections_are_whole_and_quick_while_many_are_open(port: int) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(100):
