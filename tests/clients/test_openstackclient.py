@@ -33,8 +33,10 @@ class Journeys:
         assert made["type"] == "__DEFAULT__"
         cloud.settle()
 
+        cloud.openstack("volume set --size 2", name)
+        cloud.settle()  # the client asks for one change after the other, and most want the volume available
         cloud.openstack(
-            "volume set --size 2 --bootable --read-only --property color=blue --property shape=round",
+            "volume set --bootable --read-only --property color=blue --property shape=round",
             "--name", f"{name}-new", "--description", "cold", name,
         )  # fmt: skip
         cloud.openstack("volume unset --property color", f"{name}-new")
