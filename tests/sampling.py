@@ -1,6 +1,7 @@
 """How much a test tries of what it could try for hours: a sample in `make test`, everything in `make test-long`.
 
-A sample is drawn by the seed that pytest prints at the head of its log; ``TEST_SEED=N`` draws the same one again.
+A sample is drawn by the seed that pytest prints at the head of its log; ``TEST_SEED=N`` draws another one. `make test`
+draws the same one each time, so that what fails is what was changed; `make test-long` draws a new one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 from collections.abc import Iterator
 
 LONG = os.environ.get("TEST_LONG") == "1"
-SEED = os.environ.setdefault("TEST_SEED", str(random.SystemRandom().randrange(10**6)))
+SEED = os.environ.setdefault("TEST_SEED", str(random.SystemRandom().randrange(10**6)) if LONG else "1")
 """Kept in the environment, so that it is the same in pytest-xdist's workers and in what tests start."""
 
 

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """End the process of a test that hangs: no signal interrupts a call of librbd."""
     for item in items:
         if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.timeout(sampling.effort(600, 3600), method="thread"))
+            item.add_marker(pytest.mark.timeout(sampling.effort(1200, 3600), method="thread"))
 
 
 @dataclass

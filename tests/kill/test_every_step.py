@@ -39,7 +39,7 @@ SAMPLE = int(os.environ.get("KILL_SAMPLE", sampling.effort(3, 40)))
 OUTLIVING_SAMPLE = sampling.effort(8, 40)
 SHORTER = ("create on the next pool",) if CONFIG else ()
 PARALLEL = 1 if CONFIG else 2
-LIMIT = pytest.mark.timeout(7200 if EVERY_LINE or CONFIG else sampling.effort(900, 7200))
+LIMIT = pytest.mark.timeout(7200 if EVERY_LINE or CONFIG else sampling.effort(1800, 7200))
 
 
 @dataclass

@@ -240,7 +240,7 @@ def listed(url: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.timeout(sampling.effort(900, 7200))
+@pytest.mark.timeout(sampling.effort(1800, 7200))
 @pytest.mark.slow
 def test_kills_under_load(victim: Victim) -> None:
     """After each kill and restart the orders drain in time and everything agrees with everything."""
