@@ -5,6 +5,7 @@ The scheduler claims in the same breath as it decides; who removes or fails a ro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import bindparam, select, update
@@ -30,8 +31,9 @@ def release(
 
 
 def ledger(session: Session) -> dict[str, PoolUsage]:
-    """Return the usage of every pool."""
-    return {usage.pool: usage for usage in session.scalars(_ALL)}
+    """Return the usage of every pool, as plain rows."""
+    rows: Iterable[Any] = session.execute(_ALL)
+    return {row.pool: row for row in rows}
 
 
 def _add(session: Session, pool: str, volumes: int, volume_gib: int, snapshot_gib: int) -> bool:
@@ -40,7 +42,7 @@ def _add(session: Session, pool: str, volumes: int, volume_gib: int, snapshot_gi
 
 
 _USAGES: Any = PoolUsage.__table__
-_ALL = select(PoolUsage)
+_ALL: Any = select(_USAGES)
 # Built once: building a statement takes longer than running it.
 _ADD = (
     update(_USAGES)

@@ -36,10 +36,15 @@ def charge(
     volumes: int = 0,
     snapshots: int = 0,
     gigabytes: int = 0,
+    volume_size_gib: int = 0,
 ) -> None:
-    """Take from a project's quota. Raises OverQuota naming the limit and what is used; nothing is charged then."""
+    """Take from a project's quota. Raises OverQuota naming the limit and what is used; nothing is charged then.
+
+    ``volume_size_gib``: that of a new volume, for which there is a limit, too.
+    """
     wanted = dict(_amounts(type_id, volumes=volumes, snapshots=snapshots, gigabytes=gigabytes))
-    limits = _limits_in_force(session, config, project_id, [*wanted])
+    limits = _limits_in_force(session, config, project_id, [*wanted, PER_VOLUME])
+    _check_volume_size(limits[PER_VOLUME], volume_size_gib)
     for resource, amount in wanted.items():
         _charge(session, project_id, resource, amount, limits[resource])
 
@@ -48,8 +53,10 @@ def refund(
     session: Session, project_id: str, type_id: str, *, volumes: int = 0, snapshots: int = 0, gigabytes: int = 0
 ) -> None:
     """Give back to a project's quota."""
-    for resource, amount in _amounts(type_id, volumes=volumes, snapshots=snapshots, gigabytes=gigabytes):
-        _add(session, project_id, resource, -amount)
+    given = _amounts(type_id, volumes=volumes, snapshots=snapshots, gigabytes=gigabytes)
+    values = [_values(project_id, resource, -amount, UNLIMITED) for resource, amount in given]
+    if values:
+        session.execute(_ADD, values)
 
 
 def charge_type(
@@ -73,7 +80,10 @@ def refund_type(
 
 def check_volume_size(session: Session, config: QuotaConfig, project_id: str, size_gib: int) -> None:
     """Raise OverQuota when one volume may not be that large."""
-    limit = _limits_in_force(session, config, project_id, [PER_VOLUME])[PER_VOLUME]
+    _check_volume_size(_limits_in_force(session, config, project_id, [PER_VOLUME])[PER_VOLUME], size_gib)
+
+
+def _check_volume_size(limit: int, size_gib: int) -> None:
     if 0 <= limit < size_gib:
         raise OverQuota(
             f"VolumeSizeExceedsLimit: Requested volume size {size_gib}G is larger than maximum allowed limit {limit}G."
@@ -148,8 +158,12 @@ def _charge(session: Session, project_id: str, resource: str, amount: int, limit
 
 
 def _add(session: Session, project_id: str, resource: str, amount: int, limit: int = UNLIMITED) -> bool:
-    values = {"project": project_id, "resource_": resource, "amount": amount, "limit": limit}
+    values = _values(project_id, resource, amount, limit)
     return bool(session.execute(_ADD, values).rowcount)  # type: ignore[attr-defined]
+
+
+def _values(project_id: str, resource: str, amount: int, limit: int) -> dict[str, Any]:
+    return {"project": project_id, "resource_": resource, "amount": amount, "limit": limit}
 
 
 _USAGES: Any = QuotaUsage.__table__

@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 
 from blockstore.api.authentication import UNAUTHENTICATED
 from blockstore.api.endpoint import Call
-from blockstore.db.models import Attachment, OrderRow, Project, Snapshot, Volume
+from blockstore.db.models import Attachment, OrderRow, Snapshot, Volume
 from blockstore.errors import Unauthorized
 from blockstore.identity import accounts
 from blockstore.orders import CreateVolume, PlaceVolume, RemoveCopy
@@ -65,5 +65,5 @@ def keep_project(call: Call, project_id: str) -> None:
     The token was good when the request began. A project that has anything is not deleted, but what is not committed yet
     is not seen by whoever deletes it.
     """
-    if call.core.config.service.auth == "builtin" and accounts.hold(call.session, Project, project_id) is None:
+    if call.core.config.service.auth == "builtin" and not accounts.hold_project(call.session, project_id):
         raise Unauthorized(UNAUTHENTICATED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, exists, or_, select
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session, joinedload
 
 from blockstore import quotas, zones
@@ -114,23 +114,21 @@ def may_use(call: Call, row: VolumeType) -> bool:
 
 def default_type(call: Call) -> VolumeType:
     """Return the type of volumes that ask for none: the project's, or that of all. Raises NotFound without one."""
-    own = call.session.execute(_OWN_DEFAULT, {"project": call.ctx.project_id}).scalar()
-    if own is not None:
-        return call.session.get_one(VolumeType, own)
     name = call.core.config.service.default_volume_type
-    row = call.session.scalars(_BY_NAME, {"name": name}).unique().one_or_none()
+    row = call.session.scalars(_DEFAULT, {"project": call.ctx.project_id, "name": name}).unique().one_or_none()
     if row is None:
         raise NotFound(f"Default volume type {name} could not be found. Create it, or name a type.")
     return row
 
 
 # Built once, and with the extra specs in one go: every create asks.
-_BY_NAME = (
+_OWN_DEFAULT = select(DefaultType.volume_type_id).where(DefaultType.project_id == bindparam("project"))
+_NAMED = select(VolumeType.id).where(VolumeType.name == bindparam("name"))
+_DEFAULT = (
     select(VolumeType)
-    .where(VolumeType.name == bindparam("name"))
+    .where(VolumeType.id == func.coalesce(_OWN_DEFAULT.scalar_subquery(), _NAMED.scalar_subquery()))
     .options(joinedload(VolumeType.specs), joinedload(VolumeType.encryption))
 )
-_OWN_DEFAULT = select(DefaultType.volume_type_id).where(DefaultType.project_id == bindparam("project"))
 
 
 def ensure_default_type(session: Session, name: str) -> None:

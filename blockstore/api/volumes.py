@@ -339,8 +339,9 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         created_at=now(),
     )
     limits = call.core.config.quota
-    quotas.check_volume_size(call.session, limits, call.ctx.project_id, size)
-    quotas.charge(call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size)
+    quotas.charge(
+        call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size, volume_size_gib=size
+    )
     order = PlaceVolume(
         order_id=new_order_id(),
         request_id=call.ctx.request_id,

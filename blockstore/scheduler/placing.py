@@ -255,7 +255,7 @@ def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> N
 def candidates(board: Board, session: Session) -> tuple[list[Pool], dict[str, str]]:
     """Return the pools that are up, enabled and not frozen; and why the others are not."""
     usages = claims.ledger(session)
-    said = {row.host: row for row in session.scalars(_SERVICES)}
+    said = {row.host: row for row in session.execute(_SERVICES)}
     pools, absent = [], {}
     for name, report in board.reports().items():
         service = said.get(report.backend)
@@ -377,5 +377,5 @@ _PLACE = (
         .scalar_subquery()
     )
 )
-_SERVICES = select(ServiceRow).where(ServiceRow.binary == "cinder-volume")
+_SERVICES: Any = select(ServiceRow.__table__).where(ServiceRow.binary == "cinder-volume")
 _SPECS = select(ExtraSpec.key, ExtraSpec.value).where(ExtraSpec.volume_type_id == bindparam("type"))
