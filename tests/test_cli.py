@@ -305,7 +305,7 @@ def test_order_show(state: Path) -> None:
     assert shown["what"] == "DeleteVolume"
     assert shown["volume"] == "v2"
     assert shown["request"] == "req-1"
-    assert json.loads(shown["details"]) == {"volume_id": "v2"}
+    assert json.loads(shown["details"]) == {"volume_id": "v2", "pool": ""}
     assert "There is no order nonsense." in refused("order", "show", "nonsense", "--state-dir", state)
 
 

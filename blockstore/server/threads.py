@@ -46,12 +46,12 @@ class Callers:
         """Remove a task; return False if it does not wait any more."""
         return self._known.remove(line, address, task) if line else self._strangers.remove(address, "", task)
 
-    def make_room(self, address: str, line: str) -> Task | None:
-        """Remove and return a task of a full line that gives way to one of another address of the same project.
+    def gives_way(self, address: str, line: str) -> tuple[str, Task] | None:
+        """Return the task of a full line, with its address, that gives way to one of another address of the project.
 
         It is the newest of the address that has the most in the line; None if that is the address that comes.
         """
-        return self._known.make_room(line, address) if line else None
+        return self._known.gives_way(line, address) if line else None
 
     def take(self) -> Task:
         """Remove and return the task whose turn it is. There must be one."""
@@ -87,14 +87,10 @@ class _Queue:
         self._left(owner, lines)
         return True
 
-    def make_room(self, owner: str, line: str) -> Task | None:
+    def gives_way(self, owner: str, line: str) -> tuple[str, Task] | None:
         lines = self._lines[owner]
         longest, count = lines.longest()
-        if count <= lines.waiting(line) + 1:
-            return None
-        task = lines.newest(longest)
-        self.remove(owner, longest, task)
-        return task
+        return (longest, lines.newest(longest)) if count > lines.waiting(line) + 1 else None
 
     def take(self) -> Task:
         turn = self._owners.take()
@@ -128,16 +124,19 @@ class Threads:
     def submit(self, address: str, line: str, task: Task, give_way: Callable[[], None] | None = None) -> bool:
         """Have a thread run ``task``, which must not raise, when it is its turn. Return False if too many wait.
 
-        ``give_way`` is called instead of the task, by any thread, if another address of a full line needs its place.
+        ``give_way`` is called instead of the task, by any thread, if another address of a full line needs its place;
+        a task without it keeps its place.
         """
-        removed: Task | None = None
+        instead: Callable[[], None] | None = None
         with self._change:
             if self._callers.is_full(line):
                 return False
             if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE:
-                removed = self._callers.make_room(address, line)
-                if removed is None:
+                whose, last = self._callers.gives_way(address, line) or ("", task)
+                instead = self._give_way.pop(last, None)
+                if instead is None:
                     return False
+                self._callers.remove(whose, line, last)
             self._callers.put(address, line, task)
             if give_way is not None:
                 self._give_way[task] = give_way
@@ -146,7 +145,6 @@ class Threads:
                     self._start()
                 else:
                     self._change.notify()
-            instead = self._give_way.pop(removed, None) if removed is not None else None
         if instead is not None:
             instead()
         return True

@@ -165,6 +165,9 @@ def test_looks_open_no_image(ceph: Ceph, tmp_path: Path, monkeypatch: pytest.Mon
         assert looked._cluster.parent(image) == asked._cluster.parent(image) == parents[0].get(image), image
     assert looked._cluster.snapshots("source")
     assert looked._cluster.snapshots("plain") == []
+    ceph.run("rbd", "rm", f"volumes/{place}/clone-from-elsewhere")
+    ceph.run("rbd", "snap", "rm", "fast/elsewhere@s")  # the pool is other tests', too
+    ceph.run("rbd", "rm", "fast/elsewhere")
 
 
 def trash_of(ceph: Ceph, place: str) -> list[str]:
