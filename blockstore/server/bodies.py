@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
@@ -80,8 +83,62 @@ class Streamed(io.RawIOBase):
             raise ConnectionError("The caller closed the connection before the end of the body.") from exc
 
 
-async def received(proto: HTTPProtocol) -> bytes:
-    """Return a body, or what exceeds ``MAX_BODY_BYTES`` of it. Raises Refused when it arrives too slowly."""
+@dataclass(eq=False)
+class Place:
+    """A request whose body is being received."""
+
+    caller: str
+    cut: asyncio.Future[None]
+    """Done when the place has been given to another."""
+    since: float = field(default_factory=time.monotonic)
+
+
+class Places:
+    """A bounded number of requests whose bodies are being received; used on the event loop only.
+
+    Who takes long makes room for who comes: a login arrives whole, and whoever holds places against others does not.
+    """
+
+    QUICK_S = 0.1
+    """Seconds that a body has before its place may be given away."""
+
+    def __init__(self, total: int, share: int) -> None:
+        """``total`` may be received at once, ``share`` of one caller."""
+        self._total, self._share = total, share
+        self._taken: set[Place] = set()
+
+    def take(self, caller: str) -> Place:
+        """Return a place, which may be that of the body that has taken longest. Raises Refused when all are quick."""
+        rivals = self._rivals(caller)
+        if rivals:
+            slowest = min(rivals, key=lambda one: one.since)
+            if time.monotonic() - slowest.since < self.QUICK_S:
+                raise Refused(503, "Too many requests are being received at once. Try again in a moment.")
+            self.give_back(slowest)
+            slowest.cut.set_result(None)
+        place = Place(caller, asyncio.get_running_loop().create_future())
+        self._taken.add(place)
+        return place
+
+    def give_back(self, place: Place) -> None:
+        """End a place, if it has not ended."""
+        self._taken.discard(place)
+
+    def _rivals(self, caller: str) -> list[Place]:
+        """Return those of whom one gives way: the caller's own, or those of the caller with the most; or none."""
+        counts = Counter(one.caller for one in self._taken)
+        if counts[caller] < self._share:
+            if len(self._taken) < self._total:
+                return []
+            ((caller, _),) = counts.most_common(1)
+        return [one for one in self._taken if one.caller == caller]
+
+
+async def received(proto: HTTPProtocol, cut: asyncio.Future[None] | None = None) -> bytes:
+    """Return a body, or what exceeds ``MAX_BODY_BYTES`` of it. Raises Refused when it arrives too slowly.
+
+    ``cut``: as of ``Place``.
+    """
     loop = asyncio.get_running_loop()
     pieces, size, window_ends, in_window = [], 0, loop.time() + WINDOW_S, 0
     stream = proto.__aiter__()
@@ -89,7 +146,11 @@ async def received(proto: HTTPProtocol) -> bytes:
         read = asyncio.ensure_future(_next(stream))
         try:
             while not read.done():
-                await asyncio.wait({read}, timeout=max(window_ends - loop.time(), 0))
+                awaited: set[asyncio.Future[Any]] = {read} if cut is None else {read, cut}
+                timeout_s = max(window_ends - loop.time(), 0)
+                await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                if cut is not None and cut.done() and not read.done():
+                    raise Refused(408, "The body arrived too slowly while many others came.")
                 if loop.time() >= window_ends:
                     if in_window < LEAST_RATE * WINDOW_S:
                         raise Refused(408, f"The body arrived more slowly than {LEAST_RATE} bytes per second.")

@@ -54,8 +54,8 @@ class Open:
     """Requests of it that are being read or answered."""
     answering: int = 0
     """Those of them that arrived whole."""
-    is_known: bool = False
-    """Whether one of them had a token that is known to be good."""
+    line: str = ""
+    """The project whose token the last of them showed, if that is known to be good."""
     descriptor: int | None = None
     """Its number at the last sweep."""
     network: str = ""
@@ -102,13 +102,13 @@ class Connections:
                 # The kernel may have told nothing: granian had accepted it before anybody looked.
                 loop.call_soon_threadsafe(self._sweep_soon)
 
-    def arrive(self, peer: str, *, is_known: bool = False) -> None:
-        """Note that a request of ADDRESS:PORT has arrived whole; ``is_known``: with a token known to be good."""
+    def arrive(self, peer: str, line: str = "") -> None:
+        """Note that a request of ADDRESS:PORT has arrived whole; ``line``: the project, if its token is known."""
         with self._noting:
             if (known := self._open.get(peer)) is not None:
                 known.requests += 1
                 known.answering += 1
-                known.is_known |= is_known
+                known.line = line
 
     def end(self, peer: str, *, arrived: bool) -> None:
         """Note that a request of ADDRESS:PORT has ended; ``arrived``: whole."""
@@ -229,7 +229,8 @@ class Connections:
     def _too_many(self, held: dict[str, Open]) -> set[str]:
         """Return what is over the bound of its address, and, when all are many, some of the addresses with the most.
 
-        When all are many, strangers go first: connections that never had a good token, and are no trusted proxy's.
+        When all are many, strangers go first, by address; then those with a good token, by project over all addresses;
+        a trusted proxy's go last.
         """
         by_address = defaultdict(list)
         worth = {peer: _worth(known) for peer, known in held.items()}
@@ -245,14 +246,17 @@ class Connections:
         excess = left - int(self._limit * ROOMY)
         if left <= self._limit * CROWDED:
             return ending
-        fair = self._limit * ROOMY / len(by_address)
-        strangers, others = {}, {}
+        strangers, projects, proxies = (defaultdict[str, list[str]](list) for _ in range(3))
         for address, those in by_address.items():
             is_proxy = self._is_proxy(address.partition("/")[0])
-            strangers[address] = [] if is_proxy else [peer for peer in those if not held[peer].is_known]
-            others[address] = those if is_proxy else [peer for peer in those if held[peer].is_known]
-        for some in strangers, others:
-            cut = _cut(some, excess, fair, worth)
+            for peer in those:
+                line = held[peer].line
+                (proxies[address] if is_proxy else projects[line] if line else strangers[address]).append(peer)
+        fair = self._limit * ROOMY / (len(strangers) + len(projects) + len(proxies))
+        for group in strangers, projects, proxies:
+            for those in group.values():
+                those.sort(key=worth.__getitem__)
+            cut = _cut(group, excess, fair, worth)
             ending |= cut
             excess -= len(cut)
         return ending
@@ -322,9 +326,9 @@ def _cut(by_address: dict[str, list[str]], excess: int, fair: float, worth: Mapp
 def _worth(known: Open) -> _Worth:
     """Return what sorts connections: first those without a whole request, last those that are being answered.
 
-    One that never had a good token comes before those that had.
+    One that showed no good token comes before those that did.
     """
-    return known.is_known, bool(known.answering), bool(known.requests), known.last
+    return bool(known.line), bool(known.answering), bool(known.requests), known.last
 
 
 def _is_slow(known: Open, now: float) -> bool:

@@ -47,11 +47,12 @@ class Callers:
         return self._known.remove(line, address, task) if line else self._strangers.remove(address, "", task)
 
     def gives_way(self, address: str, line: str) -> tuple[str, Task] | None:
-        """Return the task of a full line, with its address, that gives way to one of another address of the project.
+        """Return the task, with its address, that gives way to one that comes and finds its line full.
 
-        It is the newest of the address that has the most in the line; None if that is the address that comes.
+        In a project's line it is the newest of the address that has the most in it; among strangers, of the address
+        that has the most of all. None if that is the address that comes.
         """
-        return self._known.gives_way(line, address) if line else None
+        return self._known.gives_way(line, address) if line else self._strangers.last_of_most(address)
 
     def take(self) -> Task:
         """Remove and return the task whose turn it is. There must be one."""
@@ -92,6 +93,10 @@ class _Queue:
         longest, count = lines.longest()
         return (longest, lines.newest(longest)) if count > lines.waiting(line) + 1 else None
 
+    def last_of_most(self, owner: str) -> tuple[str, Task] | None:
+        most, count = self._owners.longest()
+        return (most, self._lines[most].newest("")) if count > self.waiting(owner) + 1 else None
+
     def take(self) -> Task:
         turn = self._owners.take()
         assert turn is not None
@@ -129,9 +134,9 @@ class Threads:
         """
         instead: Callable[[], None] | None = None
         with self._change:
-            if self._callers.is_full(line):
+            if line and self._callers.is_full(line):
                 return False
-            if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE:
+            if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE or self._callers.is_full(line):
                 whose, last = self._callers.gives_way(address, line) or ("", task)
                 instead = self._give_way.pop(last, None)
                 if instead is None:

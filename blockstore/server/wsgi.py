@@ -21,7 +21,7 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian.rsgi import Scope
 
 from blockstore.address import network_of
-from blockstore.server.bodies import MAX_BODY_BYTES, NO_BODY, Buffered, Streamed, received
+from blockstore.server.bodies import MAX_BODY_BYTES, NO_BODY, Buffered, Places, Streamed, received
 from blockstore.server.budget import Budget, Replies
 from blockstore.server.connections import Connections
 from blockstore.server.heads import checked, environ_of
@@ -109,7 +109,7 @@ class Adapter:
         self._connections = connections
         self._is_transfer, self._client_of, self._line_of = is_transfer, client_of, line_of
         self._bodies, self._strangers_bodies = Budget(*BODIES), Budget(*STRANGERS_BODIES)
-        self._received_at_once = Budget(*RECEIVED)
+        self._places = Places(*RECEIVED)
         self._replies, self._strangers_replies = Replies(Budget(*REPLIES)), Replies(Budget(*STRANGERS_REPLIES))
         self._loop: asyncio.AbstractEventLoop
         self._waiting: set[Request] = set()
@@ -137,7 +137,7 @@ class Adapter:
 
         try:
             request = self._request(scope, proto, checked(scope), NO_BODY, ended)
-            self._connections.arrive(scope.client, is_known=bool(request.line))
+            self._connections.arrive(scope.client, request.line)
             arrived = True
             self._hand_over(request)
         except Refused as exc:
@@ -169,7 +169,7 @@ class Adapter:
             request = self._request(scope, proto, headers, NO_BODY, functools.partial(self._tell, ended))
             request.body = await self._body(request)
             try:
-                self._connections.arrive(scope.client, is_known=bool(request.line))
+                self._connections.arrive(scope.client, request.line)
                 arrived = True
                 self._hand_over(request)
                 await ended
@@ -207,21 +207,21 @@ class Adapter:
         return await self._received(request, length, counted)
 
     async def _received_of_stranger(self, request: Request, length: int, counted: int) -> Buffered:
-        if not self._received_at_once.has_room(request.caller, 1):
-            raise Refused(503, "Too many requests are being received at once. Try again in a moment.")
-        self._received_at_once.take(request.caller, 1)
+        place = self._places.take(request.caller)
         try:
-            return await self._received(request, length, counted)
+            return await self._received(request, length, counted, place.cut)
         finally:
-            self._received_at_once.give_back(request.caller, 1)
+            self._places.give_back(place)
 
-    async def _received(self, request: Request, length: int, counted: int) -> Buffered:
+    async def _received(
+        self, request: Request, length: int, counted: int, cut: asyncio.Future[None] | None = None
+    ) -> Buffered:
         bodies = self._bodies_of(request)
         if counted and not bodies.has_room(request.owner, counted):
             raise Refused(503, "Too many long requests are being received at once. Try again in a moment.")
         bodies.take(request.owner, counted)
         try:
-            content = await received(request.proto)
+            content = await received(request.proto, cut)
             if len(content) < length:
                 raise Refused(400, "The connection was closed before the end of the body.")
         except BaseException:

@@ -167,7 +167,7 @@ def test_when_many_are_open_strangers_give_way_to_who_had_a_good_token_and_to_pr
     strangers = [callers.come(f"127.0.1.{number}") for number in range(8)]
     for peer in (*proxied, *office, *strangers):
         held.begin(peer)
-        held.arrive(peer, is_known=peer in office)
+        held.arrive(peer, "project" if peer in office else "")
     for peer in (*proxied, *office, *strangers[:6]):
         held.end(peer, arrived=True)
     held.sweep()
@@ -192,6 +192,23 @@ def test_when_many_are_open_of_equal_addresses_who_says_nothing_gives_way(
     held.sweep()
     assert asks in callers.open()
     assert len(callers.open()) == 7
+
+
+def test_when_many_are_open_a_project_with_many_addresses_gives_way_before_others_and_proxies(
+    listener: socket.socket, callers: Callers
+) -> None:
+    held = Connections(listener, limit=20, per_address=100, is_proxy=lambda address: address == "127.0.0.2")
+    proxied = [callers.come("127.0.0.2") for _ in range(5)]
+    office = [callers.come("127.0.0.3") for _ in range(3)]
+    crowd = [callers.come(f"127.0.1.{number}") for number in range(10)]
+    for peer in (*proxied, *office, *crowd):
+        held.begin(peer)
+        held.arrive(peer, "office" if peer in office else "crowd" if peer in crowd else "")
+        held.end(peer, arrived=True)
+    held.sweep()
+    held.sweep()
+    assert {*proxied, *office} <= callers.open()
+    assert len(callers.open()) == 14
 
 
 def test_who_says_nothing_is_closed_after_its_time_and_who_is_answered_is_not(

@@ -205,6 +205,24 @@ def test_an_address_that_fills_its_projects_line_gives_way_to_another_of_it(
     assert not threads._give_way
 
 
+def test_among_strangers_the_address_with_the_most_gives_way(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MOST_STRANGERS_WAITING", 6)
+    first, told = Held(), list[str]()
+    assert threads.submit("x", "other", first)
+    assert first.begun.wait(20)
+
+    def ask(address: str, name: str) -> bool:
+        return threads.submit(address, "", lambda: None, lambda: told.append(name))
+
+    for number in range(4):
+        assert ask("a", f"a{number}")
+    for number in range(2):
+        assert ask("b", f"b{number}")
+    assert [ask("login", f"login{number}") for number in range(3)] == [True, True, False]
+    assert told == ["a3", "a2"]
+    first.go.set()
+
+
 def test_a_task_that_nobody_waits_for_is_not_run(threads: Threads) -> None:
     first, left, stays = Held(), Held(), Held()
     threads.submit("a", "", first)

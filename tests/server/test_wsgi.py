@@ -330,6 +330,7 @@ def test_a_bounded_number_of_bodies_of_strangers_is_received_at_once(
 ) -> None:
     """Short ones, too: a request that is being received holds the place of a connection after its caller has gone."""
     monkeypatch.setattr(wsgi, "RECEIVED", (3, 2))
+    monkeypatch.setattr(bodies.Places, "QUICK_S", 60)
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
 
     def asked(caller: int) -> bytes:
@@ -337,14 +338,22 @@ def test_a_bounded_number_of_bodies_of_strangers_is_received_at_once(
 
     of = {"client_of": lambda _peer, said: said, "line_of": lambda headers: headers.get("x-auth-token", "")}
     with serving(application, **of) as port, contextlib.ExitStack() as stack:
-        for caller in 1, 1, 2:
-            stack.enter_context(connect(port)).sendall(asked(caller) + b"half")
+        halves = [stack.enter_context(connect(port)) for _ in range(3)]
+        for half, caller in zip(halves, (1, 1, 2), strict=True):
+            half.sendall(asked(caller) + b"half")
+            time.sleep(0.05)  # so that they come in this order
         deadline = time.monotonic() + 20
         while ask(port, asked(1) + bytes(10))[0] != 503:
             assert time.monotonic() < deadline
         while ask(port, asked(3) + bytes(10))[0] != 503:
             assert time.monotonic() < deadline
         assert ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\nX-Auth-Token: good\r\n\r\n" + bytes(10))[0] == 200
+        monkeypatch.setattr(bodies.Places, "QUICK_S", 0)
+        assert ask(port, asked(3) + bytes(10))[0] == 200, "who takes long makes room: of the address with the most"
+        assert reply_of(halves[0])[0] == 408
+        for half in halves[1:]:
+            half.sendall(b" whole")
+            assert reply_of(half)[0] == 200
 
 
 def test_a_request_that_has_ended_is_gone_without_a_search_for_cycles(port: int, application: Application) -> None:
