@@ -37,7 +37,7 @@ BODIES = (64 << 20, 4 << 20)
 """Bytes of longer bodies that are held at once: of all projects together, and of one."""
 STRANGERS_BODIES = (16 << 20, 2 << 20)
 """The same for those who have no line, because no token of theirs is known to be good, and of one address."""
-RECEIVED = (512, 64)
+RECEIVED = (1024, 256)
 """Requests of strangers whose bodies are being received: of all together, and of one address."""
 SOON_S = 0.1
 """Seconds after which a request that is not answered yet is looked at: its caller may have gone."""
