@@ -120,6 +120,13 @@ def network_of(address: str) -> str:
     return networks_of(address)[0]
 
 
+def wide_network_of(caller: str) -> str:
+    """Return what stands for the /16, or the /48 of IPv6, around what ``network_of`` returned; quick, by its text."""
+    if ":" not in caller:
+        return ".".join(caller.split(".")[:2])
+    return ":".join(group or "0" for group in caller.partition("/")[0].split(":")[:3])
+
+
 @functools.lru_cache(maxsize=256)
 def networks_of(address: str) -> tuple[str, str, str]:
     """Return what ``network_of`` returns, and two wider networks around it: /24 and /16, or /56 and /48 of IPv6."""

@@ -232,7 +232,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
         with private_files.explained(config.state_dir):
             service.start(new_database=new_database)
         gc.freeze()  # what is here now stays; looking through it again and again would only take time
-        gc.set_threshold(10_000, 20, 50)
+        gc.set_threshold(10_000, 10, 10)
         return _run(service, server)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from flask import Flask, Request
 from flask.sessions import SessionInterface, SessionMixin
@@ -28,6 +28,15 @@ class Application(Flask):
         name = f"{method} {path}"
         self.view_functions[name] = view
         self.resources.add(method, path, name)
+
+    def raise_routing_exception(self, request: Request) -> NoReturn:
+        """Raise what the routing found wrong; the request keeps it no longer, for it refers to the request."""
+        found, request.routing_exception = request.routing_exception, None
+        assert found is not None
+        try:
+            raise found
+        finally:
+            del found
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Return what finds the endpoint of a request. Hosts play no part; ``blockstore.address`` looks at them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from blockstore.address import wide_network_of
 from blockstore.turns import Turns
 
 MOST_WAITING, MOST_STRANGERS_WAITING, MOST_WAITING_OF_ONE = 4096, 1024, 256
@@ -17,7 +18,7 @@ class Callers:
     """A queue of tasks: the lines of projects take turns, over all their addresses; strangers have no line.
 
     Who shows no token that was good lately may come from as many addresses as a network has. Strangers take turns over
-    addresses, and together they get every second turn at most.
+    wide networks and over the addresses in each, and together they get every second turn at most.
     """
 
     def __init__(self) -> None:
@@ -33,26 +34,30 @@ class Callers:
 
     def waiting(self, address: str, line: str) -> int:
         """Return how many tasks wait of a line; of an address, for a stranger."""
-        return self._known.waiting(line) if line else self._strangers.waiting(address)
+        return self._known.waiting(line) if line else self._strangers.waiting_of(wide_network_of(address), address)
 
     def put(self, address: str, line: str, task: Task) -> None:
         """Add a task behind the others of the same address and line."""
         if line:
             self._known.put(line, address, task)
         else:
-            self._strangers.put(address, "", task)
+            self._strangers.put(wide_network_of(address), address, task)
 
     def remove(self, address: str, line: str, task: Task) -> bool:
         """Remove a task; return False if it does not wait any more."""
-        return self._known.remove(line, address, task) if line else self._strangers.remove(address, "", task)
+        if line:
+            return self._known.remove(line, address, task)
+        return self._strangers.remove(wide_network_of(address), address, task)
 
     def gives_way(self, address: str, line: str) -> tuple[str, Task] | None:
         """Return the task, with its address, that gives way to one that comes and finds its line full.
 
-        In a project's line it is the newest of the address that has the most in it; among strangers, of the address
-        that has the most of all. None if that is the address that comes.
+        It is the newest of the address that has the most: in a project's line; among strangers, of the wide network
+        that has the most. None if the one that comes has as many.
         """
-        return self._known.gives_way(line, address) if line else self._strangers.last_of_most(address)
+        if line:
+            return self._known.gives_way(line, address)
+        return self._strangers.last_of_most(wide_network_of(address), address)
 
     def take(self) -> Task:
         """Remove and return the task whose turn it is. There must be one."""
@@ -88,14 +93,20 @@ class _Queue:
         self._left(owner, lines)
         return True
 
+    def waiting_of(self, owner: str, line: str) -> int:
+        return self._lines[owner].waiting(line) if owner in self._lines else 0
+
     def gives_way(self, owner: str, line: str) -> tuple[str, Task] | None:
         lines = self._lines[owner]
         longest, count = lines.longest()
         return (longest, lines.newest(longest)) if count > lines.waiting(line) + 1 else None
 
-    def last_of_most(self, owner: str) -> tuple[str, Task] | None:
+    def last_of_most(self, owner: str, line: str) -> tuple[str, Task] | None:
         most, count = self._owners.longest()
-        return (most, self._lines[most].newest("")) if count > self.waiting(owner) + 1 else None
+        if most == owner:
+            return self.gives_way(owner, line)
+        longest, _ = self._lines[most].longest()
+        return (longest, self._lines[most].newest(longest)) if count > self.waiting(owner) + 1 else None
 
     def take(self) -> Task:
         turn = self._owners.take()
@@ -134,9 +145,10 @@ class Threads:
         """
         instead: Callable[[], None] | None = None
         with self._change:
-            if line and self._callers.is_full(line):
+            is_full, has_most = self._callers.is_full(line), self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE
+            if is_full if line else has_most:
                 return False
-            if self._callers.waiting(address, line) >= MOST_WAITING_OF_ONE or self._callers.is_full(line):
+            if is_full or has_most:
                 whose, last = self._callers.gives_way(address, line) or ("", task)
                 instead = self._give_way.pop(last, None)
                 if instead is None:

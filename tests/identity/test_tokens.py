@@ -102,8 +102,12 @@ def test_a_token_has_the_line_of_its_project_from_its_first_request_until_it_end
     assert line() == project
     assert believed(town, token)
     assert town.ask("DELETE", "/identity/v3/auth/tokens", None, token, X_Subject_Token=token).status == 204
-    assert not believed(town, token)
-    assert line() == "", "it is a stranger's"
+    assert town.ask("GET", "/identity/v3/auth/projects", token=token).status == 401
+    assert line() == "", "it is a stranger's, wherever that is found"
+    _user, other = town.user(project, "member")
+    assert town.ask("DELETE", "/identity/v3/auth/tokens", None, other, X_Subject_Token=other).status == 204
+    assert not believed(town, other)
+    assert town.service.lines.of({"x-auth-token": other}) == ""
 
 
 def test_whatever_it_rests_on_ends_a_token(people: People) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from blockstore.server import lines as lines_module
 from blockstore.server import threads as pool
 from blockstore.server.lines import MOST, Lines
 from blockstore.server.threads import Callers, Threads
@@ -136,7 +137,9 @@ def test_every_task_is_run_once_under_many_threads(threads: Threads) -> None:
     assert sorted(done) == list(range(2000))
 
 
-def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_share_another() -> None:
+def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_share_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lines = Lines()
     for number in range(60):
         lines.note(f"token {number}", "loud")
@@ -148,6 +151,9 @@ def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_sh
     lines.note("other", None)
     assert lines.of({"x-auth-token": "other"}) == "", "it has ended"
     lines.note("other", "quiet")
+    monkeypatch.setattr(lines_module, "KEPT_S", 0)
+    lines.note("idle", "quiet")
+    assert lines.of({"x-auth-token": "idle"}) == "", "nobody has looked at it for a while"
     for number in range(MOST + 1):
         lines.note(f"more {number}", "p")
     assert lines.of({"x-auth-token": "other"}) == "", "the number of tokens that are remembered is bounded"
@@ -221,6 +227,34 @@ def test_among_strangers_the_address_with_the_most_gives_way(threads: Threads, m
     assert [ask("login", f"login{number}") for number in range(3)] == [True, True, False]
     assert told == ["a3", "a2"]
     first.go.set()
+
+
+def test_among_strangers_a_network_with_many_addresses_has_one_turn_and_gives_way(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MOST_STRANGERS_WAITING", 6)
+    first, told, ran = Held(), list[str](), list[str]()
+    assert threads.submit("x", "other", first)
+    assert first.begun.wait(20)
+
+    def ask(address: str) -> bool:
+        return threads.submit(address, "", lambda: ran.append(address), lambda: told.append(address))
+
+    crowd = [f"2001:db8:7:{number:x}::/64" for number in range(6)]
+    assert all(ask(address) for address in crowd)
+    assert not ask("2001:db8:7:6::/64"), "of the same network, and nobody there has more"
+    for address in "2001:db8:8::/64", "198.51.100.1":
+        assert ask(address)
+    assert told == [crowd[0], crowd[1]]
+    last = Held()
+    assert threads.submit("203.0.113.1", "other", last)
+    first.go.set()
+    last.go.set()
+    for _ in range(2000):
+        if len(ran) == 6:
+            break
+        time.sleep(0.01)
+    assert {"2001:db8:8::/64", "198.51.100.1"} <= set(ran[:3])
 
 
 def test_a_task_that_nobody_waits_for_is_not_run(threads: Threads) -> None:

@@ -147,7 +147,10 @@ def answer(service: Service) -> Callable[..., Response]:
     def view(**path: str) -> Response:
         core: Core = current_app.extensions[CORE]
         with core.db.read() as session:
-            who = tokens.check(session, request.headers.get("X-Auth-Token", ""))
+            words = request.headers.get("X-Auth-Token", "")
+            who = tokens.check(session, words)
+        if words and (who is None or who.project is not None):
+            core.note_token(words, who.project.id if who is not None and who.project is not None else None)
         visit = Visit(
             core=core,
             login=current_app.extensions[LOGIN],
