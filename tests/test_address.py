@@ -375,7 +375,7 @@ def test_wider_networks_of_an_address(connected: str, networks: tuple[str, str, 
 
 
 def test_the_text_of_a_caller_tells_the_wide_network_around_it() -> None:
-    texts = ("10.1.2.3", "10.1.9.9", "10.2.2.3", "2001:db8::1", "2001:db8:0:9::1", "2001:db8:1::1", "2001:db8:1:2:3:4:5:6")
-    for one, other in itertools.product((*texts, "2001::1", "::1", "fe80::1", "2001:db8:10::1"), repeat=2):
+    texts = ("10.1.2.3", "10.1.9.9", "10.2.2.3", "2001::1", "::1", "fe80::1", "2001:db8:10::1", "2001:db8::1")
+    for one, other in itertools.product((*texts, "2001:db8:0:9::1", "2001:db8:1::1", "2001:db8:1:2:3:4:5:6"), repeat=2):
         wide = {address.wide_network_of(address.network_of(text)) for text in (one, other)}
         assert len(wide) == len({address.networks_of(text)[2] for text in (one, other)}), (one, other)
