@@ -291,9 +291,10 @@ class Adapter:
         now = time.monotonic()
         for request in self._waiting.copy():
             if request.watch is None and now - request.began >= SOON_S:
-                request.watch = self._loop.create_task(self._watched(request))
-                if request not in self._waiting:
-                    request.watch.cancel()
+                watch = request.watch = self._loop.create_task(self._watched(request))
+                if request not in self._waiting:  # it has been answered in this moment
+                    request.watch = None
+                    watch.cancel()
         if self._waiting:
             self._look_soon()
 
@@ -306,10 +307,12 @@ class Adapter:
 
     def _watch_no_more(self, request: Request) -> None:
         self._waiting.discard(request)
-        request.task = None  # else a body would stay until Python looks for cycles, which is rare
-        if request.watch is not None:
+        # What refers to the request is let go: else its body would stay until Python looks for cycles, which is rare.
+        request.task = None
+        watch, request.watch = request.watch, None
+        if watch is not None:
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(request.watch.cancel)
+                self._loop.call_soon_threadsafe(watch.cancel)
 
     # --- the application: on the thread of the request ------------------------------------------------------
 

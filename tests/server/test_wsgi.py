@@ -367,6 +367,16 @@ def test_a_request_that_has_ended_is_gone_without_a_search_for_cycles(port: int,
             assert ask(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
             with connect(port) as gone:
                 gone.sendall(head + bytes(100_000))
+        with connect(port) as first, contextlib.ExitStack() as stack:
+            first.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert application.begun.wait(20)
+            waiting = [stack.enter_context(connect(port)) for _ in range(10)]
+            for one in waiting:
+                one.sendall(head + bytes(100_000))
+            time.sleep(4 * wsgi.SOON_S)  # so long that their callers are watched
+            application.go.set()
+            assert {reply_of(one)[0] for one in (first, *waiting)} == {200}
+            del one
         deadline = time.monotonic() + 20
         while (left := sum(type(one) is wsgi.Request for one in gc.get_objects())) > 2:
             assert time.monotonic() < deadline, left
