@@ -171,17 +171,17 @@ def test_nothing_is_made_in_a_project_that_went_while_the_request_was_on_its_way
         offer = people.ask("POST", "/v3/volume-transfers", {"transfer": {"volume_id": made}}, giver.token).json
         accept = {"accept": {"auth_key": offer["transfer"]["auth_key"]}}
         asked = (f"/v3/volume-transfers/{offer['transfer']['id']}/accept", accept)
-    held = accounts.hold
+    held = accounts.hold_project
     gone: list[str] = []
 
-    def late(session: Session, model: type[Any], ref: str) -> Any:
+    def late(session: Session, project_id: str) -> bool:
         """The project is deleted after the token was looked at, and before its row is held."""
-        if model is Project and not gone:
-            gone.append(ref)
-            session.execute(delete(Project).where(Project.id == ref))
-        return held(session, model, ref)
+        if not gone:
+            gone.append(project_id)
+            session.execute(delete(Project).where(Project.id == project_id))
+        return held(session, project_id)
 
-    monkeypatch.setattr(accounts, "hold", late)
+    monkeypatch.setattr(accounts, "hold_project", late)
     token = people.admin if what == "snapshot" else access.token
     refused = people.ask("POST", asked[0], asked[1], token)
     assert (refused.status, len(gone)) == (401, 1)
