@@ -57,7 +57,7 @@ class Order:
 
     @property
     def place(self) -> str:
-        """Return the pool it works on, where whoever made it knew; else it is looked up when its turn comes."""
+        """Return the pool on which the order works; empty if that has to be looked up in the database."""
         return str(getattr(self, "pool", ""))
 
     def keys(self) -> tuple[str, ...]:

@@ -106,6 +106,8 @@ class Places:
         """``total`` may be received at once, ``share`` of one caller."""
         self._total, self._share = total, share
         self._taken: set[Place] = set()
+        self._counts: Counter[str] = Counter()
+        """How many of each caller."""
 
     def take(self, caller: str) -> Place:
         """Return a place, which may be that of the body that has taken longest. Raises Refused when all are quick."""
@@ -118,19 +120,23 @@ class Places:
             slowest.cut.set_result(None)
         place = Place(caller, asyncio.get_running_loop().create_future())
         self._taken.add(place)
+        self._counts[caller] += 1
         return place
 
     def give_back(self, place: Place) -> None:
         """End a place, if it has not ended."""
-        self._taken.discard(place)
+        if place in self._taken:
+            self._taken.remove(place)
+            self._counts[place.caller] -= 1
+            if not self._counts[place.caller]:
+                del self._counts[place.caller]
 
     def _rivals(self, caller: str) -> list[Place]:
         """Return those of whom one gives way: the caller's own, or those of the caller with the most; or none."""
-        counts = Counter(one.caller for one in self._taken)
-        if counts[caller] < self._share:
+        if self._counts[caller] < self._share:
             if len(self._taken) < self._total:
                 return []
-            ((caller, _),) = counts.most_common(1)
+            ((caller, _),) = self._counts.most_common(1)
         return [one for one in self._taken if one.caller == caller]
 
 

@@ -252,10 +252,10 @@ class Connections:
             for peer in those:
                 line = held[peer].line
                 (proxies[address] if is_proxy else projects[line] if line else strangers[address]).append(peer)
+        for those in projects.values():  # of several addresses, each of which is in order
+            those.sort(key=worth.__getitem__)
         fair = self._limit * ROOMY / (len(strangers) + len(projects) + len(proxies))
         for group in strangers, projects, proxies:
-            for those in group.values():
-                those.sort(key=worth.__getitem__)
             cut = _cut(group, excess, fair, worth)
             ending |= cut
             excess -= len(cut)
@@ -308,7 +308,7 @@ class Connections:
 
 
 def _cut(by_address: dict[str, list[str]], excess: int, fair: float, worth: Mapping[str, _Worth]) -> set[str]:
-    """Return so many connections, of the addresses with the most; of equals, those that are worth the least."""
+    """Return ``excess`` connections to close: of the address with the most first; of equal ones, the worth decides."""
     ending: set[str] = set()
     most = [(-len(those), worth[those[0]], address) for address, those in by_address.items() if those]
     heapq.heapify(most)

@@ -22,7 +22,9 @@ class Lines:
         """The project of each, and until when."""
 
     def note(self, token: str, project: str | None) -> None:
-        """Remember whose a token is, or that it is nobody's any more; from any thread."""
+        """Remember the project of a token; None forgets a token that has ended. May be called by any thread."""
+        if not token:
+            return  # keystonemiddleware takes tokens of another header, too; requests without one are no project's
         if project is None:
             self._projects.pop(hash(token), None)
             return

@@ -131,7 +131,7 @@ class Threads:
         self._count, self._name = count, name
         self._callers = Callers()
         self._give_way: dict[Task, Callable[[], None]] = {}
-        """What is called instead of each task that waits."""
+        """The refusal of each waiting task, called when another takes the place of the task."""
         self._change = threading.Condition()
         self._started = 0
         self._working = 0

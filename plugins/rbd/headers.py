@@ -66,11 +66,16 @@ class Headers:
         reader = _Reader(self._ask(header, "get_snapcontext"))
         reader.number("Q")  # the newest one's number
         for number in [reader.number("Q") for _ in range(reader.number("I"))]:
-            reader_of_one = _Reader(self._ask(header, "snapshot_get", struct.pack("<Q", number)))
-            reader_of_one.skip_version()
-            reader_of_one.number("Q")  # its number
-            if reader_of_one.part().number("I") == _USERS:
-                yield reader_of_one.text(), reader_of_one.number("Q")
+            try:
+                one = _Reader(self._ask(header, "snapshot_get", struct.pack("<Q", number)))
+            except Exception as exc:  # of rados
+                if getattr(exc, "errno", None) != errno.ENOENT:
+                    raise
+                continue  # it went meanwhile; the others are there
+            one.skip_version()
+            one.number("Q")  # its number
+            if one.part().number("I") == _USERS:
+                yield one.text(), one.number("Q")
 
     def is_of_new_format(self, image_id: str) -> bool:
         """Return True if an image is a clone of format 2, whose parent's snapshot needs no protection."""

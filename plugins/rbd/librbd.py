@@ -264,9 +264,10 @@ class Librbd:
         """Return the snapshots of an image."""
         with self._headers(f"image {image}") as headers:
             try:
-                return [name for name, _size in headers.snapshots(headers.image_id(image))]
+                image_id = headers.image_id(image)
             except self._rados.ObjectNotFound:
                 return [name for name, _size in self._snapshots_of_old(image)]
+            return [name for name, _size in headers.snapshots(image_id)]
 
     def _snapshots_of_old(self, image: str) -> Sequence[tuple[str, int]]:
         with self._image(image) as opened:

@@ -19,6 +19,7 @@ class Pool:
     """A pool with one image of many snapshots; an answer must fit into the room that is given for it."""
 
     SNAPSHOTS = 3000
+    gone: frozenset[int] = frozenset()
 
     def execute(self, key: str, cls: str, method: str, data: bytes, length: int) -> tuple[int, bytes]:
         assert (key, cls) == ("rbd_header.1a", "rbd")
@@ -33,6 +34,8 @@ class Pool:
 
     def snapshot_get(self, data: bytes) -> bytes:
         (number,) = struct.unpack("<Q", data)
+        if number in self.gone:
+            raise Refused(errno.ENOENT)
         namespace = struct.pack("<BBII", 1, 1, 4, 0) if number % 2 else struct.pack("<BBIIQ", 1, 1, 12, 2, 7)
         name = f"snap-{number}".encode()
         body = struct.pack("<Q", number) + namespace + struct.pack("<I", len(name)) + name + struct.pack("<Q", 2**30)
@@ -45,6 +48,12 @@ class Pool:
 def test_more_snapshots_than_fit_into_the_first_answer() -> None:
     found = dict(Headers(Pool()).snapshots("1a"))
     assert found == {f"snap-{number}": 2**30 for number in range(1, Pool.SNAPSHOTS, 2)}
+
+
+def test_a_snapshot_that_goes_meanwhile_takes_no_other_out_of_the_list() -> None:
+    pool = Pool()
+    pool.gone = frozenset({5})
+    assert len(dict(Headers(pool).snapshots("1a"))) == Pool.SNAPSHOTS // 2 - 1
 
 
 def test_other_errors_pass() -> None:
