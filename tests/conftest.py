@@ -43,13 +43,16 @@ from blockstore.db.session import Database
 from blockstore.service import Service
 from tests import sampling
 from tests.durations import Durations
+from tests.failures import from_environment as failures
 
 ROOT = Path(__file__).parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Print at the end how long each folder took."""
+    """Print at the end how long each folder took, and keep the failures."""
     config.pluginmanager.register(Durations())
+    if to_file := failures():
+        config.pluginmanager.register(to_file)
 
 
 def pytest_report_header() -> str:

@@ -16,6 +16,7 @@ from blockstore_plugins.rbd import RbdBackend, RbdOptions
 from blockstore_plugins.rbd.librbd import bindings
 
 from blockstore import private_files
+from blockstore.service import Service
 from tests import sampling
 
 HERE = Path(__file__).parent
@@ -70,6 +71,13 @@ class Ceph:
     def pid(self, daemon: str) -> int:
         """Return the process id of mon, mgr or osd."""
         return int((self.folder / "run" / f"{daemon}.pid").read_text())
+
+
+def looked_at(service: Service) -> Service:
+    """Return a service that has looked at all of its backends: programs may be too slow for its start."""
+    if not all(service.board.get(name) for name in service.backends):
+        service.report()
+    return service
 
 
 def up(folder: Path, *options: str) -> Ceph:

@@ -18,7 +18,7 @@ from blockstore.db.models import OrderRow
 from blockstore.errors import NoSpace
 from blockstore.service import Service
 from tests.api.test_moving import bound, fill, holds, idle, move, shown, whole
-from tests.ceph.conftest import Ceph, down
+from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section
 
 pytestmark = [pytest.mark.ceph, pytest.mark.slow]
@@ -44,7 +44,7 @@ def api(hurt: Ceph, way: str, start_service: Callable[..., Service]) -> Iterator
         backend_section("ceph", "rbd", timeout_s=str(TIMEOUT_S), **options),
         backend_section("disk", "directory"),
     )
-    client = Client(start_service(backends=sections))
+    client = Client(looked_at(start_service(backends=sections)))
     for backend in ("ceph", "disk"):
         bound(client, backend)
     yield client

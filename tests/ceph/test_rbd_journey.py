@@ -20,7 +20,7 @@ from blockstore.manager import new_storage
 from blockstore.manager.desk import volume_name
 from blockstore.service import Service
 from tests.api.test_moving import fill, holds, idle, move, row, shown, whole
-from tests.ceph.conftest import Ceph, down
+from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section
 
 pytestmark = pytest.mark.ceph
@@ -34,13 +34,6 @@ def api(ceph: Ceph, way: str, start_service: Callable[..., Service]) -> Client:
     ceph.run("rbd", "pool", "init", "fast")
     sections = (backend_section("ceph", "rbd", pools="fast", **options), backend_section("disk", "directory"))
     return Client(looked_at(start_service(backends=sections)))
-
-
-def looked_at(service: Service) -> Service:
-    """Return a service that has looked at all of its backends: programs may be too slow for its start."""
-    if not all(service.board.get(name) for name in service.backends):
-        service.report()
-    return service
 
 
 def volume(api: Client, **fields: Any) -> str:
@@ -267,7 +260,7 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
     caps = ("mon", "profile rbd", "mgr", "profile rbd", "osd", "profile rbd pool=anew")
     ceph.run("ceph", "auth", "get-or-create", "client.anew", *caps, "-o", keyring)
     options = {"ceph_conf": str(ceph.conf), "user": "anew", "keyring": keyring, "bindings": way}
-    service = start_service(backends=(backend_section("ceph", "rbd", pools="anew", **options),))
+    service = looked_at(start_service(backends=(backend_section("ceph", "rbd", pools="anew", **options),)))
     api = Client(service)
     volume, snapshotted = api.volume()["id"], api.volume()["id"]
     snapshot = api.snapshot(snapshotted)["id"]
