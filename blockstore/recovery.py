@@ -1,6 +1,6 @@
 """At start: every open order is queued again, oldest first; nothing stays in a transitional status.
 
-Called once by ``service.py``, before the first request is answered; what it returns is queued when the backends have
+Called once by ``app/service.py``, before the first request is answered; what it returns is queued when the backends have
 reported.
 """
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 import blockstore
 from blockstore import settling, states
+from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend
 from blockstore.cli import main
@@ -27,7 +28,6 @@ from blockstore.db.models import OrderRow
 from blockstore.db.session import Database
 from blockstore.manager import copying, moving
 from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
-from blockstore.service import Service
 from tests.kill.invariants import check
 
 from .conftest import Client, Served, backend_section, make_config

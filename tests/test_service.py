@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from blockstore import private_files
+from blockstore.app.service import Service, StateLock, _run, load_policy, refuse_open_door
 from blockstore.config import Config, ServiceConfig
 from blockstore.errors import ConfigError
 from blockstore.identity import bootstrap
-from blockstore.service import Service, StateLock, _run, load_policy, refuse_open_door
 
 from .conftest import Client, Served, backend_section, make_config
 from .plugins.mounts import mounted, need_root

@@ -52,7 +52,7 @@ for _command in (
 def serve(config: Config, listen: str | None, insecure: bool, new_database: bool) -> None:
     """Serve the API until SIGTERM."""
     gc.disable()  # what is imported stays: looking through it again and again is a tenth of a start
-    from blockstore import service
+    from blockstore.app import service
 
     gc.freeze()
     gc.enable()
@@ -75,8 +75,8 @@ def db() -> None:
 def db_upgrade(config: Config) -> None:
     """Bring the database up to date, as every start does."""
     from blockstore import private_files
+    from blockstore.app.service import StateLock
     from blockstore.db.migrations import HEAD, upgrade
-    from blockstore.service import StateLock
 
     with StateLock(config.state_dir), private_files.explained(config.state_dir):
         database = open_database(config)

@@ -177,8 +177,8 @@ def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
     import secrets
     import tempfile
 
+    from blockstore.app.service import load_targets
     from blockstore.keyring import Keyring
-    from blockstore.service import load_targets
     from blockstore.targets import loader
 
     keyring = Keyring(config.state_dir / "attachments.key")
@@ -192,8 +192,8 @@ def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
 
 
 def _backends(config: Config) -> dict[str, Any]:
+    from blockstore.app.service import load_backends
     from blockstore.private_files import prepare_state_dir
-    from blockstore.service import load_backends
 
     backends = load_backends(config, prepare_state_dir(config.state_dir))
     for pool, identity in _recorded(config).items():
@@ -204,9 +204,9 @@ def _backends(config: Config) -> dict[str, Any]:
 
 def _recorded(config: Config) -> dict[str, str]:
     """Return the recorded identities by pool; none where no service has made the database yet, or brought it here."""
+    from blockstore.app.service import database_url
     from blockstore.db import migrations
     from blockstore.manager.recognition import recorded_identities
-    from blockstore.service import database_url
 
     url = database_url(config)
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():

@@ -23,8 +23,8 @@ def served_database(config: Config) -> Any:
 
 def open_database(config: Config) -> Any:
     """Return the configured database; closed when the command ends."""
+    from blockstore.app.service import database_url
     from blockstore.db.session import Database
-    from blockstore.service import database_url
 
     db = Database(database_url(config))
     click.get_current_context().call_on_close(db.dispose)

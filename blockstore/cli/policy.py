@@ -38,9 +38,9 @@ def policy_list(config: Config) -> None:
 @click.option("--project", "project_id", default="theirs", help="Id of the caller's project.")
 def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, project_id: str) -> None:
     """Explain whether a caller with these roles may do what a rule is about; exit status 1 means no."""
+    from blockstore.app.service import load_policy, policy_file
     from blockstore.context import RequestContext
     from blockstore.policies import IMPLIED, RULES
-    from blockstore.service import load_policy, policy_file
 
     if rule not in RULES:
         from difflib import get_close_matches
@@ -68,8 +68,8 @@ def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, 
 
 
 def _policy_rules(config: Config) -> tuple[dict[str, str], frozenset[str]]:
+    from blockstore.app.service import policy_file
     from blockstore.policies import RULES
-    from blockstore.service import policy_file
 
     file = policy_file(config)
     if not file.exists():

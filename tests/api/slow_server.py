@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockstore import service
+from blockstore.app import service
 from blockstore.backends.contract import Manageable
 from blockstore.backends.memory import MemoryBackend
 from blockstore.config import Config, ServiceConfig

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Attachment, Volume, new_id
 from blockstore.errors import InUse, InvalidConnector, SessionAlive, Unreachable
-from blockstore.service import Service
 from blockstore.states import A
 from tests.api.conftest import Hall, at_once, unknown_id
 from tests.api.test_preconditions import ALL, VOLUME_STATUSES
