@@ -52,7 +52,7 @@ for _command in (
 def serve(config: Config, listen: str | None, insecure: bool, new_database: bool) -> None:
     """Serve the API until SIGTERM."""
     gc.disable()  # what is imported stays: looking through it again and again is a tenth of a start
-    from blockstore.app import service
+    from blockstore.app import process
 
     gc.freeze()
     gc.enable()
@@ -62,7 +62,7 @@ def serve(config: Config, listen: str | None, insecure: bool, new_database: bool
     if insecure:
         changes["insecure"] = True
     config = dataclasses.replace(config, service=dataclasses.replace(config.service, **changes))
-    sys.exit(service.serve(config, new_database=new_database))
+    sys.exit(process.serve(config, new_database=new_database))
 
 
 @main.group()
@@ -75,7 +75,7 @@ def db() -> None:
 def db_upgrade(config: Config) -> None:
     """Bring the database up to date, as every start does."""
     from blockstore import private_files
-    from blockstore.app.service import StateLock
+    from blockstore.app.process import StateLock
     from blockstore.db.migrations import HEAD, upgrade
 
     with StateLock(config.state_dir), private_files.explained(config.state_dir):

@@ -21,7 +21,7 @@ from blockstore.errors import BlockstoreError
 @click.option("--read-only", is_flag=True, help="For reading only.")
 def attach(config: Config, volume: str, read_only: bool) -> None:
     """Attach a volume (name or id) to this node, and print the path of its device or file."""
-    from blockstore.app.service import local_connector
+    from blockstore.app.wiring import local_connector
 
     ask = admin_client(config)
     found = _find_volume(ask, volume)
@@ -40,7 +40,7 @@ def attach(config: Config, volume: str, read_only: bool) -> None:
 @click.argument("volume")
 def detach(config: Config, volume: str) -> None:
     """Detach a volume (name or id) from this node; refused while something has it open."""
-    from blockstore.app.service import local_connector
+    from blockstore.app.wiring import local_connector
 
     ask = admin_client(config)
     found = _find_volume(ask, volume)
@@ -81,7 +81,7 @@ def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
     """
     from sqlalchemy import select
 
-    from blockstore.app.service import probe_sessions
+    from blockstore.app.wiring import probe_sessions
     from blockstore.db.models import Attachment
     from blockstore.states import EXPORTED
 
@@ -134,7 +134,7 @@ def attachment_forget_saved(config: Config) -> None:
 
     What targetcli saved would come back with former volumes and passwords; the service makes its exports itself.
     """
-    from blockstore.app.service import configured_targets
+    from blockstore.app.wiring import configured_targets
 
     for name, target in configured_targets(config).items():
         taken = target.forget_saved()

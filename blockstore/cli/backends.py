@@ -177,7 +177,7 @@ def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
     import secrets
     import tempfile
 
-    from blockstore.app.service import load_targets
+    from blockstore.app.wiring import load_targets
     from blockstore.keyring import Keyring
     from blockstore.targets import loader
 
@@ -192,7 +192,7 @@ def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
 
 
 def _backends(config: Config) -> dict[str, Any]:
-    from blockstore.app.service import load_backends
+    from blockstore.app.wiring import load_backends
     from blockstore.private_files import prepare_state_dir
 
     backends = load_backends(config, prepare_state_dir(config.state_dir))
@@ -204,7 +204,7 @@ def _backends(config: Config) -> dict[str, Any]:
 
 def _recorded(config: Config) -> dict[str, str]:
     """Return the recorded identities by pool; none where no service has made the database yet, or brought it here."""
-    from blockstore.app.service import database_url
+    from blockstore.app.wiring import database_url
     from blockstore.db import migrations
     from blockstore.manager.recognition import recorded_identities
 

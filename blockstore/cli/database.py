@@ -23,7 +23,7 @@ def served_database(config: Config) -> Any:
 
 def open_database(config: Config) -> Any:
     """Return the configured database; closed when the command ends."""
-    from blockstore.app.service import database_url
+    from blockstore.app.wiring import database_url
     from blockstore.db.session import Database
 
     db = Database(database_url(config))

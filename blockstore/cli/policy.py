@@ -38,7 +38,7 @@ def policy_list(config: Config) -> None:
 @click.option("--project", "project_id", default="theirs", help="Id of the caller's project.")
 def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, project_id: str) -> None:
     """Explain whether a caller with these roles may do what a rule is about; exit status 1 means no."""
-    from blockstore.app.service import load_policy, policy_file
+    from blockstore.app.wiring import load_policy, policy_file
     from blockstore.context import RequestContext
     from blockstore.policies import IMPLIED, RULES
 
@@ -68,7 +68,7 @@ def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, 
 
 
 def _policy_rules(config: Config) -> tuple[dict[str, str], frozenset[str]]:
-    from blockstore.app.service import policy_file
+    from blockstore.app.wiring import policy_file
     from blockstore.policies import RULES
 
     file = policy_file(config)

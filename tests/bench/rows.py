@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from blockstore.app.service import database_url
+from blockstore.app.wiring import database_url
 from blockstore.config import Config, ServiceConfig
 from blockstore.db import migrations
 from blockstore.db.models import PoolUsage, QuotaUsage, Volume, VolumeMetadata, VolumeType

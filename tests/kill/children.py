@@ -34,6 +34,7 @@ import blockstore.app.service
 import blockstore.cli
 from blockstore import private_files
 from blockstore.api import equipped, routed
+from blockstore.app import wiring
 from blockstore.app.service import Service
 from blockstore.backends import loader
 from blockstore.backends.contract import GIB
@@ -535,8 +536,8 @@ for _backend in ("directory", "lvm"):
     loader.plugin(_backend, "")
 for _target in ("local", "tgt", "nbd"):
     target_loader.plugin(_target, "")
-loading.load_filters(blockstore.app.service.words(SchedulerConfig.filters))
-loading.load_weighers(blockstore.app.service.words(SchedulerConfig.weighers), SchedulerConfig().multiplier)
+loading.load_filters(wiring.words(SchedulerConfig.filters))
+loading.load_weighers(wiring.words(SchedulerConfig.weighers), SchedulerConfig().multiplier)
 gc.freeze()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blockstore.app.service import load_backends, load_targets
+from blockstore.app.wiring import load_backends, load_targets
 from blockstore.config import load
 from blockstore.db.session import Database
 from blockstore.keyring import Keyring

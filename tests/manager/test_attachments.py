@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from blockstore import settling
-from blockstore.app.service import Service, local_connector
+from blockstore.app.service import Service
+from blockstore.app.wiring import local_connector
 from blockstore.backends.contract import Located
 from blockstore.config import TargetSection
 from blockstore.db.models import Attachment, OrderRow, Volume

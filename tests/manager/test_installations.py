@@ -18,9 +18,9 @@ from blockstore.board import Board
 from blockstore.errors import BackendError, Unreachable
 from blockstore.keyring import Keyring
 from blockstore.manager.installations import claim
+from tests.app.test_process import ask, blockstore, wait_for
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.plugins.fake_lvm import FakeLvm
-from tests.test_service import ask, blockstore, wait_for
 
 Serve = Callable[..., Served]
 Start = Callable[..., Service]

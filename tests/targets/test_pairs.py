@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from blockstore import config as configuration
-from blockstore.app.service import load_backends, load_targets
+from blockstore.app.wiring import load_backends, load_targets
 from blockstore.backends.contract import Backend
 from blockstore.cli import main
 from blockstore.errors import ConfigError

@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 
 from blockstore import private_files
-from blockstore.app.service import Service, StateLock, _run, load_policy, refuse_open_door
+from blockstore.app.process import StateLock, _run, refuse_open_door
+from blockstore.app.service import Service
 from blockstore.config import Config, ServiceConfig
 from blockstore.errors import ConfigError
 from blockstore.identity import bootstrap
-
-from .conftest import Client, Served, backend_section, make_config
-from .plugins.mounts import mounted, need_root
+from tests.conftest import Served, make_config
+from tests.plugins.mounts import mounted, need_root
 
 Serve = Callable[..., Served]
 
@@ -155,18 +155,6 @@ def test_state_directory_of_another_user_is_neither_obeyed_nor_changed(tmp_path:
     assert done.returncode == 1
     assert done.stderr.startswith(f"blockstore: {state}/lock: it is a symbolic link, which blockstore never makes")
     assert not victim.exists()
-
-
-@pytest.mark.parametrize("name", ["policy.yaml", "attachments.key", "blockstore.db", "blockstore.db-wal"])
-def test_planted_file_stops_the_start(tmp_path: Path, name: str) -> None:
-    state, victim = tmp_path / "s", tmp_path / "victim"
-    state.mkdir(mode=0o700)
-    victim.write_bytes(b"")
-    (state / name).symlink_to(victim)
-    config = make_config(state)
-    with pytest.raises(ConfigError, match=f"{state}/{name}.* it is a symbolic link"):
-        load_policy(config) if name == "policy.yaml" else Service(config)
-    assert victim.read_bytes() == b""
 
 
 def test_planted_password_file_is_replaced_and_not_followed(tmp_path: Path) -> None:
@@ -376,34 +364,3 @@ def test_backend_that_is_down_does_not_keep_the_others_from_serving(serve: Serve
         "gone": "down",
         "well": "up",
     }
-
-
-def test_backend_comes_back_without_a_restart(start_service: Callable[..., Service], tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    service = start_service(backends=(backend_section("d", "directory", path=str(disk / "volumes")),))
-    api = Client(service)
-    assert api.volume()["status"] == "error"
-    disk.mkdir()
-    service.report()
-    assert api.volume()["status"] == "available"
-
-
-def test_unknown_plugin_is_refused_at_start(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "s", backends=(backend_section("x", "cephalopod"),))
-    with pytest.raises(ConfigError, match="plugin is 'cephalopod'; installed are directory, lvm, memory"):
-        Service(config)
-
-
-def test_unknown_filter_is_refused_at_start(tmp_path: Path) -> None:
-    from blockstore.config import SchedulerConfig
-
-    with pytest.raises(ConfigError, match="There is no scheduler filter 'Sieve'"):
-        Service(make_config(tmp_path / "s", scheduler=SchedulerConfig(filters="Sieve")))
-
-
-def test_default_state_directory_is_below_xdg_state_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert Config(service=ServiceConfig()).state_dir == tmp_path / "blockstore"
-    monkeypatch.delenv("XDG_STATE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Config().state_dir == tmp_path / ".local" / "state" / "blockstore"
