@@ -14,9 +14,7 @@ from blockstore import address
 from blockstore.api import (
     attachments,
     default_types,
-    endpoint,
     extensions,
-    faults,
     hosts,
     identity,
     image_metadata,
@@ -26,8 +24,6 @@ from blockstore.api import (
     managing,
     messages,
     moving,
-    openapi,
-    paths,
     pools,
     qos_specs,
     quota_sets,
@@ -44,7 +40,8 @@ from blockstore.api import (
     volume_metadata,
     volumes,
 )
-from blockstore.api.application import Application
+from blockstore.api.http import faults, openapi, paths, pipeline
+from blockstore.api.http.application import Application
 from blockstore.config import parse_listen
 from blockstore.db import patience, reserve
 from blockstore.db.health import Health
@@ -78,7 +75,7 @@ ROOMS = (
 )
 
 
-def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
+def create_app(core: pipeline.Core, login: Login | None = None) -> Flask:
     """Return the WSGI application; with ``login``, it has the Identity API too."""
     return equipped(routed(with_identity=login is not None), core, login)
 
@@ -86,23 +83,23 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
 def routed(*, with_identity: bool = False) -> Flask:
     """Return an application that has its routes, and nothing yet to answer with."""
     app = Application("blockstore")
-    app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = pipeline.MAX_BODY_BYTES
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
-    endpoint.mount(app, ROOMS)
+    pipeline.mount(app, ROOMS)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(images.blueprint)
     app.register_blueprint(openapi.blueprint(ROOMS))
     if with_identity:
         app.register_blueprint(identity.blueprint())
-    app.before_request(endpoint.before_request)
-    app.after_request(endpoint.after_request)
+    app.before_request(pipeline.before_request)
+    app.after_request(pipeline.after_request)
     app.register_error_handler(Exception, faults.reply)
     return app
 
 
-def equipped(app: Flask, core: endpoint.Core, login: Login | None) -> Flask:
+def equipped(app: Flask, core: pipeline.Core, login: Login | None) -> Flask:
     """Give an application what it answers with, and what stands in front of it."""
-    app.extensions[endpoint.CORE] = core
+    app.extensions[pipeline.CORE] = core
     app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
     if login is not None:
         app.extensions[identity.door.LOGIN] = login

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import delete, select
 
-from blockstore.api.endpoint import Call, Room
+from blockstore.api.http.pipeline import Call, Room
 from blockstore.api.types import find_type
 from blockstore.db.models import DefaultType, Project
 from blockstore.errors import BadRequest, NotFound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockstore.api.endpoint import Call, Room
+from blockstore.api.http.pipeline import Call, Room
 from blockstore.errors import NotFound
 
 room = Room()

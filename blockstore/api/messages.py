@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Select, select
 
-from blockstore.api import listing
-from blockstore.api.endpoint import Call, Room
+from blockstore.api.http import listing
+from blockstore.api.http.pipeline import Call, Room
 from blockstore.db.models import Message
 from blockstore.errors import NotFound
 from blockstore.microversions import MESSAGES, MESSAGES_PAGING

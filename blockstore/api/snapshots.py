@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Select, func, select, update
 
 from blockstore import quotas, states
-from blockstore.api import listing
-from blockstore.api.endpoint import Call, Room
 from blockstore.api.holds import keep_project
+from blockstore.api.http import listing
+from blockstore.api.http.pipeline import Call, Room
 from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
 from blockstore.api.services import refuse_frozen
 from blockstore.api.volumes import MIGRATION_IDLE, find_volume

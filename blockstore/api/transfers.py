@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
 from blockstore import quotas, states
-from blockstore.api import listing
-from blockstore.api.endpoint import Call, Room
 from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_holds
+from blockstore.api.http import listing
+from blockstore.api.http.pipeline import Call, Room
 from blockstore.api.types import may_use
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now

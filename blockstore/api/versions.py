@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app, g, redirect, request
 from werkzeug.wrappers import Response as BaseResponse
 
 from blockstore.address import base_url
-from blockstore.api import endpoint
+from blockstore.api.http import pipeline
 from blockstore.db.health import Health
 from blockstore.microversions import MAXIMUM, MINIMUM
 
@@ -38,7 +38,7 @@ def show() -> Response:
     asks again and again.
     """
     g.in_controller = True
-    endpoint.asked_microversion()
+    pipeline.asked_microversion()
     return _document(200)
 
 

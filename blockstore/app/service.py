@@ -12,11 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from blockstore import manager, periodic, private_files, recovery, scheduler, zones
-from blockstore.api import authentication, create_app
-from blockstore.api.authentication import Authenticator
-from blockstore.api.endpoint import Core
+from blockstore.api import create_app
+from blockstore.api.http import authentication
+from blockstore.api.http.authentication import Authenticator
+from blockstore.api.http.pipeline import Core
+from blockstore.api.http.waiting import WaitingRoom
 from blockstore.api.types import ensure_default_type
-from blockstore.api.waiting import WaitingRoom
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
 from blockstore.board import Board
 from blockstore.bus import Bus
@@ -118,7 +119,7 @@ class Service:
         self.application: Any = self.app
         """What the HTTP server calls."""
         if service.auth == "keystone":
-            from blockstore.api.keystone import guard
+            from blockstore.api.http.keystone import guard
 
             self.application = guard(self.app, config.keystone, config.source)
         self.reporter = reporting.Reporter(self.desk)

@@ -14,8 +14,8 @@ from marshmallow.fields import Field
 
 from blockstore.api import ROOMS
 from blockstore.api.attachments import LISTING as ATTACHMENTS
-from blockstore.api.endpoint import Endpoint
-from blockstore.api.listing import Listing
+from blockstore.api.http.listing import Listing
+from blockstore.api.http.pipeline import Endpoint
 from blockstore.api.snapshots import LISTING as SNAPSHOTS
 from blockstore.api.volumes import LISTING as VOLUMES
 from blockstore.schemas.base import Part

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore.api import waiting
+from blockstore.api.http import waiting
 from blockstore.app.service import Service
 from blockstore.backends.contract import Backend, Manageable
 from blockstore.config import ServiceConfig

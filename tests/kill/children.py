@@ -55,7 +55,7 @@ CONFIG = os.environ.get("KILL_CONFIG")
 
 PLACES = (0, GIB // 2, GIB - 4096)
 TRACED = (
-    "blockstore.api.endpoint",
+    "blockstore.api.http.pipeline",
     "blockstore.bus",
     "blockstore.claims",
     "blockstore.db.session",

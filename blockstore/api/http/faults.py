@@ -1,6 +1,6 @@
 """From an error to a reply: the only place that knows the wire's error bodies.
 
-Called by ``endpoint.py`` and by the application's error handlers. An unexpected error is logged in full and answered
+Called by ``pipeline.py`` and by the application's error handlers. An unexpected error is logged in full and answered
 with a sentence that carries the request id and nothing else.
 """
 

@@ -16,9 +16,9 @@ import orjson
 from flask import Blueprint, Response
 
 from blockstore import __version__
-from blockstore.api.endpoint import Endpoint, Room
-from blockstore.api.faults import fault
-from blockstore.api.listing import Listing
+from blockstore.api.http.faults import fault
+from blockstore.api.http.listing import Listing
+from blockstore.api.http.pipeline import Endpoint, Room
 from blockstore.microversions import MAXIMUM, MINIMUM, Version
 from blockstore.schemas import base
 

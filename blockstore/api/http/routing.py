@@ -13,7 +13,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.routing.converters import DEFAULT_CONVERTERS
 
-from blockstore.api import paths
+from blockstore.api.http import paths
 
 ROOT = "/v3"
 
@@ -24,7 +24,7 @@ class MatchOnlyRule(Rule):
     """A routing rule that matches paths and builds none.
 
     Werkzeug compiles two functions for each rule that build its URL, which is nine tenths of the work of making a map.
-    Nothing here calls ``url_for``: ``blockstore.api.links`` makes the links of replies.
+    Nothing here calls ``url_for``: ``blockstore.api.http.links`` makes the links of replies.
     """
 
     def _compile_builder(self, append_unknown: bool = True) -> Callable[..., NoReturn]:

@@ -21,10 +21,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from blockstore.address import check_request
-from blockstore.api import faults, links
-from blockstore.api.application import Application
-from blockstore.api.authentication import Authenticator, global_request_id_of
-from blockstore.api.waiting import WaitingRoom
+from blockstore.api.http import faults, links
+from blockstore.api.http.application import Application
+from blockstore.api.http.authentication import Authenticator, global_request_id_of
+from blockstore.api.http.waiting import WaitingRoom
 from blockstore.board import Board
 from blockstore.bus import Bus, Expectation
 from blockstore.config import Config

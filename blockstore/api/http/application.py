@@ -9,7 +9,7 @@ from flask import Flask, Request
 from flask.sessions import SessionInterface, SessionMixin
 from werkzeug.routing import MapAdapter
 
-from blockstore.api.routing import MatchOnlyRule, Resources
+from blockstore.api.http.routing import MatchOnlyRule, Resources
 
 
 class Application(Flask):

@@ -1,7 +1,7 @@
 """A request that waits for an order to end has another thread answer meanwhile.
 
 With SQLite one thread answers quickest (docs/architecture.md), and one that only waits must not keep the others from
-being answered. ``endpoint.py`` waits here; ``app/service.py`` connects the server's threads.
+being answered. ``pipeline.py`` waits here; ``app/service.py`` connects the server's threads.
 
 A place is a thread. Each project has a share of them, so that it can use up only its own. A few are its own whatever
 the others hold. There is no second queue in front of the places: a request there would hold a thread as well.

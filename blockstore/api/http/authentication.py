@@ -1,6 +1,6 @@
 """Who the caller is: three ways to know, one for each value of ``auth``; each gives the same ``RequestContext``.
 
-Called by ``endpoint.py`` as the first step of a request; ``app/service.py`` chooses.
+Called by ``pipeline.py`` as the first step of a request; ``app/service.py`` chooses.
 """
 
 from __future__ import annotations
