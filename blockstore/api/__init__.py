@@ -40,7 +40,7 @@ from blockstore.api import (
     volume_metadata,
     volumes,
 )
-from blockstore.api.http import faults, openapi, paths, pipeline
+from blockstore.api.http import body, call, faults, openapi, paths, pipeline
 from blockstore.api.http.application import Application
 from blockstore.config import parse_listen
 from blockstore.db import patience, reserve
@@ -75,7 +75,7 @@ ROOMS = (
 )
 
 
-def create_app(core: pipeline.Core, login: Login | None = None) -> Flask:
+def create_app(core: call.Core, login: Login | None = None) -> Flask:
     """Return the WSGI application; with ``login``, it has the Identity API too."""
     return equipped(routed(with_identity=login is not None), core, login)
 
@@ -83,7 +83,7 @@ def create_app(core: pipeline.Core, login: Login | None = None) -> Flask:
 def routed(*, with_identity: bool = False) -> Flask:
     """Return an application that has its routes, and nothing yet to answer with."""
     app = Application("blockstore")
-    app.config["MAX_CONTENT_LENGTH"] = pipeline.MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = body.MAX_BODY_BYTES
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
     pipeline.mount(app, ROOMS)
     app.register_blueprint(versions.blueprint)
@@ -97,9 +97,9 @@ def routed(*, with_identity: bool = False) -> Flask:
     return app
 
 
-def equipped(app: Flask, core: pipeline.Core, login: Login | None) -> Flask:
+def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
     """Give an application what it answers with, and what stands in front of it."""
-    app.extensions[pipeline.CORE] = core
+    app.extensions[call.CORE] = core
     app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
     if login is not None:
         app.extensions[identity.door.LOGIN] = login

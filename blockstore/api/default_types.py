@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import delete, select
 
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.types import find_type
 from blockstore.db.models import DefaultType, Project
 from blockstore.errors import BadRequest, NotFound

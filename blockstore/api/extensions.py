@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.errors import NotFound
 
 room = Room()

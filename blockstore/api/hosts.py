@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import func, select
 
 from blockstore import __version__
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.services import VOLUME, facts, switch
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BadRequest, NotFound, listed

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from blockstore import quotas
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.errors import Forbidden
 from blockstore.microversions import LIMITS_PROJECT
 

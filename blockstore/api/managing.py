@@ -13,7 +13,8 @@ from sqlalchemy import exists, or_, select
 
 from blockstore import claims, quotas, states
 from blockstore.api.holds import keep_project
-from blockstore.api.http.pipeline import Aside, Call, Room
+from blockstore.api.http.call import Aside, Call
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.services import VOLUME
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import Select, select
 
 from blockstore.api.http import listing
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.db.models import Message
 from blockstore.errors import NotFound
 from blockstore.microversions import MESSAGES, MESSAGES_PAGING

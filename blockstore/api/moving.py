@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import select
 
 from blockstore import states
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.services import VOLUME, switch
 from blockstore.api.volume_actions import ACTION, not_migrating
 from blockstore.api.volumes import find_volume

@@ -7,7 +7,8 @@ from typing import Any
 from marshmallow import ValidationError
 
 from blockstore import claims
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.types import default_type, find_type
 from blockstore.board import NO_USAGE
 from blockstore.db.models import ServiceRow

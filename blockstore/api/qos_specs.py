@@ -10,7 +10,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from blockstore.api.http import listing
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import check_growth, lengths
 from blockstore.api.types import find_type
 from blockstore.db.models import QosPair, QosSpecs, VolumeType, new_id

@@ -10,7 +10,8 @@ from marshmallow import ValidationError
 from sqlalchemy import select
 
 from blockstore import quotas
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.config import QuotaConfig
 from blockstore.db.models import VolumeType
 from blockstore.errors import BadRequest, Forbidden, InvalidInput

@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.board import PoolReport
 from blockstore.db.models import ServiceRow, now
 from blockstore.errors import BadRequest, NotFound

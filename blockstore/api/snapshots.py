@@ -11,7 +11,8 @@ from sqlalchemy import Select, func, select, update
 from blockstore import quotas, states
 from blockstore.api.holds import keep_project
 from blockstore.api.http import listing
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
 from blockstore.api.services import refuse_frozen
 from blockstore.api.volumes import MIGRATION_IDLE, find_volume

@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, select, upda
 from blockstore import quotas, states
 from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_holds
 from blockstore.api.http import listing
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.types import may_use
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now

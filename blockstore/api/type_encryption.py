@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.types import find_type, refuse_used
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import TypeEncryption, VolumeType, new_id

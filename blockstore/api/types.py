@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session, joinedload
 
 from blockstore import quotas, zones
 from blockstore.api.http import listing
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import check_growth, lengths
 from blockstore.db.models import DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, new_id
 from blockstore.db.session import insert_if_absent

@@ -10,7 +10,8 @@ from sqlalchemy import or_, select, update
 from blockstore import quotas, states
 from blockstore.api.attachments import disconnect
 from blockstore.api.holds import is_connected, what_holds
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.types import find_type, size_bounds
 from blockstore.api.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now

@@ -24,7 +24,8 @@ from blockstore.api.attachments import (
     refuse_while_a_server_uses,
     who_holds,
 )
-from blockstore.api.http.pipeline import Call, Later, Room
+from blockstore.api.http.call import Call, Later
+from blockstore.api.http.routes import Room
 from blockstore.api.volume_actions import ACTION, not_migrating
 from blockstore.api.volumes import find_volume
 from blockstore.db.models import Attachment, Volume, new_id, now

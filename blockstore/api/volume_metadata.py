@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from blockstore.api.http.pipeline import Call, Room, Text
+from blockstore.api.http.call import Call, Text
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.volumes import find_volume, touch
 from blockstore.errors import BadRequest, PreconditionFailed

@@ -28,7 +28,8 @@ from sqlalchemy import (
 from blockstore import quotas, states
 from blockstore.api.holds import keep_project
 from blockstore.api.http import listing
-from blockstore.api.http.pipeline import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import MOST_PAIRS, OF_IMAGES, OF_VOLUMES
 from blockstore.api.services import refuse_frozen
 from blockstore.api.types import default_type, find_type, size_bounds

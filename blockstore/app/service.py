@@ -15,7 +15,7 @@ from blockstore import manager, periodic, private_files, recovery, scheduler, zo
 from blockstore.api import create_app
 from blockstore.api.http import authentication
 from blockstore.api.http.authentication import Authenticator
-from blockstore.api.http.pipeline import Core
+from blockstore.api.http.call import Core
 from blockstore.api.http.waiting import WaitingRoom
 from blockstore.api.types import ensure_default_type
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words

@@ -15,7 +15,7 @@ from marshmallow.fields import Field
 from blockstore.api import ROOMS
 from blockstore.api.attachments import LISTING as ATTACHMENTS
 from blockstore.api.http.listing import Listing
-from blockstore.api.http.pipeline import Endpoint
+from blockstore.api.http.routes import Endpoint
 from blockstore.api.snapshots import LISTING as SNAPSHOTS
 from blockstore.api.volumes import LISTING as VOLUMES
 from blockstore.schemas.base import Part

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from blockstore.api import ROOMS
-from blockstore.api.http.pipeline import Endpoint
+from blockstore.api.http.routes import Endpoint
 from blockstore.db import health
 from blockstore.microversions import MAXIMUM
 from tests.api.conftest import Hall, unknown_id

@@ -55,6 +55,8 @@ CONFIG = os.environ.get("KILL_CONFIG")
 
 PLACES = (0, GIB // 2, GIB - 4096)
 TRACED = (
+    "blockstore.api.http.body",
+    "blockstore.api.http.call",
     "blockstore.api.http.pipeline",
     "blockstore.bus",
     "blockstore.claims",

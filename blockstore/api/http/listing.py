@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from blockstore.api.http.pipeline import Call
+from blockstore.api.http.call import Call
 from blockstore.errors import BadRequest, InvalidInput, NotFound, listed
 from blockstore.microversions import FILTERS_CHECKED, MINIMUM, WITH_COUNT, Version
 from blockstore.schemas.base import MAX_NAME, bool_like, load

@@ -18,7 +18,7 @@ from flask import Blueprint, Response
 from blockstore import __version__
 from blockstore.api.http.faults import fault
 from blockstore.api.http.listing import Listing
-from blockstore.api.http.pipeline import Endpoint, Room
+from blockstore.api.http.routes import Endpoint, Room
 from blockstore.microversions import MAXIMUM, MINIMUM, Version
 from blockstore.schemas import base
 
