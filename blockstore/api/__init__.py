@@ -17,13 +17,10 @@ from blockstore.api import (
     extensions,
     hosts,
     identity,
-    image_metadata,
     images,
     later,
     limits,
-    managing,
     messages,
-    moving,
     pools,
     qos_specs,
     quota_sets,
@@ -31,17 +28,22 @@ from blockstore.api import (
     services,
     snapshot_metadata,
     snapshots,
-    transfers,
     type_encryption,
     types,
     versions,
-    volume_actions,
-    volume_attach_actions,
-    volume_metadata,
-    volumes,
 )
 from blockstore.api.http import body, call, faults, openapi, paths, pipeline
 from blockstore.api.http.application import Application
+from blockstore.api.volumes import (
+    actions,
+    attach_actions,
+    image_metadata,
+    managing,
+    metadata,
+    moving,
+    transfers,
+    volumes,
+)
 from blockstore.config import parse_listen
 from blockstore.db import patience, reserve
 from blockstore.db.health import Health
@@ -49,11 +51,11 @@ from blockstore.identity.login import Login
 
 ROOMS = (
     volumes.room,
-    volume_actions.room,
-    volume_attach_actions.room,
+    actions.room,
+    attach_actions.room,
     managing.room,
     moving.room,
-    volume_metadata.room,
+    metadata.room,
     image_metadata.room,
     snapshots.room,
     snapshot_metadata.room,

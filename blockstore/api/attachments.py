@@ -17,7 +17,7 @@ from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call, Later
 from blockstore.api.http.routes import Room
-from blockstore.api.volumes import find_volume
+from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, OrderRow, Volume, new_id, now
 from blockstore.errors import (
     BackendError,

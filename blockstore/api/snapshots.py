@@ -15,7 +15,7 @@ from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
 from blockstore.api.services import refuse_frozen
-from blockstore.api.volumes import MIGRATION_IDLE, find_volume
+from blockstore.api.volumes.volumes import MIGRATION_IDLE, find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE, SNAPSHOT_SORT_NAME

@@ -16,7 +16,7 @@ from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
 from blockstore import claims, states
-from blockstore.api import moving
+from blockstore.api.volumes import moving
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.config import ServiceConfig

@@ -11,8 +11,8 @@ from blockstore import states
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.services import VOLUME, switch
-from blockstore.api.volume_actions import ACTION, not_migrating
-from blockstore.api.volumes import find_volume
+from blockstore.api.volumes.actions import ACTION, not_migrating
+from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.orders import PlaceMigration, new_order_id

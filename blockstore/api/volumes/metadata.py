@@ -10,7 +10,7 @@ from typing import Any
 from blockstore.api.http.call import Call, Text
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_VOLUMES
-from blockstore.api.volumes import find_volume, touch
+from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.errors import BadRequest, PreconditionFailed
 from blockstore.microversions import METADATA_ETAG
 from blockstore.schemas import volumes as schemas

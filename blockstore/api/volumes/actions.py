@@ -13,7 +13,7 @@ from blockstore.api.holds import is_connected, what_holds
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.types import find_type, size_bounds
-from blockstore.api.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
+from blockstore.api.volumes.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT

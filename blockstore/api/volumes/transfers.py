@@ -20,7 +20,7 @@ from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.types import may_use
-from blockstore.api.volumes import find_volume
+from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import TRANSFER_PAGING

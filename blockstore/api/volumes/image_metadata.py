@@ -8,8 +8,8 @@ from typing import Any
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_IMAGES
-from blockstore.api.volume_metadata import LOCKED
-from blockstore.api.volumes import find_volume, touch
+from blockstore.api.volumes.metadata import LOCKED
+from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.schemas import image_metadata as schemas
 
 room = Room()

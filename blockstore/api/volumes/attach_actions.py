@@ -26,8 +26,8 @@ from blockstore.api.attachments import (
 )
 from blockstore.api.http.call import Call, Later
 from blockstore.api.http.routes import Room
-from blockstore.api.volume_actions import ACTION, not_migrating
-from blockstore.api.volumes import find_volume
+from blockstore.api.volumes.actions import ACTION, not_migrating
+from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, Volume, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
 from blockstore.orders import Order
