@@ -13,7 +13,6 @@ from flask import Flask
 from blockstore import address
 from blockstore.api import (
     attachments,
-    default_types,
     extensions,
     hosts,
     identity,
@@ -22,18 +21,16 @@ from blockstore.api import (
     limits,
     messages,
     pools,
-    qos_specs,
     quota_sets,
     resource_filters,
     services,
     snapshot_metadata,
     snapshots,
-    type_encryption,
-    types,
     versions,
 )
 from blockstore.api.http import body, call, faults, openapi, paths, pipeline
 from blockstore.api.http.application import Application
+from blockstore.api.types import default_types, encryption, qos_specs, types
 from blockstore.api.volumes import (
     actions,
     attach_actions,
@@ -62,7 +59,7 @@ ROOMS = (
     attachments.room,
     transfers.room,
     types.room,
-    type_encryption.room,
+    encryption.room,
     qos_specs.room,
     default_types.room,
     pools.room,

@@ -9,7 +9,7 @@ from marshmallow import ValidationError
 from blockstore import claims
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.types import default_type, find_type
+from blockstore.api.types.types import default_type, find_type
 from blockstore.board import NO_USAGE
 from blockstore.db.models import ServiceRow
 from blockstore.errors import BadRequest, InvalidInput, listed

@@ -17,7 +17,7 @@ from blockstore.api.http import authentication
 from blockstore.api.http.authentication import Authenticator
 from blockstore.api.http.call import Core
 from blockstore.api.http.waiting import WaitingRoom
-from blockstore.api.types import ensure_default_type
+from blockstore.api.types.types import ensure_default_type
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
 from blockstore.board import Board
 from blockstore.bus import Bus

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from blockstore.api import attachments, messages, qos_specs, snapshots, types
+from blockstore.api import attachments, messages, snapshots
 from blockstore.api.http.listing import Listing
+from blockstore.api.types import qos_specs, types
 from blockstore.api.volumes import transfers, volumes
 from blockstore.config import QuotaConfig
 from blockstore.db.models import Message, QosSpecs, VolumeType, new_id

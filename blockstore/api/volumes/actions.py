@@ -12,7 +12,7 @@ from blockstore.api.attachments import disconnect
 from blockstore.api.holds import is_connected, what_holds
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.types import find_type, size_bounds
+from blockstore.api.types.types import find_type, size_bounds
 from blockstore.api.volumes.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, NotFound, StateConflict

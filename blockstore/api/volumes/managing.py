@@ -22,7 +22,7 @@ from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
 from blockstore.api.snapshots import born as snapshot_born
 from blockstore.api.snapshots import find_snapshot
 from blockstore.api.snapshots import shown as snapshots_shown
-from blockstore.api.types import default_type, find_type
+from blockstore.api.types.types import default_type, find_type
 from blockstore.api.volumes.actions import ACTION
 from blockstore.api.volumes.volumes import DELETABLE, View, find_volume, removable, why_not_removable
 from blockstore.board import PoolReport

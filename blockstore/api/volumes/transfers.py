@@ -19,7 +19,7 @@ from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.types import may_use
+from blockstore.api.types.types import may_use
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict

@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.types import find_type
+from blockstore.api.types.types import find_type
 from blockstore.db.models import DefaultType, Project
 from blockstore.errors import BadRequest, NotFound
 from blockstore.microversions import DEFAULT_TYPES

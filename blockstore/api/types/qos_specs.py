@@ -13,7 +13,7 @@ from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import check_growth, lengths
-from blockstore.api.types import find_type
+from blockstore.api.types.types import find_type
 from blockstore.db.models import QosPair, QosSpecs, VolumeType, new_id
 from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound
 from blockstore.schemas import qos_specs as schemas

@@ -10,7 +10,7 @@ from typing import Any
 
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.types import find_type, refuse_used
+from blockstore.api.types.types import find_type, refuse_used
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import TypeEncryption, VolumeType, new_id
 from blockstore.errors import BadRequest, NotFound
