@@ -11,21 +11,16 @@ from typing import Any
 from flask import Flask
 
 from blockstore import address
-from blockstore.api import (
-    attachments,
+from blockstore.api import attachments, identity, images, later, snapshot_metadata, snapshots
+from blockstore.api.admin import (
     extensions,
     hosts,
-    identity,
-    images,
-    later,
     limits,
     messages,
     pools,
     quota_sets,
     resource_filters,
     services,
-    snapshot_metadata,
-    snapshots,
     versions,
 )
 from blockstore.api.http import body, call, faults, openapi, paths, pipeline

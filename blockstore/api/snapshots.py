@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Select, func, select, update
 
 from blockstore import quotas, states
+from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.holds import keep_project
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
-from blockstore.api.services import refuse_frozen
 from blockstore.api.volumes.volumes import MIGRATION_IDLE, find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, NotFound, StateConflict

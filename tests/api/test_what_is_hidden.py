@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from blockstore.api import attachments, messages, snapshots
+from blockstore.api import attachments, snapshots
+from blockstore.api.admin import messages
 from blockstore.api.http.listing import Listing
 from blockstore.api.types import qos_specs, types
 from blockstore.api.volumes import transfers, volumes

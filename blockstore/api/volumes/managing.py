@@ -12,11 +12,11 @@ from typing import Any
 from sqlalchemy import exists, or_, select
 
 from blockstore import claims, quotas, states
+from blockstore.api.admin.services import VOLUME
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Aside, Call
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_VOLUMES
-from blockstore.api.services import VOLUME
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
 from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
 from blockstore.api.snapshots import born as snapshot_born

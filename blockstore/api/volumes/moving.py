@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import select
 
 from blockstore import states
+from blockstore.api.admin.services import VOLUME, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.services import VOLUME, switch
 from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume

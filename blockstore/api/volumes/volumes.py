@@ -26,12 +26,12 @@ from sqlalchemy import (
 )
 
 from blockstore import quotas, states
+from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.holds import keep_project
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import MOST_PAIRS, OF_IMAGES, OF_VOLUMES
-from blockstore.api.services import refuse_frozen
 from blockstore.api.types.types import default_type, find_type, size_bounds
 from blockstore.db.models import (
     Attachment,

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import func, select
 
 from blockstore import __version__
+from blockstore.api.admin.services import VOLUME, facts, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.services import VOLUME, facts, switch
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BadRequest, NotFound, listed
 from blockstore.microversions import SERVICES_CLUSTER, WORKERS_CLEANUP

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockstore.api import attachments, messages, snapshots
+from blockstore.api import attachments, snapshots
+from blockstore.api.admin import messages
+from blockstore.api.admin.pools import FILTERS as POOL_FILTERS
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Room
-from blockstore.api.pools import FILTERS as POOL_FILTERS
 from blockstore.api.types import types
 from blockstore.api.volumes import volumes
 from blockstore.microversions import RESOURCE_FILTERS
