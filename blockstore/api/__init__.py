@@ -29,6 +29,8 @@ from blockstore.api.types import default_types, encryption, qos_specs, types
 from blockstore.api.volumes import (
     actions,
     attach_actions,
+    create,
+    delete,
     image_metadata,
     managing,
     metadata,
@@ -43,6 +45,8 @@ from blockstore.identity.login import Login
 
 ROOMS = (
     volumes.room,
+    create.room,
+    delete.room,
     actions.room,
     attach_actions.room,
     managing.room,

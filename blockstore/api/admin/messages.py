@@ -8,11 +8,11 @@ from sqlalchemy import Select, select
 
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
+from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Room
 from blockstore.db.models import Message
-from blockstore.errors import NotFound
 from blockstore.microversions import MESSAGES, MESSAGES_PAGING
-from blockstore.schemas.base import is_uuid, timestamp
+from blockstore.schemas.base import timestamp
 
 room = Room()
 
@@ -47,24 +47,17 @@ def index(call: Call) -> dict[str, Any]:
 @room.get("/messages/<message_id>", policy="message:get", since=MESSAGES)
 def show(call: Call, message_id: str) -> dict[str, Any]:
     """Show one message."""
-    return {"message": _shown(call, _find(call, message_id))}
+    return {"message": _shown(call, find(call, Message, message_id))}
 
 
 @room.delete("/messages/<message_id>", policy="message:delete", status=204, since=MESSAGES)
 def remove(call: Call, message_id: str) -> None:
     """Remove one message."""
-    call.session.delete(_find(call, message_id))
+    call.session.delete(find(call, Message, message_id))
 
 
 def _visible(call: Call) -> Select[Any]:
     return select(Message).where(Message.project_id == call.ctx.project_id)
-
-
-def _find(call: Call, message_id: str) -> Message:
-    row = call.session.get(Message, message_id) if is_uuid(message_id) else None
-    if row is None or not call.ctx.may_see(row.project_id):
-        raise NotFound.resource("Message", message_id)
-    return row
 
 
 def _shown(call: Call, row: Message) -> dict[str, Any]:

@@ -11,15 +11,16 @@ from blockstore import quotas, states
 from blockstore.api.attachments import disconnect
 from blockstore.api.holds import is_connected, what_holds
 from blockstore.api.http.call import Call
+from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Room
 from blockstore.api.types.types import find_type, size_bounds
-from blockstore.api.volumes.volumes import MIGRATION_IDLE, delete_volume, find_volume, touch
+from blockstore.api.volumes.delete import MIGRATION_IDLE, delete_volume
+from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
-from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
 from blockstore.orders import PlaceExtension, RetypeVolume, RevertVolume, new_order_id
 from blockstore.schemas import volumes as schemas
-from blockstore.schemas.base import is_uuid
 from blockstore.states import A, S, V
 
 room = Room()
@@ -85,9 +86,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume goes back to its newest snapshot."""
     volume = find_volume(call, volume_id, lock=True)  # no newer snapshot is born meanwhile
     snapshot_id = body["revert"].get("snapshot_id") or ""
-    snapshot = call.session.get(Snapshot, snapshot_id) if is_uuid(snapshot_id) else None
-    if snapshot is None or not call.ctx.may_see(snapshot.project_id):
-        raise NotFound.resource("Snapshot", snapshot_id)
+    snapshot = find(call, Snapshot, snapshot_id)
     newest = call.session.execute(
         select(Snapshot.id)
         .where(Snapshot.volume_id == volume_id)

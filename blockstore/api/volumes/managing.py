@@ -24,7 +24,8 @@ from blockstore.api.snapshots import find_snapshot
 from blockstore.api.snapshots import shown as snapshots_shown
 from blockstore.api.types.types import default_type, find_type
 from blockstore.api.volumes.actions import ACTION
-from blockstore.api.volumes.volumes import DELETABLE, View, find_volume, removable, why_not_removable
+from blockstore.api.volumes.delete import DELETABLE, removable, why_not_removable
+from blockstore.api.volumes.volumes import View, find_volume
 from blockstore.board import PoolReport
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume, VolumeType, new_id, now
 from blockstore.errors import (

@@ -18,6 +18,7 @@ from blockstore import quotas, states
 from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_holds
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
+from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Room
 from blockstore.api.types.types import may_use
 from blockstore.api.volumes.volumes import find_volume
@@ -70,7 +71,7 @@ def detail(call: Call) -> dict[str, Any]:
 @room.get(f"{NEW}/<transfer_id>", policy="volume:get_transfer")
 def show(call: Call, transfer_id: str) -> dict[str, Any]:
     """Show a transfer."""
-    return {"transfer": _shown(call, _find(call, transfer_id))}
+    return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
 
 
 @room.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransfer)
@@ -102,7 +103,7 @@ def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, A
 @room.delete(f"{NEW}/<transfer_id>", policy="volume:delete_transfer")
 def remove(call: Call, transfer_id: str) -> None:
     """Take an offer back."""
-    row = _find(call, transfer_id)
+    row = find(call, Transfer, transfer_id)
     states.lock(call.session, row.volume_id)  # before the offer, as who accepts it does: neither waits for the other
     _take(call, row)
     states.release(call.session, row.volume_id)
@@ -123,7 +124,7 @@ def old_detail(call: Call) -> dict[str, Any]:
 @room.get(f"{OLD}/<transfer_id>", policy="volume:get_transfer")
 def old_show(call: Call, transfer_id: str) -> dict[str, Any]:
     """Show a transfer."""
-    return {"transfer": _shown(call, _find(call, transfer_id))}
+    return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
 
 
 @room.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransfer)
@@ -150,13 +151,6 @@ def _listed(call: Call, *, paged: bool, detailed: bool) -> dict[str, Any]:
 
 def _visible(call: Call) -> Select[Any]:
     return select(Transfer).where(*listing.visible_projects(call, Transfer, strict=False))
-
-
-def _find(call: Call, transfer_id: str) -> Transfer:
-    row = call.session.get(Transfer, transfer_id) if is_uuid(transfer_id) else None
-    if row is None or not call.ctx.may_see(row.project_id):
-        raise NotFound.resource("Transfer", transfer_id)
-    return row
 
 
 def _links(call: Call, row: Transfer) -> list[dict[str, str]]:

@@ -1,7 +1,4 @@
-"""Volumes: create, list, show, update, delete, totals.
-
-Accepts or refuses. What is accepted is a row in a transitional status and an order, in one transaction.
-"""
+"""Volumes: list, show, update, totals. ``create.py`` and ``delete.py`` have the rest."""
 
 from __future__ import annotations
 
@@ -11,60 +8,45 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-from marshmallow import ValidationError
 from sqlalchemy import (
-    ColumnElement,
     Select,
     Table,
-    and_,
     bindparam,
-    exists,
     func,
     or_,
     select,
     update,
 )
 
-from blockstore import quotas, states
-from blockstore.api.admin.services import refuse_frozen
-from blockstore.api.holds import keep_project
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
+from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Room
 from blockstore.api.metadata import MOST_PAIRS, OF_IMAGES, OF_VOLUMES
-from blockstore.api.types.types import default_type, find_type, size_bounds
 from blockstore.db.models import (
     Attachment,
-    OrderRow,
-    Snapshot,
     Volume,
     VolumeImageMetadata,
     VolumeMetadata,
     VolumeType,
-    new_id,
     now,
 )
-from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, NotOffered, StateConflict
+from blockstore.errors import InvalidStatus, NotFound
 from blockstore.microversions import (
     BOOTABLE_STRICT,
     CONSUMES_QUOTA,
-    DELETE_FORCE,
     FILTER_GLANCE_METADATA,
     FILTER_GROUP_ID,
     SUMMARY_METADATA,
     TIME_FILTERS,
     VOLUME_SUMMARY,
 )
-from blockstore.orders import DeleteSnapshot, DeleteVolume, PlaceVolume, new_order_id
 from blockstore.schemas import volumes as schemas
-from blockstore.schemas.base import bool_like, is_uuid, timestamp
-from blockstore.states import A, S, V
-from blockstore.zones import zone_of_new
+from blockstore.schemas.base import is_uuid, timestamp
+from blockstore.states import A, V
 
 room = Room()
 
-DELETABLE = (V.AVAILABLE, V.ERROR, V.ERROR_RESTORING, V.ERROR_EXTENDING, V.ERROR_MANAGING)
-MIGRATION_IDLE = ("deleting", "error", "success")
 
 LISTING = listing.Listing(
     model=Volume,
@@ -188,10 +170,7 @@ def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
     whose it is. Whoever changes a volume takes it.
     (On SQLite every writer is alone anyhow.)
     """
-    volume = call.session.get(Volume, volume_id, with_for_update=lock or None) if is_uuid(volume_id) else None
-    if volume is None or not call.ctx.may_see(volume.project_id) or not call.may("volume:get"):
-        raise NotFound.resource("Volume", volume_id)
-    return volume
+    return find(call, Volume, volume_id, rule="volume:get", lock=lock)
 
 
 def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
@@ -285,146 +264,6 @@ def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
     return statement
 
 
-# --- creating ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a volume is made from."""
-
-    size: int
-    volume_type_id: str
-    availability_zone: str | None
-    bootable: bool
-    image_metadata: Mapping[str, str]
-    """What the new volume takes over."""
-
-
-@room.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
-def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Accept a new volume: empty, from a snapshot, or from a volume."""
-    asked = body["volume"]
-    keep_project(call, call.ctx.project_id)
-    source = _source(call, asked)
-    volume_type = _type(call, asked, source)
-    size = _size(asked, source)
-    size_bounds(volume_type, size)
-    if volume_type.encryption is not None:
-        raise BadRequest(
-            f"Invalid volume type: volumes of type {volume_type.name} are to be encrypted, and this service holds no"
-            " keys yet. Use another type."
-        )
-    multiattach = (volume_type.extra_specs.get("multiattach") or "").strip() == "<is> True"
-    if multiattach:
-        call.enforce("volume:multiattach")
-    volume = Volume(
-        id=new_id(),
-        project_id=call.ctx.project_id,
-        user_id=call.ctx.user_id,
-        name=asked.get("name"),
-        description=asked.get("description"),
-        size=size,
-        volume_type_id=volume_type.id,
-        availability_zone=zone_of_new(
-            call.core.config,
-            volume_type.extra_specs,
-            requested=asked.get("availability_zone"),
-            of_source=source.availability_zone if source else None,
-            source="snapshot" if asked.get("snapshot_id") else "source volume",
-        ),
-        snapshot_id=asked.get("snapshot_id"),
-        source_volid=asked.get("source_volid"),
-        bootable=source.bootable if source else False,
-        has_image_metadata=source is not None and bool(source.image_metadata),
-        multiattach=multiattach,
-        created_at=now(),
-    )
-    limits = call.core.config.quota
-    quotas.charge(
-        call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size, volume_size_gib=size
-    )
-    order = PlaceVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume.id,
-        snapshot_id=volume.snapshot_id,
-        source_volume_id=volume.source_volid,
-        hints=body.get("hints") or {},
-    )
-    states.born(call.session, volume, order)
-    pairs = asked.get("metadata") or {}
-    OF_VOLUMES.add(call.session, volume.id, pairs)
-    if source is not None:
-        OF_IMAGES.copy(call.session, volume.id, source.image_metadata)
-    return {"volume": shown(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
-
-
-def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
-    named = [name for name in ("snapshot_id", "source_volid", "imageRef", "image_id", "backup_id") if asked.get(name)]
-    if len(named) > 1 and set(named) != {"imageRef", "image_id"}:
-        raise BadRequest(f"Only one source may be given, not {' and '.join(named)}.")
-    if asked.get("multiattach"):
-        raise InvalidInput(
-            "volume.multiattach", True, "Ask for a volume type whose extra spec multiattach is '<is> True'."
-        )
-    for name, noun in (("group_id", "Group"), ("consistencygroup_id", "Consistency group"), ("backup_id", "Backup")):
-        if asked.get(name):
-            raise NotFound.resource(noun, asked[name])
-    if not named:
-        return None
-    if named[0] in ("imageRef", "image_id"):
-        call.enforce("volume:create_from_image")
-        raise NotOffered(
-            f"This service does not offer images yet; leave out {named[0]}, or make the volume from a snapshot."
-        )
-    if named[0] == "snapshot_id":
-        return _snapshot_source(call, asked["snapshot_id"])
-    # Locked: else its copy could be made when it is another project's already.
-    volume = find_volume(call, asked["source_volid"], lock=True)
-    if volume.status not in (V.AVAILABLE, V.IN_USE):
-        raise InvalidStatus(
-            f"Invalid volume: volume {volume.id} is {volume.status}; a source must be available or in-use."
-        )
-    images = OF_IMAGES.of(call.session, volume.id) if volume.has_image_metadata else {}
-    return Source(volume.size, volume.volume_type_id, volume.availability_zone, volume.bootable, images)
-
-
-def _snapshot_source(call: Call, snapshot_id: str) -> Source:
-    snapshot = call.session.get(Snapshot, snapshot_id)
-    if snapshot is None or not call.ctx.may_see(snapshot.project_id) or not call.may("volume:get_snapshot"):
-        raise NotFound.resource("Snapshot", snapshot_id)
-    if snapshot.status != S.AVAILABLE:
-        raise InvalidStatus(
-            f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available."
-        )
-    # Of what may change later it has its own: the volume may be another project's by now.
-    zone = call.session.get_one(Volume, snapshot.volume_id).availability_zone
-    images = snapshot.image_metadata or {}
-    return Source(snapshot.volume_size, snapshot.volume_type_id or "", zone, snapshot.bootable, images)
-
-
-def _type(call: Call, asked: Mapping[str, Any], source: Source | None) -> VolumeType:
-    if asked.get("volume_type"):
-        return find_type(call, asked["volume_type"])
-    if source is not None and (kind := call.session.get(VolumeType, source.volume_type_id)) is not None:
-        return kind
-    return default_type(call)  # also where the type that a snapshot had is deleted since
-
-
-def _size(asked: Mapping[str, Any], source: Source | None) -> int:
-    size: int | None = asked.get("size")
-    if size is None:
-        if source is None:
-            raise InvalidInput(
-                "volume.size", None, "It is needed unless the volume is made from a snapshot or a volume."
-            )
-        return source.size
-    if source is not None and size < source.size:
-        raise InvalidInput("volume.size", size, f"It must not be less than the source's size, {source.size} GiB.")
-    return size
-
-
 # --- changing ----------------------------------------------------------------------------------------------
 
 
@@ -449,118 +288,3 @@ def touch(call: Call, volume: Volume, *, not_while: Iterable[str] = (V.MAINTENAN
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} is {volume.status}; it cannot be changed while {' or '.join(refused)}."
         )
-
-
-@room.delete("/volumes/<volume_id>", policy="volume:delete")
-def remove(call: Call, volume_id: str) -> None:
-    """Accept the deletion of a volume; with ``cascade``, of its snapshots too."""
-    force = call.version >= DELETE_FORCE and _switch(call, "force")
-    if force:
-        call.enforce("volume:force_delete")
-    delete_volume(call, volume_id, force=force, cascade=_switch(call, "cascade"))
-
-
-def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
-    """File the orders that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
-    volume = find_volume(call, volume_id, lock=True)  # no snapshot is born while its conditions are looked at
-    refuse_frozen(call, volume.host, "deleted")
-    if force and volume.status == V.DELETING and states.is_covered(call.session, DeleteVolume, volume_id):
-        return  # it is on its way already
-    if cascade:
-        _delete_snapshots(call, volume, force=force)
-    order = DeleteVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume_id,
-        pool=volume.host or "",
-    )
-    conditions = removable(force=force, cascade=cascade)
-    at_once = _is_nowhere(call, volume)
-    try:
-        states.move(
-            call.session, states.VOLUME, volume_id, V.DELETING, where=conditions, order=None if at_once else order
-        )
-    except StateConflict:
-        raise InvalidStatus(why_not_removable(call, volume, cascade=cascade)) from None
-    if at_once:
-        if volume.consumes_quota:
-            quotas.refund(call.session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-        states.removed_at_once(call.session, order)
-
-
-def _is_nowhere(call: Call, volume: Volume) -> bool:
-    """Say whether nothing of a volume is on any backend, and nobody works on it: compat: it then goes at once."""
-    if volume.host is not None:
-        return False
-    idle = ~exists().where(OrderRow.resource_id == volume.id, OrderRow.state == "open")
-    unused = ~exists().where(Attachment.volume_id == volume.id)
-    without_snapshots = ~exists().where(Snapshot.volume_id == volume.id)
-    return bool(call.session.execute(select(and_(idle, unused, without_snapshots))).scalar())
-
-
-def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
-    """Return what must hold of a volume that is to go."""
-    conditions: list[ColumnElement[bool]] = [
-        Volume.attach_status != "attached",
-        or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
-        Volume.group_id.is_(None),
-    ]
-    if not force:
-        conditions.append(Volume.status != V.DELETING)
-        # compat: what was never placed can be removed in any status
-        conditions.append(or_(Volume.status.in_(DELETABLE), and_(Volume.host.is_(None))))
-    if not cascade:
-        conditions.append(~exists().where(Snapshot.volume_id == Volume.id))
-    return conditions
-
-
-def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = "deleted") -> str:
-    """Return the sentence that says what is in the way."""
-    said = f"Invalid volume: volume {volume.id} cannot be {done}: "
-    if volume.attach_status == "attached":
-        return said + "it is attached."
-    if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
-        return said + f"it is being migrated ({volume.migration_status})."
-    if volume.group_id:
-        return said + f"it belongs to group {volume.group_id}."
-    count = call.session.execute(
-        select(func.count()).select_from(Snapshot).where(Snapshot.volume_id == volume.id)
-    ).scalar_one()
-    if count and not cascade:
-        way = "delete them first, or with cascade" if done == "deleted" else "unmanage or delete them first"
-        return said + f"it has {count} snapshot{'s' if count > 1 else ''}; {way}."
-    return said + f"its status is {volume.status}; it must be {', '.join(DELETABLE[:-1])} or {DELETABLE[-1]}."
-
-
-def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
-    snapshots = call.session.scalars(
-        select(Snapshot).where(Snapshot.volume_id == volume.id).order_by(Snapshot.number.desc())
-    ).all()
-    for snapshot in snapshots:
-        if snapshot.group_snapshot_id is not None:
-            raise InvalidStatus(f"Invalid volume: its snapshot {snapshot.id} belongs to a group snapshot.")
-        if not call.ctx.may_see(snapshot.project_id):
-            raise InvalidStatus(f"Invalid volume: volume {volume.id} has snapshots of another project.")
-        if snapshot.status == S.DELETING:
-            continue
-        if not force and snapshot.status not in (S.AVAILABLE, S.ERROR):
-            raise InvalidStatus(
-                f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
-            )
-        order = DeleteSnapshot(
-            order_id=new_order_id(),
-            request_id=call.ctx.request_id,
-            project_id=snapshot.project_id,
-            snapshot_id=snapshot.id,
-            volume_id=volume.id,
-            came_from=snapshot.status,
-        )
-        states.move(call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), order=order)
-
-
-def _switch(call: Call, name: str) -> bool:
-    try:
-        return bool_like(call.query.get(name, "False"))
-    except ValidationError as exc:
-        raise InvalidInput(name, call.query[name], exc.messages[0]) from None
