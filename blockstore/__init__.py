@@ -7,7 +7,7 @@ The map of the rooms::
 * ``api/`` accepts or refuses; ``scheduler/`` decides where; ``manager/`` lets a backend do it.
 * ``orders.py`` is everything one room can ask of another; ``bus.py`` carries it; the ``orders`` table remembers it.
 * ``states.py`` is the only writer of a status, ``settling.py`` sees to it that each one settles.
-* ``service.py`` puts all of it together; ``cli.py`` is the command.
+* ``app/service.py`` puts all of it together; ``cli/`` is the command.
 
 docs/architecture.md tells the way of a request, and why the house is built so.
 """

@@ -1,6 +1,6 @@
 """Who asks, and in which words: the facts of one request that every room may need.
 
-Made by ``api/authentication.py``. Never holds a secret.
+Made by ``api/http/authentication.py``. Never holds a secret.
 """
 
 from __future__ import annotations

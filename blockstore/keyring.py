@@ -2,7 +2,7 @@
 
 An attachment's secret is a function of the key and the attachment's id, so the database, its copies and its backups
 hold none of them, not even encrypted, and a restored export has the secret that its initiator knows.
-Made by ``service.py``; used by the manager for exports and by the API for the one reply that tells it.
+Made by ``app/service.py``; used by the manager for exports and by the API for the one reply that tells it.
 """
 
 from __future__ import annotations

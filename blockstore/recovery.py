@@ -1,7 +1,7 @@
 """At start: every open order is queued again, oldest first; nothing stays in a transitional status.
 
-Called once by ``service.py``, before the first request is answered; what it returns is queued when the backends have
-reported.
+Called once by ``app/service.py``, before the first request is answered; what it returns is queued when the backends
+have reported.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.config import (
     BackendSection,
     Config,
@@ -40,7 +41,6 @@ from blockstore.config import (
 )
 from blockstore.db import migrations
 from blockstore.db.session import Database
-from blockstore.service import Service
 from tests import sampling
 from tests.durations import Durations
 from tests.failures import from_environment as failures

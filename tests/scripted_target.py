@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blockstore.app.service import Service
 from blockstore.backends.contract import Located
 from blockstore.config import Config
 from blockstore.manager.exports import LOCAL
-from blockstore.service import Service
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions
 
 NEEDED = "initiator"

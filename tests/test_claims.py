@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from blockstore import claims
+from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.config import QuotaConfig
 from blockstore.db import migrations
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, InUse, NoSpace, Unreachable
-from blockstore.service import Service
 
 from .conftest import Client, backend_section
 from .kill.invariants import check

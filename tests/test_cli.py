@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 import blockstore
 from blockstore import settling, states
+from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend
 from blockstore.cli import main
@@ -27,7 +28,6 @@ from blockstore.db.models import OrderRow
 from blockstore.db.session import Database
 from blockstore.manager import copying, moving
 from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
-from blockstore.service import Service
 from tests.kill.invariants import check
 
 from .conftest import Client, Served, backend_section, make_config
@@ -450,9 +450,9 @@ def test_a_password_is_checked_as_the_api_checks_it(tmp_path: Path) -> None:
 
 
 def test_names_that_tenants_choose_do_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from blockstore import cli
+    from blockstore.cli.output import print_table
 
-    cli._table(("NAME", "HOST"), [("a", "\x1b]0;title\x07\x1b[2J\nforged"), ("b", "c")], empty="")
+    print_table(("NAME", "HOST"), [("a", "\x1b]0;title\x07\x1b[2J\nforged"), ("b", "c")], empty="")
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert len(said.splitlines()) == 3

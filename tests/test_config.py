@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from blockstore.backends import loader
 from blockstore.cli import main
-from blockstore.config import SECTIONS, Config, PoolConfig, load
+from blockstore.config import SECTIONS, Config, PoolConfig, ServiceConfig, load
 from blockstore.errors import ConfigError
 from blockstore.plugins import installed
 from blockstore.targets import loader as target_loader
@@ -195,3 +195,11 @@ def test_what_show_prints_can_be_read_again(tmp_path: Path) -> None:
     assert dataclasses.replace(load(path), backends=()) == dataclasses.replace(
         load(None), backends=(), source=str(path)
     )
+
+
+def test_default_state_directory_is_below_xdg_state_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Config(service=ServiceConfig()).state_dir == tmp_path / "blockstore"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Config().state_dir == tmp_path / ".local" / "state" / "blockstore"

@@ -17,7 +17,7 @@ from typing import Any
 
 from blockstore import manager, orders, policies, scheduler, states
 from blockstore.api import ROOMS
-from blockstore.api.endpoint import Endpoint
+from blockstore.api.http.routes import Endpoint
 from blockstore.orders import KINDS, Order
 from tests.backends_table import table
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.errors import ConfigError
 from blockstore.keyring import KEY_BYTES, SECRET_LENGTH, Keyring
-from blockstore.service import Service
 
 from .conftest import Served, make_config
 

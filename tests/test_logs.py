@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from blockstore import logs
+from blockstore.app.service import Service
 from blockstore.config import LogConfig
-from blockstore.service import Service
 
 from .conftest import Client
 

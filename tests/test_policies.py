@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from blockstore import policy_file
+from blockstore.app.service import Service
 from blockstore.cli import main
 from blockstore.config import ServiceConfig
 from blockstore.context import RequestContext
@@ -20,7 +21,6 @@ from blockstore.errors import ConfigError
 from blockstore.policies import RULES, Policy
 from blockstore.policy_file import PolicyFile, with_implied
 from blockstore.repeats import Repeats
-from blockstore.service import Service
 from tests.conftest import Client, Served
 
 

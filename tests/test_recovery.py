@@ -12,9 +12,9 @@ from sqlalchemy import select, update
 
 from blockstore import orders as order_ids
 from blockstore import states
+from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, Volume
-from blockstore.service import Service
 
 from .conftest import Client, make_config
 from .kill.invariants import check

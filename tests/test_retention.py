@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import event, func, insert, select
 
 from blockstore import retention
+from blockstore.app.service import Service
 from blockstore.db.models import Message, OrderRow, now
-from blockstore.service import Service
 
 
 def operations(service: Service, project: str, count: int, **values: object) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from blockstore import bus, settling, states
+from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db.models import OrderRow, PoolUsage
 from blockstore.errors import (
@@ -26,7 +27,6 @@ from blockstore.errors import (
     ToolTimeout,
     Unreachable,
 )
-from blockstore.service import Service
 
 from .conftest import Client, backend_section, make_config
 from .kill.invariants import check

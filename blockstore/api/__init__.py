@@ -11,40 +11,33 @@ from typing import Any
 from flask import Flask
 
 from blockstore import address
-from blockstore.api import (
-    attachments,
-    default_types,
-    endpoint,
+from blockstore.api import attachments, identity, images, later, snapshot_metadata, snapshots
+from blockstore.api.admin import (
     extensions,
-    faults,
     hosts,
-    identity,
-    image_metadata,
-    images,
-    later,
     limits,
-    managing,
     messages,
-    moving,
-    openapi,
-    paths,
     pools,
-    qos_specs,
     quota_sets,
     resource_filters,
     services,
-    snapshot_metadata,
-    snapshots,
-    transfers,
-    type_encryption,
-    types,
     versions,
-    volume_actions,
-    volume_attach_actions,
-    volume_metadata,
+)
+from blockstore.api.http import body, call, faults, openapi, paths, pipeline
+from blockstore.api.http.application import Application
+from blockstore.api.types import default_types, encryption, qos_specs, types
+from blockstore.api.volumes import (
+    actions,
+    attach_actions,
+    create,
+    delete,
+    image_metadata,
+    managing,
+    metadata,
+    moving,
+    transfers,
     volumes,
 )
-from blockstore.api.application import Application
 from blockstore.config import parse_listen
 from blockstore.db import patience, reserve
 from blockstore.db.health import Health
@@ -52,18 +45,20 @@ from blockstore.identity.login import Login
 
 ROOMS = (
     volumes.room,
-    volume_actions.room,
-    volume_attach_actions.room,
+    create.room,
+    delete.room,
+    actions.room,
+    attach_actions.room,
     managing.room,
     moving.room,
-    volume_metadata.room,
+    metadata.room,
     image_metadata.room,
     snapshots.room,
     snapshot_metadata.room,
     attachments.room,
     transfers.room,
     types.room,
-    type_encryption.room,
+    encryption.room,
     qos_specs.room,
     default_types.room,
     pools.room,
@@ -78,7 +73,7 @@ ROOMS = (
 )
 
 
-def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
+def create_app(core: call.Core, login: Login | None = None) -> Flask:
     """Return the WSGI application; with ``login``, it has the Identity API too."""
     return equipped(routed(with_identity=login is not None), core, login)
 
@@ -86,23 +81,23 @@ def create_app(core: endpoint.Core, login: Login | None = None) -> Flask:
 def routed(*, with_identity: bool = False) -> Flask:
     """Return an application that has its routes, and nothing yet to answer with."""
     app = Application("blockstore")
-    app.config["MAX_CONTENT_LENGTH"] = endpoint.MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = body.MAX_BODY_BYTES
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
-    endpoint.mount(app, ROOMS)
+    pipeline.mount(app, ROOMS)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(images.blueprint)
     app.register_blueprint(openapi.blueprint(ROOMS))
     if with_identity:
         app.register_blueprint(identity.blueprint())
-    app.before_request(endpoint.before_request)
-    app.after_request(endpoint.after_request)
+    app.before_request(pipeline.before_request)
+    app.after_request(pipeline.after_request)
     app.register_error_handler(Exception, faults.reply)
     return app
 
 
-def equipped(app: Flask, core: endpoint.Core, login: Login | None) -> Flask:
+def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
     """Give an application what it answers with, and what stands in front of it."""
-    app.extensions[endpoint.CORE] = core
+    app.extensions[call.CORE] = core
     app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
     if login is not None:
         app.extensions[identity.door.LOGIN] = login

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import distinct, func, or_, select
 
-from blockstore.api.endpoint import Call
+from blockstore.api.http.call import Call
 from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import hold_name
 from blockstore.errors import OverQuota

@@ -13,10 +13,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, select
 
 from blockstore import states
-from blockstore.api import listing
 from blockstore.api.attachment_quota import check_attachments
-from blockstore.api.endpoint import Call, Later, Room
-from blockstore.api.volumes import find_volume
+from blockstore.api.http import listing
+from blockstore.api.http.call import Call, Later
+from blockstore.api.http.routes import Room
+from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, OrderRow, Volume, new_id, now
 from blockstore.errors import (
     BackendError,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, and_, exists, or_, select
 from sqlalchemy.orm import aliased
 
-from blockstore.api.authentication import UNAUTHENTICATED
-from blockstore.api.endpoint import Call
+from blockstore.api.http.authentication import UNAUTHENTICATED
+from blockstore.api.http.call import Call
 from blockstore.db.models import Attachment, OrderRow, Snapshot, Volume
 from blockstore.errors import Unauthorized
 from blockstore.identity import accounts

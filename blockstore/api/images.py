@@ -12,7 +12,7 @@ import orjson
 from flask import Blueprint, Response, current_app, g, request
 
 from blockstore.address import base_url
-from blockstore.api import endpoint
+from blockstore.api.http.call import CORE, Core
 from blockstore.errors import NotFound, shortened
 
 ROOT = "/image"
@@ -45,7 +45,7 @@ def show_image(image_id: str) -> Response:
 
 
 def _authenticate() -> None:
-    core: endpoint.Core = current_app.extensions[endpoint.CORE]
+    core: Core = current_app.extensions[CORE]
     with core.db.read() as session:
         core.authenticate(request, None, g.request_id, session)
 

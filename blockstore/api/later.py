@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockstore.api.endpoint import Call, Room
-from blockstore.api.volumes import find_volume
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
+from blockstore.api.volumes.volumes import find_volume
 from blockstore.errors import NotFound, NotOffered
 from blockstore.microversions import Version
 from blockstore.schemas.later import Anything

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockstore.api.endpoint import Call, Room
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_SNAPSHOTS
 from blockstore.api.snapshots import find_snapshot, touch
 from blockstore.errors import BadRequest

@@ -9,18 +9,20 @@ from typing import Any
 from sqlalchemy import Select, func, select, update
 
 from blockstore import quotas, states
-from blockstore.api import listing
-from blockstore.api.endpoint import Call, Room
+from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.holds import keep_project
+from blockstore.api.http import listing
+from blockstore.api.http.call import Call
+from blockstore.api.http.lookup import find
+from blockstore.api.http.routes import Room
 from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
-from blockstore.api.services import refuse_frozen
-from blockstore.api.volumes import MIGRATION_IDLE, find_volume
+from blockstore.api.volumes.delete import MIGRATION_IDLE
+from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
-from blockstore.errors import InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE, SNAPSHOT_SORT_NAME
 from blockstore.orders import DeleteSnapshot, PlaceSnapshot, new_order_id
 from blockstore.schemas import snapshots as schemas
-from blockstore.schemas.base import is_uuid
 from blockstore.states import S, V
 
 room = Room()
@@ -101,14 +103,12 @@ def find_snapshot(call: Call, snapshot_id: str, *, lock: bool = False) -> Snapsh
     ``lock``: its volume is kept from others before this transaction ends, so that it stays the caller's: whoever
     changes a snapshot takes it.
     """
-    snapshot = call.session.get(Snapshot, snapshot_id) if is_uuid(snapshot_id) else None
-    if snapshot is not None and lock:
-        states.lock(call.session, snapshot.volume_id)
-        call.session.expire(snapshot)  # it was read before the lock was there
-        snapshot = call.session.get(Snapshot, snapshot_id)
-    if snapshot is None or not call.ctx.may_see(snapshot.project_id) or not call.may("volume:get_snapshot"):
-        raise NotFound.resource("Snapshot", snapshot_id)
-    return snapshot
+    snapshot = find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
+    if not lock:
+        return snapshot
+    states.lock(call.session, snapshot.volume_id)
+    call.session.expire(snapshot)  # it was read before the lock was there
+    return find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
 
 
 def shown(call: Call, rows: Sequence[Snapshot], *, kind: str) -> list[dict[str, Any]]:

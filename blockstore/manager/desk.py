@@ -1,6 +1,6 @@
 """What every handler of the manager works with: the database, the configured backends, the board.
 
-Made once by ``service.py``. Knows which backend holds a row, and what rows are called there.
+Made once by ``app/service.py``. Knows which backend holds a row, and what rows are called there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From an ini section to a target: reads the options of its plugin, makes its instance.
 
-Called by ``service.py`` and the command line. Each failure is one sentence naming section, plugin and option.
+Called by ``app/service.py`` and the command line. Each failure is one sentence naming section, plugin and option.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, insert, select
 
+from blockstore.app.service import Service
 from blockstore.db.models import (
     Attachment,
     Base,
@@ -31,7 +32,6 @@ from blockstore.db.models import (
     new_id,
     now,
 )
-from blockstore.service import Service
 from tests.conftest import Answer, Client, make_config
 from tests.scripted_target import ScriptedTarget, attaching_service, target_of
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockstore import service
+from blockstore.app import process
+from blockstore.app.service import Service
 from blockstore.backends.contract import Manageable
 from blockstore.backends.memory import MemoryBackend
 from blockstore.config import Config, ServiceConfig
@@ -48,11 +49,11 @@ def main(state_dir: str, gate: str) -> int:
 
     MemoryBackend.list_manageable = wait_and_list  # type: ignore[method-assign]
 
-    def made(config: Config) -> service.Service:
+    def made(config: Config) -> Service:
         return attaching_service(config, GatedTarget(Path(gate)))
 
-    service.Service = made  # type: ignore[assignment,misc]
-    return service.serve(config)
+    process.Service = made  # type: ignore[assignment,misc]
+    return process.serve(config)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, select
 
+from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Attachment, new_id
-from blockstore.service import Service
 from tests.api.conftest import Hall, at_once
 from tests.api.test_attachments import CONNECTOR, complete, remove, reserve
 from tests.api.test_volume_attach_actions import SERVER, SERVICE, attach, initialize

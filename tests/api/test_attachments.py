@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Attachment, Volume, new_id
 from blockstore.errors import InUse, InvalidConnector, SessionAlive, Unreachable
-from blockstore.service import Service
 from blockstore.states import A
 from tests.api.conftest import Hall, at_once, unknown_id
 from tests.api.test_preconditions import ALL, VOLUME_STATUSES
@@ -1051,7 +1051,7 @@ def test_a_target_that_cannot_show_a_new_size_refuses_before_anything_is_charged
 
 def test_a_list_whose_volume_goes_meanwhile_is_answered(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows and their volumes are looked up one after the other."""
-    from blockstore.api import listing
+    from blockstore.api.http import listing
 
     client = dock.member()
     kept, gone = dock.volume(client), dock.volume(client)

@@ -14,10 +14,10 @@ from marshmallow.fields import Field
 
 from blockstore.api import ROOMS
 from blockstore.api.attachments import LISTING as ATTACHMENTS
-from blockstore.api.endpoint import Endpoint
-from blockstore.api.listing import Listing
+from blockstore.api.http.listing import Listing
+from blockstore.api.http.routes import Endpoint
 from blockstore.api.snapshots import LISTING as SNAPSHOTS
-from blockstore.api.volumes import LISTING as VOLUMES
+from blockstore.api.volumes.volumes import LISTING as VOLUMES
 from blockstore.schemas.base import Part
 from tests.api.conftest import Hall
 from tests.conftest import Answer, Client

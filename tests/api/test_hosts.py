@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.service import Service
+from blockstore.app.service import Service
 from tests.api.conftest import Hall, unknown_id
 from tests.conftest import Client
 

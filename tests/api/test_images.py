@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.service import Service
+from blockstore.app.service import Service
 from tests.conftest import Client
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import blockstore
 from blockstore.api import ROOMS
-from blockstore.api.endpoint import Endpoint
+from blockstore.api.http.routes import Endpoint
 from blockstore.db.models import Message, Transfer, TypeAccess, VolumeType, now
 from blockstore.policies import RULES, Level
 from blockstore.schemas.later import Anything

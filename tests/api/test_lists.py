@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert
 
-from blockstore.api import listing
+from blockstore.api.http import listing
 from blockstore.db.models import Attachment, Message, Snapshot, SnapshotMetadata, Volume, VolumeMetadata, new_id
 from tests.api.conftest import POOL, Hall, unknown_id
 from tests.conftest import Client

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore.api import waiting
+from blockstore.api.http import waiting
+from blockstore.app.service import Service
 from blockstore.backends.contract import Backend, Manageable
 from blockstore.config import ServiceConfig
 from blockstore.db.models import QuotaUsage, Volume
 from blockstore.errors import NoSpace
-from blockstore.service import Service
 from tests.api.conftest import at_once
 from tests.conftest import Client, backend_section
 from tests.kill.invariants import check

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert
 
-from blockstore.api import volumes
 from blockstore.api.metadata import MOST_CHARACTERS, MOST_PAIRS
+from blockstore.api.volumes import volumes
 from blockstore.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from tests.api.conftest import Hall, at_once
 from tests.api.test_types_family import make_qos, make_type

@@ -16,7 +16,8 @@ from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
 from blockstore import claims, states
-from blockstore.api import moving
+from blockstore.api.volumes import moving
+from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.config import ServiceConfig
 from blockstore.db.models import OrderRow, PoolUsage, Volume
@@ -25,7 +26,6 @@ from blockstore.manager import copying
 from blockstore.manager.desk import volume_name
 from blockstore.orders import MoveVolume, new_order_id
 from blockstore.recovery import resume
-from blockstore.service import Service
 from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check
 

@@ -17,7 +17,7 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from blockstore.api import ROOMS
-from blockstore.service import Service
+from blockstore.app.service import Service
 from tests.api.conftest import Hall
 from tests.conftest import make_config
 

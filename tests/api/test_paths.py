@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.api.paths import Normalized
+from blockstore.api.http.paths import Normalized
 from tests.api.conftest import Hall, unknown_id
 from tests.conftest import Client
 

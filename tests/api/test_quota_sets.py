@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from blockstore import quotas
+from blockstore.app.service import Service
 from blockstore.config import QuotaConfig
 from blockstore.errors import OverQuota
-from blockstore.service import Service
 from tests import sampling
 from tests.api.conftest import Hall
 from tests.conftest import Client

@@ -15,7 +15,7 @@ from werkzeug.routing import BaseConverter, Map, MapAdapter, Rule
 from werkzeug.routing.converters import DEFAULT_CONVERTERS
 
 from blockstore.api import ROOMS, routed
-from blockstore.api.paths import KEY, KeyConverter
+from blockstore.api.http.paths import KEY, KeyConverter
 
 APP: Any = routed(with_identity=True)
 ROUTES = sorted({place for room in ROOMS for place in room.routes})

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.api.extensions import EXTENSIONS
+from blockstore.api.admin.extensions import EXTENSIONS
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Message, SnapshotMetadata, new_id, now
 from blockstore.microversions import MAXIMUM

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from blockstore.app.service import Service
 from blockstore.db.models import Transfer
-from blockstore.service import Service
 from tests.api.conftest import at_once, unknown_id
 from tests.conftest import Client
 

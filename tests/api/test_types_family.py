@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.db.models import new_id
-from blockstore.service import Service
 from tests.api.conftest import Hall, unknown_id
 from tests.conftest import Client
 

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockstore.api import waiting
-from blockstore.api.waiting import WaitingRoom
+from blockstore.api.http import waiting
+from blockstore.api.http.waiting import WaitingRoom
 from tests.api.conftest import Hall
 from tests.api.test_attachments import CONNECTOR, reserve, shown
 from tests.conftest import ROOT

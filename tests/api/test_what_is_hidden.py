@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from blockstore.api import attachments, messages, qos_specs, snapshots, transfers, types, volumes
-from blockstore.api.listing import Listing
+from blockstore.api import attachments, snapshots
+from blockstore.api.admin import messages
+from blockstore.api.http.listing import Listing
+from blockstore.api.types import qos_specs, types
+from blockstore.api.volumes import transfers, volumes
 from blockstore.config import QuotaConfig
 from blockstore.db.models import Message, QosSpecs, VolumeType, new_id
 from blockstore.errors import OverQuota

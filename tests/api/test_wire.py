@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from blockstore.api import ROOMS
-from blockstore.api.endpoint import Endpoint
+from blockstore.api.http.routes import Endpoint
 from blockstore.db import health
 from blockstore.microversions import MAXIMUM
 from tests.api.conftest import Hall, unknown_id
@@ -412,7 +412,7 @@ def test_an_error_of_ours_says_nothing_but_that(
     def broken(*_args: Any) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("blockstore.api.volumes.shown", broken)
+    monkeypatch.setattr("blockstore.api.volumes.volumes.shown", broken)
     monkeypatch.setattr("blockstore.api.metadata.Metadata.of_many", broken)
     answer = lite.admin()("GET", "/volumes/detail")
     message = "The server has either erred or is incapable of performing the requested operation."

@@ -135,7 +135,7 @@ def _reads_and_writes(images: Mapping[str, Image], quick: bool) -> Iterator[Figu
 
 
 def _in_lab(quick: bool) -> Iterator[Figure]:
-    from blockstore.service import Service
+    from blockstore.app.service import Service
     from tests.conftest import Client as Direct
     from tests.conftest import backend_section, make_config, target_section
     from tests.lab.conftest import Disk

@@ -41,7 +41,7 @@ def _absent(why: str) -> Figure:
 
 
 def _compare(vg: str, times: int) -> Iterator[Figure]:
-    from blockstore.service import Service
+    from blockstore.app.service import Service
     from tests.conftest import Client, backend_section, make_config
 
     with tempfile.TemporaryDirectory(prefix="blockstore-bench-") as directory:

@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
+from blockstore.app.wiring import database_url
 from blockstore.config import Config, ServiceConfig
 from blockstore.db import migrations
 from blockstore.db.models import PoolUsage, QuotaUsage, Volume, VolumeMetadata, VolumeType
 from blockstore.db.session import Database
-from blockstore.service import database_url
 
 POOL = "blockstore@directory#directory"
 BATCH = 5000

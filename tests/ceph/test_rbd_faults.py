@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from blockstore.app.service import Service
 from blockstore.db.models import OrderRow
 from blockstore.errors import NoSpace
-from blockstore.service import Service
 from tests.api.test_moving import bound, fill, holds, idle, move, shown, whole
 from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
 
+from blockstore.app.service import Service
 from blockstore.cli import main
 from blockstore.db.models import OrderRow
 from blockstore.manager import new_storage
 from blockstore.manager.desk import volume_name
-from blockstore.service import Service
 from tests.api.test_moving import fill, holds, idle, move, row, shown, whole
 from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section

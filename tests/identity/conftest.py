@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.identity.bootstrap import read_password
-from blockstore.service import Service
 from tests.conftest import Answer
 
 DEFAULT = {"id": "default"}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from blockstore.app.service import Service
 from blockstore.cli import main
 from blockstore.identity import bootstrap
-from blockstore.service import Service
 from tests.conftest import make_config
 from tests.identity.conftest import People
 

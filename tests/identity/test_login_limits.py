@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.config import IdentityConfig
 from blockstore.identity import attempts, hashing
 from blockstore.identity.hashing import HashingPool
-from blockstore.service import Service
 from tests.conftest import Answer, make_config
 from tests.identity.conftest import DEFAULT, People
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.api.endpoint import Endpoint
+from blockstore.api.http.routes import Endpoint
 from blockstore.policies import RULES, Level
 from tests.api.test_isolation import ENDPOINTS, body_of, place
 from tests.identity.conftest import People

@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db import health, outages, patience
 from blockstore.errors import BackendError
 from blockstore.orders import Order
-from blockstore.service import Service
 from tests.conftest import Client, Served
 
 

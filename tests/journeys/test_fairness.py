@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
-from blockstore.service import Service
 from tests.conftest import Client, Served, need
 from tests.plugins.nbd_initiators import processes
 

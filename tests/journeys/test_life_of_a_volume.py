@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from blockstore.service import Service
+from blockstore.app.service import Service
 from tests.conftest import Client, backend_section, target_section
 
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import func, select
 
+from blockstore.app.service import Service
 from blockstore.config import QuotaConfig, SchedulerConfig
 from blockstore.db.models import OrderRow, PoolUsage, QuotaUsage, Snapshot, Volume
 from blockstore.errors import NoSpace
-from blockstore.service import Service
 from tests.conftest import Answer, Client, backend_section
 
 T = TypeVar("T")

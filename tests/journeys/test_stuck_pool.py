@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from blockstore_plugins.directory import DirectoryBackend
 
-from blockstore.service import Service
+from blockstore.app.service import Service
 from tests.api.test_moving import bound, idle, shown
 from tests.conftest import Client, backend_section
 

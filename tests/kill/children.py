@@ -30,17 +30,18 @@ from blockstore_plugins.local import LocalTarget
 from blockstore_plugins.tgt.management import Tgtd
 from sqlalchemy import select
 
+import blockstore.app.service
 import blockstore.cli
-import blockstore.service
 from blockstore import private_files
 from blockstore.api import equipped, routed
+from blockstore.app import wiring
+from blockstore.app.service import Service
 from blockstore.backends import loader
 from blockstore.backends.contract import GIB
 from blockstore.config import Config, SchedulerConfig, ServiceConfig, load
 from blockstore.db.models import Attachment, Message, Snapshot, Volume
 from blockstore.manager.desk import name_of, snapshot_name, volume_name
 from blockstore.scheduler import loading
-from blockstore.service import Service
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Export
 from tests.conftest import UNLIMITED, Answer, Client, backend_section, make_config, target_section
@@ -54,7 +55,9 @@ CONFIG = os.environ.get("KILL_CONFIG")
 
 PLACES = (0, GIB // 2, GIB - 4096)
 TRACED = (
-    "blockstore.api.endpoint",
+    "blockstore.api.http.body",
+    "blockstore.api.http.call",
+    "blockstore.api.http.pipeline",
     "blockstore.bus",
     "blockstore.claims",
     "blockstore.db.session",
@@ -535,8 +538,8 @@ for _backend in ("directory", "lvm"):
     loader.plugin(_backend, "")
 for _target in ("local", "tgt", "nbd"):
     target_loader.plugin(_target, "")
-loading.load_filters(blockstore.service.words(SchedulerConfig.filters))
-loading.load_weighers(blockstore.service.words(SchedulerConfig.weighers), SchedulerConfig().multiplier)
+loading.load_filters(wiring.words(SchedulerConfig.filters))
+loading.load_weighers(wiring.words(SchedulerConfig.weighers), SchedulerConfig().multiplier)
 gc.freeze()
 
 
@@ -546,7 +549,7 @@ def _service(state_dir: Path, target: str) -> Service:
     def app(core: Any, _login: Any) -> Any:
         return equipped(_app, core, None)
 
-    blockstore.service.create_app = app  # type: ignore[assignment]
+    blockstore.app.service.create_app = app  # type: ignore[assignment]
     return Service(_config(state_dir, target))
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from blockstore.app.wiring import load_backends, load_targets
 from blockstore.config import load
 from blockstore.db.session import Database
 from blockstore.keyring import Keyring
-from blockstore.service import load_backends, load_targets
 from tests.conftest import Served
 from tests.kill.invariants import check
 from tests.kill.nursery import Nursery

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
-from blockstore.service import Service
 from tests.conftest import Client, backend_section, make_config, target_section
 from tests.kill.invariants import check
 from tests.tgtd import Tgtd

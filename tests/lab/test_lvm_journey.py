@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.config import BackendSection
-from blockstore.service import Service
 from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
-from blockstore.service import Service
 from tests.conftest import Client, backend_section, make_config, target_section
 from tests.kill.invariants import check
 

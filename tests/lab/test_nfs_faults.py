@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.manager import copying
 from blockstore.manager.desk import volume_name
-from blockstore.service import Service
 from tests.api.test_moving import move, row, shown, whole
 from tests.conftest import Client, backend_section
 

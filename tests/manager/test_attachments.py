@@ -10,13 +10,14 @@ import pytest
 from sqlalchemy import select
 
 from blockstore import settling
+from blockstore.app.service import Service
+from blockstore.app.wiring import local_connector
 from blockstore.backends.contract import Located
 from blockstore.config import TargetSection
 from blockstore.db.models import Attachment, OrderRow, Volume
 from blockstore.errors import BackendError, InUse, Reason, SessionAlive, Unreachable, VolumeMissing
 from blockstore.manager import HANDLERS
 from blockstore.orders import Order, from_stored
-from blockstore.service import Service, local_connector
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check

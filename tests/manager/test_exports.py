@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from blockstore.app.service import Service
 from blockstore.db.models import Attachment, new_id
 from blockstore.errors import InUse, SessionAlive, Unreachable
-from blockstore.service import Service
 from blockstore.targets.contract import Export
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config

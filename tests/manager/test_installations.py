@@ -12,15 +12,15 @@ from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
 from blockstore_plugins.directory.files import Folder
 from blockstore_plugins.lvm import LvmBackend, LvmOptions
 
+from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.board import Board
 from blockstore.errors import BackendError, Unreachable
 from blockstore.keyring import Keyring
 from blockstore.manager.installations import claim
-from blockstore.service import Service
+from tests.app.test_process import ask, blockstore, wait_for
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.plugins.fake_lvm import FakeLvm
-from tests.test_service import ask, blockstore, wait_for
 
 Serve = Callable[..., Served]
 Start = Callable[..., Service]

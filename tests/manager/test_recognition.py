@@ -14,14 +14,14 @@ from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
 from blockstore_plugins.directory.files import Folder
 from sqlalchemy import delete, select
 
+from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db.models import PoolIdentity
 from blockstore.errors import BackendError, Unreachable
 from blockstore.manager import new_storage, recognition
-from blockstore.service import Service
+from tests.app.test_process import ask, blockstore, wait_for
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.plugins.mounts import need, need_root
-from tests.test_service import ask, blockstore, wait_for
 
 Serve = Callable[..., Served]
 Start = Callable[..., Service]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from blockstore.app.service import Service
 from blockstore.backends.contract import Capacity
 from blockstore.board import NO_USAGE
-from blockstore.service import Service
 from tests.conftest import backend_section
 
 

@@ -9,7 +9,7 @@ import pytest
 from marshmallow import fields
 
 from blockstore.api import ROOMS
-from blockstore.api.endpoint import Endpoint
+from blockstore.api.http.routes import Endpoint
 from blockstore.api.identity import DESKS
 from blockstore.errors import SECRET_NAME, InvalidInput
 from blockstore.microversions import MAXIMUM

@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from blockstore import config as configuration
+from blockstore.app.wiring import load_backends, load_targets
 from blockstore.backends.contract import Backend
 from blockstore.cli import main
 from blockstore.errors import ConfigError
 from blockstore.keyring import Keyring
-from blockstore.service import load_backends, load_targets
 from tests.conftest import need
 
 FORMATS = ("raw", "qcow2")

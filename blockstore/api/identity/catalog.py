@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from blockstore.api import images
-from blockstore.api.endpoint import IDENTITY
+from blockstore.api.http.pipeline import IDENTITY
 from blockstore.api.identity.door import Desk, Visit, known
 from blockstore.errors import NotFound
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from blockstore.api.authentication import UNAUTHENTICATED
+from blockstore.api.http.authentication import UNAUTHENTICATED
 from blockstore.api.identity.door import Desk, Visit, oneself
 from blockstore.api.identity.tokens import moment
 from blockstore.db.models import ApplicationCredential, Role, User, now

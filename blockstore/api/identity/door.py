@@ -13,8 +13,10 @@ import orjson
 from flask import Response, current_app, request
 
 from blockstore.address import base_url
-from blockstore.api.authentication import UNAUTHENTICATED
-from blockstore.api.endpoint import CORE, IDENTITY, Core, read_json
+from blockstore.api.http.authentication import UNAUTHENTICATED
+from blockstore.api.http.body import read_json
+from blockstore.api.http.call import CORE, Core
+from blockstore.api.http.pipeline import IDENTITY
 from blockstore.db import reserve
 from blockstore.db.session import Database
 from blockstore.errors import BodyTooLarge, Forbidden, Unauthorized

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockstore.api.endpoint import IDENTITY
+from blockstore.api.http.pipeline import IDENTITY
 from blockstore.api.identity.door import ROOT, Answer, Desk, Visit, anybody
 
 desk = Desk()

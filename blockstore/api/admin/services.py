@@ -1,0 +1,205 @@
+"""The services an administrator sees: one scheduler, and one volume service for each backend; and their log levels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import select
+
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
+from blockstore.board import PoolReport
+from blockstore.db.models import ServiceRow, now
+from blockstore.errors import BadRequest, NotFound
+from blockstore.microversions import BACKEND_STATE, LOG_LEVELS, SERVICES_CLUSTER
+from blockstore.schemas import services as schemas
+from blockstore.schemas.base import timestamp
+
+room = Room()
+log = logging.getLogger(__name__)
+
+SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
+"""compat: binaries are called as in the reference; tools look for these names."""
+
+INTERVALS = 3
+"""A service is down when its last look is older than so many intervals between looks."""
+LEAST_AGE_S = 60.0
+"""As in Cinder, ``service_down_time``; a stopped process is not down for that when it goes on."""
+
+
+@room.get("/os-services", policy="volume_extension:services:index")
+def index(call: Call) -> dict[str, Any]:
+    """List the services."""
+    binary, host = call.query.get("binary"), call.query.get("host")
+    return {
+        "services": [
+            item
+            for item in facts(call)
+            if binary in (None, item["binary"])
+            # compat: a node's name means all its services
+            and (host in (None, item["host"]) or item["host"].startswith(f"{host}@"))
+        ]
+    }
+
+
+def facts(call: Call) -> list[dict[str, Any]]:
+    """Return what is known of each service."""
+    said = {(row.binary, row.host): row for row in call.session.scalars(select(ServiceRow))}
+    items = []
+    for binary, host, zone, reports in _services(call):
+        row = said.get((binary, host))
+        disabled = bool(row and row.disabled)
+        item: dict[str, Any] = {
+            "binary": binary,
+            "host": host,
+            "zone": zone,
+            "status": "disabled" if disabled else "enabled",
+            "state": "down" if reports and _are_old(call, reports) else "up",
+            "updated_at": timestamp(max((r.at for r in reports), default=now())),
+            "disabled_reason": row.disabled_reason if row and disabled else None,
+        }
+        if call.version >= SERVICES_CLUSTER:
+            item["cluster"] = None
+        if binary == VOLUME:
+            item |= {"replication_status": "disabled", "active_backend_id": None, "frozen": bool(row and row.frozen)}
+            if call.version >= BACKEND_STATE:
+                # compat: Cinder asks the scheduler, which forgets the backends of disabled services.
+                item["backend_state"] = None if disabled else _backend_state(reports)
+        items.append(item)
+    return items
+
+
+@room.put("/os-services/enable", policy="volume_extension:services:update", body=schemas.Switch)
+def enable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the scheduler use a service again."""
+    switch(call, body.get("binary") or body["service"], body["host"], disabled=False)
+    return {**_named(body), "status": "enabled", "disabled": False}
+
+
+@room.put("/os-services/disable", policy="volume_extension:services:update", body=schemas.Switch)
+def disable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep new volumes away from a service."""
+    switch(call, body.get("binary") or body["service"], body["host"], disabled=True)
+    return {**_named(body), "status": "disabled", "disabled": True}
+
+
+@room.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOff)
+def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep new volumes away from a service, and say why."""
+    reason = body["disabled_reason"]
+    switch(call, body.get("binary") or body["service"], body["host"], disabled=True, reason=reason)
+    return {**_named(body), "status": "disabled", "disabled": True, "disabled_reason": reason}
+
+
+@room.put("/os-services/freeze", policy="volume_extension:services:update", body=schemas.Freeze)
+def freeze(call: Call, body: Mapping[str, Any]) -> None:
+    """Keep a backend as it is: no new volumes, no snapshots, no deletions."""
+    call.enforce("volume:freeze_host")
+    _set_frozen(call, body["host"], frozen=True)
+
+
+@room.put("/os-services/thaw", policy="volume_extension:services:update", body=schemas.Freeze)
+def thaw(call: Call, body: Mapping[str, Any]) -> None:
+    """End the freeze of a backend."""
+    call.enforce("volume:thaw_host")
+    _set_frozen(call, body["host"], frozen=False)
+
+
+def _set_frozen(call: Call, host: str, *, frozen: bool) -> None:
+    if not any((binary, name) == (VOLUME, host) for binary, name, _, _ in _services(call)):
+        raise BadRequest(f"Invalid input received: there is no backend {host}; name one as NODE@BACKEND.")
+    row = _row(call, VOLUME, host)
+    if row.frozen == frozen:
+        raise BadRequest(f"Invalid input received: the backend {host} is {'' if frozen else 'not '}frozen already.")
+    row.frozen, row.updated_at = frozen, now()
+
+
+def refuse_frozen(call: Call, pool: str | None, done: str) -> None:
+    """Raise BadRequest when the backend of a pool is frozen."""
+    row = call.session.get(ServiceRow, (VOLUME, pool.partition("#")[0])) if pool else None
+    if row is not None and row.frozen:
+        raise BadRequest(
+            f"The backend {row.host} is frozen; nothing on it can be {done} until an administrator thaws it.",
+            public=f"Its storage is frozen; nothing there can be {done} until an administrator thaws it.",
+        )
+
+
+@room.put(
+    "/os-services/get-log", policy="volume_extension:services:update", body=schemas.Log, since=LOG_LEVELS, writes=False
+)
+def get_log(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Show the log levels; all services share one process, and so one log."""
+    prefix = body.get("prefix") or ""
+    names = sorted(n for n in ["", *logging.root.manager.loggerDict] if n.startswith("blockstore") or n == "")
+    levels = {
+        n or "root": logging.getLevelName(logging.getLogger(n).getEffectiveLevel())
+        for n in names
+        if (n or "root").startswith(prefix)
+    }
+    return {
+        "log_levels": [
+            {"host": host, "binary": binary, "levels": levels} for binary, host, _, _ in _addressed(call, body)
+        ]
+    }
+
+
+@room.put(
+    "/os-services/set-log", policy="volume_extension:services:update", body=schemas.SetLog, status=202,
+    since=LOG_LEVELS, writes=False,
+)  # fmt: skip
+def set_log(call: Call, body: Mapping[str, Any]) -> None:
+    """Change the level of the log, or of the part of it whose names start with a prefix, while the service runs."""
+    level = {"warn": "warning"}.get(body["level"], body["level"]).upper()
+    if not list(_addressed(call, body)):
+        return
+    logging.getLogger(body.get("prefix") or None).setLevel(level)
+    log.warning("log level of %s set to %s by %s", body.get("prefix") or "everything", level, call.ctx.user_id)
+
+
+def _are_old(call: Call, reports: Sequence[PoolReport]) -> bool:
+    """Return True if no pool of a service was looked at for several intervals. What answers here is up itself."""
+    age_s = max(LEAST_AGE_S, INTERVALS * call.core.config.service.report_interval_s)
+    return all(report.is_older_than(age_s) for report in reports)
+
+
+def _backend_state(reports: Sequence[PoolReport]) -> str:
+    return "up" if reports and all(report.up for report in reports) else "down"
+
+
+def _services(call: Call) -> Iterator[tuple[str, str, str, list[PoolReport]]]:
+    config = call.core.config
+    yield SCHEDULER, config.service.node, config.service.availability_zone, []
+    by_backend: dict[str, list[PoolReport]] = {}
+    for report in call.core.board.reports().values():
+        by_backend.setdefault(report.backend, []).append(report)
+    for backend, reports in sorted(by_backend.items()):
+        yield VOLUME, backend, reports[0].availability_zone, reports
+
+
+def _addressed(call: Call, body: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[PoolReport]]]:
+    binary, server = body.get("binary") or "*", body.get("server")
+    for service in [("cinder-api", call.core.config.service.node, "", []), *_services(call)]:
+        if binary in ("*", service[0]) and (not server or server == service[1]):
+            yield service
+
+
+def _row(call: Call, binary: str, host: str) -> ServiceRow:
+    row = call.session.get(ServiceRow, (binary, host))
+    if row is None:
+        row = ServiceRow(binary=binary, host=host, disabled=False, frozen=False)
+        call.session.add(row)
+    return row
+
+
+def _named(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"host": body["host"], "service": body.get("service", ""), "binary": body.get("binary", "")}
+
+
+def switch(call: Call, binary: str, host: str, *, disabled: bool, reason: str | None = None) -> None:
+    """Let the scheduler use a service, or not. Raises NotFound."""
+    if not any((b, h) == (binary, host) for b, h, _, _ in _services(call)):
+        raise NotFound(f"Service {binary} on host {host} could not be found.")
+    row = _row(call, binary, host)
+    row.disabled, row.disabled_reason, row.updated_at = disabled, reason, now()

@@ -1,0 +1,169 @@
+"""Who the caller is: three ways to know, one for each value of ``auth``; each gives the same ``RequestContext``.
+
+Called by ``pipeline.py`` as the first step of a request; ``app/service.py`` chooses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+
+from flask import Request
+from sqlalchemy.orm import Session
+
+from blockstore.address import names_us
+from blockstore.context import RequestContext
+from blockstore.db.session import Database
+from blockstore.errors import BadRequest, Forbidden, Unauthorized
+from blockstore.identity import tokens
+from blockstore.policies import Policy
+
+DEFAULT_PROJECT = "admin"
+DEFAULT_USER = "admin"
+ALL_ROLES = frozenset({"admin", "member", "reader"})
+
+UNAUTHENTICATED = "The request you have made requires authentication."
+SERVICE_ROLE = "service"
+
+Authenticator = Callable[[Request, str | None, str, Session | None], RequestContext]
+"""Takes the request, the project in its path, the request's id, and the session to look with; None: one of its own.
+
+Raises Unauthorized, BadRequest, Forbidden.
+"""
+
+Note = Callable[[str, str | None], None]
+"""Is told the token of a request and the project that it is for."""
+
+_ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
+_REQUEST_ID = re.compile(r"req-[0-9a-fA-F\-]{1,64}")
+
+
+def global_request_id_of(request: Request) -> str | None:
+    """Return the id that the caller gave the request, if it is well-formed."""
+    given = request.headers.get("X-OpenStack-Request-ID", "")
+    return given if _REQUEST_ID.fullmatch(given) else None
+
+
+def believing(policy: Policy, own_names: frozenset[str] | None) -> Authenticator:
+    """Return the way of ``auth = none``: everybody is believed, which is why the service then keeps to loopback.
+
+    Web pages in a browser of this machine reach loopback, too. They are refused by the headers that browsers send, and
+    by a ``Host`` that is neither an address nor one of ``own_names`` (None: any name will do).
+
+    The project is that of the path, of the header ``X-Project-Id``, or ``admin``. ``X-Roles``, ``X-User-Id`` and
+    ``X-Service-Roles`` are taken as keystonemiddleware would set them, so that policies can be tried out; without them
+    the caller is an administrator.
+    """
+
+    def authenticate(
+        request: Request, path_project: str | None, request_id: str, _session: Session | None
+    ) -> RequestContext:
+        if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            raise Forbidden("Without authentication, requests of web pages (header Origin) are refused.")
+        if own_names is not None and not names_us(request.environ, own_names):
+            raise Forbidden(
+                "Without authentication, the service answers for its own names only, and Host names another;"
+                " public_endpoint adds one."
+            )
+        said = request.headers.get("X-Roles")
+        return _context(
+            policy,
+            path_project,
+            request_id,
+            user=request.headers.get("X-User-Id") or DEFAULT_USER,
+            project=request.headers.get("X-Project-Id") or path_project or DEFAULT_PROJECT,
+            roles=ALL_ROLES if said is None else _words(said),
+            service_roles=_words(request.headers.get("X-Service-Roles", "")),
+        )
+
+    return authenticate
+
+
+def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
+    """Return the way of ``auth = builtin``: tokens of our own, in ``X-Auth-Token`` and nowhere else."""
+
+    def authenticate(
+        request: Request, path_project: str | None, request_id: str, session: Session | None
+    ) -> RequestContext:
+        words = request.headers.get("X-Auth-Token", "")
+        service_words = request.headers.get("X-Service-Token", "")
+        with nullcontext(session) if session is not None else db.read() as look:
+            caller = tokens.check(look, words)
+            service = tokens.check(look, service_words) if service_words else None
+        if caller is None:
+            note(words, None)
+        if caller is None or (service_words and service is None):
+            raise Unauthorized(UNAUTHENTICATED)
+        if caller.project is None:
+            raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+        note(words, caller.project.id)
+        return _context(
+            policy,
+            path_project,
+            request_id,
+            user=caller.user.id,
+            project=caller.project.id,
+            roles=caller.role_names(),
+            service_roles=service.role_names() if service else (),
+        )
+
+    return authenticate
+
+
+def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> Authenticator:
+    """Return the way of ``auth = keystone``: keystonemiddleware has looked, and removed what callers claimed."""
+
+    def authenticate(
+        request: Request, path_project: str | None, request_id: str, _session: Session | None
+    ) -> RequestContext:
+        headers = request.headers
+        service_status = headers.get("X-Service-Identity-Status", "Confirmed")
+        if headers.get("X-Identity-Status") != "Confirmed" or service_status != "Confirmed":
+            note(headers.get("X-Auth-Token", ""), None)
+            raise Unauthorized(UNAUTHENTICATED)
+        project = headers.get("X-Project-Id")
+        if not project:
+            raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+        note(headers.get("X-Auth-Token", ""), project)
+        given = _words(headers.get("X-Service-Roles", ""))
+        return _context(
+            policy,
+            path_project,
+            request_id,
+            user=headers.get("X-User-Id", ""),
+            project=project,
+            roles=_words(headers.get("X-Roles", "")),
+            service_roles={SERVICE_ROLE} if given & service_roles else (),
+        )
+
+    return authenticate
+
+
+def _context(
+    policy: Policy,
+    path_project: str | None,
+    request_id: str,
+    *,
+    user: str,
+    project: str,
+    roles: frozenset[str],
+    service_roles: Iterable[str],
+) -> RequestContext:
+    for name, value in (("X-Project-Id", project), ("X-User-Id", user)):
+        if not _ID.fullmatch(value):
+            raise BadRequest(f"{name} must be 1 to 64 letters, digits, - and _.")
+    if path_project and path_project != project:
+        raise BadRequest("Malformed request url")
+    return RequestContext(
+        request_id=request_id,
+        user_id=user,
+        project_id=project,
+        roles=roles,
+        is_admin=policy.is_admin(roles, user, project),
+        is_service=SERVICE_ROLE in service_roles,
+    )
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word.strip().lower() for word in text.split(",") if word.strip())

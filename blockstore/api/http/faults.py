@@ -1,0 +1,124 @@
+"""From an error to a reply: the only place that knows the wire's error bodies.
+
+Called by ``pipeline.py`` and by the application's error handlers. An unexpected error is logged in full and answered
+with a sentence that carries the request id and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Response, current_app, g, request
+from werkzeug.exceptions import HTTPException
+
+from blockstore.address import base_url
+from blockstore.db.outages import FULL, NO_FILES, SOON_S, outage
+from blockstore.errors import BlockstoreError, Busy, DatabaseAway, TooManyRequests, Unauthorized, is_out_of_files
+from blockstore.repeats import Repeats
+
+log = logging.getLogger(__name__)
+repeats = Repeats(log)
+
+UNEXPECTED = "The server has either erred or is incapable of performing the requested operation."
+NO_SUCH_RESOURCE = "The resource could not be found."
+
+
+def reply(error: Exception) -> Response:
+    """Return the reply for any error that a request ended with."""
+    error = outage(error) or error  # what was raised outside of a session
+    if isinstance(error, Unauthorized):
+        return unauthorized(error.message)
+    if isinstance(error, BlockstoreError) and error.status != 500:
+        response = fault(error.status, error.fault, _sentence(error))
+        if isinstance(error, TooManyRequests | Busy | DatabaseAway):
+            response.headers["Retry-After"] = str(error.wait_s)
+        if isinstance(error, DatabaseAway):
+            repeats.log(logging.ERROR, error.message, "a request was answered 503: %s", error.detail)
+        return response
+    if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
+        return from_router(error)
+    if is_out_of_files(error):
+        repeats.log(logging.ERROR, NO_FILES, "a request was answered 503: %s", error)
+        response = fault(503, "serviceUnavailable", NO_FILES)
+        response.headers["Retry-After"] = str(SOON_S)
+        return response
+    repeats.log(
+        logging.ERROR, f"{type(error).__name__} {request.endpoint}", "request failed unexpectedly", exc_info=error
+    )
+    return fault(500, "computeFault", UNEXPECTED)
+
+
+def _sentence(error: BlockstoreError) -> str:
+    """Return what the caller is told: the operator's text to administrators, the user's to all others."""
+    if isinstance(error, DatabaseAway) and error.message == FULL and g.get("for_administrator"):
+        return f"{FULL} ({error.detail})"
+    if error.message != error.public:
+        log.info("%s", error.message, extra={"request_id": g.get("request_id")})
+    return error.message if g.get("for_administrator") else error.public
+
+
+def fault(status: int, name: str, message: str) -> Response:
+    """Return an error body of the wire."""
+    if g.get("identity"):
+        return identity_fault(status, message)
+    if status == 412:
+        return Response(status=412)  # compat: an empty body
+    inner: dict[str, Any] = {"code": status, "message": message}
+    response = Response(status=status, mimetype="application/json")
+    if status == 413:
+        inner["retryAfter"] = "0"
+        response.headers["Retry-After"] = "0"
+    response.set_data(orjson.dumps({name: inner}))
+    return response
+
+
+def identity_fault(status: int, message: str) -> Response:
+    """Return an error body in Keystone's form."""
+    body = {"error": {"code": status, "message": message, "title": HTTPStatus(status).phrase}}
+    return Response(orjson.dumps(body), status=status, mimetype="application/json")
+
+
+def unauthorized(message: str) -> Response:
+    """Return the reply to somebody unknown, in the form that keystonemiddleware gives it, whatever was asked.
+
+    With a Keystone it is keystonemiddleware that adds the address of the identity.
+    """
+    response = identity_fault(401, message)
+    if "identity" in current_app.blueprints:
+        response.headers["WWW-Authenticate"] = f'Keystone uri="{base_url(request.environ)}/identity"'
+    return response
+
+
+def from_router(error: HTTPException) -> Response:
+    """Return what the reference's router says, in plain text, before any controller is reached."""
+    code = error.code or 500
+    if g.get("identity"):
+        return identity_fault(code, NO_SUCH_RESOURCE if code == 404 else error.description or error.name)
+    # compat: an unknown method on a known URL is 404 there, too
+    if code in (404, 405):
+        return Response("404 Not Found\n\nThe resource could not be found.\n", status=404, mimetype="text/plain")
+    if code == 413:
+        return Response(
+            "413 Request Entity Too Large\n\nThe body of a request may have at most 114688 bytes.\n",
+            status=413,
+            mimetype="text/plain",
+        )
+    if code in (301, 302, 308):
+        return error.get_response()  # type: ignore[return-value]
+    return fault(code, "badRequest" if code == 400 else "computeFault", error.description or NO_SUCH_RESOURCE)
+
+
+def set_common_headers(response: Response) -> Response:
+    """Put the request id on a reply, and the microversion that was used."""
+    request_id = g.get("request_id", "")
+    response.headers["x-openstack-request-id"] = request_id
+    if g.get("in_controller"):
+        response.headers["x-compute-request-id"] = request_id
+    version = g.get("version_text")
+    if version:
+        response.headers["OpenStack-API-Version"] = f"volume {version}"
+        response.headers["Vary"] = "OpenStack-API-Version"
+    return response

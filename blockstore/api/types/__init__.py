@@ -1,0 +1,1 @@
+"""The API of volume types: extra specs, access, encryption, QoS, defaults."""

@@ -1,0 +1,1 @@
+"""The API of volumes: create, list, change, delete, actions, metadata, transfers, migration."""

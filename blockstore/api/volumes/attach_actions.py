@@ -1,0 +1,302 @@
+"""The older way to attach: actions on a volume that Nova and clients still send.
+
+os-reserve, os-initialize_connection, os-attach, and back: os-begin_detaching, os-terminate_connection, os-detach. The
+export that os-initialize_connection makes hangs on an attachment that no list shows (``Attachment.legacy``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import select
+
+from blockstore import states
+from blockstore.api.attachment_quota import check_attachments
+from blockstore.api.attachments import (
+    attachments_of,
+    check_outcome,
+    connecting,
+    connection_info,
+    disconnect,
+    fit,
+    is_readonly,
+    refuse_while_a_server_uses,
+    who_holds,
+)
+from blockstore.api.http.call import Call, Later
+from blockstore.api.http.routes import Room
+from blockstore.api.volumes.actions import ACTION, not_migrating
+from blockstore.api.volumes.volumes import find_volume
+from blockstore.db.models import Attachment, Volume, new_id, now
+from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
+from blockstore.orders import Order
+from blockstore.schemas import attachments as schemas
+from blockstore.states import A, V
+
+room = Room()
+
+# --- words that change the status only ---------------------------------------------------------------------
+
+
+@room.action(ACTION, "os-reserve", policy="volume_extension:volume_actions:reserve", body=schemas.Reserve)
+def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Keep a volume for a server that is about to attach it."""
+    volume = find_volume(call, volume_id, lock=True)
+    allowed = [V.AVAILABLE, *([V.IN_USE] if volume.multiattach else [])]
+    try:
+        states.move(call.session, states.VOLUME, volume_id, V.ATTACHING, only_from=allowed)
+    except StateConflict:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume_id} is {volume.status}; to be reserved it must be"
+            f" {' or '.join(allowed)}. {who_holds(call, volume)}".rstrip()
+        ) from None
+
+
+@room.action(
+    ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.Unreserve, frees=True
+)
+def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Give up what os-reserve kept."""
+    _unreserve(call, find_volume(call, volume_id, lock=True))
+
+
+def _unreserve(call: Call, volume: Volume) -> None:
+    if volume.status == V.ATTACHING:  # compat: else nothing, silently
+        states.reckon(call.session, volume.id)
+
+
+@room.action(
+    ACTION,
+    "os-begin_detaching",
+    policy="volume_extension:volume_actions:begin_detaching",
+    body=schemas.BeginDetaching,
+    frees=True,
+)
+def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Take note that a server begins to detach."""
+    volume = find_volume(call, volume_id, lock=True)
+    if volume.migration_status and volume.migration_status not in ("success", "error", "deleting"):
+        return  # compat: a volume that is being migrated passes silently
+    try:
+        states.move(
+            call.session,
+            states.VOLUME,
+            volume_id,
+            V.DETACHING,
+            only_from=(V.IN_USE,),
+            where=[Volume.attach_status == "attached", not_migrating()],
+        )
+    except StateConflict:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume_id} is {volume.status} and {volume.attach_status}; to be detached it must"
+            " be in-use and attached."
+        ) from None
+
+
+@room.action(
+    ACTION,
+    "os-roll_detaching",
+    policy="volume_extension:volume_actions:roll_detaching",
+    body=schemas.RollDetaching,
+    frees=True,
+)
+def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Take back that a server began to detach."""
+    volume = find_volume(call, volume_id, lock=True)
+    if volume.status == V.DETACHING:  # compat: else nothing, silently
+        states.move(call.session, states.VOLUME, volume_id, V.IN_USE, only_from=(V.DETACHING,))
+
+
+# --- use ---------------------------------------------------------------------------------------------------
+
+
+@room.action(ACTION, "os-attach", policy="volume_extension:volume_actions:attach", body=schemas.Attach)
+def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Take note that a server or a host uses the volume."""
+    volume = find_volume(call, volume_id, lock=True)
+    asked = body["attach"]
+    mode = asked.get("mode", "rw")
+    if mode != "ro" and is_readonly(volume):
+        raise BadRequest(f"Invalid attaching mode '{mode}' for volume {volume_id}: it is read-only.")
+    if volume.status not in states.FOLLOWS_ATTACHMENTS:
+        raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it cannot be attached.")
+    present = attachments_of(call, volume)
+    if not any(_is_of(row, asked) for row in present):  # compat: told twice, it is one attachment
+        if volume.status == V.IN_USE and not volume.multiattach:
+            raise InvalidStatus(
+                f"Invalid volume: volume {volume_id} is in-use and may be attached once only. {who_holds(call, volume)}"
+            )
+        if not volume.multiattach:
+            refuse_while_a_server_uses(call, present)
+        check_attachments(call, volume, exported=False)
+        row = Attachment(
+            id=new_id(),
+            project_id=volume.project_id,
+            volume_id=volume_id,
+            instance_uuid=asked.get("instance_uuid"),
+            host_name=asked.get("host_name"),
+            mountpoint=asked["mountpoint"],
+            attach_mode=mode,
+            attached_at=now(),
+        )
+        states.born_settled(call.session, row, A.ATTACHED)
+    states.reckon(call.session, volume_id)
+
+
+def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
+    if row.status != A.ATTACHED:
+        return False
+    name = "instance_uuid" if asked.get("instance_uuid") else "host_name"
+    return bool(getattr(row, name) == asked[name])
+
+
+@room.action(ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.Detach, frees=True)
+def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
+    """End an attachment and what is exported for it."""
+    volume = find_volume(call, volume_id, lock=True)
+    _refuse_in_maintenance(volume)
+    row = _attachment_to_end(call, volume, (body["detach"] or {}).get("attachment_id"))
+    if row is None:
+        states.reckon(call.session, volume_id)  # compat: nothing is attached, and that is no error
+        return None
+    refuse_while_a_server_uses(call, [row])
+    return _when_ended([disconnect(call, row)])
+
+
+def _refuse_in_maintenance(volume: Volume) -> None:
+    if volume.status == V.MAINTENANCE:
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} is {volume.status}; it cannot be detached.")
+
+
+def _attachment_to_end(call: Call, volume: Volume, attachment_id: str | None) -> Attachment | None:
+    present = attachments_of(call, volume)
+    if attachment_id is not None:
+        for row in present:
+            if row.id == attachment_id:
+                return row
+        raise NotFound(f"Volume attachment could not be found with filter: attachment_id = {attachment_id}.")
+    if len(present) > 1:
+        raise BadRequest(f"Invalid volume: volume {volume.id} has {len(present)} attachments; name the attachment_id.")
+    return present[0] if present else None
+
+
+# --- exports -----------------------------------------------------------------------------------------------
+
+
+@room.action(
+    ACTION,
+    "os-initialize_connection",
+    policy="volume_extension:volume_actions:initialize_connection",
+    body=schemas.InitializeConnection,
+    status=200,
+)
+def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
+    """Export a volume to an initiator and say how it is reached."""
+    volume = find_volume(call, volume_id, lock=True)
+    connector = body["connection"]["connector"]
+    if volume.status in (V.MAINTENANCE, V.AWAITING_TRANSFER) or volume.status in states.VOLUME.failure:
+        raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it cannot be connected.")
+    if not volume.multiattach:
+        refuse_while_a_server_uses(call, [*attachments_of(call, volume), *_exports(call, volume_id, None)])
+    for row in _exports(call, volume_id, connector):
+        if row.status == A.ATTACHING and row.connector == connector:
+            return _info(call, row)  # told twice, it is one export
+    check_attachments(call, volume)
+    row = Attachment(id=new_id(), project_id=volume.project_id, volume_id=volume_id, legacy=True)
+    fit(call, volume, row, connector)
+    order = connecting(call, row)
+    states.born(call.session, row, order)
+
+    def reply(later: Call) -> dict[str, Any]:
+        check_outcome(later, order)
+        made = later.session.get(Attachment, row.id)
+        if made is None:
+            raise NotFound(f"The connection of volume {volume_id} was ended meanwhile.")
+        return _info(later, made)
+
+    return Later(orders=(order.order_id,), reply=reply)
+
+
+def _info(call: Call, row: Attachment) -> dict[str, Any]:
+    volume = find_volume(call, row.volume_id)
+    return {"connection_info": connection_info(call, row, volume, with_secret=True)}
+
+
+@room.action(
+    ACTION,
+    "os-terminate_connection",
+    policy="volume_extension:volume_actions:terminate_connection",
+    body=schemas.TerminateConnection,
+    frees=True,
+)
+def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
+    """End what is exported to an initiator; without a connector, to all of them."""
+    volume = find_volume(call, volume_id, lock=True)
+    call.enforce("volume_extension:volume_actions:unreserve")
+    ending = _exports(call, volume_id, body["connection"]["connector"])
+    refuse_while_a_server_uses(call, [*attachments_of(call, volume), *ending])
+    orders = [disconnect(call, row) for row in ending]
+    _unreserve(call, volume)
+    return _when_ended(orders)
+
+
+@room.action(
+    ACTION,
+    "os-force_detach",
+    policy="volume_extension:volume_admin_actions:force_detach",
+    body=schemas.ForceDetach,
+    frees=True,
+)
+def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
+    """Tear an attachment and its export down, whatever the initiator is doing."""
+    volume = find_volume(call, volume_id, lock=True)
+    _refuse_in_maintenance(volume)
+    for rule in ("terminate_connection", "unreserve", "detach"):
+        call.enforce(f"volume_extension:volume_actions:{rule}")
+    ending = _exports(call, volume_id, body["detach"].get("connector"))
+    row = _attachment_to_end(call, volume, body["detach"].get("attachment_id"))
+    orders = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
+    if row is None:
+        states.reckon(call.session, volume_id)
+    return _when_ended(orders)
+
+
+def _exports(call: Call, volume_id: str, connector: Mapping[str, Any] | None) -> list[Attachment]:
+    """Return what os-initialize_connection made for an initiator, or for all."""
+    rows = call.session.scalars(
+        select(Attachment)
+        .where(Attachment.volume_id == volume_id, Attachment.legacy, Attachment.status.not_in([A.DISCONNECTING]))
+        .order_by(Attachment.created_at, Attachment.id)
+    )
+    return [row for row in rows if not connector or _same_initiator(row.connector or {}, connector)]
+
+
+def _same_initiator(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    keys = [key for key in ("initiator", "host") if key in one or key in other]
+    return all(one.get(key) == other.get(key) for key in keys)
+
+
+def _when_ended(orders: Iterable[Order]) -> Any:
+    filed = list(orders)
+
+    def reply(later: Call) -> None:
+        for order in filed:
+            check_outcome(later, order)
+
+    return Later(orders=[order.order_id for order in filed], reply=reply) if filed else None
+
+
+@room.action(
+    ACTION,
+    "os-extend_volume_completion",
+    policy="volume_extension:volume_admin_actions:extend_volume_completion",
+    body=schemas.ExtendVolumeCompletion,
+)
+def extend_volume_completion(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Refuse, with the reason: here no extension waits for a compute service to do its part."""
+    volume = find_volume(call, volume_id)
+    raise InvalidStatus(
+        f"Invalid volume: volume {volume_id} is {volume.status}; no extension of it waits to be completed."
+        " This service extends volumes in use by itself."
+    )

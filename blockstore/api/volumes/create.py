@@ -1,0 +1,165 @@
+"""Accept a new volume: a row that is ``creating`` and an order, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blockstore import quotas, states
+from blockstore.api.holds import keep_project
+from blockstore.api.http.call import Call
+from blockstore.api.http.lookup import find
+from blockstore.api.http.routes import Room
+from blockstore.api.metadata import OF_IMAGES, OF_VOLUMES
+from blockstore.api.types.types import default_type, find_type, size_bounds
+from blockstore.api.volumes.volumes import find_volume, shown
+from blockstore.db.models import (
+    Snapshot,
+    Volume,
+    VolumeType,
+    new_id,
+    now,
+)
+from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, NotOffered
+from blockstore.orders import PlaceVolume, new_order_id
+from blockstore.schemas import volumes as schemas
+from blockstore.states import S, V
+from blockstore.zones import zone_of_new
+
+room = Room()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a volume is made from."""
+
+    size: int
+    volume_type_id: str
+    availability_zone: str | None
+    bootable: bool
+    image_metadata: Mapping[str, str]
+    """What the new volume takes over."""
+
+
+@room.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
+def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept a new volume: empty, from a snapshot, or from a volume."""
+    asked = body["volume"]
+    keep_project(call, call.ctx.project_id)
+    source = _source(call, asked)
+    volume_type = _type(call, asked, source)
+    size = _size(asked, source)
+    size_bounds(volume_type, size)
+    if volume_type.encryption is not None:
+        raise BadRequest(
+            f"Invalid volume type: volumes of type {volume_type.name} are to be encrypted, and this service holds no"
+            " keys yet. Use another type."
+        )
+    multiattach = (volume_type.extra_specs.get("multiattach") or "").strip() == "<is> True"
+    if multiattach:
+        call.enforce("volume:multiattach")
+    volume = Volume(
+        id=new_id(),
+        project_id=call.ctx.project_id,
+        user_id=call.ctx.user_id,
+        name=asked.get("name"),
+        description=asked.get("description"),
+        size=size,
+        volume_type_id=volume_type.id,
+        availability_zone=zone_of_new(
+            call.core.config,
+            volume_type.extra_specs,
+            requested=asked.get("availability_zone"),
+            of_source=source.availability_zone if source else None,
+            source="snapshot" if asked.get("snapshot_id") else "source volume",
+        ),
+        snapshot_id=asked.get("snapshot_id"),
+        source_volid=asked.get("source_volid"),
+        bootable=source.bootable if source else False,
+        has_image_metadata=source is not None and bool(source.image_metadata),
+        multiattach=multiattach,
+        created_at=now(),
+    )
+    limits = call.core.config.quota
+    quotas.charge(
+        call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size, volume_size_gib=size
+    )
+    order = PlaceVolume(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume.id,
+        snapshot_id=volume.snapshot_id,
+        source_volume_id=volume.source_volid,
+        hints=body.get("hints") or {},
+    )
+    states.born(call.session, volume, order)
+    pairs = asked.get("metadata") or {}
+    OF_VOLUMES.add(call.session, volume.id, pairs)
+    if source is not None:
+        OF_IMAGES.copy(call.session, volume.id, source.image_metadata)
+    return {"volume": shown(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
+
+
+def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
+    named = [name for name in ("snapshot_id", "source_volid", "imageRef", "image_id", "backup_id") if asked.get(name)]
+    if len(named) > 1 and set(named) != {"imageRef", "image_id"}:
+        raise BadRequest(f"Only one source may be given, not {' and '.join(named)}.")
+    if asked.get("multiattach"):
+        raise InvalidInput(
+            "volume.multiattach", True, "Ask for a volume type whose extra spec multiattach is '<is> True'."
+        )
+    for name, noun in (("group_id", "Group"), ("consistencygroup_id", "Consistency group"), ("backup_id", "Backup")):
+        if asked.get(name):
+            raise NotFound.resource(noun, asked[name])
+    if not named:
+        return None
+    if named[0] in ("imageRef", "image_id"):
+        call.enforce("volume:create_from_image")
+        raise NotOffered(
+            f"This service does not offer images yet; leave out {named[0]}, or make the volume from a snapshot."
+        )
+    if named[0] == "snapshot_id":
+        return _snapshot_source(call, asked["snapshot_id"])
+    # Locked: else its copy could be made when it is another project's already.
+    volume = find_volume(call, asked["source_volid"], lock=True)
+    if volume.status not in (V.AVAILABLE, V.IN_USE):
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; a source must be available or in-use."
+        )
+    images = OF_IMAGES.of(call.session, volume.id) if volume.has_image_metadata else {}
+    return Source(volume.size, volume.volume_type_id, volume.availability_zone, volume.bootable, images)
+
+
+def _snapshot_source(call: Call, snapshot_id: str) -> Source:
+    snapshot = find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
+    if snapshot.status != S.AVAILABLE:
+        raise InvalidStatus(
+            f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available."
+        )
+    # Of what may change later it has its own: the volume may be another project's by now.
+    zone = call.session.get_one(Volume, snapshot.volume_id).availability_zone
+    images = snapshot.image_metadata or {}
+    return Source(snapshot.volume_size, snapshot.volume_type_id or "", zone, snapshot.bootable, images)
+
+
+def _type(call: Call, asked: Mapping[str, Any], source: Source | None) -> VolumeType:
+    if asked.get("volume_type"):
+        return find_type(call, asked["volume_type"])
+    if source is not None and (kind := call.session.get(VolumeType, source.volume_type_id)) is not None:
+        return kind
+    return default_type(call)  # also where the type that a snapshot had is deleted since
+
+
+def _size(asked: Mapping[str, Any], source: Source | None) -> int:
+    size: int | None = asked.get("size")
+    if size is None:
+        if source is None:
+            raise InvalidInput(
+                "volume.size", None, "It is needed unless the volume is made from a snapshot or a volume."
+            )
+        return source.size
+    if source is not None and size < source.size:
+        raise InvalidInput("volume.size", size, f"It must not be less than the source's size, {source.size} GiB.")
+    return size

@@ -1,0 +1,152 @@
+"""Accept the deletion of a volume, or say what is in its way."""
+
+from __future__ import annotations
+
+from marshmallow import ValidationError
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+)
+
+from blockstore import quotas, states
+from blockstore.api.admin.services import refuse_frozen
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
+from blockstore.api.volumes.volumes import find_volume
+from blockstore.db.models import (
+    Attachment,
+    OrderRow,
+    Snapshot,
+    Volume,
+)
+from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
+from blockstore.microversions import (
+    DELETE_FORCE,
+)
+from blockstore.orders import DeleteSnapshot, DeleteVolume, new_order_id
+from blockstore.schemas.base import bool_like
+from blockstore.states import S, V
+
+room = Room()
+
+DELETABLE = (V.AVAILABLE, V.ERROR, V.ERROR_RESTORING, V.ERROR_EXTENDING, V.ERROR_MANAGING)
+MIGRATION_IDLE = ("deleting", "error", "success")
+
+
+@room.delete("/volumes/<volume_id>", policy="volume:delete")
+def remove(call: Call, volume_id: str) -> None:
+    """Accept the deletion of a volume; with ``cascade``, of its snapshots too."""
+    force = call.version >= DELETE_FORCE and _switch(call, "force")
+    if force:
+        call.enforce("volume:force_delete")
+    delete_volume(call, volume_id, force=force, cascade=_switch(call, "cascade"))
+
+
+def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
+    """File the orders that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
+    volume = find_volume(call, volume_id, lock=True)  # no snapshot is born while its conditions are looked at
+    refuse_frozen(call, volume.host, "deleted")
+    if force and volume.status == V.DELETING and states.is_covered(call.session, DeleteVolume, volume_id):
+        return  # it is on its way already
+    if cascade:
+        _delete_snapshots(call, volume, force=force)
+    order = DeleteVolume(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume_id,
+        pool=volume.host or "",
+    )
+    conditions = removable(force=force, cascade=cascade)
+    at_once = _is_nowhere(call, volume)
+    try:
+        states.move(
+            call.session, states.VOLUME, volume_id, V.DELETING, where=conditions, order=None if at_once else order
+        )
+    except StateConflict:
+        raise InvalidStatus(why_not_removable(call, volume, cascade=cascade)) from None
+    if at_once:
+        if volume.consumes_quota:
+            quotas.refund(call.session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
+        states.removed_at_once(call.session, order)
+
+
+def _is_nowhere(call: Call, volume: Volume) -> bool:
+    """Say whether nothing of a volume is on any backend, and nobody works on it: compat: it then goes at once."""
+    if volume.host is not None:
+        return False
+    idle = ~exists().where(OrderRow.resource_id == volume.id, OrderRow.state == "open")
+    unused = ~exists().where(Attachment.volume_id == volume.id)
+    without_snapshots = ~exists().where(Snapshot.volume_id == volume.id)
+    return bool(call.session.execute(select(and_(idle, unused, without_snapshots))).scalar())
+
+
+def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
+    """Return what must hold of a volume that is to go."""
+    conditions: list[ColumnElement[bool]] = [
+        Volume.attach_status != "attached",
+        or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
+        Volume.group_id.is_(None),
+    ]
+    if not force:
+        conditions.append(Volume.status != V.DELETING)
+        # compat: what was never placed can be removed in any status
+        conditions.append(or_(Volume.status.in_(DELETABLE), and_(Volume.host.is_(None))))
+    if not cascade:
+        conditions.append(~exists().where(Snapshot.volume_id == Volume.id))
+    return conditions
+
+
+def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = "deleted") -> str:
+    """Return the sentence that says what is in the way."""
+    said = f"Invalid volume: volume {volume.id} cannot be {done}: "
+    if volume.attach_status == "attached":
+        return said + "it is attached."
+    if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
+        return said + f"it is being migrated ({volume.migration_status})."
+    if volume.group_id:
+        return said + f"it belongs to group {volume.group_id}."
+    count = call.session.execute(
+        select(func.count()).select_from(Snapshot).where(Snapshot.volume_id == volume.id)
+    ).scalar_one()
+    if count and not cascade:
+        way = "delete them first, or with cascade" if done == "deleted" else "unmanage or delete them first"
+        return said + f"it has {count} snapshot{'s' if count > 1 else ''}; {way}."
+    return said + f"its status is {volume.status}; it must be {', '.join(DELETABLE[:-1])} or {DELETABLE[-1]}."
+
+
+def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
+    snapshots = call.session.scalars(
+        select(Snapshot).where(Snapshot.volume_id == volume.id).order_by(Snapshot.number.desc())
+    ).all()
+    for snapshot in snapshots:
+        if snapshot.group_snapshot_id is not None:
+            raise InvalidStatus(f"Invalid volume: its snapshot {snapshot.id} belongs to a group snapshot.")
+        if not call.ctx.may_see(snapshot.project_id):
+            raise InvalidStatus(f"Invalid volume: volume {volume.id} has snapshots of another project.")
+        if snapshot.status == S.DELETING:
+            continue
+        if not force and snapshot.status not in (S.AVAILABLE, S.ERROR):
+            raise InvalidStatus(
+                f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
+            )
+        order = DeleteSnapshot(
+            order_id=new_order_id(),
+            request_id=call.ctx.request_id,
+            project_id=snapshot.project_id,
+            snapshot_id=snapshot.id,
+            volume_id=volume.id,
+            came_from=snapshot.status,
+        )
+        states.move(call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), order=order)
+
+
+def _switch(call: Call, name: str) -> bool:
+    try:
+        return bool_like(call.query.get(name, "False"))
+    except ValidationError as exc:
+        raise InvalidInput(name, call.query[name], exc.messages[0]) from None

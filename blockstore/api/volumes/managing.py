@@ -1,0 +1,304 @@
+"""Takes over volumes and snapshots that others made, lists them, and lets go of ours without touching their bytes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import exists, or_, select
+
+from blockstore import claims, quotas, states
+from blockstore.api.admin.services import VOLUME
+from blockstore.api.holds import keep_project
+from blockstore.api.http.call import Aside, Call
+from blockstore.api.http.routes import Room
+from blockstore.api.metadata import OF_VOLUMES
+from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
+from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
+from blockstore.api.snapshots import born as snapshot_born
+from blockstore.api.snapshots import find_snapshot
+from blockstore.api.snapshots import shown as snapshots_shown
+from blockstore.api.types.types import default_type, find_type
+from blockstore.api.volumes.actions import ACTION
+from blockstore.api.volumes.delete import DELETABLE, removable, why_not_removable
+from blockstore.api.volumes.volumes import View, find_volume
+from blockstore.board import PoolReport
+from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume, VolumeType, new_id, now
+from blockstore.errors import (
+    BackendError,
+    BadRequest,
+    InvalidInput,
+    InvalidStatus,
+    NotFound,
+    ServiceUnavailable,
+    StateConflict,
+)
+from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
+from blockstore.orders import PlaceManaged, new_order_id
+from blockstore.schemas import managing as schemas
+from blockstore.schemas.base import load
+from blockstore.schemas.listing import PageQuery
+from blockstore.schemas.volumes import VOLUME as VOLUME_REPLY
+
+room = Room()
+
+_OUR_NAME = re.compile(r"(?:.*/)?(?:volume|snap)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.\w+)?", re.DOTALL)
+_SORT_KEYS = ("reference", "size")
+
+# --- lists -------------------------------------------------------------------------------------------------
+
+
+def _declare_lists(path: str, since: Version, kind: str, policy: str) -> None:
+    @room.get(path, policy=policy, since=since)
+    def index(call: Call) -> Aside:
+        """List what is on a pool, ours included."""
+        return _listing(call, kind, detailed=False)
+
+    @room.get(f"{path}/detail", policy=policy, since=since)
+    def detail(call: Call) -> Aside:
+        """List what is on a pool, and why what cannot be taken over cannot."""
+        return _listing(call, kind, detailed=True)
+
+
+for _path, _since, _kind, _policy in (
+    ("/manageable_volumes", MANAGEABLE, "volumes", "volume_extension:list_manageable"),
+    ("/os-volume-manage", MINIMUM, "volumes", "volume_extension:list_manageable"),
+    ("/manageable_snapshots", MANAGEABLE, "snapshots", "snapshot_extension:list_manageable"),
+    ("/os-snapshot-manage", MINIMUM, "snapshots", "snapshot_extension:list_manageable"),
+):
+    _declare_lists(_path, _since, _kind, _policy)
+
+
+def _listing(call: Call, kind: str, *, detailed: bool) -> Aside:
+    asked = load(PageQuery, dict(call.query), call.version)
+    keys = _sort_keys(asked)
+    cluster = call.query.get("cluster") if call.version >= MANAGEABLE_CLUSTER else None
+    pool = _pool(call, call.query.get("host"), cluster).name
+
+    def reply(timeout_s: float) -> dict[str, Any]:
+        try:
+            found = call.core.manageable(pool, kind, timeout_s)
+        except BackendError as exc:
+            raise BadRequest(f"Invalid host: {pool} cannot list its {kind}: {exc}") from exc
+        except TimeoutError:
+            raise ServiceUnavailable(
+                f"{pool} has not said within {timeout_s:g} s which {kind} it has; is its storage stuck?"
+                if timeout_s
+                else f"Too many requests wait for an answer already; ask again for the {kind} on {pool}."
+            ) from None
+        page = _page(found, asked, keys, call.core.config.service.max_limit)
+        return {f"manageable-{kind}": [_item(one, kind, detailed=detailed) for one in page]}
+
+    return Aside(reply=reply)
+
+
+def _page(found: Sequence[Any], asked: Mapping[str, Any], keys: Sequence[tuple[str, bool]], most: int) -> Sequence[Any]:
+    found = sorted(found, key=lambda one: one.reference)
+    for key, down in reversed(keys):
+        found.sort(key=lambda one: one.size_gib if key == "size" else one.reference, reverse=down)
+    if asked.get("marker"):
+        marker = _marker(asked["marker"])
+        places = [place for place, one in enumerate(found) if one.reference == marker]
+        if not places:
+            raise BadRequest(f"Invalid input received: marker not found: {marker}")
+        found = found[places[0] + 1 :]
+    start = asked.get("offset") or 0
+    return found[start : start + min(asked.get("limit", most), most)]
+
+
+def _item(one: Any, kind: str, *, detailed: bool) -> dict[str, Any]:
+    item = {
+        "reference": {"source-name": one.reference},
+        "size": one.size_gib,
+        "safe_to_manage": one.reason is None,
+    }
+    if kind == "snapshots":
+        item["source_reference"] = {"source-name": one.volume}
+    if detailed:
+        item |= {"reason_not_safe": one.reason, "cinder_id": one.managed_as, "extra_info": None}
+    return item
+
+
+def _sort_keys(asked: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """Return the keys, each with whether it goes down. compat: reference and size only, the reference down if none."""
+    words = [word.strip().partition(":") for word in asked.get("sort", "").split(",") if word.strip()]
+    given = [(key, direction or "desc") for key, _, direction in words] or [
+        (asked.get("sort_key") or "reference", asked.get("sort_dir") or "desc")
+    ]
+    for key, direction in given:
+        if key not in _SORT_KEYS:
+            raise BadRequest(f"Invalid input received: {key!r} is no sort key; {' and '.join(_SORT_KEYS)} are.")
+        if direction not in ("asc", "desc"):
+            raise BadRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.")
+    return [(key, direction == "desc") for key, direction in given]
+
+
+def _marker(text: str) -> str:
+    """Return the reference of a marker: the object as JSON or as Python writes it, or the name alone."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            value = read(text)
+            if isinstance(value, dict):
+                return str(value.get("source-name"))
+    return text
+
+
+def _pool(call: Call, host: str | None, cluster: str | None) -> PoolReport:
+    """Return the pool that NODE@BACKEND#POOL names, or NODE@BACKEND where that has one. Raises BadRequest."""
+    if (host is None) == (cluster is None):
+        raise InvalidInput("host", host, "Exactly one of host and cluster is needed.")
+    if cluster is not None:
+        raise BadRequest(f"There is no cluster {cluster}; name a host, NODE@BACKEND or NODE@BACKEND#POOL.")
+    reports = [report for name, report in call.core.board.reports().items() if host in (name, report.backend)]
+    if len(reports) != 1:
+        names = ", ".join(sorted(call.core.board.reports()))
+        what = f"{host} has several pools; name one" if reports else f"there is no pool {host}"
+        raise BadRequest(f"Invalid host: {what}: {names}.")
+    if not reports[0].up:
+        raise BadRequest(f"Invalid host: {host} is down: {reports[0].reason}")
+    service = call.session.get(ServiceRow, (VOLUME, reports[0].backend))
+    if service is not None and service.disabled:
+        raise BadRequest(
+            f"Invalid host: {reports[0].backend} is disabled: {service.disabled_reason or 'no reason given'}."
+        )
+    return reports[0]
+
+
+# --- taking over -------------------------------------------------------------------------------------------
+
+
+def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept a volume that is on a pool already."""
+    asked = body["volume"]
+    report = _pool(call, asked.get("host"), asked.get("cluster"))
+    if not report.capabilities.manage:
+        raise BadRequest(f"Invalid host: {report.name} does not offer to take volumes over.")
+    keep_project(call, call.ctx.project_id)
+    _refuse_managed(call, report.name, asked["ref"], Volume)
+    kind = _type(call, asked.get("volume_type"))
+    volume = Volume(
+        id=new_id(),
+        project_id=call.ctx.project_id,
+        user_id=call.ctx.user_id,
+        name=asked.get("name"),
+        description=asked.get("description"),
+        size=0,
+        volume_type_id=kind.id,
+        availability_zone=report.availability_zone,
+        bootable=asked.get("bootable") or False,
+        multiattach=kind.multiattach,
+        consumes_quota=False,  # until its size is known
+        created_at=now(),
+    )
+    order = PlaceManaged(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume.id,
+        pool=report.name,
+        reference=asked["ref"],
+    )
+    states.born(call.session, volume, order)
+    pairs = asked.get("metadata") or {}
+    OF_VOLUMES.add(call.session, volume.id, pairs)
+    # compat: no field that came later, and none that a policy opens, at any microversion
+    view = View(volume, kind.name, pairs, [], call.links.of_resource("volumes", volume.id), None, {})
+    return {"volume": {name: get(view) for name, get in VOLUME_REPLY.getters(MINIMUM, frozenset())}}
+
+
+def _type(call: Call, ref: str | None) -> VolumeType:
+    try:
+        kind = find_type(call, ref) if ref else default_type(call)
+    except NotFound as exc:
+        raise BadRequest(f"Invalid volume type: {exc.message}") from None
+    if kind.encryption is not None:
+        raise BadRequest(f"Invalid volume type: volumes of type {kind.name} are encrypted; none is taken over as such.")
+    return kind
+
+
+def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | Snapshot]) -> None:
+    """Raise BadRequest for what is called like something of ours; whatever else is ours, the manager finds out."""
+    named = _OUR_NAME.fullmatch(reference)
+    if named is None:
+        return
+    called = or_(Volume.id == named[1], Volume.name_id == named[1]) if kind is Volume else Snapshot.id == named[1]
+    row_id = call.session.execute(select(kind.id).where(called, kind.host.is_not(None)).limit(1)).scalar()
+    if row_id is not None:
+        raise BadRequest(
+            f"Invalid reference: {reference} on {pool} is managed already, as {kind.__name__.lower()} {row_id}."
+        )
+
+
+def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept a snapshot that a volume of ours has already."""
+    asked = body["snapshot"]
+    call.enforce("volume:create_snapshot")
+    volume = find_volume(call, asked["volume_id"], lock=True)
+    report = call.core.board.get(volume.host or "")
+    if report is None or not report.capabilities.manage:
+        raise BadRequest(f"Invalid volume: {volume.host} does not offer to take snapshots over.")
+    _refuse_managed(call, report.name, asked["ref"], Snapshot)
+    snapshot = snapshot_born(call, volume, {**asked, "force": True}, reference=asked["ref"])
+    return {"snapshot": snapshots_shown(call, [snapshot], kind="plain")[0]}
+
+
+for _path, _since in (("/manageable_volumes", MANAGEABLE), ("/os-volume-manage", MINIMUM)):
+    room.post(_path, policy="volume_extension:volume_manage", body=schemas.ManageVolume, since=_since, status=202)(
+        manage_volume
+    )
+for _path, _since in (("/manageable_snapshots", MANAGEABLE), ("/os-snapshot-manage", MINIMUM)):
+    room.post(
+        _path, policy="snapshot_extension:snapshot_manage", body=schemas.ManageSnapshot, since=_since, status=202
+    )(manage_snapshot)
+
+
+# --- letting go --------------------------------------------------------------------------------------------
+
+
+@room.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.Unmanage, frees=True)
+def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Forget a volume; it stays on its pool. What may be deleted may be let go."""
+    call.enforce("volume:delete")
+    volume = find_volume(call, volume_id, lock=True)
+    unused = ~exists().where(Attachment.volume_id == volume_id)
+    conditions: Sequence[Any] = [*removable(force=False, cascade=False), unused]
+    placed = {"volumes": 1, "volume_gib": volume.size}
+    counted = {"volumes": 1, "gigabytes": volume.size} if volume.consumes_quota else {}
+    host, project, type_id = volume.host, volume.project_id, volume.volume_type_id
+    try:
+        states.let_go(call.session, states.VOLUME, volume_id, DELETABLE, conditions)
+    except StateConflict:
+        reserved = call.session.execute(select(Attachment.id).where(Attachment.volume_id == volume_id).limit(1)).first()
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume_id} has attachments; end them first."
+            if reserved
+            else why_not_removable(call, volume, cascade=False, done="unmanaged")
+        ) from None
+    claims.release(call.session, host, **placed)
+    quotas.refund(call.session, project, type_id, **counted)
+
+
+@room.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=schemas.Unmanage)
+def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
+    """Forget a snapshot; it stays on its pool."""
+    call.enforce("volume:delete_snapshot")
+    snapshot = find_snapshot(call, snapshot_id, lock=True)
+    if snapshot.group_snapshot_id is not None:
+        raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
+    # Its type stays what it is until the snapshot is not counted for that any more.
+    volume = call.session.get_one(Volume, snapshot.volume_id, with_for_update=True)
+    host, project, size, counts = snapshot.host, snapshot.project_id, snapshot.volume_size, snapshot.consumes_quota
+    try:
+        states.let_go(call.session, states.SNAPSHOT, snapshot_id, SNAPSHOT_DELETABLE)
+    except StateConflict as conflict:
+        raise InvalidStatus(
+            f"Invalid snapshot: snapshot {snapshot_id} is {conflict.present}; it must be"
+            f" {' or '.join(SNAPSHOT_DELETABLE)}."
+        ) from None
+    claims.release(call.session, host, snapshot_gib=size)
+    if counts:
+        quotas.refund(call.session, project, volume.volume_type_id, snapshots=1, gigabytes=size)

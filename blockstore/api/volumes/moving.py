@@ -1,0 +1,144 @@
+"""Moves volumes to other pools: one of them, or all that are on a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+
+from blockstore import states
+from blockstore.api.admin.services import VOLUME, switch
+from blockstore.api.http.call import Call
+from blockstore.api.http.routes import Room
+from blockstore.api.volumes.actions import ACTION, not_migrating
+from blockstore.api.volumes.volumes import find_volume
+from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
+from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
+from blockstore.orders import PlaceMigration, new_order_id
+from blockstore.schemas import moving as schemas
+from blockstore.states import V
+
+room = Room()
+
+DRAINED = "drained: its volumes are being moved away"
+
+
+@room.action(
+    ACTION,
+    "os-migrate_volume",
+    policy="volume_extension:volume_admin_actions:migrate_volume",
+    body=schemas.Migrate,
+    frees=True,
+)
+def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Accept that a volume goes to another backend or pool.
+
+    compat: lock_volume says nothing here: a volume that moves is always in maintenance, so nobody writes to it.
+    """
+    volume = find_volume(call, volume_id, lock=True)
+    asked = body["migrate"]
+    if bool(asked.get("host")) == bool(asked.get("cluster")):
+        raise InvalidInput("os-migrate_volume", asked, "Exactly one of host and cluster is needed.")
+    if asked.get("cluster"):
+        raise BadRequest(f"There is no cluster {asked['cluster']}; name a host, NODE@BACKEND or NODE@BACKEND#POOL.")
+    _check_destination(call, volume, asked["host"])
+    begin(call, volume, asked["host"])
+
+
+def _check_destination(call: Call, volume: Volume, host: str) -> None:
+    reports = [report for name, report in call.core.board.reports().items() if host in (name, report.backend)]
+    if not reports:
+        known = ", ".join(sorted(call.core.board.reports()))
+        raise BadRequest(f"Invalid host: there is no backend or pool {host}; there are {known}.")
+    if host == volume.host or [report.name for report in reports] == [volume.host]:
+        raise BadRequest(f"Invalid host: volume {volume.id} is on {volume.host} already.")
+    service = call.session.get(ServiceRow, (VOLUME, reports[0].backend))
+    if service is not None and service.disabled:
+        raise BadRequest(
+            f"Invalid host: {reports[0].backend} is disabled: {service.disabled_reason or 'no reason given'}."
+        )
+    if not any(report.up for report in reports):
+        raise BadRequest(f"Invalid host: {host} is down: {reports[0].reason}")
+    source = call.core.board.get(volume.host or "")
+    reasons = [source.other_block_size(report) if source else None for report in reports]
+    if all(reasons):
+        raise BadRequest(f"Invalid host: volume {volume.id} cannot be moved to {host}: {reasons[0]}.")
+
+
+def begin(call: Call, volume: Volume, destination: str) -> None:
+    """File the move of a volume that nobody uses. Raises InvalidStatus with what is in the way."""
+    if volume.status == V.IN_USE or _has(call, Attachment, volume):
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} is attached; detach it first, then it can be moved.")
+    if _has(call, Snapshot, volume):
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} has snapshots, which would stay behind; delete them first."
+        )
+    order = PlaceMigration(
+        order_id=new_order_id(),
+        request_id=call.ctx.request_id,
+        project_id=volume.project_id,
+        volume_id=volume.id,
+        destination=destination,
+    )
+    try:
+        states.move(
+            call.session,
+            states.VOLUME,
+            volume.id,
+            V.MAINTENANCE,
+            where=[not_migrating(), Volume.group_id.is_(None)],
+            order=order,
+            previous_status=V.AVAILABLE,
+            migration_status="starting",
+        )
+    except StateConflict:
+        raise InvalidStatus(
+            f"Invalid volume: volume {volume.id} is {volume.status}; to be moved it must be available, in no group,"
+            " and not moving already."
+        ) from None
+
+
+def _has(call: Call, model: type[Attachment | Snapshot], volume: Volume) -> bool:
+    statement = select(model.id).where(model.volume_id == volume.id).limit(1)
+    return call.session.execute(statement).first() is not None
+
+
+@room.action(
+    ACTION,
+    "os-migrate_volume_completion",
+    policy="volume_extension:volume_admin_actions:migrate_volume_completion",
+    body=schemas.MigrateCompletion,
+    status=200,
+)
+def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
+    """Refuse: in the reference Nova tells by it that it has copied an attached volume; here it is never asked to."""
+    volume = find_volume(call, volume_id)
+    find_volume(call, body["completion"]["new_volume"])
+    raise BadRequest(
+        f"Volume {volume_id} does not wait for anybody to complete its migration, whose status is"
+        f" {volume.migration_status or 'none'}: a move ends by itself."
+    )
+
+
+@room.post("/os-services/drain", policy="volume_extension:services:update", body=schemas.Drain, status=202)
+def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep new volumes away from a backend and move what is on it elsewhere; or only tell the plan. Not in Cinder."""
+    host, dry_run = body["drain"]["host"], body["drain"].get("dry_run", False)
+    if host not in {report.backend for report in call.core.board.reports().values()}:
+        raise BadRequest(f"Invalid host: there is no backend {host}; name one as NODE@BACKEND.")
+    plan = call.core.plan_drain(call.session, host)
+    if not dry_run:
+        switch(call, VOLUME, host, disabled=True, reason=DRAINED)
+        for item in plan:
+            if item["destination"] is not None:
+                _begin_of(call, item)
+    return {"drain": {"host": host, "dry_run": dry_run, "volumes": plan}}
+
+
+def _begin_of(call: Call, item: dict[str, Any]) -> None:
+    """Begin what a plan says, unless somebody was quicker and it cannot be any more."""
+    try:
+        begin(call, find_volume(call, item["volume_id"], lock=True), item["destination"])
+    except (InvalidStatus, NotFound) as exc:
+        item |= {"destination": None, "reason": exc.message}

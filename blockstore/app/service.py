@@ -1,0 +1,190 @@
+"""The composition root: config → database → backends → bus → rooms → HTTP; their start and their stop, in order.
+
+The only file that imports all rooms. Used by ``app/process.py`` and by tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from blockstore import manager, periodic, private_files, recovery, scheduler, zones
+from blockstore.api import create_app
+from blockstore.api.http import authentication
+from blockstore.api.http.authentication import Authenticator
+from blockstore.api.http.call import Core
+from blockstore.api.http.waiting import WaitingRoom
+from blockstore.api.types.types import ensure_default_type
+from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
+from blockstore.board import Board
+from blockstore.bus import Bus
+from blockstore.config import Config
+from blockstore.db import opening
+from blockstore.db.models import ServiceRow
+from blockstore.db.session import Database
+from blockstore.identity import bootstrap
+from blockstore.identity.login import Login
+from blockstore.keyring import Keyring
+from blockstore.manager import managing, reporting
+from blockstore.manager.desk import Desk, is_attached, pool_of
+from blockstore.manager.exports import Exports
+from blockstore.policies import Policy
+from blockstore.scheduler import explaining, loading
+from blockstore.scheduler.placing import Scheduler
+from blockstore.server.lines import Lines
+from blockstore.settling import mark_started
+from blockstore.throttle import Throttle
+
+log = logging.getLogger(__name__)
+
+FIRST_REPORT_S = 5.0
+"""How long a start waits for slow backends before it answers without them."""
+
+
+class Service:
+    """Everything but HTTP: what tests of journeys start without a socket."""
+
+    def __init__(self, config: Config) -> None:
+        """Build every part; touches no storage yet. Raises ConfigError."""
+        self.config = config
+        self.state_dir = private_files.prepare_state_dir(config.state_dir)
+        service = config.service
+        url = database_url(config)
+        self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
+        self.backends = load_backends(config, self.state_dir)
+        places = len(self.backends) + 1  # one more for what is on no pool, or on a former one
+        workers = (service.workers + 1) * places + service.moves + 1
+        self.db = Database(url, connections=self.api_threads + workers + 4, timeout_s=config.database.timeout_s)
+        self.board = Board()
+        keyring = Keyring(self.state_dir / "attachments.key")
+        self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
+        for backend in self.backends.values():
+            backend.is_attached = functools.partial(is_attached, self.db)
+        self.desk = Desk(
+            db=self.db,
+            backends=self.backends,
+            board=self.board,
+            config=config,
+            exports=self.exports,
+            installation=keyring.owner,
+        )
+        room = Scheduler(
+            db=self.db,
+            board=self.board,
+            config=config.scheduler,
+            filters=loading.load_filters(words(config.scheduler.filters)),
+            weighers=loading.load_weighers(words(config.scheduler.weighers), config.scheduler.multiplier),
+            message_days=service.order_keep_days,
+        )
+        self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
+        # One worker: each decision sees the claims of those before it.
+        self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
+        self.bus.open_room(
+            "manager",
+            _bound(manager.HANDLERS, self.desk),
+            workers=service.workers,
+            spare=1,
+            places=places,
+            place_of=functools.partial(pool_of, self.db),
+        )
+        self.bus.open_room("mover", _bound(manager.MOVERS, self.desk), workers=service.moves, spare=1)
+        self.db.cast = self.bus.cast
+        self.waiting_room = WaitingRoom(self.api_threads)
+        self.policy = load_policy(config)
+        self.lines = Lines()
+        self.looker = managing.Looker(self.desk)
+        self.login = Login(self.db, config.identity, self.waiting_room.lent) if service.auth == "builtin" else None
+        self.app = create_app(
+            Core(
+                config=config,
+                db=self.db,
+                board=self.board,
+                bus=self.bus,
+                waiting_room=self.waiting_room,
+                authenticate=_authenticator(config, self.policy, self.db, self.lines),
+                policy=self.policy,
+                guesses=Throttle(config.identity.login_failures, config.identity.login_pause_s),
+                secret_of=keyring.secret,
+                check_connector=self.exports.check_connector,
+                explain_new=functools.partial(explaining.explain_new, room),
+                plan_drain=functools.partial(explaining.plan_drain, room),
+                note_token=self.lines.note,
+                manageable=self.looker.manageable,
+            ),
+            self.login,
+        )
+        self.application: Any = self.app
+        """What the HTTP server calls."""
+        if service.auth == "keystone":
+            from blockstore.api.http.keystone import guard
+
+            self.application = guard(self.app, config.keystone, config.source)
+        self.reporter = reporting.Reporter(self.desk)
+        self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
+
+    def start(self, *, new_database: bool = False) -> None:
+        """Open the database and bring it up to date, look at the backends, resume what was left, and begin to work."""
+        opening.open_database(self.db, self.state_dir, new=new_database)
+        self._register()
+        zones.warn_of_empty_default(self.config)
+        service = self.config.service
+        unfinished = recovery.resume(self.db, attempts=service.order_attempts, message_days=service.order_keep_days)
+        self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what orders that were given up have exported
+        self.bus.start()
+        for order in unfinished:
+            self.bus.cast(order)
+        self.clock.start()
+
+    def report(self) -> None:
+        """Look at every backend."""
+        self.reporter.look(wait_s=self.config.service.report_interval_s)
+
+    def hurry(self) -> None:
+        """Turn away those who wait to be let in, so that a stop need not wait for them."""
+        if self.login is not None:
+            self.login.close()
+
+    def stop(self) -> bool:
+        """Let what runs come to its end, leave the rest to the next start; say whether all that ran did end."""
+        if not self.clock.running:
+            return True  # stopped before
+        self.hurry()
+        self.clock.shutdown(wait=False)
+        clean = self.bus.drain(self.config.service.drain_timeout_s)
+        clean = self.reporter.stop() and clean
+        clean = self.looker.stop() and clean
+        self.bus.stop()
+        self.db.dispose()
+        return clean
+
+    def _register(self) -> None:
+        with self.db.write() as session:
+            ensure_default_type(session, self.config.service.default_volume_type)
+            if self.config.service.auth == "builtin" and bootstrap.ensure_admin(session, self.state_dir):
+                log.info("the administrator's password is in %s", self.state_dir / bootstrap.PASSWORD_FILE)
+            for name in {pool.partition("#")[0] for pool in self.backends}:
+                if session.get(ServiceRow, ("cinder-volume", name)) is None:
+                    session.add(ServiceRow(binary="cinder-volume", host=name))
+
+
+def _authenticator(config: Config, policy: Policy, db: Database, lines: Lines) -> Authenticator:
+    if config.service.auth == "builtin":
+        return authentication.by_tokens(policy, db, lines.note)
+    if config.service.auth == "keystone":
+        roles = frozenset(word.lower() for word in words(config.keystone.service_token_roles))
+        return authentication.by_middleware(policy, roles, lines.note)
+    return authentication.believing(policy, None if config.service.insecure else _own_names(config))
+
+
+def _own_names(config: Config) -> frozenset[str]:
+    """Return the names by which this service may be asked for, beside addresses."""
+    named = (f"//{config.service.listen}", config.service.public_endpoint)
+    asked = {(urlsplit(url).hostname or "").lower() for url in named}
+    return frozenset({"localhost", socket.gethostname().lower(), *asked} - {""})
+
+
+def _bound(handlers: Any, room: Any) -> Any:
+    return {order: functools.partial(handler, room) for order, handler in handlers.items()}

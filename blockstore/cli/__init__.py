@@ -1,0 +1,85 @@
+"""The command blockstore: ``serve`` and ``db``; each other module of this package has a group of commands.
+
+Imports what a command needs when it runs, so that ``blockstore openrc`` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+from typing import Any
+
+import click
+
+from blockstore import __version__
+from blockstore.cli import attachments, backends, config, identity, openrc, operations, policy, scheduler
+from blockstore.cli.command import configured
+from blockstore.cli.database import open_database
+from blockstore.config import Config
+
+
+@click.group()
+@click.version_option(__version__, prog_name="blockstore")
+def main() -> None:
+    """Block storage for a small lab: the OpenStack Block Storage API v3 in one process."""
+
+
+for _command in (
+    openrc.openrc,
+    openrc.clouds_yaml,
+    operations.order,
+    attachments.attach,
+    attachments.detach,
+    attachments.attachment,
+    identity.user,
+    identity.project,
+    policy.policy,
+    backends.backend,
+    scheduler.schedule,
+    config.config_group,
+):
+    main.add_command(_command)
+
+
+@main.command()
+@configured
+@click.option("--listen", help="HOST:PORT instead of the configured one.")
+@click.option("--insecure", is_flag=True, help="Serve without authentication where others can reach it.")
+@click.option(
+    "--new-database", is_flag=True, help="Begin with an empty database in a state directory that has served before."
+)
+def serve(config: Config, listen: str | None, insecure: bool, new_database: bool) -> None:
+    """Serve the API until SIGTERM."""
+    gc.disable()  # what is imported stays: looking through it again and again is a tenth of a start
+    from blockstore.app import process
+
+    gc.freeze()
+    gc.enable()
+    changes: dict[str, Any] = {}
+    if listen:
+        changes["listen"] = listen
+    if insecure:
+        changes["insecure"] = True
+    config = dataclasses.replace(config, service=dataclasses.replace(config.service, **changes))
+    sys.exit(process.serve(config, new_database=new_database))
+
+
+@main.group()
+def db() -> None:
+    """Look after the database."""
+
+
+@db.command("upgrade")
+@configured
+def db_upgrade(config: Config) -> None:
+    """Bring the database up to date, as every start does."""
+    from blockstore import private_files
+    from blockstore.app.process import StateLock
+    from blockstore.db.migrations import HEAD, upgrade
+
+    with StateLock(config.state_dir), private_files.explained(config.state_dir):
+        database = open_database(config)
+        database.take_sole_use()
+        aside = upgrade(database)
+    click.echo(f"The database is at revision {HEAD}." + (f" A copy of the old one: {aside}" if aside else ""))
