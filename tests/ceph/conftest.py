@@ -16,7 +16,7 @@ from blockstore_plugins.rbd import RbdBackend, RbdOptions
 from blockstore_plugins.rbd.librbd import bindings
 
 from blockstore import private_files
-from blockstore.service import Service
+from blockstore.app.service import Service
 from tests import sampling
 
 HERE = Path(__file__).parent
