@@ -35,7 +35,7 @@ from blockstore.orders import (
     RetypeVolume,
     following_id,
 )
-from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose, explain, explain_ranking
+from blockstore.scheduler.choosing import Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.scheduler.refusals import public_reason
 from blockstore.settling import settles
@@ -62,13 +62,13 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
     with room.db.write() as session:
         wish = _wish(session, volume, order)
-        choice = _choose(room, session, wish, order.request_id, before=order.failure)
-        claims.claim(session, choice.pool.name, volumes=1, volume_gib=volume.size)
+        pool = _choose(room, session, wish, order.request_id, before=order.failure)
+        claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         place = {
             "volume": volume.id,
-            "host": choice.pool.name,
-            "availability_zone": choice.pool.availability_zone,
-            "backend": choice.pool.backend,
+            "host": pool.name,
+            "availability_zone": pool.availability_zone,
+            "backend": pool.backend,
         }
         session.execute(_PLACE, place)
         following = CreateVolume(
@@ -80,7 +80,7 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
             source_volume_id=order.source_volume_id,
             hints=order.hints,
             tried=order.tried,
-            pool=choice.pool.name,
+            pool=pool.name,
         )
         states.hand_over(session, order, following)
 
@@ -92,9 +92,9 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
         volume = session.get_one(Volume, order.volume_id)
         wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **facts_of(session, volume))
     with room.db.write() as session:
-        choice = _choose(room, session, wish, order.request_id)
-        claims.claim(session, choice.pool.name, snapshot_gib=snapshot.volume_size)
-        session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=choice.pool.name))
+        pool = _choose(room, session, wish, order.request_id)
+        claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
+        session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
         following = CreateSnapshot(
             order_id=following_id(order.order_id),
             request_id=order.request_id,
@@ -134,8 +134,8 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
             **facts_of(session, volume),
         )
     with room.db.write() as session:
-        choice = _choose(room, session, wish, order.request_id)
-        claims.claim(session, choice.pool.name, volume_gib=order.growth_gib)
+        pool = _choose(room, session, wish, order.request_id)
+        claims.claim(session, pool.name, volume_gib=order.growth_gib)
         following = ExtendVolume(
             order_id=following_id(order.order_id),
             request_id=order.request_id,
@@ -143,7 +143,7 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
             volume_id=volume.id,
             new_size_gib=order.new_size_gib,
             growth_gib=order.growth_gib,
-            pool=choice.pool.name,
+            pool=pool.name,
         )
         states.hand_over(session, order, following)
 
@@ -188,7 +188,7 @@ def _retype_by_moving(
     if kept is not None:
         raise _with(refused, f"It is not moved either: {kept}.")
     wish = Wish(size_gib=volume.size, **leaving(room.board, volume), **facts)
-    pool = _choose(room, session, wish, order.request_id).pool
+    pool = _choose(room, session, wish, order.request_id)
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
     following = MoveToType(
@@ -234,7 +234,7 @@ def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> N
         facts = confined_facts(session, volume)
         leaves = leaving(room.board, volume)
         wish = Wish(size_gib=volume.size, destination=order.destination, **leaves, **facts)
-        pool = _choose(room, session, wish, order.request_id).pool
+        pool = _choose(room, session, wish, order.request_id)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
         following = MoveVolume(
@@ -290,7 +290,7 @@ def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
     )
 
 
-def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Choice:
+def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Pool:
     pools, absent = candidates(room.board, session)
     choice = choose(wish, pools, room.filters, room.weighers)
     if choice.winner is None:
@@ -304,7 +304,7 @@ def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, b
         log.warning("%s", text, extra={"request_id": request_id})
         raise NoBackend(text, public=public_reason(wish, choice.refusals, absent))
     log.debug("%s", explain_ranking(choice), extra={"request_id": request_id})
-    return choice
+    return choice.winner
 
 
 def facts_of(session: Session, volume: Volume) -> dict[str, Any]:
