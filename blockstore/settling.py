@@ -46,7 +46,6 @@ from blockstore.orders import (
     PlaceMigration,
     RemoveCopy,
     RetypeVolume,
-    new_order_id,
 )
 from blockstore.states import A, V
 
@@ -252,15 +251,7 @@ def _take_back(session: Session, order: ManageVolume) -> None:
 
 def the_other(order: MoveVolume, pool: str, name: str, size_gib: int) -> RemoveCopy:
     """Return the order that removes, after a move or the end of one, what is not the volume."""
-    return RemoveCopy(
-        order_id=new_order_id(),
-        request_id=order.request_id,
-        project_id=order.project_id,
-        volume_id=order.volume_id,
-        pool=pool,
-        name=name,
-        size_gib=size_gib,
-    )
+    return order.beside(RemoveCopy, pool=pool, name=name, size_gib=size_gib)
 
 
 def _status_of(session: Session, order: Order) -> str | None:

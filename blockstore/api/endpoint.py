@@ -43,6 +43,7 @@ from blockstore.errors import (
 )
 from blockstore.logs import MAX_PATH, bounded
 from blockstore.microversions import HEADER, MINIMUM, Version, negotiate, version_text
+from blockstore.orders import Kind
 from blockstore.policies import Policy
 from blockstore.schemas.base import Schema, load
 from blockstore.throttle import Throttle
@@ -105,6 +106,10 @@ class Call:
     def version(self) -> Version:
         """Return the microversion in force."""
         return self.ctx.microversion
+
+    def operation(self, kind: type[Kind], row: Any, **fields: Any) -> Kind:
+        """Return a new operation of this request on a row; whoever changes the row's status files it."""
+        return kind.of(row, self.ctx.request_id, **fields)
 
     def may(self, rule: str) -> bool:
         """Say whether the caller satisfies a policy rule."""

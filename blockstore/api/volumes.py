@@ -54,7 +54,7 @@ from blockstore.microversions import (
     TIME_FILTERS,
     VOLUME_SUMMARY,
 )
-from blockstore.orders import DeleteSnapshot, DeleteVolume, PlaceVolume, new_order_id
+from blockstore.orders import DeleteSnapshot, DeleteVolume, PlaceVolume
 from blockstore.schemas import volumes as schemas
 from blockstore.schemas.base import bool_like, is_uuid, timestamp
 from blockstore.states import A, S, V
@@ -342,11 +342,9 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     quotas.charge(
         call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size, volume_size_gib=size
     )
-    order = PlaceVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume.id,
+    order = call.operation(
+        PlaceVolume,
+        volume,
         snapshot_id=volume.snapshot_id,
         source_volume_id=volume.source_volid,
         hints=body.get("hints") or {},
@@ -467,13 +465,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
         return  # it is on its way already
     if cascade:
         _delete_snapshots(call, volume, force=force)
-    order = DeleteVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume_id,
-        pool=volume.host or "",
-    )
+    order = call.operation(DeleteVolume, volume, pool=volume.host or "")
     conditions = removable(force=force, cascade=cascade)
     at_once = _is_nowhere(call, volume)
     try:
@@ -547,14 +539,7 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
             raise InvalidStatus(
                 f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
             )
-        order = DeleteSnapshot(
-            order_id=new_order_id(),
-            request_id=call.ctx.request_id,
-            project_id=snapshot.project_id,
-            snapshot_id=snapshot.id,
-            volume_id=volume.id,
-            came_from=snapshot.status,
-        )
+        order = call.operation(DeleteSnapshot, snapshot, volume_id=volume.id, came_from=snapshot.status)
         states.move(call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), order=order)
 
 

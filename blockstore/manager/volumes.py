@@ -26,7 +26,6 @@ from blockstore.orders import (
     ExtendVolume,
     PlaceVolume,
     RevertVolume,
-    following_id,
 )
 from blockstore.settling import first_change, progress_of, settles
 from blockstore.states import V
@@ -100,15 +99,7 @@ def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendErro
         exc,
         extra={"request_id": order.request_id},
     )
-    following = PlaceVolume(
-        order_id=following_id(order.order_id),
-        request_id=order.request_id,
-        project_id=order.project_id,
-        volume_id=order.volume_id,
-        hints=order.hints,
-        tried=(*order.tried, volume.host or ""),
-        failure=str(exc),
-    )
+    following = order.then(PlaceVolume, hints=order.hints, tried=(*order.tried, volume.host or ""), failure=str(exc))
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))

@@ -33,7 +33,6 @@ from blockstore.orders import (
     PlaceSnapshot,
     PlaceVolume,
     RetypeVolume,
-    following_id,
 )
 from blockstore.scheduler.choosing import Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
@@ -71,11 +70,8 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
             "backend": pool.backend,
         }
         session.execute(_PLACE, place)
-        following = CreateVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
+        following = order.then(
+            CreateVolume,
             snapshot_id=order.snapshot_id,
             source_volume_id=order.source_volume_id,
             hints=order.hints,
@@ -95,14 +91,7 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
         pool = _choose(room, session, wish, order.request_id)
         claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
-        following = CreateSnapshot(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            snapshot_id=snapshot.id,
-            volume_id=order.volume_id,
-            reference=order.reference,
-        )
+        following = order.then(CreateSnapshot, volume_id=order.volume_id, reference=order.reference)
         states.hand_over(session, order, following)
 
 
@@ -112,14 +101,7 @@ def place_managed(room: Scheduler, order: PlaceManaged, volume: Volume) -> None:
     with room.db.write() as session:
         wish = Wish(size_gib=0, only_pool=order.pool, **confined_facts(session, volume))
         _choose(room, session, wish, order.request_id)
-        following = ManageVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            pool=order.pool,
-            reference=order.reference,
-        )
+        following = order.then(ManageVolume, pool=order.pool, reference=order.reference)
         states.hand_over(session, order, following)
 
 
@@ -136,14 +118,8 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
     with room.db.write() as session:
         pool = _choose(room, session, wish, order.request_id)
         claims.claim(session, pool.name, volume_gib=order.growth_gib)
-        following = ExtendVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            new_size_gib=order.new_size_gib,
-            growth_gib=order.growth_gib,
-            pool=pool.name,
+        following = order.then(
+            ExtendVolume, new_size_gib=order.new_size_gib, growth_gib=order.growth_gib, pool=pool.name
         )
         states.hand_over(session, order, following)
 
@@ -165,15 +141,7 @@ def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
         except NoBackend as refused:
             _retype_by_moving(room, session, order, volume, facts, refused)
             return
-        following = ChangeType(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            type_id=order.type_id,
-            counted=order.counted,
-            size_gib=order.size_gib,
-        )
+        following = order.then(ChangeType, type_id=order.type_id, counted=order.counted, size_gib=order.size_gib)
         states.hand_over(session, order, following)
 
 
@@ -191,11 +159,8 @@ def _retype_by_moving(
     pool = _choose(room, session, wish, order.request_id)
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
-    following = MoveToType(
-        order_id=following_id(order.order_id),
-        request_id=order.request_id,
-        project_id=order.project_id,
-        volume_id=volume.id,
+    following = order.then(
+        MoveToType,
         destination=pool.name,
         name_id=new_id(),
         volume_gib=volume.size,
@@ -237,15 +202,7 @@ def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> N
         pool = _choose(room, session, wish, order.request_id)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
-        following = MoveVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            destination=pool.name,
-            name_id=new_id(),
-            volume_gib=volume.size,
-        )
+        following = order.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
         states.hand_over(session, order, following)
 
 
