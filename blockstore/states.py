@@ -417,7 +417,13 @@ def settle_removed(session: Session, order: Order) -> None:
 def settle_failed(
     session: Session, order: Order, reason: Reason, *, state: str = "failed", to: str | None = None
 ) -> None:
-    """Close an order as failed and bring every row it covers to its failure status.
+    """Close an order as failed and bring every row it covers to its failure status, or its own row to ``to``."""
+    fail_rows(session, order, to=to)
+    finish(session, order, state, reason.operator, reason.public)
+
+
+def fail_rows(session: Session, order: Order, *, to: str | None = None) -> None:
+    """Bring every row that an order covers, and nothing has taken over, to its failure status.
 
     ``to`` names another status for the row the order settles, for failures that left it as it was before.
     """
@@ -428,4 +434,3 @@ def settle_failed(
         if present == status:
             own = row_id == order.resource_id
             move(session, machine, row_id, to if own and to else machine.failure[status], only_from=(status,))
-    finish(session, order, state, reason.operator, reason.public)

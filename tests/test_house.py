@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blockstore import manager, orders, policies, scheduler, states
+import pytest
+
+from blockstore import manager, orders, policies, scheduler, service, states
 from blockstore.api import ROOMS
 from blockstore.api.endpoint import Endpoint
 from blockstore.orders import KINDS, Order
@@ -65,14 +67,49 @@ def test_every_order_has_exactly_one_handler_in_its_room() -> None:
     assert handled == Counter(KINDS.values())
     for room, handlers in HANDLERS.items():
         assert all(kind.room == room for kind in handlers), room
-    functions = [function for handlers in HANDLERS.values() for function in handlers.values()]
+    functions = [handler.function for handlers in HANDLERS.values() for handler in handlers.values()]
     assert len(set(functions)) == len(functions)
+    assert set(service.HANDLERS.values()) == {handler for found in HANDLERS.values() for handler in found.values()}
 
 
 def test_every_handler_is_named_after_its_order() -> None:
     for handlers in HANDLERS.values():
-        for kind, function in handlers.items():
-            assert function.__name__ == re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+        for kind, handler in handlers.items():
+            assert handler.function.__name__ == re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def test_every_decorated_function_is_on_a_contents_page() -> None:
+    """A page is made of the handlers themselves; one that is on no page, or one page twice, would never be called."""
+    decorated = [
+        node.args[0].id
+        for _, node in nodes()
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("handles", "handles_until_done")
+        and isinstance(node.args[0], ast.Name)
+    ]
+    assert sorted(decorated) == sorted(KINDS)
+
+
+ENGINE = ("bus", "messages", "recovery", "settling", "states", "db/session", "db/writer")
+"""What carries operations, ends them and tells of them, whatever they are."""
+
+
+def kinds_named_in(source: str) -> set[str]:
+    return set(re.findall(r"\w+", source)) & {kind.__name__ for kind in (*KINDS.values(), *Order.__subclasses__())}
+
+
+@pytest.mark.parametrize("module", ENGINE)
+def test_the_engine_names_no_operation(module: str) -> None:
+    """What an operation does, undoes and tells stands beside its handler, so that a new one is added in one place."""
+    assert not kinds_named_in((ROOT / "blockstore" / f"{module}.py").read_text())
+
+
+def test_an_operation_that_the_engine_named_would_be_found() -> None:
+    assert kinds_named_in("if isinstance(order, ExtendVolume | orders.MoveToType):\n    ...") == {
+        "ExtendVolume",
+        "MoveToType",
+    }
 
 
 def made() -> Iterator[tuple[str, type[Order], set[str | None]]]:

@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, states
+from blockstore import claims, quotas, states
 from blockstore.board import NO_USAGE, Board, PoolReport
 from blockstore.config import SchedulerConfig
 from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
+from blockstore.messages import Action
 from blockstore.orders import (
     ChangeType,
     CreateSnapshot,
@@ -37,7 +38,7 @@ from blockstore.orders import (
 from blockstore.scheduler.choosing import Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.scheduler.refusals import public_reason
-from blockstore.settling import settles
+from blockstore.settling import Failure, handles
 from blockstore.states import V
 from blockstore.zones import zones_of
 
@@ -56,7 +57,7 @@ class Scheduler:
     message_days: int
 
 
-@settles
+@handles(PlaceVolume, action=Action.SCHEDULE)
 def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
     with room.db.write() as session:
@@ -81,7 +82,7 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
         states.hand_over(session, order, following)
 
 
-@settles
+@handles(PlaceSnapshot, action=Action.SNAPSHOT_CREATE)
 def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) -> None:
     """Check that the volume's pool can take the snapshot, claim it and hand over."""
     with room.db.read() as session:
@@ -95,7 +96,7 @@ def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) ->
         states.hand_over(session, order, following)
 
 
-@settles
+@handles(PlaceManaged, action=Action.MANAGE)
 def place_managed(room: Scheduler, order: PlaceManaged, volume: Volume) -> None:
     """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
     with room.db.write() as session:
@@ -105,7 +106,11 @@ def place_managed(room: Scheduler, order: PlaceManaged, volume: Volume) -> None:
         states.hand_over(session, order, following)
 
 
-@settles
+def _refund_growth(session: Session, order: PlaceExtension, _failure: Failure) -> None:
+    quotas.refund_growth(session, order.project_id, order.volume_id, order.growth_gib)
+
+
+@handles(PlaceExtension, action=Action.EXTEND, undo=_refund_growth, restores=True)
 def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> None:
     """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
     with room.db.read() as session:
@@ -124,7 +129,11 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
         states.hand_over(session, order, following)
 
 
-@settles
+def _refund_type(session: Session, order: RetypeVolume, _failure: Failure) -> None:
+    quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+
+
+@handles(RetypeVolume, action=Action.RETYPE, undo=_refund_type, restores=True)
 def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
     """Leave the volume where it is when its pool serves the new type, else move it, if it may; and hand over.
 
@@ -192,7 +201,11 @@ def kept_by(session: Session, volume: Volume) -> str | None:
     return None
 
 
-@settles
+def _note_failed_migration(session: Session, order: PlaceMigration, _failure: Failure) -> None:
+    session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
+
+
+@handles(PlaceMigration, action=Action.MIGRATE, undo=_note_failed_migration)
 def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> None:
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
     with room.db.write() as session:
