@@ -6,35 +6,13 @@ Written in the transaction that settles the failure. Action and detail ids are t
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from enum import Enum
 
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Message, now
 from blockstore.errors import Reason
-from blockstore.orders import (
-    ChangeType,
-    ConnectAttachment,
-    CreateSnapshot,
-    CreateVolume,
-    DeleteSnapshot,
-    DeleteVolume,
-    DisconnectAttachment,
-    ExtendVolume,
-    ManageVolume,
-    MoveToType,
-    MoveVolume,
-    Order,
-    PlaceExtension,
-    PlaceManaged,
-    PlaceMigration,
-    PlaceSnapshot,
-    PlaceVolume,
-    RemoveCopy,
-    RetypeVolume,
-    RevertVolume,
-)
+from blockstore.orders import Order
 
 
 class Action(Enum):
@@ -66,33 +44,9 @@ class Detail(Enum):
     CANCELLED = "101"
 
 
-ACTIONS: Mapping[type[Order], Action] = {
-    PlaceVolume: Action.SCHEDULE,
-    CreateVolume: Action.CREATE,
-    DeleteVolume: Action.DELETE,
-    PlaceExtension: Action.EXTEND,
-    ExtendVolume: Action.EXTEND,
-    RevertVolume: Action.REVERT,
-    RetypeVolume: Action.RETYPE,
-    ChangeType: Action.RETYPE,
-    MoveToType: Action.RETYPE,
-    PlaceMigration: Action.MIGRATE,
-    MoveVolume: Action.MIGRATE,
-    RemoveCopy: Action.MIGRATE,
-    PlaceManaged: Action.MANAGE,
-    ManageVolume: Action.MANAGE,
-    PlaceSnapshot: Action.SNAPSHOT_CREATE,
-    CreateSnapshot: Action.SNAPSHOT_CREATE,
-    DeleteSnapshot: Action.SNAPSHOT_DELETE,
-    ConnectAttachment: Action.ATTACH,
-    DisconnectAttachment: Action.DETACH,
-}
-"""What an order was doing, in the wire's words."""
-
-
-def tell(session: Session, order: Order, detail: Detail, reason: Reason, keep_days: int) -> None:
+def tell(session: Session, order: Order, action: Action, detail: Detail, reason: Reason, keep_days: int) -> None:
     """Leave a message for the project that owns the resource; administrators see the operator's text."""
-    action_id, words = ACTIONS[type(order)].value
+    action_id, words = action.value
     kind = order.resource_type.upper()
     session.add(
         Message(

@@ -13,14 +13,17 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 KINDS: dict[str, type[Order]] = {}
 
+Kind = TypeVar("Kind", bound="Order")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
-    """What one room asks of another."""
+    """What one room asks of another. A subclass says where and in which status by the keywords of its class."""
 
     room: ClassVar[str]
     resource_type: ClassVar[str]
@@ -36,9 +39,41 @@ class Order:
     attempt: int = 1
     """The how-manieth beginning this is; above 1 only after the process died while it was open."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        # slots=True makes each class twice; the second, final one wins.
-        KINDS[cls.__name__] = cls
+    def __init_subclass__(
+        cls,
+        *,
+        resource_type: str | None = None,
+        room: str | None = None,
+        status: str | None = None,
+        cancellable: bool | None = None,
+    ) -> None:
+        """Make a dataclass of the class; what a keyword does not say is inherited. One with a room is a kind."""
+        facts = {"resource_type": resource_type, "room": room, "status": status, "cancellable": cancellable}
+        for name, value in facts.items():
+            if value is not None:
+                setattr(cls, name, value)
+        dataclass(frozen=True, kw_only=True)(cls)
+        if hasattr(cls, "room"):
+            KINDS[cls.__name__] = cls
+
+    @classmethod
+    def of(cls, row: Any, request_id: str, **fields: Any) -> Self:
+        """Return a new order for a row, in its project."""
+        return cls._made(new_order_id(), request_id, row.project_id, row.id, fields)
+
+    def then(self, kind: type[Kind], **fields: Any) -> Kind:
+        """Return the order that goes on with the row where this one ends."""
+        return kind._made(following_id(self.order_id), self.request_id, self.project_id, self.resource_id, fields)
+
+    def beside(self, kind: type[Kind], **fields: Any) -> Kind:
+        """Return a new order of the same request and for the same row, which goes its own way."""
+        return kind._made(new_order_id(), self.request_id, self.project_id, self.resource_id, fields)
+
+    @classmethod
+    def _made(cls, order_id: str, request_id: str, project_id: str, row_id: str, fields: Mapping[str, Any]) -> Self:
+        ids: dict[str, Any] = {"order_id": order_id, "request_id": request_id, "project_id": project_id}
+        ids[f"{cls.resource_type}_id"] = row_id
+        return cls(**ids, **fields)
 
     @property
     def kind(self) -> str:
@@ -109,58 +144,78 @@ def from_stored(
     return KINDS[kind](order_id=order_id, request_id=request_id, project_id=project_id, attempt=attempt, **made)
 
 
-# --- scheduler: decide where ---------------------------------------------------------------------------------
+class VolumeOrder(Order, resource_type="volume"):
+    """What is asked for a volume."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceVolume(Order):
-    """Choose a pool for a new volume and claim its capacity."""
-
-    room: ClassVar[str] = "scheduler"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "creating"
-    cancellable: ClassVar[bool] = True
     volume_id: str
+
+
+class SnapshotOrder(Order, resource_type="snapshot"):
+    """What is asked for a snapshot."""
+
+    snapshot_id: str
+    volume_id: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume too: one snapshot, revert or delete of it at a time, and some backends touch it."""
+        return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
+
+
+class AttachmentOrder(Order, resource_type="attachment"):
+    """What is asked for an attachment."""
+
+    attachment_id: str
+    volume_id: str
+
+    def keys(self) -> tuple[str, ...]:
+        """Hold the volume's exports: one of them begins or ends at a time."""
+        return (f"attachment:{self.attachment_id}", exports_of(self.volume_id))
+
+
+def exports_of(volume_id: str) -> str:
+    """Return the key of a volume's exports, which are not held up by a long copy of the volume."""
+    return f"exports:{volume_id}"
+
+
+class NewVolumeOrder(VolumeOrder, status="creating", cancellable=True):
+    """What is asked for a volume that is not there yet."""
+
     snapshot_id: str | None = None
     source_volume_id: str | None = None
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tried: tuple[str, ...] = ()
     """Pools that accepted it and then failed, oldest first."""
-    failure: str = ""
-    """What the last of them said."""
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the source already: what is asked of it from now on waits for the copy."""
-        return _with_source(self.volume_id, self.snapshot_id, self.source_volume_id)
+        """Hold the source too: nobody deletes or reverts it before it was copied."""
+        keys = [f"volume:{self.volume_id}"]
+        if self.snapshot_id:
+            keys.append(f"snapshot:{self.snapshot_id}")
+        if self.source_volume_id:
+            keys.append(f"volume:{self.source_volume_id}")
+        return tuple(keys)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceSnapshot(Order):
+# --- scheduler: decide where ---------------------------------------------------------------------------------
+
+
+class PlaceVolume(NewVolumeOrder, room="scheduler"):
+    """Choose a pool for a new volume and claim its capacity."""
+
+    failure: str = ""
+    """What the last of the pools that were tried said."""
+
+
+class PlaceSnapshot(SnapshotOrder, room="scheduler", status="creating", cancellable=True):
     """Check that the volume's pool has room for a snapshot and claim it."""
 
-    room: ClassVar[str] = "scheduler"
-    resource_type: ClassVar[str] = "snapshot"
-    status: ClassVar[str] = "creating"
-    cancellable: ClassVar[bool] = True
-    snapshot_id: str
-    volume_id: str
     reference: str = ""
     """What one that is taken over is called now; a new one is made where there is none."""
 
-    def keys(self) -> tuple[str, ...]:
-        """Hold the volume too, as the order that follows does."""
-        return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceExtension(Order):
+class PlaceExtension(VolumeOrder, room="scheduler", status="extending", cancellable=True):
     """Check that the volume's pool has room for its growth and claim it."""
 
-    room: ClassVar[str] = "scheduler"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "extending"
-    cancellable: ClassVar[bool] = True
-    volume_id: str
     new_size_gib: int
     growth_gib: int
     """What quota was charged for; given back when it fails."""
@@ -170,15 +225,9 @@ class PlaceExtension(Order):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetypeVolume(Order):
+class RetypeVolume(VolumeOrder, room="scheduler", status="retyping", cancellable=True):
     """Give a volume another type, when its pool serves that one, too."""
 
-    room: ClassVar[str] = "scheduler"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "retyping"
-    cancellable: ClassVar[bool] = True
-    volume_id: str
     type_id: str
     """The new one; its quota was charged for the volume."""
     counted: int
@@ -189,28 +238,16 @@ class RetypeVolume(Order):
     """Whether it may go to another pool when its own does not serve the type."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceMigration(Order):
+class PlaceMigration(VolumeOrder, room="scheduler", status="maintenance", cancellable=True):
     """Choose the pool that a volume is moved to, and claim it."""
 
-    room: ClassVar[str] = "scheduler"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "maintenance"
-    cancellable: ClassVar[bool] = True
-    volume_id: str
     destination: str
     """NODE@BACKEND, or NODE@BACKEND#POOL."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceManaged(Order):
+class PlaceManaged(VolumeOrder, room="scheduler", status="managing", cancellable=True):
     """Check that a pool serves the type of a volume that is to be taken over."""
 
-    room: ClassVar[str] = "scheduler"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "managing"
-    cancellable: ClassVar[bool] = True
-    volume_id: str
     pool: str
     reference: str
     """What it is called there now."""
@@ -219,43 +256,15 @@ class PlaceManaged(Order):
 # --- manager: let a backend do it ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateVolume(Order):
+class CreateVolume(NewVolumeOrder, room="manager"):
     """Make a volume on its pool: empty, from a snapshot, or from a volume."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "creating"
-    cancellable: ClassVar[bool] = True
-    volume_id: str
-    snapshot_id: str | None = None
-    source_volume_id: str | None = None
-    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tried: tuple[str, ...] = ()
     pool: str = ""
 
-    def keys(self) -> tuple[str, ...]:
-        """Hold the source too, so that nobody deletes or reverts it meanwhile."""
-        return _with_source(self.volume_id, self.snapshot_id, self.source_volume_id)
 
-
-def _with_source(volume_id: str, snapshot_id: str | None, source_volume_id: str | None) -> tuple[str, ...]:
-    held = [f"volume:{volume_id}"]
-    if snapshot_id:
-        held.append(f"snapshot:{snapshot_id}")
-    if source_volume_id:
-        held.append(f"volume:{source_volume_id}")
-    return tuple(held)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManageVolume(Order):
+class ManageVolume(VolumeOrder, room="manager", status="managing"):
     """Take over a volume that is on a pool already."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "managing"
-    volume_id: str
     pool: str
     reference: str
 
@@ -264,14 +273,9 @@ class ManageVolume(Order):
         return (f"volume:{self.volume_id}", f"reference:{self.pool}/{self.reference}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteVolume(Order):
+class DeleteVolume(VolumeOrder, room="manager", status="deleting"):
     """Remove a volume. Snapshots that go with it have orders of their own, cast before."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "deleting"
-    volume_id: str
     pool: str = ""
     """Where it was when the delete was accepted; a move that was under way may have taken it elsewhere."""
 
@@ -280,14 +284,9 @@ class DeleteVolume(Order):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtendVolume(Order):
+class ExtendVolume(VolumeOrder, room="manager", status="extending"):
     """Grow a volume."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "extending"
-    volume_id: str
     new_size_gib: int
     growth_gib: int
     pool: str
@@ -298,14 +297,9 @@ class ExtendVolume(Order):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RevertVolume(Order):
+class RevertVolume(VolumeOrder, room="manager", status="reverting"):
     """Give a volume the bytes of its newest snapshot."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "reverting"
-    volume_id: str
     snapshot_id: str
 
     def keys(self) -> tuple[str, ...]:
@@ -317,48 +311,22 @@ class RevertVolume(Order):
         return (("volume", self.volume_id, self.status), ("snapshot", self.snapshot_id, "restoring"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateSnapshot(Order):
+class CreateSnapshot(SnapshotOrder, room="manager", status="creating"):
     """Freeze a volume's bytes."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "snapshot"
-    status: ClassVar[str] = "creating"
-    snapshot_id: str
-    volume_id: str
     reference: str = ""
 
-    def keys(self) -> tuple[str, ...]:
-        """Hold the volume too: one snapshot, revert or delete of it at a time."""
-        return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteSnapshot(Order):
+class DeleteSnapshot(SnapshotOrder, room="manager", status="deleting"):
     """Remove a snapshot."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "snapshot"
-    status: ClassVar[str] = "deleting"
-    snapshot_id: str
-    volume_id: str
     came_from: str = ""
     """The status that the snapshot had; orders of a former version do not say it."""
 
-    def keys(self) -> tuple[str, ...]:
-        """Hold the volume too: deleting merges or touches it on some backends."""
-        return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoveVolume(Order):
+class MoveVolume(VolumeOrder, room="mover", status="maintenance", cancellable=True):
     """Copy a volume to another pool, and go on with the copy."""
 
-    room: ClassVar[str] = "mover"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "maintenance"
-    cancellable: ClassVar[bool] = True
-    volume_id: str
     destination: str
     """The pool, where room for it is claimed."""
     name_id: str
@@ -371,37 +339,25 @@ class MoveVolume(Order):
         return f"volume-{self.name_id}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoveToType(MoveVolume):
+class MoveToType(MoveVolume, status="retyping"):
     """Move a volume to a pool that serves its new type."""
 
-    status: ClassVar[str] = "retyping"
     type_id: str
     counted: int
     size_gib: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangeType(Order):
+class ChangeType(VolumeOrder, room="manager", status="retyping"):
     """Give a volume its new type on the pool where it is, which keeps it within that type's limits."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = "retyping"
-    volume_id: str
     type_id: str
     counted: int
     size_gib: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoveCopy(Order):
+class RemoveCopy(VolumeOrder, room="manager", status=""):
     """Remove from a pool what is not the volume: left behind by a move, or by one that failed. Covers no row."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "volume"
-    status: ClassVar[str] = ""
-    volume_id: str
     pool: str
     name: str
     size_gib: int
@@ -415,40 +371,14 @@ class RemoveCopy(Order):
         return ()
 
 
-def exports_of(volume_id: str) -> str:
-    """Return the key of a volume's exports, which are not held up by a long copy of the volume."""
-    return f"exports:{volume_id}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectAttachment(Order):
+class ConnectAttachment(AttachmentOrder, room="manager", status="connecting"):
     """Export a volume to the initiator of an attachment."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "attachment"
-    status: ClassVar[str] = "connecting"
-    attachment_id: str
-    volume_id: str
 
-    def keys(self) -> tuple[str, ...]:
-        """Hold the volume's exports: one of them begins or ends at a time."""
-        return (f"attachment:{self.attachment_id}", exports_of(self.volume_id))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DisconnectAttachment(Order):
+class DisconnectAttachment(AttachmentOrder, room="manager", status="disconnecting"):
     """End the export of an attachment, then the attachment."""
 
-    room: ClassVar[str] = "manager"
-    resource_type: ClassVar[str] = "attachment"
-    status: ClassVar[str] = "disconnecting"
-    attachment_id: str
-    volume_id: str
     came_from: str
     """The attachment's status before, to which it goes back when something on this node holds the volume."""
     follow: bool = True
     """Whether the volume's status follows; not when an administrator has set it."""
-
-    def keys(self) -> tuple[str, ...]:
-        """Hold the volume's exports: one of them begins or ends at a time."""
-        return (f"attachment:{self.attachment_id}", exports_of(self.volume_id))

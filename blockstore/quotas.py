@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, and_, bindparam, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from blockstore.config import QuotaConfig
-from blockstore.db.models import QuotaLimit, QuotaUsage, VolumeType
+from blockstore.db.models import QuotaLimit, QuotaUsage, Volume, VolumeType
 from blockstore.db.session import insert_if_absent
 from blockstore.errors import OverQuota
 
@@ -57,6 +57,13 @@ def refund(
     values = [_values(project_id, resource, -amount, UNLIMITED) for resource, amount in given]
     if values:
         session.execute(_ADD, values)
+
+
+def refund_growth(session: Session, project_id: str, volume_id: str, gigabytes: int) -> None:
+    """Give back what a volume that did not grow was charged; nothing if it is gone, for then all was given back."""
+    type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == volume_id)).scalar()
+    if type_id is not None:
+        refund(session, project_id, type_id, gigabytes=gigabytes)
 
 
 def charge_type(

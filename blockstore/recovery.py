@@ -7,24 +7,26 @@ have reported.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from blockstore import messages, settling, states
+from blockstore import messages, states
 from blockstore.db.models import OrderRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import Reason
 from blockstore.messages import Detail
 from blockstore.orders import Order, from_stored, make_ids_after
+from blockstore.settling import Failure, Handler
 
 log = logging.getLogger(__name__)
 
 
-def resume(db: Database, *, attempts: int, message_days: int) -> list[Order]:
-    """Return the orders to cast again. Gives up those that were begun ``attempts`` times already."""
+def resume(db: Database, handlers: Mapping[type[Order], Handler], *, attempts: int, message_days: int) -> list[Order]:
+    """Return the orders to cast again. The handler of one that was begun ``attempts`` times already gives it up."""
     again: list[Order] = []
     given_up = 0
     with db.write() as session:
@@ -48,8 +50,9 @@ def resume(db: Database, *, attempts: int, message_days: int) -> list[Order]:
                     f"given up: the service died {row.attempt} times while it ran",
                     "It was given up after several attempts. Ask your administrator.",
                 )
-                settling.give_up(session, order, reason)
-                messages.tell(session, order, Detail.UNKNOWN_ERROR, reason, message_days)
+                handler = handlers[type(order)]
+                handler.give_up(session, order, Failure(reason=reason))
+                messages.tell(session, order, handler.action, Detail.UNKNOWN_ERROR, reason, message_days)
                 given_up += 1
             else:
                 again.append(order)

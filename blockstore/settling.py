@@ -1,23 +1,24 @@
 """Around every handler: load the row, run the handler, and whatever happens inside, the row settles with a reason.
 
-Used by the rooms that handle orders. A handler settles its own success; every failure is settled here, in one place.
+Used by the rooms that handle orders. A handler settles its own success. A failure is settled here, in one transaction
+with the handler's undo and the message; what these are stands beside the handler, and no order is named here.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Select, bindparam, delete, select, update
+from sqlalchemy import Select, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, messages, quotas, states
+from blockstore import messages, states
 from blockstore.db import patience
-from blockstore.db.models import Attachment, OrderRow, Volume, now
+from blockstore.db.models import OrderRow, now
 from blockstore.db.session import Database
 from blockstore.errors import (
     BackendError,
@@ -32,23 +33,9 @@ from blockstore.errors import (
     Unreachable,
     is_out_of_files,
 )
-from blockstore.messages import Detail
-from blockstore.orders import (
-    ChangeType,
-    ConnectAttachment,
-    DisconnectAttachment,
-    ExtendVolume,
-    ManageVolume,
-    MoveToType,
-    MoveVolume,
-    Order,
-    PlaceExtension,
-    PlaceMigration,
-    RemoveCopy,
-    RetypeVolume,
-    new_order_id,
-)
-from blockstore.states import A, V
+from blockstore.messages import Action, Detail
+from blockstore.orders import Kind, Order
+from blockstore.states import V
 
 log = logging.getLogger(__name__)
 
@@ -78,29 +65,122 @@ class Room(Protocol):
         """Days that messages are kept."""
 
 
-def settles(function: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Make a handler of ``function(room, order, row)``.
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How an order ended that did not succeed."""
 
-    The function is not called when the row is gone or something else has taken it over: the order just ends.
-    """
+    reason: Reason
+    state: str = "failed"
+    to: str | None = None
+    """The status that its row gets; none: the one that stands for the failure."""
 
-    @functools.wraps(function)
-    def handler(room: Room, order: Order) -> None:
-        row = _begin(room, order)
+
+Undo = Callable[[Session, Any, Failure], None]
+"""What a failure does beside the statuses, called before they change: mostly to give back what was charged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handler:
+    """Carries out the orders of one kind; made by ``handles``."""
+
+    kind: type[Order]
+    function: Callable[..., None]
+    action: Action
+    """What was being done, in the message about a failure."""
+    undo: Undo | None = None
+    restores: bool = False
+    """Whether the row has the status that it had before the order when that fails."""
+
+    def __call__(self, room: Room, order: Order) -> None:
+        """Call the function, unless the row is gone or something else has taken it over: the order just ends."""
+        row = self._begin(room, order)
         if row is not None:
             try:
                 if row is _CANCELLED:
                     raise OrderCancelled("cancelled by the operator before it began")
-                function(room, order, row)
+                self.function(room, order, row)
             except TryAgain:
                 raise  # the database or this node is the matter, not the order: the bus tries again
             except Exception as exc:
                 if is_out_of_files(exc):
                     raise OutOfFiles(f"Too many open files: {exc}") from exc
-                _fail(room, order, exc)
+                self._fail(room, order, exc)
         _begun.discard(order.order_id)
 
-    return handler
+    def give_up(self, session: Session, order: Order, failure: Failure) -> None:
+        """Close an order that will not succeed: undo what it had charged, and settle every row it covers."""
+        if self.undo is not None:
+            self.undo(session, order, failure)
+        to = states.before(session, order) if self.restores else failure.to
+        states.settle_failed(session, order, failure.reason, state=failure.state, to=to)
+        if order.resource_type == "volume" and to in (V.AVAILABLE, V.IN_USE) and _status_of(session, order) == to:
+            states.reckon(session, order.resource_id)
+
+    def _begin(self, room: Room, order: Order) -> Any:
+        """Return the row, or None when there is nothing left to do, or the mark of a cancelled order."""
+        with room.db.read() as session:
+            row = session.execute(_WITH_ROW[order.resource_type], {"order": order.order_id}).one_or_none()
+        if row is None or row.order_state != "open":
+            return None
+        if row.status == order.status:
+            if order.attempt > row.order_attempt:
+                # Noted before it can kill the process again; what only waits in line does not age.
+                with room.db.write() as session:
+                    session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(attempt=order.attempt))
+            return _CANCELLED if row.order_cancel_asked and order.cancellable else row
+        with room.db.write() as session:
+            why = "the resource is gone, or its status was changed meanwhile"
+            self.give_up(session, order, Failure(reason=Reason(why, why), state="cancelled"))
+        return None
+
+    def _fail(self, room: Room, order: Order, exc: Exception) -> None:
+        reason, detail, state = _explain(order, exc)
+        reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL takes none, and tools say anything
+        with room.db.write() as session:
+            to = (exc.to or states.before(session, order)) if isinstance(exc, KeepsStatus) else None
+            self.give_up(session, order, Failure(reason=reason, state=state, to=to))
+            messages.tell(session, order, self.action, detail, reason, room.message_days)
+        log.warning(
+            "%s of %s %s %s: %s",
+            order.kind,
+            order.resource_type,
+            order.resource_id,
+            state,
+            reason.operator,
+            extra={"request_id": order.request_id},
+        )
+
+
+class UntilDone(Handler):
+    """Carries out orders that cover no row and cannot fail; made by ``handles_until_done``."""
+
+    def __call__(self, room: Room, order: Order) -> None:
+        """Call the function while the order is open; the bus tries again whatever it raises."""
+        with room.db.read() as session:
+            state = session.execute(select(OrderRow.state).where(OrderRow.id == order.order_id)).scalar()
+        if state == "open":
+            self.function(room, order)
+
+
+def handles(
+    kind: type[Kind],
+    *,
+    action: Action,
+    undo: Callable[[Session, Kind, Failure], None] | None = None,
+    restores: bool = False,
+) -> Callable[[Callable[[Any, Kind, Any], None]], Handler]:
+    """Make a handler of ``function(room, order, row)``, with what its failure does and tells."""
+    return lambda function: Handler(kind=kind, function=function, action=action, undo=undo, restores=restores)
+
+
+def handles_until_done(kind: type[Kind], *, action: Action) -> Callable[[Callable[[Any, Kind], None]], Handler]:
+    """Make a handler of ``function(room, order)``, which closes the order by itself."""
+    return lambda function: UntilDone(kind=kind, function=function, action=action)
+
+
+def by_kind(*handlers: Handler) -> Mapping[type[Order], Handler]:
+    """Return the handlers of a room by the orders that they carry out."""
+    return {handler.kind: handler for handler in handlers}
 
 
 _begun: set[str] = set()
@@ -177,114 +257,10 @@ def _with_row(model: Any) -> Select[Any]:
 _WITH_ROW = {kind: _with_row(machine.model) for kind, machine in states.MACHINES.items()}
 
 
-def _begin(room: Room, order: Order) -> Any:
-    """Return the row, or None when there is nothing left to do, or the mark of a cancelled order."""
-    with room.db.read() as session:
-        row = session.execute(_WITH_ROW[order.resource_type], {"order": order.order_id}).one_or_none()
-    if row is None or row.order_state != "open":
-        return None
-    if row.status == order.status:
-        if order.attempt > row.order_attempt:
-            # Noted before it can kill the process again; what only waits in line does not age.
-            with room.db.write() as session:
-                session.execute(update(OrderRow).where(OrderRow.id == order.order_id).values(attempt=order.attempt))
-        return _CANCELLED if row.order_cancel_asked and order.cancellable else row
-    with room.db.write() as session:
-        why = "the resource is gone, or its status was changed meanwhile"
-        give_up(session, order, Reason(why, why), state="cancelled")
-    return None
-
-
-def give_up(session: Session, order: Order, reason: Reason, *, state: str = "failed", to: str | None = None) -> None:
-    """Close an order that will not succeed: give back what was charged for it, settle every row it covers."""
-    if isinstance(order, ExtendVolume):
-        claims.release(session, order.pool, volume_gib=order.growth_gib)
-    if isinstance(order, PlaceExtension | ExtendVolume):
-        type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == order.volume_id)).scalar()
-        if type_id is not None:  # else the volume is gone, and all that it was charged for was given back
-            quotas.refund(session, order.project_id, type_id, gigabytes=order.growth_gib)
-    if isinstance(order, PlaceMigration | MoveVolume):
-        session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
-    if isinstance(order, MoveVolume):
-        states.file(session, the_other(order, order.destination, order.copy_name, order.volume_gib))
-    if isinstance(order, ManageVolume):
-        _take_back(session, order)
-    if isinstance(order, RetypeVolume | ChangeType | MoveToType):
-        quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
-    if isinstance(order, PlaceExtension | RetypeVolume | ChangeType):
-        # Its bytes were not touched, so the volume is what it was.
-        to = states.before(session, order)
-    if isinstance(order, ConnectAttachment | DisconnectAttachment):
-        states.lock(session, order.volume_id)
-        session.execute(
-            update(Attachment)
-            .where(Attachment.id == order.attachment_id)
-            .values(reason=None if to else reason.operator)
-        )
-    states.settle_failed(session, order, reason, state=state, to=to)
-    if isinstance(order, ConnectAttachment):
-        # No list shows what os-initialize_connection makes, so nobody could remove what is left of it.
-        session.execute(
-            delete(Attachment).where(
-                Attachment.id == order.attachment_id, Attachment.legacy, Attachment.status == A.ERROR_ATTACHING
-            )
-        )
-    if isinstance(order, DisconnectAttachment):
-        if order.follow:
-            states.reckon(session, order.volume_id)
-    elif to in (V.AVAILABLE, V.IN_USE) and _status_of(session, order) == to:
-        states.reckon(session, order.resource_id)
-
-
-def _take_back(session: Session, order: ManageVolume) -> None:
-    """Let a volume that was not taken over be nowhere again, and give back what was charged for it."""
-    volume = session.execute(
-        select(Volume.host, Volume.size, Volume.volume_type_id, Volume.project_id).where(
-            Volume.id == order.volume_id, Volume.status == order.status
-        )
-    ).one_or_none()
-    if volume is None or volume.host is None:
-        return
-    claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
-    quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-    session.execute(update(Volume).where(Volume.id == order.volume_id).values(host=None, size=0, consumes_quota=False))
-
-
-def the_other(order: MoveVolume, pool: str, name: str, size_gib: int) -> RemoveCopy:
-    """Return the order that removes, after a move or the end of one, what is not the volume."""
-    return RemoveCopy(
-        order_id=new_order_id(),
-        request_id=order.request_id,
-        project_id=order.project_id,
-        volume_id=order.volume_id,
-        pool=pool,
-        name=name,
-        size_gib=size_gib,
-    )
-
-
 def _status_of(session: Session, order: Order) -> str | None:
     model: Any = states.MACHINES[order.resource_type].model
     status: str | None = session.execute(select(model.status).where(model.id == order.resource_id)).scalar()
     return status
-
-
-def _fail(room: Room, order: Order, exc: Exception) -> None:
-    reason, detail, state = _explain(order, exc)
-    reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL takes none, and tools say anything
-    with room.db.write() as session:
-        to = (exc.to or states.before(session, order)) if isinstance(exc, KeepsStatus) else None
-        give_up(session, order, reason, state=state, to=to)
-        messages.tell(session, order, detail, reason, room.message_days)
-    log.warning(
-        "%s of %s %s %s: %s",
-        order.kind,
-        order.resource_type,
-        order.resource_id,
-        state,
-        reason.operator,
-        extra={"request_id": order.request_id},
-    )
 
 
 def _explain(order: Order, exc: Exception) -> tuple[Reason, Detail, str]:

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Update, bindparam, delete, insert, or_, se
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Attachment, Base, OrderRow, Snapshot, Volume, now
-from blockstore.db.session import FILED
+from blockstore.db.session import after_commit
 from blockstore.errors import Reason, StateConflict
 from blockstore.orders import Order
 
@@ -311,8 +311,7 @@ def release(session: Session, volume_id: str) -> None:
 
 def removed_at_once(session: Session, order: Order) -> None:
     """Remove a row that nothing needs to be done for, and note its order as done: the story stays whole."""
-    file(session, order)
-    session.info[FILED].remove(order)
+    _write_down(session, order)
     settle_removed(session, order)
 
 
@@ -341,6 +340,11 @@ def is_covered(session: Session, kind: type[Order], row_id: str) -> bool:
 
 def file(session: Session, order: Order) -> None:
     """Write an order down; it is cast when the transaction has committed."""
+    _write_down(session, order)
+    after_commit(session, order)
+
+
+def _write_down(session: Session, order: Order) -> None:
     row = {
         "id": order.order_id,
         "kind": order.kind,
@@ -351,7 +355,6 @@ def file(session: Session, order: Order) -> None:
         "request_id": order.request_id,
     }
     session.execute(_FILE, row)
-    session.info.setdefault(FILED, []).append(order)
 
 
 _ORDERS: Any = OrderRow.__table__
@@ -414,7 +417,13 @@ def settle_removed(session: Session, order: Order) -> None:
 def settle_failed(
     session: Session, order: Order, reason: Reason, *, state: str = "failed", to: str | None = None
 ) -> None:
-    """Close an order as failed and bring every row it covers to its failure status.
+    """Close an order as failed and bring every row it covers to its failure status, or its own row to ``to``."""
+    fail_rows(session, order, to=to)
+    finish(session, order, state, reason.operator, reason.public)
+
+
+def fail_rows(session: Session, order: Order, *, to: str | None = None) -> None:
+    """Bring every row that an order covers, and nothing has taken over, to its failure status.
 
     ``to`` names another status for the row the order settles, for failures that left it as it was before.
     """
@@ -425,4 +434,3 @@ def settle_failed(
         if present == status:
             own = row_id == order.resource_id
             move(session, machine, row_id, to if own and to else machine.failure[status], only_from=(status,))
-    finish(session, order, state, reason.operator, reason.public)

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blockstore import manager, orders, policies, scheduler, states
+import pytest
+
+from blockstore import manager, orders, policies, scheduler, service, states
 from blockstore.api import ROOMS
 from blockstore.api.http.routes import Endpoint
 from blockstore.orders import KINDS, Order
@@ -65,23 +67,78 @@ def test_every_order_has_exactly_one_handler_in_its_room() -> None:
     assert handled == Counter(KINDS.values())
     for room, handlers in HANDLERS.items():
         assert all(kind.room == room for kind in handlers), room
-    functions = [function for handlers in HANDLERS.values() for function in handlers.values()]
+    functions = [handler.function for handlers in HANDLERS.values() for handler in handlers.values()]
     assert len(set(functions)) == len(functions)
+    assert set(service.HANDLERS.values()) == {handler for found in HANDLERS.values() for handler in found.values()}
 
 
 def test_every_handler_is_named_after_its_order() -> None:
     for handlers in HANDLERS.values():
-        for kind, function in handlers.items():
-            assert function.__name__ == re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+        for kind, handler in handlers.items():
+            assert handler.function.__name__ == re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def test_every_decorated_function_is_on_a_contents_page() -> None:
+    """A page is made of the handlers themselves; one that is on no page, or one page twice, would never be called."""
+    decorated = [
+        node.args[0].id
+        for _, node in nodes()
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("handles", "handles_until_done")
+        and isinstance(node.args[0], ast.Name)
+    ]
+    assert sorted(decorated) == sorted(KINDS)
+
+
+ENGINE = ("bus", "messages", "recovery", "settling", "states", "db/session", "db/writer")
+"""What carries operations, ends them and tells of them, whatever they are."""
+
+
+def kinds_named_in(source: str) -> set[str]:
+    return set(re.findall(r"\w+", source)) & {kind.__name__ for kind in (*KINDS.values(), *Order.__subclasses__())}
+
+
+@pytest.mark.parametrize("module", ENGINE)
+def test_the_engine_names_no_operation(module: str) -> None:
+    """What an operation does, undoes and tells stands beside its handler, so that a new one is added in one place."""
+    assert not kinds_named_in((ROOT / "blockstore" / f"{module}.py").read_text())
+
+
+def test_an_operation_that_the_engine_named_would_be_found() -> None:
+    assert kinds_named_in("if isinstance(order, ExtendVolume | orders.MoveToType):\n    ...") == {
+        "ExtendVolume",
+        "MoveToType",
+    }
+
+
+def made() -> Iterator[tuple[str, type[Order], set[str | None]]]:
+    """Yield where the code makes an order, of which kind, and the fields it gives beside the ids."""
+    for name, node in nodes(without=("blockstore/orders.py",)):
+        if not isinstance(node, ast.Call):
+            continue
+        kind: ast.expr = node.func
+        if isinstance(kind, ast.Attribute) and kind.attr == "of":
+            kind = kind.value
+        elif isinstance(kind, ast.Attribute) and kind.attr in ("operation", "then", "beside") and node.args:
+            kind = node.args[0]
+        if isinstance(kind, ast.Name) and kind.id in KINDS:
+            yield f"{name}:{node.lineno}", KINDS[kind.id], {keyword.arg for keyword in node.keywords}
 
 
 def test_every_order_is_made_somewhere() -> None:
-    made = {
-        node.func.id
-        for _, node in nodes(without=("blockstore/orders.py",))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    assert set(KINDS) <= made, f"never cast: {set(KINDS) - made}"
+    kinds = {kind for _, kind, _ in made()}
+    assert set(KINDS.values()) == kinds, f"never cast: {set(KINDS.values()) - kinds}"
+
+
+def test_every_order_is_made_with_the_fields_that_it_has_and_needs() -> None:
+    """The helpers that fill in the ids take any fields, so that no type checker looks at them."""
+    for where, kind, given in made():
+        ids = {"order_id", "request_id", "project_id", "attempt", f"{kind.resource_type}_id"}
+        fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in ids}
+        missing = dataclasses.MISSING
+        needed = {n for n, f in fields.items() if f.default is missing and f.default_factory is missing}
+        assert needed <= given <= set(fields), f"{where}: {kind.__name__} has {set(fields)} and needs {needed}"
 
 
 # --- statuses ----------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import ATTACHMENT_COMPLETE, ATTACHMENTS
-from blockstore.orders import ConnectAttachment, DisconnectAttachment, Order, new_order_id
+from blockstore.orders import ConnectAttachment, DisconnectAttachment, Order
 from blockstore.schemas import attachments as schemas
 from blockstore.schemas.base import is_uuid
 from blockstore.states import A, V
@@ -300,13 +300,7 @@ def _check_mode(volume: Volume, mode: str | None) -> None:
 
 def connecting(call: Call, row: Attachment) -> ConnectAttachment:
     """Return the order that exports a volume to an attachment's initiator."""
-    return ConnectAttachment(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=row.project_id,
-        attachment_id=row.id,
-        volume_id=row.volume_id,
-    )
+    return call.operation(ConnectAttachment, row, volume_id=row.volume_id)
 
 
 @room.put(ONE, policy="volume:attachment_update", body=schemas.UpdateAttachment, since=ATTACHMENTS)
@@ -424,11 +418,9 @@ def disconnect(call: Call, row: Attachment, *, follow: bool = True) -> Disconnec
 
     Raises: Conflict when that is going on already.
     """
-    order = DisconnectAttachment(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=row.project_id,
-        attachment_id=row.id,
+    order = call.operation(
+        DisconnectAttachment,
+        row,
         volume_id=row.volume_id,
         # What was only being connected has nobody who could be using it.
         came_from=A.ATTACHING if row.status == A.CONNECTING else row.status,

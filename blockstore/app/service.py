@@ -40,6 +40,9 @@ from blockstore.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
+HANDLERS = {**scheduler.HANDLERS, **manager.HANDLERS, **manager.MOVERS}
+"""What carries out each kind of order, in whatever room."""
+
 FIRST_REPORT_S = 5.0
 """How long a start waits for slow backends before it answers without them."""
 
@@ -131,7 +134,9 @@ class Service:
         self._register()
         zones.warn_of_empty_default(self.config)
         service = self.config.service
-        unfinished = recovery.resume(self.db, attempts=service.order_attempts, message_days=service.order_keep_days)
+        unfinished = recovery.resume(
+            self.db, HANDLERS, attempts=service.order_attempts, message_days=service.order_keep_days
+        )
         self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what orders that were given up have exported
         self.bus.start()
         for order in unfinished:

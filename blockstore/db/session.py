@@ -1,7 +1,7 @@
 """Engine and sessions: how every room reads and writes the database.
 
 ``read()`` gives a session for looking; ``write()`` one that holds the right to write, commits at its end, and then
-hands the orders that were filed in it to the bus: commit comes before cast, always.
+hands over what was put into its outbox (``after_commit``): commit comes before cast, always.
 No session is held across a backend call.
 """
 
@@ -26,9 +26,10 @@ from blockstore.db.models import Base
 from blockstore.db.reserve import Reserve
 from blockstore.db.writer import Writer
 from blockstore.errors import ConfigError, DatabaseAway
-from blockstore.orders import Order
 
-FILED = "orders filed in this session"
+AFTER_COMMIT = "handed over after the commit"
+"""Where a session that writes has its outbox."""
+
 WRITER_WAIT_MS = 5
 """SQLite's own wait for a lock of another process; after that ``writer.py`` waits, while others are answered."""
 
@@ -57,8 +58,8 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._make_engine(connections)
         self._lookers = self._make_engine(connections) if self.is_sqlite else self.engine
-        self.cast: Callable[[Order], None] = lambda _order: None
-        """Where filed orders go after the commit; the service connects the bus."""
+        self.cast: Callable[[Any], None] = lambda _item: None
+        """Called with each item of a session's outbox after the commit; the service connects the bus."""
         self._writer = Writer(str(self.path)) if self.is_sqlite else None
         self._guard: Connection | None = None
         self.damage: str | None = None
@@ -124,14 +125,14 @@ class Database:
         ):
             session.connection()  # begins here, so that nothing was done when the database turns out to be away
             yield session
-            filed = session.info.pop(FILED, ())
+            outbox = session.info.pop(AFTER_COMMIT, ())
             try:
                 session.commit()
             except Exception:
                 # It may have been written and only the answer lost. An order that was not written ends at once.
-                self._cast_all(filed)
+                self._hand_over(outbox)
                 raise
-        self._cast_all(filed)
+        self._hand_over(outbox)
 
     def keep_reserve(self) -> None:
         """Keep space on the disk of a SQLite file for who frees some; before the first write."""
@@ -194,9 +195,9 @@ class Database:
                 raise
             raise away from exc
 
-    def _cast_all(self, orders: Iterable[Order]) -> None:
-        for order in orders:
-            self.cast(order)
+    def _hand_over(self, outbox: Iterable[Any]) -> None:
+        for item in outbox:
+            self.cast(item)
 
     def take_sole_use(self) -> None:
         """Keep other services away from a PostgreSQL database: two would run each other's orders.
@@ -243,6 +244,11 @@ def make_url_or_explain(url: str) -> Any:
 
 def _to_json(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+def after_commit(session: Session, item: Any) -> None:
+    """Put an item into the outbox of a session that writes; ``Database.cast`` gets it once the commit is done."""
+    session.info.setdefault(AFTER_COMMIT, []).append(item)
 
 
 def insert_if_absent(session: Session, model: type[Base], **values: Any) -> None:

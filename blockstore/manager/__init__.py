@@ -5,43 +5,22 @@ Its orders come from the scheduler and the API; what it cannot do it explains, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from blockstore.manager import attachments, managing, moving, snapshots, volumes
-from blockstore.orders import (
-    ChangeType,
-    ConnectAttachment,
-    CreateSnapshot,
-    CreateVolume,
-    DeleteSnapshot,
-    DeleteVolume,
-    DisconnectAttachment,
-    ExtendVolume,
-    ManageVolume,
-    MoveToType,
-    MoveVolume,
-    Order,
-    RemoveCopy,
-    RevertVolume,
+from blockstore.settling import by_kind
+
+HANDLERS = by_kind(
+    volumes.create_volume,
+    managing.manage_volume,
+    volumes.delete_volume,
+    volumes.extend_volume,
+    volumes.change_type,
+    volumes.revert_volume,
+    moving.remove_copy,
+    snapshots.create_snapshot,
+    snapshots.delete_snapshot,
+    attachments.connect_attachment,
+    attachments.disconnect_attachment,
 )
 
-HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
-    CreateVolume: volumes.create_volume,
-    ManageVolume: managing.manage_volume,
-    DeleteVolume: volumes.delete_volume,
-    ExtendVolume: volumes.extend_volume,
-    ChangeType: volumes.change_type,
-    RevertVolume: volumes.revert_volume,
-    RemoveCopy: moving.remove_copy,
-    CreateSnapshot: snapshots.create_snapshot,
-    DeleteSnapshot: snapshots.delete_snapshot,
-    ConnectAttachment: attachments.connect_attachment,
-    DisconnectAttachment: attachments.disconnect_attachment,
-}
-
-MOVERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
-    MoveVolume: moving.move_volume,
-    MoveToType: moving.move_to_type,
-}
+MOVERS = by_kind(moving.move_volume, moving.move_to_type)
 """What takes hours when a backend is drained, and so has workers of its own: nothing else waits for it."""

@@ -7,17 +7,36 @@ attach or detach.
 from __future__ import annotations
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 
 from blockstore import states
 from blockstore.db.models import Attachment, Volume
 from blockstore.errors import InUse, VolumeMissing
 from blockstore.manager.desk import Desk, name_of
-from blockstore.orders import ConnectAttachment, DisconnectAttachment
-from blockstore.settling import KeepsStatus, settles
+from blockstore.messages import Action
+from blockstore.orders import AttachmentOrder, ConnectAttachment, DisconnectAttachment
+from blockstore.settling import Failure, KeepsStatus, handles
 from blockstore.states import A
 
 
-@settles
+def _note_reason(session: Session, order: AttachmentOrder, failure: Failure) -> None:
+    states.lock(session, order.volume_id)
+    reason = None if failure.to else failure.reason.operator
+    session.execute(update(Attachment).where(Attachment.id == order.attachment_id).values(reason=reason))
+
+
+def _undo_connection(session: Session, order: ConnectAttachment, failure: Failure) -> None:
+    _note_reason(session, order, failure)
+    states.fail_rows(session, order, to=failure.to)
+    # No list shows what os-initialize_connection makes, so nobody could remove what is left of it.
+    session.execute(
+        delete(Attachment).where(
+            Attachment.id == order.attachment_id, Attachment.legacy, Attachment.status == A.ERROR_ATTACHING
+        )
+    )
+
+
+@handles(ConnectAttachment, action=Action.ATTACH, undo=_undo_connection)
 def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachment) -> None:
     """Export the volume to the attachment's initiator, and write down how it is reached."""
     with desk.db.read() as session:
@@ -36,7 +55,14 @@ def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachm
             states.reckon(session, attachment.volume_id)
 
 
-@settles
+def _keep_attachment(session: Session, order: DisconnectAttachment, failure: Failure) -> None:
+    _note_reason(session, order, failure)
+    states.fail_rows(session, order, to=failure.to)  # first, because the volume's status follows
+    if order.follow:
+        states.reckon(session, order.volume_id)
+
+
+@handles(DisconnectAttachment, action=Action.DETACH, undo=_keep_attachment)
 def disconnect_attachment(desk: Desk, order: DisconnectAttachment, attachment: Attachment) -> None:
     """End the export, then remove the attachment; with the last one, what os-initialize_connection left goes too."""
     left_over = _left_over(desk, attachment)

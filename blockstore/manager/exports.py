@@ -22,7 +22,7 @@ from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, NotSupported, StateConflict, Unreachable
 from blockstore.keyring import Keyring
-from blockstore.orders import DisconnectAttachment, new_order_id
+from blockstore.orders import DisconnectAttachment
 from blockstore.states import A
 from blockstore.targets.contract import Connection, Export, Target
 
@@ -295,11 +295,9 @@ class Exports:
     @staticmethod
     def _file_end(session: Session, attachment: Attachment, *, only_from: tuple[A, ...] = ()) -> None:
         """File the order that ends an attachment. Raises StateConflict."""
-        order = DisconnectAttachment(
-            order_id=new_order_id(),
-            request_id="req-recovery",
-            project_id=attachment.project_id,
-            attachment_id=attachment.id,
+        order = DisconnectAttachment.of(
+            attachment,
+            "req-recovery",
             volume_id=attachment.volume_id,
             came_from=only_from[0] if only_from else attachment.status,
             follow=not attachment.legacy,

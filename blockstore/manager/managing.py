@@ -20,8 +20,9 @@ from blockstore.db.session import Database
 from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
+from blockstore.messages import Action
 from blockstore.orders import ManageVolume, MoveToType, MoveVolume, RemoveCopy
-from blockstore.settling import settles
+from blockstore.settling import Failure, handles
 from blockstore.states import V
 
 MANAGED = "already managed"
@@ -105,7 +106,21 @@ def refuse_unsafe(found: Found) -> None:
         raise BackendError(f"{found.reference} cannot be managed: {found.reason}{whose}.")
 
 
-@settles
+def _take_back(session: Session, order: ManageVolume, _failure: Failure) -> None:
+    """Let a volume that was not taken over be nowhere again, and give back what was charged for it."""
+    volume = session.execute(
+        select(Volume.host, Volume.size, Volume.volume_type_id, Volume.project_id).where(
+            Volume.id == order.volume_id, Volume.status == order.status
+        )
+    ).one_or_none()
+    if volume is None or volume.host is None:
+        return
+    claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
+    quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
+    session.execute(update(Volume).where(Volume.id == order.volume_id).values(host=None, size=0, consumes_quota=False))
+
+
+@handles(ManageVolume, action=Action.MANAGE, undo=_take_back)
 def manage_volume(desk: Desk, order: ManageVolume, volume: Volume) -> None:
     """Charge for the volume at the size that it has there, and let the backend give it our name."""
     backend = desk.backend(order.pool)

@@ -10,29 +10,43 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import GIB
-from blockstore.db.models import OrderRow, Volume, VolumeType
+from blockstore.db.models import Volume, VolumeType
 from blockstore.errors import BackendError, OrderCancelled, StateConflict, TryAgain
 from blockstore.manager.copying import copy_volume
 from blockstore.manager.desk import Desk, volume_name
 from blockstore.manager.limits import keep_limits
+from blockstore.messages import Action
 from blockstore.orders import MoveToType, MoveVolume, RemoveCopy
-from blockstore.settling import progress_of, refuse_cancelled, settles, the_other
+from blockstore.settling import Failure, handles, handles_until_done, progress_of, refuse_cancelled
 from blockstore.states import V
 
 log = logging.getLogger(__name__)
 
 
-@settles
+def _remove_the_copy(session: Session, order: MoveVolume, _failure: Failure) -> None:
+    """Note that the move failed, and file the order that ends the copy."""
+    session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
+    rest = order.beside(RemoveCopy, pool=order.destination, name=order.copy_name, size_gib=order.volume_gib)
+    states.file(session, rest)
+
+
+@handles(MoveVolume, action=Action.MIGRATE, undo=_remove_the_copy)
 def move_volume(desk: Desk, order: MoveVolume, volume: Volume) -> None:
     """Copy the volume to its destination and switch to the copy; the scheduler has claimed the room there."""
     _move(desk, order, volume, volume.volume_type_id)
 
 
-@settles
+def _remove_the_copy_and_keep_the_type(session: Session, order: MoveToType, failure: Failure) -> None:
+    _remove_the_copy(session, order, failure)
+    quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+
+
+@handles(MoveToType, action=Action.RETYPE, undo=_remove_the_copy_and_keep_the_type)
 def move_to_type(desk: Desk, order: MoveToType, volume: Volume) -> None:
     """Move the volume to a pool that serves its new type, which it has from the switch on."""
     _move(desk, order, volume, order.type_id)
@@ -68,15 +82,13 @@ def _move(desk: Desk, order: MoveVolume, volume: Volume, type_id: str) -> None:
             raise OrderCancelled(f"the status was reset meanwhile: {conflict.message}") from None
         refuse_cancelled(session, order)  # also when it was reset, and another move has begun since
         states.finish(session, order)
-        states.file(session, the_other(order, volume.host or "", volume_name(volume), volume.size))
+        left_over = order.beside(RemoveCopy, pool=volume.host or "", name=volume_name(volume), size_gib=volume.size)
+        states.file(session, left_over)
 
 
+@handles_until_done(RemoveCopy, action=Action.MIGRATE)
 def remove_copy(desk: Desk, order: RemoveCopy) -> None:
     """Remove what is not the volume any more, or never became it, and give its room back. Tried until it is done."""
-    with desk.db.read() as session:
-        state = session.execute(select(OrderRow.state).where(OrderRow.id == order.order_id)).scalar()
-    if state != "open":
-        return
     reason = None
     if order.pool in desk.backends:
         try:

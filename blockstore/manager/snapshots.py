@@ -12,12 +12,13 @@ from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.desk import Desk, name_of, snapshot_name
 from blockstore.manager.managing import refuse_unsafe, snapshots_on
+from blockstore.messages import Action
 from blockstore.orders import CreateSnapshot, DeleteSnapshot
-from blockstore.settling import first_change, progress_of, settles
+from blockstore.settling import first_change, handles, progress_of
 from blockstore.states import S
 
 
-@settles
+@handles(CreateSnapshot, action=Action.SNAPSHOT_CREATE)
 def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> None:
     """Freeze the volume's bytes, or take over a snapshot that is there."""
     volume, backend = name_of(desk.db, order.volume_id), desk.backend(snapshot.host)
@@ -32,7 +33,7 @@ def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> No
         states.settle(session, order, S.AVAILABLE, progress="100%")
 
 
-@settles
+@handles(DeleteSnapshot, action=Action.SNAPSHOT_DELETE)
 def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> None:
     """Remove the snapshot from its backend, then its row, quota and claim in one transaction."""
     if snapshot.host is not None:

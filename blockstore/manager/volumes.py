@@ -19,6 +19,7 @@ from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, V
 from blockstore.manager.attachments import end_all
 from blockstore.manager.desk import Desk, name_of, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
+from blockstore.messages import Action
 from blockstore.orders import (
     ChangeType,
     CreateVolume,
@@ -26,15 +27,14 @@ from blockstore.orders import (
     ExtendVolume,
     PlaceVolume,
     RevertVolume,
-    following_id,
 )
-from blockstore.settling import first_change, progress_of, settles
+from blockstore.settling import Failure, first_change, handles, progress_of
 from blockstore.states import V
 
 log = logging.getLogger(__name__)
 
 
-@settles
+@handles(CreateVolume, action=Action.CREATE)
 def create_volume(desk: Desk, order: CreateVolume, volume: Volume) -> None:
     """Make the volume; when its pool fails, send it back to the scheduler for the next pool."""
     backend = None
@@ -100,22 +100,14 @@ def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendErro
         exc,
         extra={"request_id": order.request_id},
     )
-    following = PlaceVolume(
-        order_id=following_id(order.order_id),
-        request_id=order.request_id,
-        project_id=order.project_id,
-        volume_id=order.volume_id,
-        hints=order.hints,
-        tried=(*order.tried, volume.host or ""),
-        failure=str(exc),
-    )
+    following = order.then(PlaceVolume, hints=order.hints, tried=(*order.tried, volume.host or ""), failure=str(exc))
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
         states.hand_over(session, order, following, failure=str(exc))
 
 
-@settles
+@handles(DeleteVolume, action=Action.DELETE)
 def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
     """Remove the volume from its backend, then its row, quota and claim in one transaction."""
     with desk.db.read() as session:
@@ -134,7 +126,12 @@ def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
         states.settle_removed(session, order)
 
 
-@settles
+def _release_growth(session: Session, order: ExtendVolume, _failure: Failure) -> None:
+    claims.release(session, order.pool, volume_gib=order.growth_gib)
+    quotas.refund_growth(session, order.project_id, order.volume_id, order.growth_gib)
+
+
+@handles(ExtendVolume, action=Action.EXTEND, undo=_release_growth)
 def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
     """Grow the volume; the claim and the quota were taken when the order was accepted."""
     with first_change(order):
@@ -148,7 +145,11 @@ def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
             states.reckon(session, volume.id)
 
 
-@settles
+def _refund_type(session: Session, order: ChangeType, _failure: Failure) -> None:
+    quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+
+
+@handles(ChangeType, action=Action.RETYPE, undo=_refund_type, restores=True)
 def change_type(desk: Desk, order: ChangeType, volume: Volume) -> None:
     """Let the pool keep the volume within the limits of its new type, and give it that type."""
     keep_limits(desk, volume.host or "", volume_name(volume), order.type_id, volume.size, lift=True)
@@ -177,7 +178,7 @@ def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
         quotas.refund_type(session, project, type_id, snapshots=-count, gigabytes=-int(gib))
 
 
-@settles
+@handles(RevertVolume, action=Action.REVERT)
 def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
     """Give the volume the bytes of its snapshot; the snapshot is available again afterwards."""
     with first_change(order):

@@ -5,25 +5,14 @@ Knows pools from the board and the ledger only; never sees a backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from blockstore.orders import (
-    Order,
-    PlaceExtension,
-    PlaceManaged,
-    PlaceMigration,
-    PlaceSnapshot,
-    PlaceVolume,
-    RetypeVolume,
-)
 from blockstore.scheduler import placing
+from blockstore.settling import by_kind
 
-HANDLERS: Mapping[type[Order], Callable[[Any, Any], None]] = {
-    PlaceVolume: placing.place_volume,
-    PlaceSnapshot: placing.place_snapshot,
-    PlaceExtension: placing.place_extension,
-    RetypeVolume: placing.retype_volume,
-    PlaceManaged: placing.place_managed,
-    PlaceMigration: placing.place_migration,
-}
+HANDLERS = by_kind(
+    placing.place_volume,
+    placing.place_snapshot,
+    placing.place_extension,
+    placing.retype_volume,
+    placing.place_managed,
+    placing.place_migration,
+)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from blockstore.board import other_block_size
-from blockstore.errors import NoBackend
 from blockstore.scheduler.pools import Pool
 
 
@@ -20,21 +19,18 @@ from blockstore.scheduler.pools import Pool
 class Wish:
     """What is to be placed, with everything about it already looked up."""
 
-    size_gib: float  # for an extend the difference; 0 when an existing volume is managed
+    size_gib: float  # for an extend the difference; 0 for a volume that is on its pool already
     extra_specs: Mapping[str, str | None] = field(default_factory=dict)
     availability_zones: tuple[str, ...] = ()  # of the request, or of the type's RESKEY:availability_zones; empty: any
     volume: Mapping[str, Any] = field(default_factory=dict)  # volume.* in expressions
-    qos: Mapping[str, Any] = field(default_factory=dict)  # qos.* in expressions
     same_pools: frozenset[str] | None = None  # where the volumes named by the hint same_host are; None: no hint
     different_pools: frozenset[str] | None = None  # so too for different_host
-    invalid_hint: str | None = None  # why same_host or different_host cannot be understood; fails every pool
     only_pool: str | None = None  # where the source is, when the volume has to be beside it
     tried: tuple[str, ...] = ()  # pools that failed already
     leaves: str | None = None  # the pool that it is to be moved away from
     block_size: int | None = None  # the logical block size of what is to be moved, in bytes; None: not known
     destination: str | None = None  # the pool, or the backend, that it is to be moved to
     extends_attached: bool = False
-    held_by: str | None = None  # the pool that holds the volume already (retype); not for an extend, which needs room
 
     @property
     def wants_thick(self) -> bool:
@@ -111,13 +107,6 @@ class Choice:
     def winner(self) -> Pool | None:
         """Return the best pool, or None when no pool passed."""
         return self.ranking[0].pool if self.ranking else None
-
-    @property
-    def pool(self) -> Pool:
-        """Return the best pool, or raise NoBackend with the reason for each."""
-        if self.winner is None:
-            raise NoBackend(f"No pool can take it. {explain(self)}")
-        return self.winner
 
 
 def choose(wish: Wish, pools: Sequence[Pool], filters: Sequence[Filter], weighers: Sequence[Weigher]) -> Choice:

@@ -124,7 +124,8 @@ def _scopes(expression: Expression, wish: Wish, pool: Pool) -> list[Scope]:
     }
     for name in ("volume_backend_name", "vendor_name", "driver_version", "storage_protocol", "QoS_support"):
         stats[name] = reported.get(name)
-    base = {"stats": stats, "capabilities": reported, "volume": wish.volume, "extra": wish.extra_specs, "qos": wish.qos}
+    # compat: there are qos.* names; no volume is placed by its QoS specs, so none of them has a value.
+    base = {"stats": stats, "capabilities": reported, "volume": wish.volume, "extra": wish.extra_specs, "qos": {}}
     if not {"stats.storage_protocol", "capabilities.storage_protocol"} & set(expression.names):
         return [base]
     return [

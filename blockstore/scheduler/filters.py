@@ -24,7 +24,7 @@ def availability_zone(wish: Wish, pool: Pool) -> str | None:
 
 def capacity(wish: Wish, pool: Pool) -> str | None:
     """Refuse a pool that has not the room, or whose thin storage is physically too full."""
-    if wish.held_by == pool.name or wish.size_gib == 0:
+    if wish.size_gib == 0:
         return None
     asked = f"{gib(wish.size_gib)} GiB asked"
     if closed_because := pool.capabilities.get("closed_because"):
@@ -95,8 +95,6 @@ def filter_function(wish: Wish, pool: Pool) -> str | None:
 
 def same_backend(wish: Wish, pool: Pool) -> str | None:
     """Refuse a pool that holds none of the volumes named by the hint same_host."""
-    if wish.invalid_hint is not None:
-        return wish.invalid_hint
     if wish.same_pools is None or pool.name in wish.same_pools:
         return None
     return f"none of the volumes of the hint same_host is here; they are on {_list(wish.same_pools)}"
@@ -104,8 +102,6 @@ def same_backend(wish: Wish, pool: Pool) -> str | None:
 
 def different_backend(wish: Wish, pool: Pool) -> str | None:
     """Refuse a pool that holds any of the volumes named by the hint different_host."""
-    if wish.invalid_hint is not None:
-        return wish.invalid_hint
     if wish.different_pools is None or pool.name not in wish.different_pools:
         return None
     return f"a volume of the hint different_host is here; they are on {_list(wish.different_pools)}"

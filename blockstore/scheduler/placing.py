@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, states
+from blockstore import claims, quotas, states
 from blockstore.board import NO_USAGE, Board, PoolReport
 from blockstore.config import SchedulerConfig
 from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
+from blockstore.messages import Action
 from blockstore.orders import (
     ChangeType,
     CreateSnapshot,
@@ -33,12 +34,11 @@ from blockstore.orders import (
     PlaceSnapshot,
     PlaceVolume,
     RetypeVolume,
-    following_id,
 )
-from blockstore.scheduler.choosing import Choice, Filter, Weigher, Wish, choose, explain, explain_ranking
+from blockstore.scheduler.choosing import Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.scheduler.refusals import public_reason
-from blockstore.settling import settles
+from blockstore.settling import Failure, handles
 from blockstore.states import V
 from blockstore.zones import zones_of
 
@@ -57,73 +57,60 @@ class Scheduler:
     message_days: int
 
 
-@settles
+@handles(PlaceVolume, action=Action.SCHEDULE)
 def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
     with room.db.write() as session:
         wish = _wish(session, volume, order)
-        choice = _choose(room, session, wish, order.request_id, before=order.failure)
-        claims.claim(session, choice.pool.name, volumes=1, volume_gib=volume.size)
+        pool = _choose(room, session, wish, order.request_id, before=order.failure)
+        claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         place = {
             "volume": volume.id,
-            "host": choice.pool.name,
-            "availability_zone": choice.pool.availability_zone,
-            "backend": choice.pool.backend,
+            "host": pool.name,
+            "availability_zone": pool.availability_zone,
+            "backend": pool.backend,
         }
         session.execute(_PLACE, place)
-        following = CreateVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
+        following = order.then(
+            CreateVolume,
             snapshot_id=order.snapshot_id,
             source_volume_id=order.source_volume_id,
             hints=order.hints,
             tried=order.tried,
-            pool=choice.pool.name,
+            pool=pool.name,
         )
         states.hand_over(session, order, following)
 
 
-@settles
+@handles(PlaceSnapshot, action=Action.SNAPSHOT_CREATE)
 def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) -> None:
     """Check that the volume's pool can take the snapshot, claim it and hand over."""
     with room.db.read() as session:
         volume = session.get_one(Volume, order.volume_id)
         wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **facts_of(session, volume))
     with room.db.write() as session:
-        choice = _choose(room, session, wish, order.request_id)
-        claims.claim(session, choice.pool.name, snapshot_gib=snapshot.volume_size)
-        session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=choice.pool.name))
-        following = CreateSnapshot(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            snapshot_id=snapshot.id,
-            volume_id=order.volume_id,
-            reference=order.reference,
-        )
+        pool = _choose(room, session, wish, order.request_id)
+        claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
+        session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
+        following = order.then(CreateSnapshot, volume_id=order.volume_id, reference=order.reference)
         states.hand_over(session, order, following)
 
 
-@settles
+@handles(PlaceManaged, action=Action.MANAGE)
 def place_managed(room: Scheduler, order: PlaceManaged, volume: Volume) -> None:
     """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
     with room.db.write() as session:
         wish = Wish(size_gib=0, only_pool=order.pool, **confined_facts(session, volume))
         _choose(room, session, wish, order.request_id)
-        following = ManageVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            pool=order.pool,
-            reference=order.reference,
-        )
+        following = order.then(ManageVolume, pool=order.pool, reference=order.reference)
         states.hand_over(session, order, following)
 
 
-@settles
+def _refund_growth(session: Session, order: PlaceExtension, _failure: Failure) -> None:
+    quotas.refund_growth(session, order.project_id, order.volume_id, order.growth_gib)
+
+
+@handles(PlaceExtension, action=Action.EXTEND, undo=_refund_growth, restores=True)
 def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> None:
     """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
     with room.db.read() as session:
@@ -134,21 +121,19 @@ def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> N
             **facts_of(session, volume),
         )
     with room.db.write() as session:
-        choice = _choose(room, session, wish, order.request_id)
-        claims.claim(session, choice.pool.name, volume_gib=order.growth_gib)
-        following = ExtendVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            new_size_gib=order.new_size_gib,
-            growth_gib=order.growth_gib,
-            pool=choice.pool.name,
+        pool = _choose(room, session, wish, order.request_id)
+        claims.claim(session, pool.name, volume_gib=order.growth_gib)
+        following = order.then(
+            ExtendVolume, new_size_gib=order.new_size_gib, growth_gib=order.growth_gib, pool=pool.name
         )
         states.hand_over(session, order, following)
 
 
-@settles
+def _refund_type(session: Session, order: RetypeVolume, _failure: Failure) -> None:
+    quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+
+
+@handles(RetypeVolume, action=Action.RETYPE, undo=_refund_type, restores=True)
 def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
     """Leave the volume where it is when its pool serves the new type, else move it, if it may; and hand over.
 
@@ -165,15 +150,7 @@ def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
         except NoBackend as refused:
             _retype_by_moving(room, session, order, volume, facts, refused)
             return
-        following = ChangeType(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            type_id=order.type_id,
-            counted=order.counted,
-            size_gib=order.size_gib,
-        )
+        following = order.then(ChangeType, type_id=order.type_id, counted=order.counted, size_gib=order.size_gib)
         states.hand_over(session, order, following)
 
 
@@ -188,14 +165,11 @@ def _retype_by_moving(
     if kept is not None:
         raise _with(refused, f"It is not moved either: {kept}.")
     wish = Wish(size_gib=volume.size, **leaving(room.board, volume), **facts)
-    pool = _choose(room, session, wish, order.request_id).pool
+    pool = _choose(room, session, wish, order.request_id)
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
-    following = MoveToType(
-        order_id=following_id(order.order_id),
-        request_id=order.request_id,
-        project_id=order.project_id,
-        volume_id=volume.id,
+    following = order.then(
+        MoveToType,
         destination=pool.name,
         name_id=new_id(),
         volume_gib=volume.size,
@@ -227,25 +201,21 @@ def kept_by(session: Session, volume: Volume) -> str | None:
     return None
 
 
-@settles
+def _note_failed_migration(session: Session, order: PlaceMigration, _failure: Failure) -> None:
+    session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
+
+
+@handles(PlaceMigration, action=Action.MIGRATE, undo=_note_failed_migration)
 def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> None:
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
     with room.db.write() as session:
         facts = confined_facts(session, volume)
         leaves = leaving(room.board, volume)
         wish = Wish(size_gib=volume.size, destination=order.destination, **leaves, **facts)
-        pool = _choose(room, session, wish, order.request_id).pool
+        pool = _choose(room, session, wish, order.request_id)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
-        following = MoveVolume(
-            order_id=following_id(order.order_id),
-            request_id=order.request_id,
-            project_id=order.project_id,
-            volume_id=volume.id,
-            destination=pool.name,
-            name_id=new_id(),
-            volume_gib=volume.size,
-        )
+        following = order.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
         states.hand_over(session, order, following)
 
 
@@ -290,7 +260,7 @@ def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
     )
 
 
-def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Choice:
+def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Pool:
     pools, absent = candidates(room.board, session)
     choice = choose(wish, pools, room.filters, room.weighers)
     if choice.winner is None:
@@ -304,7 +274,7 @@ def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, b
         log.warning("%s", text, extra={"request_id": request_id})
         raise NoBackend(text, public=public_reason(wish, choice.refusals, absent))
     log.debug("%s", explain_ranking(choice), extra={"request_id": request_id})
-    return choice
+    return choice.winner
 
 
 def facts_of(session: Session, volume: Volume) -> dict[str, Any]:

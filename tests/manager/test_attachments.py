@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore import settling
 from blockstore.app.service import Service
 from blockstore.app.wiring import local_connector
 from blockstore.backends.contract import Located
@@ -18,6 +17,7 @@ from blockstore.db.models import Attachment, OrderRow, Volume
 from blockstore.errors import BackendError, InUse, Reason, SessionAlive, Unreachable, VolumeMissing
 from blockstore.manager import HANDLERS
 from blockstore.orders import Order, from_stored
+from blockstore.settling import Failure
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
 from tests.kill.invariants import check
@@ -110,7 +110,8 @@ def test_an_order_begun_too_often_is_given_up_with_a_reason(api: Client, kind: s
         (stored,) = session.scalars(select(OrderRow).filter_by(kind=kind))
         stored.state, stored.finished_at = "open", None
         why = "given up: the service died 5 times while it ran"
-        settling.give_up(session, order_of(stored), Reason(why, why))
+        order = order_of(stored)
+        HANDLERS[type(order)].give_up(session, order, Failure(reason=Reason(why, why)))
     (row,) = rows(api)
     assert row.status == f"error_{'attaching' if kind == 'ConnectAttachment' else 'detaching'}"
     assert row.reason == why

@@ -17,6 +17,7 @@ from blockstore.config import Config
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
 from blockstore.microversions import Version
+from blockstore.orders import Kind
 from blockstore.policies import Policy
 from blockstore.throttle import Throttle
 
@@ -67,6 +68,10 @@ class Call:
     def version(self) -> Version:
         """Return the microversion in force."""
         return self.ctx.microversion
+
+    def operation(self, kind: type[Kind], row: Any, **fields: Any) -> Kind:
+        """Return a new operation of this request on a row; whoever changes the row's status files it."""
+        return kind.of(row, self.ctx.request_id, **fields)
 
     def may(self, rule: str) -> bool:
         """Say whether the caller satisfies a policy rule."""

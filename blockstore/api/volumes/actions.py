@@ -19,7 +19,7 @@ from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
-from blockstore.orders import PlaceExtension, RetypeVolume, RevertVolume, new_order_id
+from blockstore.orders import PlaceExtension, RetypeVolume, RevertVolume
 from blockstore.schemas import volumes as schemas
 from blockstore.states import A, S, V
 
@@ -46,14 +46,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             _check_online(call, volume)
     size_bounds(call.session.get_one(VolumeType, volume.volume_type_id), new_size)
     quotas.check_volume_size(call.session, call.core.config.quota, volume.project_id, new_size)
-    order = PlaceExtension(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume_id,
-        new_size_gib=new_size,
-        growth_gib=growth,
-    )
+    order = call.operation(PlaceExtension, volume, new_size_gib=new_size, growth_gib=growth)
     try:
         states.move(
             call.session,
@@ -102,13 +95,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             f"Invalid input received: the volume has {volume.size} GiB and its snapshot {snapshot.volume_size} GiB;"
             " a volume that was extended since cannot be reverted."
         )
-    order = RevertVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume_id,
-        snapshot_id=snapshot_id,
-    )
+    order = call.operation(RevertVolume, volume, snapshot_id=snapshot_id)
     try:
         states.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
         unused = [not_migrating(), ~is_connected(volume_id)]
@@ -129,11 +116,9 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     wanted = find_type(call, body["retype"]["new_type"], lock=True)
     _check_retype(call, volume, former, wanted)
     counted = int(volume.consumes_quota)
-    order = RetypeVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume_id,
+    order = call.operation(
+        RetypeVolume,
+        volume,
         type_id=wanted.id,
         counted=counted,
         size_gib=volume.size * counted,

@@ -22,7 +22,7 @@ from blockstore.db.models import (
     now,
 )
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, NotOffered
-from blockstore.orders import PlaceVolume, new_order_id
+from blockstore.orders import PlaceVolume
 from blockstore.schemas import volumes as schemas
 from blockstore.states import S, V
 from blockstore.zones import zone_of_new
@@ -85,11 +85,9 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     quotas.charge(
         call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size, volume_size_gib=size
     )
-    order = PlaceVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume.id,
+    order = call.operation(
+        PlaceVolume,
+        volume,
         snapshot_id=volume.snapshot_id,
         source_volume_id=volume.source_volid,
         hints=body.get("hints") or {},

@@ -27,7 +27,7 @@ from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import (
     DELETE_FORCE,
 )
-from blockstore.orders import DeleteSnapshot, DeleteVolume, new_order_id
+from blockstore.orders import DeleteSnapshot, DeleteVolume
 from blockstore.schemas.base import bool_like
 from blockstore.states import S, V
 
@@ -54,13 +54,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
         return  # it is on its way already
     if cascade:
         _delete_snapshots(call, volume, force=force)
-    order = DeleteVolume(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume_id,
-        pool=volume.host or "",
-    )
+    order = call.operation(DeleteVolume, volume, pool=volume.host or "")
     conditions = removable(force=force, cascade=cascade)
     at_once = _is_nowhere(call, volume)
     try:
@@ -134,14 +128,7 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
             raise InvalidStatus(
                 f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
             )
-        order = DeleteSnapshot(
-            order_id=new_order_id(),
-            request_id=call.ctx.request_id,
-            project_id=snapshot.project_id,
-            snapshot_id=snapshot.id,
-            volume_id=volume.id,
-            came_from=snapshot.status,
-        )
+        order = call.operation(DeleteSnapshot, snapshot, volume_id=volume.id, came_from=snapshot.status)
         states.move(call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), order=order)
 
 

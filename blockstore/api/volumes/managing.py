@@ -38,7 +38,7 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
-from blockstore.orders import PlaceManaged, new_order_id
+from blockstore.orders import PlaceManaged
 from blockstore.schemas import managing as schemas
 from blockstore.schemas.base import load
 from blockstore.schemas.listing import PageQuery
@@ -194,14 +194,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         consumes_quota=False,  # until its size is known
         created_at=now(),
     )
-    order = PlaceManaged(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume.id,
-        pool=report.name,
-        reference=asked["ref"],
-    )
+    order = call.operation(PlaceManaged, volume, pool=report.name, reference=asked["ref"])
     states.born(call.session, volume, order)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)

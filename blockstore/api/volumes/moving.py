@@ -15,7 +15,7 @@ from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
-from blockstore.orders import PlaceMigration, new_order_id
+from blockstore.orders import PlaceMigration
 from blockstore.schemas import moving as schemas
 from blockstore.states import V
 
@@ -74,13 +74,7 @@ def begin(call: Call, volume: Volume, destination: str) -> None:
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} has snapshots, which would stay behind; delete them first."
         )
-    order = PlaceMigration(
-        order_id=new_order_id(),
-        request_id=call.ctx.request_id,
-        project_id=volume.project_id,
-        volume_id=volume.id,
-        destination=destination,
-    )
+    order = call.operation(PlaceMigration, volume, destination=destination)
     try:
         states.move(
             call.session,
