@@ -278,6 +278,11 @@ class Folder:
             raise PermissionError(errno.EACCES, "no files can be made in it")
 
 
+def temporary_name(name: str) -> str:
+    """Return the name of what is unfinished of ``name``."""
+    return f".{name}.tmp"
+
+
 def make_root(path: Path, *, parents: bool) -> None:
     """Make the pool's directory, unless it is there."""
     if not path.exists():
