@@ -86,12 +86,8 @@ class Folder:
         """Write down the address, so that it survives a power cut."""
         if self.address() == address:
             return
-        fresh = self.path / "address.tmp"
-        with os.fdopen(private_files.open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
-            json.dump(asdict(address), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.path / "address")
+        data = json.dumps(asdict(address)).encode()
+        private_files.write(self.path / "address", data, temporary="address.tmp")
 
     # --- the server -----------------------------------------------------------------------------------------
 
