@@ -22,6 +22,7 @@ from blockstore_plugins.directory.file_backend import FileBackend
 from blockstore_plugins.directory.store import FORMATS, FileStore, Format
 
 from blockstore.backends.contract import BackendOptions, option
+from blockstore.backends.options import of_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class DirectoryBackend(FileBackend):
     Options: ClassVar[type[BackendOptions]] = DirectoryOptions
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path):
-        settings = cast(DirectoryOptions, options)
+        settings = of_type(DirectoryOptions, options, f"[backend:{name}]")
         store = FileStore(settings.path or state_dir / "volumes", state_dir, self.not_recognised)
         super().__init__(name, options, state_dir, store, cast(Format, settings.format))
         self._parents = settings.path is None

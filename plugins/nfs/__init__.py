@@ -39,6 +39,7 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
+from blockstore.backends.options import of_type
 from blockstore.errors import ConfigError
 
 _EXPORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]|[0-9A-Za-z][0-9A-Za-z.-]*):(/(?:[^\s,\0]| )*)")
@@ -69,7 +70,7 @@ class NfsBackend(FileBackend):
     storage_protocol: ClassVar[str] = "nfs"
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path, export: str = ""):
-        settings = cast(NfsOptions, options)
+        settings = of_type(NfsOptions, options, f"[backend:{name}]")
         self.export = export or _exports(name, settings)[0]
         self._base = state_dir / "mnt"
         # compat: the reference names its mount points by the MD5 of the export, and so do consumers
@@ -96,7 +97,7 @@ class NfsBackend(FileBackend):
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
         """Return an instance for each export; the only one is named as the section."""
-        exports = _exports(name, cast(NfsOptions, options))
+        exports = _exports(name, of_type(NfsOptions, options, f"[backend:{name}]"))
         made = [cls(name, options, state_dir, export) for export in exports]
         if len(made) > 1:
             for backend, export in zip(made, exports, strict=True):
