@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blockstore import private_files
 from blockstore.errors import ConfigError
 
 _CLOUDS = re.compile(r"clouds:[ \t]*(#.*)?")
@@ -98,18 +98,7 @@ def merge_into(path: Path, name: str, cloud: Mapping[str, Any]) -> None:
             present, mode = None, 0o600
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         text = document(name, cloud) if present is None else merged(present, name, cloud, str(path))
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(fd)
-            fresh.chmod(mode)
-            fresh.replace(path)
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
+        private_files.write(path, text.encode(), mode=mode)
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text in UTF-8, so nothing was added to it.") from None
     except OSError as exc:

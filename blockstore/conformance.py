@@ -97,7 +97,7 @@ class Bench:
         self.has = backend.capabilities()
         self.prefix = f"{PREFIX}{secrets.token_hex(4)}-"
         self._count = 0
-        self._volumes: list[str] = []
+        self.made_volumes: list[str] = []
         self._snapshots: list[tuple[str, str]] = []
         self._volumes_before = set(backend.list_volumes())
         self._snapshots_before = set(backend.list_snapshots())
@@ -107,8 +107,8 @@ class Bench:
     def name(self) -> str:
         """Return a new name for a volume and remember to delete it."""
         self._count += 1
-        self._volumes.append(f"{self.prefix}v{self._count}")
-        return self._volumes[-1]
+        self.made_volumes.append(f"{self.prefix}v{self._count}")
+        return self.made_volumes[-1]
 
     def snapshot_name(self, *volumes: str) -> str:
         """Return a new name for a snapshot of any of these volumes and remember to delete it."""
@@ -179,7 +179,7 @@ class Bench:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        problems = self._clean()
+        problems = self.clean()
         if not problems:
             try:
                 self.lists({})
@@ -190,14 +190,14 @@ class Bench:
         elif problems:
             exc.add_note("Cleaning up failed too: " + " ".join(problems))
 
-    def _clean(self) -> list[str]:
+    def clean(self) -> list[str]:
         """Delete what was made, twice over, since a volume may wait for another's snapshot to go."""
         problems: list[str] = []
         for _round in range(2):
             problems = []
             for volume, snapshot in reversed(self._snapshots):
                 attempt(problems, partial(self.backend.delete_snapshot, volume, snapshot))
-            for name in reversed(self._volumes):
+            for name in reversed(self.made_volumes):
                 attempt(problems, partial(self.backend.delete_volume, name))
             if not problems:
                 break

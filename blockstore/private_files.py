@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -124,15 +124,31 @@ def read(path: Path, *, names: int = 1) -> bytes:
         return file.read()
 
 
-def write(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write a file, whole or not at all, durably; without ``replace`` one that is there stays as it is."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)  # a killed process may have left it
+def write(
+    path: Path,
+    data: bytes,
+    *,
+    replace: bool = True,
+    mode: int = 0o600,
+    temporary: str = "",
+    is_due: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Write a file, whole or not at all, durably; return True unless ``is_due``, asked last, says False.
+
+    ``replace``: False leaves an existing file as it is. ``temporary``: the name beside it under which the data are
+    written; one that a killed process left is replaced. By default it is this process's own.
+    """
+    fresh = path.with_name(temporary or f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
     try:
         with os.fdopen(open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if mode != 0o600:
+                os.fchmod(file.fileno(), mode)
+        if not is_due():
+            return False
         if replace:
             fresh.replace(path)
         else:
@@ -142,6 +158,7 @@ def write(path: Path, data: bytes, *, replace: bool = True) -> None:
         raise OSError(exc.errno, exc.strerror, str(path)) from exc  # an error of a write names no file
     finally:
         fresh.unlink(missing_ok=True)
+    return True
 
 
 def _prove(path: Path, found: os.stat_result, names: int) -> None:

@@ -187,3 +187,18 @@ def test_full_disk_leaves_no_half_file_and_is_a_sentence(mine: Path, monkeypatch
     with pytest.raises(ConfigError, match=sentence), private_files.explained(mine, "the key"):
         private_files.write(mine / "f", b"x")
     assert list(mine.iterdir()) == []
+
+
+def test_writing_may_be_called_off_last(mine: Path) -> None:
+    private_files.write(mine / "f", b"first")
+    assert not private_files.write(mine / "f", b"second", is_due=lambda: False)
+    assert [path.name for path in mine.iterdir()] == ["f"]
+    assert private_files.write(mine / "f", b"third", is_due=lambda: (mine / "f").read_bytes() == b"first")
+    assert (mine / "f").read_bytes() == b"third"
+
+
+def test_what_a_kill_left_under_the_temporary_name_is_replaced(mine: Path) -> None:
+    (mine / "half").symlink_to(mine / "elsewhere")
+    private_files.write(mine / "f", b"whole", temporary="half", mode=0o640)
+    assert [path.name for path in mine.iterdir()] == ["f"]
+    assert ((mine / "f").read_bytes(), (mine / "f").stat().st_mode & 0o777) == (b"whole", 0o640)

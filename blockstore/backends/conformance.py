@@ -483,7 +483,7 @@ class BackendConformance:
     def test_names_may_be_long(self, bench: Bench) -> None:
         """Names of 63 characters work, and differ in their last one."""
         one, two = ((bench.name() + "-" + "x" * 63)[:62] + end for end in "ab")
-        bench._volumes += [one, two]
+        bench.made_volumes += [one, two]
         bench.backend.create_volume(one, 1)
         bench.backend.create_volume(two, 2)
         bench.lists({one: 1, two: 2})

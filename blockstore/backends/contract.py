@@ -1,8 +1,11 @@
 """The whole promise between blockstore and a storage plugin; this page is the plugin author's manual.
 
 A plugin is a subclass of ``Backend`` registered under the entry-point group ``blockstore.backends``. One instance is
-one pool of storage. It sees names and sizes, never rows, requests or tenants. Plugins import this module,
-``blockstore.backends.process``, ``blockstore.private_files`` and ``blockstore.errors``, and nothing else of blockstore.
+one pool of storage. It sees names and sizes, never rows, requests or tenants.
+
+A plugin imports this module, ``blockstore.errors``, ``blockstore.private_files``, and of ``blockstore.backends``
+``process`` (commands), ``options`` (its own options), ``chores`` (work in the background), ``openers`` (what is open),
+``file_locks`` and ``holders`` (who uses a file); nothing else of blockstore.
 
 Rules for every method:
 

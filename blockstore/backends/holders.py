@@ -8,16 +8,15 @@ never changes anything.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
-import signal
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from blockstore.backends import file_locks
 from blockstore.errors import Unreachable
 
 _PROC, _SYS = Path("/proc"), Path("/sys")
@@ -85,16 +84,9 @@ def is_free(path: Path) -> bool | None:
     try:
         if is_device:
             return None
-        # A write lease is granted only on a file nobody else has open. Whoever opens it in this instant waits for it,
-        # and SIGURG, which does nothing, comes in place of a deadly SIGIO.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as exc:
-        return False if exc.errno == errno.EAGAIN else None  # any other error: this file system cannot tell
+        return file_locks.is_sole_opener(fd)
     finally:
         os.close(fd)
-    return True
 
 
 def _own(path: Path) -> bool:

@@ -30,6 +30,7 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
+from blockstore.backends.options import of_type
 from blockstore.errors import BackendError, InUse, NameTaken, RefusedForSpace, VolumeMissing
 
 BLOCK = 64 * 1024
@@ -84,7 +85,7 @@ class MemoryBackend(Backend):
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path):
         super().__init__(name, options, state_dir)
-        self.settings = cast(MemoryOptions, options)
+        self.settings = of_type(MemoryOptions, options, f"[backend:{name}]")
         self.fail: dict[str, Exception] = {}
         self.calls: list[tuple[str, str]] = []
         self._pool = self._pools.setdefault((name, state_dir), Pool())

@@ -266,12 +266,12 @@ class PairBench(Bench):
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _clean(self) -> list[str]:
+    def clean(self) -> list[str]:
         problems: list[str] = []
         for export_id in self._ids:
             attempt(problems, partial(self.target.withdraw, export_id))
         attempt(problems, self.lists_exports)
-        return [*problems, *super()._clean()]
+        return [*problems, *super().clean()]
 
 
 def _keeps_secret(said: object, secret: str) -> None:

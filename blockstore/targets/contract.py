@@ -1,8 +1,11 @@
 """The promise between blockstore and a target plugin, which lets a volume leave the node; the plugin author's manual.
 
 A plugin is a subclass of ``Target`` registered under the entry-point group ``blockstore.targets``. One instance serves
-every backend that names it. It sees paths, names and ids, never rows, requests or tenants. Plugins import this module,
-``blockstore.backends.process``, ``blockstore.private_files`` and ``blockstore.errors``, and nothing else of blockstore.
+every backend that names it. It sees paths, names and ids, never rows, requests or tenants.
+
+A plugin imports this module, ``blockstore.errors``, ``blockstore.private_files``, and of ``blockstore.backends``
+``process`` (commands), ``options`` (its own options), ``chores`` (work in the background), ``openers`` (what is open),
+``file_locks`` and ``holders`` (who uses a file); nothing else of blockstore.
 
 Rules for every method:
 

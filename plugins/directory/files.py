@@ -9,15 +9,14 @@ import errno
 import fcntl
 import io
 import os
-import signal
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blockstore import private_files
+from blockstore.backends import file_locks
 from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, InUse
 
@@ -278,6 +277,11 @@ class Folder:
             raise PermissionError(errno.EACCES, "no files can be made in it")
 
 
+def temporary_name(name: str) -> str:
+    """Return the name of what is unfinished of ``name``."""
+    return f".{name}.tmp"
+
+
 def make_root(path: Path, *, parents: bool) -> None:
     """Make the pool's directory, unless it is there."""
     if not path.exists():
@@ -329,20 +333,9 @@ def forget_cached(fd: int) -> None:
 
 
 def is_open_elsewhere(fd: int) -> bool:
-    """Say whether anything else on this machine has the file open; False where the file system cannot tell.
-
-    The kernel grants a write lease only on a file nobody else has open. Should somebody open it in the instant we
-    hold the lease, they wait for that instant and we get SIGURG, which does nothing, in place of a deadly SIGIO.
-    """
+    """Return True if anything else on this machine has the file open; False where the file system cannot tell."""
     for patience in range(_TRIES, -1, -1):
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as exc:
-            if exc.errno != errno.EAGAIN:
-                return False
-        else:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        if file_locks.is_sole_opener(fd) is not False:
             return False
         if patience:
             # A process another thread is just starting holds our closed files for a moment, until its exec.
@@ -354,20 +347,17 @@ def is_open_elsewhere(fd: int) -> bool:
 _LOCKED_BYTES = (100, 200)
 _NO_WRITERS = 201
 """Who holds this byte bears no writer beside it."""
-_FLOCK = struct.Struct("hhqqi4x")
 
 
 def is_image_open(fd: int) -> bool:
     """Say whether a QEMU, on this machine or another one, has an image open."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *_LOCKED_BYTES, 0)
-    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
-    return kind != fcntl.F_UNLCK
+    return file_locks.is_locked(fd, *_LOCKED_BYTES)
 
 
 def lock_image(fd: int) -> bool:
     """Keep every QEMU from opening an image until ``fd``, open for writing, is closed; say whether none has it open."""
     try:
-        _lock(fd, fcntl.F_WRLCK, *_LOCKED_BYTES)
+        file_locks.lock(fd, fcntl.F_WRLCK, *_LOCKED_BYTES)
     except OSError as exc:
         if exc.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -378,13 +368,9 @@ def lock_image(fd: int) -> bool:
 def let_read(fd: int) -> None:
     """Let QEMUs open an image again that is locked, but not for writing."""
     first, count = _LOCKED_BYTES
-    _lock(fd, fcntl.F_RDLCK, _NO_WRITERS, 1)
-    _lock(fd, fcntl.F_UNLCK, first, _NO_WRITERS - first)
-    _lock(fd, fcntl.F_UNLCK, _NO_WRITERS + 1, first + count - _NO_WRITERS - 1)
-
-
-def _lock(fd: int, kind: int, start: int, length: int) -> None:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+    file_locks.lock(fd, fcntl.F_RDLCK, _NO_WRITERS, 1)
+    file_locks.lock(fd, fcntl.F_UNLCK, first, _NO_WRITERS - first)
+    file_locks.lock(fd, fcntl.F_UNLCK, _NO_WRITERS + 1, first + count - _NO_WRITERS - 1)
 
 
 # --- copying -----------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blockstore.backends.options import of_type
 from blockstore.errors import BackendError, ConfigError, InUse, NotSupported, SessionAlive, Unreachable
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
@@ -58,8 +59,7 @@ class LioTarget(Target):
     def __init__(self, name: str, options: TargetOptions, state_dir: Path, owner: str):
         super().__init__(name, options, state_dir, owner)
         where = f"[target:{name}]"
-        if not isinstance(options, LioOptions):
-            raise ConfigError(f"{where} needs the options of the plugin lio.")
+        options = of_type(LioOptions, options, where)
         self._portals = iscsi.portals(options.portals, f"{where} portals")
         self._session_timeout_s = options.session_timeout_s
         if not options.session_timeout_s > 0:

@@ -7,8 +7,6 @@ has the volume then. Touches nothing of others, and writes the file only when so
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +52,14 @@ def _take_out(saved: dict[str, Any], storage_objects: str, targets: str) -> int:
 
 def _replace(saved: dict[str, Any], before: tuple[int, int, int]) -> bool:
     """Write the file as rtslib does, whole or not at all; False when somebody else wrote it meanwhile."""
-    fresh = SAVED.with_name(f"{SAVED.name}.blockstore")
+    data = json.dumps(saved, sort_keys=True, indent=2).encode() + b"\n"
     try:
-        with os.fdopen(private_files.open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
-            json.dump(saved, file, sort_keys=True, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if _stamp() != before:
-            return False
-        fresh.replace(SAVED)
+        return private_files.write(SAVED, data, temporary=f"{SAVED.name}.blockstore", is_due=lambda: _stamp() == before)
     except OSError as exc:
         raise Unreachable(
             f"{SAVED} names exports of this service, which target.service would restore with their old passwords, and"
             f" cannot be written: {exc.strerror}. Make it writable for root."
         ) from exc
-    finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-    return True
 
 
 def _stamp() -> tuple[int, int, int] | None:

@@ -20,13 +20,14 @@ import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from blockstore import private_files
 from blockstore.backends import holders
+from blockstore.backends.options import of_type
 from blockstore.errors import BackendError, DiskFull, InUse, InvalidConnector, NotSupported, Unreachable, VolumeMissing
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
@@ -61,7 +62,7 @@ class LocalTarget(Target):
 
     def __init__(self, name: str, options: TargetOptions, state_dir: Path, owner: str):
         super().__init__(name, options, state_dir, owner)
-        names = cast(LocalOptions, options).hosts.split(",")
+        names = of_type(LocalOptions, options, f"[target:{name}]").hosts.split(",")
         self._hosts = frozenset(name.strip().lower() for name in names if name.strip())
 
     def check(self) -> None:
@@ -186,17 +187,8 @@ class LocalTarget(Target):
     def _write(self, export_id: str, record: Record) -> None:
         """Write a record whole or not at all."""
         private_files.make_directory(self.state_dir)
-        fresh = self.state_dir / f".{export_id}"  # no export's name; one that a kill left is replaced
-        try:
-            with os.fdopen(private_files.open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
-                json.dump(asdict(record), file)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._file(export_id))
-        except BaseException:
-            with suppress(OSError):
-                fresh.unlink(missing_ok=True)
-            raise
+        data = json.dumps(asdict(record)).encode()
+        private_files.write(self._file(export_id), data, temporary=f".{export_id}")  # which is no export's name
 
     def _file(self, export_id: str) -> Path:
         return self.state_dir / export_id

@@ -29,6 +29,7 @@ from blockstore.backends.contract import (
     no_progress,
     option,
 )
+from blockstore.backends.options import of_type
 from blockstore.errors import (
     BackendError,
     ConfigError,
@@ -85,8 +86,7 @@ class LvmBackend(Backend):
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path):
         super().__init__(name, options, state_dir)
-        if not isinstance(options, LvmOptions):
-            raise ConfigError(f"[backend:{name}] needs the options of the plugin lvm.")
+        options = of_type(LvmOptions, options, f"[backend:{name}]")
         self._options = options
         where = f"[backend:{name}]"
         vg = check_group_name(options.volume_group, f"{where} volume_group")

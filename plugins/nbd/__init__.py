@@ -41,6 +41,7 @@ from typing import Any
 from urllib.parse import quote
 
 from blockstore import private_files
+from blockstore.backends.options import of_type
 from blockstore.errors import BackendError, ConfigError, DiskFull, Unreachable
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
@@ -77,8 +78,7 @@ class NbdTarget(Target):
     def __init__(self, name: str, options: TargetOptions, state_dir: Path, owner: str):
         super().__init__(name, options, state_dir, owner)
         where = f"[target:{name}]"
-        if not isinstance(options, NbdOptions):
-            raise ConfigError(f"{where} needs the options of the plugin nbd.")
+        options = of_type(NbdOptions, options, where)
         self._host = _address(options.listen, f"{where} listen")
         self._range = _ports(options.ports, f"{where} ports")
         self._socket_dir = options.socket_dir

@@ -20,7 +20,6 @@ import os
 import select
 import shutil
 import signal
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from blockstore import private_files
+from blockstore.backends import file_locks
 from blockstore.errors import SessionAlive
 
 from .tls import KEYS
@@ -41,8 +41,6 @@ KILL_S = 10.0
 READY_S = 10.0
 """Seconds that a server, started by a service that was killed meanwhile, has until it listens."""
 
-_FLOCK = struct.Struct("hhqqi4x")
-"""The kernel's struct flock: type, whence, start, length, pid."""
 _POLL_S = 0.001
 
 
@@ -88,12 +86,8 @@ class Folder:
         """Write down the address, so that it survives a power cut."""
         if self.address() == address:
             return
-        fresh = self.path / "address.tmp"
-        with os.fdopen(private_files.open_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
-            json.dump(asdict(address), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.path / "address")
+        data = json.dumps(asdict(address)).encode()
+        private_files.write(self.path / "address", data, temporary="address.tmp")
 
     # --- the server -----------------------------------------------------------------------------------------
 
@@ -188,11 +182,9 @@ class Folder:
         except FileNotFoundError:
             return None
         try:
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+            return file_locks.locking_process(file)
         finally:
             os.close(file)
-        return pid if kind != fcntl.F_UNLCK and pid > 0 else None
 
     def _open_lock(self) -> int:
         return private_files.open_file(self.path / "lock", os.O_RDWR | os.O_CREAT)

@@ -17,21 +17,21 @@ fail, not wait (tried with Ceph 16: EROFS); Ceph's own groups can do it, but not
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar
 
-from blockstore_plugins.rbd.cluster import Cluster, HasSnapshots, Info, Place, Stuck
-from blockstore_plugins.rbd.commands import Commands
+from blockstore_plugins.rbd import direct, manageable
+from blockstore_plugins.rbd.cluster import Cluster, HasSnapshots, Info, Stuck
 from blockstore_plugins.rbd.gardener import GONE, Gardener
-from blockstore_plugins.rbd.librbd import Librbd, bindings
+from blockstore_plugins.rbd.names import HELPER, Names
+from blockstore_plugins.rbd.options import RbdOptions, open_cluster, pools_of
+from blockstore_plugins.rbd.qos import image_options
+from blockstore_plugins.rbd.users import Users
 
 from blockstore.backends.contract import (
     GIB,
@@ -46,54 +46,11 @@ from blockstore.backends.contract import (
     Progress,
     check_name,
     no_progress,
-    option,
 )
-from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
+from blockstore.backends.options import of_type
+from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, VolumeMissing
 
 log = logging.getLogger(__name__)
-
-_HELPER = "clone-"
-_HELPER_OF_CINDER = re.compile(r"volume-[0-9a-f-]{36}\.clone_snap")
-_LINGERS_S = 35.0
-"""How long the cluster may take a client for alive that was killed."""
-_LETS_GO_S = 3.0
-_FOREIGN = re.compile(r"[^-/@\0][^/@\0]{0,127}")
-_LIMITS = {
-    f"{kind}_{unit}_sec{burst}": f"rbd_qos_{prefix}{short}_{end}"
-    for kind, prefix in (("total", ""), ("read", "read_"), ("write", "write_"))
-    for unit, short in (("iops", "iops"), ("bytes", "bps"))
-    for burst, end in (("", "limit"), ("_max", "burst"))
-}
-"""Words of QoS specs, and the options of an image that they set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RbdOptions(BackendOptions):
-    """What can be set for pools of a Ceph cluster."""
-
-    pools: str = option("Pools for volumes, separated by commas; each is a pool of the scheduler's, too.", "volumes")
-    data_pool: str = option(
-        "Pool for the data of new images, such as one with erasure coding; by default what Ceph's rbd_default_data_pool"
-        " says.",
-        "",
-    )
-    namespace: str = option("Namespace within the pools; os-brick knows none, libvirt does.", "")
-    ceph_conf: Path = option("The cluster's configuration file.", Path("/etc/ceph/ceph.conf"))  # noqa: RUF009
-    cluster_name: str = option("Name of the cluster, as consumers know it.", "ceph")
-    user: str = option(
-        "Ceph user, without `client.`; needs the profile rbd on the monitors and on the pools.", "blockstore"
-    )
-    keyring: Path | None = option(  # noqa: RUF009
-        "File with the user's key; by default where Ceph looks for it.", None, secret_file=True
-    )
-    secret_uuid: str = option("Id of the libvirt secret that holds the key; by default the cluster's id.", "")
-    max_clone_depth: int = option("Clones of clones before one is made independent, in the background.", 5)
-    timeout_s: int = option("Seconds after which a step that the cluster does not answer is given up.", 30)
-    bindings: str = option(
-        "Ceph's Python bindings (python3-rbd): several times as fast as the programs of ceph-common.",
-        "auto",
-        choices=("auto", "yes", "no"),
-    )
 
 
 class RbdBackend(Backend):
@@ -104,22 +61,20 @@ class RbdBackend(Backend):
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path, pool: str = ""):
         super().__init__(name, options, state_dir)
-        self._settings = cast(RbdOptions, options)
+        self._settings = of_type(RbdOptions, options, f"[backend:{name}]")
         self._ceph_pool = pool or self._settings.pools.split(",")[0].strip()
         self._lock = threading.Lock()
-        self._born = time.monotonic()
         self._made: Cluster | None = None
-        self._openers: Counter[str] = Counter()
-        self._names: dict[str, str] | None = None
-        """Volumes (to nothing) and snapshots (to their volume): no name is given twice."""
-        self._monitors: tuple[str, Sequence[tuple[str, str]]] | None = None
+        self._users = Users(lambda: self._cluster)
+        self._names = Names(lambda: self._cluster)
+        self._monitors: direct.Monitors | None = None
         self._aside = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
         self._gardener = Gardener(f"{name}/{self._ceph_pool}", lambda: self._cluster, self._settings.max_clone_depth)
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
         """Return an instance for each pool of the cluster; the only one is named as the section."""
-        pools = [word.strip() for word in cast(RbdOptions, options).pools.split(",") if word.strip()]
+        pools = pools_of(of_type(RbdOptions, options, f"[backend:{name}]"))
         made = [cls(name, options, state_dir, pool) for pool in pools]
         if len(made) > 1:
             for backend, pool in zip(made, pools, strict=True):
@@ -130,24 +85,7 @@ class RbdBackend(Backend):
     def _cluster(self) -> Cluster:
         with self._lock:
             if self._made is None:
-                settings = self._settings
-                place = Place(
-                    pool=self._ceph_pool,
-                    namespace=settings.namespace,
-                    conf=settings.ceph_conf,
-                    cluster_name=settings.cluster_name,
-                    user=settings.user,
-                    keyring=settings.keyring,
-                    timeout_s=settings.timeout_s,
-                    data_pool="" if settings.data_pool == self._ceph_pool else settings.data_pool,
-                )
-                modules = None if settings.bindings == "no" else bindings()
-                if modules is None and settings.bindings == "yes":
-                    raise Unreachable(
-                        "Ceph's Python bindings are not there for this Python: apt-get install python3-rbd;"
-                        " or set bindings = auto, to use the programs of ceph-common."
-                    )
-                self._made = Librbd(place, modules) if modules else Commands(place)
+                self._made = open_cluster(self._settings, self._ceph_pool)
             return self._made
 
     # --- health and figures ------------------------------------------------------------------------------
@@ -156,7 +94,7 @@ class RbdBackend(Backend):
         cluster = self._cluster
         cluster.prove()
         self._monitors = cluster.monitors()
-        self._known()
+        self._names.load()
         self._gardener.look()
 
     def capabilities(self) -> Capabilities:
@@ -185,7 +123,7 @@ class RbdBackend(Backend):
 
     def list_snapshots(self) -> Mapping[str, str]:
         rows = self._cluster.all_snapshots()
-        return {name: image for image, name, _size in rows if not name.startswith(_HELPER)}
+        return {name: image for image, name, _size in rows if not name.startswith(HELPER)}
 
     def identity(self) -> str:
         with self._explained():
@@ -205,22 +143,22 @@ class RbdBackend(Backend):
 
     def create_volume(self, name: str, size_gib: int) -> None:
         check_name(name)
-        self._refuse_snapshot(name)
+        self._names.refuse_for_volume(name)
         with self._explained():
             try:
                 self._cluster.create(name, size_gib * GIB)
             except NameTaken:
                 if not self._is_there(name, size_gib):
                     self._cluster.create(name, size_gib * GIB)
-        self._note(name)
+        self._names.note(name)
 
     def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
         check_name(name)
         progress(0)
-        self._refuse_open(name)
+        self._users.refuse_open(name)
         with self._explained(), self._gardener.leaving(name):
             try:
-                self._patiently(lambda: self._cluster.remove(name))
+                self._users.patiently(lambda: self._cluster.remove(name))
             except VolumeMissing:
                 if self._size(name) is not None:
                     # In a full pool rbd says that what it cannot remove is not there.
@@ -228,19 +166,19 @@ class RbdBackend(Backend):
                 self.prove_identity()
             except HasSnapshots:
                 self._bury(name)
-        self._forget(name)
+        self._names.forget(name)
         self._gardener.empty_trash()
 
     def _bury(self, name: str) -> None:
         """Remove an image with snapshots: if they are only what clones need, it waits in the trash for their end."""
         cluster = self._cluster
         own = cluster.snapshots(name)
-        if others := [snapshot for snapshot in own if not _is_helper(snapshot)]:
+        if others := [snapshot for snapshot in own if not manageable.is_helper(snapshot)]:
             raise InUse(
                 f"Volume {name} has snapshots: {', '.join(others)}. Delete them first; those that the API does not show"
                 " are taken over by `cinder snapshot-manage`, or removed by `rbd snap rm`."
             )
-        self._refuse_watched(name)  # the trash would take it from under them
+        self._users.refuse_watched(name)  # the trash would take it from under them
         for snapshot in own:  # of a clone that was never finished, or of one that Cinder made
             with suppress(VolumeMissing):
                 self._remove_snapshot(name, snapshot)
@@ -265,7 +203,11 @@ class RbdBackend(Backend):
     @contextmanager
     def open_volume(self, name: str, mode: Mode) -> Iterator[BinaryIO]:
         check_name(name)
-        with self._explained(), self._cluster.open(name, "", write=mode == "r+b") as file, self._counted(name):
+        with (
+            self._explained(),
+            self._cluster.open(name, "", write=mode == "r+b") as file,
+            self._users.openers.counted(name),
+        ):
             yield file
 
     def direct(self, name: str) -> Direct:
@@ -274,49 +216,24 @@ class RbdBackend(Backend):
             self._cluster.info(name)
             if self._monitors is None:
                 self._monitors = self._cluster.monitors()
-        fsid, monitors = self._monitors
-        settings = self._settings
-        where = f"{self._ceph_pool}/{settings.namespace}" if settings.namespace else self._ceph_pool
-        return Direct(
-            "rbd",
-            {
-                "name": f"{where}/{name}",
-                "hosts": [host for host, _port in monitors],
-                "ports": [port for _host, port in monitors],
-                "cluster_name": settings.cluster_name,
-                "auth_enabled": True,
-                "auth_username": settings.user,
-                "secret_type": "ceph",
-                "secret_uuid": settings.secret_uuid or fsid,
-                "discard": True,
-            },
-        )
+        return direct.of_image(self._settings, self._ceph_pool, name, self._monitors)
 
     def regions(self, name: str, size_bytes: int) -> Sequence[tuple[int, int]]:
         with self._explained():
             return self._cluster.regions(check_name(name), size_bytes)
 
     def limit_volume(self, name: str, limits: Mapping[str, int]) -> None:
-        wanted = {ceph: limits.get(word) for word, ceph in _LIMITS.items()}
         with self._explained():
-            self._cluster.set_options(
-                check_name(name), {ceph: None if value is None else str(value) for ceph, value in wanted.items()}
-            )
+            self._cluster.set_options(check_name(name), image_options(limits))
 
     # --- snapshots and clones ----------------------------------------------------------------------------
 
     def create_snapshot(self, volume: str, snapshot: str) -> None:
         check_name(volume)
-        if check_name(snapshot).startswith(_HELPER):
-            raise BackendError(f"Names of snapshots do not begin with {_HELPER}.")
-        owner = self._known().get(snapshot)
-        if owner == "":
-            raise NameTaken(f"{snapshot} is the name of a volume.")
-        if owner not in (None, volume):
-            raise NameTaken(f"{snapshot} is a snapshot of volume {owner}.")
+        self._names.refuse_for_snapshot(check_name(snapshot), volume)
         with self._explained(), suppress(NameTaken):
             self._cluster.snapshot(volume, snapshot)
-        self._note(snapshot, volume)
+        self._names.note(snapshot, volume)
 
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
         check_name(volume)
@@ -327,8 +244,8 @@ class RbdBackend(Backend):
                 self._remove_snapshot(volume, snapshot)
             except VolumeMissing:
                 self.prove_identity()
-        if self._known().get(snapshot) == volume:
-            self._forget(snapshot)
+        if self._names.owner(snapshot) == volume:
+            self._names.forget(snapshot)
 
     def _remove_snapshot(self, volume: str, snapshot: str) -> None:
         try:
@@ -364,16 +281,16 @@ class RbdBackend(Backend):
         check_name(volume)
         check_name(snapshot)
         progress(0)
-        self._refuse_open(volume)
+        self._users.refuse_open(volume)
         with self._explained():
-            self._patiently(lambda: self._cluster.rollback(volume, snapshot, progress))
+            self._users.patiently(lambda: self._cluster.rollback(volume, snapshot, progress))
 
     def create_volume_from_snapshot(
         self, name: str, size_gib: int, volume: str, snapshot: str, progress: Progress = no_progress
     ) -> None:
         for word in (name, volume, snapshot):
             check_name(word)
-        self._refuse_snapshot(name)
+        self._names.refuse_for_volume(name)
         progress(0)
         with self._explained():
             about = self._aside.submit(self._cluster.info, volume, snapshot)
@@ -385,7 +302,7 @@ class RbdBackend(Backend):
             else:
                 with self._undoing(lambda: self._cluster.remove(name)):
                     self._fit(name, size_gib, about.result())
-        self._note(name)
+        self._names.note(name)
         if about.result().is_clone or not self._settings.max_clone_depth:
             self._gardener.shorten(name)
         progress(100)
@@ -393,9 +310,9 @@ class RbdBackend(Backend):
     def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
         check_name(name)
         check_name(source)
-        self._refuse_snapshot(name)
+        self._names.refuse_for_volume(name)
         progress(0)
-        helper = f"{_HELPER}{name}"
+        helper = f"{HELPER}{name}"
         with self._explained():
             about = self._aside.submit(self._cluster.info, source)
             self._freeze(source, helper, name)
@@ -409,7 +326,7 @@ class RbdBackend(Backend):
                         self._fit(name, size_gib, about.result())
                 with suppress(VolumeMissing):
                     self._cluster.remove_snapshot(source, helper)
-        self._note(name)
+        self._names.note(name)
         if about.result().is_clone or not self._settings.max_clone_depth:
             self._gardener.shorten(name)
         progress(100)
@@ -440,31 +357,23 @@ class RbdBackend(Backend):
     # --- taking over -------------------------------------------------------------------------------------
 
     def list_manageable(self) -> Sequence[Manageable]:
-        return [
-            Manageable(reference=name, size_bytes=size, reason=_why_not(name))
-            for name, size in self._cluster.sizes().items()
-            if not name.startswith(GONE)
-        ]
+        return manageable.volumes(self._cluster)
 
     def list_manageable_snapshots(self) -> Sequence[Manageable]:
-        return [
-            Manageable(reference=name, size_bytes=size, volume=image, reason=_why_not(name))
-            for image, name, size in self._cluster.all_snapshots()
-            if not name.startswith(_HELPER) and not image.startswith(GONE)
-        ]
+        return manageable.snapshots(self._cluster)
 
     def adopt_volume(self, reference: str, name: str) -> int:
         check_name(name)
-        self._refuse_snapshot(name)
+        self._names.refuse_for_volume(name)
         with self._explained():
             # Grown before it is renamed: when there is no room it stays what it was.
             if reference != name and self._may_take(reference, name):
                 whole = self._grow_to_whole(reference)
                 self._cluster.rename(reference, name)
-                self._forget(reference)
+                self._names.forget(reference)
             else:
                 whole = self._grow_to_whole(name)
-        self._note(name)
+        self._names.note(name)
         return whole
 
     def _grow_to_whole(self, image: str) -> int:
@@ -476,21 +385,21 @@ class RbdBackend(Backend):
 
     def _may_take(self, reference: str, name: str) -> bool:
         """Say whether it waits to be renamed; False when a former life has done that."""
-        if reason := _why_not(reference):
+        if reason := manageable.why_not(reference):
             raise BackendError(reason)
         taken = self._size(name) is not None
         if taken:
             if self._size(reference) is None:
                 return False
             raise NameTaken(f"Volume {name} exists already.")
-        self._refuse_open(reference)
-        self._refuse_watched(reference)
+        self._users.refuse_open(reference)
+        self._users.refuse_watched(reference)
         return True
 
     def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
         check_name(volume)
         check_name(snapshot)
-        if reason := _why_not(reference):
+        if reason := manageable.why_not(reference):
             raise BackendError(reason)
         with self._explained():
             there = self._cluster.snapshots(volume)
@@ -498,36 +407,11 @@ class RbdBackend(Backend):
                 size = self._cluster.info(volume, reference).size
                 if size != self._cluster.info(volume).size:
                     raise BackendError(f"Snapshot {reference} has {size / GIB:g} GiB, another size than {volume}.")
-                if self._known().get(snapshot) is not None:
+                if self._names.owner(snapshot) is not None:
                     raise NameTaken(f"{snapshot} exists already.")
                 self._cluster.rename_snapshot(volume, reference, snapshot)
-                self._forget(reference)
-        self._note(snapshot, volume)
-
-    # --- names -------------------------------------------------------------------------------------------
-
-    def _known(self) -> dict[str, str]:
-        with self._lock:
-            names = self._names
-        if names is None:
-            names = dict.fromkeys(self._cluster.names(), "")
-            names |= {name: image for image, name, _size in self._cluster.all_snapshots()}
-            with self._lock:  # another thread may have been quicker, and have noted something since
-                self._names = names if self._names is None else self._names
-                return self._names
-        return names
-
-    def _note(self, name: str, volume: str = "") -> None:
-        self._known()[name] = volume
-
-    def _forget(self, name: str) -> None:
-        self._known().pop(name, None)
-
-    def _refuse_snapshot(self, name: str) -> None:
-        if name.startswith(GONE):
-            raise BackendError(f"Names of volumes do not begin with {GONE}.")
-        if volume := self._known().get(name):
-            raise NameTaken(f"{name} is a snapshot of volume {volume}.")
+                self._names.forget(reference)
+        self._names.note(snapshot, volume)
 
     def _size(self, name: str) -> int | None:
         try:
@@ -546,50 +430,7 @@ class RbdBackend(Backend):
             raise NameTaken(f"Volume {name} exists with {size / GIB:g} GiB.")
         return True
 
-    # --- who uses it, and errors ---------------------------------------------------------------------------
-
-    @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
-        """Remember that a volume is open: the cluster does not know of readers."""
-        with self._lock:
-            self._openers[name] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._openers[name] -= 1
-                if not self._openers[name]:
-                    del self._openers[name]
-
-    def _refuse_open(self, name: str) -> None:
-        with self._lock:
-            is_open = name in self._openers
-        if is_open:
-            raise InUse(f"Volume {name} is open in this process.")
-
-    def _refuse_watched(self, name: str) -> None:
-        """Refuse what is open for writing, anywhere."""
-
-        def look() -> None:
-            if who := self._cluster.watchers(name):
-                raise InUse(f"Volume {name} is open at {', '.join(who)}.")
-
-        self._patiently(look)
-
-    def _patiently(self, ask: Callable[[], None]) -> None:
-        """Ask; ask again for a moment while an image is in use: a clone that is made independent in the background lets
-        go of its parent, and has that open. Soon after our start longer: the cluster takes a client that was killed,
-        which may be ourselves in a former life, for alive for half a minute."""
-        until = max(self._born + _LINGERS_S, time.monotonic() + _LETS_GO_S)
-        while True:
-            try:
-                return ask()
-            except HasSnapshots:
-                raise
-            except InUse:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.25)
+    # --- errors ------------------------------------------------------------------------------------------
 
     @contextmanager
     def _undoing(self, undo: Callable[[], Any]) -> Iterator[None]:
@@ -620,16 +461,3 @@ class RbdBackend(Backend):
                     f" {figures.total / GIB:.1f} GiB are free. {exc}"
                 ) from exc
             raise
-
-
-def _is_helper(snapshot: str) -> bool:
-    """Return True if a snapshot is nobody's, and made only to clone a volume: by us, or by Cinder before us."""
-    return snapshot.startswith(_HELPER) or bool(_HELPER_OF_CINDER.fullmatch(snapshot))
-
-
-def _why_not(reference: str) -> str | None:
-    if not _FOREIGN.fullmatch(reference):
-        return f"The name {reference!r} cannot be used: it must not hold '/' or '@', nor begin with '-'."
-    if reference.startswith((GONE, _HELPER)):
-        return f"{reference} is what blockstore needs for clones."
-    return None

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blockstore.backends.options import of_type
 from blockstore.errors import (
     BackendError,
     ConfigError,
@@ -100,8 +101,7 @@ class TgtTarget(Target):
     def __init__(self, name: str, options: TargetOptions, state_dir: Path, owner: str):
         super().__init__(name, options, state_dir, owner)
         where = f"[target:{name}]"
-        if not isinstance(options, TgtOptions):
-            raise ConfigError(f"{where} needs the options of the plugin tgt.")
+        options = of_type(TgtOptions, options, where)
         if not _WORD.fullmatch(owner):
             raise ConfigError(f"{where} belongs to {owner!r}; lower-case letters, digits and - are expected.")
         if not 5 <= options.session_timeout_s <= 600:

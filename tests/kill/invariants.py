@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockstore_plugins.directory import DirectoryBackend
+from blockstore_plugins.directory.file_backend import FileBackend
 from blockstore_plugins.local import LocalTarget
 from blockstore_plugins.nfs import NfsBackend
 from sqlalchemy import select
@@ -88,7 +88,7 @@ def check(
         wrong += _volumes(pool, backend, on_pool["volume"])
         names = {row.id: volume_name(row) for row in rows["volume"]}
         wrong += _snapshots(pool, backend, on_pool["snapshot"], names)
-        if isinstance(backend, DirectoryBackend):
+        if isinstance(backend, FileBackend):
             wrong += _strays(backend, on_pool["volume"], on_pool["snapshot"], names)
     wrong += [
         f"{row.id} is on the unknown pool {row.host}"
@@ -314,9 +314,7 @@ def _ours(there: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, what) for name, what in there.items() if not name.startswith(FOREIGN)]
 
 
-def _strays(
-    backend: DirectoryBackend, volumes: list[Any], snapshots: list[Any], names: Mapping[str, str]
-) -> Iterator[str]:
+def _strays(backend: FileBackend, volumes: list[Any], snapshots: list[Any], names: Mapping[str, str]) -> Iterator[str]:
     """Yield every file and directory that belongs to no row: unfinished ones, claims of names, empty directories.
 
     A layer belongs to what lies on it.
@@ -334,7 +332,7 @@ def _strays(
         if row.status in MAY_BE_ABSENT:
             known |= {f"snapshots/.{name}.tmp", f"{below}/.{name}.tmp"}
     if isinstance(backend, NfsBackend):
-        with backend._root() as root:
+        with backend.store.root() as root:
             graph = backend._tender._look(root)
         known |= {".tender", *graph.on_top()}
     for path in sorted(backend.path.rglob("*")):

@@ -1,0 +1,23 @@
+"""The options of a plugin, as its own class has them.
+
+Used by plugins, of storage and of targets: the service hands each one the options that it read for it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from blockstore.errors import ConfigError
+
+Options = TypeVar("Options")
+
+
+def of_type(expected: type[Options], options: object, where: str) -> Options:
+    """Return a section's options as the plugin's own class. Raise ConfigError if they are another plugin's.
+
+    ``where``: the section, for the sentence.
+    """
+    if not isinstance(options, expected):
+        plugin = expected.__name__.removesuffix("Options").lower()
+        raise ConfigError(f"{where} needs the options of the plugin {plugin}.")
+    return options

@@ -1,0 +1,148 @@
+"""The files on a mounted export: the hooks of ``FileStore`` that are different on a share, and the joint to the layers.
+
+Used by ``NfsBackend``, which mounts the export and says on which device it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from blockstore_plugins.directory import commands, files
+from blockstore_plugins.directory.files import Folder
+from blockstore_plugins.directory.store import SNAPSHOTS, FileStore, Image
+from blockstore_plugins.nfs import mounts, rights
+from blockstore_plugins.nfs.layers import Layers, Named
+
+from blockstore.backends.contract import GIB, Progress, no_progress
+from blockstore.errors import BackendError, InUse, NoSpace, NotRecognised, Unreachable
+
+
+class ShareStore(FileStore):
+    """The files on one export."""
+
+    def __init__(
+        self,
+        export: str,
+        path: Path,
+        state_dir: Path,
+        not_recognised: Callable[[str], NotRecognised],
+        *,
+        mount: Callable[[], None],
+        is_attached: Callable[[str], bool],
+        layer_made: Callable[[], None],
+    ):
+        """``mount`` mounts the export, and sets ``device``; ``layer_made`` is called after each copy by layers."""
+        super().__init__(path, state_dir, not_recognised)
+        self.layers = Layers(state_dir / "views" / path.name)
+        self.device: int | None = None
+        """Of the mounted file system; anything else at the mount point is a local directory."""
+        self.is_layered = False
+        """Qcow2 volumes are frozen as layers, not copied."""
+        self._export = export
+        self._mount = mount
+        self._is_attached = is_attached
+        self._layer_made = layer_made
+
+    # --- hooks -------------------------------------------------------------------------------------------
+
+    def open_root(self) -> Folder:
+        if self.device is None:
+            self._mount()
+        # Consumers on other nodes enter it, each as a user of its own; what is in it is private all the same.
+        root = Folder.open_root(self.path, may_enter=True)
+        if os.fstat(root.fd).st_dev != self.device:
+            root.close()
+            raise Unreachable(f"{self._export} is not mounted at {self.path} any more; it is mounted again soon.")
+        return root
+
+    def prepare(self, root: Folder) -> None:
+        self.prove_identity(root)  # what the mount remembers of the mark proves nothing
+        self.mend(root)
+
+    @contextmanager
+    def opened(self, image: Image, *, write: bool = False) -> Iterator[int]:
+        with super().opened(image, write=write) as fd:
+            # To the server all mounts of this machine are one client, whom it need not tell what another one wrote.
+            files.forget_cached(fd)
+            yield fd
+
+    def refuse_open(self, image: Image, fd: int | None = None) -> None:
+        """Refuse what this process has open, and what a QEMU has, here or elsewhere; NFS knows of no others."""
+        if self.openers.is_open(image.name):
+            raise InUse(f"Volume {image.name} is open in this process.")
+        with ExitStack() as kept:
+            if files.is_image_open(kept.enter_context(self.opened(image)) if fd is None else fd):
+                raise InUse(f"Volume {image.name} is open: a QEMU uses {image.shown}, here or on another machine.")
+
+    def header(self, image: Image, fd: int) -> commands.Header:
+        return self.layers.header(fd, image.shown)
+
+    @contextmanager
+    def readable(self, image: Image, fd: int) -> Iterator[str]:
+        with self.root() as root, self.layers.readable(root, fd, image.shown) as path:
+            yield path
+
+    def copy(self, image: Image, source: Image, size_gib: int | None = None, progress: Progress = no_progress) -> None:
+        if source.format == "raw":
+            super().copy(image, source, size_gib, progress)
+        elif self.is_layered:
+            progress(0)
+            self._put_on_layer(image, source, size_gib)
+            self._layer_made()
+        else:
+            with self.opened(source) as fd, ExitStack() as kept:
+                if backing := self.header(source, fd).backing:  # it was made when this share was layered
+                    kept.enter_context(self.layers.holding(backing))
+                super().copy(image, source, size_gib, progress)
+
+    def _put_on_layer(self, image: Image, source: Image, size_gib: int | None) -> None:
+        frozen = Named(source.folder, source.file)
+        is_open = self.openers.is_open(source.name) or self._is_attached(source.name)
+        with self.root() as root, self.layers.frozen(root, frozen, is_open=is_open) as (layer, size):
+            if size_gib is not None and size > size_gib * GIB:
+                raise BackendError(f"A copy of {source.name}, {size / GIB:g} GiB, does not fit into {size_gib} GiB.")
+            self.build(image, lambda fd: commands.create_overlay(fd, layer, size_gib * GIB if size_gib else size))
+
+    def no_space(self, said: str) -> NoSpace:
+        return NoSpace(f"{self._export}: {super().no_space(said)}")
+
+    def explain(self, exc: OSError) -> BackendError:
+        if exc.errno in (errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH):
+            said = exc.strerror or str(exc)
+            return Unreachable(
+                f"The NFS server of {self._export} does not answer as it should: {said}. Look at the server."
+            )
+        if exc.errno == errno.EROFS:
+            return rights.read_only(self._export, self.path)
+        if exc.errno in (errno.EACCES, errno.EPERM) and mounts.source_of(self.path) == self._export:
+            return rights.refused(self._export, self.path, exc.strerror or str(exc))
+        return super().explain(exc)
+
+    # --- layers ------------------------------------------------------------------------------------------
+
+    def mend(self, root: Folder) -> None:
+        """Complete, or take back, an exchange of names that was interrupted."""
+        if self.layers.in_doubt:
+            self.layers.mend(root, self._folders(root))
+
+    def layered_files(self, root: Folder) -> Iterator[Named]:
+        """Yield the qcow2 files of volumes and snapshots."""
+        for folder in self._folders(root):
+            yield from (Named(folder, image.file) for image, _ in self.images(folder) if image.format == "qcow2")
+
+    def is_used(self, file: Named, fd: int) -> bool:
+        """Return True if somebody may have a volume open. QEMU's locks are not all: NFS hides those of this machine."""
+        return self._is_attached(file.file.removesuffix(".qcow2")) or files.is_image_open(fd)
+
+    def _folders(self, root: Folder) -> Iterator[Folder]:
+        """Yield the directories that hold images; each is open until the next one is asked for."""
+        yield root
+        with self.sub(root, SNAPSHOTS) as snapshots:
+            for entry in snapshots.entries() if snapshots else ():
+                with self.sub(snapshots if entry.is_dir(follow_symlinks=False) else None, entry.name) as shots:
+                    if shots:
+                        yield shots

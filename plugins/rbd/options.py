@@ -1,0 +1,68 @@
+"""What can be set for pools of a Ceph cluster, and the way to one that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockstore_plugins.rbd.cluster import Cluster, Place
+from blockstore_plugins.rbd.commands import Commands
+from blockstore_plugins.rbd.librbd import Librbd, bindings
+
+from blockstore.backends.contract import BackendOptions, option
+from blockstore.errors import Unreachable
+
+
+@dataclass(frozen=True, kw_only=True)
+class RbdOptions(BackendOptions):
+    """What can be set for pools of a Ceph cluster."""
+
+    pools: str = option("Pools for volumes, separated by commas; each is a pool of the scheduler's, too.", "volumes")
+    data_pool: str = option(
+        "Pool for the data of new images, such as one with erasure coding; by default what Ceph's rbd_default_data_pool"
+        " says.",
+        "",
+    )
+    namespace: str = option("Namespace within the pools; os-brick knows none, libvirt does.", "")
+    ceph_conf: Path = option("The cluster's configuration file.", Path("/etc/ceph/ceph.conf"))  # noqa: RUF009
+    cluster_name: str = option("Name of the cluster, as consumers know it.", "ceph")
+    user: str = option(
+        "Ceph user, without `client.`; needs the profile rbd on the monitors and on the pools.", "blockstore"
+    )
+    keyring: Path | None = option(  # noqa: RUF009
+        "File with the user's key; by default where Ceph looks for it.", None, secret_file=True
+    )
+    secret_uuid: str = option("Id of the libvirt secret that holds the key; by default the cluster's id.", "")
+    max_clone_depth: int = option("Clones of clones before one is made independent, in the background.", 5)
+    timeout_s: int = option("Seconds after which a step that the cluster does not answer is given up.", 30)
+    bindings: str = option(
+        "Ceph's Python bindings (python3-rbd): several times as fast as the programs of ceph-common.",
+        "auto",
+        choices=("auto", "yes", "no"),
+    )
+
+
+def pools_of(settings: RbdOptions) -> list[str]:
+    """Return the names of the configured pools."""
+    return [word.strip() for word in settings.pools.split(",") if word.strip()]
+
+
+def open_cluster(settings: RbdOptions, pool: str) -> Cluster:
+    """Return the way to a pool: Ceph's bindings, or its programs. Raise Unreachable without wanted bindings."""
+    place = Place(
+        pool=pool,
+        namespace=settings.namespace,
+        conf=settings.ceph_conf,
+        cluster_name=settings.cluster_name,
+        user=settings.user,
+        keyring=settings.keyring,
+        timeout_s=settings.timeout_s,
+        data_pool="" if settings.data_pool == pool else settings.data_pool,
+    )
+    modules = None if settings.bindings == "no" else bindings()
+    if modules is None and settings.bindings == "yes":
+        raise Unreachable(
+            "Ceph's Python bindings are not there for this Python: apt-get install python3-rbd;"
+            " or set bindings = auto, to use the programs of ceph-common."
+        )
+    return Librbd(place, modules) if modules else Commands(place)
