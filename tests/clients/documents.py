@@ -168,6 +168,11 @@ class Shell:
 
     def run(self, command: str) -> str:
         """Run a command, which must succeed, and return its output; then wait for what it began."""
+        if command == "make serve":
+            said = subprocess.run(
+                ["make", "-C", ROOT, "-n", "serve"], capture_output=True, text=True, check=True
+            ).stdout
+            assert "exec .venv/bin/blockstore serve" in said, said
         if match := _SERVE.fullmatch(command.partition(" #")[0].strip()):
             self.serve(*(match[1] or "").split())
             return ""

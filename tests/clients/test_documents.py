@@ -80,6 +80,8 @@ def test_every_block_says_what_it_is_and_where_it_is_tested() -> None:
             files = re.findall(r"[\w./-]+", rest.removeprefix("by ").partition(" (")[0])
             assert files, where
             assert all((ROOT / file).is_file() for file in files), f"{where}: {block.mark}"
+            for test in re.findall(r"\btest_\w+(?!\.py|\w)", rest.partition("(")[2]):
+                assert any(f"def {test}(" in (ROOT / file).read_text() for file in files), f"{where}: {test}"
         elif block.mark:
             assert (kind, block.language) == ("file:", "ini"), f"{where}: {block.mark}"
         if block.is_run:
