@@ -69,7 +69,7 @@ test-lab: .venv/.dev ## test on real LVM: in this kernel where it has device-map
 test-ceph: .venv/.dev ## test on a real Ceph, which the tests start and stop
 	$(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests/ceph) $(ARGS)
 
-tempest: .venv/.dev ## run the reference test suite against blockstore (ARGS=REGEX for some of it)
+tempest: .venv/.dev ## run OpenStack's test suite against blockstore (ARGS=REGEX for some of it)
 	$(BIN)/python -m tests.tempest $(ARGS)
 
 lab-setup: ## install the Debian packages that the lab needs (root)
@@ -90,7 +90,7 @@ format: .venv/.dev ## bring the sources into their form
 types: .venv/.dev ## check types, strictly
 	$(BIN)/mypy
 
-bench: .venv/.dev ## measure, and print a table beside the reference figures
+bench: .venv/.dev ## measure, and print a table beside the targets
 	$(BIN)/python -m tests.bench $(ARGS)
 
 conformance: $(BASE) ## prove that a configured backend keeps every promise (BACKEND=NAME ARGS="--config FILE")

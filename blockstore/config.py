@@ -46,59 +46,66 @@ class ServiceConfig:
     )
     node: str = option("Name of this node in host fields (NODE@BACKEND#POOL). Do not change it later.", "blockstore")
     auth: str = option(
-        "How callers are known: builtin has users and tokens of its own, keystone asks the Keystone of [keystone], none"
-        " trusts them all, and is for loopback.",
+        "How callers are authenticated: builtin has users and tokens of its own, keystone asks the Keystone of "
+        "[keystone], none trusts every caller and is for loopback.",
         "builtin",
         choices=("builtin", "keystone", "none"),
     )
     insecure: bool = option("Serve without authentication on an address that others can reach.", False)
     tls_certificate: Path | None = option(  # noqa: RUF009
-        "Certificate, with its chain, in PEM: the API is then served by HTTPS.", None
+        "Certificate with its chain, in PEM. The API is then served over HTTPS.", None
     )
     tls_key: Path | None = option("Private key of the certificate, in PEM.", None, secret_file=True)  # noqa: RUF009
     tls_ca: Path | None = option(  # noqa: RUF009
-        "CA certificate that clients need to know, for `blockstore openrc`; empty when they know it.", None
+        "CA certificate for clients, named by `blockstore openrc`. Leave it empty if clients know the CA.", None
     )
     policy_file: Path | None = option(  # noqa: RUF009
-        "Rules of your own, as oslo.policy reads them; by default policy.yaml in the state directory, if it is there."
-        " Needs blockstore[policy]. Read again when it changes. Refused when other users could change it.",
+        "Policy rules in the format of oslo.policy; by default policy.yaml in the state directory, if it exists. "
+        "Needs blockstore[policy]. Read again when it changes. Refused if other users could change it.",
         None,
     )
     public_endpoint: str = option(
         "URL by which clients reach the service, without /v3: for links, the catalogue and `blockstore openrc`. By"
-        " default what a request asked for.",
+        " default the URL of the request.",
         "",
     )
     trusted_proxies: str = option(
-        "Addresses and networks of proxies, such as 127.0.0.1, 192.0.2.0/24. Only from them X-Forwarded-For, -Proto,"
-        " -Host and -Prefix are believed.",
+        "Addresses and networks of proxies, such as 127.0.0.1, 192.0.2.0/24. X-Forwarded-For, -Proto, -Host and "
+        "-Prefix are trusted from these proxies.",
         "",
     )
-    availability_zone: str = option("Zone of backends that name none.", "nova")
-    default_volume_type: str = option("Name of the type of volumes that ask for none.", "__DEFAULT__")
-    max_limit: int = option("Largest page of a list.", 1000)
+    availability_zone: str = option("Availability zone of backends without an availability_zone.", "nova")
+    default_volume_type: str = option("Volume type of volumes that are created without one.", "__DEFAULT__")
+    max_limit: int = option("Maximum number of items on one page of a list.", 1000)
     api_threads: int = option(
-        "Threads that answer requests; 0 is 1 with SQLite, where more would only take turns, and 4 with PostgreSQL.", 0
+        "Threads that answer requests. 0 means 1 with SQLite, where more threads would wait for each other, and 4 "
+        "with PostgreSQL.",
+        0,
     )
-    connections_per_address: int = option("Connections that one address may hold open (of IPv6 one /64).", 256)
+    connections_per_address: int = option("Connections that one address (of IPv6 one /64) may hold open.", 256)
     workers: int = option(
-        "Storage operations that may run at once on one pool; one more for a project that has none running there.", 4
+        "Storage operations that may run at once on one pool. One more is allowed for a project without a running one.",
+        4,
     )
     moves: int = option(
-        "Volumes that may move to another backend at once, beside those operations; one more for a project that has"
-        " none moving.",
+        "Volumes that may be migrated at once, besides those operations. One more is allowed for a project without"
+        " a migration.",
         2,
     )
     attachments_per_volume: int = option(
-        "Attachments that one volume may have, those of os-initialize_connection included; -1 is no limit.", 16
+        "Attachments of one volume, connections of os-initialize_connection included; -1 means no limit.", 16
     )
     attachments_per_project: int = option(
-        "Attachments that a project may have beside the first of each of its volumes; -1 is no limit.", 64
+        "Attachments of a project, besides the first one of each of its volumes; -1 means no limit.", 64
     )
-    order_attempts: int = option("Times an order is started before it is given up as failed.", 5)
-    order_keep_days: int = option("Days that finished orders and messages are kept.", 30)
-    attach_timeout_s: float = option("Seconds that a request to attach, detach or list what is on a pool waits.", 60.0)
-    report_interval_s: float = option("Seconds between two looks at each backend's health and capacity.", 30.0)
+    order_attempts: int = option("Number of times an operation is started before it fails.", 5)
+    order_keep_days: int = option("Days to keep finished operations and messages.", 30)
+    attach_timeout_s: float = option(
+        "Seconds that a request waits for an attach, a detach or the list of a pool.", 60.0
+    )
+    report_interval_s: float = option(
+        "Seconds between health checks of each backend, which also read its capacity.", 30.0
+    )
     drain_timeout_s: float = option("Seconds that a clean stop waits for running operations.", 20.0)
 
 
@@ -106,10 +113,12 @@ class ServiceConfig:
 class IdentityConfig:
     """Section [identity]: the identity of `auth = builtin`."""
 
-    token_lifetime_s: int = option("Seconds that a token is valid.", 3600)
-    tokens_per_user: int = option("Tokens of one user; beyond them those go that would expire first.", 100)
-    login_failures: int = option("Wrong passwords for one user from one address after which logins are delayed.", 10)
-    login_pause_s: int = option("Longest delay of a login in seconds; it doubles with each wrong password.", 30)
+    token_lifetime_s: int = option("Lifetime of a token in seconds.", 3600)
+    tokens_per_user: int = option(
+        "Tokens of one user. Beyond this number the tokens that expire first are deleted.", 100
+    )
+    login_failures: int = option("Failed logins for one user from one address before further logins are delayed.", 10)
+    login_pause_s: int = option("Maximum delay of a login in seconds. The delay doubles with each failed login.", 30)
     region: str = option("Name of the region in the catalogue.", "RegionOne")
 
 
@@ -117,19 +126,25 @@ class IdentityConfig:
 class KeystoneConfig:
     """Section [keystone]: the Keystone of `auth = keystone`, and who this service is there."""
 
-    auth_url: str = option("Its URL, such as http://keystone:5000/v3.", "")
-    public_url: str = option("Its URL for callers who lack a token; by default auth_url.", "")
-    username: str = option("This service's user.", "blockstore")
-    password: str = option("Its password.", "", secret=True)
-    project_name: str = option("Its project.", "service")
+    auth_url: str = option("URL of Keystone, such as http://keystone:5000/v3.", "")
+    public_url: str = option("URL of Keystone that callers without a token are told; by default auth_url.", "")
+    username: str = option("User of this service in Keystone.", "blockstore")
+    password: str = option("Password of that user.", "", secret=True)
+    project_name: str = option("Project of that user.", "service")
     user_domain_name: str = option("Domain of the user.", "Default")
     project_domain_name: str = option("Domain of the project.", "Default")
-    region_name: str = option("Region whose endpoint of Keystone is asked; by default any.", "")
-    interface: str = option("Endpoint of Keystone that is asked.", "internal", choices=("public", "internal", "admin"))
-    cafile: str = option("CA certificate to verify Keystone by; by default the system's.", "")
-    memcached_servers: str = option("Where tokens are remembered, HOST:PORT,...; by default in this process.", "")
-    token_cache_s: int = option("Seconds that a token is believed before Keystone is asked again; -1: never.", 30)
-    service_token_roles: str = option("Roles by which another service's token is known.", "service")
+    region_name: str = option("Region of the Keystone endpoint to use; by default any.", "")
+    interface: str = option(
+        "Interface of the Keystone endpoint to use.", "internal", choices=("public", "internal", "admin")
+    )
+    cafile: str = option("CA certificate to verify Keystone's certificate; by default the system's.", "")
+    memcached_servers: str = option(
+        "memcached servers that cache tokens, HOST:PORT,...; by default this process caches them.", ""
+    )
+    token_cache_s: int = option(
+        "Seconds to cache a valid token before Keystone is asked again; -1 disables the cache.", 30
+    )
+    service_token_roles: str = option("Roles that identify the token of another service.", "service")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +158,7 @@ class DatabaseConfig:
         secret=True,
     )
     timeout_s: float = option(
-        "Seconds that PostgreSQL may take for a statement, and half of them for a lock or a connection.", 10.0
+        "Time limit of a PostgreSQL statement in seconds. A lock or a connection may take half of it.", 10.0
     )
 
 
@@ -152,9 +167,13 @@ class LogConfig:
     """Section [log]."""
 
     level: str = option(
-        "Least level to show. SIGHUP reads it again.", "info", choices=("debug", "info", "warning", "error", "critical")
+        "Lowest level to log. SIGHUP reads it again.", "info", choices=("debug", "info", "warning", "error", "critical")
     )
-    format: str = option("One line per event, for people or for machines.", "plain", choices=("plain", "json"))
+    format: str = option(
+        "Format of the log, one line per event: plain text for people, JSON for programs.",
+        "plain",
+        choices=("plain", "json"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,17 +194,19 @@ class SchedulerConfig:
     """Section [scheduler]."""
 
     filters: str = option(
-        "Filters that a pool must pass, in this order.",
+        "Filters that a pool must pass, applied from left to right.",
         "AvailabilityZoneFilter, CapacityFilter, CapabilitiesFilter, DriverFilter, SameBackendFilter,"
         " DifferentBackendFilter",
     )
-    weighers: str = option("Weighers whose sum picks among the pools that pass.", "CapacityWeigher")
-    capacity_weight_multiplier: float = option("Weight of free space; negative fills pools up one by one.", 1.0)
-    allocated_capacity_weight_multiplier: float = option("Weight of allocated space.", -1.0)
+    weighers: str = option("Weighers whose sum ranks the pools that pass.", "CapacityWeigher")
+    capacity_weight_multiplier: float = option(
+        "Weight of free capacity. A negative weight fills pools one by one.", 1.0
+    )
+    allocated_capacity_weight_multiplier: float = option("Weight of allocated capacity.", -1.0)
     volume_number_multiplier: float = option("Weight of the number of volumes.", -1.0)
     goodness_weight_multiplier: float = option("Weight of goodness_function.", 1.0)
-    chance_weight_multiplier: float = option("Weight of chance.", 1.0)
-    max_attempts: int = option("Pools to try before a create is given up.", 3)
+    chance_weight_multiplier: float = option("Weight of a random number.", 1.0)
+    max_attempts: int = option("Number of pools to try before a create fails.", 3)
 
     def multiplier(self, name: str) -> float:
         """Return a configured multiplier by option name; 1.0 for a weigher of the site's own."""
@@ -198,19 +219,26 @@ class PoolConfig:
 
     plugin: str = option("Name of the plugin: directory, lvm, memory, or one that is installed beside blockstore.")
     target: str = option(
-        "How volumes leave this node: a [target:NAME], or the name of a target plugin to use it as it is. By default"
-        " local, and nbd for qcow2; none for rbd and nfs, whose consumers reach the storage itself.",
+        "Target that exports the volumes: a [target:NAME], or the name of a target plugin to use it with its "
+        "defaults. By default local, and nbd for qcow2; none for rbd and nfs, whose consumers reach the storage "
+        "themselves.",
         "",
     )
-    volume_backend_name: str = option("Name that volume types select by; by default the section's NAME.", "")
-    availability_zone: str = option("Zone; by default that of [service].", "")
-    reserved_percentage: int = option("Percent of the pool kept free of new volumes.", 10)
-    max_over_subscription_ratio: str = option(
-        "How many times its size a thin pool may promise; a number from 1, or auto.", "1.5"
+    volume_backend_name: str = option(
+        "Name that the extra spec volume_backend_name of volume types selects; by default the NAME of the section.", ""
     )
-    fill_limit_percentage: int = option("Physical fill of a thin pool, in percent, that stops new volumes.", 85)
-    filter_function: str = option("Expression that must be true for a request to be placed here.", "")
-    goodness_function: str = option("Expression from 0 to 100 for GoodnessWeigher.", "")
+    availability_zone: str = option("Availability zone; by default that of [service].", "")
+    reserved_percentage: int = option("Percentage of the pool that new volumes may not use.", 10)
+    max_over_subscription_ratio: str = option(
+        "Over-subscription of a thin pool: the sum of volume sizes, in multiples of the pool's size. A number from"
+        " 1, or auto.",
+        "1.5",
+    )
+    fill_limit_percentage: int = option(
+        "Physical fill of a thin pool, in percent, from which new volumes are refused.", 85
+    )
+    filter_function: str = option("Expression that must be true for a volume to be placed here (DriverFilter).", "")
+    goodness_function: str = option("Expression with a value from 0 to 100 for GoodnessWeigher.", "")
 
     @property
     def over_subscription(self) -> float | typing.Literal["auto"]:

@@ -21,7 +21,7 @@ from blockstore import manager, orders, policies, scheduler, service, states
 from blockstore.api import ROOMS
 from blockstore.api.http.routes import Endpoint
 from blockstore.orders import KINDS, Order
-from tests.backends_table import table
+from tests.backends_table import short, table
 
 from .conftest import ROOT
 
@@ -271,11 +271,38 @@ def test_every_module_says_what_it_is_for() -> None:
 # --- words -------------------------------------------------------------------------------------------------
 
 
+DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
+
+
 def test_files_that_the_documents_name_exist() -> None:
-    for document in ("docs/architecture.md", "README.md"):
+    for document in DOCUMENTS:
         for name in re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|ini|cfg|toml|sh))`", (ROOT / document).read_text()):
-            found = [base for base in ("", "blockstore", "docs") if (ROOT / base / name).exists()]
+            found = [
+                base for base in ("", "blockstore", "blockstore/backends", "docs") if (ROOT / base / name).exists()
+            ]
             assert found or name == "blockstore.ini" or re.search("[A-Z]{4}", name), f"{document} names {name}"
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
+            assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
+    index = (ROOT / "docs" / "README.md").read_text()
+    missing = [name for name in DOCUMENTS[1:] if f"({Path(name).name})" not in index and name != "docs/README.md"]
+    assert not missing, f"docs/README.md does not list {missing}"
+
+
+def test_what_a_document_says_of_one_place_alone_names_its_test() -> None:
+    """A sentence "only X does Y" is true for as long as a test holds it."""
+    for document in DOCUMENTS:
+        text = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.S)
+        for sentence in re.split(r"(?<=[.:;])\s+(?=[A-Z`*|-])|\n\n|\n- ", text):
+            if re.search(r"\b(the only|[Oo]nly \S+ \S+s\b|[Nn]othing else|[Nn]o other module)\b", sentence):
+                assert "tests/" in sentence, f"{document}: no test is named: {' '.join(sentence.split())}"
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 def test_what_security_promises_names_a_test_that_exists() -> None:
@@ -293,7 +320,7 @@ def test_targets_that_the_documents_name_exist() -> None:
     targets = set(re.findall(r"^  make ([a-z-]+)", said.stdout, re.M))
     makefile = (ROOT / "Makefile").read_text()
     assert targets == set(re.findall(r"^([a-z][a-z-]*):", makefile, re.M)), "each target has a ## comment"
-    for document in ("README.md", "docs/architecture.md"):
+    for document in DOCUMENTS:
         named = set(re.findall(r"(?:^|`)(?:sudo )?make ([a-z][a-z-]+)", (ROOT / document).read_text(), re.M))
         assert named <= targets, f"{document}: {named - targets}"
 
@@ -303,8 +330,8 @@ def test_commands_that_the_documents_name_exist() -> None:
 
     known = {f"{name}" for name in main.commands}
     known |= {f"{name} {sub}" for name, group in main.commands.items() for sub in getattr(group, "commands", {})}
-    for document in ("README.md", "docs/architecture.md"):
-        for words in re.findall(r"(?:^|[`/ ])blockstore ((?:[a-z]+ ?){1,2})", (ROOT / document).read_text(), re.M):
+    for document in DOCUMENTS:
+        for words in re.findall(r"(?:^|[`/ ])blockstore ((?:[a-z-]+ ?){1,2})", (ROOT / document).read_text(), re.M):
             first, *rest = words.split()
             if first in main.commands and hasattr(main.commands[first], "commands") and rest:
                 assert f"{first} {rest[0]}" in known, f"{document}: blockstore {words}"
@@ -349,3 +376,4 @@ def test_an_order_that_follows_another_holds_what_that_held() -> None:
 def test_the_table_of_backends_is_what_the_plugins_declare() -> None:
     page = Path(__file__).parents[1] / "docs" / "backends.md"
     assert page.read_text() == table(), "run: python -m tests.backends_table > docs/backends.md"
+    assert short() in (ROOT / "README.md").read_text(), "run: python -m tests.backends_table --short"

@@ -41,9 +41,9 @@ _ZEROS = bytes(BLOCK)
 class MemoryOptions(BackendOptions):
     """What can be set for a pool in memory."""
 
-    size_gib: int = option("Size the pool pretends to have.", 1000)
-    latency_s: float = option("Seconds each action takes, to see what a slow storage does.", 0.0)
-    thin: bool = option("Take space when it is written instead of when a volume is created.", True)
+    size_gib: int = option("Reported size of the pool in GiB.", 1000)
+    latency_s: float = option("Seconds that each call takes, to simulate slow storage.", 0.0)
+    thin: bool = option("Thin: volumes take space when they are written. Otherwise when they are created.", True)
 
 
 @dataclass

@@ -29,8 +29,10 @@ from blockstore.backends.options import of_type
 class DirectoryOptions(BackendOptions):
     """What can be set for a directory of volumes."""
 
-    path: Path | None = option("Directory for the volumes; else one inside the state directory.", None)  # noqa: RUF009
-    format: str = option("Format of new volumes; old ones keep theirs. qcow2 needs qemu-img.", "raw", choices=FORMATS)
+    path: Path | None = option("Directory for the volumes; by default one in the state directory.", None)  # noqa: RUF009
+    format: str = option(
+        "Format of new volumes; existing volumes keep their format. qcow2 needs qemu-img.", "raw", choices=FORMATS
+    )
 
 
 class DirectoryBackend(FileBackend):

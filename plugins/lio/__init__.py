@@ -44,11 +44,11 @@ class LioOptions(TargetOptions):
     """Options of a LIO target."""
 
     portals: str = option(
-        "Where initiators connect: a comma list of ADDRESS:PORT, IPv6 in brackets. The first is the one that initiators"
-        " without multipath use.",
+        "Portals for initiators: ADDRESS:PORT, separated by commas, IPv6 in brackets. Initiators without multipath"
+        " use the first.",
         "127.0.0.1:3260",
     )
-    session_timeout_s: float = option("Seconds that a session may take to end when its volume is detached.", 30.0)
+    session_timeout_s: float = option("Seconds that a session may take to end after its volume is detached.", 30.0)
 
 
 class LioTarget(Target):

@@ -42,7 +42,7 @@ _HOST = re.compile(r"[0-9A-Za-z._:-]{1,255}")
 class LocalOptions(TargetOptions):
     """What can be set for consumers on this node."""
 
-    hosts: str = option("Names by which consumers call this node, beside its host name; separated by commas.", "")
+    hosts: str = option("Further names of this node that consumers use besides its host name, separated by commas.", "")
 
 
 @dataclass(frozen=True)

@@ -65,18 +65,19 @@ class LvmOptions(BackendOptions):
         "auto",
         choices=("auto", "thin", "thick"),
     )
-    thin_pool: str = option("Name of the thin pool; by default VOLUME_GROUP-pool. Made when it is not there.", "")
-    thin_pool_size: str = option("Size of a thin pool that is made: such as 500G, or a part of the space.", "95%FREE")
+    thin_pool: str = option("Name of the thin pool; by default VOLUME_GROUP-pool. Created if it does not exist.", "")
+    thin_pool_size: str = option(
+        "Size of a created thin pool, such as 500G, or a percentage of the free space.", "95%FREE"
+    )
     volume_clear: str = option(
-        "What becomes of the bytes of a deleted thick volume or snapshot: zero, or none. New volumes read as zeros"
-        " either way.",
+        "Whether to overwrite the bytes of a deleted thick volume or snapshot. New volumes read as zeros either way.",
         "zero",
         choices=("zero", "none"),
     )
-    volume_clear_size: int = option("MiB at the start of a deleted thick volume to clear; 0 is all of it.", 0)
-    discard: bool = option("Tell the disks which bytes are not needed any more, where they can use that.", True)
-    use_sudo: bool = option("Run LVM by sudo -n; the service's user must be in the group disk.", False)
-    timeout_s: float = option("Seconds that one LVM command may take.", 120.0)
+    volume_clear_size: int = option("MiB to clear at the start of a deleted thick volume; 0 means all of it.", 0)
+    discard: bool = option("Discard unused space on disks that support it.", True)
+    use_sudo: bool = option("Run LVM with sudo -n. The user of the service must be in the group disk.", False)
+    timeout_s: float = option("Time limit of one LVM command in seconds.", 120.0)
 
 
 class LvmBackend(Backend):

@@ -61,12 +61,12 @@ _LONGEST_SOCKET = 107
 class NbdOptions(TargetOptions):
     """Options of an NBD target."""
 
-    listen: str = option(
-        "Address for TCP with TLS-PSK, by which initiators reach this node; empty: a unix socket for each export.", ""
-    )
-    ports: str = option("First and last TCP port; each export takes one.", "10809-11808")
+    listen: str = option("Address of this node for TCP with TLS-PSK. If empty, each export has a unix socket.", "")
+    ports: str = option("First and last TCP port. Each export uses one port.", "10809-11808")
     socket_dir: Path | None = option(  # noqa: RUF009
-        "Directory for the unix sockets, whose group may use them; else one that is the service's user's alone.", None
+        "Directory for the unix sockets; its group may use them. By default a directory that the user of the "
+        "service alone may enter.",
+        None,
     )
 
 

@@ -50,16 +50,19 @@ _OPTIONS = re.compile(r"([0-9A-Za-z_]+(=[0-9A-Za-z_.:/-]+)?(,|$))*")
 class NfsOptions(BackendOptions):
     """What can be set for NFS exports."""
 
-    exports: str = option("Exports, HOST:/PATH, separated by commas; each is a pool of the scheduler's, too.")
-    mount_options: str = option("Options of mount(8) besides those that bound its waiting.", "vers=4.2")
-    format: str = option("Format of new volumes; old ones keep theirs. qcow2 needs qemu-img.", "raw", choices=FORMATS)
+    exports: str = option("Exports, HOST:/PATH, separated by commas. Each is a pool of the scheduler.")
+    mount_options: str = option("Options of mount(8). The service adds the timeouts.", "vers=4.2")
+    format: str = option(
+        "Format of new volumes; existing volumes keep their format. qcow2 needs qemu-img.", "raw", choices=FORMATS
+    )
     layers: str = option(
-        "Snapshots and clones of qcow2 volumes as layers, not copies; auto: where the share cannot copy by itself.",
+        "Whether snapshots and clones of qcow2 volumes are layers instead of copies; auto: if the server cannot "
+        "copy files itself.",
         "auto",
         choices=("auto", "yes", "no"),
     )
-    max_layers: int = option("Layers below a volume before some are merged, in the background.", 5)
-    timeout_s: int = option("Seconds after which a server that does not answer is given up.", 20)
+    max_layers: int = option("Layers below a volume before some are merged in the background.", 5)
+    timeout_s: int = option("Seconds until a call to a server that does not answer fails.", 20)
 
 
 class NfsBackend(FileBackend):

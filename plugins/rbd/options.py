@@ -17,26 +17,26 @@ from blockstore.errors import Unreachable
 class RbdOptions(BackendOptions):
     """What can be set for pools of a Ceph cluster."""
 
-    pools: str = option("Pools for volumes, separated by commas; each is a pool of the scheduler's, too.", "volumes")
+    pools: str = option("Ceph pools for volumes, separated by commas. Each is a pool of the scheduler.", "volumes")
     data_pool: str = option(
-        "Pool for the data of new images, such as one with erasure coding; by default what Ceph's rbd_default_data_pool"
-        " says.",
+        "Pool for the data of new images, for example with erasure coding; by default Ceph's rbd_default_data_pool.",
         "",
     )
-    namespace: str = option("Namespace within the pools; os-brick knows none, libvirt does.", "")
-    ceph_conf: Path = option("The cluster's configuration file.", Path("/etc/ceph/ceph.conf"))  # noqa: RUF009
-    cluster_name: str = option("Name of the cluster, as consumers know it.", "ceph")
+    namespace: str = option("Namespace in the pools. libvirt supports namespaces; os-brick does not.", "")
+    ceph_conf: Path = option("Configuration file of the cluster.", Path("/etc/ceph/ceph.conf"))  # noqa: RUF009
+    cluster_name: str = option("Name of the cluster for consumers.", "ceph")
     user: str = option(
         "Ceph user, without `client.`; needs the profile rbd on the monitors and on the pools.", "blockstore"
     )
     keyring: Path | None = option(  # noqa: RUF009
-        "File with the user's key; by default where Ceph looks for it.", None, secret_file=True
+        "File with the user's key; by default Ceph's own search path.", None, secret_file=True
     )
     secret_uuid: str = option("Id of the libvirt secret that holds the key; by default the cluster's id.", "")
-    max_clone_depth: int = option("Clones of clones before one is made independent, in the background.", 5)
-    timeout_s: int = option("Seconds after which a step that the cluster does not answer is given up.", 30)
+    max_clone_depth: int = option("Length of a chain of clones before one is flattened in the background.", 5)
+    timeout_s: int = option("Seconds until a call to a cluster that does not answer fails.", 30)
     bindings: str = option(
-        "Ceph's Python bindings (python3-rbd): several times as fast as the programs of ceph-common.",
+        "Whether to use Ceph's Python bindings (python3-rbd), which are several times as fast as the programs of "
+        "ceph-common.",
         "auto",
         choices=("auto", "yes", "no"),
     )

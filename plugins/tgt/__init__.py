@@ -72,14 +72,14 @@ class TgtOptions(TargetOptions):
     """Options of a tgt target."""
 
     portals: str = option(
-        "Addresses and ports that initiators reach this node by, separated by commas; IPv6 in brackets. tgtd is told"
-        " to listen there if it does not.",
+        "Portals for initiators: ADDRESS:PORT, separated by commas, IPv6 in brackets. tgtd is made to listen there.",
         "127.0.0.1:3260",
     )
-    control_socket: str = option("tgtd's control socket; the number at its end is tgtd's -C.", "/run/tgtd/socket.0")
+    control_socket: str = option(
+        "Control socket of tgtd. The number at its end is the value of tgtd's option -C.", "/run/tgtd/socket.0"
+    )
     session_timeout_s: float = option(
-        "Seconds that a detach waits for an initiator's last session to end. One that stops answering is cut off in"
-        " less than that.",
+        "Seconds that a detach waits for the last session to end. A session that stops answering is cut off sooner.",
         10.0,
     )
 

@@ -11,7 +11,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +41,7 @@ CLIENT, ANOTHER = "127.0.0.8", "127.0.0.9"
 def documented(heading: str) -> str:
     """Return the configuration below a heading of docs/proxies.md."""
     section = (ROOT / "docs" / "proxies.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("    ") or not line]
-    return textwrap.dedent("\n".join(lines)) + "\n"
+    return section.split("```", 2)[1].partition("\n")[2]
 
 
 def free_port() -> int:
