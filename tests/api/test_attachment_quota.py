@@ -13,7 +13,7 @@ from blockstore.config import ServiceConfig
 from blockstore.db.models import Attachment, new_id
 from tests.api.conftest import Hall, at_once
 from tests.api.test_attachments import CONNECTOR, complete, remove, reserve
-from tests.api.test_volume_attach_actions import SERVER, SERVICE, attach, initialize
+from tests.api.volumes.test_attach_actions import SERVER, SERVICE, attach, initialize
 from tests.conftest import Answer, Client
 
 PER_VOLUME, PER_PROJECT = ServiceConfig().attachments_per_volume, ServiceConfig().attachments_per_project

@@ -17,8 +17,8 @@ from blockstore.db.models import Attachment, OrderRow, Snapshot, Volume, now
 from blockstore.orders import new_order_id
 from tests.api.conftest import POOL, Hall, at_once
 from tests.api.test_attachments import CONNECTOR, connect, remove, reserve
-from tests.api.test_transfers import NEW, accept, offer
-from tests.api.test_volume_attach_actions import ask, attach, initialize, terminate
+from tests.api.volumes.test_attach_actions import ask, attach, initialize, terminate
+from tests.api.volumes.test_transfers import NEW, accept, offer
 from tests.conftest import Answer, Client
 
 ATTACHMENT_STATUSES = tuple(map(str, states.A))

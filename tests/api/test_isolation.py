@@ -334,6 +334,6 @@ def test_force_on_delete_is_for_administrators_and_new(lite: Hall) -> None:
 
 def test_every_rule_is_asked_for_somewhere() -> None:
     used = {endpoint.policy for *_, endpoint in ENDPOINTS} | VOLUME.rules() | SNAPSHOT.rules()
-    source = "".join(path.read_text() for path in Path(blockstore.__file__).parent.glob("api/*.py"))
+    source = "".join(path.read_text() for path in (Path(blockstore.__file__).parent / "api").rglob("*.py"))
     assert {rule for rule in set(RULES) - used if f'"{rule}"' not in source} == set()
     assert {endpoint.policy for *_, endpoint in ENDPOINTS} <= set(RULES)

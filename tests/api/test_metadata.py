@@ -12,7 +12,7 @@ from blockstore.api.metadata import MOST_CHARACTERS, MOST_PAIRS
 from blockstore.api.volumes import volumes
 from blockstore.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
 from tests.api.conftest import Hall, at_once
-from tests.api.test_types_family import make_qos, make_type
+from tests.api.types.test_types import make_qos, make_type
 from tests.conftest import Answer, Client
 
 FULL = {f"k{number:03}": "v" for number in range(MOST_PAIRS)}

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from blockstore.api import snapshots
 from blockstore.db.models import OrderRow, Snapshot, now
 from tests.api.conftest import Hall
-from tests.api.test_volume_attach_actions import ask
+from tests.api.volumes.test_attach_actions import ask
 from tests.conftest import Client
 
 

@@ -28,9 +28,8 @@ from blockstore.db.models import OrderRow
 from blockstore.db.session import Database
 from blockstore.manager import copying, moving
 from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
+from tests.conftest import Client, Served, backend_section, make_config
 from tests.kill.invariants import check
-
-from .conftest import Client, Served, backend_section, make_config
 
 MEMORY = "[backend:m]\nplugin = memory\n"
 
