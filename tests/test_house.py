@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from blockstore import manager, orders, policies, scheduler, service, states
+from blockstore import manager, orders, policies, scheduler, states
 from blockstore.api import ROOMS
 from blockstore.api.http.routes import Endpoint
+from blockstore.app import service
 from blockstore.orders import KINDS, Order
 from tests.backends_table import short, table
 
