@@ -124,7 +124,7 @@ class Service:
         if service.auth == "keystone":
             from blockstore.api.http.keystone import guard
 
-            self.application = guard(self.app, config.keystone, config.source)
+            self.application = guard(self.app, config.keystone, config.source, self.lines.of, self.waiting_room)
         self.reporter = reporting.Reporter(self.desk)
         self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 

@@ -81,6 +81,7 @@ class Keystone:
     """A running one."""
 
     url: str
+    pid: int
     ids: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def token(self, user: str, project: str) -> str:
@@ -152,7 +153,7 @@ def keystone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keystone]:
         argv = [VENV / "bin" / "python", "-c", SERVE.format(listen=listen)]
         process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
     try:
-        running = Keystone(url)
+        running = Keystone(url, process.pid)
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from blockstore.address import names_us
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
-from blockstore.errors import BadRequest, Forbidden, Unauthorized
+from blockstore.errors import BadRequest, Busy, Forbidden, Unauthorized
 from blockstore.identity import tokens
 from blockstore.policies import Policy
 
@@ -25,11 +25,14 @@ ALL_ROLES = frozenset({"admin", "member", "reader"})
 
 UNAUTHENTICATED = "The request you have made requires authentication."
 SERVICE_ROLE = "service"
+KEYSTONE_AWAY = "blockstore.keystone_away"
+"""Key of a WSGI environment: why Keystone could not be asked about the tokens of the request."""
+KEYSTONE_WAIT_S = 5
 
 Authenticator = Callable[[Request, str | None, str, Session | None], RequestContext]
 """Takes the request, the project in its path, the request's id, and the session to look with; None: one of its own.
 
-Raises Unauthorized, BadRequest, Forbidden.
+Raises Unauthorized, BadRequest, Forbidden, Busy.
 """
 
 Note = Callable[[str, str | None], None]
@@ -118,6 +121,8 @@ def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> 
         request: Request, path_project: str | None, request_id: str, _session: Session | None
     ) -> RequestContext:
         headers = request.headers
+        if why := request.environ.get(KEYSTONE_AWAY):
+            raise Busy(why, KEYSTONE_WAIT_S)
         service_status = headers.get("X-Service-Identity-Status", "Confirmed")
         if headers.get("X-Identity-Status") != "Confirmed" or service_status != "Confirmed":
             note(headers.get("X-Auth-Token", ""), None)

@@ -1,24 +1,130 @@
 """With ``auth = keystone``: keystonemiddleware in front of the application, asking a real Keystone about each token.
 
-Imported only then. What callers write into the headers that it sets is removed by it.
+Imported only then. What callers write into the headers that it sets is removed by it. While a request waits for
+Keystone, another thread answers. The waiting requests are bounded: those of each project, and those of strangers, whose
+tokens were not found good lately.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from blockstore.address import network_of
+from blockstore.api.http.authentication import KEYSTONE_AWAY
+from blockstore.api.http.waiting import WaitingRoom
 from blockstore.config import KeystoneConfig
 from blockstore.errors import ConfigError
+from blockstore.repeats import Repeats
+
+try:
+    from keystoneauth1.exceptions import ConnectFailure, DiscoveryFailure, RequestTimeout
+    from keystonemiddleware.auth_token import AuthProtocol, InvalidToken, ServiceError
+except ImportError as exc:
+    raise ConfigError("auth = keystone needs keystonemiddleware: pip install 'blockstore[keystone]'") from exc
+
+repeats = Repeats(logging.getLogger(__name__))
 
 NEEDED = ("auth_url", "username", "password", "project_name")
+ANSWER_S = 10
+"""Seconds within which Keystone must accept a connection, and answer; each request is tried twice."""
+STRANGERS, STRANGERS_OF_ONE = 64, 32
+"""Requests of strangers that wait for Keystone at once: of all, and of one address."""
+AWAY = "Keystone does not answer. Try again later."
+CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again later."
 
 
-def guard(application: Any, config: KeystoneConfig, source: str) -> Any:
+class Strangers:
+    """Counts the requests of strangers that wait for Keystone."""
+
+    def __init__(self, waiting_room: WaitingRoom) -> None:
+        self._waiting_room = waiting_room
+        self._waiting: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def entered(self, address: str) -> Iterator[bool]:
+        """Have another thread answer meanwhile; give False if there is no place, as ``WaitingRoom.entered``."""
+        with self._lock:
+            has_place = self._waiting.total() < STRANGERS and self._waiting[address] < STRANGERS_OF_ONE
+            if has_place:
+                self._waiting[address] += 1
+        if not has_place:
+            yield False
+            return
+        try:
+            with self._waiting_room.lent():
+                yield True
+        finally:
+            with self._lock:
+                self._waiting[address] -= 1
+                self._waiting = +self._waiting  # without the addresses that have none
+
+
+class Away(Exception):
+    """Keystone was not asked, or gave no answer."""
+
+
+class Guard(AuthProtocol):  # type: ignore[misc]
+    """The middleware. It tells the application if Keystone is away; by itself it would call the token bad."""
+
+    def __init__(
+        self,
+        application: Any,
+        settings: Mapping[str, Any],
+        project_of: Callable[[Mapping[str, str]], str],
+        waiting_room: WaitingRoom,
+    ) -> None:
+        """``project_of`` is asked for the project of a request whose token was good lately, by its headers."""
+        super().__init__(application, settings)
+        self._project_of, self._waiting_room = project_of, waiting_room
+        self._strangers = Strangers(waiting_room)
+        self._asking = threading.local()
+
+    def process_request(self, request: Any) -> Any:
+        """Ask about the tokens of a request, and write into its headers who the caller is."""
+        self._asking.environ = request.environ
+        try:
+            return super().process_request(request)
+        except Away as exc:
+            request.environ[KEYSTONE_AWAY] = str(exc)
+            return None
+
+    def fetch_token(self, token: str, **kwargs: Any) -> Any:
+        """Return what is known of a token, from the cache or from Keystone. Raises Away and InvalidToken."""
+        with self._place() as has_place:
+            if not has_place:
+                raise Away(CROWDED)
+            try:
+                return super().fetch_token(token, **kwargs)
+            except InvalidToken as exc:
+                if isinstance(exc.__context__, ConnectFailure | DiscoveryFailure | RequestTimeout | ServiceError):
+                    raise Away(AWAY) from exc
+                raise
+            except Exception as exc:  # something else answers at Keystone's address
+                repeats.log(logging.ERROR, AWAY, "Keystone's answer about a token cannot be understood: %r", exc)
+                raise Away(AWAY) from exc
+
+    def _place(self) -> AbstractContextManager[bool]:
+        environ = self._asking.environ
+        project = self._project_of({"x-auth-token": environ.get("HTTP_X_AUTH_TOKEN", "")})
+        if project:
+            return self._waiting_room.entered(project)
+        return self._strangers.entered(network_of(environ["REMOTE_ADDR"]))
+
+
+def guard(
+    application: Any,
+    config: KeystoneConfig,
+    source: str,
+    project_of: Callable[[Mapping[str, str]], str],
+    waiting_room: WaitingRoom,
+) -> Guard:
     """Return the WSGI application behind the middleware. Raises ConfigError."""
-    try:
-        from keystonemiddleware.auth_token import AuthProtocol
-    except ImportError as exc:
-        raise ConfigError("auth = keystone needs keystonemiddleware: pip install 'blockstore[keystone]'") from exc
     for name in NEEDED:
         if not getattr(config, name):
             raise ConfigError(f"{source}: [keystone] {name} is missing; auth = keystone needs it.")
@@ -34,6 +140,8 @@ def guard(application: Any, config: KeystoneConfig, source: str) -> Any:
         "interface": config.interface,
         "cafile": config.cafile or None,
         "insecure": False,
+        "http_connect_timeout": ANSWER_S,
+        "http_request_max_retries": 1,
         "service_token_roles": config.service_token_roles,
         "service_token_roles_required": True,
         "delay_auth_decision": True,  # the service itself refuses, for / and /healthcheck ask nobody who they are
@@ -44,4 +152,5 @@ def guard(application: Any, config: KeystoneConfig, source: str) -> Any:
         settings["memcached_servers"] = config.memcached_servers
     if config.region_name:
         settings["region_name"] = config.region_name
-    return AuthProtocol(application, {name: value for name, value in settings.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Guard(application, given, project_of, waiting_room)
