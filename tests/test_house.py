@@ -261,6 +261,15 @@ def test_no_module_is_a_drawer_for_everything() -> None:
     assert not [path for path in (*SOURCES, *TESTS) if path.stem in drawers]
 
 
+def test_no_package_hides_a_module_of_its_own() -> None:
+    """A name that a package imports must not stand for another thing than the module of that name below it."""
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        package, _, name = ".".join(parts).removesuffix(".__init__").rpartition(".")
+        if package.startswith("blockstore") and f"{package}.{name}" in sys.modules:
+            assert getattr(sys.modules[package], name) is sys.modules[f"{package}.{name}"], f"{package} hides {name}"
+
+
 def test_every_module_says_what_it_is_for() -> None:
     for path in (*SOURCES, *TESTS):
         text = path.read_text()

@@ -25,7 +25,10 @@ from blockstore.api.admin import (
 )
 from blockstore.api.http import body, call, faults, openapi, paths, pipeline
 from blockstore.api.http.application import Application
-from blockstore.api.types import default_types, encryption, qos_specs, types
+
+# Other names for three of them: here, ``volumes``, ``metadata`` and ``types`` are modules of this package.
+from blockstore.api.types import default_types, encryption, qos_specs
+from blockstore.api.types import types as volume_types
 from blockstore.api.volumes import (
     actions,
     attach_actions,
@@ -33,31 +36,31 @@ from blockstore.api.volumes import (
     delete,
     image_metadata,
     managing,
-    metadata,
     moving,
     transfers,
-    volumes,
 )
+from blockstore.api.volumes import metadata as volume_metadata
+from blockstore.api.volumes import volumes as volume_resources
 from blockstore.config import parse_listen
 from blockstore.db import patience, reserve
 from blockstore.db.health import Health
 from blockstore.identity.login import Login
 
 ROOMS = (
-    volumes.room,
+    volume_resources.room,
     create.room,
     delete.room,
     actions.room,
     attach_actions.room,
     managing.room,
     moving.room,
-    metadata.room,
+    volume_metadata.room,
     image_metadata.room,
     snapshots.room,
     snapshot_metadata.room,
     attachments.room,
     transfers.room,
-    types.room,
+    volume_types.room,
     encryption.room,
     qos_specs.room,
     default_types.room,
