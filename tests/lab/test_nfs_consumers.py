@@ -14,6 +14,7 @@ import pytest
 
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
+from blockstore.config import ServiceConfig
 from tests.conftest import Client, backend_section, make_config, target_section
 from tests.kill.invariants import check
 
@@ -43,7 +44,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     )
     nbd = target_section("nbd", socket_dir="/run/lab-nbd")
     Path("/run/lab-nbd").mkdir(0o700, exist_ok=True)
-    service = Service(make_config(tmp_path_factory.mktemp("state"), backends=sections, targets=(nbd,)))
+    # No look of its own meanwhile: it takes a pool down while a host of this machine has the share mounted otherwise.
+    settings = ServiceConfig(report_interval_s=3600)
+    service = Service(
+        make_config(tmp_path_factory.mktemp("state"), service=settings, backends=sections, targets=(nbd,))
+    )
     service.start()
     service.report()
     yield Client(service)
