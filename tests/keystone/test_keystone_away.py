@@ -72,9 +72,12 @@ def test_keystone_that_hangs_holds_up_only_those_it_is_asked_about(served: Serve
         os.kill(keystone.pid, signal.SIGCONT)
     for answer in answers:
         assert answer.status == 503
-        assert answer.headers["Retry-After"]
+        assert answer.headers["retry-after"]
         assert "Keystone" in answer.message
-    assert ask(f"{served.url}/volumes", token=new).status == 200
+    until = time.monotonic() + 120  # Keystone first answers what it was asked while it hung
+    while (answer := ask(f"{served.url}/volumes", token=new)).status == 503 and time.monotonic() < until:
+        time.sleep(0.5)
+    assert answer.status == 200
     assert ask(f"{served.url}/volumes", token="forged").status == 401
 
 
@@ -110,7 +113,7 @@ def refused(url: str, tmp_path: Path) -> None:
     """A token that nobody can be asked about is answered 503, not called bad."""
     served = Served(tmp_path / "served", CONFIG.format(url=url, password=PASSWORD))
     answer = ask(f"{served.url}/volumes", token="good-or-not")
-    assert (answer.status, answer.headers["Retry-After"]) == (503, "5"), answer.body
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5"), answer.body
     assert answer.message == "Keystone does not answer. Try again later."
     assert ask(served.url.removesuffix("/v3") + "/healthcheck", token="good-or-not").status == 200
     assert served.stop() == 0

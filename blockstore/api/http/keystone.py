@@ -28,6 +28,7 @@ except ImportError as exc:
     raise ConfigError("auth = keystone needs keystonemiddleware: pip install 'blockstore[keystone]'") from exc
 
 repeats = Repeats(logging.getLogger(__name__))
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each connection that it does not keep
 
 NEEDED = ("auth_url", "username", "password", "project_name")
 ANSWER_S = 10
@@ -105,8 +106,8 @@ class Guard(AuthProtocol):  # type: ignore[misc]
                 if isinstance(exc.__context__, ConnectFailure | DiscoveryFailure | RequestTimeout | ServiceError):
                     raise Away(AWAY) from exc
                 raise
-            except Exception as exc:  # something else answers at Keystone's address
-                repeats.log(logging.ERROR, AWAY, "Keystone's answer about a token cannot be understood: %r", exc)
+            except Exception as exc:  # it was too slow, or something else answers at its address
+                repeats.log(logging.ERROR, AWAY, "Keystone did not say whether a token is good: %r", exc)
                 raise Away(AWAY) from exc
 
     def _place(self) -> AbstractContextManager[bool]:
