@@ -13,7 +13,7 @@ import pytest
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from tests.conftest import Client, backend_section, make_config, target_section
-from tests.kill.invariants import check
+from tests.crash.invariants import check
 from tests.tgtd import Tgtd
 
 from .conftest import Disk, run
