@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export LAB_TIMEOUT ?= 3600
 
 # Quick: neither root, nor another process, nor a second of waiting.
-QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/kill --ignore=tests/lab --ignore=tests/ceph --ignore=tests/bench
+QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/crash --ignore=tests/lab --ignore=tests/ceph --ignore=tests/bench
 LAB = tests/lab/lab-run --with target,iscsi,nfs -- $(BIN)/python -m pytest -m lab --timeout $(if $(TEST_LONG),7200,1800)
 # These files have tests that measure the time closely: they run first, and alone.
 TIMED = $(shell grep -rl --include='test_*.py' 'mark\.timed' tests)

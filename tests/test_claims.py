@@ -21,7 +21,7 @@ from blockstore.db.session import Database
 from blockstore.errors import BackendError, InUse, NoSpace, Unreachable
 
 from .conftest import Client, backend_section
-from .kill.invariants import check
+from .crash.invariants import check
 
 
 @pytest.fixture

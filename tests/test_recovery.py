@@ -17,7 +17,7 @@ from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OrderRow, Volume
 
 from .conftest import Client, make_config
-from .kill.invariants import check
+from .crash.invariants import check
 
 
 class Life:

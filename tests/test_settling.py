@@ -29,7 +29,7 @@ from blockstore.errors import (
 )
 
 from .conftest import Client, backend_section, make_config
-from .kill.invariants import check
+from .crash.invariants import check
 from .scripted_target import ScriptedTarget, attaching_service, target_of
 
 POOL = "blockstore@memory#memory"

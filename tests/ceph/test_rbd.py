@@ -23,6 +23,7 @@ from blockstore_plugins.rbd import RbdBackend
 from blockstore.backends.contract import GIB, Progress
 from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, Unreachable, VolumeMissing
 from tests.ceph.conftest import Ceph, down
+from tests.contents import read, write
 
 pytestmark = pytest.mark.ceph
 
@@ -34,18 +35,6 @@ def backend(ceph: Ceph, way: str, tmp_path: Path) -> RbdBackend:
 
 def name(what: str = "volume") -> str:
     return f"{what}-{uuid.uuid4()}"
-
-
-def write(backend: RbdBackend, volume: str, text: bytes, at: int = 0) -> None:
-    with backend.open_volume(volume, "r+b") as file:
-        file.seek(at)
-        file.write(text)
-
-
-def read(backend: RbdBackend, volume: str, length: int, at: int = 0) -> bytes:
-    with backend.open_volume(volume, "rb") as file:
-        file.seek(at)
-        return file.read(length)
 
 
 def trash(ceph: Ceph) -> list[str]:

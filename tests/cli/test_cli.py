@@ -29,7 +29,7 @@ from blockstore.db.session import Database
 from blockstore.manager import copying, moving
 from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
 from tests.conftest import Client, Served, backend_section, make_config
-from tests.kill.invariants import check
+from tests.crash.invariants import check
 
 MEMORY = "[backend:m]\nplugin = memory\n"
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.contents import read_file
+
 from .conftest import run
 
 HOSTS_OWN = "iqn.1993-08.org.debian:01:lab"
@@ -111,6 +113,12 @@ class NfsHost:
         # With the thread go its network and, in a moment of their own, both ends of the cable.
         subprocess.run(["ip", "link", "delete", f"lab{self._number}"], capture_output=True, check=False)
         self._inside.shutdown()
+
+
+def read_disk(path: str, length: int, at: int = 0) -> bytes:
+    """Return what the disk has, not what the page cache remembers."""
+    run("blockdev", "--flushbufs", path)
+    return read_file(path, length, at)
 
 
 def _leave(name: str) -> int:

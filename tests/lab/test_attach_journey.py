@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +12,12 @@ import pytest
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from tests.conftest import Client, backend_section, make_config, target_section
-from tests.kill.invariants import check
+from tests.contents import write_file
+from tests.crash.invariants import check
 from tests.tgtd import Tgtd
 
-from .conftest import Disk, run
-from .initiator import Initiator, traces, udev
+from .conftest import Disk
+from .initiator import Initiator, read_disk, traces, udev
 from .libiscsi import Refused, Session
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -80,21 +80,6 @@ def detach(api: Client, attachment_id: str) -> None:
     assert answer.status == 200, answer.body
 
 
-def write(path: str, at: int, data: bytes) -> None:
-    with Path(path).open("r+b") as file:
-        file.seek(at)
-        file.write(data)
-        os.fsync(file.fileno())
-
-
-def read(path: str, at: int, length: int) -> bytes:
-    """Read what the disk has, not what the page cache remembers."""
-    run("blockdev", "--flushbufs", path)
-    with Path(path).open("rb") as file:
-        file.seek(at)
-        return file.read(length)
-
-
 def held(api: Client) -> set[str]:
     """Return what the target exports."""
     return set(api.service.exports.targets["iscsi"].list_exports())
@@ -109,16 +94,16 @@ def test_a_volume_is_a_disk_of_one_host_and_then_of_another(api: Client, start: 
         path = host.connect(connection)
         complete(api, attachment)
         assert api.get(where)["volume"]["status"] == "in-use"
-        write(path, 0, PATTERN)
+        write_file(path, PATTERN)
 
         snapshot = api.snapshot(volume["id"])  # while it is attached
         assert snapshot["status"] == "available"
-        write(path, 0, PATTERN[::-1])
+        write_file(path, PATTERN[::-1])
 
         assert api.action(where.strip("/"), "os-extend", {"new_size": 2}).status == 202
         assert (api.get(where)["volume"]["status"], api.get(where)["volume"]["size"]) == ("in-use", 2)
         assert host.extend(path) == 2 * GIB
-        write(path, 2 * GIB - len(PATTERN), PATTERN)
+        write_file(path, PATTERN, 2 * GIB - len(PATTERN))
 
         host.disconnect(path)
         detach(api, attachment)
@@ -131,15 +116,15 @@ def test_a_volume_is_a_disk_of_one_host_and_then_of_another(api: Client, start: 
         attachment, connection = attach(api, volume["id"], other)
         path = other.connect(connection)
         complete(api, attachment)
-        assert read(path, 0, len(PATTERN)) == PATTERN[::-1]
-        assert read(path, 2 * GIB - len(PATTERN), len(PATTERN)) == PATTERN
+        assert read_disk(path, len(PATTERN)) == PATTERN[::-1]
+        assert read_disk(path, len(PATTERN), 2 * GIB - len(PATTERN)) == PATTERN
         other.disconnect(path)
         detach(api, attachment)
 
         copy = api.volume(snapshot_id=snapshot["id"])
         attachment, connection = attach(api, copy["id"], other)
         path = other.connect(connection)
-        assert read(path, 0, len(PATTERN)) == PATTERN  # what it was when the snapshot was taken
+        assert read_disk(path, len(PATTERN)) == PATTERN  # what it was when the snapshot was taken
         other.disconnect(path)
         detach(api, attachment)
     check(api.service.db, api.service.backends)
@@ -155,8 +140,8 @@ def test_two_hosts_share_a_multiattach_volume(api: Client) -> None:
             attachment, connection = attach(api, volume["id"], host, instance_uuid=str(uuid.uuid4()))
             disks.append((host, attachment, host.connect(connection)))
             complete(api, attachment)
-        write(disks[0][2], 0, PATTERN)
-        assert read(disks[1][2], 0, len(PATTERN)) == PATTERN
+        write_file(disks[0][2], PATTERN)
+        assert read_disk(disks[1][2], len(PATTERN)) == PATTERN
         for host, attachment, path in disks:
             host.disconnect(path)
             detach(api, attachment)
@@ -174,7 +159,7 @@ def test_a_stolen_session_never_reads_the_next_tenants_volume(api: Client) -> No
         detach(ours, attachment)
         other, connection = attach(theirs, b["id"], host)
         path = host.connect(connection)
-        write(path, 0, b"B" * 4096)
+        write_file(path, b"B" * 4096)
         with pytest.raises(Refused):
             stolen.read(0, 4096)
         with pytest.raises(Refused):
@@ -192,7 +177,7 @@ def test_nothing_is_left_after_a_hundred_attachments(api: Client, disk: Disk) ->
             attachment, connection = attach(api, volume["id"], host)
             if cycle % 20 == 0:  # os-brick takes the lab seconds
                 path = host.connect(connection)
-                write(path, 0, PATTERN)
+                write_file(path, PATTERN)
                 host.disconnect(path)
             complete(api, attachment)
             detach(api, attachment)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from blockstore_plugins.lio import LioTarget
 
 from blockstore.targets.contract import Connection, Export
+from tests.contents import write_file
 
 from .conftest import Disk, run
-from .initiator import HOSTS_OWN, Initiator, traces, udev
+from .initiator import HOSTS_OWN, Initiator, read_disk, traces, udev
 from .lio import BOB, MIB, an_export, is_closed, left_over, make_lv, make_target
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -38,35 +38,20 @@ def with_password(connection: Connection, export: Export) -> dict[str, object]:
     return {**connection.data, connection.secret_as: export.secret}
 
 
-def write(path: str, at: int, data: bytes) -> None:
-    with Path(path).open("r+b") as file:
-        file.seek(at)
-        file.write(data)
-        os.fsync(file.fileno())
-
-
-def read(path: str, at: int, length: int) -> bytes:
-    """Read what the disk has, not what the page cache remembers."""
-    run("blockdev", "--flushbufs", path)
-    with Path(path).open("rb") as file:
-        file.seek(at)
-        return file.read(length)
-
-
 def test_a_host_attaches_writes_grows_and_detaches(lio: LioTarget, disk: Disk) -> None:
     with Initiator() as host:
         export = make_lv(disk)
         export = an_export(export.volume, export.path, HOSTS_OWN)
         path = host.connect(with_password(lio.export(export), export))
         assert lio.sessions() == {export.id: (HOSTS_OWN,)}
-        write(path, MIB, PATTERN)
-        assert read(path, MIB, len(PATTERN)) == PATTERN
+        write_file(path, PATTERN, MIB)
+        assert read_disk(path, len(PATTERN), MIB) == PATTERN
         assert int(run("blockdev", "--getsize64", path)) == 64 * MIB
 
         run("lvextend", "-L", "128m", f"{disk.vg}/{export.volume}")
         lio.resize(export.id)
         assert host.extend(path) == 128 * MIB
-        write(path, 127 * MIB, PATTERN)
+        write_file(path, PATTERN, 127 * MIB)
         host.disconnect(path)
         assert lio.sessions() == {}
         lio.withdraw(export.id)
@@ -78,7 +63,7 @@ def test_a_host_attaches_writes_grows_and_detaches(lio: LioTarget, disk: Disk) -
         again = an_export(export.volume, export.path, BOB, read_only=True)
         path = host.connect(with_password(lio.export(again), again))
         assert lio.sessions() == {again.id: (BOB,)}
-        assert (read(path, MIB, len(PATTERN)), read(path, 127 * MIB, len(PATTERN))) == (PATTERN, PATTERN)
+        assert (read_disk(path, len(PATTERN), MIB), read_disk(path, len(PATTERN), 127 * MIB)) == (PATTERN, PATTERN)
         assert run("blockdev", "--getro", path).strip() == "1"
 
 
@@ -91,11 +76,11 @@ def test_two_hosts_share_a_volume(lio: LioTarget, disk: Disk) -> None:
     ]
     assert os.path.realpath(paths[0]) != os.path.realpath(paths[1])
     assert lio.sessions() == {export.id: (host.name,) for host, export in zip(hosts, exports, strict=True)}
-    write(paths[0], 0, PATTERN)
-    assert read(paths[1], 0, len(PATTERN)) == PATTERN
+    write_file(paths[0], PATTERN)
+    assert read_disk(paths[1], len(PATTERN)) == PATTERN
     hosts[0].disconnect(paths[0])
     lio.withdraw(exports[0].id)
-    write(paths[1], 0, PATTERN[::-1])
+    write_file(paths[1], PATTERN[::-1])
     hosts[1].disconnect(paths[1])
     lio.withdraw(exports[1].id)
     assert is_closed(volume.path)

@@ -12,7 +12,7 @@ from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.config import BackendSection
 from tests.conftest import Client, backend_section, make_config
-from tests.kill.invariants import check
+from tests.crash.invariants import check
 
 from .conftest import Disk, run, second_disk
 

@@ -16,7 +16,8 @@ from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.config import ServiceConfig
 from tests.conftest import Client, backend_section, make_config, target_section
-from tests.kill.invariants import check
+from tests.contents import read_file, write_file
+from tests.crash.invariants import check
 
 from .conftest import SERVED, run
 from .initiator import NfsHost
@@ -86,19 +87,6 @@ def detach(api: Client, attachment_id: str) -> None:
     api.wait_idle()
 
 
-def write(path: Path, at: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(data)
-        os.fsync(file.fileno())
-
-
-def read(path: Path, at: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(at)
-        return file.read(length)
-
-
 def held(api: Client, place: str, volume_id: str, at: int, length: int) -> bytes:
     """Return what blockstore reads of a volume."""
     (backend,) = (backend for pool, backend in api.service.backends.items() if f"@{place}#" in pool)
@@ -137,19 +125,19 @@ def test_a_host_mounts_the_share_itself(api: Client, tmp_path: Path) -> None:
         assert (connection["driver_volume_type"], connection["format"]) == ("nfs", "raw")
         path = host.connect(connection)
         assert not path.is_relative_to(connection["mount_point_base"])
-        write(path, MIB, PATTERN)
+        write_file(path, PATTERN, MIB)
         shot = api.snapshot(made)
         assert extend(api, made, 2) == ("in-use", 2)
         assert size(path) == 2 * GIB
-        write(path, 2 * GIB - len(PATTERN), PATTERN)
+        write_file(path, PATTERN, 2 * GIB - len(PATTERN))
 
         assert connection["discard"] is True
-        write(path, 16 * MIB, b"x" * 8 * MIB)
+        write_file(path, b"x" * 8 * MIB, 16 * MIB)
         full = blocks("share", made)
         run("fallocate", "--punch-hole", "--offset", str(16 * MIB), "--length", str(8 * MIB), str(path))
         assert full - blocks("share", made) == 8 * MIB
-        assert read(path, 16 * MIB, MIB) == bytes(MIB)
-        write(path, MIB, PATTERN[::-1])
+        assert read_file(path, MIB, 16 * MIB) == bytes(MIB)
+        write_file(path, PATTERN[::-1], MIB)
         host.disconnect(connection, path)
         detach(api, attachment)
         assert held(api, "share", made, MIB, len(PATTERN)) == PATTERN[::-1]
@@ -159,7 +147,7 @@ def test_a_host_mounts_the_share_itself(api: Client, tmp_path: Path) -> None:
         attachment, connection = attach(api, copy, other.connector)
         path = other.connect(connection)
         assert size(path) == GIB
-        assert read(path, MIB, len(PATTERN)) == PATTERN
+        assert read_file(path, len(PATTERN), MIB) == PATTERN
         other.disconnect(connection, path)
         detach(api, attachment)
     check(api.service.db, api.service.backends)
@@ -172,8 +160,8 @@ def test_several_hosts_share_it(api: Client, tmp_path: Path) -> None:
         for host in (alice, bob):
             attachment, connection = attach(api, made, host.connector, instance_uuid=str(uuid.uuid4()))
             disks.append((attachment, host.connect(connection)))
-        write(disks[0][1], 0, PATTERN)
-        assert read(disks[1][1], 0, len(PATTERN)) == PATTERN
+        write_file(disks[0][1], PATTERN)
+        assert read_file(disks[1][1], len(PATTERN)) == PATTERN
         for attachment, _path in disks:
             detach(api, attachment)
     assert api.get(f"/volumes/{made}")["volume"]["status"] == "available"
@@ -222,12 +210,12 @@ def test_by_its_path_on_this_node(api: Client) -> None:
     made = volume(api, "paths")
     attachment, connection = attach(api, made, {"host": "lab"})
     path = Path(connection["device_path"])
-    write(path, MIB, b"x" * 8 * MIB)
+    write_file(path, b"x" * 8 * MIB, MIB)
     full = blocks("paths", made)
     run("fallocate", "--punch-hole", "--offset", str(2 * MIB), "--length", str(4 * MIB), str(path))
     assert full - blocks("paths", made) == 4 * MIB
     assert extend(api, made, 2) == ("in-use", 2)
-    write(path, 2 * GIB - len(PATTERN), PATTERN)
+    write_file(path, PATTERN, 2 * GIB - len(PATTERN))
     with path.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as user:
         answer = api("DELETE", f"/attachments/{attachment}")
         assert answer.status == 409, answer.body

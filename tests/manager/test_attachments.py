@@ -20,7 +20,7 @@ from blockstore.orders import Order, from_stored
 from blockstore.settling import Failure
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
-from tests.kill.invariants import check
+from tests.crash.invariants import check
 from tests.scripted_target import ScriptedTarget, attaching_service, target_of
 
 POOL = "blockstore@memory#memory"

@@ -23,7 +23,7 @@ from blockstore.errors import InUse, SessionAlive, Unreachable
 from blockstore.targets.contract import Export
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
-from tests.kill.invariants import check
+from tests.crash.invariants import check
 from tests.scripted_target import SECRET_AS, ScriptedTarget, attaching_service
 
 

@@ -16,6 +16,7 @@ from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions, com
 from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import GIB, Located
 from blockstore.errors import BackendError, InUse, NoSpace, RefusedForSpace, Unreachable
+from tests.contents import read, write
 
 from .mounts import mounted, need, need_root
 
@@ -31,18 +32,6 @@ def raw(tmp_path: Path) -> DirectoryBackend:
     backend = make(tmp_path)
     backend.check()
     return backend
-
-
-def write(backend: DirectoryBackend, name: str, offset: int, data: bytes) -> None:
-    with backend.open_volume(name, "r+b") as file:
-        file.seek(offset)
-        assert file.write(data) == len(data)
-
-
-def read(backend: DirectoryBackend, name: str, offset: int, length: int) -> bytes:
-    with backend.open_volume(name, "rb") as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def fill(path: Path) -> None:
@@ -87,7 +76,7 @@ class OnReflinks(BackendConformance):
     def test_copies_take_no_space(self, backend: DirectoryBackend) -> None:
         backend.check()
         backend.create_volume("source", 1)
-        write(backend, "source", 0, os.urandom(MIB) * 32)
+        write(backend, "source", os.urandom(MIB) * 32)
         os.sync()
         before = backend.capacity().free_gib
         for number in range(8):
@@ -158,7 +147,7 @@ def test_no_raw_action_starts_a_process_or_reads_the_directory(
 def test_a_copy_leaves_holes_holes(raw: DirectoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     raw.create_volume("volume-1", 4)
-    write(raw, "volume-1", GIB, b"x" * MIB)
+    write(raw, "volume-1", b"x" * MIB, GIB)
     seen: list[int] = []
     raw.clone_volume("volume-2", 4, "volume-1", seen.append)
     assert (raw.path / "volume-2.raw").stat().st_blocks * 512 <= 2 * MIB
@@ -176,9 +165,9 @@ def test_a_copy_works_where_the_kernel_has_no_copy_file_range(
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     monkeypatch.setattr(os, "copy_file_range", refuse)
     raw.create_volume("volume-1", 1)
-    write(raw, "volume-1", 5, b"y" * 3 * MIB)
+    write(raw, "volume-1", b"y" * 3 * MIB, 5)
     raw.clone_volume("volume-2", 1, "volume-1")
-    assert read(raw, "volume-2", 0, 4 * MIB) == b"\0" * 5 + b"y" * 3 * MIB + b"\0" * (MIB - 5)
+    assert read(raw, "volume-2", 4 * MIB) == b"\0" * 5 + b"y" * 3 * MIB + b"\0" * (MIB - 5)
 
 
 # --- copies of what is in use ------------------------------------------------------------------------------
@@ -188,19 +177,19 @@ def test_a_source_that_changes_once_is_copied_again(raw: DirectoryBackend, monke
     """A copy must show one instant: never a later write without an earlier one."""
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     raw.create_volume("volume-1", 1)
-    write(raw, "volume-1", GIB // 2, b"old")
+    write(raw, "volume-1", b"old", GIB // 2)
     wrote = False
 
     def change(percent: int) -> None:
         nonlocal wrote
         if percent >= 50 and not wrote:
             wrote = True
-            write(raw, "volume-1", 0, b"early")
-            write(raw, "volume-1", GIB // 2, b"new")
+            write(raw, "volume-1", b"early")
+            write(raw, "volume-1", b"new", GIB // 2)
 
     raw.clone_volume("volume-2", 1, "volume-1", change)
     assert wrote
-    assert (read(raw, "volume-2", 0, 5), read(raw, "volume-2", GIB // 2, 3)) == (b"early", b"new")
+    assert (read(raw, "volume-2", 5), read(raw, "volume-2", 3, GIB // 2)) == (b"early", b"new")
 
 
 def test_a_source_that_is_discarded_meanwhile_leaves_no_old_bytes(
@@ -209,7 +198,7 @@ def test_a_source_that_is_discarded_meanwhile_leaves_no_old_bytes(
     """A14: the second copy skips holes, so it must not land on what the first one wrote."""
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     raw.create_volume("volume-1", 1)
-    write(raw, "volume-1", 0, b"old")
+    write(raw, "volume-1", b"old")
     path = raw.path / "volume-1.raw"
 
     def discard(percent: int) -> None:
@@ -218,7 +207,7 @@ def test_a_source_that_is_discarded_meanwhile_leaves_no_old_bytes(
             os.truncate(path, GIB)
 
     raw.clone_volume("volume-2", 1, "volume-1", discard)
-    assert read(raw, "volume-2", 0, 3) == b"\0\0\0"
+    assert read(raw, "volume-2", 3) == b"\0\0\0"
 
 
 def test_any_call_for_a_name_removes_its_unfinished_file(raw: DirectoryBackend) -> None:
@@ -231,10 +220,10 @@ def test_any_call_for_a_name_removes_its_unfinished_file(raw: DirectoryBackend) 
 def test_a_source_that_never_rests_is_refused(raw: DirectoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     raw.create_volume("volume-1", 1)
-    write(raw, "volume-1", 0, b"x")
+    write(raw, "volume-1", b"x")
     before = tree(raw.path)
     with pytest.raises(InUse, match="keep the volumes on btrfs or xfs"):
-        raw.clone_volume("volume-2", 1, "volume-1", lambda percent: write(raw, "volume-1", 8192, b"%d" % percent))
+        raw.clone_volume("volume-2", 1, "volume-1", lambda percent: write(raw, "volume-1", b"%d" % percent, 8192))
     assert tree(raw.path) == before
 
 
@@ -267,12 +256,12 @@ def test_a_changed_option_format_leaves_old_volumes_as_they_are(tmp_path: Path) 
     old, new = make(tmp_path), make(tmp_path, "qcow2")
     old.check()
     old.create_volume("volume-1", 1)
-    write(old, "volume-1", 0, b"bytes")
+    write(old, "volume-1", b"bytes")
     new.create_volume("volume-1", 1)
     new.clone_volume("volume-2", 2, "volume-1")
     new.create_volume("volume-3", 1)
     assert tree(new.path) == {"volume-1.raw", "volume-2.raw", "volume-3.qcow2"}
-    assert read(new, "volume-2", 0, 5) == b"bytes"
+    assert read(new, "volume-2", 5) == b"bytes"
     assert old.list_volumes() == new.list_volumes() == {"volume-1": 1, "volume-2": 2, "volume-3": 1}
     assert new.locate("volume-2") == Located(new.path / "volume-2.raw")
     assert new.locate("volume-3") == Located(new.path / "volume-3.qcow2", "qcow2")
@@ -283,7 +272,7 @@ def test_qcow2_files_are_what_the_tool_says(tmp_path: Path) -> None:
     backend = make(tmp_path, "qcow2")
     backend.check()
     backend.create_volume("volume-1", 1)
-    write(backend, "volume-1", 5000, b"bytes")
+    write(backend, "volume-1", b"bytes", 5000)
     backend.clone_volume("volume-2", 3, "volume-1")
     for name in ("volume-1", "volume-2"):
         argv = ["qemu-img", "check", "-f", "qcow2", str(backend.path / f"{name}.qcow2")]
@@ -312,7 +301,7 @@ def test_a_qcow2_header_that_was_harmed_is_refused(tmp_path: Path, harm: object)
         lambda: backend.extend_volume("volume-1", 2),
         lambda: backend.clone_volume("volume-3", 2, "volume-1"),
         lambda: backend.create_snapshot("volume-1", "snap-1"),
-        lambda: read(backend, "volume-1", 0, 1),
+        lambda: read(backend, "volume-1", 1),
     ):
         with pytest.raises(BackendError, match=r"damaged|another file"):
             call()
@@ -380,7 +369,7 @@ def test_a_full_disk_leaves_nothing_and_tells_its_figures(tmp_path: Path, kind: 
         backend = make(point, kind)
         backend.check()
         backend.create_volume("volume-1", 1)
-        write(backend, "volume-1", 0, os.urandom(MIB))
+        write(backend, "volume-1", os.urandom(MIB))
         backend.create_snapshot("volume-1", "snap-1")
         fill(point / "filler")
         before = tree(backend.path)
@@ -390,7 +379,7 @@ def test_a_full_disk_leaves_nothing_and_tells_its_figures(tmp_path: Path, kind: 
             lambda: backend.clone_volume("volume-2", 1, "volume-1"),
             lambda: backend.create_volume_from_snapshot("volume-2", 1, "volume-1", "snap-1"),
             lambda: backend.revert_volume("volume-1", "snap-1"),
-            lambda: write(backend, "volume-1", GIB // 2, os.urandom(MIB)),
+            lambda: write(backend, "volume-1", os.urandom(MIB), GIB // 2),
         ):
             with pytest.raises(NoSpace, match=figures):
                 call()

@@ -13,9 +13,10 @@ from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions, com
 
 from blockstore.backends.contract import GIB
 from blockstore.errors import BackendError
+from tests.contents import read, write
 
 from .mounts import need
-from .test_directory import make, read, tree, write
+from .test_directory import make, tree
 
 CANARY = b"the canary of another tenant" * 1000
 
@@ -41,8 +42,8 @@ def verbs(pool: DirectoryBackend, volume: str, snapshot: str) -> Iterator[Callab
     """Yield every way to touch a volume and a snapshot."""
     yield lambda: pool.create_volume(volume, 1)
     yield lambda: pool.extend_volume(volume, 2)
-    yield lambda: read(pool, volume, 0, 100)
-    yield lambda: write(pool, volume, 0, b"written")
+    yield lambda: read(pool, volume, 100)
+    yield lambda: write(pool, volume, b"written")
     yield lambda: pool.locate(volume)
     yield lambda: pool.create_snapshot(volume, "shot-2")
     yield lambda: pool.clone_volume(volume, 1, "source")
@@ -142,8 +143,8 @@ def test_a_swap_between_look_and_use_is_noticed(
         return real_open(name, flags, mode, dir_fd=dir_fd)
 
     for verb in (
-        lambda: read(pool, "source", 0, 10),
-        lambda: write(pool, "source", 0, b"written"),
+        lambda: read(pool, "source", 10),
+        lambda: write(pool, "source", b"written"),
         lambda: pool.clone_volume("clone", 1, "source"),
         lambda: pool.extend_volume("source", 2),
         lambda: pool.create_snapshot("source", "shot-2"),
@@ -184,7 +185,7 @@ def test_a_header_written_by_a_guest_is_just_bytes(tmp_path: Path, canary: Path,
     pool.check()
     pool.create_volume("evil", 1)
     header = qcow2_header(canary)
-    write(pool, "evil", 0, header)
+    write(pool, "evil", header)
     pool.create_snapshot("evil", "shot")
     pool.clone_volume("clone", 2, "evil")
     pool.create_volume_from_snapshot("made", 3, "evil", "shot")
@@ -215,7 +216,7 @@ def test_every_call_of_qemu_img_names_formats_and_descriptors(tmp_path: Path, mo
     pool.check()
     pool.create_volume("volume-1", 1)
     pool.extend_volume("volume-1", 2)
-    write(pool, "volume-1", 0, b"bytes")
+    write(pool, "volume-1", b"bytes")
     pool.clone_volume("volume-2", 3, "volume-1")
     assert {argv[1] for argv in calls} == {"create", "resize", "convert"}
     for argv in calls:
@@ -251,13 +252,13 @@ def test_everything_is_private_whatever_the_umask(
         for verb in (
             pool.check,
             lambda: pool.create_volume("volume-1", 1),
-            lambda: write(pool, "volume-1", 0, b"bytes"),
+            lambda: write(pool, "volume-1", b"bytes"),
             lambda: pool.extend_volume("volume-1", 2),
             lambda: pool.create_snapshot("volume-1", "snap-1"),
             lambda: pool.clone_volume("volume-2", 3, "volume-1", look),
             lambda: pool.create_volume_from_snapshot("volume-3", 3, "volume-1", "snap-1", look),
             lambda: pool.revert_volume("volume-1", "snap-1", look),
-            lambda: read(pool, "volume-1", 0, 10),
+            lambda: read(pool, "volume-1", 10),
             lambda: pool.delete_snapshot("volume-1", "snap-1"),
             lambda: pool.delete_volume("volume-1"),
         ):

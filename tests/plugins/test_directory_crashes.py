@@ -22,9 +22,11 @@ from blockstore_plugins.directory import DirectoryBackend, commands, files
 from blockstore.backends.contract import GIB
 from blockstore.errors import BackendError
 from tests import sampling
+from tests.contents import read, write
+from tests.crash.steps import Crash, Steps
 
 from .mounts import need
-from .test_directory import make, read, tree, write
+from .test_directory import make, tree
 
 STEPS = frozenset(
     ["open", "mkdir", "rmdir", "unlink", "rename", "fsync", "chmod", "fchmod", "ftruncate", "fstat", "stat", "lseek"]
@@ -32,43 +34,12 @@ STEPS = frozenset(
 BYTES = frozenset(["pwrite", "pread", "copy_file_range"])
 
 
-class Killed(BaseException):
-    """The process is gone: nothing catches this, and nothing that tidies up gets anywhere."""
-
-
-class Steps:
-    """Stands in for the os module; the n-th step raises, and all later ones too when the process is dead."""
-
-    def __init__(self, fatal_step: int, error: BaseException):
-        self.left = fatal_step
-        self.error = error
-
-    @property
-    def tripped(self) -> bool:
-        return self.left < 0
-
-    def step(self) -> None:
-        self.left -= 1
-        if self.left == -1 or (self.tripped and isinstance(self.error, Killed)):
-            raise self.error
+class OsSteps(Steps):
+    """Stands in for the os module: calls of its functions on files are steps."""
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
-        if name not in STEPS | BYTES:
-            return real
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.step()
-            return real(*args, **kwargs)
-
-        return call
-
-    def run(self, *args: Any, **kwargs: Any) -> str:
-        self.step()
-        return real_run(*args, **kwargs)
-
-
-real_run = commands.run
+        return self.wrap(real) if name in STEPS | BYTES else real
 
 
 class Verb:
@@ -85,7 +56,7 @@ class Verb:
 
 def holds(backend: DirectoryBackend, name: str, size_gib: int, start: bytes) -> bool:
     with backend.open_volume(name, "rb") as file:
-        return file.seek(0, os.SEEK_END) == size_gib * GIB and read(backend, name, 0, 3) == start
+        return file.seek(0, os.SEEK_END) == size_gib * GIB and read(backend, name, 3) == start
 
 
 def frozen(backend: DirectoryBackend, snapshot: str, start: bytes) -> bool:
@@ -135,33 +106,33 @@ def prepared(path: Path, kind: str) -> DirectoryBackend:
     backend.check()
     backend.create_volume("plain", 1)
     backend.create_volume("source", 1)
-    write(backend, "source", 0, b"old")
+    write(backend, "source", b"old")
     backend.create_snapshot("source", "old")
-    write(backend, "source", 0, b"now")
+    write(backend, "source", b"now")
     if kind == "qcow2":  # where making takes long, and copying does not fill holes
         shutil.copytree(path, template)
     return backend
 
 
 def state(backend: DirectoryBackend) -> tuple[object, ...]:
-    return dict(backend.list_volumes()), dict(backend.list_snapshots()), read(backend, "source", 0, 3)
+    return dict(backend.list_volumes()), dict(backend.list_snapshots()), read(backend, "source", 3)
 
 
 def numbers(purpose: str, kind: str) -> Iterable[int]:
     """Return the steps to stop at: with raw files each one, with qcow2, which is slow, a sample."""
-    return range(500) if kind == "raw" else sampling.steps(purpose, range(500), 4)
+    return range(1, 501) if kind == "raw" else sampling.steps(purpose, range(1, 501), 4)
 
 
 @pytest.fixture
-def trip(monkeypatch: pytest.MonkeyPatch) -> Callable[[Steps, Callable[[], None]], None]:
+def trip(monkeypatch: pytest.MonkeyPatch) -> Callable[[OsSteps, Callable[[], None]], None]:
     """Run an action with the n-th step failing."""
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     monkeypatch.setattr(files, "_COARSE_CLOCK_NS", 0)
 
-    def run(steps: Steps, act: Callable[[], None]) -> None:
+    def run(steps: OsSteps, act: Callable[[], None]) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(files, "os", steps)
-            patch.setattr(commands, "run", steps.run)
+            patch.setattr(commands, "run", steps.wrap(commands.run))
             act()
 
     return run
@@ -184,11 +155,11 @@ def test_killed_at_any_step_the_next_call_completes_it(tmp_path: Path, trip: Any
         ways = [verb.act, verb.undo] if verb.undo else [verb.act]
         for on in ways if kind == "raw" else [ways[number % len(ways)]]:
             backend = prepared(tmp_path / f"{number}-{ways.index(on)}", kind)
-            steps = Steps(number, Killed())
-            with suppress(Killed):
+            steps = OsSteps(number)
+            with suppress(Crash):
                 trip(steps, partial(verb.act, backend))
-            if not steps.tripped:
-                assert number > 4
+            if not steps.reached:
+                assert number > 5
                 return
             again = make(backend.path.parent, kind)
             assert state(again) in (before, after)
@@ -209,7 +180,7 @@ def test_failed_at_any_step_leaves_nothing(tmp_path: Path, trip: Any, name: str,
     for number in numbers(f"fail {name}", kind):
         backend = prepared(tmp_path / str(number), kind)
         before = tree(backend.path)
-        steps = Steps(number, OSError(errno.EIO, "Input/output error"))
+        steps = OsSteps(number, OSError(errno.EIO, "Input/output error"))
         said = ""
         try:
             trip(steps, partial(verb.act, backend))
@@ -223,7 +194,7 @@ def test_failed_at_any_step_leaves_nothing(tmp_path: Path, trip: Any, name: str,
             assert left == before if verb.undo else left <= before
         verb.act(backend)
         assert verb.after(backend)
-        if not steps.tripped:
+        if not steps.reached:
             return
     raise AssertionError("The action never ended.")
 
@@ -234,13 +205,13 @@ def test_a_write_to_qcow2_that_is_killed_keeps_the_old_bytes(tmp_path: Path, tri
     need("qemu-img")
     backend = prepared(tmp_path / "pool", "qcow2")
     before = tree(backend.path)
-    steps = Steps(12 + 4 * number, Killed())
-    with suppress(Killed):
-        trip(steps, lambda: write(backend, "source", 0, b"new"))
+    steps = OsSteps(13 + 4 * number)
+    with suppress(Crash):
+        trip(steps, lambda: write(backend, "source", b"new"))
     again = make(backend.path.parent, "qcow2")
-    assert read(again, "source", 0, 3) == b"now" if steps.tripped else b"new"
-    write(again, "source", 0, b"new")
-    assert read(again, "source", 0, 3) == b"new"
+    assert read(again, "source", 3) == b"now" if steps.reached else b"new"
+    write(again, "source", b"new")
+    assert read(again, "source", 3) == b"new"
     assert tree(again.path) == before
 
 

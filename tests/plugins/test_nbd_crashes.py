@@ -24,6 +24,7 @@ from blockstore.backends import process
 from blockstore.errors import BackendError, SessionAlive
 from blockstore.targets.contract import Connection, Export
 from tests import sampling
+from tests.crash.steps import Steps
 
 from . import nbd_initiators
 from .nbd_initiators import MIB, export, free_port, make, processes, qemu_io, volume
@@ -45,11 +46,11 @@ def target(request: pytest.FixtureRequest, place: Path) -> NbdTarget:
     return make(place, "127.0.0.1", ports=f"{port}-{port}") if request.param == "tcp" else make(place)
 
 
-class KillsItself:
+class KillsItself(Steps):
     """Kills this process when the plugin is about to run its n-th line; a line counts once."""
 
-    def __init__(self, number: int) -> None:
-        self.left = number
+    def __init__(self, fatal: int) -> None:
+        super().__init__(fatal)
         self.seen: set[tuple[str, int]] = set()
 
     def __call__(self, frame: FrameType, event: str, _arg: Any) -> Any:
@@ -58,8 +59,7 @@ class KillsItself:
         where = (frame.f_code.co_filename, frame.f_lineno)
         if event == "line" and where not in self.seen:
             self.seen.add(where)
-            self.left -= 1
-            if self.left < 0:
+            if self.is_fatal():
                 os.kill(os.getpid(), signal.SIGKILL)
         return self
 
@@ -106,7 +106,7 @@ def again(target: NbdTarget, wanted: Export) -> None:
 @pytest.mark.parametrize("way", ["export", "withdraw"])
 def test_killed_in_the_middle_of_an_export(place: Path, target: NbdTarget, way: str) -> None:
     file = volume(place, size=MIB)
-    for number in sampling.steps(f"export, {way}", range(500), 4):
+    for number in sampling.steps(f"export, {way}", range(1, 501), 4):
         wanted = export(file)
         killed = killed_at(number, lambda one=wanted: target.export(one))  # type: ignore[misc]
         if list(processes(file)) or (target.state_dir / wanted.id).exists():
@@ -116,7 +116,7 @@ def test_killed_in_the_middle_of_an_export(place: Path, target: NbdTarget, way: 
         target.withdraw(wanted.id)
         assert is_empty(target, file), number
         if not killed:
-            assert number > 60
+            assert number > 61
             return
     raise AssertionError("The action never ended.")
 
@@ -124,7 +124,7 @@ def test_killed_in_the_middle_of_an_export(place: Path, target: NbdTarget, way: 
 @pytest.mark.parametrize("way", ["export", "withdraw"])
 def test_killed_in_the_middle_of_a_withdrawal(place: Path, target: NbdTarget, way: str) -> None:
     file = volume(place, size=MIB)
-    for number in sampling.steps(f"withdraw, {way}", range(500), 4):
+    for number in sampling.steps(f"withdraw, {way}", range(1, 501), 4):
         wanted = export(file)
         target.export(wanted)
         killed = killed_at(number, lambda one=wanted: target.withdraw(one.id))  # type: ignore[misc]
@@ -135,7 +135,7 @@ def test_killed_in_the_middle_of_a_withdrawal(place: Path, target: NbdTarget, wa
         target.withdraw(wanted.id)
         assert is_empty(target, file), number
         if not killed:
-            assert number > 30
+            assert number > 31
             return
     raise AssertionError("The action never ended.")
 

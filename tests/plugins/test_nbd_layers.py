@@ -12,10 +12,11 @@ from blockstore_plugins.nfs import NfsBackend
 
 from blockstore.backends.contract import Located
 from blockstore.errors import BackendError
+from tests.contents import read
 
 from . import nbd_initiators
 from .nbd_initiators import export, make, qemu_io
-from .test_nfs_layers import nas, read, share, write
+from .test_nfs_layers import nas, share, write
 
 __all__ = ["nas", "share"]  # fixtures
 

@@ -16,6 +16,7 @@ from blockstore_plugins.nfs.layers import LAYER, SPENT
 from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import GIB
 from blockstore.errors import BackendError, InUse
+from tests.contents import read, read_snapshot
 
 from .mounts import need
 
@@ -65,17 +66,6 @@ def write(nas: NfsBackend, volume: str, text: bytes, at: int = 0) -> None:
     (nas.state_dir / "text").write_bytes(text)
     command = f"write -s {nas.state_dir / 'text'} {at} {len(text)}"
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, path], check=True, stdout=subprocess.DEVNULL)
-
-
-def read(nas: NfsBackend, volume: str, length: int, at: int = 0) -> bytes:
-    with nas.open_volume(volume, "rb") as file:
-        file.seek(at)
-        return file.read(length)
-
-
-def read_snapshot(nas: NfsBackend, volume: str, snapshot: str, length: int) -> bytes:
-    with nas.open_snapshot(volume, snapshot) as file:
-        return file.read(length)
 
 
 def tended(nas: NfsBackend) -> None:

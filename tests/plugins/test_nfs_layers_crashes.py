@@ -25,37 +25,27 @@ from blockstore.backends.chores import Chores
 from blockstore.backends.contract import no_progress
 from blockstore.errors import BackendError
 from tests import sampling
+from tests.contents import read, read_snapshot
+from tests.crash.steps import Crash, Steps
 
-from . import test_directory_crashes
-from .test_directory_crashes import Killed
-from .test_nfs_layers import hidden, nas, read, read_snapshot, share, write
+from .test_nfs_layers import hidden, nas, share, write
 
 __all__ = ["nas", "share"]  # fixtures
 
-CHANGES = frozenset(
-    ["open", "link", "rename", "unlink", "mkdir", "rmdir", "fchmod", "fsync", "pwrite", "copy_file_range"]
-)
-real_follow = commands.follow
+CHANGES = frozenset(["link", "rename", "unlink", "mkdir", "rmdir", "fchmod", "fsync", "pwrite", "copy_file_range"])
 
 
-class Steps(test_directory_crashes.Steps):
-    """Counts only what changes something: a kill before one that only looks is a kill before the next change."""
+class OsSteps(Steps):
+    """Stands in for the os module.
+
+    Only what changes something is a step: a crash before one that only looks is a crash before the next change.
+    """
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
-        if name not in CHANGES:
-            return real
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if name != "open" or args[1] & os.O_CREAT:
-                self.step()
-            return real(*args, **kwargs)
-
-        return call
-
-    def follow(self, *args: Any, **kwargs: Any) -> None:
-        self.step()
-        real_follow(*args, **kwargs)
+        if name == "open":
+            return lambda *args, **options: (self.wrap(real) if args[1] & os.O_CREAT else real)(*args, **options)
+        return self.wrap(real) if name in CHANGES else real
 
 
 VERBS: dict[str, Callable[[NfsBackend], Any]] = {
@@ -122,16 +112,16 @@ def nothing_stays(backend: NfsBackend) -> None:
 
 
 @pytest.fixture
-def trip(monkeypatch: pytest.MonkeyPatch) -> Callable[[Steps, Callable[[], None]], None]:
+def trip(monkeypatch: pytest.MonkeyPatch) -> Callable[[OsSteps, Callable[[], None]], None]:
     monkeypatch.setattr(files, "_reflink", lambda _source, _target: False)
     monkeypatch.setattr(files, "_COARSE_CLOCK_NS", 0)
 
-    def run(steps: Steps, act: Callable[[], None]) -> None:
+    def run(steps: OsSteps, act: Callable[[], None]) -> None:
         with monkeypatch.context() as patch:
             for module in (files, layers, tending):
                 patch.setattr(module, "os", steps)
-            patch.setattr(commands, "run", steps.run)
-            patch.setattr(commands, "follow", steps.follow)
+            patch.setattr(commands, "run", steps.wrap(commands.run))
+            patch.setattr(commands, "follow", steps.wrap(commands.follow))
             act()
 
     return run
@@ -149,13 +139,13 @@ def test_stopped_at_any_step_every_image_is_whole(
     before = state(whole)
     act(whole)
     after = state(whole)
-    for number in sampling.steps(f"{failure} {name}", range(300), 4):
+    for number in sampling.steps(f"{failure} {name}", range(1, 301), 4):
         backend = prepared(share, template)
-        steps = Steps(number, Killed() if failure == "killed" else OSError(errno.EIO, "Input/output error"))
-        with suppress(Killed, BackendError):
+        steps = OsSteps(number, None if failure == "killed" else OSError(errno.EIO, "Input/output error"))
+        with suppress(Crash, BackendError):
             trip(steps, partial(act, backend))
-        if not steps.tripped:
-            assert number > 1
+        if not steps.reached:
+            assert number > 2
             return
         if failure == "killed":
             backend = share()

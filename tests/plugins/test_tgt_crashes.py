@@ -15,28 +15,24 @@ from blockstore_plugins.tgt.management import Code, Refused
 from blockstore.errors import Unreachable
 from blockstore.targets.conformance import Made
 from blockstore.targets.contract import Export
+from tests.crash.steps import Steps
 
 from ..targets import damages
 from .initiators import Raw, tool
 from .tgt_rig import INITIATOR, MIB, Rig
 
 
-class Killed(BaseException):
-    """What happens to the service: nothing catches it."""
-
-
-class Calls:
-    """Counts what is said to tgtd, and ends the service before or after the n-th call."""
+class Calls(Steps):
+    """Calls of tgtd, which are the steps of the service; or one of them loses its answer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
         self.made: list[str] = []
-        self.left = self.answers = 1 << 30
+        self.answers = 1 << 30
         call = tgt.Tgtd._call
 
         def counted(tgtd: tgt.Tgtd, what: str, *args: object, **kw: object) -> str:
-            if not self.left:
-                raise Killed
-            self.left -= 1
+            self.take()
             self.made.append(what)
             text = call(tgtd, what, *args, **kw)
             self.answers -= 1
@@ -51,17 +47,6 @@ class Calls:
         self.made.clear()
         work()
         return list(self.made)
-
-    def is_killed(self, after: int, work: Callable[[], object]) -> bool:
-        """Kill a piece of work after so many calls; say whether it came so far."""
-        self.left = after
-        try:
-            work()
-        except Killed:
-            return True
-        finally:
-            self.left = 1 << 30
-        return False
 
 
 @pytest.fixture
@@ -89,20 +74,20 @@ def test_an_export_that_was_killed_anywhere_can_be_completed_or_withdrawn(
     rig: Rig, calls: Calls, what: str, again: str
 ) -> None:
     path = rig.volume(b"x")
-    steps = 0
+    step = 1
     while True:
         export, target = rig.export_of(path), rig.new_target()
-        if not calls.is_killed(steps, lambda target=target, export=export: target.export(export)):
+        if not calls.crashed(step, lambda target=target, export=export: target.export(export)):
             break
         after = rig.new_target() if again == "by a new one" else target
         assert after.list_exports() <= {export.id}
         if what == "export":
             usable(rig, after, export)
         after.withdraw(export.id)
-        assert rig.is_empty(), steps
+        assert rig.is_empty(), step
         assert not rig.holds(path)
-        steps += 1
-    assert steps >= 10
+        step += 1
+    assert step > 10
 
 
 @pytest.mark.parametrize("again", ["by the same service", "by a new one"])
@@ -112,13 +97,13 @@ def test_what_was_killed_anywhere_can_be_repeated_or_undone(
     rig: Rig, calls: Calls, work: str, what: str, again: str
 ) -> None:
     path = rig.volume(b"x")
-    steps = 0
+    step = 1
     while True:
         export, target = rig.export_of(path), rig.new_target()
         rig.target = target
         with Raw(rig.login_of(export)).login().ready():
             method = getattr(target, work)
-            if not calls.is_killed(steps, lambda method=method, export=export: method(export.id)):
+            if not calls.crashed(step, lambda method=method, export=export: method(export.id)):
                 break
         after = rig.new_target() if again == "by a new one" else target
         if what == "export":
@@ -126,29 +111,29 @@ def test_what_was_killed_anywhere_can_be_repeated_or_undone(
                 after.resize(export.id)
             usable(rig, after, export)
         after.withdraw(export.id)
-        assert rig.is_empty(), steps
+        assert rig.is_empty(), step
         assert not rig.holds(path)
-        steps += 1
-    assert steps >= 5
+        step += 1
+    assert step > 5
 
 
 @pytest.mark.parametrize("how", list(damages.TGTADM))
 def test_a_service_that_is_killed_while_it_mends_leaves_it_to_the_next_look(rig: Rig, calls: Calls, how: str) -> None:
     """However far it came, the next service makes it whole."""
     path = rig.volume(b"x")
-    for steps in range(100):
+    for step in range(1, 101):
         export, target = rig.export_of(path), rig.new_target()
         made = Made(export, target.export(export))
         damages.of_tgt(rig.tgtd)[how](made)
         assert made.id in target.faults() or made.id not in target.list_exports()
-        is_killed = calls.is_killed(steps, lambda target=target, export=export: target.export(export))
+        is_killed = calls.crashed(step, lambda target=target, export=export: target.export(export))
         after = rig.new_target()
         usable(rig, after, export)
         assert after.faults() == {}
         after.withdraw(export.id)
-        assert rig.is_empty(), steps
+        assert rig.is_empty(), step
         if not is_killed:
-            assert steps > 4
+            assert step > 5
             return
     raise AssertionError("It never ended.")
 

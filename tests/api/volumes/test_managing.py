@@ -20,7 +20,7 @@ from blockstore.db.models import QuotaUsage, Volume
 from blockstore.errors import NoSpace
 from tests.api.conftest import at_once
 from tests.conftest import Client, backend_section
-from tests.kill.invariants import check
+from tests.crash.invariants import check
 
 HOST = "blockstore@a"
 

@@ -27,7 +27,7 @@ from blockstore.manager.desk import volume_name
 from blockstore.orders import MoveVolume, new_order_id
 from blockstore.recovery import resume
 from tests.conftest import Client, backend_section, make_config
-from tests.kill.invariants import check
+from tests.crash.invariants import check
 
 A, B = "blockstore@a", "blockstore@b"
 PLACES = {0: b"start", 70_000: b"odd", GIB // 2 + 5: b"middle", GIB - 3: b"end"}

@@ -17,6 +17,8 @@ from blockstore_plugins.rbd import RbdBackend
 from blockstore_plugins.rbd.gardener import GONE
 
 from tests.ceph.conftest import Ceph
+from tests.contents import read, read_snapshot, write
+from tests.crash.steps import Crash, Steps
 
 pytestmark = [
     pytest.mark.ceph,
@@ -25,48 +27,18 @@ pytestmark = [
 ]
 
 
-class Killed(BaseException):
-    """The end of the process: no handler of ours may stop it."""
-
-
 class Mortal:
-    """A cluster whose asker dies at the n-th question, before it is asked or after; dead, it asks nothing more."""
+    """A cluster, each question to which is a step of its asker."""
 
-    def __init__(self, cluster: Any, at: int, *, after: bool):
-        self._cluster, self._at, self._after = cluster, at, after
-        self.asked, self.dead = 0, False
+    def __init__(self, cluster: Any, steps: Steps, *, after: bool):
+        self._cluster, self._steps, self._after = cluster, steps, after
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._cluster, name)
-
-        def ask(*args: Any, **kw: Any) -> Any:
-            if self.dead:
-                raise Killed
-            self.asked += 1
-            self.dead = self.asked == self._at
-            if self.dead and not self._after:
-                raise Killed
-            answer = method(*args, **kw)
-            if self.dead:
-                raise Killed
-            return answer
-
-        return ask
+        return self._steps.wrap(getattr(self._cluster, name), after=self._after)
 
 
 def name(what: str = "volume") -> str:
     return f"{what}-{uuid.uuid4()}"
-
-
-def write(backend: RbdBackend, volume: str, text: bytes) -> None:
-    with backend.open_volume(volume, "r+b") as file:
-        file.write(text)
-
-
-def read(backend: RbdBackend, volume: str, snapshot: str = "") -> bytes:
-    opened = backend.open_snapshot(volume, snapshot) if snapshot else backend.open_volume(volume, "rb")
-    with opened as file:
-        return file.read(5)
 
 
 class Scene:
@@ -87,27 +59,27 @@ ACTIONS: dict[str, tuple[Callable[[RbdBackend, Scene], Any], Callable[[RbdBacken
     "extend": (lambda b, s: b.extend_volume(s.volume, 3), lambda b, s: b.list_volumes()[s.volume] == 3),
     "snapshot": (
         lambda b, s: b.create_snapshot(s.volume, s.new_shot),
-        lambda b, s: read(b, s.volume, s.new_shot) == b"later",
+        lambda b, s: read_snapshot(b, s.volume, s.new_shot, 5) == b"later",
     ),
     "delete a snapshot": (
         lambda b, s: b.delete_snapshot(s.volume, s.shot),
-        lambda b, s: s.shot not in b.list_snapshots() and read(b, s.clone) == b"first",
+        lambda b, s: s.shot not in b.list_snapshots() and read(b, s.clone, 5) == b"first",
     ),
     "from a snapshot": (
         lambda b, s: b.create_volume_from_snapshot(s.new, 2, s.volume, s.shot),
-        lambda b, s: read(b, s.new) == b"first" and b.list_volumes()[s.new] == 2,
+        lambda b, s: read(b, s.new, 5) == b"first" and b.list_volumes()[s.new] == 2,
     ),
     "clone": (
         lambda b, s: b.clone_volume(s.new, 2, s.volume),
-        lambda b, s: read(b, s.new) == b"later" and b.list_volumes()[s.new] == 2,
+        lambda b, s: read(b, s.new, 5) == b"later" and b.list_volumes()[s.new] == 2,
     ),
-    "revert": (lambda b, s: b.revert_volume(s.volume, s.shot), lambda b, s: read(b, s.volume) == b"first"),
+    "revert": (lambda b, s: b.revert_volume(s.volume, s.shot), lambda b, s: read(b, s.volume, 5) == b"first"),
     "delete a clone": (lambda b, s: b.delete_volume(s.clone), lambda b, s: s.clone not in b.list_volumes()),
     "delete a parent": (
         lambda b, s: (b.delete_snapshot(s.volume, s.shot), b.delete_volume(s.volume)),
-        lambda b, s: s.volume not in b.list_volumes() and read(b, s.clone) == b"first",
+        lambda b, s: s.volume not in b.list_volumes() and read(b, s.clone, 5) == b"first",
     ),
-    "take over": (lambda b, s: b.adopt_volume(s.clone, s.new), lambda b, s: read(b, s.new) == b"first"),
+    "take over": (lambda b, s: b.adopt_volume(s.clone, s.new), lambda b, s: read(b, s.new, 5) == b"first"),
 }
 
 
@@ -128,11 +100,11 @@ def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, 
         scene = Scene(backend)
         before = set(backend.list_volumes()) | set(backend.list_snapshots())
         assert backend._gardener.wait_idle(30)
-        mortal = Mortal(backend._cluster, step, after=after)
-        backend._made = mortal  # type: ignore[assignment]
-        with contextlib.suppress(Killed):
+        steps = Steps(step)
+        backend._made = Mortal(backend._cluster, steps, after=after)  # type: ignore[assignment]
+        with contextlib.suppress(Crash):
             act(backend, scene)
-        while not (mortal.dead or backend._gardener.wait_idle(0.05)):
+        while not (steps.reached or backend._gardener.wait_idle(0.05)):
             pass
         again = fresh()
         act(again, scene)
@@ -146,7 +118,7 @@ def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, 
         assert again._gardener.wait_idle(30)
         assert again._cluster.names() == []
         assert not [one for one in again._cluster.trash().values() if one.startswith(GONE)]
-        if not mortal.dead:
+        if not steps.reached:
             return
     raise AssertionError(f"{action} asks more than 40 times")
 

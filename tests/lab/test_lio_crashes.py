@@ -14,6 +14,7 @@ import pytest
 
 from blockstore.targets.contract import Export
 from tests import sampling
+from tests.crash.steps import Crash, Steps
 
 from .conftest import Disk
 from .libiscsi import Refused
@@ -24,32 +25,24 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 PATTERN = b"what was there".ljust(512, b".")
 
 
-class Killed(BaseException):
-    """The end of the process: no handler of ours may stop it."""
-
-
-class Killer:
+class Killer(Steps):
     """Counts what is made, written and removed in configfs, and from one such step on forbids it all."""
 
     def __init__(self) -> None:
-        self._at = 0
-        self._seen = 0
+        super().__init__()
         sys.addaudithook(self._hook)  # for ever, but it does nothing unless told
 
-    def killed_at(self, step: int, action: Callable[[], object]) -> bool:
-        """Run the action and die before a step; return whether it came to that."""
-        self._at, self._seen = step, 0
+    def crashed(self, fatal: int, action: Callable[[], object]) -> bool:
+        """Run an action that crashes at a step, whatever it makes of that; return False if it ended before."""
         try:
-            action()
+            super().crashed(fatal, action)
         except BaseException:
-            if self._seen < step:
+            if self.taken < fatal:
                 raise
-        finally:
-            self._at = 0
-        return self._seen >= step
+        return self.taken >= fatal
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self._at:
+        if self.fatal is None:
             return
         if event == "open":
             path, _, flags = args
@@ -61,11 +54,9 @@ class Killer:
             path = args[1]
         else:
             return
-        if str(path).startswith(str(CONFIGFS)):
-            self._seen += 1
-            if self._seen >= self._at:
-                # The switch is thrown by a thread, whose death would be pytest's business.
-                raise Killed if threading.current_thread() is threading.main_thread() else OSError("killed")
+        if str(path).startswith(str(CONFIGFS)) and self.is_fatal():
+            # The switch is thrown by a thread, whose death would be pytest's business.
+            raise Crash if threading.current_thread() is threading.main_thread() else OSError("killed")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +100,7 @@ def rounds(killer: Killer, before: Callable[[], object], act: Callable[[], objec
     """Kill an action before each step, or before a sample of them; yield each time what to go on from."""
     for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 200), 3):
         before()
-        killed = killer.killed_at(step, act)
+        killed = killer.crashed(step, act)
         yield step
         if not killed:
             assert step > 10
@@ -192,7 +183,7 @@ def test_mending(killer: Killer, owner: str, export: Export) -> None:
     for step in sampling.steps("mending", range(1, 250), 10):  # each round costs the lab a second
         assert root.restore(saved, clear_existing=True) == []
         assert make_target(owner).faults().keys() == {export.id}
-        killed = killer.killed_at(step, lambda: make_target(owner, session_timeout_s=0.3).export(export))
+        killed = killer.crashed(step, lambda: make_target(owner, session_timeout_s=0.3).export(export))
         assert_closed_to_others(owner, export)
         after = make_target(owner)
         after.check()

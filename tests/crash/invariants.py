@@ -38,8 +38,8 @@ from blockstore.targets.contract import Target
 
 MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting", "managing", "error_managing"})
 """Statuses of rows whose bytes need not be on the backend: they never got there, or are half-way out."""
-DIRECT = ("rbd", "nfs")
-"""How initiators reach storage without a target."""
+DIRECT = frozenset({"nfs", "rbd"})
+"""How initiators reach the storage itself; no target exports it."""
 FOREIGN = "foreign"
 """How the names of what others made begin; it belongs to no row until it is taken over."""
 MAY_BE_LARGER = frozenset({"extending", "error_extending"})
@@ -156,8 +156,6 @@ def _owners(rows: Mapping[str, list[Any]]) -> Iterator[str]:
             yield f"attachment {row.id} is of {row.project_id}, its volume {row.volume_id} of {owner[row.volume_id]}"
 
 
-DIRECT = frozenset({"nfs", "rbd"})
-"""How consumers reach the storage itself; no target exports it."""
 SAYS = {
     A.RESERVED: "reserved",
     A.CONNECTING: "attaching",

@@ -17,8 +17,8 @@ from blockstore.config import load
 from blockstore.db.session import Database
 from blockstore.keyring import Keyring
 from tests.conftest import Served
-from tests.kill.invariants import check
-from tests.kill.nursery import Nursery
+from tests.crash.invariants import check
+from tests.crash.nursery import Nursery
 
 DRAIN_LIMIT_S = 5.0
 

@@ -1,6 +1,6 @@
 """A service on two shares, killed by SIGKILL at every step; what takes the lab longer is tried by hand.
 
-By hand, some minutes for each scenario: ``KILL_SCENARIOS="clone or move]"`` here, or tests/kill/test_every_step.py;
+By hand, some minutes for each scenario: ``KILL_SCENARIOS="clone or move]"`` here, or tests/crash/test_every_step.py;
 ``KILL_KIND=layered`` tries it on layers.
 """
 
@@ -46,7 +46,7 @@ def test_killed_at_any_step_it_recovers(tmp_path: Path) -> None:
     wanted = os.environ.get("KILL_SCENARIOS", "any_step and create]")
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-s", "-k", wanted]
     done = subprocess.run(
-        [*argv, "tests/kill/test_every_step.py"],
+        [*argv, "tests/crash/test_every_step.py"],
         env={**os.environ, "KILL_CONFIG": str(config), "KILL_SAMPLE": "0"},
         capture_output=True,
         text=True,

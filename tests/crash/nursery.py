@@ -1,6 +1,6 @@
 """A warm interpreter that forks children: a start without the half second of imports, killed for real all the same.
 
-``python -m tests.kill.nursery`` has one thread and no engine, so forking it is safe. The tests speak JSON lines to it.
+``python -m tests.crash.nursery`` has one thread and no engine, so forking it is safe. The tests speak JSON lines to it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Nursery:
-    """Starts children by the name of a function in ``tests.kill.children``."""
+    """Starts children by the name of a function in ``tests.crash.children``."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kill.nursery"],
+            [sys.executable, "-m", "tests.crash.nursery"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -59,7 +59,7 @@ class Nursery:
 
 def main() -> None:
     """Answer requests until the input ends."""
-    from tests.kill import children
+    from tests.crash import children
 
     libc = ctypes.CDLL(None)
     answers = os.fdopen(os.dup(1), "w")

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests import sampling
-from tests.kill.conftest import Victim
+from tests.crash.conftest import Victim
 
 KILLS = int(os.environ.get("KILLS", sampling.effort(60, 1000)))
 COLD_EVERY = 25

@@ -45,7 +45,7 @@ from blockstore.scheduler import loading
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Export
 from tests.conftest import UNLIMITED, Answer, Client, backend_section, make_config, target_section
-from tests.kill.invariants import FOREIGN, check
+from tests.crash.invariants import FOREIGN, check
 
 DRAIN_LIMIT_S = 5.0
 """How soon a restarted service must have nothing open."""

@@ -13,6 +13,7 @@ from blockstore_plugins.lvm import LvmBackend, devices
 from blockstore.backends import process
 from blockstore.backends.contract import GIB
 from tests import sampling
+from tests.crash.steps import Crash, Steps
 
 from .conftest import Disk, lvm_backend
 
@@ -21,56 +22,29 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 PLACES = (0, GIB // 2, GIB - 4096)
 
 
-class Killed(BaseException):
-    """The end of the process: no handler of ours may stop it."""
-
-
-class Killer:
+class Killer(Steps):
     """Counts the steps of an action, which are tools started and regions cleared or copied, and kills at one."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
-        self._at = 0
-        self._seen = 0
-        self._run = process.run
+        super().__init__()
         self._clear = devices.Exclusive.clear
         self._copy = devices.copy
-        patch.setattr(process, "run", self.run)
+        patch.setattr(process, "run", self.wrap(process.run))
         patch.setattr(devices, "copy", self.copy)
         patch.setattr(devices.Exclusive, "clear", lambda *args: self.clear(*args))
 
-    def killed_at(self, step: int, action: Callable[[], None]) -> bool:
-        """Run the action and die at a step; return whether it came to that."""
-        self._at, self._seen = step, 0
-        try:
-            action()
-        except Killed:
-            return True
-        finally:
-            self._at = 0
-        return False
-
-    def _dies(self) -> bool:
-        self._seen += 1
-        return 0 < self._at <= self._seen
-
-    def run(self, argv: Any, **options: Any) -> str:
-        """Run a tool, or die instead; dead, nothing runs any more."""
-        if self._dies():
-            raise Killed
-        return self._run(argv, **options)
-
     def clear(self, device: devices.Exclusive, start: int, end: int, *progress: Any) -> None:
         """Clear a region, or half of it."""
-        if self._dies():
+        if self.is_fatal():
             self._clear(device, start, start + (end - start) // 2)
-            raise Killed
+            raise Crash
         self._clear(device, start, end, *progress)
 
     def copy(self, source: Path, target: Path, length: int, *progress: Any, **options: Any) -> None:
         """Copy, or copy half."""
-        if self._dies():
+        if self.is_fatal():
             self._copy(source, target, length // 2, **options)
-            raise Killed
+            raise Crash
         self._copy(source, target, length, *progress, **options)
 
 
@@ -107,7 +81,7 @@ def read(backend: LvmBackend, name: str, size: int, of: int = 1, snapshot: str =
 def steps(killer: Killer, act: Callable[[LvmBackend], None], again: Callable[[], LvmBackend]) -> Iterator[LvmBackend]:
     """Kill an action at each step, or at a sample of them; yield the restarted service each time."""
     for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 120), 3):
-        killed = killer.killed_at(step, lambda: act(again()))
+        killed = killer.crashed(step, lambda: act(again()))
         yield again()
         if not killed:
             return

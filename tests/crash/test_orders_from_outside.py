@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.kill.conftest import Victim
+from tests.crash.conftest import Victim
 
 pytestmark = pytest.mark.timed
 

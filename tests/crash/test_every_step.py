@@ -30,7 +30,7 @@ from blockstore_plugins.nbd.folder import Folder
 
 from tests import sampling
 from tests.conftest import need
-from tests.kill.nursery import Nursery
+from tests.crash.nursery import Nursery
 from tests.tgtd import Tgtd
 
 CONFIG = os.environ.get("KILL_CONFIG")
