@@ -2,10 +2,11 @@
 
 The map of the rooms::
 
-    request -> api/ -> [order] -> scheduler/ -> [order] -> manager/ -> backends/contract.py -> plugins/NAME/ -> tool
+request -> api/ -> [operation] -> scheduler/ -> [operation] -> manager/ -> backends/contract.py -> plugins/NAME/ -> tool
 
 * ``api/`` accepts or refuses; ``scheduler/`` decides where; ``manager/`` lets a backend do it.
-* ``orders.py`` is everything one room can ask of another; ``bus.py`` carries it; the ``orders`` table remembers it.
+* ``operations.py`` is everything one room can ask of another; ``bus.py`` carries it; the ``operations`` table remembers
+it.
 * ``states.py`` is the only writer of a status, ``settling.py`` sees to it that each one settles.
 * ``app/service.py`` puts all of it together; ``cli/`` is the command.
 

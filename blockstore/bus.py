@@ -1,10 +1,10 @@
-"""The corridor between rooms: casts an order to its handler. The only asyncio in the package.
+"""The corridor between rooms: casts an operation to its handler. The only asyncio in the package.
 
-An order waits for the resources it names (``Order.keys``), then for a free worker thread of its room: first come,
-first served for one resource, parallel across resources, a bounded number at once. Workers are given in turns over the
-projects (``turns.py``), so that a project with many orders does not delay those of the others. A room may have workers
-for each place where work is done, so that one that is stuck holds up no other. What is queued here is also in
-the database; losing this process loses no order.
+An operation waits for the resources it names (``Operation.keys``), then for a free worker thread of its room: first
+come, first served for one resource, parallel across resources, a bounded number at once. Workers are given in turns
+over the projects (``turns.py``), so that a project with many operations does not delay those of the others. A room may
+have workers for each place where work is done, so that one that is stuck holds up no other. What is queued here is also
+in the database; losing this process loses no operation.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from itertools import chain, repeat
 
 from blockstore.db import patience
 from blockstore.errors import DatabaseAway, OutOfFiles, TryAgain
-from blockstore.orders import Order
+from blockstore.operations import Operation
 from blockstore.repeats import Repeats
 from blockstore.turns import Turns
 
 log = logging.getLogger(__name__)
 repeats = Repeats(log)
 
-Handler = Callable[[Order], None]
+Handler = Callable[[Operation], None]
 
 RETRY_DELAYS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
-"""Waits before an order whose handler could not even settle it (the database is away) is tried again, for ever."""
+"""Waits before an operation whose handler could not even settle it (the database is away) is tried again, for ever."""
 
 LOOKUPS = 4
-"""Orders whose place is looked up at once."""
+"""Operations whose place is looked up at once."""
 
 
 class Workers:
@@ -80,8 +80,8 @@ class Workers:
 
 @dataclass
 class _Room:
-    handlers: Mapping[type[Order], Handler]
-    place_of: Callable[[Order], str] | None
+    handlers: Mapping[type[Operation], Handler]
+    place_of: Callable[[Operation], str] | None
     workers: Mapping[str, Workers]
     """By place."""
     threads: ThreadPoolExecutor
@@ -89,46 +89,46 @@ class _Room:
 
 @dataclass(eq=False)
 class _Ticket:
-    """An order's place in the line of every resource it names."""
+    """An operation's place in the line of every resource it names."""
 
-    order: Order
+    operation: Operation
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Expectation:
-    """The end of some orders, waited for by a thread that is not the bus's."""
+    """The end of some operations, waited for by a thread that is not the bus's."""
 
-    def __init__(self, order_ids: Sequence[str]) -> None:
-        self.order_ids = order_ids
-        self._missing = set(order_ids)
+    def __init__(self, operation_ids: Sequence[str]) -> None:
+        self.operation_ids = operation_ids
+        self._missing = set(operation_ids)
         self._ended = threading.Event()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until all have ended, however; say whether that came true in time."""
         return self._ended.wait(timeout_s)
 
-    def note(self, order_id: str | None) -> None:
-        """Take note that an order has ended; None: nothing more will be told."""
-        self._missing = set() if order_id is None else self._missing - {order_id}
+    def note(self, operation_id: str | None) -> None:
+        """Take note that an operation has ended; None: nothing more will be told."""
+        self._missing = set() if operation_id is None else self._missing - {operation_id}
         if not self._missing:
             self._ended.set()
 
 
-def _run(handler: Handler, order: Order) -> None:
-    with patience.acting_for(order.project_id):
-        handler(order)
+def _run(handler: Handler, operation: Operation) -> None:
+    with patience.acting_for(operation.project_id):
+        handler(operation)
 
 
 class Bus:
     """Lines in front of resources, and worker threads behind them."""
 
-    def __init__(self, *, on_slow: Callable[[Order], None] | None = None, slow_after_s: float = 1.0) -> None:
-        """``on_slow`` is called from a worker thread once for an order that runs longer than ``slow_after_s``."""
+    def __init__(self, *, on_slow: Callable[[Operation], None] | None = None, slow_after_s: float = 1.0) -> None:
+        """``on_slow`` is called from a worker thread once for an operation that runs longer than ``slow_after_s``."""
         self._rooms: dict[str, _Room] = {}
         self._lines: dict[str, deque[_Ticket]] = {}
         self._chains: dict[str, _Ticket] = {}
         self.on_busy: Callable[[bool], None] = lambda _busy: None
-        """Told when the first order begins to run, and when the last one has ended."""
+        """Told when the first operation begins to run, and when the last one has ended."""
         self._on_slow = on_slow
         self._slow_after_s = slow_after_s
         self._loop = asyncio.new_event_loop()
@@ -136,7 +136,7 @@ class Bus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._change = threading.Condition()
         self._pending: dict[str, int] = {}
-        self._running: dict[str, Order] = {}
+        self._running: dict[str, Operation] = {}
         self._expected: dict[str, Expectation] = {}
         self._closing = False
         self._lookups = Workers(LOOKUPS)
@@ -144,16 +144,16 @@ class Bus:
     def open_room(
         self,
         name: str,
-        handlers: Mapping[type[Order], Handler],
+        handlers: Mapping[type[Operation], Handler],
         *,
         workers: int,
         spare: int = 0,
         places: int = 1,
-        place_of: Callable[[Order], str] | None = None,
+        place_of: Callable[[Operation], str] | None = None,
     ) -> None:
         """Give a room its handlers and its number of worker threads; before ``start``.
 
-        With ``place_of``, which says where an order's work is done, each of so many ``places`` has that number.
+        With ``place_of``, which says where an operation's work is done, each of so many ``places`` has that number.
         ``spare`` more work for projects that have nothing running there.
         """
         threads = ThreadPoolExecutor((workers + spare) * places, thread_name_prefix=name)
@@ -162,39 +162,39 @@ class Bus:
         self._pending[name] = 0
 
     def start(self) -> None:
-        """Begin to hand out orders."""
+        """Begin to hand out operations."""
         self._thread.start()
 
-    def cast(self, order: Order) -> None:
-        """Queue an order; from any thread; returns at once. After ``drain`` it is left to the next start."""
+    def cast(self, operation: Operation) -> None:
+        """Queue an operation; from any thread; returns at once. After ``drain`` it is left to the next start."""
         with self._change:
             if self._closing:
                 return
-            self._pending[order.room] += 1  # raised before the hand-over, so drain has no blind moment
-        self._loop.call_soon_threadsafe(self._begin, order)
+            self._pending[operation.room] += 1  # raised before the hand-over, so drain has no blind moment
+        self._loop.call_soon_threadsafe(self._begin, operation)
 
     @contextmanager
-    def expecting(self, order_ids: Sequence[str]) -> Iterator[Expectation]:
-        """Hear of the end of orders that are about to be cast. Never in a handler: it would wait for itself."""
-        expectation = Expectation(order_ids)
+    def expecting(self, operation_ids: Sequence[str]) -> Iterator[Expectation]:
+        """Hear of the end of operations that are about to be cast. Never in a handler: it would wait for itself."""
+        expectation = Expectation(operation_ids)
         with self._change:
-            self._expected.update(dict.fromkeys(order_ids, expectation))
-            if self._closing or not order_ids:
+            self._expected.update(dict.fromkeys(operation_ids, expectation))
+            if self._closing or not operation_ids:
                 expectation.note(None)
         try:
             yield expectation
         finally:
             with self._change:
-                for order_id in order_ids:
-                    self._expected.pop(order_id, None)
+                for operation_id in operation_ids:
+                    self._expected.pop(operation_id, None)
 
     def depth(self) -> dict[str, int]:
-        """Return, by room, the orders that wait or run."""
+        """Return, by room, the operations that wait or run."""
         with self._change:
             return dict(self._pending)
 
-    def running(self) -> list[Order]:
-        """Return the orders whose handlers run now."""
+    def running(self) -> list[Operation]:
+        """Return the operations whose handlers run now."""
         with self._change:
             return list(self._running.values())
 
@@ -210,7 +210,7 @@ class Bus:
             return self._change.wait_for(lambda: not self._running, timeout_s)
 
     def stop(self) -> None:
-        """Stop the loop; unfinished orders stay in the database."""
+        """Stop the loop; unfinished operations stay in the database."""
         with self._change:
             self._closing = True
             for expectation in self._expected.values():
@@ -223,7 +223,7 @@ class Bus:
         if self._tasks and not self._loop.is_closed():
             self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
         if not self._loop.is_closed():
-            # Those who note that an order is slow still use the database, which goes next.
+            # Those who note that an operation is slow still use the database, which goes next.
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
         for room in self._rooms.values():
@@ -231,13 +231,13 @@ class Bus:
 
     # --- on the loop ---------------------------------------------------------------------------------------
 
-    def _begin(self, order: Order) -> None:
+    def _begin(self, operation: Operation) -> None:
         # Standing in every line in one step keeps first come, first served, and leaves nothing to deadlock.
-        # Who follows an order that is about to leave takes its place: in each line it stands right behind it. It holds
-        # exactly what that held (tests/test_house.py); with more, two such orders could wait for each other.
-        ticket, leaving = _Ticket(order), self._chains.get(order.chain)
-        self._chains[order.chain] = ticket
-        for name in order.keys():
+        # Who follows an operation that is about to leave takes its place: in each line it stands right behind it. It
+        # holds exactly what that held (tests/test_house.py); with more, two such operations could wait for each other.
+        ticket, leaving = _Ticket(operation), self._chains.get(operation.chain)
+        self._chains[operation.chain] = ticket
+        for name in operation.keys():
             line = self._lines.setdefault(name, deque())
             line.insert(line.index(leaving) + 1 if leaving is not None and leaving in line else len(line), ticket)
         task = self._loop.create_task(self._process(ticket))
@@ -245,46 +245,46 @@ class Bus:
         task.add_done_callback(self._tasks.discard)
 
     async def _process(self, ticket: _Ticket) -> None:
-        room = self._rooms[ticket.order.room]
+        room = self._rooms[ticket.operation.room]
         try:
             if not self._is_first(ticket):
                 await ticket.turn.wait()
             for delay_s in chain(RETRY_DELAYS_S, repeat(RETRY_DELAYS_S[-1])):
-                workers = room.workers[await self._place(room, ticket.order)]
-                async with workers.taken(ticket.order.project_id):
-                    if await self._settled(room, ticket.order):
+                workers = room.workers[await self._place(room, ticket.operation)]
+                async with workers.taken(ticket.operation.project_id):
+                    if await self._settled(room, ticket.operation):
                         break
                 await asyncio.sleep(delay_s)  # keeps its place in line, but no worker
         finally:
             self._leave(ticket)
             with self._change:
-                self._pending[ticket.order.room] -= 1
-                if expectation := self._expected.get(ticket.order.order_id):
-                    expectation.note(ticket.order.order_id)
+                self._pending[ticket.operation.room] -= 1
+                if expectation := self._expected.get(ticket.operation.operation_id):
+                    expectation.note(ticket.operation.operation_id)
                 self._change.notify_all()
 
-    async def _place(self, room: _Room, order: Order) -> str:
+    async def _place(self, room: _Room, operation: Operation) -> str:
         if room.place_of is None:
             return ""
-        if order.place:
-            return order.place
+        if operation.place:
+            return operation.place
         try:
-            # Else a thousand new orders of one project would be looked up before the next project's one.
-            async with self._lookups.taken(order.project_id):
-                return await self._loop.run_in_executor(None, room.place_of, order)
+            # Else a thousand new operations of one project would be looked up before the next project's one.
+            async with self._lookups.taken(operation.project_id):
+                return await self._loop.run_in_executor(None, room.place_of, operation)
         except DatabaseAway:  # as its handler will find out
             return ""
         except Exception as exc:
-            log.warning("it is not known where %s %s is to be done: %s", order.kind, order.order_id, exc)
+            log.warning("it is not known where %s %s is to be done: %s", operation.kind, operation.operation_id, exc)
             return ""
 
     def _is_first(self, ticket: _Ticket) -> bool:
-        return all(self._lines[name][0] is ticket for name in ticket.order.keys())
+        return all(self._lines[name][0] is ticket for name in ticket.operation.keys())
 
     def _leave(self, ticket: _Ticket) -> None:
-        if self._chains.get(ticket.order.chain) is ticket:
-            del self._chains[ticket.order.chain]
-        for name in ticket.order.keys():
+        if self._chains.get(ticket.operation.chain) is ticket:
+            del self._chains[ticket.operation.chain]
+        for name in ticket.operation.keys():
             line = self._lines[name]
             line.remove(ticket)
             if not line:
@@ -292,44 +292,51 @@ class Bus:
             elif self._is_first(line[0]):
                 line[0].turn.set()
 
-    async def _settled(self, room: _Room, order: Order) -> bool:
+    async def _settled(self, room: _Room, operation: Operation) -> bool:
         """Run the handler; say whether there is nothing more to do for this process."""
         with self._change:
             if self._closing:
                 return True  # left to the next start
             if not self._running:
                 self.on_busy(True)
-            self._running[order.order_id] = order
-        slow = self._loop.call_later(self._slow_after_s, self._tell_slow, order)
+            self._running[operation.operation_id] = operation
+        slow = self._loop.call_later(self._slow_after_s, self._tell_slow, operation)
         started = time.monotonic()
         try:
-            await self._loop.run_in_executor(room.threads, _run, room.handlers[type(order)], order)
+            await self._loop.run_in_executor(room.threads, _run, room.handlers[type(operation)], operation)
         except DatabaseAway as exc:
-            # All orders meet it at once.
+            # All operations meet it at once.
             repeats.log(
-                logging.WARNING, exc.message, "%s %s is tried again: %s", order.kind, order.order_id, exc.detail
+                logging.WARNING,
+                exc.message,
+                "%s %s is tried again: %s",
+                operation.kind,
+                operation.operation_id,
+                exc.detail,
             )
             return False
         except OutOfFiles as exc:
-            repeats.log(logging.WARNING, "files", "%s %s is tried again: %s", order.kind, order.order_id, exc)
+            repeats.log(
+                logging.WARNING, "files", "%s %s is tried again: %s", operation.kind, operation.operation_id, exc
+            )
             return False
         except TryAgain as exc:
-            log.warning("%s %s is tried again: %s", order.kind, order.order_id, exc)
+            log.warning("%s %s is tried again: %s", operation.kind, operation.operation_id, exc)
             return False
         except Exception:
-            log.exception("%s %s could not be settled", order.kind, order.order_id)
+            log.exception("%s %s could not be settled", operation.kind, operation.operation_id)
             return False
         finally:
             slow.cancel()
             with self._change:
-                self._running.pop(order.order_id, None)
+                self._running.pop(operation.operation_id, None)
                 if not self._running:
                     self.on_busy(False)
                 self._change.notify_all()
-        log.debug("%s %s took %.1f ms", order.kind, order.order_id, (time.monotonic() - started) * 1000)
+        log.debug("%s %s took %.1f ms", operation.kind, operation.operation_id, (time.monotonic() - started) * 1000)
         return True
 
-    def _tell_slow(self, order: Order) -> None:
+    def _tell_slow(self, operation: Operation) -> None:
         if self._on_slow is not None and not self._closing:
-            # Not on the room's own threads: all of them may be busy with slow orders.
-            self._loop.run_in_executor(None, self._on_slow, order)
+            # Not on the room's own threads: all of them may be busy with slow operations.
+            self._loop.run_in_executor(None, self._on_slow, operation)

@@ -98,8 +98,8 @@ class ServiceConfig:
     attachments_per_project: int = option(
         "Attachments of a project, besides the first one of each of its volumes; -1 means no limit.", 64
     )
-    order_attempts: int = option("Number of times an operation is started before it fails.", 5)
-    order_keep_days: int = option("Days to keep finished operations and messages.", 30)
+    operation_attempts: int = option("Number of times an operation is started before it fails.", 5)
+    operation_keep_days: int = option("Days to keep finished operations and messages.", 30)
     attach_timeout_s: float = option(
         "Seconds that a request waits for an attach, a detach or the list of a pool.", 60.0
     )
@@ -456,7 +456,11 @@ def _check(config: Config) -> None:
     service = config.service
     for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("moves", 1, 256), ("max_limit", 1, 100_000)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
-    for name, low, high in (("order_attempts", 2, 1000), ("order_keep_days", 1, 36500), ("drain_timeout_s", 0, 3600)):
+    for name, low, high in (
+        ("operation_attempts", 2, 1000),
+        ("operation_keep_days", 1, 36500),
+        ("drain_timeout_s", 0, 3600),
+    ):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     for name in ("attachments_per_volume", "attachments_per_project"):
         _between(getattr(service, name), -1, 2**31 - 1, f"{where}[service] {name}")

@@ -226,11 +226,11 @@ class NoBackend(BlockstoreError):
 
 
 class TryAgain(BlockstoreError):
-    """What an order asks for cannot be done now, and must be done: the bus tries again."""
+    """What an operation asks for cannot be done now, and must be done: the bus tries again."""
 
 
 class DatabaseAway(TryAgain):
-    """The database is locked, full, damaged or not reached. The order or the request is not the matter.
+    """The database is locked, full, damaged or not reached. The operation or the request is not the matter.
 
     Made by ``db/outages.py`` only. The message is for users; ``detail`` is for the log and for the command line.
     """
@@ -242,8 +242,8 @@ class DatabaseAway(TryAgain):
         super().__init__(message)
 
 
-class OrderCancelled(BlockstoreError):
-    """An operator cancelled the order while it ran."""
+class OperationCancelled(BlockstoreError):
+    """An operator cancelled the operation while it ran."""
 
 
 class BackendError(BlockstoreError):

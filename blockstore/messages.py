@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.db.models import Message, now
 from blockstore.errors import Reason
-from blockstore.orders import Order
+from blockstore.operations import Operation
 
 
 class Action(Enum):
@@ -44,20 +44,22 @@ class Detail(Enum):
     CANCELLED = "101"
 
 
-def tell(session: Session, order: Order, action: Action, detail: Detail, reason: Reason, keep_days: int) -> None:
+def tell(
+    session: Session, operation: Operation, action: Action, detail: Detail, reason: Reason, keep_days: int
+) -> None:
     """Leave a message for the project that owns the resource; administrators see the operator's text."""
     action_id, words = action.value
-    kind = order.resource_type.upper()
+    kind = operation.resource_type.upper()
     session.add(
         Message(
-            project_id=order.project_id,
-            request_id=order.request_id,
+            project_id=operation.project_id,
+            request_id=operation.request_id,
             resource_type=kind,
-            resource_uuid=order.resource_id,
+            resource_uuid=operation.resource_id,
             event_id=f"VOLUME_{kind}_{action_id}_{detail.value}",
             action_id=action_id,
             detail_id=detail.value,
-            user_message=f"{words}: {reason.public} (request id {order.request_id})",
+            user_message=f"{words}: {reason.public} (request id {operation.request_id})",
             operator_message=f"{words}: {reason.operator}",
             expires_at=now() + datetime.timedelta(days=keep_days),
         )

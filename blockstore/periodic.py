@@ -14,7 +14,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from blockstore import retention
 from blockstore.config import ServiceConfig
-from blockstore.db.models import Message, OrderRow, Token, now
+from blockstore.db.models import Message, OperationRow, Token, now
 from blockstore.db.session import Database
 from blockstore.errors import DatabaseAway
 from blockstore.identity import bootstrap
@@ -61,23 +61,23 @@ def unless_away(job: Callable[[], None]) -> None:
 
 def tidy(db: Database, config: ServiceConfig, state_dir: Path, may_go_on: Callable[[], bool]) -> None:
     """Remove what has had its time."""
-    purge(db, config.order_keep_days, may_go_on)
+    purge(db, config.operation_keep_days, may_go_on)
     if config.auth == "builtin":
         bootstrap.forget_former_password(db, state_dir)
 
 
 def purge(db: Database, keep_days: int, may_go_on: Callable[[], bool] = lambda: True) -> None:
-    """Remove orders and messages that are older than they are kept, and tokens that have expired.
+    """Remove operations and messages that are older than they are kept, and tokens that have expired.
 
     In small transactions with pauses between them, so that nobody waits for one; ``may_go_on`` ends it when the
     service stops.
     """
     kept_since = now() - datetime.timedelta(days=keep_days)
-    orders = _purge(db, OrderRow.id, OrderRow.finished_at, kept_since, may_go_on)
+    operations = _purge(db, OperationRow.id, OperationRow.finished_at, kept_since, may_go_on)
     messages = _purge(db, Message.id, Message.expires_at, now(), may_go_on)
     expired = _purge(db, Token.id, Token.expires_at, now(), may_go_on)
-    if orders or messages or expired:
-        log.info("purged %d finished orders, %d messages and %d expired tokens", orders, messages, expired)
+    if operations or messages or expired:
+        log.info("purged %d finished operations, %d messages and %d expired tokens", operations, messages, expired)
 
 
 def _purge(

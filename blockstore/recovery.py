@@ -1,4 +1,4 @@
-"""At start: every open order is queued again, oldest first; nothing stays in a transitional status.
+"""At start: every open operation is queued again, oldest first; nothing stays in a transitional status.
 
 Called once by ``app/service.py``, before the first request is answered; what it returns is queued when the backends
 have reported.
@@ -15,55 +15,61 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from blockstore import messages, states
-from blockstore.db.models import OrderRow, Volume, now
+from blockstore.db.models import OperationRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import Reason
 from blockstore.messages import Detail
-from blockstore.orders import Order, from_stored, make_ids_after
+from blockstore.operations import Operation, from_stored, make_ids_after
 from blockstore.settling import Failure, Handler
 
 log = logging.getLogger(__name__)
 
 
-def resume(db: Database, handlers: Mapping[type[Order], Handler], *, attempts: int, message_days: int) -> list[Order]:
-    """Return the orders to cast again. The handler of one that was begun ``attempts`` times already gives it up."""
-    again: list[Order] = []
+def resume(
+    db: Database, handlers: Mapping[type[Operation], Handler], *, attempts: int, message_days: int
+) -> list[Operation]:
+    """Return the operations to cast again. The handler of one that was begun ``attempts`` times already gives it up."""
+    again: list[Operation] = []
     given_up = 0
     with db.write() as session:
-        newest = session.execute(select(func.max(OrderRow.id))).scalar()
+        newest = session.execute(select(func.max(OperationRow.id))).scalar()
         if newest is not None:
             with suppress(ValueError):  # not an id of ours
                 make_ids_after(newest)
-        rows = session.scalars(select(OrderRow).where(OrderRow.state == "open").order_by(OrderRow.id)).all()
+        rows = session.scalars(select(OperationRow).where(OperationRow.state == "open").order_by(OperationRow.id)).all()
         for row in rows:
             row.started_at = None
             try:
-                order = from_stored(row.kind, row.id, row.request_id, row.project_id, row.body, attempt=row.attempt + 1)
+                operation = from_stored(
+                    row.kind, row.id, row.request_id, row.project_id, row.body, attempt=row.attempt + 1
+                )
             except (KeyError, TypeError):
                 # Its row is settled below, with the stranded ones.
                 row.state, row.finished_at = "failed", now()
                 row.reason = f"given up: this version of the service does not know {row.kind} with these fields"
-                log.error("order %s: %s", row.id, row.reason)
+                log.error("operation %s: %s", row.id, row.reason)
                 continue
             if row.attempt >= attempts:
                 reason = Reason(
                     f"given up: the service died {row.attempt} times while it ran",
                     "It was given up after several attempts. Ask your administrator.",
                 )
-                handler = handlers[type(order)]
-                handler.give_up(session, order, Failure(reason=reason))
-                messages.tell(session, order, handler.action, Detail.UNKNOWN_ERROR, reason, message_days)
+                handler = handlers[type(operation)]
+                handler.give_up(session, operation, Failure(reason=reason))
+                messages.tell(session, operation, handler.action, Detail.UNKNOWN_ERROR, reason, message_days)
                 given_up += 1
             else:
-                again.append(order)
-        stranded = _settle_stranded(session, {covered for order in again for covered in order.covers()})
+                again.append(operation)
+        stranded = _settle_stranded(session, {covered for operation in again for covered in operation.covers()})
     if again or given_up or stranded:
-        log.info("recovery: %d orders resumed, %d given up, %d stranded rows settled", len(again), given_up, stranded)
+        log.info(
+            "recovery: %d operations resumed, %d given up, %d stranded rows settled", len(again), given_up, stranded
+        )
     return again
 
 
 def _settle_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
-    """Settle rows that are in a transitional status which no order will end, as an administrator may have set."""
+    """Settle rows that are in a transitional status which no operation will end, as an administrator may have set."""
     count = 0
     for kind, machine in states.MACHINES.items():
         model: Any = machine.model

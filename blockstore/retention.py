@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, select
 
-from blockstore.db.models import Message, OrderRow
+from blockstore.db.models import Message, OperationRow
 from blockstore.db.session import Database
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,10 @@ def trim(db: Database, may_go_on: Callable[[], bool] = lambda: True) -> None:
 
     ``may_go_on`` ends it when the service stops.
     """
-    finished, messages = OrderRow.__table__.c, Message.__table__.c
-    removed = _trim(db, OrderRow, MOST_FINISHED, [finished.finished_at.is_not(None)], [finished.id.desc()], may_go_on)
+    finished, messages = OperationRow.__table__.c, Message.__table__.c
+    removed = _trim(
+        db, OperationRow, MOST_FINISHED, [finished.finished_at.is_not(None)], [finished.id.desc()], may_go_on
+    )
     told = _trim(db, Message, MOST_MESSAGES, [], [messages.created_at.desc(), messages.id.desc()], may_go_on)
     if removed or told:
         log.info("removed %d finished operations and %d messages of projects that have too many", removed, told)

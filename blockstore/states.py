@@ -1,7 +1,7 @@
 """Statuses, what each may become, and the doors through which they change; the only writer of a status.
 
-A row is in a transitional status exactly when an open order covers it. Orders are therefore filed and finished here,
-in the transaction that changes the status. Used by every room; never calls a backend.
+A row is in a transitional status exactly when an open operation covers it. Operations are therefore filed and finished
+here, in the transaction that changes the status. Used by every room; never calls a backend.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Update, bindparam, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from blockstore.db.models import Attachment, Base, OrderRow, Snapshot, Volume, now
+from blockstore.db.models import Attachment, Base, OperationRow, Snapshot, Volume, now
 from blockstore.db.session import after_commit
 from blockstore.errors import Reason, StateConflict
-from blockstore.orders import Order
+from blockstore.operations import Operation
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Machine:
     moves: Mapping[str, frozenset[str]]
     """For each status, those it may come from; ``ANY`` means all."""
     failure: Mapping[str, str]
-    """For each transitional status, what it settles to when its order fails."""
+    """For each transitional status, what it settles to when its operation fails."""
 
 
 FOLLOWS_ATTACHMENTS = frozenset(
@@ -193,12 +193,12 @@ EXPORTED = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETA
 # --- doors -------------------------------------------------------------------------------------------------
 
 
-def born(session: Session, row: Volume | Snapshot | Attachment, order: Order) -> None:
-    """Insert a row together with the order that will settle it, in that order's transitional status."""
-    row.status = order.status
+def born(session: Session, row: Volume | Snapshot | Attachment, operation: Operation) -> None:
+    """Insert a row together with the operation that will settle it, in that operation's transitional status."""
+    row.status = operation.status
     session.add(row)
     session.flush()
-    file(session, order)
+    file(session, operation)
 
 
 def born_settled(session: Session, attachment: Attachment, status: A) -> None:
@@ -216,17 +216,17 @@ def move(
     *,
     only_from: Sequence[str] = (),
     where: Sequence[ColumnElement[bool]] = (),
-    order: Order | None = None,
+    operation: Operation | None = None,
     **values: Any,
 ) -> None:
-    """Change a status by compare-and-swap, filing the order that will settle it.
+    """Change a status by compare-and-swap, filing the operation that will settle it.
 
     ``only_from`` narrows the statuses it may come from; ``where`` adds conditions beyond the status. A volume for which
-    an order is filed remembers the status it had (``before``).
+    an operation is filed remembers the status it had (``before``).
     Raises: StateConflict naming the present status; nothing is changed then.
     """
     model: Any = machine.model
-    statement = _moving(machine.name, to, tuple(only_from), remembers=machine is VOLUME and order is not None)
+    statement = _moving(machine.name, to, tuple(only_from), remembers=machine is VOLUME and operation is not None)
     if where:
         statement = statement.where(*where)
     if values:
@@ -236,8 +236,8 @@ def move(
         present = session.execute(select(model.status).where(model.id == row_id)).scalar()
         raise StateConflict(machine.name, row_id, present, to)
     log.debug("%s %s -> %s", machine.name, row_id, to)
-    if order is not None:
-        file(session, order)
+    if operation is not None:
+        file(session, operation)
 
 
 @functools.cache
@@ -294,11 +294,13 @@ def reckon(session: Session, volume_id: str) -> None:
 
 
 def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:
-    """Set a status whatever it is now: the administrator's os-reset_status. Asks a running order to stop."""
+    """Set a status whatever it is now: the administrator's os-reset_status. Asks a running operation to stop."""
     model: Any = machine.model
     session.execute(update(model).where(model.id == row_id).values(status=to, updated_at=now()))
     session.execute(
-        update(OrderRow).where(OrderRow.resource_id == row_id, OrderRow.state == "open").values(cancel_asked=True)
+        update(OperationRow)
+        .where(OperationRow.resource_id == row_id, OperationRow.state == "open")
+        .values(cancel_asked=True)
     )
     log.warning("status of %s %s set to %s by %s", machine.name.lower(), row_id, to, by)
 
@@ -309,10 +311,10 @@ def release(session: Session, volume_id: str) -> None:
         move(session, VOLUME, volume_id, V.AVAILABLE, only_from=(V.AWAITING_TRANSFER,))
 
 
-def removed_at_once(session: Session, order: Order) -> None:
-    """Remove a row that nothing needs to be done for, and note its order as done: the story stays whole."""
-    _write_down(session, order)
-    settle_removed(session, order)
+def removed_at_once(session: Session, operation: Operation) -> None:
+    """Remove a row that nothing needs to be done for, and note its operation as done: the story stays whole."""
+    _write_down(session, operation)
+    settle_removed(session, operation)
 
 
 def let_go(
@@ -327,54 +329,58 @@ def let_go(
     log.info("%s %s is not managed any more", machine.name.lower(), row_id)
 
 
-def is_covered(session: Session, kind: type[Order], row_id: str) -> bool:
-    """Say whether an order of a kind is open for a row."""
-    statement = select(OrderRow.id).where(
-        OrderRow.resource_id == row_id, OrderRow.state == "open", OrderRow.kind == kind.__name__
+def is_covered(session: Session, kind: type[Operation], row_id: str) -> bool:
+    """Say whether an operation of a kind is open for a row."""
+    statement = select(OperationRow.id).where(
+        OperationRow.resource_id == row_id, OperationRow.state == "open", OperationRow.kind == kind.__name__
     )
     return session.execute(statement.limit(1)).first() is not None
 
 
-# --- orders ------------------------------------------------------------------------------------------------
+# --- operations ------------------------------------------------------------------------------------------------
 
 
-def file(session: Session, order: Order) -> None:
-    """Write an order down; it is cast when the transaction has committed."""
-    _write_down(session, order)
-    after_commit(session, order)
+def file(session: Session, operation: Operation) -> None:
+    """Write an operation down; it is cast when the transaction has committed."""
+    _write_down(session, operation)
+    after_commit(session, operation)
 
 
-def _write_down(session: Session, order: Order) -> None:
+def _write_down(session: Session, operation: Operation) -> None:
     row = {
-        "id": order.order_id,
-        "kind": order.kind,
-        "body": order.body(),
-        "resource_type": order.resource_type,
-        "resource_id": order.resource_id,
-        "project_id": order.project_id,
-        "request_id": order.request_id,
+        "id": operation.operation_id,
+        "kind": operation.kind,
+        "body": operation.body(),
+        "resource_type": operation.resource_type,
+        "resource_id": operation.resource_id,
+        "project_id": operation.project_id,
+        "request_id": operation.request_id,
     }
     session.execute(_FILE, row)
 
 
-_ORDERS: Any = OrderRow.__table__
+_OPERATIONS: Any = OperationRow.__table__
 # Built once: building a statement takes longer than running it.
-_FILE = insert(_ORDERS)
-_FINISH = update(_ORDERS).where(_ORDERS.c.id == bindparam("order"))
+_FILE = insert(_OPERATIONS)
+_FINISH = update(_OPERATIONS).where(_OPERATIONS.c.id == bindparam("operation"))
 
 
-def hand_over(session: Session, order: Order, following: Order, *, failure: str | None = None) -> None:
-    """Finish an order by filing the one that goes on with its row; ``failure``: why something else is tried."""
-    finish(session, order, "failed" if failure else "done", failure)
+def hand_over(session: Session, operation: Operation, following: Operation, *, failure: str | None = None) -> None:
+    """Finish an operation by filing the one that goes on with its row; ``failure``: why something else is tried."""
+    finish(session, operation, "failed" if failure else "done", failure)
     file(session, following)
 
 
 def finish(
-    session: Session, order: Order, state: str = "done", reason: str | None = None, public_reason: str | None = None
+    session: Session,
+    operation: Operation,
+    state: str = "done",
+    reason: str | None = None,
+    public_reason: str | None = None,
 ) -> None:
-    """Close an order; ``reason`` is the operator's text."""
+    """Close an operation; ``reason`` is the operator's text."""
     values = {
-        "order": order.order_id,
+        "operation": operation.operation_id,
         "state": state,
         "reason": reason,
         "public_reason": public_reason,
@@ -383,54 +389,54 @@ def finish(
     session.execute(_FINISH, values)
 
 
-def settle(session: Session, order: Order, to: str, **values: Any) -> bool:
-    """Close an order as done and bring the row it settles to rest. Says False when the row was reset meanwhile."""
-    machine = MACHINES[order.resource_type]
+def settle(session: Session, operation: Operation, to: str, **values: Any) -> bool:
+    """Close an operation as done and bring the row it settles to rest. Says False when the row was reset meanwhile."""
+    machine = MACHINES[operation.resource_type]
     try:
-        move(session, machine, order.resource_id, to, only_from=(order.status,), **values)
+        move(session, machine, operation.resource_id, to, only_from=(operation.status,), **values)
     except StateConflict as conflict:
-        finish(session, order, "done", f"the status was reset meanwhile: {conflict.message}")
+        finish(session, operation, "done", f"the status was reset meanwhile: {conflict.message}")
         return False
-    finish(session, order)
+    finish(session, operation)
     return True
 
 
-def before(session: Session, order: Order) -> str:
-    """Return the status of rest that the row of an order had before it; available where that is not known."""
-    machine = MACHINES[order.resource_type]
-    status = getattr(order, "came_from", "")
-    if order.resource_type == "volume":
-        status = session.execute(select(Volume.previous_status).where(Volume.id == order.resource_id)).scalar()
+def before(session: Session, operation: Operation) -> str:
+    """Return the status of rest that the row of an operation had before it; available where that is not known."""
+    machine = MACHINES[operation.resource_type]
+    status = getattr(operation, "came_from", "")
+    if operation.resource_type == "volume":
+        status = session.execute(select(Volume.previous_status).where(Volume.id == operation.resource_id)).scalar()
     status = machine.failure.get(status or "", status)  # a forced delete takes over from other operations
-    if status in machine.moves and order.status in machine.moves[status]:
+    if status in machine.moves and operation.status in machine.moves[status]:
         return str(status)
     return V.AVAILABLE if machine is VOLUME else S.AVAILABLE
 
 
-def settle_removed(session: Session, order: Order) -> None:
-    """Close an order as done and remove the row it settles."""
-    model: Any = MACHINES[order.resource_type].model
-    session.execute(delete(model).where(model.id == order.resource_id))
-    finish(session, order)
+def settle_removed(session: Session, operation: Operation) -> None:
+    """Close an operation as done and remove the row it settles."""
+    model: Any = MACHINES[operation.resource_type].model
+    session.execute(delete(model).where(model.id == operation.resource_id))
+    finish(session, operation)
 
 
 def settle_failed(
-    session: Session, order: Order, reason: Reason, *, state: str = "failed", to: str | None = None
+    session: Session, operation: Operation, reason: Reason, *, state: str = "failed", to: str | None = None
 ) -> None:
-    """Close an order as failed and bring every row it covers to its failure status, or its own row to ``to``."""
-    fail_rows(session, order, to=to)
-    finish(session, order, state, reason.operator, reason.public)
+    """Close an operation as failed and bring every row it covers to its failure status, or its own row to ``to``."""
+    fail_rows(session, operation, to=to)
+    finish(session, operation, state, reason.operator, reason.public)
 
 
-def fail_rows(session: Session, order: Order, *, to: str | None = None) -> None:
-    """Bring every row that an order covers, and nothing has taken over, to its failure status.
+def fail_rows(session: Session, operation: Operation, *, to: str | None = None) -> None:
+    """Bring every row that an operation covers, and nothing has taken over, to its failure status.
 
-    ``to`` names another status for the row the order settles, for failures that left it as it was before.
+    ``to`` names another status for the row the operation settles, for failures that left it as it was before.
     """
-    for resource_type, row_id, status in order.covers():
+    for resource_type, row_id, status in operation.covers():
         machine = MACHINES[resource_type]
         model: Any = machine.model
         present = session.execute(select(model.status).where(model.id == row_id)).scalar()
         if present == status:
-            own = row_id == order.resource_id
+            own = row_id == operation.resource_id
             move(session, machine, row_id, to if own and to else machine.failure[status], only_from=(status,))

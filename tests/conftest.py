@@ -224,7 +224,7 @@ class Client:
         return answer.json
 
     def wait_idle(self, timeout_s: float = 30) -> None:
-        """Wait until no order waits or runs."""
+        """Wait until no operation waits or runs."""
         assert self.service.bus.wait_idle(timeout_s), self.service.bus.running()
 
     def volume(self, settle: bool = True, **fields: Any) -> dict[str, Any]:

@@ -16,26 +16,26 @@ import pytest
 
 from blockstore import bus as bus_module
 from blockstore.bus import Bus, Expectation
-from blockstore.orders import (
+from blockstore.operations import (
     CreateVolume,
     DeleteVolume,
     ExtendVolume,
-    Order,
+    Operation,
     PlaceVolume,
     following_id,
-    new_order_id,
+    new_operation_id,
 )
 
 Open = Callable[..., Bus]
 
 
-def order(kind: type[Order] = DeleteVolume, volume_id: str = "v", **fields: Any) -> Any:
-    return kind(order_id=new_order_id(), request_id="r", project_id="p", volume_id=volume_id, **fields)
+def operation(kind: type[Operation] = DeleteVolume, volume_id: str = "v", **fields: Any) -> Any:
+    return kind(operation_id=new_operation_id(), request_id="r", project_id="p", volume_id=volume_id, **fields)
 
 
-def copy(volume_id: str, snapshot_id: str | None, source_id: str | None) -> Order:
-    """An order that holds up to three resources."""
-    return order(CreateVolume, volume_id, snapshot_id=snapshot_id, source_volume_id=source_id)
+def copy(volume_id: str, snapshot_id: str | None, source_id: str | None) -> Operation:
+    """An operation that holds up to three resources."""
+    return operation(CreateVolume, volume_id, snapshot_id=snapshot_id, source_volume_id=source_id)
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def opened() -> Iterator[Open]:
         workers: int = 4,
         spare: int = 0,
         places: int = 1,
-        place_of: Callable[[Order], str] | None = None,
+        place_of: Callable[[Operation], str] | None = None,
         **options: Any,
     ) -> Bus:
         bus = Bus(**options)
-        kinds: tuple[type[Order], ...] = (CreateVolume, DeleteVolume, ExtendVolume)
+        kinds: tuple[type[Operation], ...] = (CreateVolume, DeleteVolume, ExtendVolume)
         bus.open_room(
             "manager", dict.fromkeys(kinds, handler), workers=workers, spare=spare, places=places, place_of=place_of
         )
@@ -72,30 +72,30 @@ def test_one_resource_is_served_in_order_and_one_at_a_time(opened: Open) -> None
     ran: list[str] = []
     inside = threading.Semaphore(1)
 
-    def handler(order: Order) -> None:
+    def handler(operation: Operation) -> None:
         assert inside.acquire(blocking=False)
         time.sleep(random.random() / 2000)
-        ran.append(order.order_id)
+        ran.append(operation.operation_id)
         inside.release()
 
     bus = opened(handler, workers=8)
-    orders = [order(PlaceVolume if n % 3 == 0 else DeleteVolume) for n in range(200)]
-    for one in orders:
+    operations = [operation(PlaceVolume if n % 3 == 0 else DeleteVolume) for n in range(200)]
+    for one in operations:
         bus.cast(one)
     assert bus.wait_idle(20)
-    assert ran == [one.order_id for one in orders]
+    assert ran == [one.operation_id for one in operations]
 
 
 def test_a_place_that_is_stuck_holds_up_no_other(opened: Open) -> None:
     """Each place has the workers of the room, and where nobody knows the place work goes on as well."""
     stuck, ran = threading.Event(), threading.Event()
 
-    def place_of(one: Order) -> str:
+    def place_of(one: Operation) -> str:
         if one.resource_id == "lost":
             raise RuntimeError("The database is away.")
         return one.resource_id.partition("-")[0]
 
-    def handler(one: Order) -> None:
+    def handler(one: Operation) -> None:
         if one.resource_id.startswith("dead"):
             stuck.wait(20)
         else:
@@ -103,9 +103,9 @@ def test_a_place_that_is_stuck_holds_up_no_other(opened: Open) -> None:
 
     bus = opened(handler, workers=2, places=3, place_of=place_of)
     for number in range(6):
-        bus.cast(order(volume_id=f"dead-{number}"))
+        bus.cast(operation(volume_id=f"dead-{number}"))
     for one in ("alive-1", "lost"):
-        bus.cast(order(volume_id=one))
+        bus.cast(operation(volume_id=one))
         assert ran.wait(10)
         ran.clear()
     assert sum(one.resource_id.startswith("dead") for one in bus.running()) == 2
@@ -117,7 +117,7 @@ def test_resources_are_parallel_up_to_the_number_of_workers(opened: Open) -> Non
     """All workers are used, and no more."""
     now, most, lock = [0], [0], threading.Lock()
 
-    def handler(_order: Order) -> None:
+    def handler(_operation: Operation) -> None:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
@@ -127,91 +127,91 @@ def test_resources_are_parallel_up_to_the_number_of_workers(opened: Open) -> Non
 
     bus = opened(handler, workers=3)
     for n in range(30):
-        bus.cast(order(volume_id=str(n)))
+        bus.cast(operation(volume_id=str(n)))
     assert bus.wait_idle(20)
     assert most[0] == 3
 
 
-def test_an_order_in_line_keeps_no_worker(opened: Open) -> None:
-    """Many orders for one busy resource do not hold up another resource."""
+def test_an_operation_in_line_keeps_no_worker(opened: Open) -> None:
+    """Many operations for one busy resource do not hold up another resource."""
     gate, other = threading.Event(), threading.Event()
 
-    def handler(order: Any) -> None:
-        if order.volume_id == "busy":
+    def handler(operation: Any) -> None:
+        if operation.volume_id == "busy":
             gate.wait(10)
         else:
             other.set()
 
     bus = opened(handler, workers=2)
     for _ in range(50):
-        bus.cast(order(volume_id="busy"))
-    bus.cast(order(volume_id="other"))
+        bus.cast(operation(volume_id="busy"))
+    bus.cast(operation(volume_id="other"))
     assert other.wait(5)
     gate.set()
     assert bus.wait_idle(20)
 
 
-def test_two_thousand_orders_for_random_sets_of_resources(opened: Open) -> None:
+def test_two_thousand_operations_for_random_sets_of_resources(opened: Open) -> None:
     """No deadlock, no two holders of a resource, and per resource the order in which they were cast."""
     holders: Counter[str] = Counter()
     served: dict[str, list[str]] = defaultdict(list)
     lock = threading.Lock()
     clashes: list[str] = []
 
-    def handler(order: Order) -> None:
+    def handler(operation: Operation) -> None:
         with lock:
-            for key in order.keys():
+            for key in operation.keys():
                 holders[key] += 1
-                served[key].append(order.order_id)
+                served[key].append(operation.operation_id)
                 if holders[key] > 1:
                     clashes.append(key)
         time.sleep(0.0001)
         with lock:
-            for key in order.keys():
+            for key in operation.keys():
                 holders[key] -= 1
 
     dice = random.Random(3)
     names = [str(n) for n in range(12)]
-    orders = []
+    operations = []
     for _ in range(2000):
         volume, source = dice.sample(names, 2)
-        orders.append(copy(volume, dice.choice([None, *names]), dice.choice([None, source])))
+        operations.append(copy(volume, dice.choice([None, *names]), dice.choice([None, source])))
     bus = opened(handler, workers=6)
-    for one in orders:
+    for one in operations:
         bus.cast(one)
     assert bus.wait_idle(60), bus.running()
     assert not clashes
     for key, ids in served.items():
-        assert ids == [one.order_id for one in orders if key in one.keys()]
+        assert ids == [one.operation_id for one in operations if key in one.keys()]
 
 
 def test_casting_from_many_threads_loses_nothing(opened: Open) -> None:
-    """16 threads cast; every order runs once."""
+    """16 threads cast; every operation runs once."""
     ran: Counter[str] = Counter()
     lock = threading.Lock()
 
-    def handler(order: Order) -> None:
+    def handler(operation: Operation) -> None:
         with lock:
-            ran[order.order_id] += 1
+            ran[operation.operation_id] += 1
 
     bus = opened(handler)
-    orders = [order(volume_id=str(n % 40)) for n in range(1600)]
+    operations = [operation(volume_id=str(n % 40)) for n in range(1600)]
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(bus.cast, orders))
+        list(threads.map(bus.cast, operations))
     assert bus.wait_idle(30)
-    assert ran == Counter(one.order_id for one in orders)
+    assert ran == Counter(one.operation_id for one in operations)
 
 
 @pytest.mark.timed
 def test_an_idle_bus_wakes_at_once(opened: Open) -> None:
     """Cast from another thread to an idle loop: the handler begins within 50 ms (the median; a machine has hiccups)."""
     begun: list[float] = []
-    bus = opened(lambda _order: begun.append(time.monotonic()))
+    bus = opened(lambda _operation: begun.append(time.monotonic()))
     delays = []
     for n in range(40):
         time.sleep(0.01)
         at = time.monotonic()
-        bus.cast(order(volume_id=str(n)))
+        bus.cast(operation(volume_id=str(n)))
         assert bus.wait_idle(5)
         delays.append(begun[-1] - at)
     assert sorted(delays)[len(delays) // 2] < 0.05, delays
@@ -225,16 +225,16 @@ def test_a_handler_that_cannot_settle_is_tried_again_until_it_can(
     monkeypatch.setattr(bus_module, "RETRY_DELAYS_S", (0.01, 0.02))
     ran: list[str] = []
 
-    def handler(order: Any) -> None:
-        ran.append(f"{type(order).__name__} {order.volume_id}")
-        if isinstance(order, CreateVolume) and len(ran) < 7:
+    def handler(operation: Any) -> None:
+        ran.append(f"{type(operation).__name__} {operation.volume_id}")
+        if isinstance(operation, CreateVolume) and len(ran) < 7:
             raise OSError("the database is away")
 
     bus = opened(handler, workers=1)
     with caplog.at_level(logging.ERROR):
         bus.cast(copy("v", None, None))
-        bus.cast(order(volume_id="v"))
-        bus.cast(order(volume_id="other"))
+        bus.cast(operation(volume_id="v"))
+        bus.cast(operation(volume_id="other"))
         assert bus.wait_idle(5)
     assert ran.index("DeleteVolume other") < 6
     assert ran[-2:] == ["CreateVolume v", "DeleteVolume v"]
@@ -242,23 +242,23 @@ def test_a_handler_that_cannot_settle_is_tried_again_until_it_can(
 
 
 def test_drain_lets_what_runs_end_and_starts_nothing_more(opened: Open) -> None:
-    """Also an order that waits for its next attempt, and one that is cast too late, are left to the next start."""
+    """Also an operation that waits for its next attempt, and one that is cast too late, are left to the next start."""
     begun, gate = threading.Event(), threading.Event()
     ran: list[str] = []
 
-    def handler(order: Any) -> None:
+    def handler(operation: Any) -> None:
         begun.set()
         gate.wait(10)
-        ran.append(order.volume_id)
+        ran.append(operation.volume_id)
 
     bus = opened(handler, workers=1)
     for name in ("first", "second"):
-        bus.cast(order(volume_id=name))
+        bus.cast(operation(volume_id=name))
     assert begun.wait(5)
     assert not bus.drain(0.05)
     gate.set()
     assert bus.drain(5)
-    bus.cast(order(volume_id="late"))
+    bus.cast(operation(volume_id="late"))
     time.sleep(0.05)
     assert ran == ["first"]
     assert bus.running() == []
@@ -268,14 +268,14 @@ def test_depth_and_running_tell_what_there_is(opened: Open) -> None:
     """By room; what runs is named."""
     gate, begun = threading.Event(), threading.Event()
 
-    def handler(_order: Order) -> None:
+    def handler(_operation: Operation) -> None:
         begun.set()
         gate.wait(10)
 
     bus = opened(handler, workers=1)
-    one = order(volume_id="a")
+    one = operation(volume_id="a")
     bus.cast(one)
-    bus.cast(order(volume_id="b"))
+    bus.cast(operation(volume_id="b"))
     assert begun.wait(5)
     assert bus.depth() == {"manager": 2, "scheduler": 0}
     assert bus.running() == [one]
@@ -284,27 +284,27 @@ def test_depth_and_running_tell_what_there_is(opened: Open) -> None:
     assert bus.depth() == {"manager": 0, "scheduler": 0}
 
 
-def test_a_slow_order_is_told_once_and_a_quick_one_never(opened: Open) -> None:
+def test_a_slow_operation_is_told_once_and_a_quick_one_never(opened: Open) -> None:
     """From a thread of its own, also when all workers are busy."""
     slow: list[str] = []
     bus = opened(
-        lambda order: time.sleep(0.3 if order.volume_id == "slow" else 0),  # type: ignore[attr-defined]
+        lambda operation: time.sleep(0.3 if operation.volume_id == "slow" else 0),  # type: ignore[attr-defined]
         workers=1,
-        on_slow=lambda order: slow.append(order.volume_id),  # type: ignore[attr-defined]
+        on_slow=lambda operation: slow.append(operation.volume_id),  # type: ignore[attr-defined]
         slow_after_s=0.1,
     )
     for name in ("slow", "quick"):
-        bus.cast(order(volume_id=name))
+        bus.cast(operation(volume_id=name))
     assert bus.wait_idle(5)
     assert slow == ["slow"]
 
 
-def test_a_stop_with_orders_in_line_leaves_no_thread(opened: Open) -> None:
-    """A stop that does not wait ends the loop; orders in line are only in the database then."""
+def test_a_stop_with_operations_in_line_leaves_no_thread(opened: Open) -> None:
+    """A stop that does not wait ends the loop; operations in line are only in the database then."""
     gate = threading.Event()
-    bus = opened(lambda _order: gate.wait(10), workers=1)
+    bus = opened(lambda _operation: gate.wait(10), workers=1)
     for n in range(20):
-        bus.cast(order(volume_id=str(n % 2)))
+        bus.cast(operation(volume_id=str(n % 2)))
     gate.set()
     bus.drain(5)
     bus.stop()
@@ -312,39 +312,39 @@ def test_a_stop_with_orders_in_line_leaves_no_thread(opened: Open) -> None:
     bus.stop()
 
 
-def test_who_follows_an_order_takes_its_place_in_line(opened: Open) -> None:
+def test_who_follows_an_operation_takes_its_place_in_line(opened: Open) -> None:
     """What was cast in between waits for both, whatever it has in common with them."""
     ran: list[str] = []
-    first = order(PlaceVolume, "copy", source_volume_id="source")
+    first = operation(PlaceVolume, "copy", source_volume_id="source")
     entered, go_on = threading.Event(), threading.Event()
 
-    def handler(running: Order) -> None:
+    def handler(running: Operation) -> None:
         ran.append(running.kind)
         if running is first:
             entered.set()
             assert go_on.wait(5)
-            following = following_id(first.order_id)
+            following = following_id(first.operation_id)
             bus.cast(
                 CreateVolume(
-                    order_id=following, request_id="r", project_id="p", volume_id="copy", source_volume_id="source"
+                    operation_id=following, request_id="r", project_id="p", volume_id="copy", source_volume_id="source"
                 )
             )
 
     bus = opened(handler)
     bus.cast(first)
     assert entered.wait(5)
-    bus.cast(order(DeleteVolume, "source"))
+    bus.cast(operation(DeleteVolume, "source"))
     go_on.set()
     assert bus.wait_idle(5)
     assert ran == ["PlaceVolume", "CreateVolume", "DeleteVolume"]
 
 
-def test_an_order_that_follows_sorts_behind_it_and_before_any_later_one() -> None:
+def test_an_operation_that_follows_sorts_behind_it_and_before_any_later_one() -> None:
     """Recovery casts by id."""
-    first = new_order_id()
+    first = new_operation_id()
     second = following_id(first)
     third = following_id(second)
-    assert first < second < third < new_order_id()
+    assert first < second < third < new_operation_id()
     assert len(third) <= 40
 
 
@@ -352,20 +352,20 @@ def test_an_order_that_follows_sorts_behind_it_and_before_any_later_one() -> Non
 
 
 def of_project(project_id: str, volume_id: str, kind: Any = DeleteVolume) -> Any:
-    return kind(order_id=new_order_id(), request_id="r", project_id=project_id, volume_id=volume_id)
+    return kind(operation_id=new_operation_id(), request_id="r", project_id=project_id, volume_id=volume_id)
 
 
 @pytest.mark.parametrize(
     "kind", [DeleteVolume, PlaceVolume]
 )  # of the manager, and of the scheduler with its one worker
-def test_a_project_with_many_orders_delays_another_by_one_turn(opened: Open, kind: Any) -> None:
+def test_a_project_with_many_operations_delays_another_by_one_turn(opened: Open, kind: Any) -> None:
     gate, held = threading.Event(), threading.Event()
     ran: list[str] = []
 
-    def handler(order: Order) -> None:
+    def handler(operation: Operation) -> None:
         held.set()
         assert gate.wait(10)
-        ran.append(order.project_id)
+        ran.append(operation.project_id)
 
     bus = opened(handler, workers=1)
     bus.cast(of_project("busy", "first", kind))
@@ -386,12 +386,12 @@ def test_a_project_with_many_orders_delays_another_by_one_turn(opened: Open, kin
 def test_each_place_has_turns_of_its_own(opened: Open) -> None:
     gate, ran, lock = threading.Event(), defaultdict(list), threading.Lock()
 
-    def handler(order: Order) -> None:
+    def handler(operation: Operation) -> None:
         assert gate.wait(10)
         with lock:
-            ran[order.resource_id[0]].append(order.project_id)
+            ran[operation.resource_id[0]].append(operation.project_id)
 
-    bus = opened(handler, workers=1, places=2, place_of=lambda order: order.resource_id[0])
+    bus = opened(handler, workers=1, places=2, place_of=lambda operation: operation.resource_id[0])
     for number in range(20):
         bus.cast(of_project("busy", f"a{number}"))
     for number in range(20):
@@ -411,10 +411,10 @@ def test_operations_that_hold_every_worker_leave_one_to_other_projects(opened: O
     """The spare worker is for who has nothing running, one at a time; a project alone has the workers and no more."""
     gate, ran = threading.Event(), queue.Queue[str]()
 
-    def handler(order: Order) -> None:
-        if order.project_id == "busy":
+    def handler(operation: Operation) -> None:
+        if operation.project_id == "busy":
             assert gate.wait(20)
-        ran.put(order.project_id)
+        ran.put(operation.project_id)
 
     bus = opened(handler, workers=2, spare=1)
     for number in range(8):
@@ -422,19 +422,19 @@ def test_operations_that_hold_every_worker_leave_one_to_other_projects(opened: O
     for number in range(5):
         bus.cast(of_project(f"other{number % 2}", f"o{number}"))
     assert sorted(ran.get(timeout=10) for _ in range(5)) == ["other0"] * 3 + ["other1"] * 2
-    assert [order.project_id for order in bus.running()].count("busy") == 2
+    assert [operation.project_id for operation in bus.running()].count("busy") == 2
     gate.set()
     assert bus.wait_idle(20)
 
 
-def test_an_order_that_is_tried_again_takes_a_new_turn(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_that_is_tried_again_takes_a_new_turn(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus_module, "RETRY_DELAYS_S", (0.0,))
     ran: list[str] = []
     failures = iter(range(20))
 
-    def handler(order: Order) -> None:
-        ran.append(order.project_id)
-        if order.project_id == "failing" and next(failures, None) is not None:
+    def handler(operation: Operation) -> None:
+        ran.append(operation.project_id)
+        if operation.project_id == "failing" and next(failures, None) is not None:
             raise OSError("the database is away")
 
     bus = opened(handler, workers=1)
@@ -446,10 +446,10 @@ def test_an_order_that_is_tried_again_takes_a_new_turn(opened: Open, monkeypatch
     assert "quiet" in ran[:3]
 
 
-def test_a_stop_while_orders_wait_for_a_worker_ends(opened: Open) -> None:
+def test_a_stop_while_operations_wait_for_a_worker_ends(opened: Open) -> None:
     gate, held = threading.Event(), threading.Event()
 
-    def handler(_order: Order) -> None:
+    def handler(_operation: Operation) -> None:
         held.set()
         gate.wait(10)
 
@@ -469,12 +469,12 @@ def test_a_stop_while_orders_wait_for_a_worker_ends(opened: Open) -> None:
 # --- expectations ------------------------------------------------------------------------------------------
 
 
-def test_who_expects_orders_hears_of_the_end_of_all_of_them(opened: Open) -> None:
+def test_who_expects_operations_hears_of_the_end_of_all_of_them(opened: Open) -> None:
     gates = {name: threading.Event() for name in "ab"}
-    bus = opened(lambda order: gates[order.volume_id].wait(10))
-    orders = [order(volume_id=name) for name in "ab"]
-    with bus.expecting([o.order_id for o in orders]) as expecting:
-        for o in orders:
+    bus = opened(lambda operation: gates[operation.volume_id].wait(10))
+    operations = [operation(volume_id=name) for name in "ab"]
+    with bus.expecting([o.operation_id for o in operations]) as expecting:
+        for o in operations:
             bus.cast(o)
         assert not expecting.wait(0.05)
         gates["a"].set()
@@ -484,11 +484,11 @@ def test_who_expects_orders_hears_of_the_end_of_all_of_them(opened: Open) -> Non
         assert expecting.wait(0)
 
 
-def test_an_order_that_ends_before_it_is_waited_for_is_not_missed(opened: Open) -> None:
-    bus = opened(lambda _order: None)
+def test_an_operation_that_ends_before_it_is_waited_for_is_not_missed(opened: Open) -> None:
+    bus = opened(lambda _operation: None)
     for _ in range(200):
-        one = order()
-        with bus.expecting([one.order_id]) as expecting:
+        one = operation()
+        with bus.expecting([one.operation_id]) as expecting:
             bus.cast(one)
             assert bus.wait_idle(10)
             assert expecting.wait(10)
@@ -497,36 +497,36 @@ def test_an_order_that_ends_before_it_is_waited_for_is_not_missed(opened: Open) 
 def test_an_expectation_ends_when_the_handler_has_settled_it_not_when_it_failed(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler that could not even settle its order is tried again; until then nothing has ended."""
+    """A handler that could not even settle its operation is tried again; until then nothing has ended."""
     monkeypatch.setattr(bus_module, "RETRY_DELAYS_S", (0.2,))
     times: list[int] = []
 
-    def handler(_order: Order) -> None:
+    def handler(_operation: Operation) -> None:
         times.append(1)
         if len(times) < 3:
             raise RuntimeError
 
     bus = opened(handler)
-    one = order()
-    with bus.expecting([one.order_id]) as expecting:
+    one = operation()
+    with bus.expecting([one.operation_id]) as expecting:
         bus.cast(one)
         assert expecting.wait(10)
         assert len(times) == 3
 
 
-def test_orders_of_others_end_no_expectation(opened: Open) -> None:
-    bus = opened(lambda _order: None)
+def test_operations_of_others_end_no_expectation(opened: Open) -> None:
+    bus = opened(lambda _operation: None)
     with bus.expecting(["mine"]) as expecting:
-        bus.cast(order())
+        bus.cast(operation())
         assert bus.wait_idle(10)
         assert not expecting.wait(0.05)
 
 
 def test_an_expectation_that_is_over_hears_and_keeps_nothing(opened: Open) -> None:
     gate = threading.Event()
-    bus = opened(lambda _order: gate.wait(10))
-    one = order()
-    with bus.expecting([one.order_id]) as expecting:
+    bus = opened(lambda _operation: gate.wait(10))
+    one = operation()
+    with bus.expecting([one.operation_id]) as expecting:
         bus.cast(one)
         assert not expecting.wait(0)
     gate.set()
@@ -536,11 +536,11 @@ def test_an_expectation_that_is_over_hears_and_keeps_nothing(opened: Open) -> No
 
 
 def test_many_threads_that_expect_each_hear_of_their_own(opened: Open) -> None:
-    bus = opened(lambda _order: time.sleep(random.random() / 500))
+    bus = opened(lambda _operation: time.sleep(random.random() / 500))
 
     def ask(number: int) -> bool:
-        one = order(volume_id=f"v{number % 5}")
-        with bus.expecting([one.order_id]) as expecting:
+        one = operation(volume_id=f"v{number % 5}")
+        with bus.expecting([one.operation_id]) as expecting:
             bus.cast(one)
             return expecting.wait(20)
 
@@ -553,13 +553,13 @@ def test_a_stop_lets_those_go_who_expect(opened: Open) -> None:
     """Nothing more will be told: they look for themselves how far it came."""
     gate, begun = threading.Event(), threading.Event()
 
-    def handler(_order: Order) -> None:
+    def handler(_operation: Operation) -> None:
         begun.set()
         gate.wait(10)
 
     bus = opened(handler)
-    one = order()
-    with ThreadPoolExecutor(1) as threads, bus.expecting([one.order_id]) as expecting:
+    one = operation()
+    with ThreadPoolExecutor(1) as threads, bus.expecting([one.operation_id]) as expecting:
         bus.cast(one)
         assert begun.wait(10)
         waiting = threads.submit(expecting.wait, 10)
@@ -573,17 +573,17 @@ def test_a_stop_lets_those_go_who_expect(opened: Open) -> None:
         stopping.join(10)
 
 
-def test_nobody_waits_for_orders_that_are_not_cast_any_more(opened: Open) -> None:
-    bus = opened(lambda _order: None)
+def test_nobody_waits_for_operations_that_are_not_cast_any_more(opened: Open) -> None:
+    bus = opened(lambda _operation: None)
     assert bus.drain(1)
-    one = order()
-    with bus.expecting([one.order_id]) as expecting:
+    one = operation()
+    with bus.expecting([one.operation_id]) as expecting:
         bus.cast(one)
         assert expecting.wait(0)
 
 
-def test_of_no_orders_all_have_ended(opened: Open) -> None:
-    with opened(lambda _order: None).expecting([]) as expecting:
+def test_of_no_operations_all_have_ended(opened: Open) -> None:
+    with opened(lambda _operation: None).expecting([]) as expecting:
         assert expecting.wait(0)
     twice = Expectation(["a", "b"])
     twice.note("a")
@@ -593,10 +593,10 @@ def test_of_no_orders_all_have_ended(opened: Open) -> None:
     assert twice.wait(0)
 
 
-def test_it_is_told_when_orders_begin_to_run_and_when_the_last_has_ended(opened: Open) -> None:
+def test_it_is_told_when_operations_begin_to_run_and_when_the_last_has_ended(opened: Open) -> None:
     both, go = threading.Barrier(3), threading.Event()
 
-    def handle(_order: Order) -> None:
+    def handle(_operation: Operation) -> None:
         both.wait(10)
         assert go.wait(10)
 
@@ -604,7 +604,7 @@ def test_it_is_told_when_orders_begin_to_run_and_when_the_last_has_ended(opened:
     told: list[bool] = []
     bus.on_busy = told.append
     for volume in "ab":
-        bus.cast(order(volume_id=volume))
+        bus.cast(operation(volume_id=volume))
     both.wait(10)
     assert told == [True]
     go.set()

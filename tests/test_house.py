@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from blockstore import manager, orders, policies, scheduler, states
+from blockstore import manager, operations, policies, scheduler, states
 from blockstore.api import ROOMS
 from blockstore.api.http.routes import Endpoint
 from blockstore.app import service
-from blockstore.orders import KINDS, Order
+from blockstore.operations import KINDS, Operation
 from tests.backends_table import short, table
 
 from .conftest import ROOT
@@ -55,15 +55,15 @@ def imports(tree: ast.AST) -> set[str]:
     return {name.partition(".")[0] for name in found}
 
 
-# --- orders ------------------------------------------------------------------------------------------------
+# --- operations ------------------------------------------------------------------------------------------------
 
 
-def example_of(kind: type[Order]) -> Order:
+def example_of(kind: type[Operation]) -> Operation:
     values: dict[str, Any] = {field.name: field.name for field in dataclasses.fields(kind)}
     return kind(**values)
 
 
-def test_every_order_has_exactly_one_handler_in_its_room() -> None:
+def test_every_operation_has_exactly_one_handler_in_its_room() -> None:
     handled = Counter(kind for handlers in HANDLERS.values() for kind in handlers)
     assert handled == Counter(KINDS.values())
     for room, handlers in HANDLERS.items():
@@ -73,7 +73,7 @@ def test_every_order_has_exactly_one_handler_in_its_room() -> None:
     assert set(service.HANDLERS.values()) == {handler for found in HANDLERS.values() for handler in found.values()}
 
 
-def test_every_handler_is_named_after_its_order() -> None:
+def test_every_handler_is_named_after_its_operation() -> None:
     for handlers in HANDLERS.values():
         for kind, handler in handlers.items():
             assert handler.function.__name__ == re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
@@ -97,7 +97,7 @@ ENGINE = ("bus", "messages", "recovery", "settling", "states", "db/session", "db
 
 
 def kinds_named_in(source: str) -> set[str]:
-    return set(re.findall(r"\w+", source)) & {kind.__name__ for kind in (*KINDS.values(), *Order.__subclasses__())}
+    return set(re.findall(r"\w+", source)) & {kind.__name__ for kind in (*KINDS.values(), *Operation.__subclasses__())}
 
 
 @pytest.mark.parametrize("module", ENGINE)
@@ -107,15 +107,15 @@ def test_the_engine_names_no_operation(module: str) -> None:
 
 
 def test_an_operation_that_the_engine_named_would_be_found() -> None:
-    assert kinds_named_in("if isinstance(order, ExtendVolume | orders.MoveToType):\n    ...") == {
+    assert kinds_named_in("if isinstance(operation, ExtendVolume | operations.MoveToType):\n    ...") == {
         "ExtendVolume",
         "MoveToType",
     }
 
 
-def made() -> Iterator[tuple[str, type[Order], set[str | None]]]:
-    """Yield where the code makes an order, of which kind, and the fields it gives beside the ids."""
-    for name, node in nodes(without=("blockstore/orders.py",)):
+def made() -> Iterator[tuple[str, type[Operation], set[str | None]]]:
+    """Yield where the code makes an operation, of which kind, and the fields it gives beside the ids."""
+    for name, node in nodes(without=("blockstore/operations.py",)):
         if not isinstance(node, ast.Call):
             continue
         kind: ast.expr = node.func
@@ -127,15 +127,15 @@ def made() -> Iterator[tuple[str, type[Order], set[str | None]]]:
             yield f"{name}:{node.lineno}", KINDS[kind.id], {keyword.arg for keyword in node.keywords}
 
 
-def test_every_order_is_made_somewhere() -> None:
+def test_every_operation_is_made_somewhere() -> None:
     kinds = {kind for _, kind, _ in made()}
     assert set(KINDS.values()) == kinds, f"never cast: {set(KINDS.values()) - kinds}"
 
 
-def test_every_order_is_made_with_the_fields_that_it_has_and_needs() -> None:
+def test_every_operation_is_made_with_the_fields_that_it_has_and_needs() -> None:
     """The helpers that fill in the ids take any fields, so that no type checker looks at them."""
     for where, kind, given in made():
-        ids = {"order_id", "request_id", "project_id", "attempt", f"{kind.resource_type}_id"}
+        ids = {"operation_id", "request_id", "project_id", "attempt", f"{kind.resource_type}_id"}
         fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in ids}
         missing = dataclasses.MISSING
         needed = {n for n, f in fields.items() if f.default is missing and f.default_factory is missing}
@@ -145,7 +145,7 @@ def test_every_order_is_made_with_the_fields_that_it_has_and_needs() -> None:
 # --- statuses ----------------------------------------------------------------------------------------------
 
 
-def test_every_transitional_status_has_an_order_a_failure_and_a_way_out() -> None:
+def test_every_transitional_status_has_an_operation_a_failure_and_a_way_out() -> None:
     covered = {(noun, status) for kind in KINDS.values() for noun, _, status in example_of(kind).covers()}
     transitional = {(noun, str(status)) for noun, machine in states.MACHINES.items() for status in machine.failure}
     assert covered == transitional
@@ -364,19 +364,22 @@ def changelog() -> str:
     return (Path(ROOT) / "CHANGELOG.md").read_text()
 
 
-def test_an_order_that_follows_another_holds_what_that_held() -> None:
+def test_an_operation_that_follows_another_holds_what_that_held() -> None:
     """Else two of them could wait for each other."""
-    facts = {"order_id": "o", "request_id": "r", "project_id": "p"}
+    facts = {"operation_id": "o", "request_id": "r", "project_id": "p"}
     source = {"snapshot_id": "s", "source_volume_id": "w"}
     pairs = (
-        (orders.PlaceVolume(volume_id="v", **source, **facts), orders.CreateVolume(volume_id="v", **source, **facts)),
         (
-            orders.PlaceSnapshot(snapshot_id="s", volume_id="v", **facts),
-            orders.CreateSnapshot(snapshot_id="s", volume_id="v", **facts),
+            operations.PlaceVolume(volume_id="v", **source, **facts),
+            operations.CreateVolume(volume_id="v", **source, **facts),
         ),
         (
-            orders.PlaceExtension(volume_id="v", new_size_gib=2, growth_gib=1, **facts),
-            orders.ExtendVolume(volume_id="v", new_size_gib=2, growth_gib=1, pool="p", **facts),
+            operations.PlaceSnapshot(snapshot_id="s", volume_id="v", **facts),
+            operations.CreateSnapshot(snapshot_id="s", volume_id="v", **facts),
+        ),
+        (
+            operations.PlaceExtension(volume_id="v", new_size_gib=2, growth_gib=1, **facts),
+            operations.ExtendVolume(volume_id="v", new_size_gib=2, growth_gib=1, pool="p", **facts),
         ),
     )
     for before, following in pairs:

@@ -12,7 +12,7 @@ from sqlalchemy import event, func, insert, select
 
 from blockstore import periodic
 from blockstore.db import migrations
-from blockstore.db.models import Domain, Message, OrderRow, Token, User, now
+from blockstore.db.models import Domain, Message, OperationRow, Token, User, now
 from blockstore.db.session import Database
 
 ROWS = 1200
@@ -33,30 +33,32 @@ def database(database_url: str, tmp_path: Path) -> Iterator[Database]:
 
 
 def fill(db: Database) -> None:
-    """Add finished orders, messages and tokens: many whose time has come, and some that stay."""
+    """Add finished operations, messages and tokens: many whose time has come, and some that stay."""
     old, new = now() - datetime.timedelta(days=9), now() + datetime.timedelta(days=9)
     ends = [old] * ROWS + [new] * KEPT
-    order = {"kind": "CreateVolume", "body": {}, "resource_type": "volume", "project_id": "p", "request_id": "r"}
+    operation = {"kind": "CreateVolume", "body": {}, "resource_type": "volume", "project_id": "p", "request_id": "r"}
     token = {"user_id": "u", "scope": "none", "scope_id": "", "methods": [], "audit_id": "a", "issued_at": old}
     message = {"project_id": "p", "event_id": "e", "action_id": "1", "detail_id": "1", "user_message": "m"}
     with db.write() as session:
         session.execute(
-            insert(OrderRow),
+            insert(OperationRow),
             [
-                {**order, "id": f"o{n}", "resource_id": f"v{n}", "state": "done", "finished_at": end}
+                {**operation, "id": f"o{n}", "resource_id": f"v{n}", "state": "done", "finished_at": end}
                 for n, end in enumerate(ends)
             ],
         )
         session.execute(insert(Message), [{**message, "expires_at": end} for end in ends])
         session.execute(insert(Token), [{**token, "id": f"t{n}", "expires_at": end} for n, end in enumerate(ends)])
         session.add(
-            OrderRow(**order, id="open", resource_id="v", state="open")  # type: ignore[arg-type]
+            OperationRow(**operation, id="open", resource_id="v", state="open")  # type: ignore[arg-type]
         )
 
 
 def counts(db: Database) -> list[int]:
     with db.read() as session:
-        return [session.scalar(select(func.count()).select_from(model)) or 0 for model in (OrderRow, Message, Token)]
+        return [
+            session.scalar(select(func.count()).select_from(model)) or 0 for model in (OperationRow, Message, Token)
+        ]
 
 
 def test_what_has_had_its_time_is_removed_in_small_transactions(

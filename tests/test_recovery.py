@@ -1,4 +1,4 @@
-"""A start takes up what the last life left: every order, oldest first, and every row that nothing would end."""
+"""A start takes up what the last life left: every operation, oldest first, and every row that nothing would end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from blockstore import orders as order_ids
+from blockstore import operations as operation_ids
 from blockstore import states
 from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
-from blockstore.db.models import Message, OrderRow, Volume
+from blockstore.db.models import Message, OperationRow, Volume
 
 from .conftest import Client, make_config
 from .crash.invariants import check
@@ -24,7 +24,7 @@ class Life:
     """A service and its next lives, on one state directory and one database."""
 
     def __init__(self, state_dir: Path, database_url: str) -> None:
-        self.config = make_config(state_dir, database_url, service=ServiceConfig(order_attempts=5))
+        self.config = make_config(state_dir, database_url, service=ServiceConfig(operation_attempts=5))
         self.service: Service | None = None
 
     def start(self, *, prepare: Callable[[Service], None] = lambda _service: None) -> Client:
@@ -36,10 +36,10 @@ class Life:
         return Client(self.service)
 
     def deaf(self) -> Client:
-        """Begin a life in which no room hears of any order, as when the process dies at once."""
+        """Begin a life in which no room hears of any operation, as when the process dies at once."""
 
         def prepare(service: Service) -> None:
-            service.db.cast = service.bus.cast = lambda _order: None  # type: ignore[method-assign]
+            service.db.cast = service.bus.cast = lambda _operation: None  # type: ignore[method-assign]
 
         return self.start(prepare=prepare)
 
@@ -58,9 +58,9 @@ def life(tmp_path: Path, database_url: str) -> Iterator[Life]:
     life.end()
 
 
-def orders(api: Client, **where: Any) -> list[OrderRow]:
+def operations(api: Client, **where: Any) -> list[OperationRow]:
     with api.service.db.read() as session:
-        return list(session.scalars(select(OrderRow).filter_by(**where).order_by(OrderRow.id)))
+        return list(session.scalars(select(OperationRow).filter_by(**where).order_by(OperationRow.id)))
 
 
 def judge(api: Client) -> None:
@@ -118,22 +118,22 @@ def test_what_was_asked_and_never_begun_is_carried_out(life: Life, everything: d
     assert api.get("/messages") == {"messages": []}
 
 
-def test_orders_that_were_never_begun_do_not_age(life: Life, everything: dict[str, str]) -> None:
-    """A crash that another order caused, however often, is not held against those that only waited."""
+def test_operations_that_were_never_begun_do_not_age(life: Life, everything: dict[str, str]) -> None:
+    """A crash that another operation caused, however often, is not held against those that only waited."""
     for _ in range(7):
         api = life.deaf()
         check(api.service.db, api.service.backends, idle=False)
     api = life.start()
     judge(api)
     assert {v["status"] for v in api.get("/volumes/detail")["volumes"]} == {"available"}
-    assert not orders(api, state="failed")
+    assert not operations(api, state="failed")
 
 
-def test_orders_begun_too_often_are_given_up_with_a_reason(life: Life, everything: dict[str, str]) -> None:
+def test_operations_begun_too_often_are_given_up_with_a_reason(life: Life, everything: dict[str, str]) -> None:
     """Each resource settles in its failure status, its owner is told, and all figures are exact."""
     assert life.service is not None
     with life.service.db.write() as session:
-        session.execute(update(OrderRow).where(OrderRow.state == "open").values(attempt=5))
+        session.execute(update(OperationRow).where(OperationRow.state == "open").values(attempt=5))
     api = life.start()
     judge(api)
     volumes = {v["id"]: v for v in api.get("/volumes/detail")["volumes"]}
@@ -152,12 +152,12 @@ def test_orders_begun_too_often_are_given_up_with_a_reason(life: Life, everythin
         "error_deleting",
         "error_deleting",
     ]
-    given_up = orders(api, state="failed")
+    given_up = operations(api, state="failed")
     assert len(given_up) == 10
-    assert {order.reason for order in given_up} == {"given up: the service died 5 times while it ran"}
+    assert {operation.reason for operation in given_up} == {"given up: the service died 5 times while it ran"}
     with api.service.db.read() as session:
         told = {message.resource_uuid: message for message in session.scalars(select(Message))}
-    assert {order.resource_id for order in given_up} == set(told)
+    assert {operation.resource_id for operation in given_up} == set(told)
     message = told[everything["deleted"]]
     assert message.operator_message == "delete volume: given up: the service died 5 times while it ran"
     assert message.user_message.startswith("delete volume: It was given up after several attempts.")
@@ -165,7 +165,7 @@ def test_orders_begun_too_often_are_given_up_with_a_reason(life: Life, everythin
 
 @pytest.mark.parametrize("status", ["creating", "deleting", "extending"])
 def test_rows_stranded_by_an_administrator_settle_at_the_next_start(life: Life, status: str) -> None:
-    """Nothing would ever end them: there is no order."""
+    """Nothing would ever end them: there is no operation."""
     api = life.start()
     volume, snapshot = api.volume(), api.snapshot(api.volume()["id"])
     with api.service.db.write() as session:
@@ -180,8 +180,8 @@ def test_rows_stranded_by_an_administrator_settle_at_the_next_start(life: Life, 
     judge(api)
 
 
-def test_a_row_reset_to_another_transitional_status_than_its_order_ends_settles_too(life: Life) -> None:
-    """The order finds that its row was taken over, so it will not end that status either."""
+def test_a_row_reset_to_another_transitional_status_than_its_operation_ends_settles_too(life: Life) -> None:
+    """The operation finds that its row was taken over, so it will not end that status either."""
     api = life.start()
     volume = api.volume()
     api = life.deaf()
@@ -193,18 +193,18 @@ def test_a_row_reset_to_another_transitional_status_than_its_order_ends_settles_
     judge(api)
 
 
-def test_an_order_that_this_version_does_not_know_keeps_nobody_from_starting(life: Life) -> None:
+def test_an_operation_that_this_version_does_not_know_keeps_nobody_from_starting(life: Life) -> None:
     api = life.start()
     volume = api.volume()
     api = life.deaf()
     assert api("POST", f"/volumes/{volume['id']}/action", {"os-extend": {"new_size": 2}}).status == 202
     with api.service.db.write() as session:
-        session.execute(update(OrderRow).where(OrderRow.state == "open").values(kind="FoldVolume"))
+        session.execute(update(OperationRow).where(OperationRow.state == "open").values(kind="FoldVolume"))
     api = life.start()
     api.wait_idle()
     assert api.get(f"/volumes/{volume['id']}")["volume"]["status"] == "error_extending"
-    (order,) = orders(api, state="failed")
-    assert "FoldVolume" in (order.reason or "")
+    (operation,) = operations(api, state="failed")
+    assert "FoldVolume" in (operation.reason or "")
 
 
 def test_resuming_keeps_the_order_of_filing(life: Life) -> None:
@@ -225,9 +225,9 @@ def test_resuming_keeps_the_order_of_filing(life: Life) -> None:
 def test_nothing_to_resume_is_nothing_to_do(life: Life) -> None:
     api = life.start()
     api.volume()
-    before = [dataclasses.astuple(_Plain.of(order)) for order in orders(api)]
+    before = [dataclasses.astuple(_Plain.of(operation)) for operation in operations(api)]
     api = life.start()
-    assert [dataclasses.astuple(_Plain.of(order)) for order in orders(api)] == before
+    assert [dataclasses.astuple(_Plain.of(operation)) for operation in operations(api)] == before
 
 
 @dataclasses.dataclass
@@ -238,19 +238,19 @@ class _Plain:
     finished_at: object
 
     @classmethod
-    def of(cls, order: OrderRow) -> _Plain:
-        return cls(order.id, order.state, order.attempt, order.finished_at)
+    def of(cls, operation: OperationRow) -> _Plain:
+        return cls(operation.id, operation.state, operation.attempt, operation.finished_at)
 
 
-def test_orders_of_this_life_follow_those_of_the_last_though_the_clock_went_back(
+def test_operations_of_this_life_follow_those_of_the_last_though_the_clock_went_back(
     life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else they would be taken up before those that they follow."""
     first = life.deaf().volume(settle=False)["id"]
-    monkeypatch.setattr(order_ids, "_newest_ns", 0)  # as in a process of its own
-    monkeypatch.setattr(order_ids.time, "time_ns", lambda: 10**9)
+    monkeypatch.setattr(operation_ids, "_newest_ns", 0)  # as in a process of its own
+    monkeypatch.setattr(operation_ids.time, "time_ns", lambda: 10**9)
     api = life.deaf()
     second = api.volume(settle=False)["id"]
     with api.service.db.read() as session:
-        filed = session.scalars(select(OrderRow.resource_id).order_by(OrderRow.id)).all()
+        filed = session.scalars(select(OperationRow.resource_id).order_by(OperationRow.id)).all()
     assert list(filed) == [first, second]

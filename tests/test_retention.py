@@ -9,7 +9,7 @@ from sqlalchemy import event, func, insert, select
 
 from blockstore import retention
 from blockstore.app.service import Service
-from blockstore.db.models import Message, OrderRow, now
+from blockstore.db.models import Message, OperationRow, now
 
 
 def operations(service: Service, project: str, count: int, **values: object) -> None:
@@ -22,7 +22,7 @@ def operations(service: Service, project: str, count: int, **values: object) -> 
         for number in range(count)
     ]  # fmt: skip
     with service.db.write() as session:
-        session.execute(insert(OrderRow), rows)
+        session.execute(insert(OperationRow), rows)
 
 
 def messages(service: Service, project: str, count: int) -> None:
@@ -58,14 +58,14 @@ def test_the_oldest_go_and_open_operations_stay(service: Service, monkeypatch: p
         retention.trim(service.db)
         with service.db.read() as session:
             for model, left in (
-                (OrderRow, {"busy": 20, "quiet": 20, "stuck": 60}),
+                (OperationRow, {"busy": 20, "quiet": 20, "stuck": 60}),
                 (Message, {"busy": 10, "quiet": 10}),
             ):
                 counted = select(model.project_id, func.count()).group_by(model.project_id)
                 assert dict(session.execute(counted).all()) == left
-            assert session.execute(select(func.min(OrderRow.id)).where(OrderRow.project_id == "busy")).scalar() == (
-                "busy-000050"
-            )
+            assert session.execute(
+                select(func.min(OperationRow.id)).where(OperationRow.project_id == "busy")
+            ).scalar() == ("busy-000050")
             assert session.execute(select(func.min(Message.id)).where(Message.project_id == "busy")).scalar() == (
                 "busy-000025"
             )

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from blockstore import bus, settling, states
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
-from blockstore.db.models import OrderRow, PoolUsage
+from blockstore.db.models import OperationRow, PoolUsage
 from blockstore.errors import (
     BackendError,
     InUse,
@@ -52,9 +52,9 @@ def messages(api: Client) -> list[str]:
     return [message["user_message"] for message in api.get("/messages")["messages"]]
 
 
-def orders(api: Client, **where: Any) -> list[OrderRow]:
+def operations(api: Client, **where: Any) -> list[OperationRow]:
     with api.service.db.read() as session:
-        return list(session.scalars(select(OrderRow).filter_by(**where).order_by(OrderRow.id)))
+        return list(session.scalars(select(OperationRow).filter_by(**where).order_by(OperationRow.id)))
 
 
 class Gate:
@@ -102,7 +102,7 @@ FAILURES = {
 def test_a_failure_settles_with_a_reason(
     api: Client, backend: MemoryBackend, method: str, error: Exception, said: str
 ) -> None:
-    """Row, order and message tell; quota, ledger and storage agree; and everything can be deleted afterwards."""
+    """Row, operation and message tell; quota, ledger and storage agree; and everything can be deleted afterwards."""
     volume_id = api.volume()["id"]
     snapshot_id = api.snapshot(volume_id)["id"]
     ask, status = FAILURES[method]
@@ -113,7 +113,7 @@ def test_a_failure_settles_with_a_reason(
     found = {v["status"] for v in api.get("/volumes/detail")["volumes"]}
     found |= {s["status"] for s in api.get("/snapshots/detail")["snapshots"]}
     assert found - {"available"} == {status}
-    assert all(said in (order.reason or "") for order in orders(api, state="failed")[:1])
+    assert all(said in (operation.reason or "") for operation in operations(api, state="failed")[:1])
     assert any(said in message for message in messages(api))
     assert "secret" not in str(messages(api))
     for volume in api.get("/volumes")["volumes"]:
@@ -201,7 +201,7 @@ def test_what_was_begun_before_is_not_taken_for_untouched(api: Client, backend: 
     assert settling._begun == set()
 
 
-def test_a_database_that_is_away_is_not_the_orders_fault(
+def test_a_database_that_is_away_is_not_the_operations_fault(
     api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handler is tried again and succeeds; nothing tells of it."""
@@ -256,8 +256,8 @@ def test_a_disconnection_that_fails_keeps_the_volume_in_use_whatever_its_status_
     target_of(attaching.service).fail["withdraw"] = SessionAlive("It does not end.")
     assert attaching("DELETE", f"/attachments/{found}").status == 503
     assert both(attaching, volume) == ("in-use", "error_detaching")
-    (order,) = orders(attaching, kind="DisconnectAttachment")
-    assert (order.state, order.reason) == ("failed", "It does not end.")
+    (operation,) = operations(attaching, kind="DisconnectAttachment")
+    assert (operation.state, operation.reason) == ("failed", "It does not end.")
     assert messages(attaching) == ["detach volume: It does not end."]
     judge(attaching)
 
@@ -269,8 +269,8 @@ def test_a_connection_that_fails_leaves_the_volume_as_it_was(attaching: Client) 
     body = {"attachment": {"connector": {"initiator": "iqn.2026-01.test:a"}}}
     assert attaching("PUT", f"/attachments/{made}", body).status == 503
     assert both(attaching, volume) == ("reserved", "error_attaching")
-    (order,) = orders(attaching, kind="ConnectAttachment")
-    assert (order.state, order.reason) == ("failed", "The cable is out.")
+    (operation,) = operations(attaching, kind="ConnectAttachment")
+    assert (operation.state, operation.reason) == ("failed", "The cable is out.")
     assert messages(attaching) == ["attach volume: The cable is out."]
     judge(attaching)
 
@@ -343,7 +343,11 @@ def test_after_three_pools_it_is_given_up(start_service: Callable[..., Service])
     assert api.volume()["status"] == "error"
     judge(api)
     assert messages(api) == ["create volume from backend storage: third is full."]
-    assert [o.reason for o in orders(api, state="failed")] == ["first is full.", "second is full.", "third is full."]
+    assert [o.reason for o in operations(api, state="failed")] == [
+        "first is full.",
+        "second is full.",
+        "third is full.",
+    ]
     assert "create_volume" in named(api, "fourth").fail
 
 
@@ -380,17 +384,17 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     service = api.service
     real = states.settle
     # The first life: made on the pool, and never noted.
-    service.db.cast = lambda _order: None
+    service.db.cast = lambda _operation: None
     volume = api.volume(settle=False)
-    (placing,) = orders(api, state="open")
-    service.bus._rooms["scheduler"].handlers[type(_order_of(placing))](_order_of(placing))
-    (creating,) = orders(api, state="open")
+    (placing,) = operations(api, state="open")
+    service.bus._rooms["scheduler"].handlers[type(_operation_of(placing))](_operation_of(placing))
+    (creating,) = operations(api, state="open")
     named(api, "first").create_volume(f"volume-{volume['id']}", 1)
     # The second: the pool is down.
     report = service.board.reports()["blockstore@first#first"]
     service.board.pin(dataclasses.replace(report, up=False, reason="The cable is out."))
     service.db.cast = service.bus.cast
-    service.bus.cast(_order_of(creating, attempt=2))
+    service.bus.cast(_operation_of(creating, attempt=2))
     judge(api)
     volume = api.get(f"/volumes/{volume['id']}")["volume"]
     assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", "blockstore@first#first")
@@ -398,8 +402,8 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     assert real is states.settle
 
 
-def _order_of(row: OrderRow, attempt: int = 1) -> Any:
-    from blockstore.orders import from_stored
+def _operation_of(row: OperationRow, attempt: int = 1) -> Any:
+    from blockstore.operations import from_stored
 
     return from_stored(row.kind, row.id, row.request_id, row.project_id, row.body, attempt=attempt)
 
@@ -418,7 +422,7 @@ def test_a_volume_reset_while_it_is_made_stays_as_it_was_set(
     gate.go.set()
     judge(api)
     assert api.get(f"/volumes/{volume['id']}")["volume"]["status"] == "available"
-    assert "reset meanwhile" in (orders(api, kind="CreateVolume")[0].reason or "")
+    assert "reset meanwhile" in (operations(api, kind="CreateVolume")[0].reason or "")
 
 
 def test_an_extension_whose_volume_was_reset_is_a_fact_all_the_same(
@@ -478,12 +482,12 @@ def test_a_forced_delete_of_what_is_being_made_leaves_nothing(
 # --- cancelling --------------------------------------------------------------------------------------------
 
 
-def cancel(api: Client, order: OrderRow) -> None:
+def cancel(api: Client, operation: OperationRow) -> None:
     with api.service.db.write() as session:
-        session.execute(update(OrderRow).where(OrderRow.id == order.id).values(cancel_asked=True))
+        session.execute(update(OperationRow).where(OperationRow.id == operation.id).values(cancel_asked=True))
 
 
-def test_an_order_cancelled_before_it_began(
+def test_an_operation_cancelled_before_it_began(
     api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy that waits for its busy source."""
@@ -492,17 +496,17 @@ def test_an_order_cancelled_before_it_began(
     assert api("POST", "/snapshots", {"snapshot": {"volume_id": source["id"]}}).status == 202
     assert gate.begun.wait(10)
     copy = api.volume(settle=False, source_volid=source["id"])
-    while not (waiting := orders(api, kind="PlaceVolume", resource_id=copy["id"], state="open")):
+    while not (waiting := operations(api, kind="PlaceVolume", resource_id=copy["id"], state="open")):
         time.sleep(0.005)
     cancel(api, waiting[0])
     gate.go.set()
     judge(api)
     assert api.get(f"/volumes/{copy['id']}")["volume"]["status"] == "error"
     assert messages(api) == ["schedule allocate volume: cancelled by the operator before it began"]
-    assert orders(api, state="cancelled")[0].id == waiting[0].id
+    assert operations(api, state="cancelled")[0].id == waiting[0].id
 
 
-def test_an_order_cancelled_while_it_runs_stops_at_its_next_progress(
+def test_an_operation_cancelled_while_it_runs_stops_at_its_next_progress(
     api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The percentage is written down, and is in the reason."""
@@ -520,7 +524,7 @@ def test_an_order_cancelled_while_it_runs_stops_at_its_next_progress(
     monkeypatch.setattr(backend, "clone_volume", clone)
     copy = api.volume(settle=False, source_volid=source["id"])
     assert at_half.wait(10)
-    (running,) = orders(api, kind="CreateVolume", resource_id=copy["id"])
+    (running,) = operations(api, kind="CreateVolume", resource_id=copy["id"])
     assert running.progress == 50
     cancel(api, running)
     go.set()
@@ -537,7 +541,7 @@ def test_what_half_destroys_is_not_stopped(
     gate = Gate(monkeypatch, backend, "delete_volume")
     assert api("DELETE", f"/volumes/{volume['id']}").status == 202
     assert gate.begun.wait(10)
-    cancel(api, orders(api, kind="DeleteVolume")[0])
+    cancel(api, operations(api, kind="DeleteVolume")[0])
     gate.go.set()
     judge(api)
     assert api.get("/volumes") == {"volumes": []}
@@ -545,7 +549,7 @@ def test_what_half_destroys_is_not_stopped(
 
 def test_progress_is_written_at_most_once_a_second(service: Service) -> None:
     writes: list[int] = []
-    order: Any = type("Told", (), {"order_id": "x", "cancellable": False})
+    operation: Any = type("Told", (), {"operation_id": "x", "cancellable": False})
 
     class Room:
         class db:
@@ -554,7 +558,7 @@ def test_progress_is_written_at_most_once_a_second(service: Service) -> None:
                 writes.append(1)
                 return service.db.write()
 
-    tell = settling.progress_of(Room, order)  # type: ignore[arg-type]
+    tell = settling.progress_of(Room, operation)  # type: ignore[arg-type]
     for percent in range(100):
         tell(percent)
     assert not writes

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore import manager, orders, scheduler, states
+from blockstore import manager, operations, scheduler, states
 from blockstore.db import migrations
-from blockstore.db.models import OrderRow, Snapshot, Volume, VolumeType, new_id
+from blockstore.db.models import OperationRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import Reason, StateConflict
-from blockstore.orders import KINDS, DeleteVolume, PlaceVolume, RevertVolume, from_stored, new_order_id
+from blockstore.operations import KINDS, DeleteVolume, PlaceVolume, RevertVolume, from_stored, new_operation_id
 from blockstore.states import ATTACHMENT, SNAPSHOT, VOLUME, A, Machine, S, V
 
 MACHINES = [VOLUME, SNAPSHOT, ATTACHMENT]
@@ -41,8 +41,8 @@ def volume(db: Database, status: str = "available", **fields: Any) -> str:
     return row.id
 
 
-def order_of(volume_id: str) -> DeleteVolume:
-    return DeleteVolume(order_id=new_order_id(), request_id="r", project_id="p", volume_id=volume_id)
+def operation_of(volume_id: str) -> DeleteVolume:
+    return DeleteVolume(operation_id=new_operation_id(), request_id="r", project_id="p", volume_id=volume_id)
 
 
 def status_of(db: Database, volume_id: str) -> str:
@@ -64,8 +64,8 @@ def test_every_transitional_status_has_a_failure_and_a_way_out(machine: Machine)
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)
-def test_every_status_of_an_order_is_transitional_and_the_reverse(machine: Machine) -> None:
-    """A status without an order, or an order without a failure status, would be a stuck state."""
+def test_every_status_of_an_operation_is_transitional_and_the_reverse(machine: Machine) -> None:
+    """A status without an operation, or an operation without a failure status, would be a stuck state."""
     ended: set[str] = set()
     for kind in KINDS.values():
         ids = {
@@ -87,13 +87,13 @@ def test_every_status_of_an_order_is_transitional_and_the_reverse(machine: Machi
             for name in ("new_size_gib", "growth_gib", "pool", "type_id", "counted", "size_gib", "volume_gib")
             if name in kind.__dataclass_fields__
         }
-        for noun, _id, status in kind(order_id="o", request_id="r", project_id="p", **ids, **extra).covers():
+        for noun, _id, status in kind(operation_id="o", request_id="r", project_id="p", **ids, **extra).covers():
             if states.MACHINES[noun] is machine:
                 ended.add(status)
     assert ended == set(machine.failure)
 
 
-def test_every_order_has_exactly_one_handler() -> None:
+def test_every_operation_has_exactly_one_handler() -> None:
     handlers = [*scheduler.HANDLERS, *manager.HANDLERS, *manager.MOVERS]
     assert sorted(kind.__name__ for kind in handlers) == sorted(KINDS)
     for name, room in (("scheduler", scheduler), ("manager", manager)):
@@ -116,7 +116,7 @@ def test_every_status_in_the_tables_is_one_of_the_machine(machine: Machine) -> N
 
 
 def test_eight_threads_and_each_move_is_won_once(db: Database) -> None:
-    """100 volumes, 8 threads that want each of them deleted: 100 winners, 100 orders."""
+    """100 volumes, 8 threads that want each of them deleted: 100 winners, 100 operations."""
     volumes = [volume(db) for _ in range(100)]
     cast: list[Any] = []
     db.cast = cast.append
@@ -129,7 +129,12 @@ def test_eight_threads_and_each_move_is_won_once(db: Database) -> None:
             try:
                 with db.write() as session:
                     states.move(
-                        session, VOLUME, volume_id, V.DELETING, only_from=(V.AVAILABLE,), order=order_of(volume_id)
+                        session,
+                        VOLUME,
+                        volume_id,
+                        V.DELETING,
+                        only_from=(V.AVAILABLE,),
+                        operation=operation_of(volume_id),
                     )
                 won += 1
             except StateConflict as conflict:
@@ -140,9 +145,9 @@ def test_eight_threads_and_each_move_is_won_once(db: Database) -> None:
         wins = [threads.submit(race) for _ in range(8)]
     assert sum(win.result() for win in wins) == 100
     assert lost == {V.DELETING}
-    assert sorted(order.volume_id for order in cast) == sorted(volumes)
+    assert sorted(operation.volume_id for operation in cast) == sorted(volumes)
     with db.read() as session:
-        assert sorted(session.scalars(select(OrderRow.resource_id))) == sorted(volumes)
+        assert sorted(session.scalars(select(OperationRow.resource_id))) == sorted(volumes)
 
 
 def test_a_move_that_is_not_in_the_table_is_refused_and_names_the_present_status(db: Database) -> None:
@@ -151,9 +156,9 @@ def test_a_move_that_is_not_in_the_table_is_refused_and_names_the_present_status
         pytest.raises(StateConflict, match="is deleting, which does not allow it to become reverting"),
         db.write() as session,
     ):
-        states.move(session, VOLUME, volume_id, V.REVERTING, order=order_of(volume_id))
+        states.move(session, VOLUME, volume_id, V.REVERTING, operation=operation_of(volume_id))
     with db.read() as session:
-        assert not session.scalars(select(OrderRow)).all()
+        assert not session.scalars(select(OperationRow)).all()
 
 
 def test_a_move_of_nothing_says_so(db: Database) -> None:
@@ -177,15 +182,15 @@ def test_conditions_beyond_the_status_are_in_the_same_update(db: Database) -> No
     assert status_of(db, volume_id) == "deleting"
 
 
-def test_row_and_order_are_born_together_or_not_at_all(db: Database) -> None:
+def test_row_and_operation_are_born_together_or_not_at_all(db: Database) -> None:
     cast: list[Any] = []
     db.cast = cast.append
     row = Volume(id=new_id(), project_id="p", size=1, volume_type_id="type")
-    order = PlaceVolume(order_id=new_order_id(), request_id="r", project_id="p", volume_id=row.id)
+    operation = PlaceVolume(operation_id=new_operation_id(), request_id="r", project_id="p", volume_id=row.id)
 
     def bear(fail: bool) -> None:
         with db.write() as session:
-            states.born(session, row, order)
+            states.born(session, row, operation)
             assert not cast
             if fail:
                 raise RuntimeError
@@ -193,35 +198,39 @@ def test_row_and_order_are_born_together_or_not_at_all(db: Database) -> None:
     with pytest.raises(RuntimeError):
         bear(True)
     with db.read() as session:
-        assert not session.scalars(select(OrderRow)).all()
+        assert not session.scalars(select(OperationRow)).all()
         assert session.get(Volume, row.id) is None
 
 
 @pytest.mark.parametrize(
     ("settle", "status", "state"),
     [
-        (lambda session, order: states.settle(session, order, V.AVAILABLE), "available", "done"),
-        (lambda session, order: states.settle_failed(session, order, REASON), "error", "failed"),
-        (lambda session, order: states.settle_failed(session, order, REASON, to=V.AVAILABLE), "available", "failed"),
+        (lambda session, operation: states.settle(session, operation, V.AVAILABLE), "available", "done"),
+        (lambda session, operation: states.settle_failed(session, operation, REASON), "error", "failed"),
+        (
+            lambda session, operation: states.settle_failed(session, operation, REASON, to=V.AVAILABLE),
+            "available",
+            "failed",
+        ),
     ],
 )
-def test_settling_closes_the_order_with_its_row(
+def test_settling_closes_the_operation_with_its_row(
     db: Database, settle: Callable[[Any, Any], Any], status: str, state: str
 ) -> None:
     volume_id = volume(db, "reverting")
     with db.write() as session:
         snapshot = Snapshot(id=new_id(), project_id="p", volume_id=volume_id, volume_size=1, status="restoring")
         session.add(snapshot)
-    order = RevertVolume(
-        order_id=new_order_id(), request_id="r", project_id="p", volume_id=volume_id, snapshot_id=snapshot.id
+    operation = RevertVolume(
+        operation_id=new_operation_id(), request_id="r", project_id="p", volume_id=volume_id, snapshot_id=snapshot.id
     )
     with db.write() as session:
-        states.file(session, order)
+        states.file(session, operation)
     with db.write() as session:
-        settle(session, order)
+        settle(session, operation)
     assert status_of(db, volume_id) == status
     with db.read() as session:
-        stored = session.get_one(OrderRow, order.order_id)
+        stored = session.get_one(OperationRow, operation.operation_id)
         assert (stored.state, stored.finished_at is not None) == (state, True)
         if state == "failed":
             assert session.get_one(Snapshot, snapshot.id).status == "available"
@@ -230,24 +239,24 @@ def test_settling_closes_the_order_with_its_row(
 
 def test_settling_a_row_that_was_reset_leaves_it_and_says_so(db: Database) -> None:
     volume_id = volume(db, "deleting")
-    order = order_of(volume_id)
+    operation = operation_of(volume_id)
     with db.write() as session:
-        states.file(session, order)
+        states.file(session, operation)
         states.force(session, VOLUME, volume_id, V.ERROR, by="somebody")
     with db.write() as session:
-        assert not states.settle(session, order, V.AVAILABLE)
+        assert not states.settle(session, operation, V.AVAILABLE)
     assert status_of(db, volume_id) == "error"
     with db.read() as session:
-        stored = session.get_one(OrderRow, order.order_id)
+        stored = session.get_one(OperationRow, operation.operation_id)
         assert stored.state == "done"
         assert stored.cancel_asked
         assert "reset meanwhile" in (stored.reason or "")
 
 
-def test_orders_survive_their_journey_through_json(db: Database) -> None:
+def test_operations_survive_their_journey_through_json(db: Database) -> None:
     """What is stored is what was cast, and the attempt is not part of it."""
-    order = PlaceVolume(
-        order_id=new_order_id(),
+    operation = PlaceVolume(
+        operation_id=new_operation_id(),
         request_id="r",
         project_id="p",
         volume_id="v",
@@ -255,24 +264,24 @@ def test_orders_survive_their_journey_through_json(db: Database) -> None:
         tried=("x", "y"),
     )
     with db.write() as session:
-        states.file(session, order)
+        states.file(session, operation)
     with db.read() as session:
-        row = session.get_one(OrderRow, order.order_id)
-    assert from_stored(row.kind, row.id, row.request_id, row.project_id, row.body) == order
+        row = session.get_one(OperationRow, operation.operation_id)
+    assert from_stored(row.kind, row.id, row.request_id, row.project_id, row.body) == operation
     assert "attempt" not in row.body
 
 
-def test_order_ids_sort_by_the_order_of_making_though_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operation_ids_sort_by_the_order_of_making_though_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also behind those of a former life, when the clock was ahead."""
-    first = new_order_id()
-    monkeypatch.setattr(orders.time, "time_ns", lambda: 1)
-    second = new_order_id()
+    first = new_operation_id()
+    monkeypatch.setattr(operations.time, "time_ns", lambda: 1)
+    second = new_operation_id()
     former = f"{int(second[:16], 16) + 10**6:016x}-00000000.01"
-    orders.make_ids_after(former)
-    assert first < second < former < new_order_id() < new_order_id()
+    operations.make_ids_after(former)
+    assert first < second < former < new_operation_id() < new_operation_id()
 
 
-def test_order_ids_sort_by_the_time_of_making() -> None:
-    ids = [new_order_id() for _ in range(5000)]
+def test_operation_ids_sort_by_the_time_of_making() -> None:
+    ids = [new_operation_id() for _ in range(5000)]
     assert ids == sorted(ids)
     assert len(set(ids)) == 5000

@@ -1,6 +1,6 @@
 """The room that speaks HTTP: accepts or refuses, and never does storage work.
 
-``ROOMS`` is its contents page. What it accepts it hands over as orders; it calls no other room.
+``ROOMS`` is its contents page. What it accepts it hands over as operations; it calls no other room.
 """
 
 from __future__ import annotations

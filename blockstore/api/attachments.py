@@ -18,7 +18,7 @@ from blockstore.api.http import listing
 from blockstore.api.http.call import Call, Later
 from blockstore.api.http.routes import Room
 from blockstore.api.volumes.volumes import find_volume
-from blockstore.db.models import Attachment, OrderRow, Volume, new_id, now
+from blockstore.db.models import Attachment, OperationRow, Volume, new_id, now
 from blockstore.errors import (
     BackendError,
     BadRequest,
@@ -31,7 +31,7 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import ATTACHMENT_COMPLETE, ATTACHMENTS
-from blockstore.orders import ConnectAttachment, DisconnectAttachment, Order
+from blockstore.operations import ConnectAttachment, DisconnectAttachment, Operation
 from blockstore.schemas import attachments as schemas
 from blockstore.schemas.base import is_uuid
 from blockstore.states import A, V
@@ -221,9 +221,9 @@ def create(call: Call, body: Mapping[str, Any]) -> Any:
         states.born_settled(call.session, row, A.RESERVED)
         return _one(call, row.id)
     fit(call, volume, row, asked["connector"])
-    order = connecting(call, row)
-    states.born(call.session, row, order)
-    return Later(orders=(order.order_id,), reply=lambda later: _connected(later, row.id, order))
+    operation = connecting(call, row)
+    states.born(call.session, row, operation)
+    return Later(operations=(operation.operation_id,), reply=lambda later: _connected(later, row.id, operation))
 
 
 def _reserve(call: Call, volume: Volume, instance: str | None) -> None:
@@ -299,7 +299,7 @@ def _check_mode(volume: Volume, mode: str | None) -> None:
 
 
 def connecting(call: Call, row: Attachment) -> ConnectAttachment:
-    """Return the order that exports a volume to an attachment's initiator."""
+    """Return the operation that exports a volume to an attachment's initiator."""
     return call.operation(ConnectAttachment, row, volume_id=row.volume_id)
 
 
@@ -317,39 +317,41 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
         if not same_server or other.host_name == body["attachment"]["connector"].get("host"):
             raise Conflict(f"Volume {volume.id} is connected already. {who_holds(call, volume)}")
     fit(call, volume, row, body["attachment"]["connector"])
-    order = connecting(call, row)
+    operation = connecting(call, row)
     try:
         states.move(
             call.session,
             states.ATTACHMENT,
             row.id,
             A.CONNECTING,
-            order=order,
+            operation=operation,
             only_from=(A.RESERVED, A.ATTACHING, A.ERROR_ATTACHING),
         )
         if volume.status == V.AVAILABLE:  # an attachment in error does not hold it; from here on it is held
             states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=(V.AVAILABLE,))
     except StateConflict as conflict:
         raise Conflict(conflict.message) from None
-    return Later(orders=(order.order_id,), reply=lambda later: _connected(later, attachment_id, order))
+    return Later(operations=(operation.operation_id,), reply=lambda later: _connected(later, attachment_id, operation))
 
 
-def _connected(call: Call, attachment_id: str, order: Order) -> dict[str, Any]:
-    check_outcome(call, order)
+def _connected(call: Call, attachment_id: str, operation: Operation) -> dict[str, Any]:
+    check_outcome(call, operation)
     return _one(call, attachment_id)
 
 
-def check_outcome(call: Call, order: Order) -> None:
-    """Raise what a caller is told of an order that did not succeed."""
+def check_outcome(call: Call, operation: Operation) -> None:
+    """Raise what a caller is told of an operation that did not succeed."""
     ended = call.session.execute(
-        select(OrderRow.state, OrderRow.reason, OrderRow.public_reason).where(OrderRow.id == order.order_id)
+        select(OperationRow.state, OperationRow.reason, OperationRow.public_reason).where(
+            OperationRow.id == operation.operation_id
+        )
     ).one_or_none()
     if ended is None or ended.state == "done":
         return
-    what = f"Attachment {order.resource_id}"
+    what = f"Attachment {operation.resource_id}"
     if ended.state == "open":
-        raise ServiceUnavailable(f"{what} is still {order.status}, and goes on; look at its status.")
-    status = call.session.execute(select(Attachment.status).where(Attachment.id == order.resource_id)).scalar()
+        raise ServiceUnavailable(f"{what} is still {operation.status}, and goes on; look at its status.")
+    status = call.session.execute(select(Attachment.status).where(Attachment.id == operation.resource_id)).scalar()
     settled_as_before = status is not None and not status.startswith("error_")
     said: type[BlockstoreError] = Conflict if settled_as_before or ended.state == "cancelled" else ServiceUnavailable
     what = f"{what} is {status or 'gone'}"
@@ -389,12 +391,12 @@ def remove(call: Call, attachment_id: str) -> Any:
     """End an attachment and its export; an administrator also one that os-initialize_connection made."""
     row, volume = find_locked(call, attachment_id, legacy=call.ctx.is_admin)
     refuse_while_a_server_uses(call, [row])
-    order = disconnect(call, row)
-    return Later(orders=(order.order_id,), reply=lambda later: _disconnected(later, volume, order))
+    operation = disconnect(call, row)
+    return Later(operations=(operation.operation_id,), reply=lambda later: _disconnected(later, volume, operation))
 
 
-def _disconnected(call: Call, volume: Volume, order: Order) -> dict[str, Any]:
-    check_outcome(call, order)
+def _disconnected(call: Call, volume: Volume, operation: Operation) -> dict[str, Any]:
+    check_outcome(call, operation)
     return {"attachments": [summary(call, row) for row in attachments_of(call, volume)]}
 
 
@@ -414,11 +416,11 @@ def refuse_while_a_server_uses(call: Call, rows: Sequence[Attachment]) -> None:
 
 
 def disconnect(call: Call, row: Attachment, *, follow: bool = True) -> DisconnectAttachment:
-    """File the order that ends an attachment; ``follow``: the volume's status follows.
+    """File the operation that ends an attachment; ``follow``: the volume's status follows.
 
     Raises: Conflict when that is going on already.
     """
-    order = call.operation(
+    operation = call.operation(
         DisconnectAttachment,
         row,
         volume_id=row.volume_id,
@@ -432,9 +434,9 @@ def disconnect(call: Call, row: Attachment, *, follow: bool = True) -> Disconnec
             states.ATTACHMENT,
             row.id,
             A.DISCONNECTING,
-            order=order,
+            operation=operation,
             where=[Attachment.status != A.DISCONNECTING],
         )
     except StateConflict:
         raise Conflict(f"Attachment {row.id} is being detached already.") from None
-    return order
+    return operation

@@ -11,10 +11,10 @@ from sqlalchemy.orm import aliased
 
 from blockstore.api.http.authentication import UNAUTHENTICATED
 from blockstore.api.http.call import Call
-from blockstore.db.models import Attachment, OrderRow, Snapshot, Volume
+from blockstore.db.models import Attachment, OperationRow, Snapshot, Volume
 from blockstore.errors import Unauthorized
 from blockstore.identity import accounts
-from blockstore.orders import CreateVolume, PlaceVolume, RemoveCopy
+from blockstore.operations import CreateVolume, PlaceVolume, RemoveCopy
 
 _COPIES = [kind.__name__ for kind in (PlaceVolume, CreateVolume)]
 _HARMLESS = [RemoveCopy.__name__]
@@ -35,12 +35,12 @@ def is_worked_on(volume_id: str) -> ColumnElement[bool]:
     snapshots = select(Snapshot.id).where(Snapshot.volume_id == volume_id)
     clones = select(clone.id).where(clone.source_volid == volume_id)
     return exists().where(
-        OrderRow.state == "open",
-        OrderRow.kind.not_in(_HARMLESS),
+        OperationRow.state == "open",
+        OperationRow.kind.not_in(_HARMLESS),
         or_(
-            OrderRow.resource_id == volume_id,
-            OrderRow.resource_id.in_(snapshots),
-            and_(OrderRow.resource_id.in_(clones), OrderRow.kind.in_(_COPIES)),
+            OperationRow.resource_id == volume_id,
+            OperationRow.resource_id.in_(snapshots),
+            and_(OperationRow.resource_id.in_(clones), OperationRow.kind.in_(_COPIES)),
         ),
     )
 

@@ -21,7 +21,7 @@ from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE, SNAPSHOT_SORT_NAME
-from blockstore.orders import DeleteSnapshot, PlaceSnapshot
+from blockstore.operations import DeleteSnapshot, PlaceSnapshot
 from blockstore.schemas import snapshots as schemas
 from blockstore.states import S, V
 
@@ -165,8 +165,8 @@ def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str
     )
     limits = call.core.config.quota
     quotas.charge(call.session, limits, volume.project_id, volume.volume_type_id, snapshots=1, gigabytes=volume.size)
-    order = call.operation(PlaceSnapshot, snapshot, volume_id=volume.id, reference=reference)
-    states.born(call.session, snapshot, order)
+    operation = call.operation(PlaceSnapshot, snapshot, volume_id=volume.id, reference=reference)
+    states.born(call.session, snapshot, operation)
     OF_SNAPSHOTS.add(call.session, snapshot.id, asked.get("metadata") or {})
     return snapshot
 
@@ -215,18 +215,18 @@ def remove(call: Call, snapshot_id: str) -> None:
 
 
 def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
-    """File the order that removes a snapshot. Raises InvalidStatus."""
+    """File the operation that removes a snapshot. Raises InvalidStatus."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
     if snapshot.group_snapshot_id is not None:
         raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
-    order = call.operation(DeleteSnapshot, snapshot, volume_id=snapshot.volume_id, came_from=snapshot.status)
+    operation = call.operation(DeleteSnapshot, snapshot, volume_id=snapshot.volume_id, came_from=snapshot.status)
     volume = call.session.get_one(Volume, snapshot.volume_id)
     refuse_frozen(call, volume.host, "deleted")
     if force and snapshot.status == S.DELETING and states.is_covered(call.session, DeleteSnapshot, snapshot_id):
         return  # it is on its way already
     conditions = [] if force else [Snapshot.status.in_(DELETABLE)]
     try:
-        states.move(call.session, states.SNAPSHOT, snapshot_id, S.DELETING, where=conditions, order=order)
+        states.move(call.session, states.SNAPSHOT, snapshot_id, S.DELETING, where=conditions, operation=operation)
     except StateConflict as conflict:
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {conflict.present}; it must be {' or '.join(DELETABLE)}."

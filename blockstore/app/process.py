@@ -98,7 +98,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
 
 
 class StateLock:
-    """Held while a process serves from a state directory: two would run each other's orders."""
+    """Held while a process serves from a state directory: two would run each other's operations."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = private_files.prepare_state_dir(state_dir) / "lock"

@@ -41,7 +41,7 @@ from blockstore.throttle import Throttle
 log = logging.getLogger(__name__)
 
 HANDLERS = {**scheduler.HANDLERS, **manager.HANDLERS, **manager.MOVERS}
-"""What carries out each kind of order, in whatever room."""
+"""What carries out each kind of operation, in whatever room."""
 
 FIRST_REPORT_S = 5.0
 """How long a start waits for slow backends before it answers without them."""
@@ -80,7 +80,7 @@ class Service:
             config=config.scheduler,
             filters=loading.load_filters(words(config.scheduler.filters)),
             weighers=loading.load_weighers(words(config.scheduler.weighers), config.scheduler.multiplier),
-            message_days=service.order_keep_days,
+            message_days=service.operation_keep_days,
         )
         self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
         # One worker: each decision sees the claims of those before it.
@@ -135,12 +135,12 @@ class Service:
         zones.warn_of_empty_default(self.config)
         service = self.config.service
         unfinished = recovery.resume(
-            self.db, HANDLERS, attempts=service.order_attempts, message_days=service.order_keep_days
+            self.db, HANDLERS, attempts=service.operation_attempts, message_days=service.operation_keep_days
         )
-        self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what orders that were given up have exported
+        self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what operations that were given up have exported
         self.bus.start()
-        for order in unfinished:
-            self.bus.cast(order)
+        for operation in unfinished:
+            self.bus.cast(operation)
         self.clock.start()
 
     def report(self) -> None:
@@ -192,4 +192,4 @@ def _own_names(config: Config) -> frozenset[str]:
 
 
 def _bound(handlers: Any, room: Any) -> Any:
-    return {order: functools.partial(handler, room) for order, handler in handlers.items()}
+    return {operation: functools.partial(handler, room) for operation, handler in handlers.items()}

@@ -38,7 +38,7 @@ from blockstore.errors import (
     NameTaken,
     NoSpace,
     NotSupported,
-    OrderCancelled,
+    OperationCancelled,
     Unreachable,
     VolumeMissing,
 )
@@ -66,7 +66,7 @@ class Cancelled:
 
     def __call__(self, _percent: int) -> None:
         self.called = True
-        raise OrderCancelled("The conformance suite cancelled this.")
+        raise OperationCancelled("The conformance suite cancelled this.")
 
 
 def case(
@@ -1059,8 +1059,8 @@ def _cancelled(call: Callable[..., None], *args: Any) -> bool:
     cancel = Cancelled()
     try:
         call(*args, cancel)
-    except OrderCancelled:
-        expect(cancel.called, "OrderCancelled must come from the progress callback.")
+    except OperationCancelled:
+        expect(cancel.called, "OperationCancelled must come from the progress callback.")
         return True
     expect(not cancel.called, "The backend swallowed the exception its progress callback raised.")
     return False

@@ -44,7 +44,7 @@ BLOCK_SIZE = 512
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 
 Progress = Callable[[int], None]
-"""Tells how far a long action is, in percent; may raise ``OrderCancelled``, which the plugin lets through."""
+"""Tells how far a long action is, in percent; may raise ``OperationCancelled``, which the plugin lets through."""
 
 
 def no_progress(_percent: int) -> None:

@@ -28,7 +28,7 @@ def main() -> None:
 for _command in (
     openrc.openrc,
     openrc.clouds_yaml,
-    operations.order,
+    operations.operation,
     attachments.attach,
     attachments.detach,
     attachments.attachment,

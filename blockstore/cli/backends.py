@@ -124,7 +124,7 @@ def backend_accept(config: Config, name: str, found: str) -> None:
     ((pool, instance),) = chosen.items()
     if migrations.current(database := open_database(config)) != migrations.HEAD:
         raise BlockstoreError("The database is of another version: start the service first, or: blockstore db upgrade")
-    done = accept(database, pool, instance, _installation(config), config.service.order_keep_days)
+    done = accept(database, pool, instance, _installation(config), config.service.operation_keep_days)
     click.echo(f"{pool} is the storage {done.identity} from now on; before it was {done.former or 'none'}.")
     if done.there:
         click.echo(f"On it are {len(done.there)} volumes and snapshots that are known. Those in error can be reset:")
@@ -142,7 +142,7 @@ def backend_accept(config: Config, name: str, found: str) -> None:
 def backend_drain(config: Config, name: str, dry_run: bool) -> None:
     """Move every volume of a backend to others, and keep new ones away from it.
 
-    What cannot be moved now is shown with the reason. `blockstore order list` shows how far it is;
+    What cannot be moved now is shown with the reason. `blockstore operation list` shows how far it is;
     `openstack volume service set --enable HOST cinder-volume` takes the backend into use again.
     """
     ask = admin_client(config)

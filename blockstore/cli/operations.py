@@ -1,4 +1,4 @@
-"""The command group order: running and finished operations."""
+"""The command group operation: running and finished operations."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from blockstore.logs import printable
 
 
 @click.group()
-def order() -> None:
+def operation() -> None:
     """Look at running and finished operations, and stop them."""
 
 
-@order.command("list")
+@operation.command("list")
 @configured
 @click.option("--all", "everything", is_flag=True, help="Finished ones too, newest first.")
 @click.option("--resource", help="Only those of one volume or snapshot.")
 @click.option("--limit", default=50, show_default=True, help="At most so many.")
-def order_list(config: Config, everything: bool, resource: str | None, limit: int) -> None:
+def operation_list(config: Config, everything: bool, resource: str | None, limit: int) -> None:
     """List operations that wait or run."""
     from sqlalchemy import select
 
-    from blockstore.db.models import OrderRow
+    from blockstore.db.models import OperationRow
 
     db = served_database(config)
-    statement = select(OrderRow)
+    statement = select(OperationRow)
     if not everything and not resource:
-        statement = statement.where(OrderRow.state == "open")
+        statement = statement.where(OperationRow.state == "open")
     if resource:
-        statement = statement.where(OrderRow.resource_id == resource)
+        statement = statement.where(OperationRow.resource_id == resource)
     with db.read() as session:
-        rows = session.scalars(statement.order_by(OrderRow.id.desc()).limit(limit)).all()
+        rows = session.scalars(statement.order_by(OperationRow.id.desc()).limit(limit)).all()
     print_table(
-        ("ORDER", "WHAT", "RESOURCE", "STATE", "PROGRESS", "STARTED", "REASON"),
+        ("OPERATION", "WHAT", "RESOURCE", "STATE", "PROGRESS", "STARTED", "REASON"),
         [
             (
                 row.id,
@@ -53,23 +53,23 @@ def order_list(config: Config, everything: bool, resource: str | None, limit: in
             )
             for row in rows
         ],
-        empty="Nothing waits or runs." if not everything else "There are no orders.",
+        empty="Nothing waits or runs." if not everything else "There are no operations.",
     )
 
 
-@order.command("show")
+@operation.command("show")
 @configured
-@click.argument("order_id")
-def order_show(config: Config, order_id: str) -> None:
+@click.argument("operation_id")
+def operation_show(config: Config, operation_id: str) -> None:
     """Show one operation."""
-    from blockstore.db.models import OrderRow
+    from blockstore.db.models import OperationRow
 
     with served_database(config).read() as session:
-        row = session.get(OrderRow, order_id)
+        row = session.get(OperationRow, operation_id)
     if row is None:
-        raise BlockstoreError(f"There is no order {order_id}.")
+        raise BlockstoreError(f"There is no operation {operation_id}.")
     for name, value in (
-        ("order", row.id),
+        ("operation", row.id),
         ("what", row.kind),
         (row.resource_type, row.resource_id),
         ("project", row.project_id),
@@ -85,20 +85,20 @@ def order_show(config: Config, order_id: str) -> None:
         click.echo(f"{name:10} {printable(str(value))}")
 
 
-@order.command("cancel")
+@operation.command("cancel")
 @configured
-@click.argument("order_id")
-def order_cancel(config: Config, order_id: str) -> None:
+@click.argument("operation_id")
+def operation_cancel(config: Config, operation_id: str) -> None:
     """Ask an operation to stop; its resource then settles with that reason."""
-    from blockstore.db.models import OrderRow
-    from blockstore.orders import KINDS
+    from blockstore.db.models import OperationRow
+    from blockstore.operations import KINDS
 
     with served_database(config).write() as session:
-        row = session.get(OrderRow, order_id)
+        row = session.get(OperationRow, operation_id)
         if row is None:
-            raise BlockstoreError(f"There is no order {order_id}.")
+            raise BlockstoreError(f"There is no operation {operation_id}.")
         if row.state != "open":
-            raise BlockstoreError(f"Order {order_id} is {row.state} already.")
+            raise BlockstoreError(f"Operation {operation_id} is {row.state} already.")
         if not KINDS[row.kind].cancellable:
             raise BlockstoreError(f"{row.kind} cannot be stopped half-way without harm; it runs to its end.")
         row.cancel_asked = True

@@ -1,1 +1,1 @@
-"""The tables and the sessions on them. Holds what must survive: rows, orders, usages. Decides nothing."""
+"""The tables and the sessions on them. Holds what must survive: rows, operations, usages. Decides nothing."""

@@ -1,6 +1,6 @@
 """All tables on one page.
 
-Rows are removed when their resource is gone; the ``orders`` table keeps the story. Times are UTC without zone.
+Rows are removed when their resource is gone; the ``operations`` table keeps the story. Times are UTC without zone.
 Statuses are written by ``states.py`` only.
 """
 
@@ -333,10 +333,10 @@ class SnapshotMetadata(Base):
     __table_args__ = (Index("ix_snapshot_metadata_pair", "key", "value"),)
 
 
-class OrderRow(Base):
-    """An order: the intent that survives a crash. ``state`` is open until it is done, failed or cancelled."""
+class OperationRow(Base):
+    """An operation: the intent that survives a crash. ``state`` is open until it is done, failed or cancelled."""
 
-    __tablename__ = "orders"
+    __tablename__ = "operations"
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     kind: Mapped[str] = mapped_column(String(64))
@@ -348,7 +348,7 @@ class OrderRow(Base):
     state: Mapped[str] = mapped_column(String(16), default="open")
     attempt: Mapped[int] = mapped_column(default=1)
     progress: Mapped[int | None]
-    """Percent; set for orders that run long enough to be asked about."""
+    """Percent; set for operations that run long enough to be asked about."""
     cancel_asked: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str | None] = mapped_column(Text)
     """Why it did not succeed, for the operator."""
@@ -356,13 +356,13 @@ class OrderRow(Base):
     """The same for the user: without pools, nodes, paths and tools."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     started_at: Mapped[datetime.datetime | None]
-    """When it was first seen to run for long; short orders finish without telling."""
+    """When it was first seen to run for long; short operations finish without telling."""
     finished_at: Mapped[datetime.datetime | None]
 
     __table_args__ = (
-        Index("ix_orders_state", "state", "id"),
-        Index("ix_orders_resource", "resource_id", "state"),
-        Index("ix_orders_finished", "finished_at"),
+        Index("ix_operations_state", "state", "id"),
+        Index("ix_operations_resource", "resource_id", "state"),
+        Index("ix_operations_finished", "finished_at"),
     )
 
 

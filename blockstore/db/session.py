@@ -129,7 +129,7 @@ class Database:
             try:
                 session.commit()
             except Exception:
-                # It may have been written and only the answer lost. An order that was not written ends at once.
+                # It may have been written and only the answer lost. An operation that was not written ends at once.
                 self._hand_over(outbox)
                 raise
         self._hand_over(outbox)
@@ -200,7 +200,7 @@ class Database:
             self.cast(item)
 
     def take_sole_use(self) -> None:
-        """Keep other services away from a PostgreSQL database: two would run each other's orders.
+        """Keep other services away from a PostgreSQL database: two would run each other's operations.
 
         Held until ``dispose``. SQLite is guarded by the lock on its state directory. Raises ConfigError.
         """

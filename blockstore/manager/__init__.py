@@ -1,6 +1,6 @@
 """The room that lets backends do the work. ``HANDLERS`` and ``MOVERS`` are its contents page.
 
-Its orders come from the scheduler and the API; what it cannot do it explains, and settles.
+Its operations come from the scheduler and the API; what it cannot do it explains, and settles.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Attachments: a volume is exported to an initiator, and the export is ended.
 
-Handlers of the orders that the API casts while its caller waits. Each is idempotent. Decides nothing about who may
+Handlers of the operations that the API casts while its caller waits. Each is idempotent. Decides nothing about who may
 attach or detach.
 """
 
@@ -14,30 +14,30 @@ from blockstore.db.models import Attachment, Volume
 from blockstore.errors import InUse, VolumeMissing
 from blockstore.manager.desk import Desk, name_of
 from blockstore.messages import Action
-from blockstore.orders import AttachmentOrder, ConnectAttachment, DisconnectAttachment
+from blockstore.operations import AttachmentOperation, ConnectAttachment, DisconnectAttachment
 from blockstore.settling import Failure, KeepsStatus, handles
 from blockstore.states import A
 
 
-def _note_reason(session: Session, order: AttachmentOrder, failure: Failure) -> None:
-    states.lock(session, order.volume_id)
+def _note_reason(session: Session, operation: AttachmentOperation, failure: Failure) -> None:
+    states.lock(session, operation.volume_id)
     reason = None if failure.to else failure.reason.operator
-    session.execute(update(Attachment).where(Attachment.id == order.attachment_id).values(reason=reason))
+    session.execute(update(Attachment).where(Attachment.id == operation.attachment_id).values(reason=reason))
 
 
-def _undo_connection(session: Session, order: ConnectAttachment, failure: Failure) -> None:
-    _note_reason(session, order, failure)
-    states.fail_rows(session, order, to=failure.to)
+def _undo_connection(session: Session, operation: ConnectAttachment, failure: Failure) -> None:
+    _note_reason(session, operation, failure)
+    states.fail_rows(session, operation, to=failure.to)
     # No list shows what os-initialize_connection makes, so nobody could remove what is left of it.
     session.execute(
         delete(Attachment).where(
-            Attachment.id == order.attachment_id, Attachment.legacy, Attachment.status == A.ERROR_ATTACHING
+            Attachment.id == operation.attachment_id, Attachment.legacy, Attachment.status == A.ERROR_ATTACHING
         )
     )
 
 
 @handles(ConnectAttachment, action=Action.ATTACH, undo=_undo_connection)
-def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachment) -> None:
+def connect_attachment(desk: Desk, operation: ConnectAttachment, attachment: Attachment) -> None:
     """Export the volume to the attachment's initiator, and write down how it is reached."""
     with desk.db.read() as session:
         pool = session.execute(select(Volume.host).where(Volume.id == attachment.volume_id)).scalar()
@@ -50,31 +50,31 @@ def connect_attachment(desk: Desk, order: ConnectAttachment, attachment: Attachm
         session.execute(
             update(Attachment).where(Attachment.id == attachment.id).values(connection=connection, reason=None)
         )
-        states.settle(session, order, A.ATTACHING)
+        states.settle(session, operation, A.ATTACHING)
         if not attachment.legacy:
             states.reckon(session, attachment.volume_id)
 
 
-def _keep_attachment(session: Session, order: DisconnectAttachment, failure: Failure) -> None:
-    _note_reason(session, order, failure)
-    states.fail_rows(session, order, to=failure.to)  # first, because the volume's status follows
-    if order.follow:
-        states.reckon(session, order.volume_id)
+def _keep_attachment(session: Session, operation: DisconnectAttachment, failure: Failure) -> None:
+    _note_reason(session, operation, failure)
+    states.fail_rows(session, operation, to=failure.to)  # first, because the volume's status follows
+    if operation.follow:
+        states.reckon(session, operation.volume_id)
 
 
 @handles(DisconnectAttachment, action=Action.DETACH, undo=_keep_attachment)
-def disconnect_attachment(desk: Desk, order: DisconnectAttachment, attachment: Attachment) -> None:
+def disconnect_attachment(desk: Desk, operation: DisconnectAttachment, attachment: Attachment) -> None:
     """End the export, then remove the attachment; with the last one, what os-initialize_connection left goes too."""
     left_over = _left_over(desk, attachment)
     try:
         with desk.exports.ended([*left_over, attachment]), desk.db.write() as session:
             states.lock(session, attachment.volume_id)
             session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
-            states.settle_removed(session, order)
-            if order.follow:
+            states.settle_removed(session, operation)
+            if operation.follow:
                 states.reckon(session, attachment.volume_id)
     except InUse as exc:
-        raise KeepsStatus(exc, order.came_from) from exc
+        raise KeepsStatus(exc, operation.came_from) from exc
 
 
 def end_all(desk: Desk, volume_id: str) -> None:

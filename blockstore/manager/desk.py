@@ -19,7 +19,7 @@ from blockstore.db.session import Database
 from blockstore.errors import PoolDown, VolumeMissing
 from blockstore.manager.exports import Exports
 from blockstore.manager.recognition import prove
-from blockstore.orders import Order
+from blockstore.operations import Operation
 from blockstore.states import A
 
 
@@ -39,7 +39,7 @@ class Desk:
     @property
     def message_days(self) -> int:
         """Days that messages are kept."""
-        return self.config.service.order_keep_days
+        return self.config.service.operation_keep_days
 
     def backend(self, pool: str | None) -> Backend:
         """Return the backend of a pool. Raises PoolDown when it is down or no longer configured.
@@ -58,7 +58,9 @@ class Desk:
 
 
 class UsableBackends(Mapping[str, Backend]):
-    """The backends by pool, for what is done without an order: one that is down, or not ours, raises Unreachable."""
+    """The backends by pool, for what is done without an operation: one that is down, or not ours,
+    raises Unreachable.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -87,12 +89,14 @@ def name_of(db: Database, volume_id: str) -> str:
     return volume_name(found)
 
 
-def pool_of(db: Database, order: Order) -> str:
-    """Return the pool that an order of the manager works on; nothing when its volume is gone, or on none."""
-    if order.place:
-        return order.place
+def pool_of(db: Database, operation: Operation) -> str:
+    """Return the pool that an operation of the manager works on; nothing when its volume is gone, or on none."""
+    if operation.place:
+        return operation.place
     with db.read() as session:
-        return session.execute(select(Volume.host).where(Volume.id == getattr(order, "volume_id", ""))).scalar() or ""
+        return (
+            session.execute(select(Volume.host).where(Volume.id == getattr(operation, "volume_id", ""))).scalar() or ""
+        )
 
 
 def is_attached(db: Database, name: str) -> bool:

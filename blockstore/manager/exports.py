@@ -22,7 +22,7 @@ from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, NotSupported, StateConflict, Unreachable
 from blockstore.keyring import Keyring
-from blockstore.orders import DisconnectAttachment
+from blockstore.operations import DisconnectAttachment
 from blockstore.states import A
 from blockstore.targets.contract import Connection, Export, Target
 
@@ -285,7 +285,7 @@ class Exports:
         with self._alone(attachment_id):
             self._whole.discard(attachment_id)
             target.withdraw(attachment_id)
-        # Who detaches it at this moment has filed an order of his own.
+        # Who detaches it at this moment has filed an operation of his own.
         with contextlib.suppress(StateConflict), self._db.write() as session:
             attachment = session.get(Attachment, attachment_id)
             if attachment is None:
@@ -294,15 +294,17 @@ class Exports:
 
     @staticmethod
     def _file_end(session: Session, attachment: Attachment, *, only_from: tuple[A, ...] = ()) -> None:
-        """File the order that ends an attachment. Raises StateConflict."""
-        order = DisconnectAttachment.of(
+        """File the operation that ends an attachment. Raises StateConflict."""
+        operation = DisconnectAttachment.of(
             attachment,
             "req-recovery",
             volume_id=attachment.volume_id,
             came_from=only_from[0] if only_from else attachment.status,
             follow=not attachment.legacy,
         )
-        states.move(session, states.ATTACHMENT, attachment.id, A.DISCONNECTING, only_from=only_from, order=order)
+        states.move(
+            session, states.ATTACHMENT, attachment.id, A.DISCONNECTING, only_from=only_from, operation=operation
+        )
 
     @staticmethod
     @contextlib.contextmanager

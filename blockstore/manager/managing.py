@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session
 
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import GIB, Backend, Manageable
-from blockstore.db.models import OrderRow, Snapshot, Volume
+from blockstore.db.models import OperationRow, Snapshot, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
-from blockstore.orders import ManageVolume, MoveToType, MoveVolume, RemoveCopy
+from blockstore.operations import ManageVolume, MoveToType, MoveVolume, RemoveCopy
 from blockstore.settling import Failure, handles
 from blockstore.states import V
 
@@ -87,7 +87,7 @@ def snapshots_on(db: Database, backend: Backend) -> list[Found]:
 
 def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[Found]:
     # What an unfinished move copies to, or has left behind, is in no row.
-    copies = select(OrderRow.body).where(OrderRow.state == "open", OrderRow.kind.in_(_COPYING))
+    copies = select(OperationRow.body).where(OperationRow.state == "open", OperationRow.kind.in_(_COPYING))
     busy = {body.get("name") or f"volume-{body['name_id']}" for body in session.scalars(copies)}
     found = []
     for one in there:
@@ -106,51 +106,53 @@ def refuse_unsafe(found: Found) -> None:
         raise BackendError(f"{found.reference} cannot be managed: {found.reason}{whose}.")
 
 
-def _take_back(session: Session, order: ManageVolume, _failure: Failure) -> None:
+def _take_back(session: Session, operation: ManageVolume, _failure: Failure) -> None:
     """Let a volume that was not taken over be nowhere again, and give back what was charged for it."""
     volume = session.execute(
         select(Volume.host, Volume.size, Volume.volume_type_id, Volume.project_id).where(
-            Volume.id == order.volume_id, Volume.status == order.status
+            Volume.id == operation.volume_id, Volume.status == operation.status
         )
     ).one_or_none()
     if volume is None or volume.host is None:
         return
     claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
     quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-    session.execute(update(Volume).where(Volume.id == order.volume_id).values(host=None, size=0, consumes_quota=False))
+    session.execute(
+        update(Volume).where(Volume.id == operation.volume_id).values(host=None, size=0, consumes_quota=False)
+    )
 
 
 @handles(ManageVolume, action=Action.MANAGE, undo=_take_back)
-def manage_volume(desk: Desk, order: ManageVolume, volume: Volume) -> None:
+def manage_volume(desk: Desk, operation: ManageVolume, volume: Volume) -> None:
     """Charge for the volume at the size that it has there, and let the backend give it our name."""
-    backend = desk.backend(order.pool)
-    size = volume.size if volume.host is not None else _charge(desk, order, volume, backend)
-    whole = backend.adopt_volume(order.reference, volume_name(volume))
+    backend = desk.backend(operation.pool)
+    size = volume.size if volume.host is not None else _charge(desk, operation, volume, backend)
+    whole = backend.adopt_volume(operation.reference, volume_name(volume))
     if whole != size:
-        raise BackendError(f"{order.reference} has grown from {size} to {whole} GiB while it was taken over.")
-    keep_limits(desk, order.pool, volume_name(volume), volume.volume_type_id, size)
+        raise BackendError(f"{operation.reference} has grown from {size} to {whole} GiB while it was taken over.")
+    keep_limits(desk, operation.pool, volume_name(volume), volume.volume_type_id, size)
     with desk.db.write() as session:
-        states.settle(session, order, V.AVAILABLE)
+        states.settle(session, operation, V.AVAILABLE)
 
 
-def _charge(desk: Desk, order: ManageVolume, volume: Volume, backend: Backend) -> int:
+def _charge(desk: Desk, operation: ManageVolume, volume: Volume, backend: Backend) -> int:
     """Find out the size, and charge quota and pool for it; return it, in GiB."""
-    found = {one.reference: one for one in volumes_on(desk.db, backend)}.get(order.reference)
+    found = {one.reference: one for one in volumes_on(desk.db, backend)}.get(operation.reference)
     if found is None:
-        raise VolumeMissing(f"There is no volume {order.reference} on {order.pool}.")
+        raise VolumeMissing(f"There is no volume {operation.reference} on {operation.pool}.")
     refuse_unsafe(found)
     size = max(1, found.size_gib)
     limits = desk.config.quota
     with desk.db.write() as session:
         quotas.check_volume_size(session, limits, volume.project_id, size)
         quotas.charge(session, limits, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=size)
-        claims.claim(session, order.pool, volumes=1, volume_gib=size)
-        report = desk.board.get(order.pool)
+        claims.claim(session, operation.pool, volumes=1, volume_gib=size)
+        report = desk.board.get(operation.pool)
         session.execute(
             update(Volume)
             .where(Volume.id == volume.id)
             .values(
-                host=order.pool,
+                host=operation.pool,
                 size=size,
                 consumes_quota=True,
                 availability_zone=report.availability_zone if report else volume.availability_zone,

@@ -16,88 +16,96 @@ from sqlalchemy.orm import Session
 from blockstore import claims, quotas, states
 from blockstore.backends.contract import GIB
 from blockstore.db.models import Volume, VolumeType
-from blockstore.errors import BackendError, OrderCancelled, StateConflict, TryAgain
+from blockstore.errors import BackendError, OperationCancelled, StateConflict, TryAgain
 from blockstore.manager.copying import copy_volume
 from blockstore.manager.desk import Desk, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
-from blockstore.orders import MoveToType, MoveVolume, RemoveCopy
+from blockstore.operations import MoveToType, MoveVolume, RemoveCopy
 from blockstore.settling import Failure, handles, handles_until_done, progress_of, refuse_cancelled
 from blockstore.states import V
 
 log = logging.getLogger(__name__)
 
 
-def _remove_the_copy(session: Session, order: MoveVolume, _failure: Failure) -> None:
-    """Note that the move failed, and file the order that ends the copy."""
-    session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
-    rest = order.beside(RemoveCopy, pool=order.destination, name=order.copy_name, size_gib=order.volume_gib)
+def _remove_the_copy(session: Session, operation: MoveVolume, _failure: Failure) -> None:
+    """Note that the move failed, and file the operation that ends the copy."""
+    session.execute(update(Volume).where(Volume.id == operation.volume_id).values(migration_status="error"))
+    rest = operation.beside(
+        RemoveCopy, pool=operation.destination, name=operation.copy_name, size_gib=operation.volume_gib
+    )
     states.file(session, rest)
 
 
 @handles(MoveVolume, action=Action.MIGRATE, undo=_remove_the_copy)
-def move_volume(desk: Desk, order: MoveVolume, volume: Volume) -> None:
+def move_volume(desk: Desk, operation: MoveVolume, volume: Volume) -> None:
     """Copy the volume to its destination and switch to the copy; the scheduler has claimed the room there."""
-    _move(desk, order, volume, volume.volume_type_id)
+    _move(desk, operation, volume, volume.volume_type_id)
 
 
-def _remove_the_copy_and_keep_the_type(session: Session, order: MoveToType, failure: Failure) -> None:
-    _remove_the_copy(session, order, failure)
-    quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+def _remove_the_copy_and_keep_the_type(session: Session, operation: MoveToType, failure: Failure) -> None:
+    _remove_the_copy(session, operation, failure)
+    quotas.refund_type(
+        session, operation.project_id, operation.type_id, volumes=operation.counted, gigabytes=operation.size_gib
+    )
 
 
 @handles(MoveToType, action=Action.RETYPE, undo=_remove_the_copy_and_keep_the_type)
-def move_to_type(desk: Desk, order: MoveToType, volume: Volume) -> None:
+def move_to_type(desk: Desk, operation: MoveToType, volume: Volume) -> None:
     """Move the volume to a pool that serves its new type, which it has from the switch on."""
-    _move(desk, order, volume, order.type_id)
+    _move(desk, operation, volume, operation.type_id)
 
 
-def _move(desk: Desk, order: MoveVolume, volume: Volume, type_id: str) -> None:
-    source, target = desk.backend(volume.host), desk.backend(order.destination)
-    name = order.copy_name
-    reports = desk.board.get(volume.host or ""), desk.board.get(order.destination)
+def _move(desk: Desk, operation: MoveVolume, volume: Volume, type_id: str) -> None:
+    source, target = desk.backend(volume.host), desk.backend(operation.destination)
+    name = operation.copy_name
+    reports = desk.board.get(volume.host or ""), desk.board.get(operation.destination)
     if reports[0] and reports[1] and (reason := reports[0].other_block_size(reports[1])):  # known since it was placed
-        raise BackendError(f"{order.destination} cannot take the volume: {reason}.")
-    if order.attempt > 1:
+        raise BackendError(f"{operation.destination} cannot take the volume: {reason}.")
+    if operation.attempt > 1:
         target.delete_volume(name)  # half of it, from a former life
     target.create_volume(name, volume.size)
-    keep_limits(desk, order.destination, name, type_id, volume.size)
-    copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(desk, order))
+    keep_limits(desk, operation.destination, name, type_id, volume.size)
+    copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(desk, operation))
     with desk.db.write() as session:
-        values: dict[str, Any] = {"host": order.destination, "name_id": order.name_id, "migration_status": "success"}
-        report = desk.board.get(order.destination)
+        values: dict[str, Any] = {
+            "host": operation.destination,
+            "name_id": operation.name_id,
+            "migration_status": "success",
+        }
+        report = desk.board.get(operation.destination)
         if report is not None:
             values["availability_zone"] = report.availability_zone
-        if isinstance(order, MoveToType):
-            kind = session.get(VolumeType, order.type_id)
+        if isinstance(operation, MoveToType):
+            kind = session.get(VolumeType, operation.type_id)
             if kind is None:
-                raise BackendError.for_everybody(f"The volume type {order.type_id} is gone.")
+                raise BackendError.for_everybody(f"The volume type {operation.type_id} is gone.")
             values |= {"volume_type_id": kind.id, "multiattach": kind.multiattach}
-            counts = {"volumes": order.counted, "gigabytes": order.size_gib}
+            counts = {"volumes": operation.counted, "gigabytes": operation.size_gib}
             quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
         try:
-            states.move(session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(order.status,), **values)
+            states.move(session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(operation.status,), **values)
         except StateConflict as conflict:
             # Whoever set the status may have written to the volume since.
-            raise OrderCancelled(f"the status was reset meanwhile: {conflict.message}") from None
-        refuse_cancelled(session, order)  # also when it was reset, and another move has begun since
-        states.finish(session, order)
-        left_over = order.beside(RemoveCopy, pool=volume.host or "", name=volume_name(volume), size_gib=volume.size)
+            raise OperationCancelled(f"the status was reset meanwhile: {conflict.message}") from None
+        refuse_cancelled(session, operation)  # also when it was reset, and another move has begun since
+        states.finish(session, operation)
+        left_over = operation.beside(RemoveCopy, pool=volume.host or "", name=volume_name(volume), size_gib=volume.size)
         states.file(session, left_over)
 
 
 @handles_until_done(RemoveCopy, action=Action.MIGRATE)
-def remove_copy(desk: Desk, order: RemoveCopy) -> None:
+def remove_copy(desk: Desk, operation: RemoveCopy) -> None:
     """Remove what is not the volume any more, or never became it, and give its room back. Tried until it is done."""
     reason = None
-    if order.pool in desk.backends:
+    if operation.pool in desk.backends:
         try:
-            desk.backend(order.pool).delete_volume(order.name)
+            desk.backend(operation.pool).delete_volume(operation.name)
         except BackendError as exc:
-            raise TryAgain(f"{order.name} cannot be removed from {order.pool} yet: {exc}") from exc
+            raise TryAgain(f"{operation.name} cannot be removed from {operation.pool} yet: {exc}") from exc
     else:
-        reason = f"the pool {order.pool} is not in the configuration any more; {order.name} may be left there"
-        log.error("%s", reason, extra={"request_id": order.request_id})
+        reason = f"the pool {operation.pool} is not in the configuration any more; {operation.name} may be left there"
+        log.error("%s", reason, extra={"request_id": operation.request_id})
     with desk.db.write() as session:
-        claims.release(session, order.pool, volumes=1, volume_gib=order.size_gib)
-        states.finish(session, order, "failed" if reason else "done", reason)
+        claims.release(session, operation.pool, volumes=1, volume_gib=operation.size_gib)
+        states.finish(session, operation, "failed" if reason else "done", reason)

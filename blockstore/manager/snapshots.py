@@ -1,6 +1,6 @@
 """Snapshots on their backends: create, delete.
 
-Handlers of orders; idempotent, as all are.
+Handlers of operations; idempotent, as all are.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from blockstore.errors import InUse
 from blockstore.manager.desk import Desk, name_of, snapshot_name
 from blockstore.manager.managing import refuse_unsafe, snapshots_on
 from blockstore.messages import Action
-from blockstore.orders import CreateSnapshot, DeleteSnapshot
+from blockstore.operations import CreateSnapshot, DeleteSnapshot
 from blockstore.settling import first_change, handles, progress_of
 from blockstore.states import S
 
 
 @handles(CreateSnapshot, action=Action.SNAPSHOT_CREATE)
-def create_snapshot(desk: Desk, order: CreateSnapshot, snapshot: Snapshot) -> None:
+def create_snapshot(desk: Desk, operation: CreateSnapshot, snapshot: Snapshot) -> None:
     """Freeze the volume's bytes, or take over a snapshot that is there."""
-    volume, backend = name_of(desk.db, order.volume_id), desk.backend(snapshot.host)
-    if order.reference:
+    volume, backend = name_of(desk.db, operation.volume_id), desk.backend(snapshot.host)
+    if operation.reference:
         for found in snapshots_on(desk.db, backend):
-            if found.reference == order.reference:
+            if found.reference == operation.reference:
                 refuse_unsafe(found)
-        backend.adopt_snapshot(volume, order.reference, snapshot_name(snapshot.id))
+        backend.adopt_snapshot(volume, operation.reference, snapshot_name(snapshot.id))
     else:
         backend.create_snapshot(volume, snapshot_name(snapshot.id))
     with desk.db.write() as session:
-        states.settle(session, order, S.AVAILABLE, progress="100%")
+        states.settle(session, operation, S.AVAILABLE, progress="100%")
 
 
 @handles(DeleteSnapshot, action=Action.SNAPSHOT_DELETE)
-def delete_snapshot(desk: Desk, order: DeleteSnapshot, snapshot: Snapshot) -> None:
+def delete_snapshot(desk: Desk, operation: DeleteSnapshot, snapshot: Snapshot) -> None:
     """Remove the snapshot from its backend, then its row, quota and claim in one transaction."""
     if snapshot.host is not None:
-        with first_change(order, whenever=(InUse,)):  # compat: a busy snapshot is available again
+        with first_change(operation, whenever=(InUse,)):  # compat: a busy snapshot is available again
             desk.backend(snapshot.host).delete_snapshot(
-                name_of(desk.db, order.volume_id), snapshot_name(snapshot.id), progress_of(desk, order)
+                name_of(desk.db, operation.volume_id), snapshot_name(snapshot.id), progress_of(desk, operation)
             )
     with desk.db.write() as session:
         claims.release(session, snapshot.host, snapshot_gib=snapshot.volume_size)
         if snapshot.consumes_quota:
             type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == snapshot.volume_id)).scalar_one()
             quotas.refund(session, snapshot.project_id, type_id, snapshots=1, gigabytes=snapshot.volume_size)
-        states.settle_removed(session, order)
+        states.settle_removed(session, operation)

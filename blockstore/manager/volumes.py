@@ -1,6 +1,6 @@
 """Volumes on their backends: create, delete, extend, retype, revert.
 
-Handlers of the orders that the scheduler and the API cast. Each is idempotent: after a crash it runs again from the
+Handlers of the operations that the scheduler and the API cast. Each is idempotent: after a crash it runs again from the
 start. Decides nothing about who may ask or where a volume goes.
 """
 
@@ -20,7 +20,7 @@ from blockstore.manager.attachments import end_all
 from blockstore.manager.desk import Desk, name_of, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
-from blockstore.orders import (
+from blockstore.operations import (
     ChangeType,
     CreateVolume,
     DeleteVolume,
@@ -35,53 +35,53 @@ log = logging.getLogger(__name__)
 
 
 @handles(CreateVolume, action=Action.CREATE)
-def create_volume(desk: Desk, order: CreateVolume, volume: Volume) -> None:
+def create_volume(desk: Desk, operation: CreateVolume, volume: Volume) -> None:
     """Make the volume; when its pool fails, send it back to the scheduler for the next pool."""
     backend = None
     try:
         backend = desk.backend(volume.host)
-        _make(desk, order, volume, backend)
+        _make(desk, operation, volume, backend)
     except BackendError as exc:
-        if not _may_try_elsewhere(desk, order, exc) or not _left_nothing(backend, order, volume, exc):
+        if not _may_try_elsewhere(desk, operation, exc) or not _left_nothing(backend, operation, volume, exc):
             raise
-        _send_back(desk, order, volume, exc)
+        _send_back(desk, operation, volume, exc)
         return
     with desk.db.write() as session:
-        states.settle(session, order, V.AVAILABLE)
+        states.settle(session, operation, V.AVAILABLE)
 
 
-def _make(desk: Desk, order: CreateVolume, volume: Volume, backend: Backend) -> None:
+def _make(desk: Desk, operation: CreateVolume, volume: Volume, backend: Backend) -> None:
     name = volume_name(volume)
-    progress = progress_of(desk, order)
-    if order.snapshot_id is not None:
+    progress = progress_of(desk, operation)
+    if operation.snapshot_id is not None:
         with desk.db.read() as session:
-            origin = session.execute(select(Snapshot.volume_id).where(Snapshot.id == order.snapshot_id)).scalar()
+            origin = session.execute(select(Snapshot.volume_id).where(Snapshot.id == operation.snapshot_id)).scalar()
         if origin is None:
-            raise VolumeMissing.for_everybody(f"The snapshot {order.snapshot_id} is gone.")
+            raise VolumeMissing.for_everybody(f"The snapshot {operation.snapshot_id} is gone.")
         backend.create_volume_from_snapshot(
-            name, volume.size, name_of(desk.db, origin), snapshot_name(order.snapshot_id), progress
+            name, volume.size, name_of(desk.db, origin), snapshot_name(operation.snapshot_id), progress
         )
-    elif order.source_volume_id is not None:
-        backend.clone_volume(name, volume.size, name_of(desk.db, order.source_volume_id), progress)
+    elif operation.source_volume_id is not None:
+        backend.clone_volume(name, volume.size, name_of(desk.db, operation.source_volume_id), progress)
     else:
         backend.create_volume(name, volume.size)
     keep_limits(desk, volume.host or "", name, volume.volume_type_id, volume.size)
 
 
-def _may_try_elsewhere(desk: Desk, order: CreateVolume, exc: BackendError) -> bool:
-    bound_to_source = order.snapshot_id is not None or order.source_volume_id is not None
-    attempts = len(order.tried) + 1
+def _may_try_elsewhere(desk: Desk, operation: CreateVolume, exc: BackendError) -> bool:
+    bound_to_source = operation.snapshot_id is not None or operation.source_volume_id is not None
+    attempts = len(operation.tried) + 1
     if is_out_of_files(exc):
         return False  # no pool would do better
     return exc.retry_elsewhere and not bound_to_source and attempts < desk.config.scheduler.max_attempts
 
 
-def _left_nothing(backend: Backend | None, order: CreateVolume, volume: Volume, exc: BackendError) -> bool:
+def _left_nothing(backend: Backend | None, operation: CreateVolume, volume: Volume, exc: BackendError) -> bool:
     """Say whether the pool that failed holds nothing of the volume; else the row must go on naming that pool.
 
     A call that raises leaves nothing behind. But a former life may have made it, or a tool that ran out of time.
     """
-    if order.attempt == 1 and not isinstance(exc, ToolTimeout):
+    if operation.attempt == 1 and not isinstance(exc, ToolTimeout):
         return True
     if backend is None:
         return False
@@ -92,77 +92,83 @@ def _left_nothing(backend: Backend | None, order: CreateVolume, volume: Volume, 
     return True
 
 
-def _send_back(desk: Desk, order: CreateVolume, volume: Volume, exc: BackendError) -> None:
+def _send_back(desk: Desk, operation: CreateVolume, volume: Volume, exc: BackendError) -> None:
     log.warning(
         "pool %s failed to create volume %s, trying the next: %s",
         volume.host,
         volume.id,
         exc,
-        extra={"request_id": order.request_id},
+        extra={"request_id": operation.request_id},
     )
-    following = order.then(PlaceVolume, hints=order.hints, tried=(*order.tried, volume.host or ""), failure=str(exc))
+    following = operation.then(
+        PlaceVolume, hints=operation.hints, tried=(*operation.tried, volume.host or ""), failure=str(exc)
+    )
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
-        states.hand_over(session, order, following, failure=str(exc))
+        states.hand_over(session, operation, following, failure=str(exc))
 
 
 @handles(DeleteVolume, action=Action.DELETE)
-def delete_volume(desk: Desk, order: DeleteVolume, volume: Volume) -> None:
+def delete_volume(desk: Desk, operation: DeleteVolume, volume: Volume) -> None:
     """Remove the volume from its backend, then its row, quota and claim in one transaction."""
     with desk.db.read() as session:
         left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
-    with first_change(order, whenever=(InUse,)):  # compat: a busy volume is what it was, with the reason in a message
+    with first_change(
+        operation, whenever=(InUse,)
+    ):  # compat: a busy volume is what it was, with the reason in a message
         if left is not None:
             raise InUse.for_everybody(f"Its snapshot {left} could not be deleted.")
         backend = desk.backend(volume.host) if volume.host is not None else None
         end_all(desk, volume.id)
         if backend is not None:
-            backend.delete_volume(volume_name(volume), progress_of(desk, order))
+            backend.delete_volume(volume_name(volume), progress_of(desk, operation))
     with desk.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
             quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-        states.settle_removed(session, order)
+        states.settle_removed(session, operation)
 
 
-def _release_growth(session: Session, order: ExtendVolume, _failure: Failure) -> None:
-    claims.release(session, order.pool, volume_gib=order.growth_gib)
-    quotas.refund_growth(session, order.project_id, order.volume_id, order.growth_gib)
+def _release_growth(session: Session, operation: ExtendVolume, _failure: Failure) -> None:
+    claims.release(session, operation.pool, volume_gib=operation.growth_gib)
+    quotas.refund_growth(session, operation.project_id, operation.volume_id, operation.growth_gib)
 
 
 @handles(ExtendVolume, action=Action.EXTEND, undo=_release_growth)
-def extend_volume(desk: Desk, order: ExtendVolume, volume: Volume) -> None:
-    """Grow the volume; the claim and the quota were taken when the order was accepted."""
-    with first_change(order):
-        desk.backend(order.pool).extend_volume(volume_name(volume), order.new_size_gib)
-    keep_limits(desk, order.pool, volume_name(volume), volume.volume_type_id, order.new_size_gib)
+def extend_volume(desk: Desk, operation: ExtendVolume, volume: Volume) -> None:
+    """Grow the volume; the claim and the quota were taken when the operation was accepted."""
+    with first_change(operation):
+        desk.backend(operation.pool).extend_volume(volume_name(volume), operation.new_size_gib)
+    keep_limits(desk, operation.pool, volume_name(volume), volume.volume_type_id, operation.new_size_gib)
     desk.exports.resize(volume.id)
     with desk.db.write() as session:
         # The size is a fact now, whatever an administrator did to the status meanwhile.
-        session.execute(update(Volume).where(Volume.id == volume.id).values(size=order.new_size_gib))
-        if states.settle(session, order, V.AVAILABLE):
+        session.execute(update(Volume).where(Volume.id == volume.id).values(size=operation.new_size_gib))
+        if states.settle(session, operation, V.AVAILABLE):
             states.reckon(session, volume.id)
 
 
-def _refund_type(session: Session, order: ChangeType, _failure: Failure) -> None:
-    quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+def _refund_type(session: Session, operation: ChangeType, _failure: Failure) -> None:
+    quotas.refund_type(
+        session, operation.project_id, operation.type_id, volumes=operation.counted, gigabytes=operation.size_gib
+    )
 
 
 @handles(ChangeType, action=Action.RETYPE, undo=_refund_type, restores=True)
-def change_type(desk: Desk, order: ChangeType, volume: Volume) -> None:
+def change_type(desk: Desk, operation: ChangeType, volume: Volume) -> None:
     """Let the pool keep the volume within the limits of its new type, and give it that type."""
-    keep_limits(desk, volume.host or "", volume_name(volume), order.type_id, volume.size, lift=True)
+    keep_limits(desk, volume.host or "", volume_name(volume), operation.type_id, volume.size, lift=True)
     with desk.db.write() as session:
-        kind = session.get(VolumeType, order.type_id)
+        kind = session.get(VolumeType, operation.type_id)
         if kind is None:
-            raise BackendError.for_everybody(f"The volume type {order.type_id} is gone.")
+            raise BackendError.for_everybody(f"The volume type {operation.type_id} is gone.")
         changed = {"volume_type_id": kind.id, "multiattach": kind.multiattach}
         session.execute(update(Volume).where(Volume.id == volume.id).values(changed))
-        counts = {"volumes": order.counted, "gigabytes": order.size_gib}
+        counts = {"volumes": operation.counted, "gigabytes": operation.size_gib}
         quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
         _recount_snapshots(session, volume, kind.id)
-        if states.settle(session, order, V.AVAILABLE):
+        if states.settle(session, operation, V.AVAILABLE):
             states.reckon(session, volume.id)
 
 
@@ -179,15 +185,15 @@ def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
 
 
 @handles(RevertVolume, action=Action.REVERT)
-def revert_volume(desk: Desk, order: RevertVolume, volume: Volume) -> None:
+def revert_volume(desk: Desk, operation: RevertVolume, volume: Volume) -> None:
     """Give the volume the bytes of its snapshot; the snapshot is available again afterwards."""
-    with first_change(order):
+    with first_change(operation):
         desk.backend(volume.host).revert_volume(
-            volume_name(volume), snapshot_name(order.snapshot_id), progress_of(desk, order)
+            volume_name(volume), snapshot_name(operation.snapshot_id), progress_of(desk, operation)
         )
     with desk.db.write() as session:
-        states.settle(session, order, V.AVAILABLE)
+        states.settle(session, operation, V.AVAILABLE)
         with suppress(StateConflict):  # an administrator has reset the snapshot's status meanwhile
             states.move(
-                session, states.SNAPSHOT, order.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,)
+                session, states.SNAPSHOT, operation.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,)
             )

@@ -1,4 +1,4 @@
-"""Decides where: one function per order. Loads, chooses, claims and hands over, or settles with the reason.
+"""Decides where: one function per operation. Loads, chooses, claims and hands over, or settles with the reason.
 
 The decision and its claim are one transaction, and the room has one worker: a decision sees every claim before it.
 """
@@ -20,7 +20,7 @@ from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, S
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
 from blockstore.messages import Action
-from blockstore.orders import (
+from blockstore.operations import (
     ChangeType,
     CreateSnapshot,
     CreateVolume,
@@ -58,11 +58,11 @@ class Scheduler:
 
 
 @handles(PlaceVolume, action=Action.SCHEDULE)
-def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
+def place_volume(room: Scheduler, operation: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
     with room.db.write() as session:
-        wish = _wish(session, volume, order)
-        pool = _choose(room, session, wish, order.request_id, before=order.failure)
+        wish = _wish(session, volume, operation)
+        pool = _choose(room, session, wish, operation.request_id, before=operation.failure)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         place = {
             "volume": volume.id,
@@ -71,93 +71,102 @@ def place_volume(room: Scheduler, order: PlaceVolume, volume: Volume) -> None:
             "backend": pool.backend,
         }
         session.execute(_PLACE, place)
-        following = order.then(
+        following = operation.then(
             CreateVolume,
-            snapshot_id=order.snapshot_id,
-            source_volume_id=order.source_volume_id,
-            hints=order.hints,
-            tried=order.tried,
+            snapshot_id=operation.snapshot_id,
+            source_volume_id=operation.source_volume_id,
+            hints=operation.hints,
+            tried=operation.tried,
             pool=pool.name,
         )
-        states.hand_over(session, order, following)
+        states.hand_over(session, operation, following)
 
 
 @handles(PlaceSnapshot, action=Action.SNAPSHOT_CREATE)
-def place_snapshot(room: Scheduler, order: PlaceSnapshot, snapshot: Snapshot) -> None:
+def place_snapshot(room: Scheduler, operation: PlaceSnapshot, snapshot: Snapshot) -> None:
     """Check that the volume's pool can take the snapshot, claim it and hand over."""
     with room.db.read() as session:
-        volume = session.get_one(Volume, order.volume_id)
+        volume = session.get_one(Volume, operation.volume_id)
         wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **facts_of(session, volume))
     with room.db.write() as session:
-        pool = _choose(room, session, wish, order.request_id)
+        pool = _choose(room, session, wish, operation.request_id)
         claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
-        following = order.then(CreateSnapshot, volume_id=order.volume_id, reference=order.reference)
-        states.hand_over(session, order, following)
+        following = operation.then(CreateSnapshot, volume_id=operation.volume_id, reference=operation.reference)
+        states.hand_over(session, operation, following)
 
 
 @handles(PlaceManaged, action=Action.MANAGE)
-def place_managed(room: Scheduler, order: PlaceManaged, volume: Volume) -> None:
+def place_managed(room: Scheduler, operation: PlaceManaged, volume: Volume) -> None:
     """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
     with room.db.write() as session:
-        wish = Wish(size_gib=0, only_pool=order.pool, **confined_facts(session, volume))
-        _choose(room, session, wish, order.request_id)
-        following = order.then(ManageVolume, pool=order.pool, reference=order.reference)
-        states.hand_over(session, order, following)
+        wish = Wish(size_gib=0, only_pool=operation.pool, **confined_facts(session, volume))
+        _choose(room, session, wish, operation.request_id)
+        following = operation.then(ManageVolume, pool=operation.pool, reference=operation.reference)
+        states.hand_over(session, operation, following)
 
 
-def _refund_growth(session: Session, order: PlaceExtension, _failure: Failure) -> None:
-    quotas.refund_growth(session, order.project_id, order.volume_id, order.growth_gib)
+def _refund_growth(session: Session, operation: PlaceExtension, _failure: Failure) -> None:
+    quotas.refund_growth(session, operation.project_id, operation.volume_id, operation.growth_gib)
 
 
 @handles(PlaceExtension, action=Action.EXTEND, undo=_refund_growth, restores=True)
-def place_extension(room: Scheduler, order: PlaceExtension, volume: Volume) -> None:
+def place_extension(room: Scheduler, operation: PlaceExtension, volume: Volume) -> None:
     """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
     with room.db.read() as session:
         wish = Wish(
-            size_gib=order.growth_gib,
+            size_gib=operation.growth_gib,
             only_pool=volume.host,
             extends_attached=volume.attach_status != "detached",
             **facts_of(session, volume),
         )
     with room.db.write() as session:
-        pool = _choose(room, session, wish, order.request_id)
-        claims.claim(session, pool.name, volume_gib=order.growth_gib)
-        following = order.then(
-            ExtendVolume, new_size_gib=order.new_size_gib, growth_gib=order.growth_gib, pool=pool.name
+        pool = _choose(room, session, wish, operation.request_id)
+        claims.claim(session, pool.name, volume_gib=operation.growth_gib)
+        following = operation.then(
+            ExtendVolume, new_size_gib=operation.new_size_gib, growth_gib=operation.growth_gib, pool=pool.name
         )
-        states.hand_over(session, order, following)
+        states.hand_over(session, operation, following)
 
 
-def _refund_type(session: Session, order: RetypeVolume, _failure: Failure) -> None:
-    quotas.refund_type(session, order.project_id, order.type_id, volumes=order.counted, gigabytes=order.size_gib)
+def _refund_type(session: Session, operation: RetypeVolume, _failure: Failure) -> None:
+    quotas.refund_type(
+        session, operation.project_id, operation.type_id, volumes=operation.counted, gigabytes=operation.size_gib
+    )
 
 
 @handles(RetypeVolume, action=Action.RETYPE, undo=_refund_type, restores=True)
-def retype_volume(room: Scheduler, order: RetypeVolume, volume: Volume) -> None:
+def retype_volume(room: Scheduler, operation: RetypeVolume, volume: Volume) -> None:
     """Leave the volume where it is when its pool serves the new type, else move it, if it may; and hand over.
 
     A refusal changes nothing.
     """
     with room.db.write() as session:
-        kind = session.get(VolumeType, order.type_id)
+        kind = session.get(VolumeType, operation.type_id)
         if kind is None:
-            raise NoBackend.for_everybody(f"The volume type {order.type_id} is gone.")
+            raise NoBackend.for_everybody(f"The volume type {operation.type_id} is gone.")
         facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
         try:
             # The volume has its room already.
-            _choose(room, session, Wish(size_gib=0, only_pool=volume.host, **facts), order.request_id)
+            _choose(room, session, Wish(size_gib=0, only_pool=volume.host, **facts), operation.request_id)
         except NoBackend as refused:
-            _retype_by_moving(room, session, order, volume, facts, refused)
+            _retype_by_moving(room, session, operation, volume, facts, refused)
             return
-        following = order.then(ChangeType, type_id=order.type_id, counted=order.counted, size_gib=order.size_gib)
-        states.hand_over(session, order, following)
+        following = operation.then(
+            ChangeType, type_id=operation.type_id, counted=operation.counted, size_gib=operation.size_gib
+        )
+        states.hand_over(session, operation, following)
 
 
 def _retype_by_moving(
-    room: Scheduler, session: Session, order: RetypeVolume, volume: Volume, facts: Mapping[str, Any], refused: NoBackend
+    room: Scheduler,
+    session: Session,
+    operation: RetypeVolume,
+    volume: Volume,
+    facts: Mapping[str, Any],
+    refused: NoBackend,
 ) -> None:
-    if not order.may_move:
+    if not operation.may_move:
         raise _with(refused, "It is not moved, since migration_policy is not on-demand.")
     if volume.previous_status != V.AVAILABLE:
         raise _with(refused, f"A volume that is {volume.previous_status} is not moved; detach it first.")
@@ -165,19 +174,19 @@ def _retype_by_moving(
     if kept is not None:
         raise _with(refused, f"It is not moved either: {kept}.")
     wish = Wish(size_gib=volume.size, **leaving(room.board, volume), **facts)
-    pool = _choose(room, session, wish, order.request_id)
+    pool = _choose(room, session, wish, operation.request_id)
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
-    following = order.then(
+    following = operation.then(
         MoveToType,
         destination=pool.name,
         name_id=new_id(),
         volume_gib=volume.size,
-        type_id=order.type_id,
-        counted=order.counted,
-        size_gib=order.size_gib,
+        type_id=operation.type_id,
+        counted=operation.counted,
+        size_gib=operation.size_gib,
     )
-    states.hand_over(session, order, following)
+    states.hand_over(session, operation, following)
 
 
 def leaving(board: Board, volume: Volume) -> dict[str, Any]:
@@ -201,22 +210,22 @@ def kept_by(session: Session, volume: Volume) -> str | None:
     return None
 
 
-def _note_failed_migration(session: Session, order: PlaceMigration, _failure: Failure) -> None:
-    session.execute(update(Volume).where(Volume.id == order.volume_id).values(migration_status="error"))
+def _note_failed_migration(session: Session, operation: PlaceMigration, _failure: Failure) -> None:
+    session.execute(update(Volume).where(Volume.id == operation.volume_id).values(migration_status="error"))
 
 
 @handles(PlaceMigration, action=Action.MIGRATE, undo=_note_failed_migration)
-def place_migration(room: Scheduler, order: PlaceMigration, volume: Volume) -> None:
+def place_migration(room: Scheduler, operation: PlaceMigration, volume: Volume) -> None:
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
     with room.db.write() as session:
         facts = confined_facts(session, volume)
         leaves = leaving(room.board, volume)
-        wish = Wish(size_gib=volume.size, destination=order.destination, **leaves, **facts)
-        pool = _choose(room, session, wish, order.request_id)
+        wish = Wish(size_gib=volume.size, destination=operation.destination, **leaves, **facts)
+        pool = _choose(room, session, wish, operation.request_id)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
-        following = order.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
-        states.hand_over(session, order, following)
+        following = operation.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
+        states.hand_over(session, operation, following)
 
 
 # --- what the decision is made of ----------------------------------------------------------------------------
@@ -297,17 +306,17 @@ def confined_facts(session: Session, volume: Volume, **changed: Any) -> dict[str
     return {**facts, "availability_zones": zones_of(facts["extra_specs"])}
 
 
-def _wish(session: Session, volume: Volume, order: PlaceVolume) -> Wish:
+def _wish(session: Session, volume: Volume, operation: PlaceVolume) -> Wish:
     facts = facts_of(session, volume)
     specs: Mapping[str, str | None] = facts["extra_specs"]
     zones = (volume.availability_zone,) if volume.availability_zone else zones_of(specs)
     return Wish(
         size_gib=volume.size,
         availability_zones=zones,
-        same_pools=_pools_of(session, order.hints.get("same_host"), volume.project_id),
-        different_pools=_pools_of(session, order.hints.get("different_host"), volume.project_id),
+        same_pools=_pools_of(session, operation.hints.get("same_host"), volume.project_id),
+        different_pools=_pools_of(session, operation.hints.get("different_host"), volume.project_id),
         only_pool=_source_pool(session, volume),
-        tried=order.tried,
+        tried=operation.tried,
         **facts,
     )
 

@@ -208,8 +208,8 @@ class Ports:
     def candidates(self, export_id: str, remembered: int) -> Iterator[int]:
         """Yield the ports that no other export has: the remembered one first, then from a place made from the id."""
         start = int.from_bytes(hashlib.sha256(export_id.encode()).digest()[:8])
-        order = (self._ports[(start + step) % len(self._ports)] for step in range(len(self._ports)))
-        for port in (remembered, *order) if remembered else order:
+        operation = (self._ports[(start + step) % len(self._ports)] for step in range(len(self._ports)))
+        for port in (remembered, *operation) if remembered else operation:
             if self._holder(port) in ("", export_id):
                 yield port
 

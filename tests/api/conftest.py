@@ -23,7 +23,7 @@ from blockstore.app.service import Service
 from blockstore.db.models import (
     Attachment,
     Base,
-    OrderRow,
+    OperationRow,
     Snapshot,
     SnapshotMetadata,
     Volume,
@@ -127,12 +127,12 @@ class Hall:
                 session.execute(delete(model))
 
     def facts(self, volume_id: str) -> tuple[Any, ...]:
-        """Return what an attachment changes: the volume, its attachments, and how many orders there are."""
+        """Return what an attachment changes: the volume, its attachments, and how many operations there are."""
         with self.db.read() as session:
             return (
                 session.execute(select(Volume.__table__).where(Volume.id == volume_id)).one_or_none(),
                 session.execute(select(Attachment.__table__).where(Attachment.volume_id == volume_id)).all(),
-                session.execute(select(func.count()).select_from(OrderRow)).scalar(),
+                session.execute(select(func.count()).select_from(OperationRow)).scalar(),
             )
 
     def statuses(self, volume_id: str) -> tuple[Any, ...]:

@@ -1033,10 +1033,10 @@ def test_a_target_that_cannot_show_a_new_size_refuses_before_anything_is_charged
         attachment = reserve(api, volume, connector=CONNECTOR).json["attachment"]["id"]
         assert complete(api, attachment).status == 204
         used = api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"]
-        orders = service.bus.depth()
+        operations = service.bus.depth()
         answer = api("POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}})
         assert (answer.status, "cannot extend what is attached; detach it first" in answer.message) == (400, True)
-        assert service.bus.depth() == orders
+        assert service.bus.depth() == operations
         assert api.get(f"/volumes/{volume}")["volume"]["status"] == "in-use"
         assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == used
         assert remove(api, attachment).status == 200

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import text, update
 
 from blockstore import states
-from blockstore.db.models import Attachment, OrderRow, Snapshot, Volume, now
-from blockstore.orders import new_order_id
+from blockstore.db.models import Attachment, OperationRow, Snapshot, Volume, now
+from blockstore.operations import new_operation_id
 from tests.api.conftest import POOL, Hall, at_once
 from tests.api.test_attachments import CONNECTOR, connect, remove, reserve
 from tests.api.volumes.test_attach_actions import ask, attach, initialize, terminate
@@ -227,16 +227,16 @@ def test_an_operation_holds_a_volume_whose_status_was_reset(lite: Hall) -> None:
     volume = lite.volume(donor)
     transfer = offer(donor, volume)
     facts = {"resource_type": "volume", "resource_id": volume, "project_id": "p", "request_id": "r", "body": {}}
-    order = lite.add(OrderRow, id=new_order_id(), kind="ExtendVolume", **facts)
+    operation = lite.add(OperationRow, id=new_operation_id(), kind="ExtendVolume", **facts)
     try:
         refused = accept(receiver, transfer["id"], transfer["auth_key"])
         assert (refused.status, "is not finished" in refused.message) == (400, True)
         with lite.db.write() as session:
-            session.execute(update(OrderRow).where(OrderRow.id == order).values(kind="RemoveCopy"))
+            session.execute(update(OperationRow).where(OperationRow.id == operation).values(kind="RemoveCopy"))
         assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
     finally:
         with lite.db.write() as session:
-            session.delete(session.get_one(OrderRow, order))
+            session.delete(session.get_one(OperationRow, operation))
 
 
 # --- what was decided before it changed hands --------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from blockstore.api import snapshots
-from blockstore.db.models import OrderRow, Snapshot, now
+from blockstore.db.models import OperationRow, Snapshot, now
 from tests.api.conftest import Hall
 from tests.api.volumes.test_attach_actions import ask
 from tests.conftest import Client
@@ -65,8 +65,10 @@ def test_with_a_volume_its_snapshots_go_from_the_newest_on(lite: Hall, clock: li
     assert client("DELETE", f"/volumes/{volume}?cascade=true").status == 202
     client.wait_idle()
     with lite.db.read() as session:
-        gone = select(OrderRow.resource_id).where(OrderRow.kind == "DeleteSnapshot", OrderRow.resource_id.in_(shots))
-        assert list(session.scalars(gone.order_by(OrderRow.id))) == shots[::-1]
+        gone = select(OperationRow.resource_id).where(
+            OperationRow.kind == "DeleteSnapshot", OperationRow.resource_id.in_(shots)
+        )
+        assert list(session.scalars(gone.order_by(OperationRow.id))) == shots[::-1]
 
 
 def test_numbers_are_of_each_volume_and_grow(lite: Hall) -> None:

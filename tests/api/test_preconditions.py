@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore.db.models import OrderRow, Snapshot, Volume
+from blockstore.db.models import OperationRow, Snapshot, Volume
 from blockstore.states import S, V
 from tests.api.conftest import Hall, unknown_id
 from tests.conftest import Answer, Client
@@ -416,8 +416,8 @@ def test_limits_of_size_in_a_type(lite: Hall) -> None:
     assert (answer.status, "at most 3 GiB" in answer.message) == (400, True)
 
 
-def test_every_open_order_has_ended(hall: Hall) -> None:
+def test_every_open_operation_has_ended(hall: Hall) -> None:
     """After all of the above: nothing was left behind."""
     assert hall.service.bus.wait_idle(10)
     with hall.db.read() as session:
-        assert session.scalars(select(OrderRow.id).where(OrderRow.state == "open")).all() == []
+        assert session.scalars(select(OperationRow.id).where(OperationRow.state == "open")).all() == []

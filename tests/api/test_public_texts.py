@@ -187,11 +187,11 @@ def test_the_log_has_the_operators_text(served: Served, told: tuple[Asked, Asked
         assert word in log, log[-4000:]
 
 
-def test_the_operators_order_list_has_it_too(served: Served, told: tuple[Asked, Asked]) -> None:
+def test_the_operators_operation_list_has_it_too(served: Served, told: tuple[Asked, Asked]) -> None:
     from click.testing import CliRunner
 
     from blockstore.cli import main
 
-    listed = CliRunner().invoke(main, ["order", "list", "--all", "--state-dir", str(served.state_dir)])
+    listed = CliRunner().invoke(main, ["operation", "list", "--all", "--state-dir", str(served.state_dir)])
     assert "CapacityFilter" in listed.output, listed.output
     assert Path(str(served.state_dir)).name in listed.output

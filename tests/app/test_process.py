@@ -329,18 +329,18 @@ def test_stop_lets_running_work_end_and_leaves_the_rest_to_the_next_start(serve:
     slow = "[service]\nworkers = 1\n[backend:m]\nplugin = memory\nlatency_s = 3\nmax_over_subscription_ratio = 9\n"
     served = serve(slow)
     ids = [ask(served, "POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"] for _ in range(3)]
-    wait_for(lambda: "CreateVolume" in blockstore("order", "list", "--state-dir", served.state_dir).stdout)
+    wait_for(lambda: "CreateVolume" in blockstore("operation", "list", "--state-dir", served.state_dir).stdout)
     assert served.stop() == 0
     assert "nothing was cut off" in served.log.read_text()
     again = serve(slow, state_dir=served.state_dir)
     wait_for(lambda: all(ask(again, "GET", f"/volumes/{i}")["volume"]["status"] == "available" for i in ids))
-    assert "orders resumed" in again.log.read_text()
+    assert "operations resumed" in again.log.read_text()
 
 
 def test_stop_does_not_wait_for_ever(serve: Serve) -> None:
     served = serve("[service]\ndrain_timeout_s = 0.2\n[backend:m]\nplugin = memory\nlatency_s = 60\n")
     ask(served, "POST", "/volumes", {"volume": {"size": 1}})
-    wait_for(lambda: "CreateVolume" in blockstore("order", "list", "--state-dir", served.state_dir).stdout)
+    wait_for(lambda: "CreateVolume" in blockstore("operation", "list", "--state-dir", served.state_dir).stdout)
     started = time.monotonic()
     assert served.stop() == 0
     assert time.monotonic() - started < 10

@@ -17,7 +17,7 @@ from blockstore.backends.conformance import cases, run
 from blockstore.backends.contract import GIB, Capabilities, Capacity, Located, Mode, Progress, no_progress
 from blockstore.backends.memory import BLOCK, Image, ImageFile, MemoryBackend, MemoryOptions
 from blockstore.conformance import PREFIX, Result
-from blockstore.errors import BackendError, NotSupported, OrderCancelled, VolumeMissing
+from blockstore.errors import BackendError, NotSupported, OperationCancelled, VolumeMissing
 
 
 class OldBytes(MemoryBackend):
@@ -155,7 +155,7 @@ class CloneMakesUpSource(MemoryBackend):
 
 class CancelIsSwallowed(MemoryBackend):
     def _quiet(self, call: Callable[..., None], *args: Any) -> None:
-        with suppress(OrderCancelled):
+        with suppress(OperationCancelled):
             call(*args)
 
     def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:

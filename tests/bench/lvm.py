@@ -1,7 +1,8 @@
 """Create on LVM against a bare `lvcreate`: `tests/lab/lab-run -- .venv/bin/python -m tests.bench lvm`.
 
-The service runs in this process, to spare the slow lab. Timed is the whole life of the order: from the request, through
-scheduler and manager, to the moment the volume is available. Bare and service take turns, on the same thin pool.
+The service runs in this process, to spare the slow lab. Timed is the whole life of the operation: from the request,
+through scheduler and manager, to the moment the volume is available. Bare and service take turns, on the same thin
+pool.
 """
 
 from __future__ import annotations

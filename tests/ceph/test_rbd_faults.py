@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from blockstore.app.service import Service
-from blockstore.db.models import OrderRow
+from blockstore.db.models import OperationRow
 from blockstore.errors import NoSpace
 from tests.api.volumes.test_moving import bound, fill, holds, idle, move, shown, whole
 from tests.ceph.conftest import Ceph, down, looked_at
@@ -86,7 +86,7 @@ def settled(api: Client, volume_id: str, status: str) -> None:
 def story(api: Client, one_id: str) -> str:
     """Why what was asked of a volume or snapshot failed."""
     with api.service.db.read() as session:
-        found = session.scalars(select(OrderRow.reason).where(OrderRow.resource_id == one_id))
+        found = session.scalars(select(OperationRow.reason).where(OperationRow.resource_id == one_id))
         return " ".join(reason for reason in found if reason)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from blockstore.app.service import Service
 from blockstore.cli import main
-from blockstore.db.models import OrderRow
+from blockstore.db.models import OperationRow
 from blockstore.manager import new_storage
 from blockstore.manager.desk import volume_name
 from tests.api.volumes.test_moving import fill, holds, idle, move, row, shown, whole
@@ -201,7 +201,7 @@ def test_from_one_cluster_to_another_and_back(
 def reason(api: Client, one_id: str) -> str:
     """Why what was asked of a resource failed last."""
     with api.service.db.read() as session:
-        found = session.scalars(select(OrderRow.reason).where(OrderRow.resource_id == one_id))
+        found = session.scalars(select(OperationRow.reason).where(OperationRow.resource_id == one_id))
         return " ".join(reason for reason in found if reason)
 
 

@@ -24,10 +24,10 @@ from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend
 from blockstore.cli import main
-from blockstore.db.models import OrderRow
+from blockstore.db.models import OperationRow
 from blockstore.db.session import Database
 from blockstore.manager import copying, moving
-from blockstore.orders import CreateVolume, DeleteVolume, new_order_id
+from blockstore.operations import CreateVolume, DeleteVolume, new_operation_id
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.crash.invariants import check
 
@@ -58,7 +58,7 @@ def refused(*arguments: object) -> str:
 
 @pytest.fixture
 def state(start_service: Callable[..., Service], tmp_path: Path) -> Path:
-    """A state directory with a finished order and two open ones, whose service does not run."""
+    """A state directory with a finished operation and two open ones, whose service does not run."""
     state = tmp_path / "state"
     service = Service(make_config(state))
     service.start()
@@ -67,13 +67,15 @@ def state(start_service: Callable[..., Service], tmp_path: Path) -> Path:
     db = Database(f"sqlite:///{state}/blockstore.db")
     with db.write() as session:
         for kind, volume_id in ((CreateVolume, "v1"), (DeleteVolume, "v2")):
-            states.file(session, kind(order_id=new_order_id(), request_id="req-1", project_id="p", volume_id=volume_id))
+            states.file(
+                session, kind(operation_id=new_operation_id(), request_id="req-1", project_id="p", volume_id=volume_id)
+            )
     db.dispose()
     return state
 
 
-def open_order(state: Path, kind: str) -> str:
-    (line,) = (line for line in said("order", "list", "--state-dir", state).splitlines() if kind in line)
+def open_operation(state: Path, kind: str) -> str:
+    (line,) = (line for line in said("operation", "list", "--state-dir", state).splitlines() if kind in line)
     return line.split()[0]
 
 
@@ -247,7 +249,7 @@ def test_help_needs_no_database_library() -> None:
 def test_mistake_in_the_configuration_is_one_line(tmp_path: Path) -> None:
     config = tmp_path / "blockstore.ini"
     config.write_text("[service]\nlissen = 1\n")
-    assert "[service] lissen is not an option" in refused("order", "list", "--config", config)
+    assert "[service] lissen is not an option" in refused("operation", "list", "--config", config)
 
 
 # --- openrc ------------------------------------------------------------------------------------------------
@@ -268,61 +270,67 @@ def test_openrc_without_a_server_names_the_configured_address(tmp_path: Path) ->
     assert "OS_ENDPOINT=http://127.0.0.1:8776/v3;\n" in output
 
 
-# --- order -------------------------------------------------------------------------------------------------
+# --- operation -------------------------------------------------------------------------------------------------
 
 
-def test_order_list_shows_what_is_open(state: Path) -> None:
-    lines = said("order", "list", "--state-dir", state).splitlines()
-    assert lines[0].split() == ["ORDER", "WHAT", "RESOURCE", "STATE", "PROGRESS", "STARTED", "REASON"]
+def test_operation_list_shows_what_is_open(state: Path) -> None:
+    lines = said("operation", "list", "--state-dir", state).splitlines()
+    assert lines[0].split() == ["OPERATION", "WHAT", "RESOURCE", "STATE", "PROGRESS", "STARTED", "REASON"]
     assert [line.split()[1:5] for line in lines[1:]] == [
         ["DeleteVolume", "volume", "v2", "queued"],
         ["CreateVolume", "volume", "v1", "queued"],
     ]
 
 
-def test_order_list_all_and_of_one_resource(state: Path) -> None:
-    everything = said("order", "list", "--all", "--state-dir", state)
+def test_operation_list_all_and_of_one_resource(state: Path) -> None:
+    everything = said("operation", "list", "--all", "--state-dir", state)
     assert re.search(r"PlaceVolume +volume \S+ +done", everything)
-    assert len(said("order", "list", "--all", "--limit", 1, "--state-dir", state).splitlines()) == 2
-    assert len(said("order", "list", "--resource", "v1", "--state-dir", state).splitlines()) == 2
+    assert len(said("operation", "list", "--all", "--limit", 1, "--state-dir", state).splitlines()) == 2
+    assert len(said("operation", "list", "--resource", "v1", "--state-dir", state).splitlines()) == 2
 
 
-def test_order_list_says_when_there_is_nothing(start_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_operation_list_says_when_there_is_nothing(start_service: Callable[..., Service], tmp_path: Path) -> None:
     start_service(make_config(tmp_path / "state"))
-    assert said("order", "list", "--state-dir", tmp_path / "state") == "Nothing waits or runs.\n"
+    assert said("operation", "list", "--state-dir", tmp_path / "state") == "Nothing waits or runs.\n"
 
 
-def test_order_list_without_a_database_is_one_sentence(tmp_path: Path) -> None:
-    assert f"There is no database in {tmp_path}/none yet" in refused("order", "list", "--state-dir", tmp_path / "none")
+def test_operation_list_without_a_database_is_one_sentence(tmp_path: Path) -> None:
+    assert f"There is no database in {tmp_path}/none yet" in refused(
+        "operation", "list", "--state-dir", tmp_path / "none"
+    )
     assert not (tmp_path / "none").exists()
 
 
-def test_order_show(state: Path) -> None:
-    order_id = open_order(state, "DeleteVolume")
-    shown = dict(line.split(maxsplit=1) for line in said("order", "show", order_id, "--state-dir", state).splitlines())
-    assert shown["order"] == order_id
+def test_operation_show(state: Path) -> None:
+    operation_id = open_operation(state, "DeleteVolume")
+    shown = dict(
+        line.split(maxsplit=1) for line in said("operation", "show", operation_id, "--state-dir", state).splitlines()
+    )
+    assert shown["operation"] == operation_id
     assert shown["what"] == "DeleteVolume"
     assert shown["volume"] == "v2"
     assert shown["request"] == "req-1"
     assert json.loads(shown["details"]) == {"volume_id": "v2", "pool": ""}
-    assert "There is no order nonsense." in refused("order", "show", "nonsense", "--state-dir", state)
+    assert "There is no operation nonsense." in refused("operation", "show", "nonsense", "--state-dir", state)
 
 
-def test_order_cancel_asks_what_may_be_stopped(state: Path) -> None:
-    order_id = open_order(state, "CreateVolume")
-    assert said("order", "cancel", order_id, "--state-dir", state) == "Asked CreateVolume of volume v1 to stop.\n"
-    assert "stopping" in said("order", "list", "--resource", "v1", "--state-dir", state)
+def test_operation_cancel_asks_what_may_be_stopped(state: Path) -> None:
+    operation_id = open_operation(state, "CreateVolume")
+    assert (
+        said("operation", "cancel", operation_id, "--state-dir", state) == "Asked CreateVolume of volume v1 to stop.\n"
+    )
+    assert "stopping" in said("operation", "list", "--resource", "v1", "--state-dir", state)
 
 
-def test_order_cancel_refuses_what_may_not_be_stopped(state: Path) -> None:
-    half = refused("order", "cancel", open_order(state, "DeleteVolume"), "--state-dir", state)
+def test_operation_cancel_refuses_what_may_not_be_stopped(state: Path) -> None:
+    half = refused("operation", "cancel", open_operation(state, "DeleteVolume"), "--state-dir", state)
     assert "DeleteVolume cannot be stopped half-way without harm; it runs to its end." in half
     db = Database(f"sqlite:///{state}/blockstore.db")
     with db.read() as session:
-        (done,) = (row.id for row in session.query(OrderRow) if row.kind == "CreateVolume" and row.state == "done")
+        (done,) = (row.id for row in session.query(OperationRow) if row.kind == "CreateVolume" and row.state == "done")
     db.dispose()
-    assert f"Order {done} is done already." in refused("order", "cancel", done, "--state-dir", state)
-    assert "There is no order nonsense." in refused("order", "cancel", "nonsense", "--state-dir", state)
+    assert f"Operation {done} is done already." in refused("operation", "cancel", done, "--state-dir", state)
+    assert "There is no operation nonsense." in refused("operation", "cancel", "nonsense", "--state-dir", state)
 
 
 def test_a_running_move_shows_its_progress_and_is_stopped(
@@ -358,18 +366,18 @@ def test_a_running_move_shows_its_progress_and_is_stopped(
     assert half_way.wait(30)
     shown, deadline = "", time.monotonic() + 20
     while not (found := re.search(r"(\S+) +MoveVolume +volume \S+ +running +(\d+) %", shown)):
-        assert time.monotonic() < deadline, shown  # it is noted once the order has taken a second
-        shown = said("order", "list", "--state-dir", state)
+        assert time.monotonic() < deadline, shown  # it is noted once the operation has taken a second
+        shown = said("operation", "list", "--state-dir", state)
     assert copying.COPY_SHARE // 2 <= int(found[2]) < copying.COPY_SHARE
-    assert f"progress   {found[2]} %" in said("order", "show", found[1], "--state-dir", state)
+    assert f"progress   {found[2]} %" in said("operation", "show", found[1], "--state-dir", state)
     assert (
-        said("order", "cancel", found[1], "--state-dir", state)
+        said("operation", "cancel", found[1], "--state-dir", state)
         == f"Asked MoveVolume of volume {volume['id']} to stop.\n"
     )
-    assert "stopping" in said("order", "list", "--state-dir", state)
+    assert "stopping" in said("operation", "list", "--state-dir", state)
     gate.set()
     assert service.bus.wait_idle(30)
-    assert "cancelled by the operator at" in said("order", "show", found[1], "--state-dir", state)
+    assert "cancelled by the operator at" in said("operation", "show", found[1], "--state-dir", state)
     kept = api("GET", f"/volumes/{volume['id']}").json["volume"]
     assert (kept["status"], kept["migration_status"], kept["os-vol-host-attr:host"]) == ("available", "error", home)
     check(service.db, service.backends)

@@ -211,7 +211,7 @@ class TestTwoBackends:
         storage.delete_type(kind)
 
     def test_our_own_command_explains_and_drains(self, cloud: Cloud, name: str) -> None:
-        """schedule explain, backend drain --dry-run, backend drain, order list."""
+        """schedule explain, backend drain --dry-run, backend drain, operation list."""
         ids = [cloud.openstack_json("volume create --size 1", f"{name}-{number}")["id"] for number in range(2)]
         cloud.settle()
         hosts = {one: self.shown(cloud, one)["os-vol-host-attr:host"] for one in ids}
@@ -236,9 +236,9 @@ class TestTwoBackends:
         cloud.settle()
         left = {self.shown(cloud, one)["os-vol-host-attr:host"] for one in ids}
         assert left == {f"{host}#{host.partition('@')[2]}" for host in (FIRST, SECOND)} - {hosts[ids[0]]}
-        orders = self.blockstore(cloud, "order", "list", "--resource", ids[0])
-        assert "MoveVolume" in orders
-        assert "100 %" not in orders.splitlines()[0]
+        operations = self.blockstore(cloud, "operation", "list", "--resource", ids[0])
+        assert "MoveVolume" in operations
+        assert "100 %" not in operations.splitlines()[0]
         cloud.openstack("volume service set --enable", f"blockstore@{crowded}", "cinder-volume")
         assert "There is no volume on" in self.blockstore(cloud, "backend", "drain", crowded, "--dry-run")
         cloud.remove(*ids)

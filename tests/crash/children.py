@@ -108,7 +108,7 @@ class Scenario:
     """What is asked, and carried out, before."""
     begin: State = dataclasses.field(default_factory=dict)
     """What is different then."""
-    files_order: bool = True
+    files_operation: bool = True
     """Else the request is carried out by the time it is answered."""
     at_start: bool = False
     """The request is there already, never handed to a room; what is killed is the start that resumes it."""
@@ -156,7 +156,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         {"new": ("available", 1, "now")},
         before=lambda w: w.foreign_snapshot("V", "foreign-shot"),
     ),
-    "unmanage": Scenario(lambda w: w.action("P", "os-unmanage", {}), {"P": None}, files_order=False, lets_go="P"),
+    "unmanage": Scenario(lambda w: w.action("P", "os-unmanage", {}), {"P": None}, files_operation=False, lets_go="P"),
     "first snapshot": Scenario(
         lambda w: w.ask("POST", "/snapshots", {"snapshot": {"volume_id": w.ids["P"]}}),
         {"new": ("available", 1, "plain")},
@@ -174,7 +174,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "reserve": Scenario(
         lambda w: w.attach("P"),
         {"P": ("reserved", 1, "plain"), "new": ("reserved", 0, None)},
-        files_order=False,
+        files_operation=False,
     ),
     "attach at once": Scenario(
         lambda w: w.attach("P", connector=CONNECTOR),
@@ -192,18 +192,18 @@ SCENARIOS: Mapping[str, Scenario] = {
         {"R": ("in-use", 1, "kept"), "R-use": ("attached", 0, "served")},
         before=lambda w: w.connect(),
         begin=R_CONNECTED,
-        files_order=False,
+        files_operation=False,
     ),
     # With what os-initialize_connection left.
     "detach": Scenario(lambda w: w.ask("DELETE", f"/attachments/{w.ids['Q-use']}"), Q_DETACHED),
     "detach the older way": Scenario(lambda w: w.action("Q", "os-detach", {}), Q_DETACHED),
-    "offer": Scenario(lambda w: w.offer("P"), {"P": ("awaiting-transfer", 1, "plain")}, files_order=False),
+    "offer": Scenario(lambda w: w.offer("P"), {"P": ("awaiting-transfer", 1, "plain")}, files_operation=False),
     "accept": Scenario(
         lambda w: w.accept(),
         {"V": ("available", 1, "now")},
         before=lambda w: w.offer("V"),
         begin={"V": ("awaiting-transfer", 1, "now")},
-        files_order=False,
+        files_operation=False,
         given=frozenset({"V", "S1", "S2"}),
     ),
     # What its former owner has connected is gone before it can be offered.
@@ -212,7 +212,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         {"P": ("available", 1, "plain")},
         before=lambda w: w.connect_disconnect_offer(),
         begin={"P": ("awaiting-transfer", 1, "plain")},
-        files_order=False,
+        files_operation=False,
         given=frozenset({"P"}),
     ),
     "connect the older way": Scenario(
@@ -418,7 +418,8 @@ class World:
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(data["socket"])
         elif attachment.target == "tgt":
-            (shown,) = (one for one in Tgtd.find(target.options.control_socket).targets() if attachment.id in one.name)  # type: ignore[attr-defined]
+            # type: ignore[attr-defined]
+            (shown,) = (one for one in Tgtd.find(target.options.control_socket).targets() if attachment.id in one.name)
             assert (shown.name, shown.path) == (data["target_iqn"], str(located.path)), (shown, data)
             assert shown.admitted == {CONNECTOR["initiator"]}, shown
         else:
@@ -578,10 +579,10 @@ def _world(state_dir: Path, target: str) -> World:
 
 
 def prepare(state_dir: str, name: str, target: str) -> None:
-    """Make what a scenario starts from; for one that is killed at its start, file its orders too and die."""
+    """Make what a scenario starts from; for one that is killed at its start, file its operations too and die."""
     world = _prepared(Path(state_dir), SCENARIOS[name], target)
     if SCENARIOS[name].at_start:
-        world.service.bus.drain(0)  # orders are left to the next start, and nobody waits for them
+        world.service.bus.drain(0)  # operations are left to the next start, and nobody waits for them
         answer = SCENARIOS[name].act(world)
         assert answer.status in (202, 503), answer.body
         os.kill(os.getpid(), signal.SIGKILL)
@@ -622,14 +623,14 @@ def _prepared(state_dir: Path, scenario: Scenario, target: str) -> World:
                 world.learn(name)
     assert world.state() == {**BASE, **scenario.begin}, world.state()
     (state_dir / "ids").write_text(json.dumps(world.ids))
-    (state_dir / "orders").write_text(str(_orders_in(state_dir)))
+    (state_dir / "operations").write_text(str(_operations_in(state_dir)))
     check(service.db, service.backends, targets=service.exports.targets)
     return world
 
 
-def _orders_in(state_dir: Path) -> int:
+def _operations_in(state_dir: Path) -> int:
     with sqlite3.connect(state_dir / "blockstore.db") as db:
-        return int(db.execute("SELECT count(*) FROM orders").fetchone()[0])
+        return int(db.execute("SELECT count(*) FROM operations").fetchone()[0])
 
 
 def victim(template: str, place: str, name: str, target: str, fatal: int | None) -> None:
@@ -689,7 +690,7 @@ def recover(place: str, name: str, target: str, purge: bool) -> None:
     state_dir, scenario = Path(place), SCENARIOS[name]
     if (state_dir / "elsewhere").exists():
         (state_dir / "elsewhere").rename(_pool(state_dir))
-    filed = _orders_in(state_dir) > int((state_dir / "orders").read_text())
+    filed = _operations_in(state_dir) > int((state_dir / "operations").read_text())
     started = time.monotonic()
     world = _world(state_dir, target)
     service = world.service
@@ -701,7 +702,7 @@ def recover(place: str, name: str, target: str, purge: bool) -> None:
     check(service.db, service.backends, targets=service.exports.targets)
     state, begin = world.state(), {**BASE, **scenario.begin}
     goal = {name: what for name, what in {**begin, **scenario.goal}.items() if what is not None}
-    accepted = filed if scenario.files_order else state == goal
+    accepted = filed if scenario.files_operation else state == goal
     assert accepted or not (state_dir / "answered").exists(), ("what was answered was forgotten", state)
     expected = goal if accepted else begin
     assert state == expected, (state, expected)

@@ -88,16 +88,16 @@ class Victim:
         return self.wait()
 
     def drain(self) -> float:
-        """Wait until no order is open; return how long that took from the first answer of the process."""
-        while self.open_orders():
+        """Wait until no operation is open; return how long that took from the first answer of the process."""
+        while self.open_operations():
             assert time.monotonic() - self.answered < DRAIN_LIMIT_S, (self.place / "log").read_text()[-5000:]
             time.sleep(0.005)
         return time.monotonic() - self.answered
 
-    def open_orders(self) -> int:
-        """Return how many orders are open."""
+    def open_operations(self) -> int:
+        """Return how many operations are open."""
         with closing(sqlite3.connect(f"file:{self.place}/blockstore.db?mode=ro", uri=True)) as db:
-            return int(db.execute("SELECT count(*) FROM orders WHERE state = 'open'").fetchone()[0])
+            return int(db.execute("SELECT count(*) FROM operations WHERE state = 'open'").fetchone()[0])
 
     def check(self) -> None:
         """Compare rows and files; nothing may be running."""

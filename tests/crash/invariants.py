@@ -18,16 +18,16 @@ from sqlalchemy import select
 
 from blockstore import states
 from blockstore.backends.contract import GIB, Backend
-from blockstore.db.models import Attachment, Message, OrderRow, PoolUsage, QuotaUsage, Snapshot, Volume
+from blockstore.db.models import Attachment, Message, OperationRow, PoolUsage, QuotaUsage, Snapshot, Volume
 from blockstore.db.session import Database
 from blockstore.keyring import Keyring
 from blockstore.manager.desk import snapshot_name, volume_name
-from blockstore.orders import (
+from blockstore.operations import (
     ChangeType,
     ExtendVolume,
     MoveToType,
     MoveVolume,
-    Order,
+    Operation,
     PlaceExtension,
     RemoveCopy,
     RetypeVolume,
@@ -57,7 +57,7 @@ def check(
 
     ``targets``: looked at, too, where they are given.
 
-    ``idle``: nothing waits or runs, so no order may be open. ``explained``: no administrator has set a status, so
+    ``idle``: nothing waits or runs, so no operation may be open. ``explained``: no administrator has set a status, so
     whatever is in error has a story.
     """
     with db.read() as session:
@@ -66,13 +66,13 @@ def check(
             "snapshot": list(session.scalars(select(Snapshot))),
             "attachment": list(session.scalars(select(Attachment))),
         }
-        stored = list(session.scalars(select(OrderRow)))
+        stored = list(session.scalars(select(OperationRow)))
         quota = {(u.project_id, u.resource): u.in_use for u in session.scalars(select(QuotaUsage))}
         pools = {u.pool: (u.volumes, u.volume_gib, u.snapshot_gib) for u in session.scalars(select(PoolUsage))}
         told = {m.resource_uuid for m in session.scalars(select(Message))}
     opened = [from_stored(r.kind, r.id, r.request_id, r.project_id, r.body) for r in stored if r.state == "open"]
     wrong = [
-        *_orders(rows, stored, opened, idle),
+        *_operations(rows, stored, opened, idle),
         *(_reasons(rows, stored, told) if explained else ()),
         *_usage("quota", quota, _quota(rows, opened)),
         *_usage("pool", pools, _pools(rows, opened)),
@@ -104,19 +104,24 @@ def pools_of(backends: Mapping[str, Backend]) -> set[str | None]:
     return {None, *backends}
 
 
-def _orders(rows: Mapping[str, list[Any]], stored: list[OrderRow], opened: list[Order], idle: bool) -> Iterator[str]:
-    covered = {cover for order in opened for cover in order.covers()}
+def _operations(
+    rows: Mapping[str, list[Any]], stored: list[OperationRow], opened: list[Operation], idle: bool
+) -> Iterator[str]:
+    covered = {cover for operation in opened for cover in operation.covers()}
     for kind, machine in states.MACHINES.items():
         for row in rows[kind]:
             if row.status in machine.failure and (kind, row.id, row.status) not in covered:
-                yield f"{kind} {row.id} is {row.status} and no open order covers it"
+                yield f"{kind} {row.id} is {row.status} and no open operation covers it"
     present = {(kind, row.id, row.status) for kind, found in rows.items() for row in found}
-    for order in opened:
+    for operation in opened:
         if idle:
-            yield f"{order.kind} {order.order_id} of {order.resource_type} {order.resource_id} is still open"
-        for cover in order.covers():
+            yield (
+                f"{operation.kind} {operation.operation_id} of {operation.resource_type} {operation.resource_id}"
+                f" is still open"
+            )
+        for cover in operation.covers():
             if cover not in present:
-                yield f"{order.kind} {order.order_id} is open, but there is no {' '.join(cover)}"
+                yield f"{operation.kind} {operation.operation_id} is open, but there is no {' '.join(cover)}"
     for row in stored:
         if (row.finished_at is None) != (row.state == "open"):
             yield f"{row.kind} {row.id} is {row.state}, finished at {row.finished_at}"
@@ -124,9 +129,9 @@ def _orders(rows: Mapping[str, list[Any]], stored: list[OrderRow], opened: list[
             yield f"{row.kind} {row.id} is {row.state} without a reason"
 
 
-def _reasons(rows: Mapping[str, list[Any]], stored: list[OrderRow], told: set[str | None]) -> Iterator[str]:
-    """Whatever is in error has a story: a message for its owner, or at least an order that ended with a reason."""
-    explained = told | {order.resource_id for order in stored if order.reason}
+def _reasons(rows: Mapping[str, list[Any]], stored: list[OperationRow], told: set[str | None]) -> Iterator[str]:
+    """Whatever is in error has a story: a message for its owner, or at least an operation that ended with a reason."""
+    explained = told | {operation.resource_id for operation in stored if operation.reason}
     for kind, found in rows.items():
         for row in found:
             if row.status.startswith("error") and row.id not in explained:
@@ -225,7 +230,7 @@ def _usage(what: str, noted: Mapping[Any, Any], counted: Mapping[Any, Any]) -> I
             yield f"{what} usage of {key} is {noted.get(key, nothing)}; the rows make {counted.get(key, nothing)}"
 
 
-def _quota(rows: Mapping[str, list[Any]], opened: list[Order]) -> Counter[tuple[str, str]]:
+def _quota(rows: Mapping[str, list[Any]], opened: list[Operation]) -> Counter[tuple[str, str]]:
     count: Counter[tuple[str, str]] = Counter()
     type_of = {row.id: row.volume_type_id for row in rows["volume"]}
 
@@ -242,16 +247,16 @@ def _quota(rows: Mapping[str, list[Any]], opened: list[Order]) -> Counter[tuple[
         if row.consumes_quota:
             add(row.project_id, row.volume_id, "snapshots", 1)
             add(row.project_id, row.volume_id, "gigabytes", row.volume_size)
-    for order in opened:
-        if isinstance(order, PlaceExtension | ExtendVolume) and order.volume_id in type_of:
-            add(order.project_id, order.volume_id, "gigabytes", order.growth_gib)
-        if isinstance(order, RetypeVolume | ChangeType | MoveToType):
-            count[order.project_id, f"volumes_{order.type_id}"] += order.counted
-            count[order.project_id, f"gigabytes_{order.type_id}"] += order.size_gib
+    for operation in opened:
+        if isinstance(operation, PlaceExtension | ExtendVolume) and operation.volume_id in type_of:
+            add(operation.project_id, operation.volume_id, "gigabytes", operation.growth_gib)
+        if isinstance(operation, RetypeVolume | ChangeType | MoveToType):
+            count[operation.project_id, f"volumes_{operation.type_id}"] += operation.counted
+            count[operation.project_id, f"gigabytes_{operation.type_id}"] += operation.size_gib
     return count
 
 
-def _pools(rows: Mapping[str, list[Any]], opened: list[Order]) -> dict[str, tuple[int, int, int]]:
+def _pools(rows: Mapping[str, list[Any]], opened: list[Operation]) -> dict[str, tuple[int, int, int]]:
     count: dict[str, list[int]] = {}
     for row in rows["volume"]:
         if row.host is not None:
@@ -261,14 +266,14 @@ def _pools(rows: Mapping[str, list[Any]], opened: list[Order]) -> dict[str, tupl
     for row in rows["snapshot"]:
         if row.host is not None:
             count.setdefault(row.host, [0, 0, 0])[2] += row.volume_size
-    for order in opened:
-        if isinstance(order, ExtendVolume):
-            count.setdefault(order.pool, [0, 0, 0])[1] += order.growth_gib
-        if isinstance(order, MoveVolume | RemoveCopy):
-            moving = isinstance(order, MoveVolume)
-            used = count.setdefault(order.destination if moving else order.pool, [0, 0, 0])
+    for operation in opened:
+        if isinstance(operation, ExtendVolume):
+            count.setdefault(operation.pool, [0, 0, 0])[1] += operation.growth_gib
+        if isinstance(operation, MoveVolume | RemoveCopy):
+            moving = isinstance(operation, MoveVolume)
+            used = count.setdefault(operation.destination if moving else operation.pool, [0, 0, 0])
             used[0] += 1
-            used[1] += order.volume_gib if moving else order.size_gib
+            used[1] += operation.volume_gib if moving else operation.size_gib
     return {pool: (used[0], used[1], used[2]) for pool, used in count.items()}
 
 

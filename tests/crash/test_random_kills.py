@@ -243,7 +243,7 @@ def listed(url: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.timeout(sampling.effort(1800, 7200))
 @pytest.mark.slow
 def test_kills_under_load(victim: Victim) -> None:
-    """After each kill and restart the orders drain in time and everything agrees with everything."""
+    """After each kill and restart the operations drain in time and everything agrees with everything."""
     dice, truth, drains = sampling.dice("kills under load"), Truth(), []
     resumed = 0
     for number in range(KILLS):
@@ -260,7 +260,7 @@ def test_kills_under_load(victim: Victim) -> None:
             assert victim.signal(signal.SIGKILL) == -signal.SIGKILL
             for one in running:
                 one.result()
-        resumed += victim.open_orders()
+        resumed += victim.open_operations()
     victim.start()
     drains.append(victim.drain())
     truth.compare(listed(victim.url))
@@ -268,7 +268,7 @@ def test_kills_under_load(victim: Victim) -> None:
     assert truth.answered["POST 202"] > KILLS  # else nothing was tried
     drains.sort()
     print(
-        f"\n{KILLS} kills, {resumed} orders open at them, {sum(truth.answered.values())} answers"
+        f"\n{KILLS} kills, {resumed} operations open at them, {sum(truth.answered.values())} answers"
         f" ({dict(sorted(truth.answered.items()))}); first answer to nothing open: median"
         f" {drains[len(drains) // 2]:.3f} s, longest {drains[-1]:.3f} s; {len(truth.alive['volumes'])} volumes left"
     )

@@ -80,7 +80,9 @@ def test_a_reader_of_another_process_takes_no_file_away(serve: Callable[..., Ser
     first.kill()
     served = serve(config, state_dir=first.state_dir)
     for _ in range(3):
-        code = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM orders'); db.close()"
+        code = (
+            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM operations'); db.close()"
+        )
         subprocess.run([sys.executable, "-c", code, served.state_dir / "blockstore.db"], check=True)
         assert (served.state_dir / "blockstore.db-wal").exists()
         assert ask(served, "POST", "/v3/volumes", {"volume": {"size": 1}})[0] == 202

@@ -1,4 +1,4 @@
-"""Sessions: what is written is there, what failed is not, and orders are cast after the commit and only then."""
+"""Sessions: what is written is there, what failed is not, and operations are cast after the commit and only then."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from blockstore import states
 from blockstore.db import migrations
-from blockstore.db.models import ExtraSpec, OrderRow, QuotaUsage, VolumeType
+from blockstore.db.models import ExtraSpec, OperationRow, QuotaUsage, VolumeType
 from blockstore.db.session import Database, insert_if_absent
 from blockstore.errors import ConfigError
-from blockstore.orders import DeleteVolume, Order, new_order_id
+from blockstore.operations import DeleteVolume, Operation, new_operation_id
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def db(database_url: str, tmp_path: Path) -> Iterator[Database]:
     made.dispose()
 
 
-def an_order() -> Order:
-    return DeleteVolume(order_id=new_order_id(), request_id="req-1", project_id="p", volume_id="v")
+def an_operation() -> Operation:
+    return DeleteVolume(operation_id=new_operation_id(), request_id="req-1", project_id="p", volume_id="v")
 
 
 def names(db: Database) -> list[str]:
@@ -64,26 +64,26 @@ def test_read_keeps_nothing(db: Database) -> None:
     assert names(db) == []
 
 
-def test_orders_are_cast_after_the_commit(db: Database) -> None:
+def test_operations_are_cast_after_the_commit(db: Database) -> None:
     seen: list[str | None] = []
 
-    def cast(order: Order) -> None:
+    def cast(operation: Operation) -> None:
         with db.read() as session:
-            seen.append(session.scalar(select(OrderRow.state).where(OrderRow.id == order.order_id)))
+            seen.append(session.scalar(select(OperationRow.state).where(OperationRow.id == operation.operation_id)))
 
     db.cast = cast
     with db.write() as session:
-        states.file(session, an_order())
-        states.file(session, an_order())
+        states.file(session, an_operation())
+        states.file(session, an_operation())
         assert seen == []
     assert seen == ["open", "open"]
 
 
-def test_orders_of_a_write_that_raised_are_not_cast(db: Database) -> None:
-    cast: list[Order] = []
+def test_operations_of_a_write_that_raised_are_not_cast(db: Database) -> None:
+    cast: list[Operation] = []
     db.cast = cast.append
     with pytest.raises(RuntimeError), db.write() as session:  # noqa: PT012
-        states.file(session, an_order())
+        states.file(session, an_operation())
         session.flush()
         raise RuntimeError
     assert cast == []

@@ -132,12 +132,12 @@ def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:
 
 def test_projects_take_turns(db: Database) -> None:
     """One with many writers delays another by one of them."""
-    order: list[str] = []
+    operation: list[str] = []
 
     def queue(project: str) -> threading.Thread:
         def write_for() -> None:
             with patience.acting_for(project), db.write():
-                order.append(project)
+                operation.append(project)
 
         before = len(waiting)
         thread = threading.Thread(target=write_for)
@@ -154,7 +154,7 @@ def test_projects_take_turns(db: Database) -> None:
         threads = [queue("loud") for _ in range(5)] + [queue("quiet")]
     for thread in threads:
         thread.join(10)
-    assert order == ["loud", "quiet", "loud", "loud", "loud", "loud"]
+    assert operation == ["loud", "quiet", "loud", "loud", "loud", "loud"]
 
 
 def test_who_gives_up_loses_no_turn_of_the_others(db: Database) -> None:

@@ -151,11 +151,11 @@ def test_the_next_is_of_the_network_that_has_not_failed(besieged: Attempts) -> N
     with ThreadPoolExecutor(8) as callers:
         waits = [held(besieged, "u", f"192.0.2.{number}", callers) for number in range(100, 104)]
         waits.append(held(besieged, "u", "198.51.100.1", callers))
-        order = sorted(besieged._held, key=besieged._rank)
-        assert order[0].networks[0] == "198.51.100.1"
+        operation = sorted(besieged._held, key=besieged._rank)
+        assert operation[0].networks[0] == "198.51.100.1"
         assert [
             one for one in besieged._held if all(not besieged._goes_first(other, one) for other in besieged._held)
-        ] == [order[0]]
+        ] == [operation[0]]
         besieged.close()
         assert {type(one.exception(20)) for one in waits} == {Busy}
 

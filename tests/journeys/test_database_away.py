@@ -25,7 +25,7 @@ from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db import health, outages, patience
 from blockstore.errors import BackendError
-from blockstore.orders import Order
+from blockstore.operations import Operation
 from tests.conftest import Client, Served
 
 
@@ -66,10 +66,10 @@ def test_accepted_create_outlives_a_lock(api: Client, caplog: pytest.LogCaptureF
     assert service.db.path is not None
     lock = contextlib.ExitStack()
 
-    def cast_then_lock(order: Order) -> None:
+    def cast_then_lock(operation: Operation) -> None:
         service.db.cast = cast
         lock.enter_context(locked(service.db.path))  # type: ignore[arg-type]
-        cast(order)
+        cast(operation)
 
     service.db.cast = cast_then_lock
     with lock:

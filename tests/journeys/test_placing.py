@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 from blockstore.app.service import Service
 from blockstore.config import QuotaConfig, SchedulerConfig
-from blockstore.db.models import OrderRow, PoolUsage, QuotaUsage, Snapshot, Volume
+from blockstore.db.models import OperationRow, PoolUsage, QuotaUsage, Snapshot, Volume
 from blockstore.errors import NoSpace
 from tests.conftest import Answer, Client, backend_section
 
@@ -49,7 +49,7 @@ def in_threads(number: int, work: Callable[[Client, int], T], api: Client) -> li
 
 
 def assert_ledgers_are_exact(service: Service) -> None:
-    """Compare what the ledger and the quota say with the rows they stand for; and no order is left open."""
+    """Compare what the ledger and the quota say with the rows they stand for; and no operation is left open."""
     with service.db.read() as session:
         pools: Counter[tuple[str, str]] = Counter()
         quota: Counter[tuple[str, str]] = Counter()
@@ -75,7 +75,7 @@ def assert_ledgers_are_exact(service: Service) -> None:
         charged = Counter({(u.project_id, u.resource): u.in_use for u in usages if "_" not in u.resource})
         assert +said == +pools
         assert +charged == +quota
-        assert session.scalar(select(func.count()).select_from(OrderRow).where(OrderRow.state == "open")) == 0
+        assert session.scalar(select(func.count()).select_from(OperationRow).where(OperationRow.state == "open")) == 0
 
 
 def statuses(api: Client) -> Counter[str]:

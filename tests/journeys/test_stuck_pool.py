@@ -14,7 +14,9 @@ from tests.api.volumes.test_moving import bound, idle, shown
 from tests.conftest import Client, backend_section
 
 
-def test_many_orders_on_a_stuck_pool(start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_operations_on_a_stuck_pool(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sections = (backend_section("a", "directory"), backend_section("b", "directory"))
     api = Client(start_service(backends=sections))
     kinds = {name: bound(api, name) for name in "ab"}

@@ -31,7 +31,7 @@ TIMEOUT_S = 4
 SOON_S = 2.0
 """How long a request may take that has nothing to do with the share; the lab's kernel is slow."""
 ENDS_S = 40.0
-"""How long an order on a dead server may take to be given up."""
+"""How long an operation on a dead server may take to be given up."""
 SMALL = SERVED / "small"
 NAS, DISK, OTHER = "blockstore@nas#nas", "blockstore@disk#disk", "blockstore@other#other"
 

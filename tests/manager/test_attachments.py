@@ -13,10 +13,10 @@ from blockstore.app.service import Service
 from blockstore.app.wiring import local_connector
 from blockstore.backends.contract import Located
 from blockstore.config import TargetSection
-from blockstore.db.models import Attachment, OrderRow, Volume
+from blockstore.db.models import Attachment, OperationRow, Volume
 from blockstore.errors import BackendError, InUse, Reason, SessionAlive, Unreachable, VolumeMissing
 from blockstore.manager import HANDLERS
-from blockstore.orders import Order, from_stored
+from blockstore.operations import Operation, from_stored
 from blockstore.settling import Failure
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
@@ -41,18 +41,18 @@ def rows(api: Client, model: Any = Attachment, **where: Any) -> list[Any]:
         return list(session.scalars(select(model).filter_by(**where)))
 
 
-def order_of(row: OrderRow) -> Order:
+def operation_of(row: OperationRow) -> Operation:
     return from_stored(row.kind, row.id, row.request_id, row.project_id, row.body, attempt=2)
 
 
 def run_again(api: Client, kind: str) -> None:
-    """Handle the newest order of a kind once more, as if its end had not been written down."""
+    """Handle the newest operation of a kind once more, as if its end had not been written down."""
     with api.service.db.write() as session:
-        row = session.scalars(select(OrderRow).filter_by(kind=kind).order_by(OrderRow.id.desc())).first()
+        row = session.scalars(select(OperationRow).filter_by(kind=kind).order_by(OperationRow.id.desc())).first()
         assert row is not None
         row.state, row.finished_at = "open", None
-    order = order_of(row)
-    HANDLERS[type(order)](api.service.desk, order)
+    operation = operation_of(row)
+    HANDLERS[type(operation)](api.service.desk, operation)
 
 
 def judge(api: Client) -> None:
@@ -84,20 +84,20 @@ def test_disconnecting_again_after_a_kill_succeeds(api: Client) -> None:
     assert api.get(f"/volumes/{volume}")["volume"]["status"] == "available"
 
 
-def test_an_order_that_has_ended_is_not_carried_out_again(api: Client) -> None:
+def test_an_operation_that_has_ended_is_not_carried_out_again(api: Client) -> None:
     volume = api.volume()["id"]
     made = reserve(api, volume, connector=CONNECTOR).json["attachment"]["id"]
-    (row,) = rows(api, OrderRow, kind="ConnectAttachment")
+    (row,) = rows(api, OperationRow, kind="ConnectAttachment")
     remove(api, made)
     asked = list(target_of(api.service).asked)
-    order = order_of(row)
-    HANDLERS[type(order)](api.service.desk, order)
+    operation = operation_of(row)
+    HANDLERS[type(operation)](api.service.desk, operation)
     assert target_of(api.service).asked == asked
     judge(api)
 
 
 @pytest.mark.parametrize("kind", ["ConnectAttachment", "DisconnectAttachment"])
-def test_an_order_begun_too_often_is_given_up_with_a_reason(api: Client, kind: str) -> None:
+def test_an_operation_begun_too_often_is_given_up_with_a_reason(api: Client, kind: str) -> None:
     volume = api.volume()["id"]
     made = reserve(api, volume, connector=CONNECTOR).json["attachment"]["id"]
     complete(api, made)
@@ -107,11 +107,11 @@ def test_an_order_begun_too_often_is_given_up_with_a_reason(api: Client, kind: s
     status = "connecting" if kind == "ConnectAttachment" else "disconnecting"
     with api.service.db.write() as session:
         session.get_one(Attachment, made).status = status
-        (stored,) = session.scalars(select(OrderRow).filter_by(kind=kind))
+        (stored,) = session.scalars(select(OperationRow).filter_by(kind=kind))
         stored.state, stored.finished_at = "open", None
         why = "given up: the service died 5 times while it ran"
-        order = order_of(stored)
-        HANDLERS[type(order)].give_up(session, order, Failure(reason=Reason(why, why)))
+        operation = operation_of(stored)
+        HANDLERS[type(operation)].give_up(session, operation, Failure(reason=Reason(why, why)))
     (row,) = rows(api)
     assert row.status == f"error_{'attaching' if kind == 'ConnectAttachment' else 'detaching'}"
     assert row.reason == why

@@ -39,7 +39,7 @@ def status(served: Served, volume_id: str) -> str:
 
 
 def create(served: Served) -> str:
-    """Create a volume; return its id when its order has ended."""
+    """Create a volume; return its id when its operation has ended."""
     volume_id = str(ask(served, "POST", "/volumes", {"volume": {"size": 1}})["volume"]["id"])
     wait_for(lambda: status(served, volume_id) != "creating")
     return volume_id

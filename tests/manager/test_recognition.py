@@ -69,7 +69,7 @@ def status(served: Served, volume_id: str) -> str:
 
 
 def remove(served: Served, volume_id: str, *, force: bool = False) -> str:
-    """Delete a volume; return its status when the order has ended."""
+    """Delete a volume; return its status when the operation has ended."""
     if force:
         ask(served, "POST", f"/volumes/{volume_id}/action", {"os-force_delete": {}})
     else:

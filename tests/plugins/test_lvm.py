@@ -19,7 +19,7 @@ from blockstore.errors import (
     InUse,
     NameTaken,
     NoSpace,
-    OrderCancelled,
+    OperationCancelled,
     ToolFailed,
     Unreachable,
     VolumeMissing,
@@ -77,7 +77,8 @@ def pieces(fake: FakeLvm) -> set[str]:
 def test_hostile_options_are_refused_at_once(option: str, value: object) -> None:
     """A mistake names section and option, before any tool runs."""
     with pytest.raises(ConfigError, match=rf"\[backend:b\] {option} is"):
-        LvmBackend("b", LvmOptions(**{"volume_group": "vg", option: value}), Path("/nonexistent"))  # type: ignore[arg-type]
+        # type: ignore[arg-type]
+        LvmBackend("b", LvmOptions(**{"volume_group": "vg", option: value}), Path("/nonexistent"))
 
 
 # --- words and numbers of processes --------------------------------------------------------------------------
@@ -503,11 +504,11 @@ def test_a_copy_that_fails_or_is_cancelled_leaves_nothing(backend: LvmBackend, f
     backend.create_snapshot("v", "s")
 
     def cancel(_percent: int) -> None:
-        raise OrderCancelled("enough")
+        raise OperationCancelled("enough")
 
-    with pytest.raises(OrderCancelled):
+    with pytest.raises(OperationCancelled):
         backend.clone_volume("c", 3, "v", cancel)
-    with pytest.raises(OrderCancelled):
+    with pytest.raises(OperationCancelled):
         backend.create_volume_from_snapshot("c", 3, "v", "s", cancel)
     with pytest.raises(BackendError, match="too few"):
         backend.clone_volume("c", 1, "v")

@@ -17,7 +17,7 @@ from blockstore.config import Config
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
 from blockstore.microversions import Version
-from blockstore.orders import Kind
+from blockstore.operations import Kind
 from blockstore.policies import Policy
 from blockstore.throttle import Throttle
 
@@ -94,11 +94,11 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Later:
-    """A reply that is made when the orders filed for it have ended; the caller waits for it."""
+    """A reply that is made when the operations filed for it have ended; the caller waits for it."""
 
-    orders: Sequence[str]
+    operations: Sequence[str]
     reply: Callable[[Call], Any]
-    """Called with a new session; finds out by itself how the orders ended."""
+    """Called with a new session; finds out by itself how the operations ended."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -312,7 +312,7 @@ def _storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-# --- order -------------------------------------------------------------------------------------------------
+# --- operation -------------------------------------------------------------------------------------------------
 
 Key = tuple[InstrumentedAttribute[Any], bool]
 """A column, and whether it goes down."""
@@ -368,7 +368,7 @@ def _beyond(column: InstrumentedAttribute[Any], value: Any, down: bool) -> Condi
     """Null sorts below everything."""
     if value is None:
         return false() if down else column.is_not(None)
-    place = literal(value, column.type)  # a bare True or False may not be compared by order
+    place = literal(value, column.type)  # a bare True or False may not be compared by operation
     return or_(column < place, column.is_(None)) if down else column > place
 
 

@@ -1,8 +1,9 @@
 """The one decorator: what happens around every function of this room, in a fixed order.
 
 authenticate → microversion → load body and query → policy → session → your function → dump → commit → cast; and where
-the wire wants the outcome in the reply (``Later``), → wait for the orders → reply; or what storage says (``Aside``).
-A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is testable without a client.
+the wire wants the outcome in the reply (``Later``), → wait for the operations → reply; or what storage says
+(``Aside``). A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is testable
+without a client.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
             )
             result = endpoint.function(call, **arguments)
             if isinstance(result, Later):
-                expecting = waiting.enter_context(core.bus.expecting(result.orders))
+                expecting = waiting.enter_context(core.bus.expecting(result.operations))
             elif not isinstance(result, Aside):
                 return _dump(result, endpoint.status)
         reply = _made_aside(call, result) if isinstance(result, Aside) else _replied_later(call, result, expecting)
@@ -105,7 +106,7 @@ def _made_aside(call: Call, aside: Aside) -> Any:
 
 
 def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:
-    # The orders are committed and cast by now.
+    # The operations are committed and cast by now.
     core = call.core
     with core.waiting_room.entered(call.ctx.project_id) as may_wait:
         expecting.wait(core.config.service.attach_timeout_s if may_wait else 0)

@@ -1,4 +1,4 @@
-"""A request that waits for an order to end has another thread answer meanwhile.
+"""A request that waits for an operation to end has another thread answer meanwhile.
 
 With SQLite one thread answers quickest (docs/architecture.md), and one that only waits must not keep the others from
 being answered. ``pipeline.py`` waits here; ``app/service.py`` connects the server's threads.

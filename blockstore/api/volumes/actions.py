@@ -19,7 +19,7 @@ from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
-from blockstore.orders import PlaceExtension, RetypeVolume, RevertVolume
+from blockstore.operations import PlaceExtension, RetypeVolume, RevertVolume
 from blockstore.schemas import volumes as schemas
 from blockstore.states import A, S, V
 
@@ -46,7 +46,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             _check_online(call, volume)
     size_bounds(call.session.get_one(VolumeType, volume.volume_type_id), new_size)
     quotas.check_volume_size(call.session, call.core.config.quota, volume.project_id, new_size)
-    order = call.operation(PlaceExtension, volume, new_size_gib=new_size, growth_gib=growth)
+    operation = call.operation(PlaceExtension, volume, new_size_gib=new_size, growth_gib=growth)
     try:
         states.move(
             call.session,
@@ -55,7 +55,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             V.EXTENDING,
             only_from=allowed,
             where=[Volume.size == volume.size, not_migrating()],
-            order=order,
+            operation=operation,
         )
     except StateConflict:
         raise InvalidStatus(
@@ -95,11 +95,11 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             f"Invalid input received: the volume has {volume.size} GiB and its snapshot {snapshot.volume_size} GiB;"
             " a volume that was extended since cannot be reverted."
         )
-    order = call.operation(RevertVolume, volume, snapshot_id=snapshot_id)
+    operation = call.operation(RevertVolume, volume, snapshot_id=snapshot_id)
     try:
         states.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
         unused = [not_migrating(), ~is_connected(volume_id)]
-        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=unused, order=order)
+        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=unused, operation=operation)
     except StateConflict as conflict:
         held = what_holds(call, volume_id) if volume.status == V.AVAILABLE else None
         if held and snapshot.status == S.AVAILABLE:
@@ -116,7 +116,7 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     wanted = find_type(call, body["retype"]["new_type"], lock=True)
     _check_retype(call, volume, former, wanted)
     counted = int(volume.consumes_quota)
-    order = call.operation(
+    operation = call.operation(
         RetypeVolume,
         volume,
         type_id=wanted.id,
@@ -131,7 +131,7 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             volume_id,
             V.RETYPING,
             where=[not_migrating(), Volume.group_id.is_(None)],
-            order=order,
+            operation=operation,
         )
     except StateConflict:
         raise InvalidStatus(

@@ -30,7 +30,7 @@ from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, Volume, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
-from blockstore.orders import Order
+from blockstore.operations import Operation
 from blockstore.schemas import attachments as schemas
 from blockstore.states import A, V
 
@@ -205,17 +205,17 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
     check_attachments(call, volume)
     row = Attachment(id=new_id(), project_id=volume.project_id, volume_id=volume_id, legacy=True)
     fit(call, volume, row, connector)
-    order = connecting(call, row)
-    states.born(call.session, row, order)
+    operation = connecting(call, row)
+    states.born(call.session, row, operation)
 
     def reply(later: Call) -> dict[str, Any]:
-        check_outcome(later, order)
+        check_outcome(later, operation)
         made = later.session.get(Attachment, row.id)
         if made is None:
             raise NotFound(f"The connection of volume {volume_id} was ended meanwhile.")
         return _info(later, made)
 
-    return Later(orders=(order.order_id,), reply=reply)
+    return Later(operations=(operation.operation_id,), reply=reply)
 
 
 def _info(call: Call, row: Attachment) -> dict[str, Any]:
@@ -236,9 +236,9 @@ def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) ->
     call.enforce("volume_extension:volume_actions:unreserve")
     ending = _exports(call, volume_id, body["connection"]["connector"])
     refuse_while_a_server_uses(call, [*attachments_of(call, volume), *ending])
-    orders = [disconnect(call, row) for row in ending]
+    operations = [disconnect(call, row) for row in ending]
     _unreserve(call, volume)
-    return _when_ended(orders)
+    return _when_ended(operations)
 
 
 @room.action(
@@ -256,10 +256,10 @@ def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
         call.enforce(f"volume_extension:volume_actions:{rule}")
     ending = _exports(call, volume_id, body["detach"].get("connector"))
     row = _attachment_to_end(call, volume, body["detach"].get("attachment_id"))
-    orders = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
+    operations = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
     if row is None:
         states.reckon(call.session, volume_id)
-    return _when_ended(orders)
+    return _when_ended(operations)
 
 
 def _exports(call: Call, volume_id: str, connector: Mapping[str, Any] | None) -> list[Attachment]:
@@ -277,14 +277,14 @@ def _same_initiator(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in keys)
 
 
-def _when_ended(orders: Iterable[Order]) -> Any:
-    filed = list(orders)
+def _when_ended(operations: Iterable[Operation]) -> Any:
+    filed = list(operations)
 
     def reply(later: Call) -> None:
-        for order in filed:
-            check_outcome(later, order)
+        for operation in filed:
+            check_outcome(later, operation)
 
-    return Later(orders=[order.order_id for order in filed], reply=reply) if filed else None
+    return Later(operations=[operation.operation_id for operation in filed], reply=reply) if filed else None
 
 
 @room.action(

@@ -1,4 +1,4 @@
-"""Accept a new volume: a row that is ``creating`` and an order, in one transaction."""
+"""Accept a new volume: a row that is ``creating`` and an operation, in one transaction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from blockstore.db.models import (
     now,
 )
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, NotOffered
-from blockstore.orders import PlaceVolume
+from blockstore.operations import PlaceVolume
 from blockstore.schemas import volumes as schemas
 from blockstore.states import S, V
 from blockstore.zones import zone_of_new
@@ -85,14 +85,14 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     quotas.charge(
         call.session, limits, call.ctx.project_id, volume_type.id, volumes=1, gigabytes=size, volume_size_gib=size
     )
-    order = call.operation(
+    operation = call.operation(
         PlaceVolume,
         volume,
         snapshot_id=volume.snapshot_id,
         source_volume_id=volume.source_volid,
         hints=body.get("hints") or {},
     )
-    states.born(call.session, volume, order)
+    states.born(call.session, volume, operation)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     if source is not None:

@@ -19,7 +19,7 @@ from blockstore.api.http.routes import Room
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import (
     Attachment,
-    OrderRow,
+    OperationRow,
     Snapshot,
     Volume,
 )
@@ -27,7 +27,7 @@ from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import (
     DELETE_FORCE,
 )
-from blockstore.orders import DeleteSnapshot, DeleteVolume
+from blockstore.operations import DeleteSnapshot, DeleteVolume
 from blockstore.schemas.base import bool_like
 from blockstore.states import S, V
 
@@ -47,33 +47,38 @@ def remove(call: Call, volume_id: str) -> None:
 
 
 def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
-    """File the orders that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
+    """File the operations that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
     volume = find_volume(call, volume_id, lock=True)  # no snapshot is born while its conditions are looked at
     refuse_frozen(call, volume.host, "deleted")
     if force and volume.status == V.DELETING and states.is_covered(call.session, DeleteVolume, volume_id):
         return  # it is on its way already
     if cascade:
         _delete_snapshots(call, volume, force=force)
-    order = call.operation(DeleteVolume, volume, pool=volume.host or "")
+    operation = call.operation(DeleteVolume, volume, pool=volume.host or "")
     conditions = removable(force=force, cascade=cascade)
     at_once = _is_nowhere(call, volume)
     try:
         states.move(
-            call.session, states.VOLUME, volume_id, V.DELETING, where=conditions, order=None if at_once else order
+            call.session,
+            states.VOLUME,
+            volume_id,
+            V.DELETING,
+            where=conditions,
+            operation=None if at_once else operation,
         )
     except StateConflict:
         raise InvalidStatus(why_not_removable(call, volume, cascade=cascade)) from None
     if at_once:
         if volume.consumes_quota:
             quotas.refund(call.session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-        states.removed_at_once(call.session, order)
+        states.removed_at_once(call.session, operation)
 
 
 def _is_nowhere(call: Call, volume: Volume) -> bool:
     """Say whether nothing of a volume is on any backend, and nobody works on it: compat: it then goes at once."""
     if volume.host is not None:
         return False
-    idle = ~exists().where(OrderRow.resource_id == volume.id, OrderRow.state == "open")
+    idle = ~exists().where(OperationRow.resource_id == volume.id, OperationRow.state == "open")
     unused = ~exists().where(Attachment.volume_id == volume.id)
     without_snapshots = ~exists().where(Snapshot.volume_id == volume.id)
     return bool(call.session.execute(select(and_(idle, unused, without_snapshots))).scalar())
@@ -128,8 +133,10 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
             raise InvalidStatus(
                 f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
             )
-        order = call.operation(DeleteSnapshot, snapshot, volume_id=volume.id, came_from=snapshot.status)
-        states.move(call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), order=order)
+        operation = call.operation(DeleteSnapshot, snapshot, volume_id=volume.id, came_from=snapshot.status)
+        states.move(
+            call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), operation=operation
+        )
 
 
 def _switch(call: Call, name: str) -> bool:

@@ -38,7 +38,7 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
-from blockstore.orders import PlaceManaged
+from blockstore.operations import PlaceManaged
 from blockstore.schemas import managing as schemas
 from blockstore.schemas.base import load
 from blockstore.schemas.listing import PageQuery
@@ -194,8 +194,8 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         consumes_quota=False,  # until its size is known
         created_at=now(),
     )
-    order = call.operation(PlaceManaged, volume, pool=report.name, reference=asked["ref"])
-    states.born(call.session, volume, order)
+    operation = call.operation(PlaceManaged, volume, pool=report.name, reference=asked["ref"])
+    states.born(call.session, volume, operation)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     # compat: no field that came later, and none that a policy opens, at any microversion

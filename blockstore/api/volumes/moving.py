@@ -15,7 +15,7 @@ from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
-from blockstore.orders import PlaceMigration
+from blockstore.operations import PlaceMigration
 from blockstore.schemas import moving as schemas
 from blockstore.states import V
 
@@ -74,7 +74,7 @@ def begin(call: Call, volume: Volume, destination: str) -> None:
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} has snapshots, which would stay behind; delete them first."
         )
-    order = call.operation(PlaceMigration, volume, destination=destination)
+    operation = call.operation(PlaceMigration, volume, destination=destination)
     try:
         states.move(
             call.session,
@@ -82,7 +82,7 @@ def begin(call: Call, volume: Volume, destination: str) -> None:
             volume.id,
             V.MAINTENANCE,
             where=[not_migrating(), Volume.group_id.is_(None)],
-            order=order,
+            operation=operation,
             previous_status=V.AVAILABLE,
             migration_status="starting",
         )

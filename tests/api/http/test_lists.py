@@ -243,7 +243,7 @@ def test_each_sort_key_sorts_both_ways_with_nulls_below_all(
         upwards = values if direction == "asc" else values[::-1]
         gaps = [value is None for value in upwards]
         assert gaps == sorted(gaps, reverse=True), (key, direction)
-        if key not in ("name", "display_name"):  # their order is the database's own
+        if key not in ("name", "display_name"):  # their operation is the database's own
             known = [value for value in upwards if value is not None]
             assert known == sorted(known), (key, direction)
 

@@ -128,7 +128,9 @@ def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> N
 # --- requests ----------------------------------------------------------------------------------------------
 
 
-def test_who_finds_no_room_is_told_at_once_and_the_order_goes_on(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_finds_no_room_is_told_at_once_and_the_operation_goes_on(
+    dock: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(waiting, "SHARE", 1)
     monkeypatch.setattr(waiting, "KEPT", 1)
     client = dock.member()

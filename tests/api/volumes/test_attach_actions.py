@@ -615,7 +615,9 @@ def test_of_twenty_that_attach_one_volume_one_wins(dock: Hall) -> None:
 
 
 def test_ending_connection_and_attachment_at_once_is_never_a_500(dock: Hall) -> None:
-    """The last detach ends the connection too; whose order comes second finds nothing to do, and says so or nothing."""
+    """The last detach ends the connection too; whose operation comes second finds nothing to do,
+    and says so or nothing.
+    """
     admin = dock.admin()
     for _ in range(15):
         volume = dock.volume(admin)
@@ -625,7 +627,8 @@ def test_ending_connection_and_attachment_at_once_is_never_a_500(dock: Hall) -> 
             lambda v=volume: ask(dock.admin(), v, "os-detach"),  # type: ignore[misc]
             lambda v=volume: terminate(dock.admin(), v),  # type: ignore[misc]
             lambda v=volume: ask(dock.admin(), v, "os-force_detach"),  # type: ignore[misc]
-            lambda v=volume: ask(dock.admin(), v, "os-reset_status", {"attach_status": "detached"}),  # type: ignore[misc]
+            # type: ignore[misc]
+            lambda v=volume: ask(dock.admin(), v, "os-reset_status", {"attach_status": "detached"}),
             lambda v=volume: ask(dock.admin(), v, "os-roll_detaching"),  # type: ignore[misc]
         ]
         answers = at_once(len(asks), lambda n, asks=asks: asks[n]())  # type: ignore[misc]

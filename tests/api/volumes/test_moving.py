@@ -20,11 +20,11 @@ from blockstore.api.volumes import moving
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.config import ServiceConfig
-from blockstore.db.models import OrderRow, PoolUsage, Volume
+from blockstore.db.models import OperationRow, PoolUsage, Volume
 from blockstore.errors import InvalidStatus, NotFound, Unreachable
 from blockstore.manager import copying
 from blockstore.manager.desk import volume_name
-from blockstore.orders import MoveVolume, new_order_id
+from blockstore.operations import MoveVolume, new_operation_id
 from blockstore.recovery import resume
 from tests.conftest import Client, backend_section, make_config
 from tests.crash.invariants import check
@@ -209,7 +209,7 @@ def test_a_move_can_be_cancelled(api: Client, monkeypatch: pytest.MonkeyPatch) -
 
     def ask_to_stop(*_args: Any) -> bytes:
         with api.service.db.write() as session:
-            session.execute(OrderRow.__table__.update().values(cancel_asked=True))
+            session.execute(OperationRow.__table__.update().values(cancel_asked=True))
         return b""
 
     monkeypatch.setattr(copying, "_digest", ask_to_stop)
@@ -344,7 +344,7 @@ def test_maintenance_set_by_an_administrator_outlives_a_restart(api: Client) -> 
     resume(api.service.db, attempts=5, message_days=30)
     assert shown(api, made["id"])["status"] == "available"
     with api.service.db.read() as session:
-        assert session.scalars(select(OrderRow.state).where(OrderRow.state == "open")).all() == []
+        assert session.scalars(select(OperationRow.state).where(OperationRow.state == "open")).all() == []
     assert states.VOLUME.failure[states.V.MAINTENANCE] == "available"
 
 
@@ -382,7 +382,7 @@ def test_what_is_written_after_a_reset_is_not_lost(api: Client, half_way: Callab
     with api.service.backends[str(found.host)].open_volume(volume_name(found), "rb") as file:
         assert file.read(5) == b"since"
     with api.service.db.read() as session:
-        (reason,) = session.scalars(select(OrderRow.reason).where(OrderRow.kind == "MoveVolume"))
+        (reason,) = session.scalars(select(OperationRow.reason).where(OperationRow.kind == "MoveVolume"))
     assert reason == "cancelled by the operator at the end"
     whole(api, explained=False)
 
@@ -456,15 +456,16 @@ def test_a_pool_that_left_the_configuration_while_a_volume_moved(
     api = Client(service)
     made = volume(api)
     service.backends[f"{B}#b"].create_volume("volume-copy", 1)
-    order = MoveVolume(
-        order_id=new_order_id(), request_id="req-1", project_id="admin", volume_id=made["id"], destination=f"{B}#b",
+    operation = MoveVolume(
+        operation_id=new_operation_id(), request_id="req-1", project_id="admin", volume_id=made["id"],
+        destination=f"{B}#b",
         name_id="copy", volume_gib=1,
     )  # fmt: skip
-    service.bus.drain(1)  # the order is left to the next start
+    service.bus.drain(1)  # the operation is left to the next start
     with service.db.write() as session:
         session.execute(Volume.__table__.update().values(status="maintenance", migration_status="migrating"))
         claims.claim(session, f"{B}#b", volumes=1, volume_gib=1)
-        states.file(session, order)
+        states.file(session, operation)
     service.stop()
     kept = tuple(section for name, section in sections.items() if name != missing)
     api = Client(start_service(make_config(tmp_path / "state", backends=kept)))
@@ -474,7 +475,7 @@ def test_a_pool_that_left_the_configuration_while_a_volume_moved(
     assert found["os-vol-host-attr:host"] == f"{A}#a"
     with api.service.db.read() as session:
         state, reason = session.execute(
-            select(OrderRow.state, OrderRow.reason).where(OrderRow.kind == "RemoveCopy")
+            select(OperationRow.state, OperationRow.reason).where(OperationRow.kind == "RemoveCopy")
         ).one()
         held = {usage.pool: usage.volumes for usage in session.scalars(select(PoolUsage))}
     assert held == {f"{A}#a": 1, f"{B}#b": 0}
@@ -611,10 +612,10 @@ def test_blocks_that_grew_since_a_move_was_placed_stop_it(api: Client, monkeypat
     fill(api, made["id"])
     real = states.hand_over
 
-    def hand_over(session: Any, order: Any, following: Any, **more: Any) -> None:
+    def hand_over(session: Any, operation: Any, following: Any, **more: Any) -> None:
         report = api.service.board.reports()[f"{B}#b"]
         api.service.board.pin(replace(report, capabilities=replace(report.capabilities, block_size=4096)))
-        real(session, order, following, **more)
+        real(session, operation, following, **more)
 
     monkeypatch.setattr(states, "hand_over", hand_over)
     assert move(api, made["id"]).status == 202

@@ -1,4 +1,4 @@
-"""What is stored of an order stays readable, and the helpers that make one fill in its ids."""
+"""What is stored of an operation stays readable, and the helpers that make one fill in its ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.orders import KINDS, CreateSnapshot, DeleteSnapshot, MoveVolume, Order, RemoveCopy, from_stored
+from blockstore.operations import KINDS, CreateSnapshot, DeleteSnapshot, MoveVolume, Operation, RemoveCopy, from_stored
 
 STORED: dict[str, dict[str, Any]] = {
     "PlaceVolume": {
@@ -61,29 +61,40 @@ def test_the_table_has_every_kind() -> None:
 
 @pytest.mark.parametrize("kind", STORED)
 def test_what_is_stored_is_read_and_written_again(kind: str) -> None:
-    order = from_stored(kind, "o", "r", "p", STORED[kind], attempt=2)
-    assert (order.kind, order.order_id, order.request_id, order.project_id, order.attempt) == (kind, "o", "r", "p", 2)
-    body = order.body()
+    operation = from_stored(kind, "o", "r", "p", STORED[kind], attempt=2)
+    assert (operation.kind, operation.operation_id, operation.request_id, operation.project_id, operation.attempt) == (
+        kind,
+        "o",
+        "r",
+        "p",
+        2,
+    )
+    body = operation.body()
     assert {name: list(value) if isinstance(value, tuple) else value for name, value in body.items()} == STORED[kind]
 
 
-def test_a_new_order_is_of_its_row() -> None:
+def test_a_new_operation_is_of_its_row() -> None:
     row = SimpleNamespace(id="s", project_id="p")
-    order = DeleteSnapshot.of(row, "r", volume_id="v")
-    assert (order.request_id, order.project_id, order.snapshot_id, order.volume_id) == ("r", "p", "s", "v")
-    assert order.order_id < DeleteSnapshot.of(row, "r", volume_id="v").order_id
+    operation = DeleteSnapshot.of(row, "r", volume_id="v")
+    assert (operation.request_id, operation.project_id, operation.snapshot_id, operation.volume_id) == (
+        "r",
+        "p",
+        "s",
+        "v",
+    )
+    assert operation.operation_id < DeleteSnapshot.of(row, "r", volume_id="v").operation_id
 
 
-def test_an_order_that_goes_on_is_of_the_same_chain_and_row() -> None:
+def test_an_operation_that_goes_on_is_of_the_same_chain_and_row() -> None:
     before = from_stored("PlaceSnapshot", "o", "r", "p", STORED["PlaceSnapshot"], attempt=3)
     following = before.then(CreateSnapshot, volume_id="v")
     assert following == CreateSnapshot(
-        order_id="o.01", request_id="r", project_id="p", snapshot_id="s", volume_id="v", attempt=1
+        operation_id="o.01", request_id="r", project_id="p", snapshot_id="s", volume_id="v", attempt=1
     )
     assert following.chain == before.chain
 
 
-def test_an_order_beside_another_is_of_a_chain_of_its_own() -> None:
+def test_an_operation_beside_another_is_of_a_chain_of_its_own() -> None:
     move = from_stored("MoveVolume", "o", "r", "p", STORED["MoveVolume"])
     assert isinstance(move, MoveVolume)
     other = move.beside(RemoveCopy, pool="n@b#p", name="volume-i", size_gib=1)
@@ -99,4 +110,4 @@ def test_a_class_inherits_what_its_keywords_do_not_say() -> None:
 
 
 def test_a_class_without_a_room_is_no_kind() -> None:
-    assert all(kind.__name__ not in KINDS for kind in Order.__subclasses__())
+    assert all(kind.__name__ not in KINDS for kind in Operation.__subclasses__())

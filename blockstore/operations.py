@@ -1,8 +1,8 @@
 """Everything that can be put on a queue, on one page.
 
-An order is cast by one room and handled by exactly one handler in another. It is stored as JSON in the ``orders``
-table in the same transaction as the status change it stands for, so it survives a crash: treat field names as a wire
-format. It carries ids and small scalars only. Handlers are idempotent.
+An operation is cast by one room and handled by exactly one handler in another. It is stored as JSON in the
+``operations`` table in the same transaction as the status change it stands for, so it survives a crash: treat field
+names as a wire format. It carries ids and small scalars only. Handlers are idempotent.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
-KINDS: dict[str, type[Order]] = {}
+KINDS: dict[str, type[Operation]] = {}
 
-Kind = TypeVar("Kind", bound="Order")
+Kind = TypeVar("Kind", bound="Operation")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Operation:
     """What one room asks of another. A subclass says where and in which status by the keywords of its class."""
 
     room: ClassVar[str]
     resource_type: ClassVar[str]
-    """The noun whose row is in a transitional status while this order is unfinished."""
+    """The noun whose row is in a transitional status while this operation is unfinished."""
     status: ClassVar[str]
     """That transitional status; when the row has another, something else has taken over."""
     cancellable: ClassVar[bool] = False
     """Whether an operator may stop it; what half-destroys data may not be stopped."""
 
-    order_id: str
+    operation_id: str
     request_id: str
     project_id: str
     attempt: int = 1
@@ -58,55 +58,55 @@ class Order:
 
     @classmethod
     def of(cls, row: Any, request_id: str, **fields: Any) -> Self:
-        """Return a new order for a row, in its project."""
-        return cls._made(new_order_id(), request_id, row.project_id, row.id, fields)
+        """Return a new operation for a row, in its project."""
+        return cls._made(new_operation_id(), request_id, row.project_id, row.id, fields)
 
     def then(self, kind: type[Kind], **fields: Any) -> Kind:
-        """Return the order that goes on with the row where this one ends."""
-        return kind._made(following_id(self.order_id), self.request_id, self.project_id, self.resource_id, fields)
+        """Return the operation that goes on with the row where this one ends."""
+        return kind._made(following_id(self.operation_id), self.request_id, self.project_id, self.resource_id, fields)
 
     def beside(self, kind: type[Kind], **fields: Any) -> Kind:
-        """Return a new order of the same request and for the same row, which goes its own way."""
-        return kind._made(new_order_id(), self.request_id, self.project_id, self.resource_id, fields)
+        """Return a new operation of the same request and for the same row, which goes its own way."""
+        return kind._made(new_operation_id(), self.request_id, self.project_id, self.resource_id, fields)
 
     @classmethod
-    def _made(cls, order_id: str, request_id: str, project_id: str, row_id: str, fields: Mapping[str, Any]) -> Self:
-        ids: dict[str, Any] = {"order_id": order_id, "request_id": request_id, "project_id": project_id}
+    def _made(cls, operation_id: str, request_id: str, project_id: str, row_id: str, fields: Mapping[str, Any]) -> Self:
+        ids: dict[str, Any] = {"operation_id": operation_id, "request_id": request_id, "project_id": project_id}
         ids[f"{cls.resource_type}_id"] = row_id
         return cls(**ids, **fields)
 
     @property
     def kind(self) -> str:
-        """Return the name stored with the order."""
+        """Return the name stored with the operation."""
         return type(self).__name__
 
     @property
     def chain(self) -> str:
-        """Return what this order has in common with those that it follows and that follow it."""
-        return self.order_id.partition(".")[0]
+        """Return what this operation has in common with those that it follows and that follow it."""
+        return self.operation_id.partition(".")[0]
 
     @property
     def resource_id(self) -> str:
-        """Return the id of the row this order will settle."""
+        """Return the id of the row this operation will settle."""
         return str(getattr(self, f"{self.resource_type}_id"))
 
     @property
     def place(self) -> str:
-        """Return the pool on which the order works; empty if that has to be looked up in the database."""
+        """Return the pool on which the operation works; empty if that has to be looked up in the database."""
         return str(getattr(self, "pool", ""))
 
     def keys(self) -> tuple[str, ...]:
-        """Return the resources held while it runs: no two orders that share one run at once."""
+        """Return the resources held while it runs: no two operations that share one run at once."""
         return (f"{self.resource_type}:{self.resource_id}",)
 
     def covers(self) -> tuple[tuple[str, str, str], ...]:
-        """Return type, id and transitional status of every row this order settles."""
+        """Return type, id and transitional status of every row this operation settles."""
         return ((self.resource_type, self.resource_id, self.status),)
 
     def body(self) -> dict[str, Any]:
         """Return the fields to store, without those that have a column."""
         plain = dataclasses.asdict(self)
-        for name in ("order_id", "request_id", "project_id", "attempt"):
+        for name in ("operation_id", "request_id", "project_id", "attempt"):
             del plain[name]
         return plain
 
@@ -115,7 +115,7 @@ _newest_ns = 0
 _newest_lock = threading.Lock()
 
 
-def new_order_id() -> str:
+def new_operation_id() -> str:
     """Return an id that sorts behind all that were made before, by time as long as the clock does not go back."""
     global _newest_ns
     with _newest_lock:
@@ -123,34 +123,39 @@ def new_order_id() -> str:
         return f"{_newest_ns:016x}-{os.urandom(4).hex()}"
 
 
-def make_ids_after(order_id: str) -> None:
+def make_ids_after(operation_id: str) -> None:
     """Let new ids sort behind one that a former life has made, though the clock has gone back since."""
     global _newest_ns
     with _newest_lock:
-        _newest_ns = max(_newest_ns, int(order_id[:16], 16))
+        _newest_ns = max(_newest_ns, int(operation_id[:16], 16))
 
 
-def following_id(order_id: str) -> str:
-    """Return the id of the order that goes on where this one ends: it sorts right behind it, before any later one."""
-    chain, _, step = order_id.partition(".")
+def following_id(operation_id: str) -> str:
+    """Return the id of the operation that goes on where this one ends: it sorts right behind it,
+    before any later one.
+    """
+    chain, _, step = operation_id.partition(".")
     return f"{chain}.{int(step or 0) + 1:02d}"
 
 
 def from_stored(
-    kind: str, order_id: str, request_id: str, project_id: str, body: Mapping[str, Any], *, attempt: int = 1
-) -> Order:
-    """Return the order that a row of the orders table stands for. Raises KeyError or TypeError for an unknown one."""
+    kind: str, operation_id: str, request_id: str, project_id: str, body: Mapping[str, Any], *, attempt: int = 1
+) -> Operation:
+    """Return the operation that a row of the operations table stands for.
+
+    Raises KeyError or TypeError for an unknown one.
+    """
     made = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
-    return KINDS[kind](order_id=order_id, request_id=request_id, project_id=project_id, attempt=attempt, **made)
+    return KINDS[kind](operation_id=operation_id, request_id=request_id, project_id=project_id, attempt=attempt, **made)
 
 
-class VolumeOrder(Order, resource_type="volume"):
+class VolumeOperation(Operation, resource_type="volume"):
     """What is asked for a volume."""
 
     volume_id: str
 
 
-class SnapshotOrder(Order, resource_type="snapshot"):
+class SnapshotOperation(Operation, resource_type="snapshot"):
     """What is asked for a snapshot."""
 
     snapshot_id: str
@@ -161,7 +166,7 @@ class SnapshotOrder(Order, resource_type="snapshot"):
         return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
 
 
-class AttachmentOrder(Order, resource_type="attachment"):
+class AttachmentOperation(Operation, resource_type="attachment"):
     """What is asked for an attachment."""
 
     attachment_id: str
@@ -177,7 +182,7 @@ def exports_of(volume_id: str) -> str:
     return f"exports:{volume_id}"
 
 
-class NewVolumeOrder(VolumeOrder, status="creating", cancellable=True):
+class NewVolumeOperation(VolumeOperation, status="creating", cancellable=True):
     """What is asked for a volume that is not there yet."""
 
     snapshot_id: str | None = None
@@ -199,21 +204,21 @@ class NewVolumeOrder(VolumeOrder, status="creating", cancellable=True):
 # --- scheduler: decide where ---------------------------------------------------------------------------------
 
 
-class PlaceVolume(NewVolumeOrder, room="scheduler"):
+class PlaceVolume(NewVolumeOperation, room="scheduler"):
     """Choose a pool for a new volume and claim its capacity."""
 
     failure: str = ""
     """What the last of the pools that were tried said."""
 
 
-class PlaceSnapshot(SnapshotOrder, room="scheduler", status="creating", cancellable=True):
+class PlaceSnapshot(SnapshotOperation, room="scheduler", status="creating", cancellable=True):
     """Check that the volume's pool has room for a snapshot and claim it."""
 
     reference: str = ""
     """What one that is taken over is called now; a new one is made where there is none."""
 
 
-class PlaceExtension(VolumeOrder, room="scheduler", status="extending", cancellable=True):
+class PlaceExtension(VolumeOperation, room="scheduler", status="extending", cancellable=True):
     """Check that the volume's pool has room for its growth and claim it."""
 
     new_size_gib: int
@@ -221,11 +226,11 @@ class PlaceExtension(VolumeOrder, room="scheduler", status="extending", cancella
     """What quota was charged for; given back when it fails."""
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the volume's exports too, as the order that follows does."""
+        """Hold the volume's exports too, as the operation that follows does."""
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-class RetypeVolume(VolumeOrder, room="scheduler", status="retyping", cancellable=True):
+class RetypeVolume(VolumeOperation, room="scheduler", status="retyping", cancellable=True):
     """Give a volume another type, when its pool serves that one, too."""
 
     type_id: str
@@ -238,14 +243,14 @@ class RetypeVolume(VolumeOrder, room="scheduler", status="retyping", cancellable
     """Whether it may go to another pool when its own does not serve the type."""
 
 
-class PlaceMigration(VolumeOrder, room="scheduler", status="maintenance", cancellable=True):
+class PlaceMigration(VolumeOperation, room="scheduler", status="maintenance", cancellable=True):
     """Choose the pool that a volume is moved to, and claim it."""
 
     destination: str
     """NODE@BACKEND, or NODE@BACKEND#POOL."""
 
 
-class PlaceManaged(VolumeOrder, room="scheduler", status="managing", cancellable=True):
+class PlaceManaged(VolumeOperation, room="scheduler", status="managing", cancellable=True):
     """Check that a pool serves the type of a volume that is to be taken over."""
 
     pool: str
@@ -256,13 +261,13 @@ class PlaceManaged(VolumeOrder, room="scheduler", status="managing", cancellable
 # --- manager: let a backend do it ------------------------------------------------------------------------------
 
 
-class CreateVolume(NewVolumeOrder, room="manager"):
+class CreateVolume(NewVolumeOperation, room="manager"):
     """Make a volume on its pool: empty, from a snapshot, or from a volume."""
 
     pool: str = ""
 
 
-class ManageVolume(VolumeOrder, room="manager", status="managing"):
+class ManageVolume(VolumeOperation, room="manager", status="managing"):
     """Take over a volume that is on a pool already."""
 
     pool: str
@@ -273,8 +278,8 @@ class ManageVolume(VolumeOrder, room="manager", status="managing"):
         return (f"volume:{self.volume_id}", f"reference:{self.pool}/{self.reference}")
 
 
-class DeleteVolume(VolumeOrder, room="manager", status="deleting"):
-    """Remove a volume. Snapshots that go with it have orders of their own, cast before."""
+class DeleteVolume(VolumeOperation, room="manager", status="deleting"):
+    """Remove a volume. Snapshots that go with it have operations of their own, cast before."""
 
     pool: str = ""
     """Where it was when the delete was accepted; a move that was under way may have taken it elsewhere."""
@@ -284,7 +289,7 @@ class DeleteVolume(VolumeOrder, room="manager", status="deleting"):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-class ExtendVolume(VolumeOrder, room="manager", status="extending"):
+class ExtendVolume(VolumeOperation, room="manager", status="extending"):
     """Grow a volume."""
 
     new_size_gib: int
@@ -297,7 +302,7 @@ class ExtendVolume(VolumeOrder, room="manager", status="extending"):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-class RevertVolume(VolumeOrder, room="manager", status="reverting"):
+class RevertVolume(VolumeOperation, room="manager", status="reverting"):
     """Give a volume the bytes of its newest snapshot."""
 
     snapshot_id: str
@@ -311,20 +316,20 @@ class RevertVolume(VolumeOrder, room="manager", status="reverting"):
         return (("volume", self.volume_id, self.status), ("snapshot", self.snapshot_id, "restoring"))
 
 
-class CreateSnapshot(SnapshotOrder, room="manager", status="creating"):
+class CreateSnapshot(SnapshotOperation, room="manager", status="creating"):
     """Freeze a volume's bytes."""
 
     reference: str = ""
 
 
-class DeleteSnapshot(SnapshotOrder, room="manager", status="deleting"):
+class DeleteSnapshot(SnapshotOperation, room="manager", status="deleting"):
     """Remove a snapshot."""
 
     came_from: str = ""
-    """The status that the snapshot had; orders of a former version do not say it."""
+    """The status that the snapshot had; operations of a former version do not say it."""
 
 
-class MoveVolume(VolumeOrder, room="mover", status="maintenance", cancellable=True):
+class MoveVolume(VolumeOperation, room="mover", status="maintenance", cancellable=True):
     """Copy a volume to another pool, and go on with the copy."""
 
     destination: str
@@ -347,7 +352,7 @@ class MoveToType(MoveVolume, status="retyping"):
     size_gib: int
 
 
-class ChangeType(VolumeOrder, room="manager", status="retyping"):
+class ChangeType(VolumeOperation, room="manager", status="retyping"):
     """Give a volume its new type on the pool where it is, which keeps it within that type's limits."""
 
     type_id: str
@@ -355,7 +360,7 @@ class ChangeType(VolumeOrder, room="manager", status="retyping"):
     size_gib: int
 
 
-class RemoveCopy(VolumeOrder, room="manager", status=""):
+class RemoveCopy(VolumeOperation, room="manager", status=""):
     """Remove from a pool what is not the volume: left behind by a move, or by one that failed. Covers no row."""
 
     pool: str
@@ -371,11 +376,11 @@ class RemoveCopy(VolumeOrder, room="manager", status=""):
         return ()
 
 
-class ConnectAttachment(AttachmentOrder, room="manager", status="connecting"):
+class ConnectAttachment(AttachmentOperation, room="manager", status="connecting"):
     """Export a volume to the initiator of an attachment."""
 
 
-class DisconnectAttachment(AttachmentOrder, room="manager", status="disconnecting"):
+class DisconnectAttachment(AttachmentOperation, room="manager", status="disconnecting"):
     """End the export of an attachment, then the attachment."""
 
     came_from: str

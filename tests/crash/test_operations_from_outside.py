@@ -1,4 +1,6 @@
-"""Orders seen and stopped from outside: given up when they kill the process each time, shown, cancelled, resumed."""
+"""Operations seen and stopped from outside: given up when they kill the process each time, shown, cancelled,
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -37,28 +39,28 @@ def status(victim: Victim, volume_id: str) -> str:
     return str(ask(victim, "GET", f"/volumes/{volume_id}")["volume"]["status"])
 
 
-def order(victim: Victim, *arguments: str) -> str:
-    """Run ``blockstore order`` beside the served process."""
-    argv = [sys.executable, "-m", "blockstore", "order", *arguments, "--state-dir", str(victim.place)]
+def operation(victim: Victim, *arguments: str) -> str:
+    """Run ``blockstore operation`` beside the served process."""
+    argv = [sys.executable, "-m", "blockstore", "operation", *arguments, "--state-dir", str(victim.place)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def rows(victim: Victim, *arguments: str) -> list[list[str]]:
-    """Return the words of ``order list``, without its header."""
-    return [re.split(r"  +", line) for line in order(victim, "list", *arguments).splitlines()[1:]]
+    """Return the words of ``operation list``, without its header."""
+    return [re.split(r"  +", line) for line in operation(victim, "list", *arguments).splitlines()[1:]]
 
 
 def settle(victim: Victim, limit_s: float = 20) -> None:
     deadline = time.monotonic() + limit_s
-    while victim.open_orders():
+    while victim.open_operations():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     victim.check()
 
 
-def test_an_order_that_kills_the_process_each_time_is_given_up(victim: Victim) -> None:
+def test_an_operation_that_kills_the_process_each_time_is_given_up(victim: Victim) -> None:
     """Those that only waited behind it, for the one worker, are carried out."""
     config = victim.config.read_text().replace("workers = 4", "workers = 1\norder_attempts = 3")
     victim.config.write_text(config)
@@ -88,17 +90,17 @@ def test_what_runs_is_shown_and_can_be_stopped(victim: Victim) -> None:
     settle(victim)
     copies = [volume(victim, size=2, source_volid=source) for _ in range(2)]
     deadline = time.monotonic() + 60
-    while not re.search(r"running +\d+ %", order(victim, "list")):
+    while not re.search(r"running +\d+ %", operation(victim, "list")):
         assert time.monotonic() < deadline
     listed = {row[2]: row for row in rows(victim)}
     assert listed[f"volume {copies[0]}"][1:4] == ["CreateVolume", f"volume {copies[0]}", "running"]
     assert re.fullmatch(r"\d+ %", listed[f"volume {copies[0]}"][4])
     assert listed[f"volume {copies[1]}"][3:5] == ["queued", "-"]
-    shown = order(victim, "show", listed[f"volume {copies[0]}"][0])
+    shown = operation(victim, "show", listed[f"volume {copies[0]}"][0])
     assert re.search(r"^state +running$", shown, re.MULTILINE)
     assert source in shown
     for copy in reversed(copies):  # the one that waits first, lest it begin
-        asked = order(victim, "cancel", listed[f"volume {copy}"][0])
+        asked = operation(victim, "cancel", listed[f"volume {copy}"][0])
         assert asked == f"Asked {listed[f'volume {copy}'][1]} of volume {copy} to stop.\n"
     settle(victim)
     assert [status(victim, copy) for copy in copies] == ["error", "error"]
@@ -126,7 +128,7 @@ def test_a_stop_that_is_cut_short_is_resumed(victim: Victim) -> None:
     started = time.monotonic()
     assert victim.signal(signal.SIGTERM) == 0
     assert time.monotonic() - started < 5
-    assert victim.open_orders() == 1
+    assert victim.open_operations() == 1
     victim.start()
     victim.drain()
     victim.check()
