@@ -1,4 +1,4 @@
-"""The corridor between rooms: casts an operation to its handler. The only asyncio in the package.
+"""The corridor between rooms: enqueues an operation to its handler. The only asyncio in the package.
 
 An operation waits for the resources it names (``Operation.keys``), then for a free worker thread of its room: first
 come, first served for one resource, parallel across resources, a bounded number at once. Workers are given in turns
@@ -165,7 +165,7 @@ class Bus:
         """Begin to hand out operations."""
         self._thread.start()
 
-    def cast(self, operation: Operation) -> None:
+    def enqueue(self, operation: Operation) -> None:
         """Queue an operation; from any thread; returns at once. After ``drain`` it is left to the next start."""
         with self._change:
             if self._closing:
@@ -175,7 +175,7 @@ class Bus:
 
     @contextmanager
     def expecting(self, operation_ids: Sequence[str]) -> Iterator[Expectation]:
-        """Hear of the end of operations that are about to be cast. Never in a handler: it would wait for itself."""
+        """Hear of the end of operations that are about to be enqueued. Never in a handler: it would wait for itself."""
         expectation = Expectation(operation_ids)
         with self._change:
             self._expected.update(dict.fromkeys(operation_ids, expectation))

@@ -1,6 +1,6 @@
 """Everything that can be put on a queue, on one page.
 
-An operation is cast by one room and handled by exactly one handler in another. It is stored as JSON in the
+An operation is enqueued by one room and handled by exactly one handler in another. It is stored as JSON in the
 ``operations`` table in the same transaction as the status change it stands for, so it survives a crash: treat field
 names as a wire format. It carries ids and small scalars only. Handlers are idempotent.
 """
@@ -279,7 +279,7 @@ class ManageVolume(VolumeOperation, room="manager", status="managing"):
 
 
 class DeleteVolume(VolumeOperation, room="manager", status="deleting"):
-    """Remove a volume. Snapshots that go with it have operations of their own, cast before."""
+    """Remove a volume. Snapshots that go with it have operations of their own, enqueued before."""
 
     pool: str = ""
     """Where it was when the delete was accepted; a move that was under way may have taken it elsewhere."""

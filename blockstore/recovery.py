@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 def resume(
     db: Database, handlers: Mapping[type[Operation], Handler], *, attempts: int, message_days: int
 ) -> list[Operation]:
-    """Return the operations to cast again. The handler of one that was begun ``attempts`` times already gives it up."""
+    """Return the operations to enqueue again.
+
+    The handler of one that was begun ``attempts`` times already gives it up.
+    """
     again: list[Operation] = []
     given_up = 0
     with db.write() as session:

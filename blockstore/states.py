@@ -341,7 +341,7 @@ def is_covered(session: Session, kind: type[Operation], row_id: str) -> bool:
 
 
 def file(session: Session, operation: Operation) -> None:
-    """Write an operation down; it is cast when the transaction has committed."""
+    """Write an operation down; it is enqueued when the transaction has committed."""
     _write_down(session, operation)
     after_commit(session, operation)
 

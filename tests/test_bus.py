@@ -68,7 +68,7 @@ def opened() -> Iterator[Open]:
 
 
 def test_one_resource_is_served_in_order_and_one_at_a_time(opened: Open) -> None:
-    """Two rooms, one line: what was cast first runs first, and never two together."""
+    """Two rooms, one line: what was enqueued first runs first, and never two together."""
     ran: list[str] = []
     inside = threading.Semaphore(1)
 
@@ -81,7 +81,7 @@ def test_one_resource_is_served_in_order_and_one_at_a_time(opened: Open) -> None
     bus = opened(handler, workers=8)
     operations = [operation(PlaceVolume if n % 3 == 0 else DeleteVolume) for n in range(200)]
     for one in operations:
-        bus.cast(one)
+        bus.enqueue(one)
     assert bus.wait_idle(20)
     assert ran == [one.operation_id for one in operations]
 
@@ -103,9 +103,9 @@ def test_a_place_that_is_stuck_holds_up_no_other(opened: Open) -> None:
 
     bus = opened(handler, workers=2, places=3, place_of=place_of)
     for number in range(6):
-        bus.cast(operation(volume_id=f"dead-{number}"))
+        bus.enqueue(operation(volume_id=f"dead-{number}"))
     for one in ("alive-1", "lost"):
-        bus.cast(operation(volume_id=one))
+        bus.enqueue(operation(volume_id=one))
         assert ran.wait(10)
         ran.clear()
     assert sum(one.resource_id.startswith("dead") for one in bus.running()) == 2
@@ -127,7 +127,7 @@ def test_resources_are_parallel_up_to_the_number_of_workers(opened: Open) -> Non
 
     bus = opened(handler, workers=3)
     for n in range(30):
-        bus.cast(operation(volume_id=str(n)))
+        bus.enqueue(operation(volume_id=str(n)))
     assert bus.wait_idle(20)
     assert most[0] == 3
 
@@ -144,15 +144,15 @@ def test_an_operation_in_line_keeps_no_worker(opened: Open) -> None:
 
     bus = opened(handler, workers=2)
     for _ in range(50):
-        bus.cast(operation(volume_id="busy"))
-    bus.cast(operation(volume_id="other"))
+        bus.enqueue(operation(volume_id="busy"))
+    bus.enqueue(operation(volume_id="other"))
     assert other.wait(5)
     gate.set()
     assert bus.wait_idle(20)
 
 
 def test_two_thousand_operations_for_random_sets_of_resources(opened: Open) -> None:
-    """No deadlock, no two holders of a resource, and per resource the order in which they were cast."""
+    """No deadlock, no two holders of a resource, and per resource the order in which they were enqueued."""
     holders: Counter[str] = Counter()
     served: dict[str, list[str]] = defaultdict(list)
     lock = threading.Lock()
@@ -178,15 +178,15 @@ def test_two_thousand_operations_for_random_sets_of_resources(opened: Open) -> N
         operations.append(copy(volume, dice.choice([None, *names]), dice.choice([None, source])))
     bus = opened(handler, workers=6)
     for one in operations:
-        bus.cast(one)
+        bus.enqueue(one)
     assert bus.wait_idle(60), bus.running()
     assert not clashes
     for key, ids in served.items():
         assert ids == [one.operation_id for one in operations if key in one.keys()]
 
 
-def test_casting_from_many_threads_loses_nothing(opened: Open) -> None:
-    """16 threads cast; every operation runs once."""
+def test_enqueuing_from_many_threads_loses_nothing(opened: Open) -> None:
+    """16 threads enqueue; every operation runs once."""
     ran: Counter[str] = Counter()
     lock = threading.Lock()
 
@@ -197,21 +197,23 @@ def test_casting_from_many_threads_loses_nothing(opened: Open) -> None:
     bus = opened(handler)
     operations = [operation(volume_id=str(n % 40)) for n in range(1600)]
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(bus.cast, operations))
+        list(threads.map(bus.enqueue, operations))
     assert bus.wait_idle(30)
     assert ran == Counter(one.operation_id for one in operations)
 
 
 @pytest.mark.timed
 def test_an_idle_bus_wakes_at_once(opened: Open) -> None:
-    """Cast from another thread to an idle loop: the handler begins within 50 ms (the median; a machine has hiccups)."""
+    """Enqueue from another thread to an idle loop: the handler begins within 50 ms (the median;
+    a machine has hiccups).
+    """
     begun: list[float] = []
     bus = opened(lambda _operation: begun.append(time.monotonic()))
     delays = []
     for n in range(40):
         time.sleep(0.01)
         at = time.monotonic()
-        bus.cast(operation(volume_id=str(n)))
+        bus.enqueue(operation(volume_id=str(n)))
         assert bus.wait_idle(5)
         delays.append(begun[-1] - at)
     assert sorted(delays)[len(delays) // 2] < 0.05, delays
@@ -232,9 +234,9 @@ def test_a_handler_that_cannot_settle_is_tried_again_until_it_can(
 
     bus = opened(handler, workers=1)
     with caplog.at_level(logging.ERROR):
-        bus.cast(copy("v", None, None))
-        bus.cast(operation(volume_id="v"))
-        bus.cast(operation(volume_id="other"))
+        bus.enqueue(copy("v", None, None))
+        bus.enqueue(operation(volume_id="v"))
+        bus.enqueue(operation(volume_id="other"))
         assert bus.wait_idle(5)
     assert ran.index("DeleteVolume other") < 6
     assert ran[-2:] == ["CreateVolume v", "DeleteVolume v"]
@@ -242,7 +244,9 @@ def test_a_handler_that_cannot_settle_is_tried_again_until_it_can(
 
 
 def test_drain_lets_what_runs_end_and_starts_nothing_more(opened: Open) -> None:
-    """Also an operation that waits for its next attempt, and one that is cast too late, are left to the next start."""
+    """Also an operation that waits for its next attempt, and one that is enqueued too late,
+    are left to the next start.
+    """
     begun, gate = threading.Event(), threading.Event()
     ran: list[str] = []
 
@@ -253,12 +257,12 @@ def test_drain_lets_what_runs_end_and_starts_nothing_more(opened: Open) -> None:
 
     bus = opened(handler, workers=1)
     for name in ("first", "second"):
-        bus.cast(operation(volume_id=name))
+        bus.enqueue(operation(volume_id=name))
     assert begun.wait(5)
     assert not bus.drain(0.05)
     gate.set()
     assert bus.drain(5)
-    bus.cast(operation(volume_id="late"))
+    bus.enqueue(operation(volume_id="late"))
     time.sleep(0.05)
     assert ran == ["first"]
     assert bus.running() == []
@@ -274,8 +278,8 @@ def test_depth_and_running_tell_what_there_is(opened: Open) -> None:
 
     bus = opened(handler, workers=1)
     one = operation(volume_id="a")
-    bus.cast(one)
-    bus.cast(operation(volume_id="b"))
+    bus.enqueue(one)
+    bus.enqueue(operation(volume_id="b"))
     assert begun.wait(5)
     assert bus.depth() == {"manager": 2, "scheduler": 0}
     assert bus.running() == [one]
@@ -294,7 +298,7 @@ def test_a_slow_operation_is_told_once_and_a_quick_one_never(opened: Open) -> No
         slow_after_s=0.1,
     )
     for name in ("slow", "quick"):
-        bus.cast(operation(volume_id=name))
+        bus.enqueue(operation(volume_id=name))
     assert bus.wait_idle(5)
     assert slow == ["slow"]
 
@@ -304,7 +308,7 @@ def test_a_stop_with_operations_in_line_leaves_no_thread(opened: Open) -> None:
     gate = threading.Event()
     bus = opened(lambda _operation: gate.wait(10), workers=1)
     for n in range(20):
-        bus.cast(operation(volume_id=str(n % 2)))
+        bus.enqueue(operation(volume_id=str(n % 2)))
     gate.set()
     bus.drain(5)
     bus.stop()
@@ -313,7 +317,7 @@ def test_a_stop_with_operations_in_line_leaves_no_thread(opened: Open) -> None:
 
 
 def test_who_follows_an_operation_takes_its_place_in_line(opened: Open) -> None:
-    """What was cast in between waits for both, whatever it has in common with them."""
+    """What was enqueued in between waits for both, whatever it has in common with them."""
     ran: list[str] = []
     first = operation(PlaceVolume, "copy", source_volume_id="source")
     entered, go_on = threading.Event(), threading.Event()
@@ -324,23 +328,23 @@ def test_who_follows_an_operation_takes_its_place_in_line(opened: Open) -> None:
             entered.set()
             assert go_on.wait(5)
             following = following_id(first.operation_id)
-            bus.cast(
+            bus.enqueue(
                 CreateVolume(
                     operation_id=following, request_id="r", project_id="p", volume_id="copy", source_volume_id="source"
                 )
             )
 
     bus = opened(handler)
-    bus.cast(first)
+    bus.enqueue(first)
     assert entered.wait(5)
-    bus.cast(operation(DeleteVolume, "source"))
+    bus.enqueue(operation(DeleteVolume, "source"))
     go_on.set()
     assert bus.wait_idle(5)
     assert ran == ["PlaceVolume", "CreateVolume", "DeleteVolume"]
 
 
 def test_an_operation_that_follows_sorts_behind_it_and_before_any_later_one() -> None:
-    """Recovery casts by id."""
+    """Recovery enqueues by id."""
     first = new_operation_id()
     second = following_id(first)
     third = following_id(second)
@@ -368,13 +372,13 @@ def test_a_project_with_many_operations_delays_another_by_one_turn(opened: Open,
         ran.append(operation.project_id)
 
     bus = opened(handler, workers=1)
-    bus.cast(of_project("busy", "first", kind))
+    bus.enqueue(of_project("busy", "first", kind))
     assert held.wait(10)
     for number in range(100):
-        bus.cast(of_project("busy", f"b{number}", kind))
+        bus.enqueue(of_project("busy", f"b{number}", kind))
     for project in ("quiet", "third"):
         for number in range(3):
-            bus.cast(of_project(project, f"{project}{number}", kind))
+            bus.enqueue(of_project(project, f"{project}{number}", kind))
     while len(bus._tasks) < 107:
         time.sleep(0.001)
     bus._loop.call_soon_threadsafe(gate.set)  # when all of them stand in line
@@ -393,11 +397,11 @@ def test_each_place_has_turns_of_its_own(opened: Open) -> None:
 
     bus = opened(handler, workers=1, places=2, place_of=lambda operation: operation.resource_id[0])
     for number in range(20):
-        bus.cast(of_project("busy", f"a{number}"))
+        bus.enqueue(of_project("busy", f"a{number}"))
     for number in range(20):
-        bus.cast(of_project("busy", f"b{number}"))
+        bus.enqueue(of_project("busy", f"b{number}"))
     for place in "ab":
-        bus.cast(of_project("quiet", f"{place}-quiet"))
+        bus.enqueue(of_project("quiet", f"{place}-quiet"))
     deadline = time.monotonic() + 10
     while sum(len(workers._waiting) for workers in bus._rooms["manager"].workers.values()) < 40:
         assert time.monotonic() < deadline
@@ -418,9 +422,9 @@ def test_operations_that_hold_every_worker_leave_one_to_other_projects(opened: O
 
     bus = opened(handler, workers=2, spare=1)
     for number in range(8):
-        bus.cast(of_project("busy", f"b{number}"))
+        bus.enqueue(of_project("busy", f"b{number}"))
     for number in range(5):
-        bus.cast(of_project(f"other{number % 2}", f"o{number}"))
+        bus.enqueue(of_project(f"other{number % 2}", f"o{number}"))
     assert sorted(ran.get(timeout=10) for _ in range(5)) == ["other0"] * 3 + ["other1"] * 2
     assert [operation.project_id for operation in bus.running()].count("busy") == 2
     gate.set()
@@ -438,9 +442,9 @@ def test_an_operation_that_is_tried_again_takes_a_new_turn(opened: Open, monkeyp
             raise OSError("the database is away")
 
     bus = opened(handler, workers=1)
-    bus.cast(of_project("failing", "f"))
+    bus.enqueue(of_project("failing", "f"))
     for number in range(10):
-        bus.cast(of_project("quiet", f"q{number}"))
+        bus.enqueue(of_project("quiet", f"q{number}"))
     assert bus.wait_idle(10)
     assert Counter(ran) == {"failing": 21, "quiet": 10}
     assert "quiet" in ran[:3]
@@ -456,7 +460,7 @@ def test_a_stop_while_operations_wait_for_a_worker_ends(opened: Open) -> None:
     bus = opened(handler, workers=1, spare=1)
     for project in ("a", "b", "c"):
         for number in range(20):
-            bus.cast(of_project(project, f"{project}{number}"))
+            bus.enqueue(of_project(project, f"{project}{number}"))
     assert held.wait(10)
     stopping = threading.Thread(target=bus.stop)
     stopping.start()
@@ -475,7 +479,7 @@ def test_who_expects_operations_hears_of_the_end_of_all_of_them(opened: Open) ->
     operations = [operation(volume_id=name) for name in "ab"]
     with bus.expecting([o.operation_id for o in operations]) as expecting:
         for o in operations:
-            bus.cast(o)
+            bus.enqueue(o)
         assert not expecting.wait(0.05)
         gates["a"].set()
         assert not expecting.wait(0.1)
@@ -489,7 +493,7 @@ def test_an_operation_that_ends_before_it_is_waited_for_is_not_missed(opened: Op
     for _ in range(200):
         one = operation()
         with bus.expecting([one.operation_id]) as expecting:
-            bus.cast(one)
+            bus.enqueue(one)
             assert bus.wait_idle(10)
             assert expecting.wait(10)
 
@@ -509,7 +513,7 @@ def test_an_expectation_ends_when_the_handler_has_settled_it_not_when_it_failed(
     bus = opened(handler)
     one = operation()
     with bus.expecting([one.operation_id]) as expecting:
-        bus.cast(one)
+        bus.enqueue(one)
         assert expecting.wait(10)
         assert len(times) == 3
 
@@ -517,7 +521,7 @@ def test_an_expectation_ends_when_the_handler_has_settled_it_not_when_it_failed(
 def test_operations_of_others_end_no_expectation(opened: Open) -> None:
     bus = opened(lambda _operation: None)
     with bus.expecting(["mine"]) as expecting:
-        bus.cast(operation())
+        bus.enqueue(operation())
         assert bus.wait_idle(10)
         assert not expecting.wait(0.05)
 
@@ -527,7 +531,7 @@ def test_an_expectation_that_is_over_hears_and_keeps_nothing(opened: Open) -> No
     bus = opened(lambda _operation: gate.wait(10))
     one = operation()
     with bus.expecting([one.operation_id]) as expecting:
-        bus.cast(one)
+        bus.enqueue(one)
         assert not expecting.wait(0)
     gate.set()
     assert bus.wait_idle(10)
@@ -541,7 +545,7 @@ def test_many_threads_that_expect_each_hear_of_their_own(opened: Open) -> None:
     def ask(number: int) -> bool:
         one = operation(volume_id=f"v{number % 5}")
         with bus.expecting([one.operation_id]) as expecting:
-            bus.cast(one)
+            bus.enqueue(one)
             return expecting.wait(20)
 
     with ThreadPoolExecutor(16) as threads:
@@ -560,7 +564,7 @@ def test_a_stop_lets_those_go_who_expect(opened: Open) -> None:
     bus = opened(handler)
     one = operation()
     with ThreadPoolExecutor(1) as threads, bus.expecting([one.operation_id]) as expecting:
-        bus.cast(one)
+        bus.enqueue(one)
         assert begun.wait(10)
         waiting = threads.submit(expecting.wait, 10)
         assert not waiting.done()
@@ -573,12 +577,12 @@ def test_a_stop_lets_those_go_who_expect(opened: Open) -> None:
         stopping.join(10)
 
 
-def test_nobody_waits_for_operations_that_are_not_cast_any_more(opened: Open) -> None:
+def test_nobody_waits_for_operations_that_are_not_enqueued_any_more(opened: Open) -> None:
     bus = opened(lambda _operation: None)
     assert bus.drain(1)
     one = operation()
     with bus.expecting([one.operation_id]) as expecting:
-        bus.cast(one)
+        bus.enqueue(one)
         assert expecting.wait(0)
 
 
@@ -604,7 +608,7 @@ def test_it_is_told_when_operations_begin_to_run_and_when_the_last_has_ended(ope
     told: list[bool] = []
     bus.on_busy = told.append
     for volume in "ab":
-        bus.cast(operation(volume_id=volume))
+        bus.enqueue(operation(volume_id=volume))
     both.wait(10)
     assert told == [True]
     go.set()

@@ -129,7 +129,7 @@ def made() -> Iterator[tuple[str, type[Operation], set[str | None]]]:
 
 def test_every_operation_is_made_somewhere() -> None:
     kinds = {kind for _, kind, _ in made()}
-    assert set(KINDS.values()) == kinds, f"never cast: {set(KINDS.values()) - kinds}"
+    assert set(KINDS.values()) == kinds, f"never enqueued: {set(KINDS.values()) - kinds}"
 
 
 def test_every_operation_is_made_with_the_fields_that_it_has_and_needs() -> None:

@@ -39,7 +39,7 @@ class Life:
         """Begin a life in which no room hears of any operation, as when the process dies at once."""
 
         def prepare(service: Service) -> None:
-            service.db.cast = service.bus.cast = lambda _operation: None  # type: ignore[method-assign]
+            service.db.enqueue = service.bus.enqueue = lambda _operation: None  # type: ignore[method-assign]
 
         return self.start(prepare=prepare)
 

@@ -384,7 +384,7 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     service = api.service
     real = states.settle
     # The first life: made on the pool, and never noted.
-    service.db.cast = lambda _operation: None
+    service.db.enqueue = lambda _operation: None
     volume = api.volume(settle=False)
     (placing,) = operations(api, state="open")
     service.bus._rooms["scheduler"].handlers[type(_operation_of(placing))](_operation_of(placing))
@@ -393,8 +393,8 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     # The second: the pool is down.
     report = service.board.reports()["blockstore@first#first"]
     service.board.pin(dataclasses.replace(report, up=False, reason="The cable is out."))
-    service.db.cast = service.bus.cast
-    service.bus.cast(_operation_of(creating, attempt=2))
+    service.db.enqueue = service.bus.enqueue
+    service.bus.enqueue(_operation_of(creating, attempt=2))
     judge(api)
     volume = api.get(f"/volumes/{volume['id']}")["volume"]
     assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", "blockstore@first#first")

@@ -118,8 +118,8 @@ def test_every_status_in_the_tables_is_one_of_the_machine(machine: Machine) -> N
 def test_eight_threads_and_each_move_is_won_once(db: Database) -> None:
     """100 volumes, 8 threads that want each of them deleted: 100 winners, 100 operations."""
     volumes = [volume(db) for _ in range(100)]
-    cast: list[Any] = []
-    db.cast = cast.append
+    enqueued: list[Any] = []
+    db.enqueue = enqueued.append
     start, lost = threading.Barrier(8), set()
 
     def race() -> int:
@@ -145,7 +145,7 @@ def test_eight_threads_and_each_move_is_won_once(db: Database) -> None:
         wins = [threads.submit(race) for _ in range(8)]
     assert sum(win.result() for win in wins) == 100
     assert lost == {V.DELETING}
-    assert sorted(operation.volume_id for operation in cast) == sorted(volumes)
+    assert sorted(operation.volume_id for operation in enqueued) == sorted(volumes)
     with db.read() as session:
         assert sorted(session.scalars(select(OperationRow.resource_id))) == sorted(volumes)
 
@@ -183,15 +183,15 @@ def test_conditions_beyond_the_status_are_in_the_same_update(db: Database) -> No
 
 
 def test_row_and_operation_are_born_together_or_not_at_all(db: Database) -> None:
-    cast: list[Any] = []
-    db.cast = cast.append
+    enqueued: list[Any] = []
+    db.enqueue = enqueued.append
     row = Volume(id=new_id(), project_id="p", size=1, volume_type_id="type")
     operation = PlaceVolume(operation_id=new_operation_id(), request_id="r", project_id="p", volume_id=row.id)
 
     def bear(fail: bool) -> None:
         with db.write() as session:
             states.born(session, row, operation)
-            assert not cast
+            assert not enqueued
             if fail:
                 raise RuntimeError
 
@@ -254,7 +254,7 @@ def test_settling_a_row_that_was_reset_leaves_it_and_says_so(db: Database) -> No
 
 
 def test_operations_survive_their_journey_through_json(db: Database) -> None:
-    """What is stored is what was cast, and the attempt is not part of it."""
+    """What is stored is what was enqueued, and the attempt is not part of it."""
     operation = PlaceVolume(
         operation_id=new_operation_id(),
         request_id="r",

@@ -94,7 +94,7 @@ class Service:
             place_of=functools.partial(pool_of, self.db),
         )
         self.bus.open_room("mover", _bound(manager.MOVERS, self.desk), workers=service.moves, spare=1)
-        self.db.cast = self.bus.cast
+        self.db.enqueue = self.bus.enqueue
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)
         self.lines = Lines()
@@ -140,7 +140,7 @@ class Service:
         self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what operations that were given up have exported
         self.bus.start()
         for operation in unfinished:
-            self.bus.cast(operation)
+            self.bus.enqueue(operation)
         self.clock.start()
 
     def report(self) -> None:

@@ -1,7 +1,7 @@
 """Engine and sessions: how every room reads and writes the database.
 
 ``read()`` gives a session for looking; ``write()`` one that holds the right to write, commits at its end, and then
-hands over what was put into its outbox (``after_commit``): commit comes before cast, always.
+hands over what was put into its outbox (``after_commit``): the commit always comes first.
 No session is held across a backend call.
 """
 
@@ -58,7 +58,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._make_engine(connections)
         self._lookers = self._make_engine(connections) if self.is_sqlite else self.engine
-        self.cast: Callable[[Any], None] = lambda _item: None
+        self.enqueue: Callable[[Any], None] = lambda _item: None
         """Called with each item of a session's outbox after the commit; the service connects the bus."""
         self._writer = Writer(str(self.path)) if self.is_sqlite else None
         self._guard: Connection | None = None
@@ -197,7 +197,7 @@ class Database:
 
     def _hand_over(self, outbox: Iterable[Any]) -> None:
         for item in outbox:
-            self.cast(item)
+            self.enqueue(item)
 
     def take_sole_use(self) -> None:
         """Keep other services away from a PostgreSQL database: two would run each other's operations.
@@ -247,7 +247,7 @@ def _to_json(value: Any) -> str:
 
 
 def after_commit(session: Session, item: Any) -> None:
-    """Put an item into the outbox of a session that writes; ``Database.cast`` gets it once the commit is done."""
+    """Put an item into the outbox of a session that writes; ``Database.enqueue`` gets it once the commit is done."""
     session.info.setdefault(AFTER_COMMIT, []).append(item)
 
 

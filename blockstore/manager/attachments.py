@@ -1,7 +1,7 @@
 """Attachments: a volume is exported to an initiator, and the export is ended.
 
-Handlers of the operations that the API casts while its caller waits. Each is idempotent. Decides nothing about who may
-attach or detach.
+Handlers of the operations that the API enqueues while its caller waits. Each is idempotent. Decides nothing about who
+may attach or detach.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Volumes on their backends: create, delete, extend, retype, revert.
 
-Handlers of the operations that the scheduler and the API cast. Each is idempotent: after a crash it runs again from the
-start. Decides nothing about who may ask or where a volume goes.
+Handlers of the operations that the scheduler and the API enqueue. Each is idempotent: after a crash it runs again from
+the start. Decides nothing about who may ask or where a volume goes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Sessions: what is written is there, what failed is not, and operations are cast after the commit and only then."""
+"""Sessions: what is written is there, what failed is not, and operations are enqueued after the commit and only
+then.
+"""
 
 from __future__ import annotations
 
@@ -64,14 +66,14 @@ def test_read_keeps_nothing(db: Database) -> None:
     assert names(db) == []
 
 
-def test_operations_are_cast_after_the_commit(db: Database) -> None:
+def test_operations_are_enqueued_after_the_commit(db: Database) -> None:
     seen: list[str | None] = []
 
-    def cast(operation: Operation) -> None:
+    def enqueued(operation: Operation) -> None:
         with db.read() as session:
             seen.append(session.scalar(select(OperationRow.state).where(OperationRow.id == operation.operation_id)))
 
-    db.cast = cast
+    db.enqueue = enqueued
     with db.write() as session:
         states.file(session, an_operation())
         states.file(session, an_operation())
@@ -79,14 +81,14 @@ def test_operations_are_cast_after_the_commit(db: Database) -> None:
     assert seen == ["open", "open"]
 
 
-def test_operations_of_a_write_that_raised_are_not_cast(db: Database) -> None:
-    cast: list[Operation] = []
-    db.cast = cast.append
+def test_operations_of_a_write_that_raised_are_not_enqueued(db: Database) -> None:
+    enqueued: list[Operation] = []
+    db.enqueue = enqueued.append
     with pytest.raises(RuntimeError), db.write() as session:  # noqa: PT012
         states.file(session, an_operation())
         session.flush()
         raise RuntimeError
-    assert cast == []
+    assert enqueued == []
 
 
 def test_many_threads_write_without_losing_or_locking(db: Database) -> None:

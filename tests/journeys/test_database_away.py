@@ -62,16 +62,16 @@ def no_traceback(caplog: pytest.LogCaptureFixture) -> bool:
 
 @pytest.mark.usefixtures("impatient")
 def test_accepted_create_outlives_a_lock(api: Client, caplog: pytest.LogCaptureFixture) -> None:
-    service, cast = api.service, api.service.db.cast
+    service, enqueued = api.service, api.service.db.enqueue
     assert service.db.path is not None
     lock = contextlib.ExitStack()
 
-    def cast_then_lock(operation: Operation) -> None:
-        service.db.cast = cast
+    def enqueue_then_lock(operation: Operation) -> None:
+        service.db.enqueue = enqueued
         lock.enter_context(locked(service.db.path))  # type: ignore[arg-type]
-        cast(operation)
+        enqueued(operation)
 
-    service.db.cast = cast_then_lock
+    service.db.enqueue = enqueue_then_lock
     with lock:
         accepted = api("POST", "/volumes", {"volume": {"size": 1}})
         assert accepted.status == 202

@@ -1,7 +1,7 @@
 """The one decorator: what happens around every function of this room, in a fixed order.
 
-authenticate → microversion → load body and query → policy → session → your function → dump → commit → cast; and where
-the wire wants the outcome in the reply (``Later``), → wait for the operations → reply; or what storage says
+authenticate → microversion → load body and query → policy → session → your function → dump → commit → enqueue; and
+where the wire wants the outcome in the reply (``Later``), → wait for the operations → reply; or what storage says
 (``Aside``). A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is testable
 without a client.
 """
@@ -106,7 +106,7 @@ def _made_aside(call: Call, aside: Aside) -> Any:
 
 
 def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:
-    # The operations are committed and cast by now.
+    # The operations are committed and enqueued by now.
     core = call.core
     with core.waiting_room.entered(call.ctx.project_id) as may_wait:
         expecting.wait(core.config.service.attach_timeout_s if may_wait else 0)
