@@ -7,7 +7,7 @@ request -> api/ -> [operation] -> scheduler/ -> [operation] -> manager/ -> backe
 * ``api/`` accepts or refuses; ``scheduler/`` decides where; ``manager/`` lets a backend do it.
 * ``operations.py`` is everything one room can ask of another; ``bus.py`` carries it; the ``operations`` table remembers
 it.
-* ``states.py`` is the only writer of a status, ``settling.py`` sees to it that each one settles.
+* ``states.py`` is the only writer of a status, ``runner.py`` sees to it that each one settles.
 * ``app/service.py`` puts all of it together; ``cli/`` is the command.
 
 docs/architecture.md tells the way of a request, and why the house is built so.

@@ -252,7 +252,7 @@ class Bus:
             for delay_s in chain(RETRY_DELAYS_S, repeat(RETRY_DELAYS_S[-1])):
                 workers = room.workers[await self._place(room, ticket.operation)]
                 async with workers.taken(ticket.operation.project_id):
-                    if await self._settled(room, ticket.operation):
+                    if await self._completed(room, ticket.operation):
                         break
                 await asyncio.sleep(delay_s)  # keeps its place in line, but no worker
         finally:
@@ -292,7 +292,7 @@ class Bus:
             elif self._is_first(line[0]):
                 line[0].turn.set()
 
-    async def _settled(self, room: _Room, operation: Operation) -> bool:
+    async def _completed(self, room: _Room, operation: Operation) -> bool:
         """Run the handler; say whether there is nothing more to do for this process."""
         with self._change:
             if self._closing:

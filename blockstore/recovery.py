@@ -20,7 +20,7 @@ from blockstore.db.session import Database
 from blockstore.errors import Reason
 from blockstore.messages import Detail
 from blockstore.operations import Operation, from_stored, make_ids_after
-from blockstore.settling import Failure, Handler
+from blockstore.runner import Failure, Handler
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def resume(
                 given_up += 1
             else:
                 again.append(operation)
-        stranded = _settle_stranded(session, {covered for operation in again for covered in operation.covers()})
+        stranded = _fail_stranded(session, {covered for operation in again for covered in operation.covers()})
     if again or given_up or stranded:
         log.info(
             "recovery: %d operations resumed, %d given up, %d stranded rows settled", len(again), given_up, stranded
@@ -71,7 +71,7 @@ def resume(
     return again
 
 
-def _settle_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
+def _fail_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
     """Settle rows that are in a transitional status which no operation will end, as an administrator may have set."""
     count = 0
     for kind, machine in states.MACHINES.items():

@@ -314,7 +314,7 @@ def release(session: Session, volume_id: str) -> None:
 def removed_at_once(session: Session, operation: Operation) -> None:
     """Remove a row that nothing needs to be done for, and note its operation as done: the story stays whole."""
     _write_down(session, operation)
-    settle_removed(session, operation)
+    complete_and_delete(session, operation)
 
 
 def let_go(
@@ -389,7 +389,7 @@ def finish(
     session.execute(_FINISH, values)
 
 
-def settle(session: Session, operation: Operation, to: str, **values: Any) -> bool:
+def complete(session: Session, operation: Operation, to: str, **values: Any) -> bool:
     """Close an operation as done and bring the row it settles to rest. Says False when the row was reset meanwhile."""
     machine = MACHINES[operation.resource_type]
     try:
@@ -413,14 +413,14 @@ def before(session: Session, operation: Operation) -> str:
     return V.AVAILABLE if machine is VOLUME else S.AVAILABLE
 
 
-def settle_removed(session: Session, operation: Operation) -> None:
+def complete_and_delete(session: Session, operation: Operation) -> None:
     """Close an operation as done and remove the row it settles."""
     model: Any = MACHINES[operation.resource_type].model
     session.execute(delete(model).where(model.id == operation.resource_id))
     finish(session, operation)
 
 
-def settle_failed(
+def fail(
     session: Session, operation: Operation, reason: Reason, *, state: str = "failed", to: str | None = None
 ) -> None:
     """Close an operation as failed and bring every row it covers to its failure status, or its own row to ``to``."""

@@ -92,7 +92,7 @@ def test_every_decorated_function_is_on_a_contents_page() -> None:
     assert sorted(decorated) == sorted(KINDS)
 
 
-ENGINE = ("bus", "messages", "recovery", "settling", "states", "db/session", "db/writer")
+ENGINE = ("bus", "messages", "recovery", "runner", "states", "db/session", "db/writer")
 """What carries operations, ends them and tells of them, whatever they are."""
 
 

@@ -205,10 +205,10 @@ def test_row_and_operation_are_born_together_or_not_at_all(db: Database) -> None
 @pytest.mark.parametrize(
     ("settle", "status", "state"),
     [
-        (lambda session, operation: states.settle(session, operation, V.AVAILABLE), "available", "done"),
-        (lambda session, operation: states.settle_failed(session, operation, REASON), "error", "failed"),
+        (lambda session, operation: states.complete(session, operation, V.AVAILABLE), "available", "done"),
+        (lambda session, operation: states.fail(session, operation, REASON), "error", "failed"),
         (
-            lambda session, operation: states.settle_failed(session, operation, REASON, to=V.AVAILABLE),
+            lambda session, operation: states.fail(session, operation, REASON, to=V.AVAILABLE),
             "available",
             "failed",
         ),
@@ -244,7 +244,7 @@ def test_settling_a_row_that_was_reset_leaves_it_and_says_so(db: Database) -> No
         states.file(session, operation)
         states.force(session, VOLUME, volume_id, V.ERROR, by="somebody")
     with db.write() as session:
-        assert not states.settle(session, operation, V.AVAILABLE)
+        assert not states.complete(session, operation, V.AVAILABLE)
     assert status_of(db, volume_id) == "error"
     with db.read() as session:
         stored = session.get_one(OperationRow, operation.operation_id)

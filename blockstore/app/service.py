@@ -32,10 +32,10 @@ from blockstore.manager import managing, reporting
 from blockstore.manager.desk import Desk, is_attached, pool_of
 from blockstore.manager.exports import Exports
 from blockstore.policies import Policy
+from blockstore.runner import mark_started
 from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placing import Scheduler
 from blockstore.server.lines import Lines
-from blockstore.settling import mark_started
 from blockstore.throttle import Throttle
 
 log = logging.getLogger(__name__)

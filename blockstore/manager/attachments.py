@@ -15,7 +15,7 @@ from blockstore.errors import InUse, VolumeMissing
 from blockstore.manager.desk import Desk, name_of
 from blockstore.messages import Action
 from blockstore.operations import AttachmentOperation, ConnectAttachment, DisconnectAttachment
-from blockstore.settling import Failure, KeepsStatus, handles
+from blockstore.runner import Failure, KeepsStatus, handles
 from blockstore.states import A
 
 
@@ -50,7 +50,7 @@ def connect_attachment(desk: Desk, operation: ConnectAttachment, attachment: Att
         session.execute(
             update(Attachment).where(Attachment.id == attachment.id).values(connection=connection, reason=None)
         )
-        states.settle(session, operation, A.ATTACHING)
+        states.complete(session, operation, A.ATTACHING)
         if not attachment.legacy:
             states.reckon(session, attachment.volume_id)
 
@@ -70,7 +70,7 @@ def disconnect_attachment(desk: Desk, operation: DisconnectAttachment, attachmen
         with desk.exports.ended([*left_over, attachment]), desk.db.write() as session:
             states.lock(session, attachment.volume_id)
             session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
-            states.settle_removed(session, operation)
+            states.complete_and_delete(session, operation)
             if operation.follow:
                 states.reckon(session, attachment.volume_id)
     except InUse as exc:

@@ -22,7 +22,7 @@ from blockstore.manager.desk import Desk, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
 from blockstore.operations import ManageVolume, MoveToType, MoveVolume, RemoveCopy
-from blockstore.settling import Failure, handles
+from blockstore.runner import Failure, handles
 from blockstore.states import V
 
 MANAGED = "already managed"
@@ -132,7 +132,7 @@ def manage_volume(desk: Desk, operation: ManageVolume, volume: Volume) -> None:
         raise BackendError(f"{operation.reference} has grown from {size} to {whole} GiB while it was taken over.")
     keep_limits(desk, operation.pool, volume_name(volume), volume.volume_type_id, size)
     with desk.db.write() as session:
-        states.settle(session, operation, V.AVAILABLE)
+        states.complete(session, operation, V.AVAILABLE)
 
 
 def _charge(desk: Desk, operation: ManageVolume, volume: Volume, backend: Backend) -> int:

@@ -22,7 +22,7 @@ from blockstore.manager.desk import Desk, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
 from blockstore.operations import MoveToType, MoveVolume, RemoveCopy
-from blockstore.settling import Failure, handles, handles_until_done, progress_of, refuse_cancelled
+from blockstore.runner import Failure, handles, handles_until_done, progress_of, refuse_cancelled
 from blockstore.states import V
 
 log = logging.getLogger(__name__)

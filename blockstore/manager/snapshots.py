@@ -14,7 +14,7 @@ from blockstore.manager.desk import Desk, name_of, snapshot_name
 from blockstore.manager.managing import refuse_unsafe, snapshots_on
 from blockstore.messages import Action
 from blockstore.operations import CreateSnapshot, DeleteSnapshot
-from blockstore.settling import first_change, handles, progress_of
+from blockstore.runner import first_change, handles, progress_of
 from blockstore.states import S
 
 
@@ -30,7 +30,7 @@ def create_snapshot(desk: Desk, operation: CreateSnapshot, snapshot: Snapshot) -
     else:
         backend.create_snapshot(volume, snapshot_name(snapshot.id))
     with desk.db.write() as session:
-        states.settle(session, operation, S.AVAILABLE, progress="100%")
+        states.complete(session, operation, S.AVAILABLE, progress="100%")
 
 
 @handles(DeleteSnapshot, action=Action.SNAPSHOT_DELETE)
@@ -46,4 +46,4 @@ def delete_snapshot(desk: Desk, operation: DeleteSnapshot, snapshot: Snapshot) -
         if snapshot.consumes_quota:
             type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == snapshot.volume_id)).scalar_one()
             quotas.refund(session, snapshot.project_id, type_id, snapshots=1, gigabytes=snapshot.volume_size)
-        states.settle_removed(session, operation)
+        states.complete_and_delete(session, operation)

@@ -28,7 +28,7 @@ from blockstore.operations import (
     PlaceVolume,
     RevertVolume,
 )
-from blockstore.settling import Failure, first_change, handles, progress_of
+from blockstore.runner import Failure, first_change, handles, progress_of
 from blockstore.states import V
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def create_volume(desk: Desk, operation: CreateVolume, volume: Volume) -> None:
         _send_back(desk, operation, volume, exc)
         return
     with desk.db.write() as session:
-        states.settle(session, operation, V.AVAILABLE)
+        states.complete(session, operation, V.AVAILABLE)
 
 
 def _make(desk: Desk, operation: CreateVolume, volume: Volume, backend: Backend) -> None:
@@ -127,7 +127,7 @@ def delete_volume(desk: Desk, operation: DeleteVolume, volume: Volume) -> None:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
             quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-        states.settle_removed(session, operation)
+        states.complete_and_delete(session, operation)
 
 
 def _release_growth(session: Session, operation: ExtendVolume, _failure: Failure) -> None:
@@ -145,7 +145,7 @@ def extend_volume(desk: Desk, operation: ExtendVolume, volume: Volume) -> None:
     with desk.db.write() as session:
         # The size is a fact now, whatever an administrator did to the status meanwhile.
         session.execute(update(Volume).where(Volume.id == volume.id).values(size=operation.new_size_gib))
-        if states.settle(session, operation, V.AVAILABLE):
+        if states.complete(session, operation, V.AVAILABLE):
             states.reckon(session, volume.id)
 
 
@@ -168,7 +168,7 @@ def change_type(desk: Desk, operation: ChangeType, volume: Volume) -> None:
         counts = {"volumes": operation.counted, "gigabytes": operation.size_gib}
         quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
         _recount_snapshots(session, volume, kind.id)
-        if states.settle(session, operation, V.AVAILABLE):
+        if states.complete(session, operation, V.AVAILABLE):
             states.reckon(session, volume.id)
 
 
@@ -192,7 +192,7 @@ def revert_volume(desk: Desk, operation: RevertVolume, volume: Volume) -> None:
             volume_name(volume), snapshot_name(operation.snapshot_id), progress_of(desk, operation)
         )
     with desk.db.write() as session:
-        states.settle(session, operation, V.AVAILABLE)
+        states.complete(session, operation, V.AVAILABLE)
         with suppress(StateConflict):  # an administrator has reset the snapshot's status meanwhile
             states.move(
                 session, states.SNAPSHOT, operation.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,)

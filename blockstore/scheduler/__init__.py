@@ -5,8 +5,8 @@ Knows pools from the board and the ledger only; never sees a backend.
 
 from __future__ import annotations
 
+from blockstore.runner import by_kind
 from blockstore.scheduler import placing
-from blockstore.settling import by_kind
 
 HANDLERS = by_kind(
     placing.place_volume,

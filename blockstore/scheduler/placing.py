@@ -35,10 +35,10 @@ from blockstore.operations import (
     PlaceVolume,
     RetypeVolume,
 )
+from blockstore.runner import Failure, handles
 from blockstore.scheduler.choosing import Filter, Weigher, Wish, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.scheduler.refusals import public_reason
-from blockstore.settling import Failure, handles
 from blockstore.states import V
 from blockstore.zones import zones_of
 

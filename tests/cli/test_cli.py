@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import blockstore
-from blockstore import settling, states
+from blockstore import runner, states
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend
@@ -349,7 +349,7 @@ def test_a_running_move_shows_its_progress_and_is_stopped(
             file.write(b"some")
 
     def waiting_half_way(*which: Any) -> Callable[[int], None]:
-        tell = settling.progress_of(*which)
+        tell = runner.progress_of(*which)
 
         def told(percent: int) -> None:
             tell(percent)
@@ -360,7 +360,7 @@ def test_a_running_move_shows_its_progress_and_is_stopped(
         return told
 
     monkeypatch.setattr(moving, "progress_of", waiting_half_way)
-    monkeypatch.setattr(settling, "PROGRESS_INTERVAL_S", 0)
+    monkeypatch.setattr(runner, "PROGRESS_INTERVAL_S", 0)
     target = "blockstore@b" if home == "blockstore@a#a" else "blockstore@a"
     api("POST", f"/volumes/{volume['id']}/action", {"os-migrate_volume": {"host": target}})
     assert half_way.wait(30)

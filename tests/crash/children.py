@@ -66,7 +66,7 @@ TRACED = (
     "blockstore.quotas",
     "blockstore.recovery",
     "blockstore.scheduler.placing",
-    "blockstore.settling",
+    "blockstore.runner",
     "blockstore.states",
     "blockstore.backends.process",
     "blockstore.keyring",

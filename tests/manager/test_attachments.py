@@ -17,7 +17,7 @@ from blockstore.db.models import Attachment, OperationRow, Volume
 from blockstore.errors import BackendError, InUse, Reason, SessionAlive, Unreachable, VolumeMissing
 from blockstore.manager import HANDLERS
 from blockstore.operations import Operation, from_stored
-from blockstore.settling import Failure
+from blockstore.runner import Failure
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
 from tests.crash.invariants import check

@@ -205,7 +205,7 @@ def test_a_copy_that_reads_otherwise_is_given_up(api: Client, monkeypatch: pytes
 def test_a_move_can_be_cancelled(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = volume(api)
     fill(api, made["id"])
-    monkeypatch.setattr("blockstore.settling.PROGRESS_INTERVAL_S", 0)
+    monkeypatch.setattr("blockstore.runner.PROGRESS_INTERVAL_S", 0)
 
     def ask_to_stop(*_args: Any) -> bytes:
         with api.service.db.write() as session:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from blockstore import bus, settling, states
+from blockstore import bus, runner, states
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db.models import OperationRow, PoolUsage
@@ -198,7 +198,7 @@ def test_what_was_begun_before_is_not_taken_for_untouched(api: Client, backend: 
     assert FAILURES["revert_volume"][0](api, volume_id, snapshot_id).status == 202
     api.wait_idle()
     assert api.get(f"/volumes/{volume_id}")["volume"]["status"] == "error"
-    assert settling._begun == set()
+    assert runner._begun == set()
 
 
 def test_a_database_that_is_away_is_not_the_operations_fault(
@@ -207,7 +207,7 @@ def test_a_database_that_is_away_is_not_the_operations_fault(
     """The handler is tried again and succeeds; nothing tells of it."""
     monkeypatch.setattr(bus, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
     times = iter(range(2))
-    real = states.settle
+    real = states.complete
 
     def settle(*args: Any, **kw: Any) -> bool:
         if next(times, None) is not None:
@@ -382,7 +382,7 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     """The volume may be there; to make it elsewhere would leave bytes that nobody knows of."""
     api = pools(start_service, 2)
     service = api.service
-    real = states.settle
+    real = states.complete
     # The first life: made on the pool, and never noted.
     service.db.enqueue = lambda _operation: None
     volume = api.volume(settle=False)
@@ -399,7 +399,7 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     volume = api.get(f"/volumes/{volume['id']}")["volume"]
     assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", "blockstore@first#first")
     assert "The cable is out." in messages(api)[0]
-    assert real is states.settle
+    assert real is states.complete
 
 
 def _operation_of(row: OperationRow, attempt: int = 1) -> Any:
@@ -510,7 +510,7 @@ def test_an_operation_cancelled_while_it_runs_stops_at_its_next_progress(
     api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The percentage is written down, and is in the reason."""
-    monkeypatch.setattr(settling, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(runner, "PROGRESS_INTERVAL_S", 0.0)
     source = api.volume()
     at_half, go = threading.Event(), threading.Event()
 
@@ -536,7 +536,7 @@ def test_what_half_destroys_is_not_stopped(
     api: Client, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked to stop all the same, it goes on to its end."""
-    monkeypatch.setattr(settling, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(runner, "PROGRESS_INTERVAL_S", 0.0)
     volume = api.volume()
     gate = Gate(monkeypatch, backend, "delete_volume")
     assert api("DELETE", f"/volumes/{volume['id']}").status == 202
@@ -558,7 +558,7 @@ def test_progress_is_written_at_most_once_a_second(service: Service) -> None:
                 writes.append(1)
                 return service.db.write()
 
-    tell = settling.progress_of(Room, operation)  # type: ignore[arg-type]
+    tell = runner.progress_of(Room, operation)  # type: ignore[arg-type]
     for percent in range(100):
         tell(percent)
     assert not writes

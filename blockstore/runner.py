@@ -113,7 +113,7 @@ class Handler:
         if self.undo is not None:
             self.undo(session, operation, failure)
         to = states.before(session, operation) if self.restores else failure.to
-        states.settle_failed(session, operation, failure.reason, state=failure.state, to=to)
+        states.fail(session, operation, failure.reason, state=failure.state, to=to)
         if (
             operation.resource_type == "volume"
             and to in (V.AVAILABLE, V.IN_USE)
