@@ -103,7 +103,7 @@ def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
     app.extensions[call.CORE] = core
     app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
     if login is not None:
-        app.extensions[identity.door.LOGIN] = login
+        app.extensions[identity.endpoint.LOGIN] = login
     service = core.config.service
     listen, _ = parse_listen(service.listen, "[service] listen")
     routes = (path for room in ROOMS for _, path in room.routes)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from blockstore.api.identity import DESKS
-from blockstore.api.identity.door import admin, anybody, known, oneself
+from blockstore.api.identity import IDENTITY_ROUTES
+from blockstore.api.identity.endpoint import admin, anybody, known, owner_or_admin
 from tests.identity.conftest import People, said
 
-SERVICES = [(method, path, service) for desk in DESKS for (method, path), service in desk.services.items()]
+SERVICES = [(method, path, service) for table in IDENTITY_ROUTES for (method, path), service in table.services.items()]
 BODIES: dict[str, Any] = {
     "POST /identity/v3/domains": {"domain": {"name": "never"}},
     "PATCH /identity/v3/domains/<domain_id>": {"domain": {"name": "never"}},
@@ -39,12 +39,12 @@ def test_who_may_ask(town: People, method: str, path: str, service: Any) -> None
         town.member = town.user(town.project(), "member")  # type: ignore[attr-defined]
     user, token = town.member  # type: ignore[attr-defined]
     answer = town.ask(method, place, body, token)
-    if service.rule in (admin, oneself):
+    if service.rule in (admin, owner_or_admin):
         assert answer.status == 403
     else:
         assert service.rule is known
         assert answer.status in (200, 403, 404)
-    if service.rule is oneself:
+    if service.rule is owner_or_admin:
         own = path.replace("<user_id>", user).replace("<credential_id>", "unknown")
         assert town.ask(method, own, body, token).status in (200, 201, 404)
 

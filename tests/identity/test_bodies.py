@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from blockstore.api.identity import DESKS
-from blockstore.api.identity.door import MAX_BODY_BYTES, anybody
+from blockstore.api.identity import IDENTITY_ROUTES
+from blockstore.api.identity.endpoint import MAX_BODY_BYTES, anybody
 from tests.conftest import Answer
 from tests.identity.conftest import People, said
 
@@ -68,8 +68,8 @@ def worst() -> Iterator[tuple[str, bytes]]:
 WORST = dict(worst())
 PLACES = [
     (method, path, service)
-    for desk in DESKS
-    for (method, path), service in desk.services.items()
+    for table in IDENTITY_ROUTES
+    for (method, path), service in table.services.items()
     if service.body is not None
 ]
 

@@ -10,7 +10,7 @@ from marshmallow import fields
 
 from blockstore.api import ROOMS
 from blockstore.api.http.routes import Endpoint
-from blockstore.api.identity import DESKS
+from blockstore.api.identity import IDENTITY_ROUTES
 from blockstore.errors import SECRET_NAME, InvalidInput
 from blockstore.microversions import MAXIMUM
 from blockstore.schemas.base import Part, Schema, load
@@ -25,7 +25,7 @@ SCHEMAS = sorted(
         for endpoint in ([target] if isinstance(target, Endpoint) else target.values())
         if endpoint.body is not None
     }
-    | {service.body for desk in DESKS for service in desk.services.values() if service.body is not None},
+    | {service.body for table in IDENTITY_ROUTES for service in table.services.values() if service.body is not None},
     key=lambda schema: f"{schema.__module__}.{schema.__name__}",
 )
 

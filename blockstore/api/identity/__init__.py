@@ -1,6 +1,6 @@
 """Identity v3 over HTTP, with ``auth = builtin``: what clients need of a Keystone, on ``blockstore.identity``.
 
-``DESKS`` is its contents page; ``door.py`` is what happens around every function of it.
+``IDENTITY_ROUTES`` is its contents page; ``endpoint.py`` is what happens around every function of it.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from blockstore.api.identity import (
     catalog,
     credentials,
     domains,
-    door,
+    endpoint,
     projects,
     roles,
     tokens,
     users,
     versions,
 )
-from blockstore.api.identity.door import Desk, answer
+from blockstore.api.identity.endpoint import IdentityRoutes, answer
 
-DESKS: tuple[Desk, ...] = (
-    versions.desk,
-    tokens.desk,
-    catalog.desk,
-    domains.desk,
-    projects.desk,
-    users.desk,
-    credentials.desk,
-    roles.desk,
-    assignments.desk,
+IDENTITY_ROUTES: tuple[IdentityRoutes, ...] = (
+    versions.routes,
+    tokens.routes,
+    catalog.routes,
+    domains.routes,
+    projects.routes,
+    users.routes,
+    credentials.routes,
+    roles.routes,
+    assignments.routes,
 )
 
 
 def blueprint() -> Blueprint:
     """Return the routes of the Identity API."""
     routes = Blueprint("identity", __name__)
-    for desk in DESKS:
-        for (method, path), service in desk.services.items():
+    for table in IDENTITY_ROUTES:
+        for (method, path), service in table.services.items():
             routes.add_url_rule(
                 path,
                 f"{method} {path}",
@@ -50,4 +50,4 @@ def blueprint() -> Blueprint:
     return routes
 
 
-__all__ = ["DESKS", "blueprint", "door"]
+__all__ = ["IDENTITY_ROUTES", "blueprint", "endpoint"]

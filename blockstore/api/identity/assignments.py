@@ -9,13 +9,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from blockstore.api.identity import roles
-from blockstore.api.identity.door import Desk, Visit, known
+from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, known
 from blockstore.db.models import Domain, Grant, Project, Role, User
 from blockstore.errors import NotFound
 from blockstore.identity import accounts
 from blockstore.policies import IMPLIED
 
-desk = Desk()
+routes = IdentityRoutes()
 
 PLACES = (
     (accounts.PROJECT, "/projects/<scope_id>/users/<user_id>/roles"),
@@ -28,37 +28,37 @@ def _declare(scope: str, place: str) -> None:
     """Declare the five services of one kind of scope."""
 
     def served(method: str, path: str, status: int = 204) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        return desk.serves(method, path, status=status)
+        return routes.serves(method, path, status=status)
 
     @served("GET", place, 200)
-    def index(visit: Visit, user_id: str, scope_id: str = accounts.ALL) -> dict[str, Any]:
+    def index(call: IdentityRequest, user_id: str, scope_id: str = accounts.ALL) -> dict[str, Any]:
         """List the roles of a user there."""
-        with visit.db.read() as session:
+        with call.db.read() as session:
             _check(session, scope, scope_id, user_id)
             rows = accounts.roles_on(session, user_id, scope, scope_id)
         path = place.replace("<scope_id>", scope_id).replace("<user_id>", user_id)
-        return visit.listed("roles", [roles.shown(visit, row) for row in rows], path)
+        return call.listed("roles", [roles.shown(call, row) for row in rows], path)
 
     @served("PUT", f"{place}/<role_id>")
-    def give(visit: Visit, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
+    def give(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
         """Give a role."""
-        with visit.db.write() as session:
+        with call.db.write() as session:
             _check(session, scope, scope_id, user_id, role_id)
             accounts.grant(session, user_id, scope, scope_id, role_id)
 
     @served("HEAD", f"{place}/<role_id>")
     @served("GET", f"{place}/<role_id>")
-    def look(visit: Visit, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
+    def look(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
         """Say whether a role was given."""
-        with visit.db.read() as session:
+        with call.db.read() as session:
             _check(session, scope, scope_id, user_id, role_id)
             if session.get(Grant, (user_id, scope, scope_id, role_id)) is None:
                 raise NotFound(f"The user {user_id} has no role {role_id} there.")
 
     @served("DELETE", f"{place}/<role_id>")
-    def take(visit: Visit, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
+    def take(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
         """Take a role away."""
-        with visit.db.write() as session:
+        with call.db.write() as session:
             _check(session, scope, scope_id, user_id, role_id)
             accounts.revoke(session, user_id, scope, scope_id, role_id)
 
@@ -77,18 +77,18 @@ for _scope, _place in PLACES:
     _declare(_scope, _place)
 
 
-@desk.serves("GET", "/auth/system", to=known)
-def system(visit: Visit) -> dict[str, Any]:
+@routes.serves("GET", "/auth/system", to=known)
+def system(call: IdentityRequest) -> dict[str, Any]:
     """Say whether the caller could have a token for the system."""
-    with visit.db.read() as session:
-        given = accounts.roles_on(session, visit.caller.user.id, accounts.SYSTEM, accounts.ALL)
-    return visit.listed("system", [{"all": True}] if given else [], "/auth/system")
+    with call.db.read() as session:
+        given = accounts.roles_on(session, call.caller.user.id, accounts.SYSTEM, accounts.ALL)
+    return call.listed("system", [{"all": True}] if given else [], "/auth/system")
 
 
-@desk.serves("GET", "/role_assignments")
-def index(visit: Visit) -> dict[str, Any]:
+@routes.serves("GET", "/role_assignments")
+def index(call: IdentityRequest) -> dict[str, Any]:
     """List who has which role where; ``effective`` adds the roles that come with others."""
-    query = visit.query
+    query = call.query
     statement = select(Grant).order_by(Grant.user_id, Grant.scope, Grant.scope_id, Grant.role_id)
     if "user.id" in query:
         statement = statement.where(Grant.user_id == query["user.id"])
@@ -97,18 +97,18 @@ def index(visit: Visit) -> dict[str, Any]:
             statement = statement.where(Grant.scope == scope, Grant.scope_id == query[name])
     if "scope.system" in query:
         statement = statement.where(Grant.scope == accounts.SYSTEM)
-    with visit.db.read() as session:
-        names = _Names(session) if visit.asked("include_names") else None
+    with call.db.read() as session:
+        names = _Names(session) if call.asked("include_names") else None
         by_id = {role.id: role.name for role in session.scalars(select(Role))}
         items = []
         for row in [] if "group.id" in query else session.scalars(statement):
             given = [row.role_id]
-            if visit.asked("effective"):
+            if call.asked("effective"):
                 given += [implied for implied in IMPLIED.get(by_id[row.role_id], ()) if implied in by_id]
             for role_id in given:
                 if query.get("role.id", role_id) == role_id:
-                    items.append(_shown(visit, row, role_id, names))
-    return visit.listed("role_assignments", items)
+                    items.append(_shown(call, row, role_id, names))
+    return call.listed("role_assignments", items)
 
 
 class _Names:
@@ -128,7 +128,7 @@ class _Names:
         }
 
 
-def _shown(visit: Visit, row: Grant, role_id: str, names: _Names | None) -> dict[str, Any]:
+def _shown(call: IdentityRequest, row: Grant, role_id: str, names: _Names | None) -> dict[str, Any]:
     def called(kind: str, ref: str) -> Any:
         return {"id": ref} if names is None else getattr(names, kind).get(ref, {"id": ref})
 
@@ -138,5 +138,5 @@ def _shown(visit: Visit, row: Grant, role_id: str, names: _Names | None) -> dict
         "role": called("role", role_id),
         "user": called("user", row.user_id),
         "scope": {row.scope: scope},
-        "links": {"assignment": visit.link(f"/{where}/users/{row.user_id}/roles/{role_id}")},
+        "links": {"assignment": call.link(f"/{where}/users/{row.user_id}/roles/{role_id}")},
     }

@@ -8,10 +8,10 @@ from typing import Any
 
 from blockstore.api import images
 from blockstore.api.http.pipeline import IDENTITY
-from blockstore.api.identity.door import Desk, Visit, known
+from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, known
 from blockstore.errors import NotFound
 
-desk = Desk()
+routes = IdentityRoutes()
 
 SERVICES = (
     ("block-storage", "cinder", "/v3"),
@@ -23,9 +23,9 @@ SERVICES = (
 INTERFACES = ("public", "internal", "admin")
 
 
-def catalog(visit: Visit, project_id: str | None) -> list[dict[str, Any]]:
+def catalog(call: IdentityRequest, project_id: str | None) -> list[dict[str, Any]]:
     """Return the catalogue for a token, with the address that the request used."""
-    region = visit.core.config.identity.region
+    region = call.core.config.identity.region
     return [
         {
             "id": _id(kind),
@@ -37,7 +37,7 @@ def catalog(visit: Visit, project_id: str | None) -> list[dict[str, Any]]:
                     "interface": interface,
                     "region": region,
                     "region_id": region,
-                    "url": visit.base + path.format(project_id=project_id),
+                    "url": call.base + path.format(project_id=project_id),
                 }
                 for interface in INTERFACES
             ],
@@ -51,17 +51,17 @@ def _id(*words: str) -> str:
     return uuid.uuid5(uuid.NAMESPACE_OID, " ".join(words)).hex
 
 
-@desk.serves("GET", "/auth/catalog", to=known)
-def show(visit: Visit) -> dict[str, Any]:
+@routes.serves("GET", "/auth/catalog", to=known)
+def show(call: IdentityRequest) -> dict[str, Any]:
     """Show the catalogue of the caller's token."""
-    project = visit.caller.project
-    return visit.listed("catalog", catalog(visit, project.id if project else None), "/auth/catalog")
+    project = call.caller.project
+    return call.listed("catalog", catalog(call, project.id if project else None), "/auth/catalog")
 
 
 # --- the same, as administrators list it -------------------------------------------------------------------
 
 
-def _services(visit: Visit) -> Iterator[dict[str, Any]]:
+def _services(call: IdentityRequest) -> Iterator[dict[str, Any]]:
     for kind, name, _ in SERVICES:
         yield {
             "id": _id(kind),
@@ -69,12 +69,12 @@ def _services(visit: Visit) -> Iterator[dict[str, Any]]:
             "name": name,
             "description": "",
             "enabled": True,
-            "links": {"self": visit.link(f"/services/{_id(kind)}")},
+            "links": {"self": call.link(f"/services/{_id(kind)}")},
         }
 
 
-def _endpoints(visit: Visit) -> Iterator[dict[str, Any]]:
-    region = visit.core.config.identity.region
+def _endpoints(call: IdentityRequest) -> Iterator[dict[str, Any]]:
+    region = call.core.config.identity.region
     for kind, _, path in SERVICES:
         for interface in INTERFACES:
             yield {
@@ -83,20 +83,20 @@ def _endpoints(visit: Visit) -> Iterator[dict[str, Any]]:
                 "interface": interface,
                 "region": region,
                 "region_id": region,
-                "url": visit.base + path.format(project_id="$(project_id)s"),
+                "url": call.base + path.format(project_id="$(project_id)s"),
                 "enabled": True,
-                "links": {"self": visit.link(f"/endpoints/{_id(kind, interface)}")},
+                "links": {"self": call.link(f"/endpoints/{_id(kind, interface)}")},
             }
 
 
-def _regions(visit: Visit) -> Iterator[dict[str, Any]]:
-    region = visit.core.config.identity.region
-    link = visit.link(f"/regions/{region}")
+def _regions(call: IdentityRequest) -> Iterator[dict[str, Any]]:
+    region = call.core.config.identity.region
+    link = call.link(f"/regions/{region}")
     yield {"id": region, "description": "", "parent_region_id": None, "links": {"self": link}}
 
 
-def _fitting(visit: Visit, items: Iterator[dict[str, Any]], *filters: str) -> list[dict[str, Any]]:
-    wanted = {name: visit.query[name] for name in filters if name in visit.query}
+def _fitting(call: IdentityRequest, items: Iterator[dict[str, Any]], *filters: str) -> list[dict[str, Any]]:
+    wanted = {name: call.query[name] for name in filters if name in call.query}
     return [item for item in items if all(item[name] == value for name, value in wanted.items())]
 
 
@@ -107,39 +107,37 @@ def _one(items: Iterator[dict[str, Any]], noun: str, ref: str) -> dict[str, Any]
     raise NotFound(f"Could not find {noun}: {ref}.")
 
 
-@desk.serves("GET", "/services")
-def list_services(visit: Visit) -> dict[str, Any]:
+@routes.serves("GET", "/services")
+def list_services(call: IdentityRequest) -> dict[str, Any]:
     """List the services."""
-    return visit.listed("services", _fitting(visit, _services(visit), "type", "name"))
+    return call.listed("services", _fitting(call, _services(call), "type", "name"))
 
 
-@desk.serves("GET", "/services/<service_id>")
-def show_service(visit: Visit, service_id: str) -> dict[str, Any]:
+@routes.serves("GET", "/services/<service_id>")
+def show_service(call: IdentityRequest, service_id: str) -> dict[str, Any]:
     """Show one service."""
-    return _one(_services(visit), "service", service_id)
+    return _one(_services(call), "service", service_id)
 
 
-@desk.serves("GET", "/endpoints")
-def list_endpoints(visit: Visit) -> dict[str, Any]:
+@routes.serves("GET", "/endpoints")
+def list_endpoints(call: IdentityRequest) -> dict[str, Any]:
     """List the endpoints."""
-    return visit.listed(
-        "endpoints", _fitting(visit, _endpoints(visit), "service_id", "interface", "region", "region_id")
-    )
+    return call.listed("endpoints", _fitting(call, _endpoints(call), "service_id", "interface", "region", "region_id"))
 
 
-@desk.serves("GET", "/endpoints/<endpoint_id>")
-def show_endpoint(visit: Visit, endpoint_id: str) -> dict[str, Any]:
+@routes.serves("GET", "/endpoints/<endpoint_id>")
+def show_endpoint(call: IdentityRequest, endpoint_id: str) -> dict[str, Any]:
     """Show one endpoint."""
-    return _one(_endpoints(visit), "endpoint", endpoint_id)
+    return _one(_endpoints(call), "endpoint", endpoint_id)
 
 
-@desk.serves("GET", "/regions", to=known)
-def list_regions(visit: Visit) -> dict[str, Any]:
+@routes.serves("GET", "/regions", to=known)
+def list_regions(call: IdentityRequest) -> dict[str, Any]:
     """List the one region."""
-    return visit.listed("regions", list(_regions(visit)))
+    return call.listed("regions", list(_regions(call)))
 
 
-@desk.serves("GET", "/regions/<region_id>", to=known)
-def show_region(visit: Visit, region_id: str) -> dict[str, Any]:
+@routes.serves("GET", "/regions/<region_id>", to=known)
+def show_region(call: IdentityRequest, region_id: str) -> dict[str, Any]:
     """Show the region."""
-    return _one(_regions(visit), "region", region_id)
+    return _one(_regions(call), "region", region_id)

@@ -10,21 +10,21 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from blockstore.api.http.authentication import UNAUTHENTICATED
-from blockstore.api.identity.door import Desk, Visit, oneself
+from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, owner_or_admin
 from blockstore.api.identity.tokens import moment
 from blockstore.db.models import ApplicationCredential, Role, User, now
 from blockstore.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
 from blockstore.identity import accounts, tokens
 from blockstore.schemas import identity as schemas
 
-desk = Desk()
+routes = IdentityRoutes()
 
 PLACE = "/users/<user_id>/application_credentials"
 MOST = 100
 """Application credentials of one user."""
 
 
-def shown(visit: Visit, row: ApplicationCredential, roles: Mapping[str, Role]) -> dict[str, Any]:
+def shown(call: IdentityRequest, row: ApplicationCredential, roles: Mapping[str, Role]) -> dict[str, Any]:
     """Return a credential as replies show it; never with its secret."""
     return {
         "id": row.id,
@@ -39,7 +39,7 @@ def shown(visit: Visit, row: ApplicationCredential, roles: Mapping[str, Role]) -
         ],
         "expires_at": None if row.expires_at is None else (moment(row.expires_at) or "").rstrip("Z"),
         "unrestricted": row.unrestricted,
-        "links": {"self": visit.link(f"/users/{row.user_id}/application_credentials/{row.id}")},
+        "links": {"self": call.link(f"/users/{row.user_id}/application_credentials/{row.id}")},
     }
 
 
@@ -47,32 +47,32 @@ def _roles(session: Session) -> dict[str, Role]:
     return {role.id: role for role in session.scalars(select(Role))}
 
 
-@desk.serves("GET", PLACE, to=oneself)
-def index(visit: Visit, user_id: str) -> dict[str, Any]:
+@routes.serves("GET", PLACE, to=owner_or_admin)
+def index(call: IdentityRequest, user_id: str) -> dict[str, Any]:
     """List a user's credentials."""
     statement = select(ApplicationCredential).where(ApplicationCredential.user_id == user_id)
-    if "name" in visit.query:
-        statement = statement.where(ApplicationCredential.name == visit.query["name"])
-    with visit.db.read() as session:
+    if "name" in call.query:
+        statement = statement.where(ApplicationCredential.name == call.query["name"])
+    with call.db.read() as session:
         roles = _roles(session)
         rows = session.scalars(statement.order_by(ApplicationCredential.name)).all()
     path = f"/users/{user_id}/application_credentials"
-    return visit.listed("application_credentials", [shown(visit, row, roles) for row in rows], path)
+    return call.listed("application_credentials", [shown(call, row, roles) for row in rows], path)
 
 
-@desk.serves("GET", f"{PLACE}/<credential_id>", to=oneself)
-def show(visit: Visit, user_id: str, credential_id: str) -> dict[str, Any]:
+@routes.serves("GET", f"{PLACE}/<credential_id>", to=owner_or_admin)
+def show(call: IdentityRequest, user_id: str, credential_id: str) -> dict[str, Any]:
     """Show a credential."""
-    with visit.db.read() as session:
+    with call.db.read() as session:
         row = _find(session, user_id, credential_id)
-        return {"application_credential": shown(visit, row, _roles(session))}
+        return {"application_credential": shown(call, row, _roles(session))}
 
 
-@desk.serves("POST", PLACE, to=oneself, body=schemas.CreateCredential, status=201)
-def create(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+@routes.serves("POST", PLACE, to=owner_or_admin, body=schemas.CreateCredential, status=201)
+def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a credential for oneself on the token's project; its secret is told once."""
-    caller, asked = visit.caller, body["application_credential"]
-    _refuse_restricted(visit)
+    caller, asked = call.caller, body["application_credential"]
+    _refuse_restricted(call)
     if caller.user.id != user_id:
         raise Forbidden("Application credentials are made by the user whom they act for.")
     if caller.project is None:
@@ -80,8 +80,8 @@ def create(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any
     if asked.get("expires_at") is not None and asked["expires_at"] <= now():
         raise BadRequest("application_credential.expires_at is in the past.")
     secret = asked.get("secret") or secrets.token_urlsafe(32)
-    kept = visit.hashed(secret, user_id)
-    with visit.db.write() as session:
+    kept = call.hashed(secret, user_id)
+    with call.db.write() as session:
         if not tokens.is_there(session, caller.token_id):  # a role was taken away, or the project disabled, meanwhile
             raise Unauthorized(UNAUTHENTICATED)
         _refuse_beyond(session, user_id)
@@ -104,15 +104,15 @@ def create(visit: Visit, user_id: str, body: Mapping[str, Any]) -> dict[str, Any
             raise Conflict(f"There is an application credential {row.name} of this user already.")
         session.add(row)
         session.flush()
-        item = shown(visit, row, _roles(session))
+        item = shown(call, row, _roles(session))
     return {"application_credential": {**item, "secret": secret}}
 
 
-@desk.serves("DELETE", f"{PLACE}/<credential_id>", to=oneself, status=204)
-def remove(visit: Visit, user_id: str, credential_id: str) -> None:
+@routes.serves("DELETE", f"{PLACE}/<credential_id>", to=owner_or_admin, status=204)
+def remove(call: IdentityRequest, user_id: str, credential_id: str) -> None:
     """Remove a credential with its tokens."""
-    _refuse_restricted(visit)
-    with visit.db.write() as session:
+    _refuse_restricted(call)
+    with call.db.write() as session:
         session.delete(_find(session, user_id, credential_id))
 
 
@@ -127,8 +127,8 @@ def _refuse_beyond(session: Session, user_id: str) -> None:
         )
 
 
-def _refuse_restricted(visit: Visit) -> None:
-    if visit.caller.restricted:
+def _refuse_restricted(call: IdentityRequest) -> None:
+    if call.caller.restricted:
         raise Forbidden("This application credential is restricted: it cannot make or remove application credentials.")
 
 

@@ -7,61 +7,61 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.identity.catalog import catalog
-from blockstore.api.identity.door import Answer, Desk, Visit, anybody, known
+from blockstore.api.identity.endpoint import IdentityRequest, IdentityResponse, IdentityRoutes, anybody, known
 from blockstore.errors import Forbidden, NotFound, Unauthorized
 from blockstore.identity import accounts, tokens
 from blockstore.schemas import identity as schemas
 
-desk = Desk()
+routes = IdentityRoutes()
 
 
-@desk.serves("POST", "/auth/tokens", to=anybody, body=schemas.AskToken)
-def create(visit: Visit, body: Mapping[str, Any]) -> Answer:
+@routes.serves("POST", "/auth/tokens", to=anybody, body=schemas.AskToken)
+def create(call: IdentityRequest, body: Mapping[str, Any]) -> IdentityResponse:
     """Log in."""
-    words = visit.login.token(body["auth"], visit.address)
-    with visit.db.read() as session:
+    words = call.login.token(body["auth"], call.address)
+    with call.db.read() as session:
         caller = tokens.check(session, words)
     if caller is None:  # what it rests on was changed in this moment
         raise Unauthorized("The token was revoked at once: user, project or role have just been changed.")
     if caller.project is not None:
-        visit.core.note_token(words, caller.project.id)
-    return Answer(body={"token": shown(visit, caller)}, status=201, headers={"X-Subject-Token": words})
+        call.core.note_token(words, caller.project.id)
+    return IdentityResponse(body={"token": shown(call, caller)}, status=201, headers={"X-Subject-Token": words})
 
 
-@desk.serves("GET", "/auth/tokens", to=known)
-def show(visit: Visit) -> Answer:
+@routes.serves("GET", "/auth/tokens", to=known)
+def show(call: IdentityRequest) -> IdentityResponse:
     """Show what a token says."""
-    caller = _subject(visit)
-    return Answer(body={"token": shown(visit, caller)}, headers={"X-Subject-Token": visit.subject})
+    caller = _subject(call)
+    return IdentityResponse(body={"token": shown(call, caller)}, headers={"X-Subject-Token": call.subject})
 
 
-@desk.serves("HEAD", "/auth/tokens", to=known)
-def look(visit: Visit) -> Answer:
+@routes.serves("HEAD", "/auth/tokens", to=known)
+def look(call: IdentityRequest) -> IdentityResponse:
     """Say whether a token is valid."""
-    _subject(visit)
-    return Answer(body=None, headers={"X-Subject-Token": visit.subject})
+    _subject(call)
+    return IdentityResponse(body=None, headers={"X-Subject-Token": call.subject})
 
 
-@desk.serves("DELETE", "/auth/tokens", to=known, status=204)
-def remove(visit: Visit) -> None:
+@routes.serves("DELETE", "/auth/tokens", to=known, status=204)
+def remove(call: IdentityRequest) -> None:
     """Revoke a token."""
-    caller = _subject(visit)
-    with visit.db.write() as session:
+    caller = _subject(call)
+    with call.db.write() as session:
         tokens.revoke(session, caller.token_id)
 
 
-def _subject(visit: Visit) -> tokens.Caller:
-    with visit.db.read() as session:
-        subject = tokens.check(session, visit.subject)
+def _subject(call: IdentityRequest) -> tokens.Caller:
+    with call.db.read() as session:
+        subject = tokens.check(session, call.subject)
     if subject is None:
         raise NotFound("Could not find the token of X-Subject-Token: it is not valid, or is no longer.")
-    caller = visit.caller
+    caller = call.caller
     if subject.user.id != caller.user.id and not caller.role_names() & {"admin", "service"}:
         raise Forbidden("You are not authorized to perform the requested action.")
     return subject
 
 
-def shown(visit: Visit, caller: tokens.Caller) -> dict[str, Any]:
+def shown(call: IdentityRequest, caller: tokens.Caller) -> dict[str, Any]:
     """Return a token as replies show it."""
     token: dict[str, Any] = {
         "methods": list(caller.methods),
@@ -84,8 +84,8 @@ def shown(visit: Visit, caller: tokens.Caller) -> dict[str, Any]:
         token["system"] = {"all": True}
     if caller.scope != accounts.NO_SCOPE:
         token["roles"] = [named(role) for role in caller.roles]
-        if visit.asked("nocatalog") is None:
-            token["catalog"] = catalog(visit, caller.project.id if caller.project else None)
+        if call.asked("nocatalog") is None:
+            token["catalog"] = catalog(call, caller.project.id if caller.project else None)
     if caller.credential is not None:
         token["application_credential"] = {**named(caller.credential), "restricted": caller.restricted}
     return token

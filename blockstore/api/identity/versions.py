@@ -5,28 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from blockstore.api.http.pipeline import IDENTITY
-from blockstore.api.identity.door import ROOT, Answer, Desk, Visit, anybody
+from blockstore.api.identity.endpoint import ROOT, IdentityRequest, IdentityResponse, IdentityRoutes, anybody
 
-desk = Desk()
+routes = IdentityRoutes()
 
 
-def _version(visit: Visit) -> dict[str, Any]:
+def _version(call: IdentityRequest) -> dict[str, Any]:
     return {
         "id": "v3.14",
         "status": "stable",
         "updated": "2020-04-07T00:00:00Z",
-        "links": [{"rel": "self", "href": f"{visit.base}{ROOT}/"}],
+        "links": [{"rel": "self", "href": f"{call.base}{ROOT}/"}],
         "media-types": [{"base": "application/json", "type": "application/vnd.openstack.identity-v3+json"}],
     }
 
 
-@desk.serves("GET", IDENTITY, to=anybody)
-def index(visit: Visit) -> Answer:
+@routes.serves("GET", IDENTITY, to=anybody)
+def index(call: IdentityRequest) -> IdentityResponse:
     """List the versions."""
-    return Answer(body={"versions": {"values": [_version(visit)]}}, status=300)
+    return IdentityResponse(body={"versions": {"values": [_version(call)]}}, status=300)
 
 
-@desk.serves("GET", ROOT, to=anybody)
-def show(visit: Visit) -> dict[str, Any]:
+@routes.serves("GET", ROOT, to=anybody)
+def show(call: IdentityRequest) -> dict[str, Any]:
     """Show the one version."""
-    return {"version": _version(visit)}
+    return {"version": _version(call)}

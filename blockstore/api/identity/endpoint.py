@@ -1,6 +1,7 @@
 """Around every function of the Identity API: who asks → may they → body → function → reply.
 
-A function takes a ``Visit`` and opens its own sessions, because hashing a password must not hold the database.
+A function takes a ``IdentityRequest`` and opens its own sessions, because hashing a password must not hold the
+database.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LOGIN = "blockstore identity"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visit:
+class IdentityRequest:
     """One request of the Identity API."""
 
     core: Core
@@ -78,7 +79,7 @@ class Visit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class IdentityResponse:
     """A reply with headers of its own."""
 
     body: Any
@@ -89,28 +90,28 @@ class Answer:
 class Rule(Protocol):
     """Who may call a function."""
 
-    def __call__(self, visit: Visit, path: Mapping[str, str]) -> bool:
+    def __call__(self, call: IdentityRequest, path: Mapping[str, str]) -> bool:
         """Say whether this caller may, for this path."""
 
 
-def anybody(visit: Visit, path: Mapping[str, str]) -> bool:
+def anybody(call: IdentityRequest, path: Mapping[str, str]) -> bool:
     """Everybody, with or without a token."""
     return True
 
 
-def known(visit: Visit, path: Mapping[str, str]) -> bool:
+def known(call: IdentityRequest, path: Mapping[str, str]) -> bool:
     """Everybody with a token."""
-    return visit.who is not None
+    return call.who is not None
 
 
-def admin(visit: Visit, path: Mapping[str, str]) -> bool:
+def admin(call: IdentityRequest, path: Mapping[str, str]) -> bool:
     """An administrator."""
-    return visit.caller.is_admin
+    return call.caller.is_admin
 
 
-def oneself(visit: Visit, path: Mapping[str, str]) -> bool:
+def owner_or_admin(call: IdentityRequest, path: Mapping[str, str]) -> bool:
     """The user in the path, or an administrator."""
-    return visit.caller.is_admin or visit.caller.user.id == path["user_id"]
+    return call.caller.is_admin or call.caller.user.id == path["user_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ class Service:
     status: int
 
 
-class Desk:
+class IdentityRoutes:
     """Collects the functions of one module."""
 
     def __init__(self) -> None:
@@ -153,7 +154,7 @@ def answer(service: Service) -> Callable[..., Response]:
             who = tokens.check(session, words)
         if words and (who is None or who.project is not None):
             core.note_token(words, who.project.id if who is not None and who.project is not None else None)
-        visit = Visit(
+        call = IdentityRequest(
             core=core,
             login=current_app.extensions[LOGIN],
             query={key: values[-1].replace("\0", "") for key, values in request.args.lists()},
@@ -164,7 +165,7 @@ def answer(service: Service) -> Callable[..., Response]:
         )
         if service.rule is not anybody and who is None:
             raise Unauthorized(UNAUTHENTICATED)
-        if not service.rule(visit, path):
+        if not service.rule(call, path):
             raise Forbidden("You are not authorized to perform the requested action.")
         arguments: dict[str, Any] = dict(path)
         if service.body is not None:
@@ -172,9 +173,9 @@ def answer(service: Service) -> Callable[..., Response]:
                 raise BodyTooLarge(f"The body of a request to the Identity API has at most {MAX_BODY_BYTES} bytes.")
             arguments["body"] = load(service.body, read_json(), MINIMUM)
         with reserve.usable(by=request.method == "DELETE"):
-            result = service.function(visit, **arguments)
-        if not isinstance(result, Answer):
-            result = Answer(body=result, status=service.status)
+            result = service.function(call, **arguments)
+        if not isinstance(result, IdentityResponse):
+            result = IdentityResponse(body=result, status=service.status)
         response = Response(status=result.status, headers=dict(result.headers))
         if result.body is not None:
             response = Response(
