@@ -29,7 +29,7 @@ from blockstore.identity import bootstrap
 from blockstore.identity.login import Login
 from blockstore.keyring import Keyring
 from blockstore.manager import managing, reporting
-from blockstore.manager.desk import Desk, is_attached, pool_of
+from blockstore.manager.context import ManagerContext, is_attached, pool_of
 from blockstore.manager.exports import Exports
 from blockstore.policies import Policy
 from blockstore.runner import mark_started
@@ -66,7 +66,7 @@ class Service:
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
         for backend in self.backends.values():
             backend.is_attached = functools.partial(is_attached, self.db)
-        self.desk = Desk(
+        self.context = ManagerContext(
             db=self.db,
             backends=self.backends,
             board=self.board,
@@ -87,18 +87,18 @@ class Service:
         self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
         self.bus.open_room(
             "manager",
-            _bound(manager.HANDLERS, self.desk),
+            _bound(manager.HANDLERS, self.context),
             workers=service.workers,
             spare=1,
             places=places,
             place_of=functools.partial(pool_of, self.db),
         )
-        self.bus.open_room("mover", _bound(manager.MOVERS, self.desk), workers=service.moves, spare=1)
+        self.bus.open_room("mover", _bound(manager.MOVERS, self.context), workers=service.moves, spare=1)
         self.db.enqueue = self.bus.enqueue
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)
         self.lines = Lines()
-        self.looker = managing.Looker(self.desk)
+        self.looker = managing.Looker(self.context)
         self.login = Login(self.db, config.identity, self.waiting_room.lent) if service.auth == "builtin" else None
         self.app = create_app(
             Core(
@@ -125,7 +125,7 @@ class Service:
             from blockstore.api.http.keystone import guard
 
             self.application = guard(self.app, config.keystone, config.source, self.lines.of, self.waiting_room)
-        self.reporter = reporting.Reporter(self.desk)
+        self.reporter = reporting.Reporter(self.context)
         self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 
     def start(self, *, new_database: bool = False) -> None:

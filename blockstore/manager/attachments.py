@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from blockstore import states
 from blockstore.db.models import Attachment, Volume
 from blockstore.errors import InUse, VolumeMissing
-from blockstore.manager.desk import Desk, name_of
+from blockstore.manager.context import ManagerContext, name_of
 from blockstore.messages import Action
 from blockstore.operations import AttachmentOperation, ConnectAttachment, DisconnectAttachment
 from blockstore.runner import Failure, KeepsStatus, handles
@@ -37,15 +37,15 @@ def _undo_connection(session: Session, operation: ConnectAttachment, failure: Fa
 
 
 @handles(ConnectAttachment, action=Action.ATTACH, undo=_undo_connection)
-def connect_attachment(desk: Desk, operation: ConnectAttachment, attachment: Attachment) -> None:
+def connect_attachment(context: ManagerContext, operation: ConnectAttachment, attachment: Attachment) -> None:
     """Export the volume to the attachment's initiator, and write down how it is reached."""
-    with desk.db.read() as session:
+    with context.db.read() as session:
         pool = session.execute(select(Volume.host).where(Volume.id == attachment.volume_id)).scalar()
     if pool is None:
         raise VolumeMissing.for_everybody(f"The volume {attachment.volume_id} is on no pool.")
-    backend = desk.backend(pool)
-    connection = desk.exports.make(attachment, pool, backend, name_of(desk.db, attachment.volume_id))
-    with desk.db.write() as session:
+    backend = context.backend(pool)
+    connection = context.exports.make(attachment, pool, backend, name_of(context.db, attachment.volume_id))
+    with context.db.write() as session:
         states.lock(session, attachment.volume_id)
         session.execute(
             update(Attachment).where(Attachment.id == attachment.id).values(connection=connection, reason=None)
@@ -63,11 +63,11 @@ def _keep_attachment(session: Session, operation: DisconnectAttachment, failure:
 
 
 @handles(DisconnectAttachment, action=Action.DETACH, undo=_keep_attachment)
-def disconnect_attachment(desk: Desk, operation: DisconnectAttachment, attachment: Attachment) -> None:
+def disconnect_attachment(context: ManagerContext, operation: DisconnectAttachment, attachment: Attachment) -> None:
     """End the export, then remove the attachment; with the last one, what os-initialize_connection left goes too."""
-    left_over = _left_over(desk, attachment)
+    left_over = _left_over(context, attachment)
     try:
-        with desk.exports.ended([*left_over, attachment]), desk.db.write() as session:
+        with context.exports.ended([*left_over, attachment]), context.db.write() as session:
             states.lock(session, attachment.volume_id)
             session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
             states.complete_and_delete(session, operation)
@@ -77,24 +77,24 @@ def disconnect_attachment(desk: Desk, operation: DisconnectAttachment, attachmen
         raise KeepsStatus(exc, operation.came_from) from exc
 
 
-def end_all(desk: Desk, volume_id: str) -> None:
+def end_all(context: ManagerContext, volume_id: str) -> None:
     """End every export of a volume that is going away, and the attachment that it was made for."""
     here = select(Attachment).where(Attachment.volume_id == volume_id, Attachment.target.is_not(None))
-    with desk.db.read() as session:
+    with context.db.read() as session:
         rows = session.scalars(here).all()
     for attachment in rows:
-        with desk.exports.ended([attachment]), desk.db.write() as session:
+        with context.exports.ended([attachment]), context.db.write() as session:
             states.lock(session, volume_id)
             session.execute(delete(Attachment).where(Attachment.id == attachment.id))
             states.reckon(session, volume_id)
 
 
-def _left_over(desk: Desk, attachment: Attachment) -> list[Attachment]:
+def _left_over(context: ManagerContext, attachment: Attachment) -> list[Attachment]:
     """Return the exports that no attachment stands for once this one is gone."""
     if attachment.legacy:
         return []
     here = Attachment.volume_id == attachment.volume_id
-    with desk.db.read() as session:
+    with context.db.read() as session:
         others = session.execute(
             select(func.count()).where(here, Attachment.legacy.is_(False), Attachment.id != attachment.id)
         ).scalar()

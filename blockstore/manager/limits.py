@@ -5,26 +5,28 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from blockstore.db.models import QosSpecs, VolumeType
-from blockstore.manager.desk import Desk
+from blockstore.manager.context import ManagerContext
 
 _PER_GIB = "_per_gb"
 
 
-def keep_limits(desk: Desk, pool: str, name: str, type_id: str, size_gib: int, *, lift: bool = False) -> None:
+def keep_limits(
+    context: ManagerContext, pool: str, name: str, type_id: str, size_gib: int, *, lift: bool = False
+) -> None:
     """Let the pool keep a volume within what its type says; ``lift``: those of another type end, if it had some.
 
     Raises: BackendError.
     """
-    report = desk.board.get(pool)
+    report = context.board.get(pool)
     if report is None or not report.capabilities.qos:
         return
-    with desk.db.read() as session:
+    with context.db.read() as session:
         specs = session.scalars(
             select(QosSpecs).join(VolumeType, VolumeType.qos_specs_id == QosSpecs.id).where(VolumeType.id == type_id)
         ).one_or_none()
         limits = {} if specs is None or specs.consumer == "front-end" else limits_of(specs.specs, size_gib)
     if limits or lift:
-        desk.backend(pool).limit_volume(name, limits)
+        context.backend(pool).limit_volume(name, limits)
 
 
 def limits_of(specs: dict[str, str | None], size_gib: int) -> dict[str, int]:

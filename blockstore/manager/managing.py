@@ -18,7 +18,7 @@ from blockstore.backends.contract import GIB, Backend, Manageable
 from blockstore.db.models import OperationRow, Snapshot, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, VolumeMissing
-from blockstore.manager.desk import Desk, snapshot_name, volume_name
+from blockstore.manager.context import ManagerContext, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
 from blockstore.operations import ManageVolume, MoveToType, MoveVolume, RemoveCopy
@@ -46,15 +46,15 @@ class Found:
 class Looker:
     """Asks pools what is on them, each on a thread of its own: one that hangs holds up no other, and is asked once."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._threads = {pool: ThreadPoolExecutor(1, thread_name_prefix="look") for pool in desk.backends}
+    def __init__(self, context: ManagerContext) -> None:
+        self._context = context
+        self._threads = {pool: ThreadPoolExecutor(1, thread_name_prefix="look") for pool in context.backends}
         self._asked: set[Future[list[Found]]] = set()
 
     def manageable(self, pool: str, kind: str, timeout_s: float) -> list[Found]:
         """Return the ``volumes``, or the ``snapshots``, on a pool. Raises BackendError, TimeoutError."""
         look = volumes_on if kind == "volumes" else snapshots_on
-        asked = self._threads[pool].submit(look, self._desk.db, self._desk.backend(pool))
+        asked = self._threads[pool].submit(look, self._context.db, self._context.backend(pool))
         self._asked.add(asked)
         asked.add_done_callback(self._asked.discard)
         try:
@@ -123,31 +123,31 @@ def _take_back(session: Session, operation: ManageVolume, _failure: Failure) -> 
 
 
 @handles(ManageVolume, action=Action.MANAGE, undo=_take_back)
-def manage_volume(desk: Desk, operation: ManageVolume, volume: Volume) -> None:
+def manage_volume(context: ManagerContext, operation: ManageVolume, volume: Volume) -> None:
     """Charge for the volume at the size that it has there, and let the backend give it our name."""
-    backend = desk.backend(operation.pool)
-    size = volume.size if volume.host is not None else _charge(desk, operation, volume, backend)
+    backend = context.backend(operation.pool)
+    size = volume.size if volume.host is not None else _charge(context, operation, volume, backend)
     whole = backend.adopt_volume(operation.reference, volume_name(volume))
     if whole != size:
         raise BackendError(f"{operation.reference} has grown from {size} to {whole} GiB while it was taken over.")
-    keep_limits(desk, operation.pool, volume_name(volume), volume.volume_type_id, size)
-    with desk.db.write() as session:
+    keep_limits(context, operation.pool, volume_name(volume), volume.volume_type_id, size)
+    with context.db.write() as session:
         states.complete(session, operation, V.AVAILABLE)
 
 
-def _charge(desk: Desk, operation: ManageVolume, volume: Volume, backend: Backend) -> int:
+def _charge(context: ManagerContext, operation: ManageVolume, volume: Volume, backend: Backend) -> int:
     """Find out the size, and charge quota and pool for it; return it, in GiB."""
-    found = {one.reference: one for one in volumes_on(desk.db, backend)}.get(operation.reference)
+    found = {one.reference: one for one in volumes_on(context.db, backend)}.get(operation.reference)
     if found is None:
         raise VolumeMissing(f"There is no volume {operation.reference} on {operation.pool}.")
     refuse_unsafe(found)
     size = max(1, found.size_gib)
-    limits = desk.config.quota
-    with desk.db.write() as session:
+    limits = context.config.quota
+    with context.db.write() as session:
         quotas.check_volume_size(session, limits, volume.project_id, size)
         quotas.charge(session, limits, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=size)
         claims.claim(session, operation.pool, volumes=1, volume_gib=size)
-        report = desk.board.get(operation.pool)
+        report = context.board.get(operation.pool)
         session.execute(
             update(Volume)
             .where(Volume.id == volume.id)

@@ -17,8 +17,8 @@ from blockstore import claims, quotas, states
 from blockstore.backends.contract import GIB
 from blockstore.db.models import Volume, VolumeType
 from blockstore.errors import BackendError, OperationCancelled, StateConflict, TryAgain
+from blockstore.manager.context import ManagerContext, volume_name
 from blockstore.manager.copying import copy_volume
-from blockstore.manager.desk import Desk, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
 from blockstore.operations import MoveToType, MoveVolume, RemoveCopy
@@ -38,9 +38,9 @@ def _remove_the_copy(session: Session, operation: MoveVolume, _failure: Failure)
 
 
 @handles(MoveVolume, action=Action.MIGRATE, undo=_remove_the_copy)
-def move_volume(desk: Desk, operation: MoveVolume, volume: Volume) -> None:
+def move_volume(context: ManagerContext, operation: MoveVolume, volume: Volume) -> None:
     """Copy the volume to its destination and switch to the copy; the scheduler has claimed the room there."""
-    _move(desk, operation, volume, volume.volume_type_id)
+    _move(context, operation, volume, volume.volume_type_id)
 
 
 def _remove_the_copy_and_keep_the_type(session: Session, operation: MoveToType, failure: Failure) -> None:
@@ -51,29 +51,29 @@ def _remove_the_copy_and_keep_the_type(session: Session, operation: MoveToType, 
 
 
 @handles(MoveToType, action=Action.RETYPE, undo=_remove_the_copy_and_keep_the_type)
-def move_to_type(desk: Desk, operation: MoveToType, volume: Volume) -> None:
+def move_to_type(context: ManagerContext, operation: MoveToType, volume: Volume) -> None:
     """Move the volume to a pool that serves its new type, which it has from the switch on."""
-    _move(desk, operation, volume, operation.type_id)
+    _move(context, operation, volume, operation.type_id)
 
 
-def _move(desk: Desk, operation: MoveVolume, volume: Volume, type_id: str) -> None:
-    source, target = desk.backend(volume.host), desk.backend(operation.destination)
+def _move(context: ManagerContext, operation: MoveVolume, volume: Volume, type_id: str) -> None:
+    source, target = context.backend(volume.host), context.backend(operation.destination)
     name = operation.copy_name
-    reports = desk.board.get(volume.host or ""), desk.board.get(operation.destination)
+    reports = context.board.get(volume.host or ""), context.board.get(operation.destination)
     if reports[0] and reports[1] and (reason := reports[0].other_block_size(reports[1])):  # known since it was placed
         raise BackendError(f"{operation.destination} cannot take the volume: {reason}.")
     if operation.attempt > 1:
         target.delete_volume(name)  # half of it, from a former life
     target.create_volume(name, volume.size)
-    keep_limits(desk, operation.destination, name, type_id, volume.size)
-    copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(desk, operation))
-    with desk.db.write() as session:
+    keep_limits(context, operation.destination, name, type_id, volume.size)
+    copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(context, operation))
+    with context.db.write() as session:
         values: dict[str, Any] = {
             "host": operation.destination,
             "name_id": operation.name_id,
             "migration_status": "success",
         }
-        report = desk.board.get(operation.destination)
+        report = context.board.get(operation.destination)
         if report is not None:
             values["availability_zone"] = report.availability_zone
         if isinstance(operation, MoveToType):
@@ -95,17 +95,17 @@ def _move(desk: Desk, operation: MoveVolume, volume: Volume, type_id: str) -> No
 
 
 @handles_until_done(RemoveCopy, action=Action.MIGRATE)
-def remove_copy(desk: Desk, operation: RemoveCopy) -> None:
+def remove_copy(context: ManagerContext, operation: RemoveCopy) -> None:
     """Remove what is not the volume any more, or never became it, and give its room back. Tried until it is done."""
     reason = None
-    if operation.pool in desk.backends:
+    if operation.pool in context.backends:
         try:
-            desk.backend(operation.pool).delete_volume(operation.name)
+            context.backend(operation.pool).delete_volume(operation.name)
         except BackendError as exc:
             raise TryAgain(f"{operation.name} cannot be removed from {operation.pool} yet: {exc}") from exc
     else:
         reason = f"the pool {operation.pool} is not in the configuration any more; {operation.name} may be left there"
         log.error("%s", reason, extra={"request_id": operation.request_id})
-    with desk.db.write() as session:
+    with context.db.write() as session:
         claims.release(session, operation.pool, volumes=1, volume_gib=operation.size_gib)
         states.finish(session, operation, "failed" if reason else "done", reason)

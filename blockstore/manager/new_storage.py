@@ -15,7 +15,7 @@ from blockstore import messages, states
 from blockstore.backends.contract import Backend
 from blockstore.db.session import Database
 from blockstore.errors import Unreachable
-from blockstore.manager.desk import snapshot_name, volume_name
+from blockstore.manager.context import snapshot_name, volume_name
 from blockstore.manager.installations import claim
 from blockstore.manager.recognition import identified, record_identity, recorded_identity
 from blockstore.states import V

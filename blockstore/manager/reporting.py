@@ -15,7 +15,7 @@ from blockstore.board import NO_USAGE, PoolReport
 from blockstore.config import BackendSection
 from blockstore.db.models import now
 from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
-from blockstore.manager.desk import Desk, UsableBackends
+from blockstore.manager.context import ManagerContext, UsableBackends
 from blockstore.manager.recognition import prove
 from blockstore.repeats import Repeats
 
@@ -29,9 +29,9 @@ EXPORTS = "exports"
 class Reporter:
     """Looks at all backends and targets at once, each on a thread of its own: one that hangs holds up no other."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._threads = ThreadPoolExecutor(max_workers=len(desk.backends) + 1, thread_name_prefix="report")
+    def __init__(self, context: ManagerContext) -> None:
+        self._context = context
+        self._threads = ThreadPoolExecutor(max_workers=len(context.backends) + 1, thread_name_prefix="report")
         self._looks: dict[str, Future[None]] = {}
 
     def look(self, *, wait_s: float) -> None:
@@ -40,15 +40,15 @@ class Reporter:
         Returns when all have answered or ``wait_s`` has passed. A backend that has not answered the look before is
         down until it does, and is not asked twice.
         """
-        for pool in self._desk.backends:
+        for pool in self._context.backends:
             before = self._looks.get(pool)
             if before is not None and not before.done():
                 self._note_silence(pool)
             else:
-                self._looks[pool] = self._threads.submit(report, self._desk, pool)
+                self._looks[pool] = self._threads.submit(report, self._context, pool)
         exports = self._looks.get(EXPORTS)
         if exports is None or exports.done():
-            self._looks[EXPORTS] = self._threads.submit(self._desk.exports.compare, UsableBackends(self._desk))
+            self._looks[EXPORTS] = self._threads.submit(self._context.exports.compare, UsableBackends(self._context))
         done, _ = wait(self._looks.values(), timeout=wait_s)
         for look in done:
             if isinstance(exc := look.exception(), DatabaseAway):
@@ -64,30 +64,30 @@ class Reporter:
         return all(look.done() for look in self._looks.values())
 
     def _note_silence(self, pool: str) -> None:
-        report = self._desk.board.get(pool)
+        report = self._context.board.get(pool)
         if report is not None and report.up:
             reason = "It has not answered since the last look."
-            self._desk.board.pin(replace(report, up=False, reason=reason, at=now()))
+            self._context.board.pin(replace(report, up=False, reason=reason, at=now()))
             log.error("backend %s is down: %s", pool, reason)
 
 
-def report(desk: Desk, pool: str) -> None:
+def report(context: ManagerContext, pool: str) -> None:
     """Look at one backend and pin what it says."""
-    backend = desk.backends[pool]
-    section = _section(desk, backend)
-    before = desk.board.get(pool)
-    with desk.db.read() as session:
+    backend = context.backends[pool]
+    section = _section(context, backend)
+    before = context.board.get(pool)
+    with context.db.read() as session:
         usage = claims.ledger(session).get(pool, NO_USAGE)
     ours = usage.volume_gib + usage.snapshot_gib
     reason = None
     capabilities = before.capabilities if before else Capabilities()
     capacity = before.capacity if before else Capacity(total_gib=0, free_gib=0)
     try:
-        if desk.installation:
-            prove(desk.db, pool, backend, desk.installation)
+        if context.installation:
+            prove(context.db, pool, backend, context.installation)
         else:
             backend.check()
-        capabilities, capacity = _with_target(desk, pool, backend.capabilities()), backend.capacity()
+        capabilities, capacity = _with_target(context, pool, backend.capabilities()), backend.capacity()
     except Exception as exc:
         if is_out_of_files(exc) and before is not None:
             # The storage is as well as before; were its pool down, operations would fail.
@@ -96,11 +96,11 @@ def report(desk: Desk, pool: str) -> None:
         if isinstance(exc, DatabaseAway):
             raise
         reason = _reason(pool, exc)
-    desk.board.pin(
+    context.board.pin(
         PoolReport(
             name=pool,
             config=section.pool,
-            availability_zone=section.pool.availability_zone or desk.config.service.availability_zone,
+            availability_zone=section.pool.availability_zone or context.config.service.availability_zone,
             up=reason is None,
             reason=reason,
             capabilities=capabilities,
@@ -125,9 +125,9 @@ def _reason(pool: str, exc: Exception) -> str:
     return f"The plugin failed with an internal error ({type(exc).__name__}); the log has the details."
 
 
-def _with_target(desk: Desk, pool: str, capabilities: Capabilities) -> Capabilities:
+def _with_target(context: ManagerContext, pool: str, capabilities: Capabilities) -> Capabilities:
     """Return what consumers can do: what both the backend and its target can."""
-    serving = desk.exports.target_of(pool)
+    serving = context.exports.target_of(pool)
     if serving is None:
         return capabilities
     target = serving.capabilities()
@@ -140,5 +140,5 @@ def _with_target(desk: Desk, pool: str, capabilities: Capabilities) -> Capabilit
     )
 
 
-def _section(desk: Desk, backend: Backend) -> BackendSection:
-    return next(section for section in desk.config.backends if section.name == backend.name)
+def _section(context: ManagerContext, backend: Backend) -> BackendSection:
+    return next(section for section in context.config.backends if section.name == backend.name)

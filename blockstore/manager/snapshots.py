@@ -10,7 +10,7 @@ from sqlalchemy import select
 from blockstore import claims, quotas, states
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
-from blockstore.manager.desk import Desk, name_of, snapshot_name
+from blockstore.manager.context import ManagerContext, name_of, snapshot_name
 from blockstore.manager.managing import refuse_unsafe, snapshots_on
 from blockstore.messages import Action
 from blockstore.operations import CreateSnapshot, DeleteSnapshot
@@ -19,29 +19,29 @@ from blockstore.states import S
 
 
 @handles(CreateSnapshot, action=Action.SNAPSHOT_CREATE)
-def create_snapshot(desk: Desk, operation: CreateSnapshot, snapshot: Snapshot) -> None:
+def create_snapshot(context: ManagerContext, operation: CreateSnapshot, snapshot: Snapshot) -> None:
     """Freeze the volume's bytes, or take over a snapshot that is there."""
-    volume, backend = name_of(desk.db, operation.volume_id), desk.backend(snapshot.host)
+    volume, backend = name_of(context.db, operation.volume_id), context.backend(snapshot.host)
     if operation.reference:
-        for found in snapshots_on(desk.db, backend):
+        for found in snapshots_on(context.db, backend):
             if found.reference == operation.reference:
                 refuse_unsafe(found)
         backend.adopt_snapshot(volume, operation.reference, snapshot_name(snapshot.id))
     else:
         backend.create_snapshot(volume, snapshot_name(snapshot.id))
-    with desk.db.write() as session:
+    with context.db.write() as session:
         states.complete(session, operation, S.AVAILABLE, progress="100%")
 
 
 @handles(DeleteSnapshot, action=Action.SNAPSHOT_DELETE)
-def delete_snapshot(desk: Desk, operation: DeleteSnapshot, snapshot: Snapshot) -> None:
+def delete_snapshot(context: ManagerContext, operation: DeleteSnapshot, snapshot: Snapshot) -> None:
     """Remove the snapshot from its backend, then its row, quota and claim in one transaction."""
     if snapshot.host is not None:
         with first_change(operation, whenever=(InUse,)):  # compat: a busy snapshot is available again
-            desk.backend(snapshot.host).delete_snapshot(
-                name_of(desk.db, operation.volume_id), snapshot_name(snapshot.id), progress_of(desk, operation)
+            context.backend(snapshot.host).delete_snapshot(
+                name_of(context.db, operation.volume_id), snapshot_name(snapshot.id), progress_of(context, operation)
             )
-    with desk.db.write() as session:
+    with context.db.write() as session:
         claims.release(session, snapshot.host, snapshot_gib=snapshot.volume_size)
         if snapshot.consumes_quota:
             type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == snapshot.volume_id)).scalar_one()

@@ -17,7 +17,7 @@ from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume, VolumeType
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing, is_out_of_files
 from blockstore.manager.attachments import end_all
-from blockstore.manager.desk import Desk, name_of, snapshot_name, volume_name
+from blockstore.manager.context import ManagerContext, name_of, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
 from blockstore.operations import (
@@ -35,45 +35,45 @@ log = logging.getLogger(__name__)
 
 
 @handles(CreateVolume, action=Action.CREATE)
-def create_volume(desk: Desk, operation: CreateVolume, volume: Volume) -> None:
+def create_volume(context: ManagerContext, operation: CreateVolume, volume: Volume) -> None:
     """Make the volume; when its pool fails, send it back to the scheduler for the next pool."""
     backend = None
     try:
-        backend = desk.backend(volume.host)
-        _make(desk, operation, volume, backend)
+        backend = context.backend(volume.host)
+        _make(context, operation, volume, backend)
     except BackendError as exc:
-        if not _may_try_elsewhere(desk, operation, exc) or not _left_nothing(backend, operation, volume, exc):
+        if not _may_try_elsewhere(context, operation, exc) or not _left_nothing(backend, operation, volume, exc):
             raise
-        _send_back(desk, operation, volume, exc)
+        _send_back(context, operation, volume, exc)
         return
-    with desk.db.write() as session:
+    with context.db.write() as session:
         states.complete(session, operation, V.AVAILABLE)
 
 
-def _make(desk: Desk, operation: CreateVolume, volume: Volume, backend: Backend) -> None:
+def _make(context: ManagerContext, operation: CreateVolume, volume: Volume, backend: Backend) -> None:
     name = volume_name(volume)
-    progress = progress_of(desk, operation)
+    progress = progress_of(context, operation)
     if operation.snapshot_id is not None:
-        with desk.db.read() as session:
+        with context.db.read() as session:
             origin = session.execute(select(Snapshot.volume_id).where(Snapshot.id == operation.snapshot_id)).scalar()
         if origin is None:
             raise VolumeMissing.for_everybody(f"The snapshot {operation.snapshot_id} is gone.")
         backend.create_volume_from_snapshot(
-            name, volume.size, name_of(desk.db, origin), snapshot_name(operation.snapshot_id), progress
+            name, volume.size, name_of(context.db, origin), snapshot_name(operation.snapshot_id), progress
         )
     elif operation.source_volume_id is not None:
-        backend.clone_volume(name, volume.size, name_of(desk.db, operation.source_volume_id), progress)
+        backend.clone_volume(name, volume.size, name_of(context.db, operation.source_volume_id), progress)
     else:
         backend.create_volume(name, volume.size)
-    keep_limits(desk, volume.host or "", name, volume.volume_type_id, volume.size)
+    keep_limits(context, volume.host or "", name, volume.volume_type_id, volume.size)
 
 
-def _may_try_elsewhere(desk: Desk, operation: CreateVolume, exc: BackendError) -> bool:
+def _may_try_elsewhere(context: ManagerContext, operation: CreateVolume, exc: BackendError) -> bool:
     bound_to_source = operation.snapshot_id is not None or operation.source_volume_id is not None
     attempts = len(operation.tried) + 1
     if is_out_of_files(exc):
         return False  # no pool would do better
-    return exc.retry_elsewhere and not bound_to_source and attempts < desk.config.scheduler.max_attempts
+    return exc.retry_elsewhere and not bound_to_source and attempts < context.config.scheduler.max_attempts
 
 
 def _left_nothing(backend: Backend | None, operation: CreateVolume, volume: Volume, exc: BackendError) -> bool:
@@ -92,7 +92,7 @@ def _left_nothing(backend: Backend | None, operation: CreateVolume, volume: Volu
     return True
 
 
-def _send_back(desk: Desk, operation: CreateVolume, volume: Volume, exc: BackendError) -> None:
+def _send_back(context: ManagerContext, operation: CreateVolume, volume: Volume, exc: BackendError) -> None:
     log.warning(
         "pool %s failed to create volume %s, trying the next: %s",
         volume.host,
@@ -103,27 +103,27 @@ def _send_back(desk: Desk, operation: CreateVolume, volume: Volume, exc: Backend
     following = operation.then(
         PlaceVolume, hints=operation.hints, tried=(*operation.tried, volume.host or ""), failure=str(exc)
     )
-    with desk.db.write() as session:
+    with context.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
         states.hand_over(session, operation, following, failure=str(exc))
 
 
 @handles(DeleteVolume, action=Action.DELETE)
-def delete_volume(desk: Desk, operation: DeleteVolume, volume: Volume) -> None:
+def delete_volume(context: ManagerContext, operation: DeleteVolume, volume: Volume) -> None:
     """Remove the volume from its backend, then its row, quota and claim in one transaction."""
-    with desk.db.read() as session:
+    with context.db.read() as session:
         left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
     with first_change(
         operation, whenever=(InUse,)
     ):  # compat: a busy volume is what it was, with the reason in a message
         if left is not None:
             raise InUse.for_everybody(f"Its snapshot {left} could not be deleted.")
-        backend = desk.backend(volume.host) if volume.host is not None else None
-        end_all(desk, volume.id)
+        backend = context.backend(volume.host) if volume.host is not None else None
+        end_all(context, volume.id)
         if backend is not None:
-            backend.delete_volume(volume_name(volume), progress_of(desk, operation))
-    with desk.db.write() as session:
+            backend.delete_volume(volume_name(volume), progress_of(context, operation))
+    with context.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
             quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
@@ -136,13 +136,13 @@ def _release_growth(session: Session, operation: ExtendVolume, _failure: Failure
 
 
 @handles(ExtendVolume, action=Action.EXTEND, undo=_release_growth)
-def extend_volume(desk: Desk, operation: ExtendVolume, volume: Volume) -> None:
+def extend_volume(context: ManagerContext, operation: ExtendVolume, volume: Volume) -> None:
     """Grow the volume; the claim and the quota were taken when the operation was accepted."""
     with first_change(operation):
-        desk.backend(operation.pool).extend_volume(volume_name(volume), operation.new_size_gib)
-    keep_limits(desk, operation.pool, volume_name(volume), volume.volume_type_id, operation.new_size_gib)
-    desk.exports.resize(volume.id)
-    with desk.db.write() as session:
+        context.backend(operation.pool).extend_volume(volume_name(volume), operation.new_size_gib)
+    keep_limits(context, operation.pool, volume_name(volume), volume.volume_type_id, operation.new_size_gib)
+    context.exports.resize(volume.id)
+    with context.db.write() as session:
         # The size is a fact now, whatever an administrator did to the status meanwhile.
         session.execute(update(Volume).where(Volume.id == volume.id).values(size=operation.new_size_gib))
         if states.complete(session, operation, V.AVAILABLE):
@@ -156,10 +156,10 @@ def _refund_type(session: Session, operation: ChangeType, _failure: Failure) -> 
 
 
 @handles(ChangeType, action=Action.RETYPE, undo=_refund_type, restores=True)
-def change_type(desk: Desk, operation: ChangeType, volume: Volume) -> None:
+def change_type(context: ManagerContext, operation: ChangeType, volume: Volume) -> None:
     """Let the pool keep the volume within the limits of its new type, and give it that type."""
-    keep_limits(desk, volume.host or "", volume_name(volume), operation.type_id, volume.size, lift=True)
-    with desk.db.write() as session:
+    keep_limits(context, volume.host or "", volume_name(volume), operation.type_id, volume.size, lift=True)
+    with context.db.write() as session:
         kind = session.get(VolumeType, operation.type_id)
         if kind is None:
             raise BackendError.for_everybody(f"The volume type {operation.type_id} is gone.")
@@ -185,13 +185,13 @@ def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
 
 
 @handles(RevertVolume, action=Action.REVERT)
-def revert_volume(desk: Desk, operation: RevertVolume, volume: Volume) -> None:
+def revert_volume(context: ManagerContext, operation: RevertVolume, volume: Volume) -> None:
     """Give the volume the bytes of its snapshot; the snapshot is available again afterwards."""
     with first_change(operation):
-        desk.backend(volume.host).revert_volume(
-            volume_name(volume), snapshot_name(operation.snapshot_id), progress_of(desk, operation)
+        context.backend(volume.host).revert_volume(
+            volume_name(volume), snapshot_name(operation.snapshot_id), progress_of(context, operation)
         )
-    with desk.db.write() as session:
+    with context.db.write() as session:
         states.complete(session, operation, V.AVAILABLE)
         with suppress(StateConflict):  # an administrator has reset the snapshot's status meanwhile
             states.move(

@@ -18,7 +18,7 @@ from blockstore.app.service import Service
 from blockstore.cli import main
 from blockstore.db.models import OperationRow
 from blockstore.manager import new_storage
-from blockstore.manager.desk import volume_name
+from blockstore.manager.context import volume_name
 from tests.api.volumes.test_moving import fill, holds, idle, move, row, shown, whole
 from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section
@@ -278,7 +278,7 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
     assert ceph.run("rbd", "ls", "anew") == ""
     assert api.get("/limits")["limits"]["absolute"]["totalVolumesUsed"] == 3
     ((name, backend),) = service.backends.items()
-    done = new_storage.accept(service.db, name, backend, service.desk.installation, 30)
+    done = new_storage.accept(service.db, name, backend, service.context.installation, 30)
     assert {volume, snapshotted, snapshot} == set(done.lost)
     service.report()
     assert api.action(f"volumes/{volume}", "os-force_delete", {}).status == 202

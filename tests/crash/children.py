@@ -40,7 +40,7 @@ from blockstore.backends import loader
 from blockstore.backends.contract import GIB
 from blockstore.config import Config, SchedulerConfig, ServiceConfig, load
 from blockstore.db.models import Attachment, Message, Snapshot, Volume
-from blockstore.manager.desk import name_of, snapshot_name, volume_name
+from blockstore.manager.context import name_of, snapshot_name, volume_name
 from blockstore.scheduler import loading
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Export

@@ -52,7 +52,7 @@ def run_again(api: Client, kind: str) -> None:
         assert row is not None
         row.state, row.finished_at = "open", None
     operation = operation_of(row)
-    HANDLERS[type(operation)](api.service.desk, operation)
+    HANDLERS[type(operation)](api.service.context, operation)
 
 
 def judge(api: Client) -> None:
@@ -91,7 +91,7 @@ def test_an_operation_that_has_ended_is_not_carried_out_again(api: Client) -> No
     remove(api, made)
     asked = list(target_of(api.service).asked)
     operation = operation_of(row)
-    HANDLERS[type(operation)](api.service.desk, operation)
+    HANDLERS[type(operation)](api.service.context, operation)
     assert target_of(api.service).asked == asked
     judge(api)
 

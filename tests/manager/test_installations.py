@@ -133,14 +133,14 @@ def memory(tmp_path: Path) -> MemoryBackend:
 def test_pool_is_asked_before_its_first_action(start_service: Start) -> None:
     """One that did not answer the first look in time is not believed to be ours."""
     service = start_service()
-    desk = replace(service.desk, board=Board())
+    context = replace(service.context, board=Board())
     ((pool, backend),) = service.backends.items()
-    backend.change_owner(desk.installation, "other")
+    backend.change_owner(context.installation, "other")
     with pytest.raises(Unreachable, match="used by another installation of blockstore, other"):
-        desk.backend(pool)
+        context.backend(pool)
     backend.change_owner("other", None)
-    assert desk.backend(pool) is backend
-    assert backend.owner() == desk.installation
+    assert context.backend(pool) is backend
+    assert backend.owner() == context.installation
 
 
 def test_mark_that_cannot_be_written_does_not_stop_the_pool(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

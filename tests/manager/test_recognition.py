@@ -283,7 +283,7 @@ def test_storage_of_a_version_before_is_known_by_its_mark_or_its_volumes(
         else:
             patch.setattr(Folder, "link", kill)
         with pytest.raises(KeyboardInterrupt):
-            recognition.prove(service.db, pool, backend, service.desk.installation)
+            recognition.prove(service.db, pool, backend, service.context.installation)
     service.stop()
     again = start_service(config)
     assert [report.reason for report in again.board.reports().values()] == [None]
@@ -339,7 +339,7 @@ def test_kill_before_new_storage_is_recorded_leaves_both_ways_open(
     with monkeypatch.context() as patch:
         patch.setattr(new_storage, "record_identity", killed)
         with pytest.raises(KeyboardInterrupt):
-            new_storage.accept(service.db, pool, backend, service.desk.installation, 30)
+            new_storage.accept(service.db, pool, backend, service.context.installation, 30)
     service.report()
     (report,) = service.board.reports().values()
     fresh = backend.identity()
@@ -352,7 +352,7 @@ def test_kill_before_new_storage_is_recorded_leaves_both_ways_open(
     assert [report.up for report in service.board.reports().values()] == [True]
     path.rename(former)
     (tmp_path / "fresh").rename(path)
-    done = new_storage.accept(service.db, pool, backend, service.desk.installation, 30)
+    done = new_storage.accept(service.db, pool, backend, service.context.installation, 30)
     assert done.identity == fresh
     assert list(done.lost) == [volume["id"]]
 

@@ -23,7 +23,7 @@ from blockstore.config import ServiceConfig
 from blockstore.db.models import OperationRow, PoolUsage, Volume
 from blockstore.errors import InvalidStatus, NotFound, Unreachable
 from blockstore.manager import copying
-from blockstore.manager.desk import volume_name
+from blockstore.manager.context import volume_name
 from blockstore.operations import MoveVolume, new_operation_id
 from blockstore.recovery import resume
 from tests.conftest import Client, backend_section, make_config

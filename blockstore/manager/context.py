@@ -24,8 +24,8 @@ from blockstore.states import A
 
 
 @dataclass(frozen=True)
-class Desk:
-    """The manager's desk."""
+class ManagerContext:
+    """The manager's context."""
 
     db: Database
     backends: Mapping[str, Backend]
@@ -62,17 +62,17 @@ class UsableBackends(Mapping[str, Backend]):
     raises Unreachable.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: ManagerContext) -> None:
+        self._context = context
 
     def __getitem__(self, pool: str) -> Backend:
-        return self._desk.backend(pool)
+        return self._context.backend(pool)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._desk.backends)
+        return iter(self._context.backends)
 
     def __len__(self) -> int:
-        return len(self._desk.backends)
+        return len(self._context.backends)
 
 
 def volume_name(volume: Any) -> str:
