@@ -1,12 +1,12 @@
 """blockstore: the OpenStack Block Storage API v3 on LVM, NFS or Ceph, in one process, with no message broker.
 
-The map of the rooms::
+The map of the components::
 
 request -> api/ -> [operation] -> scheduler/ -> [operation] -> manager/ -> backends/contract.py -> plugins/NAME/ -> tool
 
 * ``api/`` accepts or refuses; ``scheduler/`` decides where; ``manager/`` lets a backend do it.
-* ``operations.py`` is everything one room can ask of another; ``bus.py`` carries it; the ``operations`` table remembers
-it.
+* ``operations.py`` is everything one component can ask of another; ``bus.py`` carries it; the ``operations`` table
+remembers it.
 * ``states.py`` is the only writer of a status, ``runner.py`` sees to it that each one settles.
 * ``app/service.py`` puts all of it together; ``cli/`` is the command.
 

@@ -1,10 +1,10 @@
-"""The corridor between rooms: enqueues an operation to its handler. The only asyncio in the package.
+"""The corridor between components: enqueues an operation to its handler. The only asyncio in the package.
 
 An operation waits for the resources it names (``Operation.keys``), then for a free worker thread of its room: first
 come, first served for one resource, parallel across resources, a bounded number at once. Workers are given in turns
-over the projects (``turns.py``), so that a project with many operations does not delay those of the others. A room may
-have workers for each place where work is done, so that one that is stuck holds up no other. What is queued here is also
-in the database; losing this process loses no operation.
+over the projects (``turns.py``), so that a project with many operations does not delay those of the others. A component
+may have workers for each place where work is done, so that one that is stuck holds up no other. What is queued here is
+also in the database; losing this process loses no operation.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Workers:
 
 
 @dataclass
-class _Room:
+class _Component:
     handlers: Mapping[type[Operation], Handler]
     place_of: Callable[[Operation], str] | None
     workers: Mapping[str, Workers]
@@ -124,7 +124,7 @@ class Bus:
 
     def __init__(self, *, on_slow: Callable[[Operation], None] | None = None, slow_after_s: float = 1.0) -> None:
         """``on_slow`` is called from a worker thread once for an operation that runs longer than ``slow_after_s``."""
-        self._rooms: dict[str, _Room] = {}
+        self._components: dict[str, _Component] = {}
         self._lines: dict[str, deque[_Ticket]] = {}
         self._chains: dict[str, _Ticket] = {}
         self.on_busy: Callable[[bool], None] = lambda _busy: None
@@ -141,7 +141,7 @@ class Bus:
         self._closing = False
         self._lookups = Workers(LOOKUPS)
 
-    def open_room(
+    def add_component(
         self,
         name: str,
         handlers: Mapping[type[Operation], Handler],
@@ -151,14 +151,14 @@ class Bus:
         places: int = 1,
         place_of: Callable[[Operation], str] | None = None,
     ) -> None:
-        """Give a room its handlers and its number of worker threads; before ``start``.
+        """Give a component its handlers and its number of worker threads; before ``start``.
 
         With ``place_of``, which says where an operation's work is done, each of so many ``places`` has that number.
         ``spare`` more work for projects that have nothing running there.
         """
         threads = ThreadPoolExecutor((workers + spare) * places, thread_name_prefix=name)
         by_place: Mapping[str, Workers] = defaultdict(lambda: Workers(workers, spare=spare))
-        self._rooms[name] = _Room(handlers, place_of, by_place, threads)
+        self._components[name] = _Component(handlers, place_of, by_place, threads)
         self._pending[name] = 0
 
     def start(self) -> None:
@@ -170,7 +170,7 @@ class Bus:
         with self._change:
             if self._closing:
                 return
-            self._pending[operation.room] += 1  # raised before the hand-over, so drain has no blind moment
+            self._pending[operation.component] += 1  # raised before the hand-over, so drain has no blind moment
         self._loop.call_soon_threadsafe(self._begin, operation)
 
     @contextmanager
@@ -189,7 +189,7 @@ class Bus:
                     self._expected.pop(operation_id, None)
 
     def depth(self) -> dict[str, int]:
-        """Return, by room, the operations that wait or run."""
+        """Return, by component, the operations that wait or run."""
         with self._change:
             return dict(self._pending)
 
@@ -226,8 +226,8 @@ class Bus:
             # Those who note that an operation is slow still use the database, which goes next.
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
-        for room in self._rooms.values():
-            room.threads.shutdown(wait=False, cancel_futures=True)
+        for component in self._components.values():
+            component.threads.shutdown(wait=False, cancel_futures=True)
 
     # --- on the loop ---------------------------------------------------------------------------------------
 
@@ -245,33 +245,33 @@ class Bus:
         task.add_done_callback(self._tasks.discard)
 
     async def _process(self, ticket: _Ticket) -> None:
-        room = self._rooms[ticket.operation.room]
+        component = self._components[ticket.operation.component]
         try:
             if not self._is_first(ticket):
                 await ticket.turn.wait()
             for delay_s in chain(RETRY_DELAYS_S, repeat(RETRY_DELAYS_S[-1])):
-                workers = room.workers[await self._place(room, ticket.operation)]
+                workers = component.workers[await self._place(component, ticket.operation)]
                 async with workers.taken(ticket.operation.project_id):
-                    if await self._completed(room, ticket.operation):
+                    if await self._completed(component, ticket.operation):
                         break
                 await asyncio.sleep(delay_s)  # keeps its place in line, but no worker
         finally:
             self._leave(ticket)
             with self._change:
-                self._pending[ticket.operation.room] -= 1
+                self._pending[ticket.operation.component] -= 1
                 if expectation := self._expected.get(ticket.operation.operation_id):
                     expectation.note(ticket.operation.operation_id)
                 self._change.notify_all()
 
-    async def _place(self, room: _Room, operation: Operation) -> str:
-        if room.place_of is None:
+    async def _place(self, component: _Component, operation: Operation) -> str:
+        if component.place_of is None:
             return ""
         if operation.place:
             return operation.place
         try:
             # Else a thousand new operations of one project would be looked up before the next project's one.
             async with self._lookups.taken(operation.project_id):
-                return await self._loop.run_in_executor(None, room.place_of, operation)
+                return await self._loop.run_in_executor(None, component.place_of, operation)
         except DatabaseAway:  # as its handler will find out
             return ""
         except Exception as exc:
@@ -292,7 +292,7 @@ class Bus:
             elif self._is_first(line[0]):
                 line[0].turn.set()
 
-    async def _completed(self, room: _Room, operation: Operation) -> bool:
+    async def _completed(self, component: _Component, operation: Operation) -> bool:
         """Run the handler; say whether there is nothing more to do for this process."""
         with self._change:
             if self._closing:
@@ -303,7 +303,7 @@ class Bus:
         slow = self._loop.call_later(self._slow_after_s, self._tell_slow, operation)
         started = time.monotonic()
         try:
-            await self._loop.run_in_executor(room.threads, _run, room.handlers[type(operation)], operation)
+            await self._loop.run_in_executor(component.threads, _run, component.handlers[type(operation)], operation)
         except DatabaseAway as exc:
             # All operations meet it at once.
             repeats.log(

@@ -1,6 +1,6 @@
 """Configuration: one ini file read into frozen dataclasses; each mistake is one sentence naming file, section, option.
 
-Read once by ``app/service.py`` and the command line; every room gets only the part it needs.
+Read once by ``app/service.py`` and the command line; every component gets only the part it needs.
 ``config.example.ini`` is compared with these classes by ``tests/test_config.py``.
 """
 

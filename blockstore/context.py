@@ -1,4 +1,4 @@
-"""Who asks, and in which words: the facts of one request that every room may need.
+"""Who asks, and in which words: the facts of one request that every component may need.
 
 Made by ``api/http/authentication.py``. Never holds a secret.
 """

@@ -1,6 +1,6 @@
 """Every error the service can answer with, each with its HTTP status and the fault name of the wire format.
 
-Raised by every room; turned into a reply in one place, ``api/http/faults.py``. A message is a full sentence that a
+Raised by every component; turned into a reply in one place, ``api/http/faults.py``. A message is a full sentence that a
 person can act on: it names the field or the resource, what it is, and what was expected.
 Backend errors are what plugins raise; they never reach a reply unexplained.
 

@@ -1,6 +1,6 @@
 """Everything that can be put on a queue, on one page.
 
-An operation is enqueued by one room and handled by exactly one handler in another. It is stored as JSON in the
+An operation is enqueued by one component and handled by exactly one handler in another. It is stored as JSON in the
 ``operations`` table in the same transaction as the status change it stands for, so it survives a crash: treat field
 names as a wire format. It carries ids and small scalars only. Handlers are idempotent.
 """
@@ -23,9 +23,9 @@ Kind = TypeVar("Kind", bound="Operation")
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What one room asks of another. A subclass says where and in which status by the keywords of its class."""
+    """What one component asks of another. A subclass says where and in which status by the keywords of its class."""
 
-    room: ClassVar[str]
+    component: ClassVar[str]
     resource_type: ClassVar[str]
     """The noun whose row is in a transitional status while this operation is unfinished."""
     status: ClassVar[str]
@@ -43,17 +43,17 @@ class Operation:
         cls,
         *,
         resource_type: str | None = None,
-        room: str | None = None,
+        component: str | None = None,
         status: str | None = None,
         cancellable: bool | None = None,
     ) -> None:
-        """Make a dataclass of the class; what a keyword does not say is inherited. One with a room is a kind."""
-        facts = {"resource_type": resource_type, "room": room, "status": status, "cancellable": cancellable}
+        """Make a dataclass of the class; what a keyword does not say is inherited. One with a component is a kind."""
+        facts = {"resource_type": resource_type, "component": component, "status": status, "cancellable": cancellable}
         for name, value in facts.items():
             if value is not None:
                 setattr(cls, name, value)
         dataclass(frozen=True, kw_only=True)(cls)
-        if hasattr(cls, "room"):
+        if hasattr(cls, "component"):
             KINDS[cls.__name__] = cls
 
     @classmethod
@@ -204,21 +204,21 @@ class NewVolumeOperation(VolumeOperation, status="creating", cancellable=True):
 # --- scheduler: decide where ---------------------------------------------------------------------------------
 
 
-class PlaceVolume(NewVolumeOperation, room="scheduler"):
+class PlaceVolume(NewVolumeOperation, component="scheduler"):
     """Choose a pool for a new volume and claim its capacity."""
 
     failure: str = ""
     """What the last of the pools that were tried said."""
 
 
-class PlaceSnapshot(SnapshotOperation, room="scheduler", status="creating", cancellable=True):
+class PlaceSnapshot(SnapshotOperation, component="scheduler", status="creating", cancellable=True):
     """Check that the volume's pool has room for a snapshot and claim it."""
 
     reference: str = ""
     """What one that is taken over is called now; a new one is made where there is none."""
 
 
-class PlaceExtension(VolumeOperation, room="scheduler", status="extending", cancellable=True):
+class PlaceExtension(VolumeOperation, component="scheduler", status="extending", cancellable=True):
     """Check that the volume's pool has room for its growth and claim it."""
 
     new_size_gib: int
@@ -230,7 +230,7 @@ class PlaceExtension(VolumeOperation, room="scheduler", status="extending", canc
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-class RetypeVolume(VolumeOperation, room="scheduler", status="retyping", cancellable=True):
+class RetypeVolume(VolumeOperation, component="scheduler", status="retyping", cancellable=True):
     """Give a volume another type, when its pool serves that one, too."""
 
     type_id: str
@@ -243,14 +243,14 @@ class RetypeVolume(VolumeOperation, room="scheduler", status="retyping", cancell
     """Whether it may go to another pool when its own does not serve the type."""
 
 
-class PlaceMigration(VolumeOperation, room="scheduler", status="maintenance", cancellable=True):
+class PlaceMigration(VolumeOperation, component="scheduler", status="maintenance", cancellable=True):
     """Choose the pool that a volume is moved to, and claim it."""
 
     destination: str
     """NODE@BACKEND, or NODE@BACKEND#POOL."""
 
 
-class PlaceManaged(VolumeOperation, room="scheduler", status="managing", cancellable=True):
+class PlaceManaged(VolumeOperation, component="scheduler", status="managing", cancellable=True):
     """Check that a pool serves the type of a volume that is to be taken over."""
 
     pool: str
@@ -261,13 +261,13 @@ class PlaceManaged(VolumeOperation, room="scheduler", status="managing", cancell
 # --- manager: let a backend do it ------------------------------------------------------------------------------
 
 
-class CreateVolume(NewVolumeOperation, room="manager"):
+class CreateVolume(NewVolumeOperation, component="manager"):
     """Make a volume on its pool: empty, from a snapshot, or from a volume."""
 
     pool: str = ""
 
 
-class ManageVolume(VolumeOperation, room="manager", status="managing"):
+class ManageVolume(VolumeOperation, component="manager", status="managing"):
     """Take over a volume that is on a pool already."""
 
     pool: str
@@ -278,7 +278,7 @@ class ManageVolume(VolumeOperation, room="manager", status="managing"):
         return (f"volume:{self.volume_id}", f"reference:{self.pool}/{self.reference}")
 
 
-class DeleteVolume(VolumeOperation, room="manager", status="deleting"):
+class DeleteVolume(VolumeOperation, component="manager", status="deleting"):
     """Remove a volume. Snapshots that go with it have operations of their own, enqueued before."""
 
     pool: str = ""
@@ -289,7 +289,7 @@ class DeleteVolume(VolumeOperation, room="manager", status="deleting"):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-class ExtendVolume(VolumeOperation, room="manager", status="extending"):
+class ExtendVolume(VolumeOperation, component="manager", status="extending"):
     """Grow a volume."""
 
     new_size_gib: int
@@ -302,7 +302,7 @@ class ExtendVolume(VolumeOperation, room="manager", status="extending"):
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
-class RevertVolume(VolumeOperation, room="manager", status="reverting"):
+class RevertVolume(VolumeOperation, component="manager", status="reverting"):
     """Give a volume the bytes of its newest snapshot."""
 
     snapshot_id: str
@@ -316,20 +316,20 @@ class RevertVolume(VolumeOperation, room="manager", status="reverting"):
         return (("volume", self.volume_id, self.status), ("snapshot", self.snapshot_id, "restoring"))
 
 
-class CreateSnapshot(SnapshotOperation, room="manager", status="creating"):
+class CreateSnapshot(SnapshotOperation, component="manager", status="creating"):
     """Freeze a volume's bytes."""
 
     reference: str = ""
 
 
-class DeleteSnapshot(SnapshotOperation, room="manager", status="deleting"):
+class DeleteSnapshot(SnapshotOperation, component="manager", status="deleting"):
     """Remove a snapshot."""
 
     came_from: str = ""
     """The status that the snapshot had; operations of a former version do not say it."""
 
 
-class MoveVolume(VolumeOperation, room="mover", status="maintenance", cancellable=True):
+class MoveVolume(VolumeOperation, component="mover", status="maintenance", cancellable=True):
     """Copy a volume to another pool, and go on with the copy."""
 
     destination: str
@@ -352,7 +352,7 @@ class MoveToType(MoveVolume, status="retyping"):
     size_gib: int
 
 
-class ChangeType(VolumeOperation, room="manager", status="retyping"):
+class ChangeType(VolumeOperation, component="manager", status="retyping"):
     """Give a volume its new type on the pool where it is, which keeps it within that type's limits."""
 
     type_id: str
@@ -360,7 +360,7 @@ class ChangeType(VolumeOperation, room="manager", status="retyping"):
     size_gib: int
 
 
-class RemoveCopy(VolumeOperation, room="manager", status=""):
+class RemoveCopy(VolumeOperation, component="manager", status=""):
     """Remove from a pool what is not the volume: left behind by a move, or by one that failed. Covers no row."""
 
     pool: str
@@ -376,11 +376,11 @@ class RemoveCopy(VolumeOperation, room="manager", status=""):
         return ()
 
 
-class ConnectAttachment(AttachmentOperation, room="manager", status="connecting"):
+class ConnectAttachment(AttachmentOperation, component="manager", status="connecting"):
     """Export a volume to the initiator of an attachment."""
 
 
-class DisconnectAttachment(AttachmentOperation, room="manager", status="disconnecting"):
+class DisconnectAttachment(AttachmentOperation, component="manager", status="disconnecting"):
     """End the export of an attachment, then the attachment."""
 
     came_from: str

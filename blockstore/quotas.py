@@ -1,6 +1,6 @@
 """Quota: charged in the transaction that inserts a row, refunded in the one that removes it, so it cannot drift.
 
-Used by every room inside its own transaction. The check and the charge are one UPDATE, so two requests cannot both
+Used by every component inside its own transaction. The check and the charge are one UPDATE, so two requests cannot both
 take the last place. Volumes, snapshots and gigabytes count twice: for the project, and for the volume type in the
 project. A limit is the project's own, else that of the class ``default``, else the configuration's.
 """

@@ -1,6 +1,6 @@
 """Around every handler: load the row, run the handler, and whatever happens inside, the row settles with a reason.
 
-Used by the rooms that handle operations. A handler settles its own success. A failure is settled here, in one
+Used by the components that handle operations. A handler settles its own success. A failure is settled here, in one
 transaction with the handler's undo and the message; what these are stands beside the handler, and no operation is named
 here.
 """
@@ -54,8 +54,8 @@ class KeepsStatus(BlockstoreError):
         super().__init__(cause.message, public=cause.public)
 
 
-class Room(Protocol):
-    """What a handler's room offers to this file."""
+class HandlerContext(Protocol):
+    """What a handler's component offers to this file."""
 
     @property
     def db(self) -> Database:
@@ -92,20 +92,20 @@ class Handler:
     restores: bool = False
     """Whether the row has the status that it had before the operation when that fails."""
 
-    def __call__(self, room: Room, operation: Operation) -> None:
+    def __call__(self, context: HandlerContext, operation: Operation) -> None:
         """Call the function, unless the row is gone or something else has taken it over: the operation just ends."""
-        row = self._begin(room, operation)
+        row = self._begin(context, operation)
         if row is not None:
             try:
                 if row is _CANCELLED:
                     raise OperationCancelled("cancelled by the operator before it began")
-                self.function(room, operation, row)
+                self.function(context, operation, row)
             except TryAgain:
                 raise  # the database or this node is the matter, not the operation: the bus tries again
             except Exception as exc:
                 if is_out_of_files(exc):
                     raise OutOfFiles(f"Too many open files: {exc}") from exc
-                self._fail(room, operation, exc)
+                self._fail(context, operation, exc)
         _begun.discard(operation.operation_id)
 
     def give_up(self, session: Session, operation: Operation, failure: Failure) -> None:
@@ -121,9 +121,9 @@ class Handler:
         ):
             states.reckon(session, operation.resource_id)
 
-    def _begin(self, room: Room, operation: Operation) -> Any:
+    def _begin(self, context: HandlerContext, operation: Operation) -> Any:
         """Return the row, or None when there is nothing left to do, or the mark of a cancelled operation."""
-        with room.db.read() as session:
+        with context.db.read() as session:
             row = session.execute(
                 _WITH_ROW[operation.resource_type], {"operation": operation.operation_id}
             ).one_or_none()
@@ -132,25 +132,25 @@ class Handler:
         if row.status == operation.status:
             if operation.attempt > row.operation_attempt:
                 # Noted before it can kill the process again; what only waits in line does not age.
-                with room.db.write() as session:
+                with context.db.write() as session:
                     session.execute(
                         update(OperationRow)
                         .where(OperationRow.id == operation.operation_id)
                         .values(attempt=operation.attempt)
                     )
             return _CANCELLED if row.operation_cancel_asked and operation.cancellable else row
-        with room.db.write() as session:
+        with context.db.write() as session:
             why = "the resource is gone, or its status was changed meanwhile"
             self.give_up(session, operation, Failure(reason=Reason(why, why), state="cancelled"))
         return None
 
-    def _fail(self, room: Room, operation: Operation, exc: Exception) -> None:
+    def _fail(self, context: HandlerContext, operation: Operation, exc: Exception) -> None:
         reason, detail, state = _explain(operation, exc)
         reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL takes none, and tools say anything
-        with room.db.write() as session:
+        with context.db.write() as session:
             to = (exc.to or states.before(session, operation)) if isinstance(exc, KeepsStatus) else None
             self.give_up(session, operation, Failure(reason=reason, state=state, to=to))
-            messages.tell(session, operation, self.action, detail, reason, room.message_days)
+            messages.tell(session, operation, self.action, detail, reason, context.message_days)
         log.warning(
             "%s of %s %s %s: %s",
             operation.kind,
@@ -165,14 +165,14 @@ class Handler:
 class UntilDone(Handler):
     """Carries out operations that cover no row and cannot fail; made by ``handles_until_done``."""
 
-    def __call__(self, room: Room, operation: Operation) -> None:
+    def __call__(self, context: HandlerContext, operation: Operation) -> None:
         """Call the function while the operation is open; the bus tries again whatever it raises."""
-        with room.db.read() as session:
+        with context.db.read() as session:
             state = session.execute(
                 select(OperationRow.state).where(OperationRow.id == operation.operation_id)
             ).scalar()
         if state == "open":
-            self.function(room, operation)
+            self.function(context, operation)
 
 
 def handles(
@@ -182,17 +182,17 @@ def handles(
     undo: Callable[[Session, Kind, Failure], None] | None = None,
     restores: bool = False,
 ) -> Callable[[Callable[[Any, Kind, Any], None]], Handler]:
-    """Make a handler of ``function(room, operation, row)``, with what its failure does and tells."""
+    """Make a handler of ``function(context, operation, row)``, with what its failure does and tells."""
     return lambda function: Handler(kind=kind, function=function, action=action, undo=undo, restores=restores)
 
 
 def handles_until_done(kind: type[Kind], *, action: Action) -> Callable[[Callable[[Any, Kind], None]], Handler]:
-    """Make a handler of ``function(room, operation)``, which closes the operation by itself."""
+    """Make a handler of ``function(context, operation)``, which closes the operation by itself."""
     return lambda function: UntilDone(kind=kind, function=function, action=action)
 
 
 def by_kind(*handlers: Handler) -> Mapping[type[Operation], Handler]:
-    """Return the handlers of a room by the operations that they carry out."""
+    """Return the handlers of a component by the operations that they carry out."""
     return {handler.kind: handler for handler in handlers}
 
 
@@ -217,7 +217,7 @@ def first_change(operation: Operation, *, whenever: tuple[type[BackendError], ..
         raise
 
 
-def progress_of(room: Room, operation: Operation) -> Callable[[int], None]:
+def progress_of(context: HandlerContext, operation: Operation) -> Callable[[int], None]:
     """Return a callback that writes the percentage down, at most once a second, and stops a cancelled operation."""
     next_at = time.monotonic() + PROGRESS_INTERVAL_S
 
@@ -227,7 +227,7 @@ def progress_of(room: Room, operation: Operation) -> Callable[[int], None]:
             return
         next_at = time.monotonic() + PROGRESS_INTERVAL_S
         # A database that is away for a moment must not cost the work that was done.
-        with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), room.db.write() as session:
+        with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), context.db.write() as session:
             session.execute(
                 update(OperationRow).where(OperationRow.id == operation.operation_id).values(progress=percent)
             )

@@ -1,7 +1,7 @@
 """Statuses, what each may become, and the doors through which they change; the only writer of a status.
 
 A row is in a transitional status exactly when an open operation covers it. Operations are therefore filed and finished
-here, in the transaction that changes the status. Used by every room; never calls a backend.
+here, in the transaction that changes the status. Used by every component; never calls a backend.
 """
 
 from __future__ import annotations

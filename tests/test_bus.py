@@ -54,10 +54,10 @@ def opened() -> Iterator[Open]:
     ) -> Bus:
         bus = Bus(**options)
         kinds: tuple[type[Operation], ...] = (CreateVolume, DeleteVolume, ExtendVolume)
-        bus.open_room(
+        bus.add_component(
             "manager", dict.fromkeys(kinds, handler), workers=workers, spare=spare, places=places, place_of=place_of
         )
-        bus.open_room("scheduler", {PlaceVolume: handler}, workers=1)
+        bus.add_component("scheduler", {PlaceVolume: handler}, workers=1)
         bus.start()
         started.append(bus)
         return bus
@@ -68,7 +68,7 @@ def opened() -> Iterator[Open]:
 
 
 def test_one_resource_is_served_in_order_and_one_at_a_time(opened: Open) -> None:
-    """Two rooms, one line: what was enqueued first runs first, and never two together."""
+    """Two components, one line: what was enqueued first runs first, and never two together."""
     ran: list[str] = []
     inside = threading.Semaphore(1)
 
@@ -269,7 +269,7 @@ def test_drain_lets_what_runs_end_and_starts_nothing_more(opened: Open) -> None:
 
 
 def test_depth_and_running_tell_what_there_is(opened: Open) -> None:
-    """By room; what runs is named."""
+    """By component; what runs is named."""
     gate, begun = threading.Event(), threading.Event()
 
     def handler(_operation: Operation) -> None:
@@ -403,7 +403,7 @@ def test_each_place_has_turns_of_its_own(opened: Open) -> None:
     for place in "ab":
         bus.enqueue(of_project("quiet", f"{place}-quiet"))
     deadline = time.monotonic() + 10
-    while sum(len(workers._waiting) for workers in bus._rooms["manager"].workers.values()) < 40:
+    while sum(len(workers._waiting) for workers in bus._components["manager"].workers.values()) < 40:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     gate.set()

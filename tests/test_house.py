@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from blockstore import manager, operations, policies, scheduler, states
-from blockstore.api import ROOMS
+from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.app import service
 from blockstore.operations import KINDS, Operation
@@ -63,11 +63,11 @@ def example_of(kind: type[Operation]) -> Operation:
     return kind(**values)
 
 
-def test_every_operation_has_exactly_one_handler_in_its_room() -> None:
+def test_every_operation_has_exactly_one_handler_in_its_component() -> None:
     handled = Counter(kind for handlers in HANDLERS.values() for kind in handlers)
     assert handled == Counter(KINDS.values())
-    for room, handlers in HANDLERS.items():
-        assert all(kind.room == room for kind in handlers), room
+    for component, handlers in HANDLERS.items():
+        assert all(kind.component == component for kind in handlers), component
     functions = [handler.function for handlers in HANDLERS.values() for handler in handlers.values()]
     assert len(set(functions)) == len(functions)
     assert set(service.HANDLERS.values()) == {handler for found in HANDLERS.values() for handler in found.values()}
@@ -176,8 +176,8 @@ def test_only_states_writes_a_status() -> None:
 
 
 def endpoints() -> Iterator[tuple[str, Endpoint]]:
-    for room in ROOMS:
-        for (method, path), target in room.routes.items():
+    for component in ROUTE_TABLES:
+        for (method, path), target in component.routes.items():
             for action, endpoint in ({"": target} if isinstance(target, Endpoint) else target).items():
                 yield f"{method} {path} {action}".strip(), endpoint
 

@@ -103,7 +103,9 @@ def test_an_operation_beside_another_is_of_a_chain_of_its_own() -> None:
 
 
 def test_a_class_inherits_what_its_keywords_do_not_say() -> None:
-    facts = {kind.__name__: (kind.room, kind.resource_type, kind.status, kind.cancellable) for kind in KINDS.values()}
+    facts = {
+        kind.__name__: (kind.component, kind.resource_type, kind.status, kind.cancellable) for kind in KINDS.values()
+    }
     assert facts["MoveVolume"] == ("mover", "volume", "maintenance", True)
     assert facts["MoveToType"] == ("mover", "volume", "retyping", True)
     assert facts["DeleteSnapshot"] == ("manager", "snapshot", "deleting", False)

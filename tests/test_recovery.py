@@ -36,7 +36,7 @@ class Life:
         return Client(self.service)
 
     def deaf(self) -> Client:
-        """Begin a life in which no room hears of any operation, as when the process dies at once."""
+        """Begin a life in which no component hears of any operation, as when the process dies at once."""
 
         def prepare(service: Service) -> None:
             service.db.enqueue = service.bus.enqueue = lambda _operation: None  # type: ignore[method-assign]

@@ -387,7 +387,7 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     service.db.enqueue = lambda _operation: None
     volume = api.volume(settle=False)
     (placing,) = operations(api, state="open")
-    service.bus._rooms["scheduler"].handlers[type(_operation_of(placing))](_operation_of(placing))
+    service.bus._components["scheduler"].handlers[type(_operation_of(placing))](_operation_of(placing))
     (creating,) = operations(api, state="open")
     named(api, "first").create_volume(f"volume-{volume['id']}", 1)
     # The second: the pool is down.
@@ -551,14 +551,14 @@ def test_progress_is_written_at_most_once_a_second(service: Service) -> None:
     writes: list[int] = []
     operation: Any = type("Told", (), {"operation_id": "x", "cancellable": False})
 
-    class Room:
+    class Component:
         class db:
             @staticmethod
             def write() -> Any:
                 writes.append(1)
                 return service.db.write()
 
-    tell = runner.progress_of(Room, operation)  # type: ignore[arg-type]
+    tell = runner.progress_of(Component, operation)  # type: ignore[arg-type]
     for percent in range(100):
         tell(percent)
     assert not writes

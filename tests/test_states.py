@@ -96,8 +96,8 @@ def test_every_status_of_an_operation_is_transitional_and_the_reverse(machine: M
 def test_every_operation_has_exactly_one_handler() -> None:
     handlers = [*scheduler.HANDLERS, *manager.HANDLERS, *manager.MOVERS]
     assert sorted(kind.__name__ for kind in handlers) == sorted(KINDS)
-    for name, room in (("scheduler", scheduler), ("manager", manager)):
-        assert {kind.room for kind in room.HANDLERS} == {name}
+    for name, component in (("scheduler", scheduler), ("manager", manager)):
+        assert {kind.component for kind in component.HANDLERS} == {name}
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)

@@ -1,6 +1,6 @@
-"""The room that speaks HTTP: accepts or refuses, and never does storage work.
+"""The component that speaks HTTP: accepts or refuses, and never does storage work.
 
-``ROOMS`` is its contents page. What it accepts it hands over as operations; it calls no other room.
+``ROUTE_TABLES`` is its contents page. What it accepts it hands over as operations; it calls no other component.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ from blockstore.db import patience, reserve
 from blockstore.db.health import Health
 from blockstore.identity.login import Login
 
-ROOMS = (
-    volume_resources.room,
-    create.room,
-    delete.room,
-    actions.room,
-    attach_actions.room,
-    managing.room,
-    moving.room,
-    volume_metadata.room,
-    image_metadata.room,
-    snapshots.room,
-    snapshot_metadata.room,
-    attachments.room,
-    transfers.room,
-    volume_types.room,
-    encryption.room,
-    qos_specs.room,
-    default_types.room,
-    pools.room,
-    services.room,
-    hosts.room,
-    quota_sets.room,
-    limits.room,
-    messages.room,
-    resource_filters.room,
-    extensions.room,
-    later.room,
+ROUTE_TABLES = (
+    volume_resources.routes,
+    create.routes,
+    delete.routes,
+    actions.routes,
+    attach_actions.routes,
+    managing.routes,
+    moving.routes,
+    volume_metadata.routes,
+    image_metadata.routes,
+    snapshots.routes,
+    snapshot_metadata.routes,
+    attachments.routes,
+    transfers.routes,
+    volume_types.routes,
+    encryption.routes,
+    qos_specs.routes,
+    default_types.routes,
+    pools.routes,
+    services.routes,
+    hosts.routes,
+    quota_sets.routes,
+    limits.routes,
+    messages.routes,
+    resource_filters.routes,
+    extensions.routes,
+    later.routes,
 )
 
 
@@ -86,10 +86,10 @@ def routed(*, with_identity: bool = False) -> Flask:
     app = Application("blockstore")
     app.config["MAX_CONTENT_LENGTH"] = body.MAX_BODY_BYTES
     app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
-    pipeline.mount(app, ROOMS)
+    pipeline.mount(app, ROUTE_TABLES)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(images.blueprint)
-    app.register_blueprint(openapi.blueprint(ROOMS))
+    app.register_blueprint(openapi.blueprint(ROUTE_TABLES))
     if with_identity:
         app.register_blueprint(identity.blueprint())
     app.before_request(pipeline.before_request)
@@ -106,7 +106,7 @@ def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
         app.extensions[identity.endpoint.LOGIN] = login
     service = core.config.service
     listen, _ = parse_listen(service.listen, "[service] listen")
-    routes = (path for room in ROOMS for _, path in room.routes)
+    routes = (path for routes in ROUTE_TABLES for _, path in routes.routes)
     app.wsgi_app = address.AddressMiddleware(  # type: ignore[method-assign]
         paths.Normalized(_patient(app.wsgi_app, core.waiting_room.entered), routes),
         own_host=address.own_host(listen, service.tls_certificate, service.tls_key),

@@ -16,7 +16,7 @@ from blockstore import states
 from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call, Later
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, OperationRow, Volume, new_id, now
 from blockstore.errors import (
@@ -36,7 +36,7 @@ from blockstore.schemas import attachments as schemas
 from blockstore.schemas.base import is_uuid
 from blockstore.states import A, V
 
-room = Room()
+routes = Routes()
 
 ONE = "/attachments/<attachment_id>"
 HELD = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETACHING)
@@ -88,14 +88,14 @@ class View:
     connection_info: Mapping[str, Any]
 
 
-@room.get("/attachments", policy="none", since=ATTACHMENTS)
+@routes.get("/attachments", policy="none", since=ATTACHMENTS)
 def index(call: Call) -> dict[str, Any]:
     """List the plain fields."""
     page = listing.page(call, LISTING, _visible(call))
     return {"attachments": [summary(call, row) for (row,) in page.rows], **page.envelope}
 
 
-@room.get("/attachments/detail", policy="none", since=ATTACHMENTS)
+@routes.get("/attachments/detail", policy="none", since=ATTACHMENTS)
 def detail(call: Call) -> dict[str, Any]:
     """List every field; no list tells a secret."""
     page = listing.page(call, LISTING, _visible(call), suffix="/detail")
@@ -109,7 +109,7 @@ def detail(call: Call) -> dict[str, Any]:
     return {"attachments": items, **page.envelope}
 
 
-@room.get(ONE, policy="none", since=ATTACHMENTS)
+@routes.get(ONE, policy="none", since=ATTACHMENTS)
 def show(call: Call, attachment_id: str) -> dict[str, Any]:
     """Show one attachment; its secret to those who may connect it."""
     return _one(call, attachment_id)
@@ -202,7 +202,7 @@ def _visible(call: Call) -> Any:
 # --- attaching ---------------------------------------------------------------------------------------------
 
 
-@room.post(
+@routes.post(
     "/attachments", policy="volume:attachment_create", body=schemas.CreateAttachment, since=ATTACHMENTS, status=200
 )
 def create(call: Call, body: Mapping[str, Any]) -> Any:
@@ -303,7 +303,7 @@ def connecting(call: Call, row: Attachment) -> ConnectAttachment:
     return call.operation(ConnectAttachment, row, volume_id=row.volume_id)
 
 
-@room.put(ONE, policy="volume:attachment_update", body=schemas.UpdateAttachment, since=ATTACHMENTS)
+@routes.put(ONE, policy="volume:attachment_update", body=schemas.UpdateAttachment, since=ATTACHMENTS)
 def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
     """Connect a reserved volume."""
     row, volume = find_locked(call, attachment_id)
@@ -358,7 +358,7 @@ def check_outcome(call: Call, operation: Operation) -> None:
     raise said(f"{what}: {ended.reason}", public=f"{what}: {ended.public_reason or BackendError.public_text}")
 
 
-@room.action(
+@routes.action(
     f"{ONE}/action",
     "os-complete",
     policy="volume:attachment_complete",
@@ -386,7 +386,7 @@ def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
 # --- detaching ---------------------------------------------------------------------------------------------
 
 
-@room.delete(ONE, policy="volume:attachment_delete", since=ATTACHMENTS, status=200)
+@routes.delete(ONE, policy="volume:attachment_delete", since=ATTACHMENTS, status=200)
 def remove(call: Call, attachment_id: str) -> Any:
     """End an attachment and its export; an administrator also one that os-initialize_connection made."""
     row, volume = find_locked(call, attachment_id, legacy=call.ctx.is_admin)

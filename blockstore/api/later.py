@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.errors import NotFound, NotOffered
 from blockstore.microversions import Version
 from blockstore.schemas.later import Anything
 
-room = Room()
+routes = Routes()
 
 VOLUME_ACTION = "/volumes/<volume_id>/action"
 IMAGES = "images from Glance"
@@ -124,7 +124,7 @@ def _refuse(missing: str) -> NotOffered:
 
 
 def _on_a_volume(name: str, policy: str, since: Version, missing: str) -> None:
-    @room.action(VOLUME_ACTION, name, policy=policy, body=Anything, since=since)
+    @routes.action(VOLUME_ACTION, name, policy=policy, body=Anything, since=since)
     def refuse(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         """Refuse what is not offered yet."""
         find_volume(call, volume_id)
@@ -132,17 +132,17 @@ def _on_a_volume(name: str, policy: str, since: Version, missing: str) -> None:
 
 
 def _collection(path: str, key: str, noun: str, policy: str, policy_of_one: str, since: Version) -> None:
-    @room.get(path, policy=policy, since=since)
+    @routes.get(path, policy=policy, since=since)
     def index(call: Call) -> dict[str, Any]:
         """List nothing."""
         return {key: []}
 
-    @room.get(f"{path}/detail", policy=policy, since=since)
+    @routes.get(f"{path}/detail", policy=policy, since=since)
     def detail(call: Call) -> dict[str, Any]:
         """List nothing."""
         return {key: []}
 
-    @room.get(f"{path}/<one_id>", policy=policy_of_one, since=since)
+    @routes.get(f"{path}/<one_id>", policy=policy_of_one, since=since)
     def show(call: Call, one_id: str) -> None:
         """Find nothing."""
         raise NotFound.resource(noun, one_id)
@@ -157,7 +157,7 @@ def _absent(method: str, path: str, noun: str, policy: str, since: Version) -> N
 
 
 def _absent_action(path: str, name: str, noun: str, policy: str, since: Version) -> None:
-    @room.action(path, name, policy=policy, body=Anything, since=since)
+    @routes.action(path, name, policy=policy, body=Anything, since=since)
     def find(call: Call, one_id: str, body: Mapping[str, Any]) -> None:
         """Find nothing."""
         raise NotFound.resource(noun, one_id)
@@ -173,13 +173,13 @@ def _refused(method: str, path: str, policy: str, since: Version, missing: str) 
 
 def _declare(method: str, path: str, policy: str, since: Version, function: Any) -> None:
     if method == "POST":
-        room.post(path, policy=policy, body=Anything, since=since)(function)
+        routes.post(path, policy=policy, body=Anything, since=since)(function)
     elif method == "PUT":
-        room.put(path, policy=policy, body=Anything, since=since)(function)
+        routes.put(path, policy=policy, body=Anything, since=since)(function)
     elif method == "DELETE":
-        room.delete(path, policy=policy, since=since)(function)
+        routes.delete(path, policy=policy, since=since)(function)
     else:
-        room.get(path, policy=policy, since=since)(function)
+        routes.get(path, policy=policy, since=since)(function)
 
 
 for _action, _policy, _since, _missing in VOLUME_ACTIONS:
@@ -194,13 +194,13 @@ for _method, _path, _policy, _since, _missing in REFUSED:
     _refused(_method, _path, _policy, Version(*_since), _missing)
 
 
-@room.get("/group_types", policy="none", since=Version(3, 11))
+@routes.get("/group_types", policy="none", since=Version(3, 11))
 def group_types(call: Call) -> dict[str, Any]:
     """List nothing."""
     return {"group_types": []}
 
 
-@room.action("/groups/action", "create-from-src", policy="group:create", body=Anything, since=Version(3, 14))
+@routes.action("/groups/action", "create-from-src", policy="group:create", body=Anything, since=Version(3, 14))
 def create_group_from_source(call: Call, body: Mapping[str, Any]) -> None:
     """Refuse what is not offered yet."""
     raise _refuse(GROUPS)

@@ -6,25 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_SNAPSHOTS
 from blockstore.api.snapshots import find_snapshot, touch
 from blockstore.errors import BadRequest
 from blockstore.schemas import snapshots as schemas
 
-room = Room()
+routes = Routes()
 
 PATH = "/snapshots/<snapshot_id>/metadata"
 
 
-@room.get(PATH, policy="volume:get_snapshot_metadata")
+@routes.get(PATH, policy="volume:get_snapshot_metadata")
 def index(call: Call, snapshot_id: str) -> dict[str, Any]:
     """Show all pairs."""
     find_snapshot(call, snapshot_id)
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}
 
 
-@room.post(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata, status=200)
+@routes.post(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata, status=200)
 def merge(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
     touch(call, find_snapshot(call, snapshot_id, lock=True))
@@ -32,7 +32,7 @@ def merge(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, An
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}
 
 
-@room.put(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata)
+@routes.put(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata)
 def replace(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Replace all pairs."""
     touch(call, find_snapshot(call, snapshot_id, lock=True))
@@ -40,14 +40,14 @@ def replace(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, 
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}
 
 
-@room.get(f"{PATH}/<key>", policy="volume:get_snapshot_metadata")
+@routes.get(f"{PATH}/<key>", policy="volume:get_snapshot_metadata")
 def show(call: Call, snapshot_id: str, key: str) -> dict[str, Any]:
     """Show one pair."""
     find_snapshot(call, snapshot_id)
     return {"meta": {key: OF_SNAPSHOTS.value(call.session, snapshot_id, key)}}
 
 
-@room.put(f"{PATH}/<key>", policy="volume:update_snapshot_metadata", body=schemas.MetadataItem)
+@routes.put(f"{PATH}/<key>", policy="volume:update_snapshot_metadata", body=schemas.MetadataItem)
 def set_one(call: Call, snapshot_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one pair."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
@@ -58,7 +58,7 @@ def set_one(call: Call, snapshot_id: str, key: str, body: Mapping[str, Any]) -> 
     return {"meta": body["meta"]}
 
 
-@room.delete(f"{PATH}/<key>", policy="volume:delete_snapshot_metadata", status=200)
+@routes.delete(f"{PATH}/<key>", policy="volume:delete_snapshot_metadata", status=200)
 def remove(call: Call, snapshot_id: str, key: str) -> None:
     """Remove one pair."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)

@@ -14,7 +14,7 @@ from blockstore.api.holds import keep_project
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
 from blockstore.api.volumes.delete import MIGRATION_IDLE
 from blockstore.api.volumes.volumes import find_volume
@@ -25,7 +25,7 @@ from blockstore.operations import DeleteSnapshot, PlaceSnapshot
 from blockstore.schemas import snapshots as schemas
 from blockstore.states import S, V
 
-room = Room()
+routes = Routes()
 
 DELETABLE = (S.AVAILABLE, S.ERROR)
 
@@ -71,13 +71,13 @@ class View:
     metadata: Mapping[str, str]
 
 
-@room.get("/snapshots", policy="volume:get_all_snapshots")
+@routes.get("/snapshots", policy="volume:get_all_snapshots")
 def index(call: Call) -> dict[str, Any]:
     """List the plain fields."""
     return _listed(call, kind="plain")
 
 
-@room.get("/snapshots/detail", policy="volume:get_all_snapshots")
+@routes.get("/snapshots/detail", policy="volume:get_all_snapshots")
 def detail(call: Call) -> dict[str, Any]:
     """List every field."""
     return _listed(call, kind="detailed", suffix="/detail")
@@ -91,7 +91,7 @@ def _listed(call: Call, *, kind: str, suffix: str = "") -> dict[str, Any]:
     return {"snapshots": shown(call, [row for (row,) in page.rows], kind=kind), **page.envelope}
 
 
-@room.get("/snapshots/<snapshot_id>", policy="volume:get_snapshot")
+@routes.get("/snapshots/<snapshot_id>", policy="volume:get_snapshot")
 def show(call: Call, snapshot_id: str) -> dict[str, Any]:
     """Show one snapshot."""
     return {"snapshot": shown(call, [find_snapshot(call, snapshot_id)], kind="detailed")[0]}
@@ -136,7 +136,7 @@ def _visible(call: Call) -> Select[Any]:
 # --- changing ----------------------------------------------------------------------------------------------
 
 
-@room.post("/snapshots", policy="volume:create_snapshot", body=schemas.CreateSnapshot)
+@routes.post("/snapshots", policy="volume:create_snapshot", body=schemas.CreateSnapshot)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
     asked = body["snapshot"]
@@ -199,7 +199,7 @@ def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> 
     refuse_frozen(call, volume.host, "made")
 
 
-@room.put("/snapshots/<snapshot_id>", policy="volume:update_snapshot", body=schemas.UpdateSnapshot)
+@routes.put("/snapshots/<snapshot_id>", policy="volume:update_snapshot", body=schemas.UpdateSnapshot)
 def change(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name and description."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
@@ -208,7 +208,7 @@ def change(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, A
     return {"snapshot": shown(call, [snapshot], kind="accepted")[0]}
 
 
-@room.delete("/snapshots/<snapshot_id>", policy="volume:delete_snapshot")
+@routes.delete("/snapshots/<snapshot_id>", policy="volume:delete_snapshot")
 def remove(call: Call, snapshot_id: str) -> None:
     """Accept the deletion of a snapshot."""
     delete_snapshot(call, snapshot_id, force=False)
@@ -238,7 +238,7 @@ def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
 ACTION = "/snapshots/<snapshot_id>/action"
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-reset_status",
     policy="volume_extension:snapshot_admin_actions:reset_status",
@@ -251,7 +251,7 @@ def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     states.force(call.session, states.SNAPSHOT, snapshot_id, body["reset"]["status"], by=call.ctx.user_id)
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-force_delete",
     policy="volume_extension:snapshot_admin_actions:force_delete",
@@ -269,7 +269,7 @@ MAY_BECOME = {
 }
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-update_snapshot_status",
     policy="snapshot_extension:snapshot_actions:update_snapshot_status",

@@ -1,6 +1,6 @@
-"""The composition root: config → database → backends → bus → rooms → HTTP; their start and their stop, in order.
+"""The composition root: config → database → backends → bus → components → HTTP; their start and their stop, in order.
 
-The only file that imports all rooms. Used by ``app/process.py`` and by tests.
+The only file that imports all components. Used by ``app/process.py`` and by tests.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from blockstore.manager.exports import Exports
 from blockstore.policies import Policy
 from blockstore.runner import mark_started
 from blockstore.scheduler import explaining, loading
-from blockstore.scheduler.placing import Scheduler
+from blockstore.scheduler.placing import SchedulerContext
 from blockstore.server.lines import Lines
 from blockstore.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
 HANDLERS = {**scheduler.HANDLERS, **manager.HANDLERS, **manager.MOVERS}
-"""What carries out each kind of operation, in whatever room."""
+"""What carries out each kind of operation, in whatever component."""
 
 FIRST_REPORT_S = 5.0
 """How long a start waits for slow backends before it answers without them."""
@@ -74,7 +74,7 @@ class Service:
             exports=self.exports,
             installation=keyring.owner,
         )
-        room = Scheduler(
+        context = SchedulerContext(
             db=self.db,
             board=self.board,
             config=config.scheduler,
@@ -84,8 +84,8 @@ class Service:
         )
         self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
         # One worker: each decision sees the claims of those before it.
-        self.bus.open_room("scheduler", _bound(scheduler.HANDLERS, room), workers=1)
-        self.bus.open_room(
+        self.bus.add_component("scheduler", _bound(scheduler.HANDLERS, context), workers=1)
+        self.bus.add_component(
             "manager",
             _bound(manager.HANDLERS, self.context),
             workers=service.workers,
@@ -93,7 +93,7 @@ class Service:
             places=places,
             place_of=functools.partial(pool_of, self.db),
         )
-        self.bus.open_room("mover", _bound(manager.MOVERS, self.context), workers=service.moves, spare=1)
+        self.bus.add_component("mover", _bound(manager.MOVERS, self.context), workers=service.moves, spare=1)
         self.db.enqueue = self.bus.enqueue
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)
@@ -112,8 +112,8 @@ class Service:
                 guesses=Throttle(config.identity.login_failures, config.identity.login_pause_s),
                 secret_of=keyring.secret,
                 check_connector=self.exports.check_connector,
-                explain_new=functools.partial(explaining.explain_new, room),
-                plan_drain=functools.partial(explaining.plan_drain, room),
+                explain_new=functools.partial(explaining.explain_new, context),
+                plan_drain=functools.partial(explaining.plan_drain, context),
                 note_token=self.lines.note,
                 manageable=self.looker.manageable,
             ),
@@ -191,5 +191,5 @@ def _own_names(config: Config) -> frozenset[str]:
     return frozenset({"localhost", socket.gethostname().lower(), *asked} - {""})
 
 
-def _bound(handlers: Any, room: Any) -> Any:
-    return {operation: functools.partial(handler, room) for operation, handler in handlers.items()}
+def _bound(handlers: Any, context: Any) -> Any:
+    return {operation: functools.partial(handler, context) for operation, handler in handlers.items()}

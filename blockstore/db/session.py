@@ -1,4 +1,4 @@
-"""Engine and sessions: how every room reads and writes the database.
+"""Engine and sessions: how every component reads and writes the database.
 
 ``read()`` gives a session for looking; ``write()`` one that holds the right to write, commits at its end, and then
 hands over what was put into its outbox (``after_commit``): the commit always comes first.

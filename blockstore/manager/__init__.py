@@ -1,4 +1,4 @@
-"""The room that lets backends do the work. ``HANDLERS`` and ``MOVERS`` are its contents page.
+"""The component that lets backends do the work. ``HANDLERS`` and ``MOVERS`` are its contents page.
 
 Its operations come from the scheduler and the API; what it cannot do it explains, and settles.
 """

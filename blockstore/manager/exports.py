@@ -1,6 +1,6 @@
 """What is exported by which target: made, ended, resized, and compared with the attachments in the database.
 
-Used by the handlers of this room, and by ``reporting.py`` for the comparison at start and at every look. Writes no
+Used by the handlers of this component, and by ``reporting.py`` for the comparison at start and at every look. Writes no
 status; the handlers do.
 """
 

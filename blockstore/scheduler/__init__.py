@@ -1,4 +1,4 @@
-"""The room that decides where. ``HANDLERS`` is its contents page.
+"""The component that decides where. ``HANDLERS`` is its contents page.
 
 Knows pools from the board and the ledger only; never sees a backend.
 """

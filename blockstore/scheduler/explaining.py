@@ -11,12 +11,14 @@ from sqlalchemy.orm import Session
 
 from blockstore.db.models import Volume, VolumeType
 from blockstore.scheduler.choosing import Choice, Wish, choose, explain
-from blockstore.scheduler.placing import Scheduler, candidates, confined_facts, kept_by, leaving
+from blockstore.scheduler.placing import SchedulerContext, candidates, confined_facts, kept_by, leaving
 from blockstore.scheduler.pools import Pool
 from blockstore.zones import zones_of
 
 
-def explain_new(room: Scheduler, session: Session, *, size_gib: int, type_id: str, zone: str = "") -> dict[str, Any]:
+def explain_new(
+    context: SchedulerContext, session: Session, *, size_gib: int, type_id: str, zone: str = ""
+) -> dict[str, Any]:
     """Return what would become of a new volume: per pool the filter that refuses it, or the weights of its rank."""
     specs = session.get_one(VolumeType, type_id).extra_specs
     wish = Wish(
@@ -25,8 +27,8 @@ def explain_new(room: Scheduler, session: Session, *, size_gib: int, type_id: st
         availability_zones=(zone,) if zone else zones_of(specs),
         volume={"size": size_gib, "volume_type_id": type_id, "name": "", "id": "", "project_id": ""},
     )
-    pools, absent = candidates(room.board, session)
-    return _told(choose(wish, pools, room.filters, room.weighers), pools, absent, wish)
+    pools, absent = candidates(context.board, session)
+    return _told(choose(wish, pools, context.filters, context.weighers), pools, absent, wish)
 
 
 def _told(choice: Choice, pools: Sequence[Pool], absent: Mapping[str, str], wish: Wish) -> dict[str, Any]:
@@ -67,9 +69,9 @@ def _finite(figure: float | None) -> float | None:
     return round(figure, 2) if figure is not None and abs(figure) < 1e300 else None
 
 
-def plan_drain(room: Scheduler, session: Session, backend: str) -> list[dict[str, Any]]:
+def plan_drain(context: SchedulerContext, session: Session, backend: str) -> list[dict[str, Any]]:
     """Return for each volume of a backend where it would go, or why it stays; each counts for those after it."""
-    found, _absent = candidates(room.board, session)
+    found, _absent = candidates(context.board, session)
     pools = {pool.name: pool for pool in found if pool.backend != backend}
     volumes = session.scalars(
         select(Volume)
@@ -80,8 +82,8 @@ def plan_drain(room: Scheduler, session: Session, backend: str) -> list[dict[str
     for volume in volumes:
         destination, reason = None, why_it_stays(session, volume)
         if reason is None:
-            wish = Wish(size_gib=volume.size, **leaving(room.board, volume), **confined_facts(session, volume))
-            choice = choose(wish, list(pools.values()), room.filters, room.weighers)
+            wish = Wish(size_gib=volume.size, **leaving(context.board, volume), **confined_facts(session, volume))
+            choice = choose(wish, list(pools.values()), context.filters, context.weighers)
             if choice.winner is None:
                 reason = explain(choice)
             else:

@@ -1,6 +1,6 @@
 """Decides where: one function per operation. Loads, chooses, claims and hands over, or settles with the reason.
 
-The decision and its claim are one transaction, and the room has one worker: a decision sees every claim before it.
+The decision and its claim are one transaction, and the component has one worker: a decision sees every claim before it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scheduler:
-    """What the handlers of this room work with."""
+class SchedulerContext:
+    """What the handlers of this component work with."""
 
     db: Database
     board: Board
@@ -58,11 +58,11 @@ class Scheduler:
 
 
 @handles(PlaceVolume, action=Action.SCHEDULE)
-def place_volume(room: Scheduler, operation: PlaceVolume, volume: Volume) -> None:
+def place_volume(context: SchedulerContext, operation: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
-    with room.db.write() as session:
+    with context.db.write() as session:
         wish = _wish(session, volume, operation)
-        pool = _choose(room, session, wish, operation.request_id, before=operation.failure)
+        pool = _choose(context, session, wish, operation.request_id, before=operation.failure)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         place = {
             "volume": volume.id,
@@ -83,13 +83,13 @@ def place_volume(room: Scheduler, operation: PlaceVolume, volume: Volume) -> Non
 
 
 @handles(PlaceSnapshot, action=Action.SNAPSHOT_CREATE)
-def place_snapshot(room: Scheduler, operation: PlaceSnapshot, snapshot: Snapshot) -> None:
+def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot: Snapshot) -> None:
     """Check that the volume's pool can take the snapshot, claim it and hand over."""
-    with room.db.read() as session:
+    with context.db.read() as session:
         volume = session.get_one(Volume, operation.volume_id)
         wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **facts_of(session, volume))
-    with room.db.write() as session:
-        pool = _choose(room, session, wish, operation.request_id)
+    with context.db.write() as session:
+        pool = _choose(context, session, wish, operation.request_id)
         claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
         following = operation.then(CreateSnapshot, volume_id=operation.volume_id, reference=operation.reference)
@@ -97,11 +97,11 @@ def place_snapshot(room: Scheduler, operation: PlaceSnapshot, snapshot: Snapshot
 
 
 @handles(PlaceManaged, action=Action.MANAGE)
-def place_managed(room: Scheduler, operation: PlaceManaged, volume: Volume) -> None:
+def place_managed(context: SchedulerContext, operation: PlaceManaged, volume: Volume) -> None:
     """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
-    with room.db.write() as session:
+    with context.db.write() as session:
         wish = Wish(size_gib=0, only_pool=operation.pool, **confined_facts(session, volume))
-        _choose(room, session, wish, operation.request_id)
+        _choose(context, session, wish, operation.request_id)
         following = operation.then(ManageVolume, pool=operation.pool, reference=operation.reference)
         states.hand_over(session, operation, following)
 
@@ -111,17 +111,17 @@ def _refund_growth(session: Session, operation: PlaceExtension, _failure: Failur
 
 
 @handles(PlaceExtension, action=Action.EXTEND, undo=_refund_growth, restores=True)
-def place_extension(room: Scheduler, operation: PlaceExtension, volume: Volume) -> None:
+def place_extension(context: SchedulerContext, operation: PlaceExtension, volume: Volume) -> None:
     """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
-    with room.db.read() as session:
+    with context.db.read() as session:
         wish = Wish(
             size_gib=operation.growth_gib,
             only_pool=volume.host,
             extends_attached=volume.attach_status != "detached",
             **facts_of(session, volume),
         )
-    with room.db.write() as session:
-        pool = _choose(room, session, wish, operation.request_id)
+    with context.db.write() as session:
+        pool = _choose(context, session, wish, operation.request_id)
         claims.claim(session, pool.name, volume_gib=operation.growth_gib)
         following = operation.then(
             ExtendVolume, new_size_gib=operation.new_size_gib, growth_gib=operation.growth_gib, pool=pool.name
@@ -136,21 +136,21 @@ def _refund_type(session: Session, operation: RetypeVolume, _failure: Failure) -
 
 
 @handles(RetypeVolume, action=Action.RETYPE, undo=_refund_type, restores=True)
-def retype_volume(room: Scheduler, operation: RetypeVolume, volume: Volume) -> None:
+def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Volume) -> None:
     """Leave the volume where it is when its pool serves the new type, else move it, if it may; and hand over.
 
     A refusal changes nothing.
     """
-    with room.db.write() as session:
+    with context.db.write() as session:
         kind = session.get(VolumeType, operation.type_id)
         if kind is None:
             raise NoBackend.for_everybody(f"The volume type {operation.type_id} is gone.")
         facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
         try:
             # The volume has its room already.
-            _choose(room, session, Wish(size_gib=0, only_pool=volume.host, **facts), operation.request_id)
+            _choose(context, session, Wish(size_gib=0, only_pool=volume.host, **facts), operation.request_id)
         except NoBackend as refused:
-            _retype_by_moving(room, session, operation, volume, facts, refused)
+            _retype_by_moving(context, session, operation, volume, facts, refused)
             return
         following = operation.then(
             ChangeType, type_id=operation.type_id, counted=operation.counted, size_gib=operation.size_gib
@@ -159,7 +159,7 @@ def retype_volume(room: Scheduler, operation: RetypeVolume, volume: Volume) -> N
 
 
 def _retype_by_moving(
-    room: Scheduler,
+    context: SchedulerContext,
     session: Session,
     operation: RetypeVolume,
     volume: Volume,
@@ -173,8 +173,8 @@ def _retype_by_moving(
     kept = kept_by(session, volume)
     if kept is not None:
         raise _with(refused, f"It is not moved either: {kept}.")
-    wish = Wish(size_gib=volume.size, **leaving(room.board, volume), **facts)
-    pool = _choose(room, session, wish, operation.request_id)
+    wish = Wish(size_gib=volume.size, **leaving(context.board, volume), **facts)
+    pool = _choose(context, session, wish, operation.request_id)
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
     following = operation.then(
@@ -215,13 +215,13 @@ def _note_failed_migration(session: Session, operation: PlaceMigration, _failure
 
 
 @handles(PlaceMigration, action=Action.MIGRATE, undo=_note_failed_migration)
-def place_migration(room: Scheduler, operation: PlaceMigration, volume: Volume) -> None:
+def place_migration(context: SchedulerContext, operation: PlaceMigration, volume: Volume) -> None:
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
-    with room.db.write() as session:
+    with context.db.write() as session:
         facts = confined_facts(session, volume)
-        leaves = leaving(room.board, volume)
+        leaves = leaving(context.board, volume)
         wish = Wish(size_gib=volume.size, destination=operation.destination, **leaves, **facts)
-        pool = _choose(room, session, wish, operation.request_id)
+        pool = _choose(context, session, wish, operation.request_id)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
         following = operation.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
@@ -269,9 +269,9 @@ def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
     )
 
 
-def _choose(room: Scheduler, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Pool:
-    pools, absent = candidates(room.board, session)
-    choice = choose(wish, pools, room.filters, room.weighers)
+def _choose(context: SchedulerContext, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Pool:
+    pools, absent = candidates(context.board, session)
+    choice = choose(wish, pools, context.filters, context.weighers)
     if choice.winner is None:
         reasons = [explain(choice)] if choice.refusals else []
         reasons += [f"{name} {why}" for name, why in sorted(absent.items())]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import blockstore
-from blockstore.api import ROOMS
+from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.db.models import Message, Transfer, TypeAccess, VolumeType, now
 from blockstore.policies import RULES, Level
@@ -96,8 +96,8 @@ BODIES: dict[str, Any] = {
 
 ENDPOINTS = [
     (method, path, name, endpoint)
-    for room in ROOMS
-    for (method, path), target in room.routes.items()
+    for table in ROUTE_TABLES
+    for (method, path), target in table.routes.items()
     for name, endpoint in ([("", target)] if isinstance(target, Endpoint) else target.items())
 ]
 by_name = pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class Scenario:
     files_operation: bool = True
     """Else the request is carried out by the time it is answered."""
     at_start: bool = False
-    """The request is there already, never handed to a room; what is killed is the start that resumes it."""
+    """The request is there already, never handed to a component; what is killed is the start that resumes it."""
     spoils: bool = False
     """The first pool fails while the request is carried out."""
     moved: frozenset[str] = frozenset()

@@ -108,7 +108,7 @@ def test_a_project_s_create_begins_while_another_has_sixty_in_line(
         made = [quiet("POST", "/volumes", {"volume": {"size": 1}}).json["volume"]["id"] for _ in range(2)]
         begin(1)
         assert begun[workers] == f"volume-{made[0]}"
-        (line,) = (one._waiting for one in service.bus._rooms["manager"].workers.values())
+        (line,) = (one._waiting for one in service.bus._components["manager"].workers.values())
         deadline = time.monotonic() + 30
         while (line.waiting("busy"), line.waiting("quiet")) != (60 - workers, 1):  # the scheduler comes before it
             assert time.monotonic() < deadline

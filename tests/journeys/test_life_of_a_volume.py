@@ -37,7 +37,7 @@ def test_a_volume_lives_and_dies(api: Client) -> None:
 
 
 def test_a_source_may_be_deleted_right_after_its_copy_was_accepted(start_service: Callable[..., Service]) -> None:
-    """The delete waits in line behind the copy, in whichever room the copy is."""
+    """The delete waits in line behind the copy, in whichever component the copy is."""
     api = Client(start_service(backends=(backend_section("memory", "memory", latency_s="0.1"),)))
     volume = api.volume()
     snapshot = api.snapshot(volume["id"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from marshmallow import fields
 
-from blockstore.api import ROOMS
+from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.api.identity import IDENTITY_ROUTES
 from blockstore.errors import SECRET_NAME, InvalidInput
@@ -20,8 +20,8 @@ SECRETS = ("password", "secret", "token", "auth_key", "adminPass", "chap_secret"
 SCHEMAS = sorted(
     {
         endpoint.body
-        for room in ROOMS
-        for target in room.routes.values()
+        for table in ROUTE_TABLES
+        for target in table.routes.values()
         for endpoint in ([target] if isinstance(target, Endpoint) else target.values())
         if endpoint.body is not None
     }

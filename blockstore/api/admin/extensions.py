@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.errors import NotFound
 
-room = Room()
+routes = Routes()
 
 _OFFERED = (
     # alias, name, updated, description: the wire's own words
@@ -66,13 +66,13 @@ EXTENSIONS = {
 }
 
 
-@room.get("/extensions", policy="none")
+@routes.get("/extensions", policy="none")
 def index(call: Call) -> dict[str, Any]:
     """List the extensions."""
     return {"extensions": list(EXTENSIONS.values())}
 
 
-@room.get("/extensions/<alias>", policy="none")
+@routes.get("/extensions/<alias>", policy="none")
 def show(call: Call, alias: str) -> dict[str, Any]:
     """Show one extension."""
     if alias not in EXTENSIONS:

@@ -10,19 +10,19 @@ from sqlalchemy import func, select
 from blockstore import __version__
 from blockstore.api.admin.services import VOLUME, facts, switch
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BadRequest, NotFound, listed
 from blockstore.microversions import SERVICES_CLUSTER, WORKERS_CLEANUP
 from blockstore.schemas import hosts as schemas
 
-room = Room()
+routes = Routes()
 
 
 # --- hosts -------------------------------------------------------------------------------------------------
 
 
-@room.get("/os-hosts", policy="volume_extension:hosts")
+@routes.get("/os-hosts", policy="volume_extension:hosts")
 def index(call: Call) -> dict[str, Any]:
     """List the hosts, one for each service."""
     return {
@@ -41,7 +41,7 @@ def index(call: Call) -> dict[str, Any]:
     }
 
 
-@room.get("/os-hosts/<host_name>", policy="volume_extension:hosts")
+@routes.get("/os-hosts/<host_name>", policy="volume_extension:hosts")
 def show(call: Call, host_name: str) -> dict[str, Any]:
     """Show what is on a host, in all and by project."""
     _find(call, host_name)
@@ -61,7 +61,7 @@ def show(call: Call, host_name: str) -> dict[str, Any]:
     }
 
 
-@room.put("/os-hosts/<host_name>", policy="volume_extension:hosts", body=schemas.SwitchHost)
+@routes.put("/os-hosts/<host_name>", policy="volume_extension:hosts", body=schemas.SwitchHost)
 def change(call: Call, host_name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Let the scheduler use a host, or keep new volumes away from it."""
     disabled = body["status"] == "disable"
@@ -88,7 +88,7 @@ def _sums(call: Call, project: Any, size: Any, host: Any, host_name: str) -> dic
 # --- backends ----------------------------------------------------------------------------------------------
 
 
-@room.get("/capabilities/<host_name>", policy="volume_extension:capabilities")
+@routes.get("/capabilities/<host_name>", policy="volume_extension:capabilities")
 def capabilities(call: Call, host_name: str) -> dict[str, Any]:
     """Show what a backend is, by NODE@BACKEND or by the name of its pool."""
     for name, report in sorted(call.core.board.reports().items()):
@@ -133,31 +133,31 @@ FILTERS = frozenset(
 )  # fmt: skip
 
 
-@room.get("/clusters", policy="clusters:get_all", since=SERVICES_CLUSTER)
+@routes.get("/clusters", policy="clusters:get_all", since=SERVICES_CLUSTER)
 def list_clusters(call: Call) -> dict[str, Any]:
     """List the clusters: none, since one process does everything."""
     return _no_clusters(call)
 
 
-@room.get("/clusters/detail", policy="clusters:get_all", since=SERVICES_CLUSTER)
+@routes.get("/clusters/detail", policy="clusters:get_all", since=SERVICES_CLUSTER)
 def list_clusters_in_detail(call: Call) -> dict[str, Any]:
     """List the clusters with all that is known of them."""
     return _no_clusters(call)
 
 
-@room.get("/clusters/<cluster_name>", policy="clusters:get", since=SERVICES_CLUSTER)
+@routes.get("/clusters/<cluster_name>", policy="clusters:get", since=SERVICES_CLUSTER)
 def show_cluster(call: Call, cluster_name: str) -> None:
     """Show a cluster."""
     raise NotFound(f"Cluster {cluster_name} could not be found.")
 
 
-@room.put("/clusters/enable", policy="clusters:update", body=schemas.Cluster, since=SERVICES_CLUSTER)
+@routes.put("/clusters/enable", policy="clusters:update", body=schemas.Cluster, since=SERVICES_CLUSTER)
 def enable_cluster(call: Call, body: Mapping[str, Any]) -> None:
     """Let the scheduler use a cluster."""
     show_cluster(call, body["name"])
 
 
-@room.put("/clusters/disable", policy="clusters:update", body=schemas.DisableCluster, since=SERVICES_CLUSTER)
+@routes.put("/clusters/disable", policy="clusters:update", body=schemas.DisableCluster, since=SERVICES_CLUSTER)
 def disable_cluster(call: Call, body: Mapping[str, Any]) -> None:
     """Keep new volumes away from a cluster."""
     show_cluster(call, body["name"])
@@ -170,7 +170,7 @@ def _no_clusters(call: Call) -> dict[str, Any]:
     return {"clusters": []}
 
 
-@room.post("/workers/cleanup", policy="workers:cleanup", body=schemas.Cleanup, since=WORKERS_CLEANUP)
+@routes.post("/workers/cleanup", policy="workers:cleanup", body=schemas.Cleanup, since=WORKERS_CLEANUP)
 def clean_up(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Clean up after services that died: none can be found, since what is left over is resumed at each start."""
     return {"cleaning": [], "unavailable": []}

@@ -6,14 +6,14 @@ from typing import Any
 
 from blockstore import quotas
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.errors import Forbidden
 from blockstore.microversions import LIMITS_PROJECT
 
-room = Room()
+routes = Routes()
 
 
-@room.get("/limits", policy="none")
+@routes.get("/limits", policy="none")
 def show(call: Call) -> dict[str, Any]:
     """Show limits and use."""
     project = call.ctx.project_id

@@ -9,12 +9,12 @@ from sqlalchemy import Select, select
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.db.models import Message
 from blockstore.microversions import MESSAGES, MESSAGES_PAGING
 from blockstore.schemas.base import timestamp
 
-room = Room()
+routes = Routes()
 
 _FILTERS = ("resource_uuid", "resource_type", "event_id", "request_id", "message_level")
 
@@ -35,7 +35,7 @@ LISTING = listing.Listing(
 )  # fmt: skip
 
 
-@room.get("/messages", policy="message:get_all", since=MESSAGES)
+@routes.get("/messages", policy="message:get_all", since=MESSAGES)
 def index(call: Call) -> dict[str, Any]:
     """List the project's messages."""
     if call.version < MESSAGES_PAGING:
@@ -44,13 +44,13 @@ def index(call: Call) -> dict[str, Any]:
     return {"messages": [_shown(call, row) for (row,) in page.rows], **page.envelope}
 
 
-@room.get("/messages/<message_id>", policy="message:get", since=MESSAGES)
+@routes.get("/messages/<message_id>", policy="message:get", since=MESSAGES)
 def show(call: Call, message_id: str) -> dict[str, Any]:
     """Show one message."""
     return {"message": _shown(call, find(call, Message, message_id))}
 
 
-@room.delete("/messages/<message_id>", policy="message:delete", status=204, since=MESSAGES)
+@routes.delete("/messages/<message_id>", policy="message:delete", status=204, since=MESSAGES)
 def remove(call: Call, message_id: str) -> None:
     """Remove one message."""
     call.session.delete(find(call, Message, message_id))

@@ -8,7 +8,7 @@ from marshmallow import ValidationError
 
 from blockstore import claims
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import default_type, find_type
 from blockstore.board import NO_USAGE
 from blockstore.db.models import ServiceRow
@@ -17,12 +17,12 @@ from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_
 from blockstore.schemas.base import bool_like
 from blockstore.zones import zone_of_new, zones_by_backend
 
-room = Room()
+routes = Routes()
 
 FILTERS = frozenset({"name", "volume_type"})
 
 
-@room.get("/scheduler-stats/get_pools", policy="scheduler_extension:scheduler_stats:get_pools")
+@routes.get("/scheduler-stats/get_pools", policy="scheduler_extension:scheduler_stats:get_pools")
 def get_pools(call: Call) -> dict[str, Any]:
     """List the pools, with their capabilities on request."""
     try:
@@ -50,7 +50,7 @@ def get_pools(call: Call) -> dict[str, Any]:
     return {"pools": pools}
 
 
-@room.get("/scheduler-stats/explain", policy="scheduler_extension:scheduler_stats:get_pools")
+@routes.get("/scheduler-stats/explain", policy="scheduler_extension:scheduler_stats:get_pools")
 def explain(call: Call) -> dict[str, Any]:
     """Tell what the scheduler would do with a new volume, and why: per pool, filter and weigher. Not in Cinder."""
     given = call.query.get("size", "")
@@ -63,7 +63,7 @@ def explain(call: Call) -> dict[str, Any]:
     return {"explanation": call.core.explain_new(call.session, size_gib=int(given), type_id=kind.id, zone=zone)}
 
 
-@room.get("/os-availability-zone", policy="none")
+@routes.get("/os-availability-zone", policy="none")
 def availability_zones(call: Call) -> dict[str, Any]:
     """List the zones and whether one of their backends takes volumes."""
     available: dict[str, bool] = {}

@@ -11,21 +11,21 @@ from sqlalchemy import select
 
 from blockstore import quotas
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.config import QuotaConfig
 from blockstore.db.models import VolumeType
 from blockstore.errors import BadRequest, Forbidden, InvalidInput
 from blockstore.schemas import quota_sets as schemas
 from blockstore.schemas.base import MAX_NAME, bool_like
 
-room = Room()
+routes = Routes()
 
 SHOW = "volume_extension:quotas:show"
 PLACE = "/os-quota-sets/<target_project>"
 CLASS_PLACE = "/os-quota-class-sets/<class_name>"
 
 
-@room.get(PLACE, policy=SHOW)
+@routes.get(PLACE, policy=SHOW)
 def show(call: Call, target_project: str) -> dict[str, Any]:
     """Show the limits of a project; with ``usage`` what it uses of them, too."""
     _refuse_others(call, target_project)
@@ -43,14 +43,14 @@ def show(call: Call, target_project: str) -> dict[str, Any]:
     return {"quota_set": {"id": target_project, **entries}}
 
 
-@room.get(f"{PLACE}/defaults", policy=SHOW)
+@routes.get(f"{PLACE}/defaults", policy=SHOW)
 def defaults(call: Call, target_project: str) -> dict[str, Any]:
     """Show the limits that a project would have without its own."""
     _refuse_others(call, target_project)
     return {"quota_set": {"id": target_project, **_shown(call, None, quotas.DEFAULT_CLASS)}}
 
 
-@room.put(PLACE, policy="volume_extension:quotas:update", body=schemas.UpdateQuotaSet)
+@routes.put(PLACE, policy="volume_extension:quotas:update", body=schemas.UpdateQuotaSet)
 def change(call: Call, target_project: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set limits of a project; none below what it uses."""
     limits = _by_resource(call, "quota_set", body["quota_set"])
@@ -64,19 +64,19 @@ def change(call: Call, target_project: str, body: Mapping[str, Any]) -> dict[str
     return {"quota_set": _shown(call, target_project, quotas.DEFAULT_CLASS)}
 
 
-@room.delete(PLACE, policy="volume_extension:quotas:delete", status=200)
+@routes.delete(PLACE, policy="volume_extension:quotas:delete", status=200)
 def remove(call: Call, target_project: str) -> None:
     """Let a project have the default limits again."""
     quotas.forget_limits(call.session, target_project)
 
 
-@room.get(CLASS_PLACE, policy="volume_extension:quota_classes:get")
+@routes.get(CLASS_PLACE, policy="volume_extension:quota_classes:get")
 def show_class(call: Call, class_name: str) -> dict[str, Any]:
     """Show the limits of a class; those of the class ``default`` are everybody's."""
     return {"quota_class_set": {"id": class_name, **_shown(call, None, class_name)}}
 
 
-@room.put(CLASS_PLACE, policy="volume_extension:quota_classes:update", body=schemas.UpdateQuotaClass)
+@routes.put(CLASS_PLACE, policy="volume_extension:quota_classes:update", body=schemas.UpdateQuotaClass)
 def change_class(call: Call, class_name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set limits of a class."""
     if len(class_name) > MAX_NAME:

@@ -8,12 +8,12 @@ from blockstore.api import attachments, snapshots
 from blockstore.api.admin import messages
 from blockstore.api.admin.pools import FILTERS as POOL_FILTERS
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.types import types
 from blockstore.api.volumes import volumes
 from blockstore.microversions import RESOURCE_FILTERS
 
-room = Room()
+routes = Routes()
 
 FILTERS = {
     "volume": volumes.LISTING.public - {"glance_metadata"},
@@ -25,7 +25,7 @@ FILTERS = {
 }
 
 
-@room.get("/resource_filters", policy="none", since=RESOURCE_FILTERS)
+@routes.get("/resource_filters", policy="none", since=RESOURCE_FILTERS)
 def index(call: Call) -> dict[str, Any]:
     """List the filters of each resource, or of the one that is asked for."""
     asked = call.query.get("resource")

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.board import PoolReport
 from blockstore.db.models import ServiceRow, now
 from blockstore.errors import BadRequest, NotFound
@@ -17,7 +17,7 @@ from blockstore.microversions import BACKEND_STATE, LOG_LEVELS, SERVICES_CLUSTER
 from blockstore.schemas import services as schemas
 from blockstore.schemas.base import timestamp
 
-room = Room()
+routes = Routes()
 log = logging.getLogger(__name__)
 
 SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
@@ -29,7 +29,7 @@ LEAST_AGE_S = 60.0
 """As in Cinder, ``service_down_time``; a stopped process is not down for that when it goes on."""
 
 
-@room.get("/os-services", policy="volume_extension:services:index")
+@routes.get("/os-services", policy="volume_extension:services:index")
 def index(call: Call) -> dict[str, Any]:
     """List the services."""
     binary, host = call.query.get("binary"), call.query.get("host")
@@ -71,21 +71,21 @@ def facts(call: Call) -> list[dict[str, Any]]:
     return items
 
 
-@room.put("/os-services/enable", policy="volume_extension:services:update", body=schemas.Switch)
+@routes.put("/os-services/enable", policy="volume_extension:services:update", body=schemas.Switch)
 def enable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Let the scheduler use a service again."""
     switch(call, body.get("binary") or body["service"], body["host"], disabled=False)
     return {**_named(body), "status": "enabled", "disabled": False}
 
 
-@room.put("/os-services/disable", policy="volume_extension:services:update", body=schemas.Switch)
+@routes.put("/os-services/disable", policy="volume_extension:services:update", body=schemas.Switch)
 def disable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a service."""
     switch(call, body.get("binary") or body["service"], body["host"], disabled=True)
     return {**_named(body), "status": "disabled", "disabled": True}
 
 
-@room.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOff)
+@routes.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOff)
 def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a service, and say why."""
     reason = body["disabled_reason"]
@@ -93,14 +93,14 @@ def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     return {**_named(body), "status": "disabled", "disabled": True, "disabled_reason": reason}
 
 
-@room.put("/os-services/freeze", policy="volume_extension:services:update", body=schemas.Freeze)
+@routes.put("/os-services/freeze", policy="volume_extension:services:update", body=schemas.Freeze)
 def freeze(call: Call, body: Mapping[str, Any]) -> None:
     """Keep a backend as it is: no new volumes, no snapshots, no deletions."""
     call.enforce("volume:freeze_host")
     _set_frozen(call, body["host"], frozen=True)
 
 
-@room.put("/os-services/thaw", policy="volume_extension:services:update", body=schemas.Freeze)
+@routes.put("/os-services/thaw", policy="volume_extension:services:update", body=schemas.Freeze)
 def thaw(call: Call, body: Mapping[str, Any]) -> None:
     """End the freeze of a backend."""
     call.enforce("volume:thaw_host")
@@ -126,7 +126,7 @@ def refuse_frozen(call: Call, pool: str | None, done: str) -> None:
         )
 
 
-@room.put(
+@routes.put(
     "/os-services/get-log", policy="volume_extension:services:update", body=schemas.Log, since=LOG_LEVELS, writes=False
 )
 def get_log(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def get_log(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@room.put(
+@routes.put(
     "/os-services/set-log", policy="volume_extension:services:update", body=schemas.SetLog, status=202,
     since=LOG_LEVELS, writes=False,
 )  # fmt: skip

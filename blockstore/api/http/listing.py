@@ -1,7 +1,7 @@
 """The one pager: filters, sorting, marker, limit, links and count of every list.
 
-A module of this room describes its list as a ``Listing`` and calls ``page``. Pages by key, so that page 1,000 costs
-what page 1 costs.
+A module of this component describes its list as a ``Listing`` and calls ``page``. Pages by key, so that page 1,000
+costs what page 1 costs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GET /openapi.json: this API in OpenAPI 3.1, made from the tables that serve the requests.
 
-Paths come from the rooms, bodies from their schemas, query parameters from their listings; so the document cannot say
-something else than the service does. The form with the project in the path is left out: it is the same.
+Paths come from the components, bodies from their schemas, query parameters from their listings; so the document cannot
+say something else than the service does. The form with the project in the path is left out: it is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flask import Blueprint, Response
 from blockstore import __version__
 from blockstore.api.http.faults import fault
 from blockstore.api.http.listing import Listing
-from blockstore.api.http.routes import Endpoint, Room
+from blockstore.api.http.routes import Endpoint, Routes
 from blockstore.microversions import MAXIMUM, MINIMUM, Version
 from blockstore.schemas import base
 
@@ -47,7 +47,7 @@ WRAPPED = {
 }  # fmt: skip
 
 
-def blueprint(rooms: Sequence[Room]) -> Blueprint:
+def blueprint(tables: Sequence[Routes]) -> Blueprint:
     """Return the route of the document; it is made when it is first asked for, and says nothing of any tenant."""
     routes = Blueprint("openapi", __name__)
     made: list[bytes] = []
@@ -56,7 +56,7 @@ def blueprint(rooms: Sequence[Room]) -> Blueprint:
     def show() -> Response:
         if not made:
             try:
-                made.append(orjson.dumps(document(rooms)))
+                made.append(orjson.dumps(document(tables)))
             except ImportError:
                 return fault(501, "notImplemented", "The document needs apispec: pip install 'blockstore[openapi]'")
         return Response(made[0], mimetype="application/json", headers={"Cache-Control": "max-age=3600"})
@@ -64,7 +64,7 @@ def blueprint(rooms: Sequence[Room]) -> Blueprint:
     return routes
 
 
-def document(rooms: Sequence[Room]) -> dict[str, Any]:
+def document(tables: Sequence[Routes]) -> dict[str, Any]:
     """Return the document. Raises ImportError without apispec."""
     from apispec import APISpec
     from apispec.ext.marshmallow import MarshmallowPlugin
@@ -82,17 +82,17 @@ def document(rooms: Sequence[Room]) -> dict[str, Any]:
     plugin.converter.add_attribute_function(_attributes)  # type: ignore[no-untyped-call]
     spec.components.security_scheme("token", {"type": "apiKey", "in": "header", "name": "X-Auth-Token"})
     spec.components.schema("Fault", _FAULT)
-    for (method, path), target in _routes(rooms):
+    for (method, path), target in _routes(tables):
         spec.path(path=f"/v3{_templated(path)}", operations={method.lower(): _operation(path, target)})
     made: dict[str, Any] = spec.to_dict()
     return made
 
 
-def _routes(rooms: Sequence[Room]) -> Iterator[tuple[tuple[str, str], dict[str, Endpoint]]]:
+def _routes(tables: Sequence[Routes]) -> Iterator[tuple[tuple[str, str], dict[str, Endpoint]]]:
     """Yield every route with its endpoints, by action; a route that is no action has one, under the empty name."""
     together: dict[tuple[str, str], dict[str, Endpoint]] = {}
-    for room in rooms:
-        for place, target in room.routes.items():
+    for table in tables:
+        for place, target in table.routes.items():
             together.setdefault(place, {}).update({"": target} if isinstance(target, Endpoint) else target)
     yield from together.items()
 

@@ -1,4 +1,4 @@
-"""The one decorator: what happens around every function of this room, in a fixed order.
+"""The one decorator: what happens around every function of this component, in a fixed order.
 
 authenticate → microversion → load body and query → policy → session → your function → dump → commit → enqueue; and
 where the wire wants the outcome in the reply (``Later``), → wait for the operations → reply; or what storage says
@@ -25,7 +25,7 @@ from blockstore.api.http.application import Application
 from blockstore.api.http.authentication import global_request_id_of
 from blockstore.api.http.body import JSON_TYPES, bounded_query, read_json, refuse_long_query
 from blockstore.api.http.call import CORE, Aside, Call, Core, Later, Text
-from blockstore.api.http.routes import Endpoint, Room, merged
+from blockstore.api.http.routes import Endpoint, Routes, merged
 from blockstore.bus import Expectation
 from blockstore.context import new_request_id
 from blockstore.db import patience, reserve
@@ -46,9 +46,9 @@ IDENTITY = "/identity"
 """Where the Identity API is; its faults have a form of their own."""
 
 
-def mount(app: Application, rooms: tuple[Room, ...]) -> None:
+def mount(app: Application, tables: tuple[Routes, ...]) -> None:
     """Route every endpoint."""
-    for (method, path), target in merged(rooms).items():
+    for (method, path), target in merged(tables).items():
         app.add_resource(method, path, _view(target))
 
 

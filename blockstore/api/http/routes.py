@@ -26,7 +26,7 @@ class Endpoint:
     """It is accepted also when the disk of the database is full, for storage or rows become fewer."""
 
 
-class Room:
+class Routes:
     """Collects the endpoints of one module; ``api/__init__.py`` lists the modules."""
 
     def __init__(self) -> None:
@@ -97,11 +97,11 @@ class Room:
         return declare
 
 
-def merged(rooms: tuple[Room, ...]) -> dict[tuple[str, str], Endpoint | dict[str, Endpoint]]:
+def merged(tables: tuple[Routes, ...]) -> dict[tuple[str, str], Endpoint | dict[str, Endpoint]]:
     """Return all routes; the actions on one path may come from several modules."""
     routes: dict[tuple[str, str], Endpoint | dict[str, Endpoint]] = {}
-    for room in rooms:
-        for place, target in room.routes.items():
+    for table in tables:
+        for place, target in table.routes.items():
             present = routes.get(place)
             if isinstance(present, dict) and isinstance(target, dict):
                 assert not present.keys() & target.keys(), f"{place}: an action is declared twice"

@@ -8,26 +8,26 @@ from typing import Any
 from sqlalchemy import delete, select
 
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import find_type
 from blockstore.db.models import DefaultType, Project
 from blockstore.errors import BadRequest, NotFound
 from blockstore.microversions import DEFAULT_TYPES
 from blockstore.schemas import default_types as schemas
 
-room = Room()
+routes = Routes()
 
 PLACE = "/default-types/<for_project>"
 
 
-@room.get("/default-types", policy="volume_extension:default_get_all", since=DEFAULT_TYPES)
+@routes.get("/default-types", policy="volume_extension:default_get_all", since=DEFAULT_TYPES)
 def index(call: Call) -> dict[str, Any]:
     """List the projects that have a default type of their own."""
     rows = call.session.scalars(select(DefaultType).order_by(DefaultType.project_id))
     return {"default_types": [_shown(row) for row in rows]}
 
 
-@room.get(PLACE, policy="volume_extension:default_get", since=DEFAULT_TYPES)
+@routes.get(PLACE, policy="volume_extension:default_get", since=DEFAULT_TYPES)
 def show(call: Call, for_project: str) -> dict[str, Any]:
     """Show a project's default type."""
     _check_project(call, for_project)
@@ -37,7 +37,7 @@ def show(call: Call, for_project: str) -> dict[str, Any]:
     return {"default_type": _shown(row)}
 
 
-@room.put(PLACE, policy="volume_extension:default_set_or_update", body=schemas.SetDefaultType, since=DEFAULT_TYPES)
+@routes.put(PLACE, policy="volume_extension:default_set_or_update", body=schemas.SetDefaultType, since=DEFAULT_TYPES)
 def change(call: Call, for_project: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set a project's default type."""
     _check_project(call, for_project)
@@ -52,7 +52,7 @@ def change(call: Call, for_project: str, body: Mapping[str, Any]) -> dict[str, A
     return {"default_type": _shown(row)}
 
 
-@room.delete(PLACE, policy="volume_extension:default_unset", status=204, since=DEFAULT_TYPES)
+@routes.delete(PLACE, policy="volume_extension:default_unset", status=204, since=DEFAULT_TYPES)
 def remove(call: Call, for_project: str) -> None:
     """Let a project have the default type of all."""
     call.session.execute(delete(DefaultType).where(DefaultType.project_id == for_project))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import find_type, refuse_used
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import TypeEncryption, VolumeType, new_id
@@ -17,19 +17,19 @@ from blockstore.errors import BadRequest, NotFound
 from blockstore.schemas import type_encryption as schemas
 from blockstore.schemas.base import timestamp
 
-room = Room()
+routes = Routes()
 
 PLACE = "/types/<type_id>/encryption"
 FIELDS = ("provider", "control_location", "cipher", "key_size")
 
 
-@room.get(PLACE, policy="volume_extension:volume_type_encryption:get")
+@routes.get(PLACE, policy="volume_extension:volume_type_encryption:get")
 def show(call: Call, type_id: str) -> dict[str, Any]:
     """Show the encryption of a type; nothing where there is none."""
     return _shown(find_type(call, type_id, by_name=False))
 
 
-@room.get(f"{PLACE}/<key>", policy="volume_extension:volume_type_encryption:get")
+@routes.get(f"{PLACE}/<key>", policy="volume_extension:volume_type_encryption:get")
 def show_one(call: Call, type_id: str, key: str) -> dict[str, Any]:
     """Show one field of the encryption of a type."""
     item = _shown(find_type(call, type_id, by_name=False))
@@ -38,7 +38,7 @@ def show_one(call: Call, type_id: str, key: str) -> dict[str, Any]:
     return {key: item[key]}
 
 
-@room.post(PLACE, policy="volume_extension:volume_type_encryption:create", body=schemas.CreateEncryption, status=200)
+@routes.post(PLACE, policy="volume_extension:volume_type_encryption:create", body=schemas.CreateEncryption, status=200)
 def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Say that volumes of a type are to be encrypted."""
     row = find_type(call, type_id, by_name=False, lock=True)
@@ -50,7 +50,7 @@ def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"encryption": {**asked, "volume_type_id": type_id, "encryption_id": row.encryption.id}}
 
 
-@room.put(
+@routes.put(
     f"{PLACE}/<encryption_id>", policy="volume_extension:volume_type_encryption:update", body=schemas.ChangeEncryption
 )
 def change(call: Call, type_id: str, encryption_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def change(call: Call, type_id: str, encryption_id: str, body: Mapping[str, Any]
     return {"encryption": body["encryption"]}
 
 
-@room.delete(f"{PLACE}/<encryption_id>", policy="volume_extension:volume_type_encryption:delete")
+@routes.delete(f"{PLACE}/<encryption_id>", policy="volume_extension:volume_type_encryption:delete")
 def remove(call: Call, type_id: str, encryption_id: str) -> None:
     """Say that volumes of a type are not to be encrypted any more."""
     row = find_type(call, type_id, by_name=False, lock=True)
@@ -97,13 +97,13 @@ def _shown(row: VolumeType) -> dict[str, Any]:
 OF_VOLUME = "/volumes/<volume_id>/encryption"
 
 
-@room.get(OF_VOLUME, policy="volume_extension:volume_encryption_metadata")
+@routes.get(OF_VOLUME, policy="volume_extension:volume_encryption_metadata")
 def of_volume(call: Call, volume_id: str) -> dict[str, Any]:
     """Show how a volume is encrypted."""
     return {"encryption_key_id": find_volume(call, volume_id).encryption_key_id}
 
 
-@room.get(f"{OF_VOLUME}/<key>", policy="volume_extension:volume_encryption_metadata")
+@routes.get(f"{OF_VOLUME}/<key>", policy="volume_extension:volume_encryption_metadata")
 def one_of_volume(call: Call, volume_id: str, key: str) -> dict[str, Any]:
     """Show one field of how a volume is encrypted."""
     item = of_volume(call, volume_id)

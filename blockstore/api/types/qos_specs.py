@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import check_growth, lengths
 from blockstore.api.types.types import find_type
 from blockstore.db.models import QosPair, QosSpecs, VolumeType, new_id
@@ -19,7 +19,7 @@ from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound
 from blockstore.schemas import qos_specs as schemas
 from blockstore.schemas.base import bool_like, is_uuid
 
-room = Room()
+routes = Routes()
 
 LISTING = listing.Listing(
     model=QosSpecs,
@@ -33,20 +33,20 @@ LISTING = listing.Listing(
 PLACE = "/qos-specs/<qos_id>"
 
 
-@room.get("/qos-specs", policy="volume_extension:qos_specs_manage:get_all")
+@routes.get("/qos-specs", policy="volume_extension:qos_specs_manage:get_all")
 def index(call: Call) -> dict[str, Any]:
     """List the specs."""
     page = listing.page(call, LISTING, select(QosSpecs))
     return {"qos_specs": [_shown(row) for (row,) in page.rows], **page.envelope}
 
 
-@room.get(PLACE, policy="volume_extension:qos_specs_manage:get")
+@routes.get(PLACE, policy="volume_extension:qos_specs_manage:get")
 def show(call: Call, qos_id: str) -> dict[str, Any]:
     """Show the specs under one name."""
     return _with_links(call, _find(call, qos_id))
 
 
-@room.post("/qos-specs", policy="volume_extension:qos_specs_manage:create", body=schemas.CreateSpecs, status=200)
+@routes.post("/qos-specs", policy="volume_extension:qos_specs_manage:create", body=schemas.CreateSpecs, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make specs."""
     asked = body["qos_specs"]
@@ -64,7 +64,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     return _with_links(call, row)
 
 
-@room.put(PLACE, policy="volume_extension:qos_specs_manage:update", body=schemas.ChangeSpecs)
+@routes.put(PLACE, policy="volume_extension:qos_specs_manage:update", body=schemas.ChangeSpecs)
 def change(call: Call, qos_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add specs to those that are there, or change the consumer."""
     row = _find(call, qos_id, lock=True)
@@ -80,7 +80,7 @@ def change(call: Call, qos_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"qos_specs": body["qos_specs"]}
 
 
-@room.put(
+@routes.put(
     f"{PLACE}/delete_keys", policy="volume_extension:qos_specs_manage:delete", body=schemas.DeleteKeys, status=202
 )
 def delete_keys(call: Call, qos_id: str, body: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def delete_keys(call: Call, qos_id: str, body: Mapping[str, Any]) -> None:
     row.pairs = [pair for pair in row.pairs if pair.key not in body["keys"]]
 
 
-@room.delete(PLACE, policy="volume_extension:qos_specs_manage:delete")
+@routes.delete(PLACE, policy="volume_extension:qos_specs_manage:delete")
 def remove(call: Call, qos_id: str) -> None:
     """Remove specs; with ``force`` although types have them."""
     try:
@@ -107,7 +107,7 @@ def remove(call: Call, qos_id: str) -> None:
     call.session.delete(row)
 
 
-@room.get(f"{PLACE}/associations", policy="volume_extension:qos_specs_manage:get_all")
+@routes.get(f"{PLACE}/associations", policy="volume_extension:qos_specs_manage:get_all")
 def associations(call: Call, qos_id: str) -> dict[str, Any]:
     """List the types that have the specs."""
     _find(call, qos_id)
@@ -119,7 +119,7 @@ def associations(call: Call, qos_id: str) -> dict[str, Any]:
     }
 
 
-@room.get(f"{PLACE}/associate", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
+@routes.get(f"{PLACE}/associate", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
 def associate(call: Call, qos_id: str) -> None:
     """Give the specs to a type."""
     _find(call, qos_id, lock=True)
@@ -129,7 +129,7 @@ def associate(call: Call, qos_id: str) -> None:
     row.qos_specs_id = qos_id
 
 
-@room.get(f"{PLACE}/disassociate", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
+@routes.get(f"{PLACE}/disassociate", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
 def disassociate(call: Call, qos_id: str) -> None:
     """Take the specs from a type."""
     _find(call, qos_id, lock=True)
@@ -138,7 +138,7 @@ def disassociate(call: Call, qos_id: str) -> None:
         row.qos_specs_id = None
 
 
-@room.get(f"{PLACE}/disassociate_all", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
+@routes.get(f"{PLACE}/disassociate_all", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
 def disassociate_all(call: Call, qos_id: str) -> None:
     """Take the specs from every type."""
     _find(call, qos_id, lock=True)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, joinedload
 from blockstore import quotas, zones
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import check_growth, lengths
 from blockstore.db.models import DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, new_id
 from blockstore.db.session import insert_if_absent
@@ -20,7 +20,7 @@ from blockstore.microversions import TYPE_FILTER_EXTRA_SPECS
 from blockstore.schemas import types as schemas
 from blockstore.schemas.base import FALSE, TRUE, is_uuid
 
-room = Room()
+routes = Routes()
 
 USER_VISIBLE_SPECS = frozenset({zones.SPEC, "multiattach", "replication_enabled"})
 
@@ -54,14 +54,14 @@ LISTING = listing.Listing(
 # --- looking -----------------------------------------------------------------------------------------------
 
 
-@room.get("/types", policy="volume_extension:type_get_all")
+@routes.get("/types", policy="volume_extension:type_get_all")
 def index(call: Call) -> dict[str, Any]:
     """List the types that the caller may use."""
     page = listing.page(call, LISTING, _visible(call))
     return {"volume_types": [shown(call, row) for (row,) in page.rows], **page.envelope}
 
 
-@room.get("/types/<type_id>", policy="volume_extension:type_get")
+@routes.get("/types/<type_id>", policy="volume_extension:type_get")
 def show(call: Call, type_id: str) -> dict[str, Any]:
     """Show one type, or the default one."""
     if type_id == "default":
@@ -171,7 +171,7 @@ def _visible(call: Call) -> Select[Any]:
 # --- changing ----------------------------------------------------------------------------------------------
 
 
-@room.post("/types", policy="volume_extension:type_create", body=schemas.CreateType, status=200)
+@routes.post("/types", policy="volume_extension:type_create", body=schemas.CreateType, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a type."""
     asked = body["volume_type"]
@@ -193,7 +193,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"volume_type": {**item, "extra_specs": dict(specs)}}
 
 
-@room.put("/types/<type_id>", policy="volume_extension:type_update", body=schemas.UpdateType)
+@routes.put("/types/<type_id>", policy="volume_extension:type_update", body=schemas.UpdateType)
 def change(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, visibility."""
     row = find_type(call, type_id, by_name=False, lock=True)
@@ -210,7 +210,7 @@ def change(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"volume_type": {k: item[k] for k in ("id", "name", "is_public", "description", "extra_specs")}}
 
 
-@room.delete("/types/<type_id>", policy="volume_extension:type_delete")
+@routes.delete("/types/<type_id>", policy="volume_extension:type_delete")
 def remove(call: Call, type_id: str) -> None:
     """Remove a type that no volume has."""
     row = find_type(call, type_id, by_name=False, lock=True)
@@ -229,13 +229,13 @@ def remove(call: Call, type_id: str) -> None:
 SPECS = "/types/<type_id>/extra_specs"
 
 
-@room.get(SPECS, policy="volume_extension:types_extra_specs:index")
+@routes.get(SPECS, policy="volume_extension:types_extra_specs:index")
 def list_specs(call: Call, type_id: str) -> dict[str, Any]:
     """Show the extra specs of a type."""
     return {"extra_specs": visible_specs(call, find_type(call, type_id, by_name=False))}
 
 
-@room.get(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:show")
+@routes.get(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:show")
 def show_spec(call: Call, type_id: str, key: str) -> dict[str, Any]:
     """Show one extra spec."""
     specs = visible_specs(call, find_type(call, type_id, by_name=False))
@@ -244,14 +244,14 @@ def show_spec(call: Call, type_id: str, key: str) -> dict[str, Any]:
     return {key: specs[key]}
 
 
-@room.post(SPECS, policy="volume_extension:types_extra_specs:create", body=schemas.ExtraSpecs, status=200)
+@routes.post(SPECS, policy="volume_extension:types_extra_specs:create", body=schemas.ExtraSpecs, status=200)
 def add_specs(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add extra specs to those that are there."""
     _write_specs(call, type_id, body["extra_specs"])
     return {"extra_specs": body["extra_specs"]}
 
 
-@room.put(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:update", body=schemas.OneSpec)
+@routes.put(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:update", body=schemas.OneSpec)
 def set_spec(call: Call, type_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one extra spec."""
     if key not in body:
@@ -260,7 +260,7 @@ def set_spec(call: Call, type_id: str, key: str, body: Mapping[str, Any]) -> dic
     return dict(body)
 
 
-@room.delete(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:delete")
+@routes.delete(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:delete")
 def remove_spec(call: Call, type_id: str, key: str) -> None:
     """Remove one extra spec."""
     row = find_type(call, type_id, by_name=False, lock=True)
@@ -289,7 +289,7 @@ def _write_specs(call: Call, type_id: str, given: Mapping[str, str | None]) -> N
 ACTION = "/types/<type_id>/action"
 
 
-@room.get("/types/<type_id>/os-volume-type-access", policy="volume_extension:volume_type_access:get_all_for_type")
+@routes.get("/types/<type_id>/os-volume-type-access", policy="volume_extension:volume_type_access:get_all_for_type")
 def list_access(call: Call, type_id: str) -> dict[str, Any]:
     """List the projects that may use a private type."""
     row = find_type(call, type_id, by_name=False)
@@ -301,7 +301,7 @@ def list_access(call: Call, type_id: str) -> dict[str, Any]:
     return {"volume_type_access": [{"volume_type_id": type_id, "project_id": p} for p in projects]}
 
 
-@room.action(
+@routes.action(
     ACTION, "addProjectAccess", policy="volume_extension:volume_type_access:addProjectAccess",
     body=schemas.AddProjectAccess,
 )  # fmt: skip
@@ -313,7 +313,7 @@ def add_access(call: Call, type_id: str, body: Mapping[str, Any]) -> None:
     call.session.add(TypeAccess(volume_type_id=row.id, project_id=project))
 
 
-@room.action(
+@routes.action(
     ACTION, "removeProjectAccess", policy="volume_extension:volume_type_access:removeProjectAccess",
     body=schemas.RemoveProjectAccess,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from blockstore.api.attachments import disconnect
 from blockstore.api.holds import is_connected, what_holds
 from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import find_type, size_bounds
 from blockstore.api.volumes.delete import MIGRATION_IDLE, delete_volume
 from blockstore.api.volumes.volumes import find_volume, touch
@@ -23,12 +23,12 @@ from blockstore.operations import PlaceExtension, RetypeVolume, RevertVolume
 from blockstore.schemas import volumes as schemas
 from blockstore.states import A, S, V
 
-room = Room()
+routes = Routes()
 
 ACTION = "/volumes/<volume_id>/action"
 
 
-@room.action(ACTION, "os-extend", policy="volume:extend", body=schemas.Extend)
+@routes.action(ACTION, "os-extend", policy="volume:extend", body=schemas.Extend)
 def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume grows."""
     volume = find_volume(call, volume_id, lock=True)
@@ -74,7 +74,7 @@ def _check_online(call: Call, volume: Volume) -> None:
         )
 
 
-@room.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.Revert, since=VOLUME_REVERT)
+@routes.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.Revert, since=VOLUME_REVERT)
 def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume goes back to its newest snapshot."""
     volume = find_volume(call, volume_id, lock=True)  # no newer snapshot is born meanwhile
@@ -108,7 +108,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         raise Conflict(f"{conflict.message} Volume and snapshot must be available.") from None
 
 
-@room.action(ACTION, "os-retype", policy="volume:retype", body=schemas.Retype)
+@routes.action(ACTION, "os-retype", policy="volume:retype", body=schemas.Retype)
 def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume gets another type, which its pool serves, or another to which it may be moved."""
     volume = find_volume(call, volume_id, lock=True)
@@ -170,7 +170,7 @@ def _limits_of_hypervisor(call: Call, kind: VolumeType) -> Mapping[str, str | No
     return {} if specs is None or specs.consumer == "back-end" else specs.specs
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-reset_status",
     policy="volume_extension:volume_admin_actions:reset_status",
@@ -205,7 +205,7 @@ def _detach_all(call: Call, volume: Volume) -> None:
         disconnect(call, row, follow=False)
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-force_delete",
     policy="volume_extension:volume_admin_actions:force_delete",
@@ -217,13 +217,13 @@ def force_delete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     delete_volume(call, volume_id, force=True)
 
 
-@room.action(ACTION, "os-set_bootable", policy="volume:update", body=schemas.SetBootable, status=200)
+@routes.action(ACTION, "os-set_bootable", policy="volume:update", body=schemas.SetBootable, status=200)
 def set_bootable(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Mark a volume as bootable or not."""
     touch(call, find_volume(call, volume_id, lock=True), bootable=body["set_bootable"]["bootable"])
 
 
-@room.action(ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlag)
+@routes.action(ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlag)
 def update_readonly_flag(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Mark a volume as read-only or not, while nobody uses it."""
     volume = find_volume(call, volume_id, lock=True)

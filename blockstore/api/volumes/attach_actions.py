@@ -25,7 +25,7 @@ from blockstore.api.attachments import (
     who_holds,
 )
 from blockstore.api.http.call import Call, Later
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, Volume, new_id, now
@@ -34,12 +34,12 @@ from blockstore.operations import Operation
 from blockstore.schemas import attachments as schemas
 from blockstore.states import A, V
 
-room = Room()
+routes = Routes()
 
 # --- words that change the status only ---------------------------------------------------------------------
 
 
-@room.action(ACTION, "os-reserve", policy="volume_extension:volume_actions:reserve", body=schemas.Reserve)
+@routes.action(ACTION, "os-reserve", policy="volume_extension:volume_actions:reserve", body=schemas.Reserve)
 def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Keep a volume for a server that is about to attach it."""
     volume = find_volume(call, volume_id, lock=True)
@@ -53,7 +53,7 @@ def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         ) from None
 
 
-@room.action(
+@routes.action(
     ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.Unreserve, frees=True
 )
 def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ def _unreserve(call: Call, volume: Volume) -> None:
         states.reckon(call.session, volume.id)
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-begin_detaching",
     policy="volume_extension:volume_actions:begin_detaching",
@@ -94,7 +94,7 @@ def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
         ) from None
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-roll_detaching",
     policy="volume_extension:volume_actions:roll_detaching",
@@ -111,7 +111,7 @@ def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 # --- use ---------------------------------------------------------------------------------------------------
 
 
-@room.action(ACTION, "os-attach", policy="volume_extension:volume_actions:attach", body=schemas.Attach)
+@routes.action(ACTION, "os-attach", policy="volume_extension:volume_actions:attach", body=schemas.Attach)
 def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Take note that a server or a host uses the volume."""
     volume = find_volume(call, volume_id, lock=True)
@@ -151,7 +151,7 @@ def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
     return bool(getattr(row, name) == asked[name])
 
 
-@room.action(ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.Detach, frees=True)
+@routes.action(ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.Detach, frees=True)
 def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """End an attachment and what is exported for it."""
     volume = find_volume(call, volume_id, lock=True)
@@ -184,7 +184,7 @@ def _attachment_to_end(call: Call, volume: Volume, attachment_id: str | None) ->
 # --- exports -----------------------------------------------------------------------------------------------
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-initialize_connection",
     policy="volume_extension:volume_actions:initialize_connection",
@@ -223,7 +223,7 @@ def _info(call: Call, row: Attachment) -> dict[str, Any]:
     return {"connection_info": connection_info(call, row, volume, with_secret=True)}
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-terminate_connection",
     policy="volume_extension:volume_actions:terminate_connection",
@@ -241,7 +241,7 @@ def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) ->
     return _when_ended(operations)
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-force_detach",
     policy="volume_extension:volume_admin_actions:force_detach",
@@ -287,7 +287,7 @@ def _when_ended(operations: Iterable[Operation]) -> Any:
     return Later(operations=[operation.operation_id for operation in filed], reply=reply) if filed else None
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-extend_volume_completion",
     policy="volume_extension:volume_admin_actions:extend_volume_completion",

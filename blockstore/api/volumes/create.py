@@ -10,7 +10,7 @@ from blockstore import quotas, states
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES, OF_VOLUMES
 from blockstore.api.types.types import default_type, find_type, size_bounds
 from blockstore.api.volumes.volumes import find_volume, shown
@@ -27,7 +27,7 @@ from blockstore.schemas import volumes as schemas
 from blockstore.states import S, V
 from blockstore.zones import zone_of_new
 
-room = Room()
+routes = Routes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Source:
     """What the new volume takes over."""
 
 
-@room.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
+@routes.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new volume: empty, from a snapshot, or from a volume."""
     asked = body["volume"]

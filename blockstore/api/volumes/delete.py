@@ -15,7 +15,7 @@ from sqlalchemy import (
 from blockstore import quotas, states
 from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import (
     Attachment,
@@ -31,13 +31,13 @@ from blockstore.operations import DeleteSnapshot, DeleteVolume
 from blockstore.schemas.base import bool_like
 from blockstore.states import S, V
 
-room = Room()
+routes = Routes()
 
 DELETABLE = (V.AVAILABLE, V.ERROR, V.ERROR_RESTORING, V.ERROR_EXTENDING, V.ERROR_MANAGING)
 MIGRATION_IDLE = ("deleting", "error", "success")
 
 
-@room.delete("/volumes/<volume_id>", policy="volume:delete")
+@routes.delete("/volumes/<volume_id>", policy="volume:delete")
 def remove(call: Call, volume_id: str) -> None:
     """Accept the deletion of a volume; with ``cascade``, of its snapshots too."""
     force = call.version >= DELETE_FORCE and _switch(call, "force")

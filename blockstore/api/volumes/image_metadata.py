@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES
 from blockstore.api.volumes.metadata import LOCKED
 from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.schemas import image_metadata as schemas
 
-room = Room()
+routes = Routes()
 
 ACTION = "/volumes/<volume_id>/action"
 
 
-@room.action(
+@routes.action(
     ACTION, "os-set_image_metadata", policy="volume_extension:volume_image_metadata:set",
     body=schemas.SetImageMetadata, status=200,
 )  # fmt: skip
@@ -31,7 +31,7 @@ def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any
     return {"metadata": pairs}
 
 
-@room.action(
+@routes.action(
     ACTION, "os-unset_image_metadata", policy="volume_extension:volume_image_metadata:remove",
     body=schemas.UnsetImageMetadata, status=200,
 )  # fmt: skip
@@ -43,7 +43,7 @@ def unset(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     touch(call, volume, not_while=LOCKED, has_image_metadata=bool(OF_IMAGES.of(call.session, volume_id)))
 
 
-@room.action(
+@routes.action(
     ACTION, "os-show_image_metadata", policy="volume:get_volume_metadata", body=schemas.ShowImageMetadata, status=200
 )
 def show(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from blockstore import claims, quotas, states
 from blockstore.api.admin.services import VOLUME
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Aside, Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
 from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
@@ -44,7 +44,7 @@ from blockstore.schemas.base import load
 from blockstore.schemas.listing import PageQuery
 from blockstore.schemas.volumes import VOLUME as VOLUME_REPLY
 
-room = Room()
+routes = Routes()
 
 _OUR_NAME = re.compile(r"(?:.*/)?(?:volume|snap)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.\w+)?", re.DOTALL)
 _SORT_KEYS = ("reference", "size")
@@ -53,12 +53,12 @@ _SORT_KEYS = ("reference", "size")
 
 
 def _declare_lists(path: str, since: Version, kind: str, policy: str) -> None:
-    @room.get(path, policy=policy, since=since)
+    @routes.get(path, policy=policy, since=since)
     def index(call: Call) -> Aside:
         """List what is on a pool, ours included."""
         return _listing(call, kind, detailed=False)
 
-    @room.get(f"{path}/detail", policy=policy, since=since)
+    @routes.get(f"{path}/detail", policy=policy, since=since)
     def detail(call: Call) -> Aside:
         """List what is on a pool, and why what cannot be taken over cannot."""
         return _listing(call, kind, detailed=True)
@@ -240,11 +240,11 @@ def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 for _path, _since in (("/manageable_volumes", MANAGEABLE), ("/os-volume-manage", MINIMUM)):
-    room.post(_path, policy="volume_extension:volume_manage", body=schemas.ManageVolume, since=_since, status=202)(
+    routes.post(_path, policy="volume_extension:volume_manage", body=schemas.ManageVolume, since=_since, status=202)(
         manage_volume
     )
 for _path, _since in (("/manageable_snapshots", MANAGEABLE), ("/os-snapshot-manage", MINIMUM)):
-    room.post(
+    routes.post(
         _path, policy="snapshot_extension:snapshot_manage", body=schemas.ManageSnapshot, since=_since, status=202
     )(manage_snapshot)
 
@@ -252,7 +252,7 @@ for _path, _since in (("/manageable_snapshots", MANAGEABLE), ("/os-snapshot-mana
 # --- letting go --------------------------------------------------------------------------------------------
 
 
-@room.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.Unmanage, frees=True)
+@routes.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.Unmanage, frees=True)
 def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Forget a volume; it stays on its pool. What may be deleted may be let go."""
     call.enforce("volume:delete")
@@ -275,7 +275,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     quotas.refund(call.session, project, type_id, **counted)
 
 
-@room.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=schemas.Unmanage)
+@routes.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=schemas.Unmanage)
 def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Forget a snapshot; it stays on its pool."""
     call.enforce("volume:delete_snapshot")

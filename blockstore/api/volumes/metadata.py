@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.http.call import Call, Text
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.errors import BadRequest, PreconditionFailed
@@ -16,13 +16,13 @@ from blockstore.microversions import METADATA_ETAG
 from blockstore.schemas import volumes as schemas
 from blockstore.states import V
 
-room = Room()
+routes = Routes()
 
 PATH = "/volumes/<volume_id>/metadata"
 LOCKED = (V.MAINTENANCE, V.UPLOADING)
 
 
-@room.get(PATH, policy="volume:get_volume_metadata")
+@routes.get(PATH, policy="volume:get_volume_metadata")
 def index(call: Call, volume_id: str) -> Any:
     """Show all pairs."""
     find_volume(call, volume_id)
@@ -33,7 +33,7 @@ def index(call: Call, volume_id: str) -> Any:
     return Text(body=body, mimetype="text/html", headers={"Etag": _etag(body)})
 
 
-@room.post(PATH, policy="volume:create_volume_metadata", body=schemas.Metadata, status=200)
+@routes.post(PATH, policy="volume:create_volume_metadata", body=schemas.Metadata, status=200)
 def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
     touch(call, find_volume(call, volume_id, lock=True), not_while=LOCKED)
@@ -41,7 +41,7 @@ def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]
     return {"metadata": OF_VOLUMES.of(call.session, volume_id)}
 
 
-@room.put(PATH, policy="volume:update_volume_metadata", body=schemas.Metadata)
+@routes.put(PATH, policy="volume:update_volume_metadata", body=schemas.Metadata)
 def replace(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Replace all pairs."""
     volume = find_volume(call, volume_id, lock=True)  # of two writers with one Etag, the second is told
@@ -51,14 +51,14 @@ def replace(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, An
     return {"metadata": OF_VOLUMES.of(call.session, volume_id)}
 
 
-@room.get(f"{PATH}/<key>", policy="volume:get_volume_metadata")
+@routes.get(f"{PATH}/<key>", policy="volume:get_volume_metadata")
 def show(call: Call, volume_id: str, key: str) -> dict[str, Any]:
     """Show one pair."""
     find_volume(call, volume_id)
     return {"meta": {key: OF_VOLUMES.value(call.session, volume_id, key)}}
 
 
-@room.put(f"{PATH}/<key>", policy="volume:update_volume_metadata", body=schemas.MetadataItem)
+@routes.put(f"{PATH}/<key>", policy="volume:update_volume_metadata", body=schemas.MetadataItem)
 def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one pair."""
     volume = find_volume(call, volume_id, lock=True)
@@ -70,7 +70,7 @@ def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> di
     return {"meta": body["meta"]}
 
 
-@room.delete(f"{PATH}/<key>", policy="volume:delete_volume_metadata", status=200)
+@routes.delete(f"{PATH}/<key>", policy="volume:delete_volume_metadata", status=200)
 def remove(call: Call, volume_id: str, key: str) -> None:
     """Remove one pair."""
     volume = find_volume(call, volume_id, lock=True)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from blockstore import states
 from blockstore.api.admin.services import VOLUME, switch
 from blockstore.api.http.call import Call
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
@@ -19,12 +19,12 @@ from blockstore.operations import PlaceMigration
 from blockstore.schemas import moving as schemas
 from blockstore.states import V
 
-room = Room()
+routes = Routes()
 
 DRAINED = "drained: its volumes are being moved away"
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-migrate_volume",
     policy="volume_extension:volume_admin_actions:migrate_volume",
@@ -98,7 +98,7 @@ def _has(call: Call, model: type[Attachment | Snapshot], volume: Volume) -> bool
     return call.session.execute(statement).first() is not None
 
 
-@room.action(
+@routes.action(
     ACTION,
     "os-migrate_volume_completion",
     policy="volume_extension:volume_admin_actions:migrate_volume_completion",
@@ -115,7 +115,7 @@ def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     )
 
 
-@room.post("/os-services/drain", policy="volume_extension:services:update", body=schemas.Drain, status=202)
+@routes.post("/os-services/drain", policy="volume_extension:services:update", body=schemas.Drain, status=202)
 def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a backend and move what is on it elsewhere; or only tell the plan. Not in Cinder."""
     host, dry_run = body["drain"]["host"], body["drain"].get("dry_run", False)

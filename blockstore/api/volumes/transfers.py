@@ -19,7 +19,7 @@ from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import may_use
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
@@ -29,7 +29,7 @@ from blockstore.schemas import transfers as schemas
 from blockstore.schemas.base import is_uuid
 from blockstore.states import S, V
 
-room = Room()
+routes = Routes()
 
 OLD, NEW = "/os-volume-transfer", "/volume-transfers"
 
@@ -56,31 +56,31 @@ class View:
     links: list[dict[str, str]]
 
 
-@room.get(NEW, policy="volume:get_all_transfers")
+@routes.get(NEW, policy="volume:get_all_transfers")
 def index(call: Call) -> dict[str, Any]:
     """List the project's transfers."""
     return _listed(call, paged=call.version >= TRANSFER_PAGING, detailed=False)
 
 
-@room.get(f"{NEW}/detail", policy="volume:get_all_transfers")
+@routes.get(f"{NEW}/detail", policy="volume:get_all_transfers")
 def detail(call: Call) -> dict[str, Any]:
     """List the project's transfers with every field."""
     return _listed(call, paged=call.version >= TRANSFER_PAGING, detailed=True)
 
 
-@room.get(f"{NEW}/<transfer_id>", policy="volume:get_transfer")
+@routes.get(f"{NEW}/<transfer_id>", policy="volume:get_transfer")
 def show(call: Call, transfer_id: str) -> dict[str, Any]:
     """Show a transfer."""
     return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
 
 
-@room.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransfer)
+@routes.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransfer)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Offer a volume; the key is told once."""
     return _create(call, body["transfer"])
 
 
-@room.post(f"{NEW}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)
+@routes.post(f"{NEW}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)
 def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Take a volume that was offered, with its snapshots unless they stay behind."""
     key = body["accept"]["auth_key"]
@@ -100,7 +100,7 @@ def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, A
     return {"transfer": _summary(call, row)}
 
 
-@room.delete(f"{NEW}/<transfer_id>", policy="volume:delete_transfer")
+@routes.delete(f"{NEW}/<transfer_id>", policy="volume:delete_transfer")
 def remove(call: Call, transfer_id: str) -> None:
     """Take an offer back."""
     row = find(call, Transfer, transfer_id)
@@ -109,32 +109,32 @@ def remove(call: Call, transfer_id: str) -> None:
     states.release(call.session, row.volume_id)
 
 
-@room.get(OLD, policy="volume:get_all_transfers")
+@routes.get(OLD, policy="volume:get_all_transfers")
 def old_index(call: Call) -> dict[str, Any]:
     """List the project's transfers."""
     return _listed(call, paged=False, detailed=False)
 
 
-@room.get(f"{OLD}/detail", policy="volume:get_all_transfers")
+@routes.get(f"{OLD}/detail", policy="volume:get_all_transfers")
 def old_detail(call: Call) -> dict[str, Any]:
     """List the project's transfers with every field."""
     return _listed(call, paged=False, detailed=True)
 
 
-@room.get(f"{OLD}/<transfer_id>", policy="volume:get_transfer")
+@routes.get(f"{OLD}/<transfer_id>", policy="volume:get_transfer")
 def old_show(call: Call, transfer_id: str) -> dict[str, Any]:
     """Show a transfer."""
     return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
 
 
-@room.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransfer)
+@routes.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransfer)
 def old_create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Offer a volume; the key is told once."""
     return _create(call, body["transfer"])
 
 
-room.post(f"{OLD}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)(accept)
-room.delete(f"{OLD}/<transfer_id>", policy="volume:delete_transfer")(remove)
+routes.post(f"{OLD}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)(accept)
+routes.delete(f"{OLD}/<transfer_id>", policy="volume:delete_transfer")(remove)
 
 
 # --- looking -----------------------------------------------------------------------------------------------

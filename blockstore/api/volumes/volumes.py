@@ -21,7 +21,7 @@ from sqlalchemy import (
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
-from blockstore.api.http.routes import Room
+from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import MOST_PAIRS, OF_IMAGES, OF_VOLUMES
 from blockstore.db.models import (
     Attachment,
@@ -45,7 +45,7 @@ from blockstore.schemas import volumes as schemas
 from blockstore.schemas.base import is_uuid, timestamp
 from blockstore.states import A, V
 
-room = Room()
+routes = Routes()
 
 
 LISTING = listing.Listing(
@@ -109,7 +109,7 @@ SUMMARY_PAIRS = 10 * MOST_PAIRS
 """Pairs of metadata that a summary looks at: all that the volumes of the default quota can have."""
 
 
-@room.get("/volumes", policy="volume:get_all")
+@routes.get("/volumes", policy="volume:get_all")
 def index(call: Call) -> dict[str, Any]:
     """List id and name."""
     page = listing.page(call, LISTING, _visible(call, select(Volume)))
@@ -117,7 +117,7 @@ def index(call: Call) -> dict[str, Any]:
     return {"volumes": items, **page.envelope}
 
 
-@room.get("/volumes/detail", policy="volume:get_all")
+@routes.get("/volumes/detail", policy="volume:get_all")
 def detail(call: Call) -> dict[str, Any]:
     """List every field."""
     page = listing.page(call, LISTING, _visible(call, _DETAIL), suffix="/detail")
@@ -134,7 +134,7 @@ def _sizes(call: Call, rows: Sequence[Any]) -> Mapping[str, int]:
     return sizes
 
 
-@room.get("/volumes/summary", policy="volume:get_all", since=VOLUME_SUMMARY)
+@routes.get("/volumes/summary", policy="volume:get_all", since=VOLUME_SUMMARY)
 def summary(call: Call) -> dict[str, Any]:
     """Tell number and size of all volumes, and their metadata."""
     conditions = listing.visible_projects(call, Volume)
@@ -157,7 +157,7 @@ def summary(call: Call) -> dict[str, Any]:
     return {"volume-summary": totals}
 
 
-@room.get("/volumes/<volume_id>", policy="volume:get")
+@routes.get("/volumes/<volume_id>", policy="volume:get")
 def show(call: Call, volume_id: str) -> dict[str, Any]:
     """Show one volume."""
     return one(call, volume_id, detailed=True)
@@ -267,7 +267,7 @@ def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
 # --- changing ----------------------------------------------------------------------------------------------
 
 
-@room.put("/volumes/<volume_id>", policy="volume:update", body=schemas.UpdateVolume)
+@routes.put("/volumes/<volume_id>", policy="volume:update", body=schemas.UpdateVolume)
 def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, metadata."""
     volume = find_volume(call, volume_id, lock=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from marshmallow import Schema
 from marshmallow.fields import Field
 
-from blockstore.api import ROOMS
+from blockstore.api import ROUTE_TABLES
 from blockstore.api.attachments import LISTING as ATTACHMENTS
 from blockstore.api.http.listing import Listing
 from blockstore.api.http.routes import Endpoint
@@ -37,8 +37,8 @@ HARMFUL = ("/os-services/set-log",)
 
 ROUTES = [
     (method, path, name, endpoint)
-    for room in ROOMS
-    for (method, path), target in room.routes.items()
+    for table in ROUTE_TABLES
+    for (method, path), target in table.routes.items()
     for name, endpoint in ([("", target)] if isinstance(target, Endpoint) else target.items())
     if path not in HARMFUL
 ]

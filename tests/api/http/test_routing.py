@@ -14,11 +14,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter, Map, MapAdapter, Rule
 from werkzeug.routing.converters import DEFAULT_CONVERTERS
 
-from blockstore.api import ROOMS, routed
+from blockstore.api import ROUTE_TABLES, routed
 from blockstore.api.http.paths import KEY, KeyConverter
 
 APP: Any = routed(with_identity=True)
-ROUTES = sorted({place for room in ROOMS for place in room.routes})
+ROUTES = sorted({place for table in ROUTE_TABLES for place in table.routes})
 WORDS = ("1", "detail", "volumes", "action", "a.b", "a.json", ".json", "json", "é", "a\n", "-", "", "x" * 65)
 """What may stand where a path has a name: also what other paths have as a word."""
 BEFORE = ("", "/P", "/volumes", "/types", "/os-quota-sets", "/a.b", f"/{'x' * 64}", f"/{'x' * 65}", "/", "/P/P", "/P\n")

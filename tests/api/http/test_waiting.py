@@ -33,19 +33,19 @@ Ask = Callable[..., Any]
 
 
 def test_there_is_one_thread_more_for_each_that_waits() -> None:
-    room, counts = WaitingRoom(4), []
-    room.set_thread_count = counts.append
-    with room.entered() as may_wait:
+    table, counts = WaitingRoom(4), []
+    table.set_thread_count = counts.append
+    with table.entered() as may_wait:
         assert may_wait
-        with room.entered():
+        with table.entered():
             pass
     assert counts == [5, 6, 5, 4]
 
 
 def test_who_waits_with_a_bound_of_its_own_takes_no_place() -> None:
-    room, counts = WaitingRoom(1), []
-    room.set_thread_count = counts.append
-    with room.lent(), room.lent(), room.entered() as may_wait:
+    table, counts = WaitingRoom(1), []
+    table.set_thread_count = counts.append
+    with table.lent(), table.lent(), table.entered() as may_wait:
         assert may_wait
     assert counts == [2, 3, 4, 3, 2, 1]
 
@@ -59,35 +59,35 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_project_has_its_share_and_is_told_at_once_beyond_it() -> None:
-    room, counts = WaitingRoom(1), []
-    room.set_thread_count = counts.append
+    table, counts = WaitingRoom(1), []
+    table.set_thread_count = counts.append
     with ExitStack() as stack:
-        assert [stack.enter_context(room.entered("p")) for _ in range(6)] == [True] * 4 + [False] * 2
-        assert stack.enter_context(room.entered("q"))
+        assert [stack.enter_context(table.entered("p")) for _ in range(6)] == [True] * 4 + [False] * 2
+        assert stack.enter_context(table.entered("q"))
     assert counts == [2, 3, 4, 5, 6, 5, 4, 3, 2, 1]
-    with room.entered("p") as may_wait:
+    with table.entered("p") as may_wait:
         assert may_wait
 
 
 @pytest.mark.usefixtures("small")
 def test_whatever_some_projects_hold_the_next_has_places_of_its_own() -> None:
-    room = WaitingRoom(1)
+    table = WaitingRoom(1)
     with ExitStack() as stack:
         for project in "ab":
             for _ in range(20):
-                stack.enter_context(room.entered(project))
-        assert room._waiting == {"a": 4, "b": 2}
+                stack.enter_context(table.entered(project))
+        assert table._waiting == {"a": 4, "b": 2}
         for project in "cdefgh":
-            assert [stack.enter_context(room.entered(project)) for _ in range(3)] == [True, True, False]
-    assert not room._waiting
+            assert [stack.enter_context(table.entered(project)) for _ in range(3)] == [True, True, False]
+    assert not table._waiting
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=400))
 def test_no_sequence_takes_the_places_that_are_kept(steps: list[tuple[str, bool]]) -> None:
-    room, held = WaitingRoom(1), defaultdict(list)
+    table, held = WaitingRoom(1), defaultdict(list)
     for project, comes in steps:
         if comes:
-            place = room.entered(project)
+            place = table.entered(project)
             got = place.__enter__()
             assert got or len(held[project]) >= waiting.KEPT
             (held[project].append(place) if got else place.__exit__(None, None, None))
@@ -100,23 +100,23 @@ def test_no_sequence_takes_the_places_that_are_kept(steps: list[tuple[str, bool]
 def test_a_wait_that_fails_gives_the_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SHARE", 1)
     monkeypatch.setattr(waiting, "KEPT", 1)
-    room = WaitingRoom(1)
-    with pytest.raises(RuntimeError), room.entered():
+    table = WaitingRoom(1)
+    with pytest.raises(RuntimeError), table.entered():
         raise RuntimeError
-    with room.entered() as may_wait:
+    with table.entered() as may_wait:
         assert may_wait
 
 
 def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SHARE", 5)
-    room, counts = WaitingRoom(1), []
-    room.set_thread_count = counts.append
+    table, counts = WaitingRoom(1), []
+    table.set_thread_count = counts.append
     start = threading.Barrier(16)
 
     def enter(_: int) -> None:
         start.wait(10)
         for _ in range(200):
-            with room.entered():
+            with table.entered():
                 pass
 
     with ThreadPoolExecutor(16) as threads:

@@ -16,7 +16,7 @@ import orjson
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from blockstore.api import ROOMS
+from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.db import health
 from blockstore.microversions import MAXIMUM
@@ -163,8 +163,8 @@ def test_a_header_without_this_service(lite: Hall, text: str) -> None:
 
 GATED = [
     (method, path, name, endpoint)
-    for room in ROOMS
-    for (method, path), target in room.routes.items()
+    for table in ROUTE_TABLES
+    for (method, path), target in table.routes.items()
     for name, endpoint in ([("", target)] if isinstance(target, Endpoint) else target.items())
     if endpoint.since.minor
 ]
