@@ -16,7 +16,7 @@ from blockstore.db.session import insert_if_absent
 
 
 def claim(session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0) -> None:
-    """Take room on a pool."""
+    """Take capacity on a pool."""
     if not _add(session, pool, volumes, volume_gib, snapshot_gib):
         insert_if_absent(session, PoolUsage, pool=pool, volumes=0, volume_gib=0, snapshot_gib=0)
         _add(session, pool, volumes, volume_gib, snapshot_gib)
@@ -25,7 +25,7 @@ def claim(session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 0,
 def release(
     session: Session, pool: str | None, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0
 ) -> None:
-    """Give room back; nothing to do for a row that was never placed."""
+    """Give capacity back; nothing to do for a row that was never placed."""
     if pool is not None:
         _add(session, pool, -volumes, -volume_gib, -snapshot_gib)
 

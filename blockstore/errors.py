@@ -265,7 +265,7 @@ class NotSupported(BackendError):
 
 
 class NoSpace(BackendError):
-    """The pool has no room left."""
+    """The pool has no space left."""
 
     public_text = "The storage has not enough space left. Ask for less, or ask your administrator."
 

@@ -212,14 +212,14 @@ class PlaceVolume(NewVolumeOperation, component="scheduler"):
 
 
 class PlaceSnapshot(SnapshotOperation, component="scheduler", status="creating", cancellable=True):
-    """Check that the volume's pool has room for a snapshot and claim it."""
+    """Check that the volume's pool has space for a snapshot and claim it."""
 
     reference: str = ""
     """What one that is taken over is called now; a new one is made where there is none."""
 
 
 class PlaceExtension(VolumeOperation, component="scheduler", status="extending", cancellable=True):
-    """Check that the volume's pool has room for its growth and claim it."""
+    """Check that the volume's pool has space for its growth and claim it."""
 
     new_size_gib: int
     growth_gib: int
@@ -333,7 +333,7 @@ class MoveVolume(VolumeOperation, component="mover", status="maintenance", cance
     """Copy a volume to another pool, and go on with the copy."""
 
     destination: str
-    """The pool, where room for it is claimed."""
+    """The pool, where capacity for it is claimed."""
     name_id: str
     """What the copy is called there."""
     volume_gib: int

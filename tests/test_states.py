@@ -20,7 +20,7 @@ from blockstore.operations import KINDS, DeleteVolume, PlaceVolume, RevertVolume
 from blockstore.states import ATTACHMENT, SNAPSHOT, VOLUME, A, Machine, S, V
 
 MACHINES = [VOLUME, SNAPSHOT, ATTACHMENT]
-REASON = Reason("The pool is full.", "There is no room.")
+REASON = Reason("The pool is full.", "There is no space.")
 
 
 @pytest.fixture

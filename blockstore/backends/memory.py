@@ -338,7 +338,7 @@ class MemoryBackend(Backend):
             raise InUse(f"Volume {name} is open.")
 
     def _reserve(self, size_gib: int) -> None:
-        """Refuse what a thick pool has no room for, before anything is changed; a thin one promises anything."""
+        """Refuse what a thick pool has no space for, before anything is changed; a thin one promises anything."""
         free_gib = self._free_gib()
         if not self.settings.thin and size_gib > free_gib:
             raise RefusedForSpace(
@@ -388,7 +388,7 @@ class ImageFile(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         with self._lock:
             done = 0
-            while done < len(buffer) and (length := self._room(len(buffer) - done)):
+            while done < len(buffer) and (length := self._space(len(buffer) - done)):
                 number, within = divmod(self._position, BLOCK)
                 buffer[done : done + length] = self._image.blocks.get(number, _ZEROS)[within : within + length]
                 self._position += length
@@ -400,7 +400,7 @@ class ImageFile(io.RawIOBase):
             raise io.UnsupportedOperation("This volume is open for reading.")
         with self._lock:
             done = 0
-            while done < len(data) and (length := self._room(len(data) - done)):
+            while done < len(data) and (length := self._space(len(data) - done)):
                 number, within = divmod(self._position, BLOCK)
                 old = self._image.blocks.get(number, _ZEROS)
                 new = bytes(data[done : done + length])
@@ -411,6 +411,6 @@ class ImageFile(io.RawIOBase):
                 raise OSError(errno.ENOSPC, "This is past the end of the volume.")
             return done
 
-    def _room(self, wanted: int) -> int:
+    def _space(self, wanted: int) -> int:
         """Return how many bytes from here are in the same block and before the end."""
         return max(0, min(wanted, BLOCK - self._position % BLOCK, self._image.size_gib * GIB - self._position))

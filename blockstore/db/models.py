@@ -300,7 +300,7 @@ class Snapshot(Base):
     status: Mapped[str] = mapped_column(String(32))
     progress: Mapped[str | None] = mapped_column(Name)
     host: Mapped[str | None] = mapped_column(Name)
-    """The pool whose ledger carries it; set in the transaction that claims the room."""
+    """The pool whose ledger carries it; set in the transaction that claims the capacity."""
     volume_type_id: Mapped[str | None] = mapped_column(Id)
     """That of the volume when it was taken, like what follows."""
     bootable: Mapped[bool] = mapped_column(default=False, server_default=false())

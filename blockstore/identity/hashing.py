@@ -105,7 +105,7 @@ class HashingPool:
         self._waiting.append(job)
 
     def _rivals(self, job: _Job) -> list[_Job] | None:
-        """Return those of whom one has to go if a job comes; None if there is room."""
+        """Return those of whom one has to go if a job comes; None if there is space."""
         same = [one for one in self._waiting if one.account == job.account]
         if len(same) >= min(MOST_WAITING_PER_ACCOUNT, self._most_waiting):
             return same
@@ -115,7 +115,7 @@ class HashingPool:
         return self._waiting if len(self._waiting) >= self._most_waiting else None
 
     def _last(self, rivals: list[_Job] | None, job: _Job) -> _Job | None:
-        """Return who of the rivals and a job that comes has the least claim to wait; None if there is room."""
+        """Return who of the rivals and a job that comes has the least claim to wait; None if there is space."""
         if rivals is None:
             return None
         all_of_them = (*self._waiting, job)

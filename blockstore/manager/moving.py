@@ -39,7 +39,7 @@ def _remove_the_copy(session: Session, operation: MoveVolume, _failure: Failure)
 
 @handles(MoveVolume, action=Action.MIGRATE, undo=_remove_the_copy)
 def move_volume(context: ManagerContext, operation: MoveVolume, volume: Volume) -> None:
-    """Copy the volume to its destination and switch to the copy; the scheduler has claimed the room there."""
+    """Copy the volume to its destination and switch to the copy; the scheduler has claimed the capacity there."""
     _move(context, operation, volume, volume.volume_type_id)
 
 
@@ -96,7 +96,7 @@ def _move(context: ManagerContext, operation: MoveVolume, volume: Volume, type_i
 
 @handles_until_done(RemoveCopy, action=Action.MIGRATE)
 def remove_copy(context: ManagerContext, operation: RemoveCopy) -> None:
-    """Remove what is not the volume any more, or never became it, and give its room back. Tried until it is done."""
+    """Remove what is not the volume any more, or never became it, and releases its capacity. Tried until it is done."""
     reason = None
     if operation.pool in context.backends:
         try:

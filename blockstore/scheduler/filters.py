@@ -23,7 +23,7 @@ def availability_zone(wish: Wish, pool: Pool) -> str | None:
 
 
 def capacity(wish: Wish, pool: Pool) -> str | None:
-    """Refuse a pool that has not the room, or whose thin storage is physically too full."""
+    """Refuse a pool that has not the space, or whose thin storage is physically too full."""
     if wish.size_gib == 0:
         return None
     asked = f"{gib(wish.size_gib)} GiB asked"
@@ -42,7 +42,7 @@ def capacity(wish: Wish, pool: Pool) -> str | None:
     ratio = pool.over_subscription
     figures = [f"{gib(pool.total_gib)} GiB in total", f"{pool.reserved_percentage} % reserved"]
     if pool.is_over_subscribed(wish.wants_thick):
-        if ratio < 1:  # compat: not even when there is room
+        if ratio < 1:  # compat: not even when there is space
             return f"{asked}, but max_over_subscription_ratio is {gib(ratio)}, below 1"
         figures.append(f"{gib(ratio)} times over-subscribed at most")
     else:

@@ -147,7 +147,7 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
             raise NoBackend.for_everybody(f"The volume type {operation.type_id} is gone.")
         facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
         try:
-            # The volume has its room already.
+            # The capacity of the volume is claimed already.
             _choose(context, session, Wish(size_gib=0, only_pool=volume.host, **facts), operation.request_id)
         except NoBackend as refused:
             _retype_by_moving(context, session, operation, volume, facts, refused)

@@ -96,7 +96,7 @@ class Place:
 class Places:
     """A bounded number of requests whose bodies are being received; used on the event loop only.
 
-    Who takes long makes room for who comes: a login arrives whole, and whoever holds places against others does not.
+    Who takes long makes space for who comes: a login arrives whole, and whoever holds places against others does not.
     """
 
     QUICK_S = 0.1

@@ -20,7 +20,7 @@ class Budget:
         self._held: Counter[str] = Counter()
         self._sum = 0
 
-    def has_room(self, caller: str, size: int) -> bool:
+    def has_space(self, caller: str, size: int) -> bool:
         """Return True if so many bytes more of a caller fit."""
         return self._held[caller] + size <= self.share and self._sum + size <= self.total
 
@@ -70,7 +70,7 @@ class Sending:
 
 
 class Replies:
-    """The long replies that are being sent. A caller who takes one too slowly makes room for others."""
+    """The long replies that are being sent. A caller who takes one too slowly makes space for others."""
 
     GRACE_S = 2.0
     """Seconds that a reply has before it may be cut to make room."""
@@ -82,15 +82,15 @@ class Replies:
         self._sending: set[Sending] = set()
 
     def admit(self, task: asyncio.Task[None], caller: str, size: int, *, must: bool) -> Sending | None:
-        """Return the place of a reply. Cuts the slowest ones when there is no room; None when that makes none.
+        """Return the place of a reply. Cuts the slowest ones when there is no space; None when that makes none.
 
         ``must``: the request has changed something, so that its reply is sent in any case.
         """
-        while not self._budget.has_room(caller, size):
+        while not self._budget.has_space(caller, size):
             over_share = self._budget.is_over_share(caller, size)
             if not (self._cut_slow(caller if over_share else None) or (not over_share and self._cut_largest(caller))):
                 break
-        if not must and not self._budget.has_room(caller, size):
+        if not must and not self._budget.has_space(caller, size):
             # A single reply that is larger than the share is sent all the same, when nothing else of its caller waits.
             is_first = not any(one.caller == caller for one in self._sending)
             if not is_first or (self._sending and self._budget.is_over_total(size)):

@@ -217,7 +217,7 @@ class Adapter:
         self, request: Request, length: int, counted: int, cut: asyncio.Future[None] | None = None
     ) -> Buffered:
         bodies = self._bodies_of(request)
-        if counted and not bodies.has_room(request.owner, counted):
+        if counted and not bodies.has_space(request.owner, counted):
             raise Refused(503, "Too many long requests are being received at once. Try again in a moment.")
         bodies.take(request.owner, counted)
         try:

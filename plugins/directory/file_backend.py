@@ -70,7 +70,7 @@ class FileBackend(Backend):
 
     def capacity(self) -> Capacity:
         with self.store.explained(), self.store.root() as root:
-            total, free = root.room()
+            total, free = root.space()
             kept = self.store.kept(root, total)
         # No provisioned_gib: it would cost a stat of every file, and the service knows it anyway.
         return Capacity(total_gib=(total - kept) / GIB, free_gib=max(0, free - kept) / GIB)

@@ -263,7 +263,7 @@ class Folder:
         """Make the names in the directory survive a power cut."""
         os.fsync(self.fd)
 
-    def room(self) -> tuple[int, int]:
+    def space(self) -> tuple[int, int]:
         """Return total and free bytes, as df does: what is reserved for root counts as neither."""
         now = os.fstatvfs(self.fd)
         free = now.f_bavail * now.f_frsize
@@ -380,10 +380,10 @@ def _any(_length: int) -> None:
     """Let so many bytes be written, without a look at the disk."""
 
 
-def copy(source: int, target: int, shown: str, progress: Progress, prove_room: Callable[[int], None] = _any) -> None:
+def copy(source: int, target: int, shown: str, progress: Progress, prove_space: Callable[[int], None] = _any) -> None:
     """Copy one instant of a file to a new, empty one: blocks are shared where the file system can, holes stay holes.
 
-    A copy that takes time is begun again when the source was written meanwhile. ``prove_room`` is asked before so many
+    A copy that takes time is begun again when the source was written meanwhile. ``prove_space`` is asked before so many
     bytes are written. Raises: InUse when it never rests.
     """
     progress(0)
@@ -398,7 +398,7 @@ def copy(source: int, target: int, shown: str, progress: Progress, prove_room: C
 
     for _ in range(_TRIES):
         before = _stamp(source)
-        _copy_sparse(source, target, rising, prove_room)
+        _copy_sparse(source, target, rising, prove_space)
         if _stamp(source) == before:
             return
         os.ftruncate(target, 0)
@@ -429,7 +429,7 @@ def _stamp(fd: int) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _copy_sparse(source: int, target: int, progress: Progress, prove_room: Callable[[int], None]) -> None:
+def _copy_sparse(source: int, target: int, progress: Progress, prove_space: Callable[[int], None]) -> None:
     """Copy what is data; the target is new and empty, so that what is skipped reads as zeros."""
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
@@ -438,7 +438,7 @@ def _copy_sparse(source: int, target: int, progress: Progress, prove_room: Calla
         while position < end:
             progress(position * 100 // size)
             length = min(end - position, _CHUNK)
-            prove_room(length)
+            prove_space(length)
             copied = _copy_range(source, target, position, length)
             if not copied:
                 break  # the source was cut meanwhile; its stamp tells
@@ -483,12 +483,12 @@ class VolumeFile(io.FileIO):
         self._no_space = no_space
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        room = os.fstat(self.fileno()).st_size - self.tell()
+        space = os.fstat(self.fileno()).st_size - self.tell()
         part = memoryview(data).cast("B")
-        if self.writable() and part.nbytes and room <= 0:
+        if self.writable() and part.nbytes and space <= 0:
             raise OSError(errno.ENOSPC, "This is past the end of the volume.")
         try:
-            return super().write(part[: max(0, room)])
+            return super().write(part[: max(0, space)])
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._no_space() from exc
@@ -501,11 +501,11 @@ class VolumeFile(io.FileIO):
     def pwrite(self, data: bytes | memoryview, offset: int) -> int:
         """Write at a position, within the size; several threads may, at once."""
         part = memoryview(data).cast("B")
-        room = os.fstat(self.fileno()).st_size - offset
-        if part.nbytes and room <= 0:
+        space = os.fstat(self.fileno()).st_size - offset
+        if part.nbytes and space <= 0:
             raise OSError(errno.ENOSPC, "This is past the end of the volume.")
         try:
-            return os.pwrite(self.fileno(), part[: max(0, room)], offset)
+            return os.pwrite(self.fileno(), part[: max(0, space)], offset)
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._no_space() from exc

@@ -161,7 +161,7 @@ class FileStore:
         """Return the error for a full disk: what is said, and how full it is."""
         try:
             with self.root() as root:
-                total, free = root.room()
+                total, free = root.space()
         except OSError:
             return NoSpace(said)
         return NoSpace(f"{said} {self.path} has {free / GIB:.1f} of {total / GIB:.1f} GiB free.")
@@ -358,7 +358,7 @@ class FileStore:
 
     def _refuse_full(self, image: Image, length: int = 0) -> None:
         """Raise RefusedForSpace when so many bytes would leave less than what is kept for the service."""
-        total, free = image.folder.room()
+        total, free = image.folder.space()
         kept = self.kept(image.folder, total)
         if kept and free - length < kept:
             raise RefusedForSpace(

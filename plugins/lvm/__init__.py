@@ -169,7 +169,7 @@ class LvmBackend(Backend):
         if not pool.active:
             self._lvm.activate(self._pool)
         if mark not in group.tags:
-            with suppress(BackendError):  # the group has no room for it
+            with suppress(BackendError):  # the group has no space for it
                 self._lvm.tag_group(add=[mark], remove=[])
         if self._options.discard and pool.discards and pool.discards != "passdown":
             log.info("thin pool %s keeps discards to itself; the disk below is not told: --discards passdown", what)

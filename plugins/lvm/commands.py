@@ -82,7 +82,7 @@ class MetadataFull(NoSpace):
 
 
 class PoolFull(NoSpace):
-    """The thin pool has no data blocks left, or no room for its own tables."""
+    """The thin pool has no data blocks left, or no space for its own tables."""
 
 
 class Incomplete(Unreachable):
@@ -141,7 +141,7 @@ def check_pool_size(size: str, where: str) -> str:
 
 
 def cow_bytes(size: int) -> int:
-    """Return the room in which a thick snapshot of this size can never overflow: all its chunks, and their table."""
+    """Return the space in which a thick snapshot of this size can never overflow: all its chunks, and their table."""
     chunks = -(-size // CHUNK)
     tables = -(-chunks // (CHUNK // _EXCEPTION_BYTES))
     # One chunk for the header, and one more table because the next is begun when the last is full.
@@ -272,7 +272,7 @@ class Lvm:
         self._run("lvcreate", "-y", "-s", *activation, *_tagged(tag), "-n", lv, "--", f"{self.vg}/{origin}")
 
     def snapshot_thick(self, origin: str, lv: str, stored: int, *, tag: str = "") -> None:
-        """Make a copy-on-write snapshot with this much room. Raises NameTaken, NoSpace, VolumeMissing."""
+        """Make a copy-on-write snapshot with this much space. Raises NameTaken, NoSpace, VolumeMissing."""
         amount = ("-c", f"{CHUNK // 1024}k", "-L", f"{stored}b")
         self._run("lvcreate", "-y", "-s", *amount, *_tagged(tag), "-n", lv, "--", f"{self.vg}/{origin}")
 

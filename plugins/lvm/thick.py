@@ -111,7 +111,7 @@ class Thick:
     # --- snapshots ------------------------------------------------------------------------------------------
 
     def create_snapshot(self, volume: str, snapshot: str) -> None:
-        """Freeze a volume, with room to copy all of it away, so that the snapshot can never be lost by overflow."""
+        """Freeze a volume, with space to copy all of it away, so that the snapshot can never be lost by overflow."""
         lvs = self._recovered(volume)
         origin = names.find_volume(lvs, volume, "plain", "")
         if taken := lvs.get(snapshot):
@@ -120,7 +120,7 @@ class Thick:
             if taken.kind == "cow":
                 self._active(origin)
                 return
-            self._drop(taken)  # lvcreate was killed between making the room and attaching it
+            self._drop(taken)  # lvcreate was killed between making the space and attaching it
         with self._allocating:
             self._lvm.snapshot_thick(volume, snapshot, cow_bytes(origin.size), tag=names.snapshot_tag(volume))
 
@@ -203,7 +203,7 @@ class Thick:
         """Copy back what differs from the snapshot.
 
         ``lvconvert --merge`` would take the snapshot away; between that and a new one a kill, or another thread that
-        takes the extents, would lose it. The snapshot has room for all that this copying makes it keep, and can be
+        takes the extents, would lose it. The snapshot has space for all that this copying makes it keep, and can be
         copied again after a kill at any instant.
         """
         lvs = self._recovered(volume)

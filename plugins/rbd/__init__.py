@@ -366,7 +366,7 @@ class RbdBackend(Backend):
         check_name(name)
         self._names.refuse_for_volume(name)
         with self._explained():
-            # Grown before it is renamed: when there is no room it stays what it was.
+            # Grown before it is renamed: when there is no space it stays what it was.
             if reference != name and self._may_take(reference, name):
                 whole = self._grow_to_whole(reference)
                 self._cluster.rename(reference, name)

@@ -234,7 +234,7 @@ def explain(code: int, what: str, said: str) -> BackendError:
     if code in (errno.EBUSY, errno.EROFS):
         return InUse(f"{what} is in use{told}.")
     if code in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"There is no room for {what}{told}.")
+        return NoSpace(f"There is no space for {what}{told}.")
     if code in _SHUT_OUT:
         return Stuck(f"The Ceph cluster does not answer: {os.strerror(code)}, with {what}{told}.")
     if code in (errno.EACCES, errno.EPERM):

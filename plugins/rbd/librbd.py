@@ -635,11 +635,11 @@ class ImageFile(io.RawIOBase):
         if not self._write:
             raise io.UnsupportedOperation("It is open for reading only.")
         with self._explained("an open image"):
-            room = self._image.size() - offset
-            if len(data) and room <= 0:
+            space = self._image.size() - offset
+            if len(data) and space <= 0:
                 raise OSError(errno.ENOSPC, "This is past the end of the volume.")
-            whole = isinstance(data, bytes) and len(data) <= room
-            return int(self._image.write(data if whole else bytes(memoryview(data).cast("B")[:room]), offset))
+            whole = isinstance(data, bytes) and len(data) <= space
+            return int(self._image.write(data if whole else bytes(memoryview(data).cast("B")[:space]), offset))
 
     def flush(self) -> None:
         if self._write and not self.closed:

@@ -322,7 +322,7 @@ class SnapshotOfNothing(MemoryBackend):
 
 
 class FullPoolLies(MemoryBackend):
-    """Takes the name, then finds out that there is no room."""
+    """Takes the name, then finds out that there is no space."""
 
     def _reserve(self, size_gib: int) -> None:
         if size_gib > 1000:

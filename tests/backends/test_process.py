@@ -1,4 +1,4 @@
-"""What is said when a tool cannot be started: a storage that is missing, or a node that has no room for it now."""
+"""What is said when a tool cannot be started: a storage that is missing, or a node that has no space for it now."""
 
 from __future__ import annotations
 

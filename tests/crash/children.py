@@ -768,7 +768,7 @@ def serve_deadly(state_dir: str, config: str) -> int:
 def serve_slow(state_dir: str, config: str) -> int:
     """Be ``blockstore serve`` on a disk that takes five minutes to copy a volume."""
 
-    def copy(_source: int, _target: int, progress: Callable[[int], None], _prove_room: Any) -> None:
+    def copy(_source: int, _target: int, progress: Callable[[int], None], _prove_space: Any) -> None:
         for step in range(1000):
             progress(step // 10)
             time.sleep(0.3)

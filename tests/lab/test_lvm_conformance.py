@@ -23,7 +23,7 @@ def used_disk() -> Iterator[Disk]:
 
 
 class TestThick(BackendConformance):
-    """Linear volumes on a volume group with room for the snapshots and copies of the largest case."""
+    """Linear volumes on a volume group with space for the snapshots and copies of the largest case."""
 
     @pytest.fixture
     def backend(self, used_disk: Disk) -> Backend:

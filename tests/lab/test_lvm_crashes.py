@@ -221,7 +221,7 @@ def test_delete(killer: Killer, disk: Disk, again: Callable[[], LvmBackend]) -> 
 
 
 def test_lvcreate_killed_before_it_attached_a_snapshot(disk: Disk) -> None:
-    """A thick snapshot of which only the room was made is no snapshot; it is made anew, or removed."""
+    """A thick snapshot of which only the space was made is no snapshot; it is made anew, or removed."""
     b = lvm_backend(disk, "thick")
     b.create_volume("v", 1)
     for _ in range(2):

@@ -105,7 +105,7 @@ def test_pool_data_full(make_disk: Callable[..., Disk]) -> None:
 
 @pytest.mark.slow
 def test_pool_metadata_full(make_disk: Callable[..., Disk]) -> None:
-    """A thin pool without room for its tables says that it is those."""
+    """A thin pool without space for its tables says that it is those."""
     disk = make_disk(2, extent="1m")
     pool = f"{disk.vg}-pool"
     run("lvcreate", "-y", "-L", "64m", "--poolmetadatasize", "2m", "-Zy", "-T", f"{disk.vg}/{pool}")

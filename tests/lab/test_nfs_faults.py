@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 MIB = 2**20
 BYTES = os.urandom(48 * MIB)
-ROOM_MIB = 160
+SPACE_MIB = 160
 TIMEOUT_S = 4
 SOON_S = 2.0
 """How long a request may take that has nothing to do with the share; the lab's kernel is slow."""
@@ -81,7 +81,7 @@ def api(start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("blockstore.bus.RETRY_DELAYS_S", (0.5, 1.0))
     SERVED.chmod(0o755)
     SMALL.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"size={ROOM_MIB}m,mode=755", "small", str(SMALL))
+    run("mount", "-t", "tmpfs", "-o", f"size={SPACE_MIB}m,mode=755", "small", str(SMALL))
     export("rw")
     sections = (
         backend_section("nas", "nfs", exports="127.0.0.1:/small", timeout_s=str(TIMEOUT_S)),

@@ -126,7 +126,7 @@ def test_a_thin_snapshot_is_activated_in_spite_of_its_skip_flag(
 
 
 def test_the_pool_that_check_makes(fake: FakeLvm) -> None:
-    """It zeroes, passes discards down, and leaves room for its own repair."""
+    """It zeroes, passes discards down, and leaves space for its own repair."""
     make("thin").check()
     words = "lvcreate -y --type thin-pool -l 95%FREE -Zy --discards passdown -n vg-pool -- vg"
     assert tuple(words.split()) in fake.ran
@@ -215,12 +215,12 @@ def test_a_deleted_thick_snapshot_is_split_and_cleared(fake: FakeLvm) -> None:
 
 @pytest.mark.parametrize("gib", [1, 3, 1000, 16384])
 def test_room_of_a_thick_snapshot(gib: int) -> None:
-    """There is room for every chunk, an entry of 16 bytes for each, a header, and a spare table."""
+    """There is space for every chunk, an entry of 16 bytes for each, a header, and a spare table."""
     size = gib * GIB
     chunks = size // CHUNK
-    room = cow_bytes(size) // CHUNK
-    assert room >= chunks + 1 + -(-chunks * 16 // CHUNK) + 1
-    assert room < chunks * 1.001 + 4
+    space = cow_bytes(size) // CHUNK
+    assert space >= chunks + 1 + -(-chunks * 16 // CHUNK) + 1
+    assert space < chunks * 1.001 + 4
 
 
 # --- meaning of errors ---------------------------------------------------------------------------------------
@@ -499,7 +499,7 @@ def test_what_is_open_is_left_alone(backend: LvmBackend, fake: FakeLvm, monkeypa
 
 
 def test_a_copy_that_fails_or_is_cancelled_leaves_nothing(backend: LvmBackend, fake: FakeLvm) -> None:
-    """Too small, cancelled, or no room: neither volume nor helper stays."""
+    """Too small, cancelled, or no space: neither volume nor helper stays."""
     backend.create_volume("v", 2)
     backend.create_snapshot("v", "s")
 

@@ -274,13 +274,13 @@ def test_names_of_what_is_deleted_differ() -> None:
     assert not {*old} & {*ours}
 
 
-@pytest.mark.parametrize("room", [0, -100])
-def test_a_full_metadata_area_is_told_and_lets_delete(fake: FakeLvm, room: int) -> None:
+@pytest.mark.parametrize("space", [0, -100])
+def test_a_full_metadata_area_is_told_and_lets_delete(fake: FakeLvm, space: int) -> None:
     """Renames that do not grow are tried; where LVM refuses even those, the volume is cleared under its own name."""
     b = make(fake)
     b.create_volume(VOLUME, 1)
     b.create_snapshot(VOLUME, SNAPSHOT)
-    fake.metadata_free = room
+    fake.metadata_free = space
     b.check()
     capacity = b.capacity()
     assert (capacity.metadata_filled_percent or 0) >= 100

@@ -133,7 +133,7 @@ def test_a_discard_gives_the_room_back(place: Path, target: NbdTarget) -> None:
     assert file.stat().st_blocks * 512 >= 16 * MIB
     qemu_io(connection, place, "discard 0 8M", "flush")
     assert file.stat().st_blocks * 512 <= 9 * MIB
-    qemu_io(connection, place, "write -P 0 8M 8M", "flush")  # zeros that are written take no room either
+    qemu_io(connection, place, "write -P 0 8M 8M", "flush")  # zeros that are written take no space either
     assert file.stat().st_blocks * 512 <= MIB
     qemu_io(connection, place, "read -P 0 0 16M")
 

@@ -16,7 +16,7 @@ class Refused(Exception):
 
 
 class Pool:
-    """A pool with one image of many snapshots; an answer must fit into the room that is given for it."""
+    """A pool with one image of many snapshots; an answer must fit into the space that is given for it."""
 
     SNAPSHOTS = 3000
     gone: frozenset[int] = frozenset()

@@ -163,7 +163,7 @@ def test_a_backend_that_fails_leaves_the_volume_where_it_was(api: Client, backen
     reference = foreign(backend, "foreign")
 
     def fail(*_args: Any) -> int:
-        raise NoSpace("There is no room to grow.")
+        raise NoSpace("There is no space to grow.")
 
     monkeypatch.setattr(backend, "adopt_volume", fail)
     volume = managed(api, reference)
