@@ -119,7 +119,7 @@ class Handler:
             and to in (V.AVAILABLE, V.IN_USE)
             and _status_of(session, operation) == to
         ):
-            states.reckon(session, operation.resource_id)
+            states.sync_volume_status(session, operation.resource_id)
 
     def _begin(self, context: HandlerContext, operation: Operation) -> Any:
         """Return the row, or None when there is nothing left to do, or the mark of a cancelled operation."""

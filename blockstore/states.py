@@ -193,15 +193,15 @@ EXPORTED = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETA
 # --- doors -------------------------------------------------------------------------------------------------
 
 
-def born(session: Session, row: Volume | Snapshot | Attachment, operation: Operation) -> None:
+def insert_with_operation(session: Session, row: Volume | Snapshot | Attachment, operation: Operation) -> None:
     """Insert a row together with the operation that will settle it, in that operation's transitional status."""
     row.status = operation.status
     session.add(row)
     session.flush()
-    file(session, operation)
+    enqueue(session, operation)
 
 
-def born_settled(session: Session, attachment: Attachment, status: A) -> None:
+def insert_row(session: Session, attachment: Attachment, status: A) -> None:
     """Insert an attachment that nothing needs to be done for."""
     attachment.status = status
     session.add(attachment)
@@ -237,7 +237,7 @@ def move(
         raise StateConflict(machine.name, row_id, present, to)
     log.debug("%s %s -> %s", machine.name, row_id, to)
     if operation is not None:
-        file(session, operation)
+        enqueue(session, operation)
 
 
 @functools.cache
@@ -273,7 +273,7 @@ def lock(session: Session, volume_id: str) -> None:
     session.execute(select(Volume.id).where(Volume.id == volume_id).with_for_update())
 
 
-def reckon(session: Session, volume_id: str) -> None:
+def sync_volume_status(session: Session, volume_id: str) -> None:
     """Bring a volume's two statuses in line with its attachments; called in the transaction that changed them.
 
     compat: of what the attachments say the alphabetically first word wins, and those in error_attaching say nothing.
@@ -293,7 +293,7 @@ def reckon(session: Session, volume_id: str) -> None:
     session.execute(moving.values(status=status))
 
 
-def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:
+def reset_status(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:
     """Set a status whatever it is now: the administrator's os-reset_status. Asks a running operation to stop."""
     model: Any = machine.model
     session.execute(update(model).where(model.id == row_id).values(status=to, updated_at=now()))
@@ -305,19 +305,19 @@ def force(session: Session, machine: Machine, row_id: str, to: str, *, by: str) 
     log.warning("status of %s %s set to %s by %s", machine.name.lower(), row_id, to, by)
 
 
-def release(session: Session, volume_id: str) -> None:
+def cancel_transfer(session: Session, volume_id: str) -> None:
     """Make a volume available whose offer was taken back; one whose status was set meanwhile keeps it."""
     with suppress(StateConflict):
         move(session, VOLUME, volume_id, V.AVAILABLE, only_from=(V.AWAITING_TRANSFER,))
 
 
-def removed_at_once(session: Session, operation: Operation) -> None:
+def delete_now(session: Session, operation: Operation) -> None:
     """Remove a row that nothing needs to be done for, and note its operation as done: the story stays whole."""
     _write_down(session, operation)
     complete_and_delete(session, operation)
 
 
-def let_go(
+def unmanage(
     session: Session, machine: Machine, row_id: str, only_from: Sequence[str], where: Sequence[ColumnElement[bool]] = ()
 ) -> None:
     """Remove a row whose volume or snapshot stays on its backend. Raises StateConflict; nothing is changed then."""
@@ -340,7 +340,7 @@ def is_covered(session: Session, kind: type[Operation], row_id: str) -> bool:
 # --- operations ------------------------------------------------------------------------------------------------
 
 
-def file(session: Session, operation: Operation) -> None:
+def enqueue(session: Session, operation: Operation) -> None:
     """Write an operation down; it is enqueued when the transaction has committed."""
     _write_down(session, operation)
     after_commit(session, operation)
@@ -356,19 +356,21 @@ def _write_down(session: Session, operation: Operation) -> None:
         "project_id": operation.project_id,
         "request_id": operation.request_id,
     }
-    session.execute(_FILE, row)
+    session.execute(_INSERT, row)
 
 
 _OPERATIONS: Any = OperationRow.__table__
 # Built once: building a statement takes longer than running it.
-_FILE = insert(_OPERATIONS)
+_INSERT = insert(_OPERATIONS)
 _FINISH = update(_OPERATIONS).where(_OPERATIONS.c.id == bindparam("operation"))
 
 
-def hand_over(session: Session, operation: Operation, following: Operation, *, failure: str | None = None) -> None:
+def complete_and_continue(
+    session: Session, operation: Operation, following: Operation, *, failure: str | None = None
+) -> None:
     """Finish an operation by filing the one that goes on with its row; ``failure``: why something else is tried."""
     finish(session, operation, "failed" if failure else "done", failure)
-    file(session, following)
+    enqueue(session, following)
 
 
 def finish(

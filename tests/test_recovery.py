@@ -169,8 +169,8 @@ def test_rows_stranded_by_an_administrator_settle_at_the_next_start(life: Life, 
     api = life.start()
     volume, snapshot = api.volume(), api.snapshot(api.volume()["id"])
     with api.service.db.write() as session:
-        states.force(session, states.VOLUME, volume["id"], status, by="somebody")
-        states.force(session, states.SNAPSHOT, snapshot["id"], "creating", by="somebody")
+        states.reset_status(session, states.VOLUME, volume["id"], status, by="somebody")
+        states.reset_status(session, states.SNAPSHOT, snapshot["id"], "creating", by="somebody")
     api = life.start()
     expected = {"creating": "error", "deleting": "error_deleting", "extending": "error_extending"}[status]
     assert api.get(f"/volumes/{volume['id']}")["volume"]["status"] == expected

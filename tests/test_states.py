@@ -190,7 +190,7 @@ def test_row_and_operation_are_born_together_or_not_at_all(db: Database) -> None
 
     def bear(fail: bool) -> None:
         with db.write() as session:
-            states.born(session, row, operation)
+            states.insert_with_operation(session, row, operation)
             assert not enqueued
             if fail:
                 raise RuntimeError
@@ -225,7 +225,7 @@ def test_settling_closes_the_operation_with_its_row(
         operation_id=new_operation_id(), request_id="r", project_id="p", volume_id=volume_id, snapshot_id=snapshot.id
     )
     with db.write() as session:
-        states.file(session, operation)
+        states.enqueue(session, operation)
     with db.write() as session:
         settle(session, operation)
     assert status_of(db, volume_id) == status
@@ -241,8 +241,8 @@ def test_settling_a_row_that_was_reset_leaves_it_and_says_so(db: Database) -> No
     volume_id = volume(db, "deleting")
     operation = operation_of(volume_id)
     with db.write() as session:
-        states.file(session, operation)
-        states.force(session, VOLUME, volume_id, V.ERROR, by="somebody")
+        states.enqueue(session, operation)
+        states.reset_status(session, VOLUME, volume_id, V.ERROR, by="somebody")
     with db.write() as session:
         assert not states.complete(session, operation, V.AVAILABLE)
     assert status_of(db, volume_id) == "error"
@@ -264,7 +264,7 @@ def test_operations_survive_their_journey_through_json(db: Database) -> None:
         tried=("x", "y"),
     )
     with db.write() as session:
-        states.file(session, operation)
+        states.enqueue(session, operation)
     with db.read() as session:
         row = session.get_one(OperationRow, operation.operation_id)
     assert from_stored(row.kind, row.id, row.request_id, row.project_id, row.body) == operation

@@ -218,11 +218,11 @@ def create(call: Call, body: Mapping[str, Any]) -> Any:
         id=new_id(), project_id=volume.project_id, volume_id=volume.id, instance_uuid=instance, attach_mode=mode
     )
     if not asked.get("connector"):
-        states.born_settled(call.session, row, A.RESERVED)
+        states.insert_row(call.session, row, A.RESERVED)
         return _one(call, row.id)
     fit(call, volume, row, asked["connector"])
     operation = connecting(call, row)
-    states.born(call.session, row, operation)
+    states.insert_with_operation(call.session, row, operation)
     return Later(operations=(operation.operation_id,), reply=lambda later: _connected(later, row.id, operation))
 
 
@@ -380,7 +380,7 @@ def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
         )
     except StateConflict as conflict:
         raise InvalidStatus(conflict.message) from None
-    states.reckon(call.session, row.volume_id)
+    states.sync_volume_status(call.session, row.volume_id)
 
 
 # --- detaching ---------------------------------------------------------------------------------------------

@@ -141,10 +141,10 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
     asked = body["snapshot"]
     volume = find_volume(call, str(asked["volume_id"]), lock=True)  # its status stays what is looked at here
-    return {"snapshot": shown(call, [born(call, volume, asked)], kind="accepted")[0]}
+    return {"snapshot": shown(call, [insert_with_operation(call, volume, asked)], kind="accepted")[0]}
 
 
-def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str = "") -> Snapshot:
+def insert_with_operation(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str = "") -> Snapshot:
     """File a snapshot of a volume, or, with a ``reference``, the taking over of one. Raises InvalidStatus."""
     _check_snapshot_of(call, volume, asked)
     keep_project(call, volume.project_id)
@@ -166,7 +166,7 @@ def born(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str
     limits = call.core.config.quota
     quotas.charge(call.session, limits, volume.project_id, volume.volume_type_id, snapshots=1, gigabytes=volume.size)
     operation = call.operation(PlaceSnapshot, snapshot, volume_id=volume.id, reference=reference)
-    states.born(call.session, snapshot, operation)
+    states.insert_with_operation(call.session, snapshot, operation)
     OF_SNAPSHOTS.add(call.session, snapshot.id, asked.get("metadata") or {})
     return snapshot
 
@@ -248,7 +248,7 @@ ACTION = "/snapshots/<snapshot_id>/action"
 def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Set the status of a snapshot by force."""
     find_snapshot(call, snapshot_id, lock=True)
-    states.force(call.session, states.SNAPSHOT, snapshot_id, body["reset"]["status"], by=call.ctx.user_id)
+    states.reset_status(call.session, states.SNAPSHOT, snapshot_id, body["reset"]["status"], by=call.ctx.user_id)
 
 
 @routes.action(
@@ -287,4 +287,4 @@ def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None
         )
     touch(call, snapshot, progress=asked.get("progress", snapshot.progress))
     if asked["status"] != snapshot.status:
-        states.force(call.session, states.SNAPSHOT, snapshot_id, asked["status"], by=call.ctx.user_id)
+        states.reset_status(call.session, states.SNAPSHOT, snapshot_id, asked["status"], by=call.ctx.user_id)

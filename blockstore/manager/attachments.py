@@ -52,14 +52,14 @@ def connect_attachment(context: ManagerContext, operation: ConnectAttachment, at
         )
         states.complete(session, operation, A.ATTACHING)
         if not attachment.legacy:
-            states.reckon(session, attachment.volume_id)
+            states.sync_volume_status(session, attachment.volume_id)
 
 
 def _keep_attachment(session: Session, operation: DisconnectAttachment, failure: Failure) -> None:
     _note_reason(session, operation, failure)
     states.fail_rows(session, operation, to=failure.to)  # first, because the volume's status follows
     if operation.follow:
-        states.reckon(session, operation.volume_id)
+        states.sync_volume_status(session, operation.volume_id)
 
 
 @handles(DisconnectAttachment, action=Action.DETACH, undo=_keep_attachment)
@@ -72,7 +72,7 @@ def disconnect_attachment(context: ManagerContext, operation: DisconnectAttachme
             session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
             states.complete_and_delete(session, operation)
             if operation.follow:
-                states.reckon(session, attachment.volume_id)
+                states.sync_volume_status(session, attachment.volume_id)
     except InUse as exc:
         raise KeepsStatus(exc, operation.came_from) from exc
 
@@ -86,7 +86,7 @@ def end_all(context: ManagerContext, volume_id: str) -> None:
         with context.exports.ended([attachment]), context.db.write() as session:
             states.lock(session, volume_id)
             session.execute(delete(Attachment).where(Attachment.id == attachment.id))
-            states.reckon(session, volume_id)
+            states.sync_volume_status(session, volume_id)
 
 
 def _left_over(context: ManagerContext, attachment: Attachment) -> list[Attachment]:

@@ -34,7 +34,7 @@ def _remove_the_copy(session: Session, operation: MoveVolume, _failure: Failure)
     rest = operation.beside(
         RemoveCopy, pool=operation.destination, name=operation.copy_name, size_gib=operation.volume_gib
     )
-    states.file(session, rest)
+    states.enqueue(session, rest)
 
 
 @handles(MoveVolume, action=Action.MIGRATE, undo=_remove_the_copy)
@@ -91,7 +91,7 @@ def _move(context: ManagerContext, operation: MoveVolume, volume: Volume, type_i
         refuse_cancelled(session, operation)  # also when it was reset, and another move has begun since
         states.finish(session, operation)
         left_over = operation.beside(RemoveCopy, pool=volume.host or "", name=volume_name(volume), size_gib=volume.size)
-        states.file(session, left_over)
+        states.enqueue(session, left_over)
 
 
 @handles_until_done(RemoveCopy, action=Action.MIGRATE)

@@ -59,6 +59,6 @@ def accept(db: Database, pool: str, backend: Backend, installation: str, keep_da
                     continue
                 lost.append(row.id)
                 if row.status == V.AVAILABLE:
-                    states.force(session, machine, row.id, V.ERROR, by="blockstore backend accept")
+                    states.reset_status(session, machine, row.id, V.ERROR, by="blockstore backend accept")
                 messages.tell_lost(session, machine.name, row.project_id, row.id, keep_days)
     return Accepted(former, identity, there, lost)

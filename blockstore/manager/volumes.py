@@ -106,7 +106,7 @@ def _send_back(context: ManagerContext, operation: CreateVolume, volume: Volume,
     with context.db.write() as session:
         claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
-        states.hand_over(session, operation, following, failure=str(exc))
+        states.complete_and_continue(session, operation, following, failure=str(exc))
 
 
 @handles(DeleteVolume, action=Action.DELETE)
@@ -146,7 +146,7 @@ def extend_volume(context: ManagerContext, operation: ExtendVolume, volume: Volu
         # The size is a fact now, whatever an administrator did to the status meanwhile.
         session.execute(update(Volume).where(Volume.id == volume.id).values(size=operation.new_size_gib))
         if states.complete(session, operation, V.AVAILABLE):
-            states.reckon(session, volume.id)
+            states.sync_volume_status(session, volume.id)
 
 
 def _refund_type(session: Session, operation: ChangeType, _failure: Failure) -> None:
@@ -169,7 +169,7 @@ def change_type(context: ManagerContext, operation: ChangeType, volume: Volume) 
         quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
         _recount_snapshots(session, volume, kind.id)
         if states.complete(session, operation, V.AVAILABLE):
-            states.reckon(session, volume.id)
+            states.sync_volume_status(session, volume.id)
 
 
 def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:

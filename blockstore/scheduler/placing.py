@@ -79,7 +79,7 @@ def place_volume(context: SchedulerContext, operation: PlaceVolume, volume: Volu
             tried=operation.tried,
             pool=pool.name,
         )
-        states.hand_over(session, operation, following)
+        states.complete_and_continue(session, operation, following)
 
 
 @handles(PlaceSnapshot, action=Action.SNAPSHOT_CREATE)
@@ -93,7 +93,7 @@ def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot
         claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
         following = operation.then(CreateSnapshot, volume_id=operation.volume_id, reference=operation.reference)
-        states.hand_over(session, operation, following)
+        states.complete_and_continue(session, operation, following)
 
 
 @handles(PlaceManaged, action=Action.MANAGE)
@@ -103,7 +103,7 @@ def place_managed(context: SchedulerContext, operation: PlaceManaged, volume: Vo
         wish = Wish(size_gib=0, only_pool=operation.pool, **confined_facts(session, volume))
         _choose(context, session, wish, operation.request_id)
         following = operation.then(ManageVolume, pool=operation.pool, reference=operation.reference)
-        states.hand_over(session, operation, following)
+        states.complete_and_continue(session, operation, following)
 
 
 def _refund_growth(session: Session, operation: PlaceExtension, _failure: Failure) -> None:
@@ -126,7 +126,7 @@ def place_extension(context: SchedulerContext, operation: PlaceExtension, volume
         following = operation.then(
             ExtendVolume, new_size_gib=operation.new_size_gib, growth_gib=operation.growth_gib, pool=pool.name
         )
-        states.hand_over(session, operation, following)
+        states.complete_and_continue(session, operation, following)
 
 
 def _refund_type(session: Session, operation: RetypeVolume, _failure: Failure) -> None:
@@ -155,7 +155,7 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
         following = operation.then(
             ChangeType, type_id=operation.type_id, counted=operation.counted, size_gib=operation.size_gib
         )
-        states.hand_over(session, operation, following)
+        states.complete_and_continue(session, operation, following)
 
 
 def _retype_by_moving(
@@ -186,7 +186,7 @@ def _retype_by_moving(
         counted=operation.counted,
         size_gib=operation.size_gib,
     )
-    states.hand_over(session, operation, following)
+    states.complete_and_continue(session, operation, following)
 
 
 def leaving(board: Board, volume: Volume) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
         following = operation.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
-        states.hand_over(session, operation, following)
+        states.complete_and_continue(session, operation, following)
 
 
 # --- what the decision is made of ----------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def state(start_service: Callable[..., Service], tmp_path: Path) -> Path:
     db = Database(f"sqlite:///{state}/blockstore.db")
     with db.write() as session:
         for kind, volume_id in ((CreateVolume, "v1"), (DeleteVolume, "v2")):
-            states.file(
+            states.enqueue(
                 session, kind(operation_id=new_operation_id(), request_id="req-1", project_id="p", volume_id=volume_id)
             )
     db.dispose()

@@ -50,7 +50,7 @@ class Truth:
         self.origin: dict[str, str] = {}
         self.cascading: set[str] = set()
         """Volumes that a client is removing with their snapshots, also those whose answer is on its way to another."""
-        self.let_go = 0
+        self.unmanage = 0
         """Volumes that may have been let go since all that was found was taken over."""
         self.answered: Counter[str] = Counter()
 
@@ -82,7 +82,7 @@ class Load:
         """Work until the server is gone."""
         verbs = [
             self.create, self.copy, self.clone, self.snapshot, self.extend, self.revert, self.delete_snapshot,
-            self.move, self.let_go, self.take_over,
+            self.move, self.unmanage, self.take_over,
         ]  # fmt: skip
         try:
             while True:
@@ -153,13 +153,13 @@ class Load:
         body = {"os-migrate_volume": {"host": self.dice.choice(BACKENDS)}}
         self.ask("POST", f"/volumes/{self.pick('volumes')}/action", body)
 
-    def let_go(self) -> None:
+    def unmanage(self) -> None:
         volume_id = self.pick("volumes")
         with self.truth.lock:
-            self.truth.let_go += 1
+            self.truth.unmanage += 1
         if not self.remove("volumes", volume_id, action=f"/volumes/{volume_id}/action"):
             with self.truth.lock:
-                self.truth.let_go -= 1
+                self.truth.unmanage -= 1
 
     def take_over(self) -> None:
         for host, reference in self.free()[:1]:
@@ -178,7 +178,7 @@ class Load:
     def take_over_all(self) -> None:
         """Take over all that was let go: no more than that is there, so nothing was left behind."""
         while free := self.free():
-            assert len(free) <= self.truth.let_go, (free, self.truth.let_go)
+            assert len(free) <= self.truth.unmanage, (free, self.truth.unmanage)
             self.take_over()
         self.http.close()
 
@@ -251,7 +251,7 @@ def test_kills_under_load(victim: Victim) -> None:
         drains.append(victim.drain())
         Load(truth, victim.url, 0).take_over_all()
         victim.drain()
-        truth.let_go = 0
+        truth.unmanage = 0
         victim.check()
         truth.compare(listed(victim.url))
         with ThreadPoolExecutor(CLIENTS) as clients:

@@ -193,7 +193,7 @@ def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     if values:
         call.session.execute(update(Volume).where(Volume.id == volume_id).values(updated_at=now(), **values))
     if asked.get("status"):
-        states.force(call.session, states.VOLUME, volume_id, asked["status"], by=call.ctx.user_id)
+        states.reset_status(call.session, states.VOLUME, volume_id, asked["status"], by=call.ctx.user_id)
 
 
 def _detach_all(call: Call, volume: Volume) -> None:

@@ -63,7 +63,7 @@ def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 def _unreserve(call: Call, volume: Volume) -> None:
     if volume.status == V.ATTACHING:  # compat: else nothing, silently
-        states.reckon(call.session, volume.id)
+        states.sync_volume_status(call.session, volume.id)
 
 
 @routes.action(
@@ -140,8 +140,8 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             attach_mode=mode,
             attached_at=now(),
         )
-        states.born_settled(call.session, row, A.ATTACHED)
-    states.reckon(call.session, volume_id)
+        states.insert_row(call.session, row, A.ATTACHED)
+    states.sync_volume_status(call.session, volume_id)
 
 
 def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
@@ -158,7 +158,7 @@ def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     _refuse_in_maintenance(volume)
     row = _attachment_to_end(call, volume, (body["detach"] or {}).get("attachment_id"))
     if row is None:
-        states.reckon(call.session, volume_id)  # compat: nothing is attached, and that is no error
+        states.sync_volume_status(call.session, volume_id)  # compat: nothing is attached, and that is no error
         return None
     refuse_while_a_server_uses(call, [row])
     return _when_ended([disconnect(call, row)])
@@ -206,7 +206,7 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
     row = Attachment(id=new_id(), project_id=volume.project_id, volume_id=volume_id, legacy=True)
     fit(call, volume, row, connector)
     operation = connecting(call, row)
-    states.born(call.session, row, operation)
+    states.insert_with_operation(call.session, row, operation)
 
     def reply(later: Call) -> dict[str, Any]:
         check_outcome(later, operation)
@@ -258,7 +258,7 @@ def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     row = _attachment_to_end(call, volume, body["detach"].get("attachment_id"))
     operations = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
     if row is None:
-        states.reckon(call.session, volume_id)
+        states.sync_volume_status(call.session, volume_id)
     return _when_ended(operations)
 
 

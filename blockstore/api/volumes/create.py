@@ -92,7 +92,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         source_volume_id=volume.source_volid,
         hints=body.get("hints") or {},
     )
-    states.born(call.session, volume, operation)
+    states.insert_with_operation(call.session, volume, operation)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     if source is not None:

@@ -71,7 +71,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
     if at_once:
         if volume.consumes_quota:
             quotas.refund(call.session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-        states.removed_at_once(call.session, operation)
+        states.delete_now(call.session, operation)
 
 
 def _is_nowhere(call: Call, volume: Volume) -> bool:

@@ -19,8 +19,8 @@ from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
 from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
-from blockstore.api.snapshots import born as snapshot_born
 from blockstore.api.snapshots import find_snapshot
+from blockstore.api.snapshots import insert_with_operation as snapshot_born
 from blockstore.api.snapshots import shown as snapshots_shown
 from blockstore.api.types.types import default_type, find_type
 from blockstore.api.volumes.actions import ACTION
@@ -195,7 +195,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         created_at=now(),
     )
     operation = call.operation(PlaceManaged, volume, pool=report.name, reference=asked["ref"])
-    states.born(call.session, volume, operation)
+    states.insert_with_operation(call.session, volume, operation)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     # compat: no field that came later, and none that a policy opens, at any microversion
@@ -263,7 +263,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     counted = {"volumes": 1, "gigabytes": volume.size} if volume.consumes_quota else {}
     host, project, type_id = volume.host, volume.project_id, volume.volume_type_id
     try:
-        states.let_go(call.session, states.VOLUME, volume_id, DELETABLE, conditions)
+        states.unmanage(call.session, states.VOLUME, volume_id, DELETABLE, conditions)
     except StateConflict:
         reserved = call.session.execute(select(Attachment.id).where(Attachment.volume_id == volume_id).limit(1)).first()
         raise InvalidStatus(
@@ -286,7 +286,7 @@ def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> 
     volume = call.session.get_one(Volume, snapshot.volume_id, with_for_update=True)
     host, project, size, counts = snapshot.host, snapshot.project_id, snapshot.volume_size, snapshot.consumes_quota
     try:
-        states.let_go(call.session, states.SNAPSHOT, snapshot_id, SNAPSHOT_DELETABLE)
+        states.unmanage(call.session, states.SNAPSHOT, snapshot_id, SNAPSHOT_DELETABLE)
     except StateConflict as conflict:
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {conflict.present}; it must be"

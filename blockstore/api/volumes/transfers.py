@@ -106,7 +106,7 @@ def remove(call: Call, transfer_id: str) -> None:
     row = find(call, Transfer, transfer_id)
     states.lock(call.session, row.volume_id)  # before the offer, as who accepts it does: neither waits for the other
     _take(call, row)
-    states.release(call.session, row.volume_id)
+    states.cancel_transfer(call.session, row.volume_id)
 
 
 @routes.get(OLD, policy="volume:get_all_transfers")

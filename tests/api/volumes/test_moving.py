@@ -465,7 +465,7 @@ def test_a_pool_that_left_the_configuration_while_a_volume_moved(
     with service.db.write() as session:
         session.execute(Volume.__table__.update().values(status="maintenance", migration_status="migrating"))
         claims.claim(session, f"{B}#b", volumes=1, volume_gib=1)
-        states.file(session, operation)
+        states.enqueue(session, operation)
     service.stop()
     kept = tuple(section for name, section in sections.items() if name != missing)
     api = Client(start_service(make_config(tmp_path / "state", backends=kept)))
@@ -610,14 +610,14 @@ def test_a_volume_stays_on_blocks_of_its_size(api: Client, monkeypatch: pytest.M
 def test_blocks_that_grew_since_a_move_was_placed_stop_it(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = volume(api)
     fill(api, made["id"])
-    real = states.hand_over
+    real = states.complete_and_continue
 
-    def hand_over(session: Any, operation: Any, following: Any, **more: Any) -> None:
+    def complete_and_continue(session: Any, operation: Any, following: Any, **more: Any) -> None:
         report = api.service.board.reports()[f"{B}#b"]
         api.service.board.pin(replace(report, capabilities=replace(report.capabilities, block_size=4096)))
         real(session, operation, following, **more)
 
-    monkeypatch.setattr(states, "hand_over", hand_over)
+    monkeypatch.setattr(states, "complete_and_continue", complete_and_continue)
     assert move(api, made["id"]).status == 202
     idle(api)
     found = shown(api, made["id"])
