@@ -20,7 +20,7 @@ CODE = """
 import pathlib
 pathlib.Path(__file__).with_name("imported").touch()
 from blockstore.backends.memory import MemoryBackend as Planted
-def filter(wish, pool): return None
+def filter(request, pool): return None
 """
 
 Plant = Callable[[], Path]

@@ -34,7 +34,7 @@ from blockstore.manager.exports import Exports
 from blockstore.policies import Policy
 from blockstore.runner import mark_started
 from blockstore.scheduler import explaining, loading
-from blockstore.scheduler.placing import SchedulerContext
+from blockstore.scheduler.placement import SchedulerContext
 from blockstore.server.lines import Lines
 from blockstore.throttle import Throttle
 

@@ -6,13 +6,13 @@ Knows pools from the board and the ledger only; never sees a backend.
 from __future__ import annotations
 
 from blockstore.runner import by_kind
-from blockstore.scheduler import placing
+from blockstore.scheduler import placement
 
 HANDLERS = by_kind(
-    placing.place_volume,
-    placing.place_snapshot,
-    placing.place_extension,
-    placing.retype_volume,
-    placing.place_managed,
-    placing.place_migration,
+    placement.place_volume,
+    placement.place_snapshot,
+    placement.place_extension,
+    placement.retype_volume,
+    placement.place_managed,
+    placement.place_migration,
 )

@@ -1,6 +1,6 @@
-"""Choose a pool: wish and pools in, a choice or the reason per pool out.
+"""Choose a pool: request and pools in, a choice or the reason per pool out.
 
-Called by placing.py with what it read and with the configured filters and weighers. Pure: it reads no clock, no
+Called by placement.py with what it read and with the configured filters and weighers. Pure: it reads no clock, no
 database and no configuration, so a decision can be repeated from its inputs.
 """
 
@@ -16,7 +16,7 @@ from blockstore.scheduler.pools import Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class PlacementRequest:
     """What is to be placed, with everything about it already looked up."""
 
     size_gib: float  # for an extend the difference; 0 for a volume that is on its pool already
@@ -25,9 +25,9 @@ class Wish:
     volume: Mapping[str, Any] = field(default_factory=dict)  # volume.* in expressions
     same_pools: frozenset[str] | None = None  # where the volumes named by the hint same_host are; None: no hint
     different_pools: frozenset[str] | None = None  # so too for different_host
-    only_pool: str | None = None  # where the source is, when the volume has to be beside it
+    required_pool: str | None = None  # where the source is, when the volume has to be beside it
     tried: tuple[str, ...] = ()  # pools that failed already
-    leaves: str | None = None  # the pool that it is to be moved away from
+    exclude_pool: str | None = None  # the pool that it is to be moved away from
     block_size: int | None = None  # the logical block size of what is to be moved, in bytes; None: not known
     destination: str | None = None  # the pool, or the backend, that it is to be moved to
     extends_attached: bool = False
@@ -38,10 +38,10 @@ class Wish:
         return self.extra_specs.get("provisioning:type") == "thick"
 
 
-Check = Callable[[Wish, Pool], str | None]
-"""Return why the pool cannot take the wish, or None when it can."""
+Check = Callable[[PlacementRequest, Pool], str | None]
+"""Return why the pool cannot take the request, or None when it can."""
 
-Weigh = Callable[[Wish, Pool], float]
+Weigh = Callable[[PlacementRequest, Pool], float]
 """Return a number; math.inf says that the pool has no figure to offer."""
 
 
@@ -109,19 +109,21 @@ class Choice:
         return self.ranking[0].pool if self.ranking else None
 
 
-def choose(wish: Wish, pools: Sequence[Pool], filters: Sequence[Filter], weighers: Sequence[Weigher]) -> Choice:
-    """Return the pools that can take the wish from best to worst, and the reason for each that cannot."""
+def choose(
+    request: PlacementRequest, pools: Sequence[Pool], filters: Sequence[Filter], weighers: Sequence[Weigher]
+) -> Choice:
+    """Return the pools that can take the request from best to worst, and the reason for each that cannot."""
     passed: list[Pool] = []
     refusals: dict[str, Refusal] = {}
     names = frozenset(pool.name for pool in pools)
     for pool in sorted(pools, key=lambda pool: pool.name):
-        refusal = _refuse_by_history(wish, pool, names) or _refuse_by_filters(wish, pool, filters)
+        refusal = _refuse_by_history(request, pool, names) or _refuse_by_filters(request, pool, filters)
         if refusal is None:
             passed.append(pool)
         else:
             refusals[pool.name] = refusal
     # Sorting is stable and the pools are sorted by name, so a tie goes to the first name.
-    ranking = sorted(_weigh(wish, passed, weighers), key=lambda ranked: ranked.total, reverse=True)
+    ranking = sorted(_weigh(request, passed, weighers), key=lambda ranked: ranked.total, reverse=True)
     return Choice(ranking=tuple(ranking), refusals=refusals)
 
 
@@ -140,35 +142,35 @@ def explain_ranking(choice: Choice) -> str:
     return "; ".join(lines) or "No pool passed."
 
 
-def _refuse_by_history(wish: Wish, pool: Pool, names: frozenset[str]) -> Refusal | None:
+def _refuse_by_history(request: PlacementRequest, pool: Pool, names: frozenset[str]) -> Refusal | None:
     """Refuse what failed already and what is not beside the source; neither is left to the configuration."""
-    if pool.name in wish.tried:
+    if pool.name in request.tried:
         return Refusal("RetryFilter", "tried already")
-    if pool.name == wish.leaves:
+    if pool.name == request.exclude_pool:
         return Refusal("MigrationFilter", "the volume is there already")
-    if wish.destination not in (None, pool.name, pool.backend):
-        return Refusal("MigrationFilter", f"the destination is {wish.destination}")
+    if request.destination not in (None, pool.name, pool.backend):
+        return Refusal("MigrationFilter", f"the destination is {request.destination}")
     there = pool.capabilities.get("logical_block_size")
-    if wish.block_size and there and (reason := other_block_size(wish.block_size, there)):
+    if request.block_size and there and (reason := other_block_size(request.block_size, there)):
         return Refusal("BlockSizeFilter", reason)
-    if wish.only_pool is not None and pool.name != wish.only_pool:
-        absent = "" if wish.only_pool in names else ", which is down, disabled or has not reported"
-        return Refusal("SourcePoolFilter", f"the source is on {wish.only_pool}{absent}")
+    if request.required_pool is not None and pool.name != request.required_pool:
+        absent = "" if request.required_pool in names else ", which is down, disabled or has not reported"
+        return Refusal("SourcePoolFilter", f"the source is on {request.required_pool}{absent}")
     return None
 
 
-def _refuse_by_filters(wish: Wish, pool: Pool, filters: Sequence[Filter]) -> Refusal | None:
+def _refuse_by_filters(request: PlacementRequest, pool: Pool, filters: Sequence[Filter]) -> Refusal | None:
     for name, check in filters:
-        reason = check(wish, pool)
+        reason = check(request, pool)
         if reason is not None:
             return Refusal(name, reason)
     return None
 
 
-def _weigh(wish: Wish, pools: Sequence[Pool], weighers: Sequence[Weigher]) -> list[Ranked]:
+def _weigh(request: PlacementRequest, pools: Sequence[Pool], weighers: Sequence[Weigher]) -> list[Ranked]:
     columns: list[list[Weight]] = []
     for name, weigh, multiplier in weighers:
-        raws = [float(weigh(wish, pool)) for pool in pools]
+        raws = [float(weigh(request, pool)) for pool in pools]
         columns.append(
             [
                 Weight(weigher=name, raw=raw, normalised=normalised, multiplier=multiplier)

@@ -10,8 +10,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from blockstore.db.models import Volume, VolumeType
-from blockstore.scheduler.choosing import Choice, Wish, choose, explain
-from blockstore.scheduler.placing import SchedulerContext, candidates, confined_facts, kept_by, leaving
+from blockstore.scheduler.choosing import Choice, PlacementRequest, choose, explain
+from blockstore.scheduler.placement import (
+    SchedulerContext,
+    candidates,
+    confined_facts,
+    excluding_source,
+    migration_blocker,
+)
 from blockstore.scheduler.pools import Pool
 from blockstore.zones import zones_of
 
@@ -21,17 +27,19 @@ def explain_new(
 ) -> dict[str, Any]:
     """Return what would become of a new volume: per pool the filter that refuses it, or the weights of its rank."""
     specs = session.get_one(VolumeType, type_id).extra_specs
-    wish = Wish(
+    request = PlacementRequest(
         size_gib=size_gib,
         extra_specs=specs,
         availability_zones=(zone,) if zone else zones_of(specs),
         volume={"size": size_gib, "volume_type_id": type_id, "name": "", "id": "", "project_id": ""},
     )
     pools, absent = candidates(context.board, session)
-    return _told(choose(wish, pools, context.filters, context.weighers), pools, absent, wish)
+    return _told(choose(request, pools, context.filters, context.weighers), pools, absent, request)
 
 
-def _told(choice: Choice, pools: Sequence[Pool], absent: Mapping[str, str], wish: Wish) -> dict[str, Any]:
+def _told(
+    choice: Choice, pools: Sequence[Pool], absent: Mapping[str, str], request: PlacementRequest
+) -> dict[str, Any]:
     rank = {ranked.pool.name: (place, ranked) for place, ranked in enumerate(choice.ranking, 1)}
     rows: list[dict[str, Any]] = []
     for pool in sorted(pools, key=lambda pool: rank.get(pool.name, (len(pools) + 1, None))[0]):
@@ -40,7 +48,7 @@ def _told(choice: Choice, pools: Sequence[Pool], absent: Mapping[str, str], wish
             "total_gib": _finite(pool.total_gib),
             "free_gib": _finite(pool.free_gib),
             "provisioned_gib": round(pool.provisioned_gib, 2),
-            "virtual_free_gib": _finite(pool.virtual_free(wish.wants_thick)),
+            "virtual_free_gib": _finite(pool.virtual_free(request.wants_thick)),
         }
         if pool.name in rank:
             place, ranked = rank[pool.name]
@@ -82,8 +90,10 @@ def plan_drain(context: SchedulerContext, session: Session, backend: str) -> lis
     for volume in volumes:
         destination, reason = None, why_it_stays(session, volume)
         if reason is None:
-            wish = Wish(size_gib=volume.size, **leaving(context.board, volume), **confined_facts(session, volume))
-            choice = choose(wish, list(pools.values()), context.filters, context.weighers)
+            request = PlacementRequest(
+                size_gib=volume.size, **excluding_source(context.board, volume), **confined_facts(session, volume)
+            )
+            choice = choose(request, list(pools.values()), context.filters, context.weighers)
             if choice.winner is None:
                 reason = explain(choice)
             else:
@@ -106,7 +116,7 @@ def why_it_stays(session: Session, volume: Volume) -> str | None:
     """Return why a volume cannot be moved now, or None."""
     if volume.status != "available":
         return f"it is {volume.status}; only an available volume is moved"
-    return kept_by(session, volume)
+    return migration_blocker(session, volume)
 
 
 def _with(pool: Pool, size_gib: int) -> Pool:

@@ -22,7 +22,7 @@ from blockstore.scheduler.pools import Pool, protocol_spellings
 if TYPE_CHECKING:
     import pyparsing
 
-    from blockstore.scheduler.choosing import Wish
+    from blockstore.scheduler.choosing import PlacementRequest
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 20
@@ -79,7 +79,7 @@ def evaluate(text: str, scope: Scope) -> Value:
     return compile_expression(text).evaluate(scope)
 
 
-def evaluate_for_pool(text: str, wish: Wish, pool: Pool) -> list[Outcome]:
+def evaluate_for_pool(text: str, request: PlacementRequest, pool: Pool) -> list[Outcome]:
     """Return the value for the pool, one for each spelling of its storage protocol when the expression looks at it.
 
     A spelling that gives no value is left out as long as another gives one.
@@ -87,7 +87,7 @@ def evaluate_for_pool(text: str, wish: Wish, pool: Pool) -> list[Outcome]:
     expression = compile_expression(text)
     outcomes: list[Outcome] = []
     problem: ExpressionError | None = None
-    for scope in _scopes(expression, wish, pool):
+    for scope in _scopes(expression, request, pool):
         try:
             value = expression.evaluate(scope)
         except ExpressionError as exc:
@@ -109,7 +109,7 @@ def is_true(value: Value) -> bool:
 # --- the variables -----------------------------------------------------------------------------------------
 
 
-def _scopes(expression: Expression, wish: Wish, pool: Pool) -> list[Scope]:
+def _scopes(expression: Expression, request: PlacementRequest, pool: Pool) -> list[Scope]:
     reported = pool.capabilities
     stats: dict[str, Any] = {
         # compat: the reference offers the first three to filters only.
@@ -125,7 +125,7 @@ def _scopes(expression: Expression, wish: Wish, pool: Pool) -> list[Scope]:
     for name in ("volume_backend_name", "vendor_name", "driver_version", "storage_protocol", "QoS_support"):
         stats[name] = reported.get(name)
     # compat: there are qos.* names; no volume is placed by its QoS specs, so none of them has a value.
-    base = {"stats": stats, "capabilities": reported, "volume": wish.volume, "extra": wish.extra_specs, "qos": {}}
+    base = {"stats": stats, "capabilities": reported, "volume": request.volume, "extra": request.extra_specs, "qos": {}}
     if not {"stats.storage_protocol", "capabilities.storage_protocol"} & set(expression.names):
         return [base]
     return [

@@ -1,4 +1,4 @@
-"""The filters: each looks at one pool and says why it cannot take the wish, or None when it can.
+"""The filters: each looks at one pool and says why it cannot take the request, or None when it can.
 
 Found by their entry points (`blockstore.scheduler.filters` in setup.cfg) under the names the reference gives them.
 A reason holds the numbers: what there is and what was needed. Pool and filter are named by choosing.py.
@@ -10,23 +10,23 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blockstore.scheduler.choosing import Wish
+from blockstore.scheduler.choosing import PlacementRequest
 from blockstore.scheduler.expressions import ExpressionError, evaluate_for_pool, is_true
 from blockstore.scheduler.pools import Pool, gib, is_finite, protocol_spellings
 
 
-def availability_zone(wish: Wish, pool: Pool) -> str | None:
+def availability_zone(request: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a pool outside the zones asked for."""
-    if not wish.availability_zones or pool.availability_zone in wish.availability_zones:
+    if not request.availability_zones or pool.availability_zone in request.availability_zones:
         return None
-    return f"in zone {pool.availability_zone}, {' or '.join(wish.availability_zones)} asked"
+    return f"in zone {pool.availability_zone}, {' or '.join(request.availability_zones)} asked"
 
 
-def capacity(wish: Wish, pool: Pool) -> str | None:
+def capacity(request: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a pool that has not the space, or whose thin storage is physically too full."""
-    if wish.size_gib == 0:
+    if request.size_gib == 0:
         return None
-    asked = f"{gib(wish.size_gib)} GiB asked"
+    asked = f"{gib(request.size_gib)} GiB asked"
     if closed_because := pool.capabilities.get("closed_because"):
         return f"{asked}, and nothing new is taken: {closed_because}"
     if not pool.is_free_reported:
@@ -41,7 +41,7 @@ def capacity(wish: Wish, pool: Pool) -> str | None:
         return f"{asked}, the pool has {gib(pool.total_gib)} GiB in total"
     ratio = pool.over_subscription
     figures = [f"{gib(pool.total_gib)} GiB in total", f"{pool.reserved_percentage} % reserved"]
-    if pool.is_over_subscribed(wish.wants_thick):
+    if pool.is_over_subscribed(request.wants_thick):
         if ratio < 1:  # compat: not even when there is space
             return f"{asked}, but max_over_subscription_ratio is {gib(ratio)}, below 1"
         figures.append(f"{gib(ratio)} times over-subscribed at most")
@@ -50,8 +50,8 @@ def capacity(wish: Wish, pool: Pool) -> str | None:
     figures.append(f"{gib(pool.provisioned_gib)} GiB provisioned")
     # The reference also compares (provisioned + asked) / available with the ratio; as the ratio is already in
     # what is available, that never refuses what this line lets pass (proven by test_filters.py).
-    left_gib = pool.virtual_free(wish.wants_thick)
-    if left_gib < wish.size_gib:
+    left_gib = pool.virtual_free(request.wants_thick)
+    if left_gib < request.size_gib:
         return f"{asked}, {gib(max(0.0, left_gib))} GiB left ({', '.join(figures)})"
     filled = pool.filled_percentage
     if pool.thin and filled is not None and filled > pool.fill_limit_percentage:
@@ -62,11 +62,11 @@ def capacity(wish: Wish, pool: Pool) -> str | None:
     return None
 
 
-def capabilities(wish: Wish, pool: Pool) -> str | None:
+def capabilities(request: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a pool that does not meet an extra spec of the type, or cannot extend under an attachment."""
-    if wish.extends_attached and not as_boolean(pool.capabilities.get("online_extend_support", True)):
+    if request.extends_attached and not as_boolean(pool.capabilities.get("online_extend_support", True)):
         return "the volume is attached and online_extend_support is False"
-    for key, required in sorted(wish.extra_specs.items()):
+    for key, required in sorted(request.extra_specs.items()):
         path = key.split(":")
         if len(path) > 1 and path.pop(0) != "capabilities":
             continue  # of another scope: for the backend, the API or the user, not for us
@@ -79,13 +79,13 @@ def capabilities(wish: Wish, pool: Pool) -> str | None:
     return None
 
 
-def filter_function(wish: Wish, pool: Pool) -> str | None:
+def filter_function(request: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a pool whose own filter_function says no, or cannot be evaluated."""
     function = pool.capabilities.get("filter_function")
     if not function:
         return None
     try:
-        outcomes = evaluate_for_pool(function, wish, pool)
+        outcomes = evaluate_for_pool(function, request, pool)
     except ExpressionError as exc:
         return f"filter_function: {exc}"
     if any(is_true(outcome.value) for outcome in outcomes):
@@ -93,18 +93,18 @@ def filter_function(wish: Wish, pool: Pool) -> str | None:
     return f"filter_function '{function}' is {outcomes[0].value} ({outcomes[0].inputs})"
 
 
-def same_backend(wish: Wish, pool: Pool) -> str | None:
+def same_backend(request: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a pool that holds none of the volumes named by the hint same_host."""
-    if wish.same_pools is None or pool.name in wish.same_pools:
+    if request.same_pools is None or pool.name in request.same_pools:
         return None
-    return f"none of the volumes of the hint same_host is here; they are on {_list(wish.same_pools)}"
+    return f"none of the volumes of the hint same_host is here; they are on {_list(request.same_pools)}"
 
 
-def different_backend(wish: Wish, pool: Pool) -> str | None:
+def different_backend(request: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a pool that holds any of the volumes named by the hint different_host."""
-    if wish.different_pools is None or pool.name not in wish.different_pools:
+    if request.different_pools is None or pool.name not in request.different_pools:
         return None
-    return f"a volume of the hint different_host is here; they are on {_list(wish.different_pools)}"
+    return f"a volume of the hint different_host is here; they are on {_list(request.different_pools)}"
 
 
 # --- the language of extra specs ---------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What the scheduler sees of one pool at the instant of a decision, and how much space that leaves.
 
-Built by placing.py from the last report and the claims made since; read by the filters and the weighers.
+Built by placement.py from the last report and the claims made since; read by the filters and the weighers.
 It never changes.
 """
 

@@ -7,31 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from blockstore.scheduler.choosing import Refusal, Wish
+from blockstore.scheduler.choosing import PlacementRequest, Refusal
 from blockstore.scheduler.pools import gib
 
 _ABSENT = "it is not available at the moment"
 _OTHER = "a rule of this installation keeps it away"
 
 
-def _capacity(wish: Wish) -> str:
-    return f"{gib(wish.size_gib)} GiB are not free on it"
+def _capacity(request: PlacementRequest) -> str:
+    return f"{gib(request.size_gib)} GiB are not free on it"
 
 
-def _capabilities(wish: Wish) -> str:
-    if wish.extends_attached:
+def _capabilities(request: PlacementRequest) -> str:
+    if request.extends_attached:
         return "it cannot extend a volume that is attached, or does not offer what the volume type asks for"
     return "it does not offer what the volume type asks for"
 
 
-_BY_FILTER: Mapping[str, Callable[[Wish], str]] = {
-    "AvailabilityZoneFilter": lambda wish: f"it is not in the availability zone {' or '.join(wish.availability_zones)}",
+_BY_FILTER: Mapping[str, Callable[[PlacementRequest], str]] = {
+    "AvailabilityZoneFilter": lambda request: (
+        f"it is not in the availability zone {' or '.join(request.availability_zones)}"
+    ),
     "CapacityFilter": _capacity,
     "CapabilitiesFilter": _capabilities,
     "SameBackendFilter": lambda _: "the volumes of the hint same_host are not there",
     "DifferentBackendFilter": lambda _: "volumes of the hint different_host are there",
-    "BlockSizeFilter": lambda wish: (
-        f"its blocks have another size than the {wish.block_size} bytes of the volume's, whose partitions would not be"
+    "BlockSizeFilter": lambda request: (
+        f"its blocks have another size than the {request.block_size} bytes of the volume's, whose partitions would"
+        f" not be"
         " found any more"
     ),
     "RetryFilter": lambda _: "it failed to create the volume",
@@ -40,17 +43,17 @@ _ELSEWHERE = frozenset({"MigrationFilter", "SourcePoolFilter"})
 """Their refusals say only that another pool was meant."""
 
 
-def public_reason(wish: Wish, refusals: Mapping[str, Refusal], absent: Collection[str]) -> str:
+def public_reason(request: PlacementRequest, refusals: Mapping[str, Refusal], absent: Collection[str]) -> str:
     """Return what a user is told: the reasons that are left of all pools, and what to do."""
     found = {refusal.filter for refusal in refusals.values()} - _ELSEWHERE
-    reasons = {_BY_FILTER[name](wish) if name in _BY_FILTER else _OTHER for name in found}
-    is_absent = bool(absent) if wish.only_pool is None else wish.only_pool in absent
+    reasons = {_BY_FILTER[name](request) if name in _BY_FILTER else _OTHER for name in found}
+    is_absent = bool(absent) if request.required_pool is None else request.required_pool in absent
     if is_absent or not found:
         reasons.add(_ABSENT)
     if found == {"CapacityFilter"} and not is_absent:
-        lacks = "No storage has" if wish.only_pool is None else "The storage where it has to be does not have"
-        return f"{lacks} {gib(wish.size_gib)} GiB free for this volume type. {_advice(found)}"
-    refuses = "No storage can" if wish.only_pool is None else "The storage where it has to be cannot"
+        lacks = "No storage has" if request.required_pool is None else "The storage where it has to be does not have"
+        return f"{lacks} {gib(request.size_gib)} GiB free for this volume type. {_advice(found)}"
+    refuses = "No storage can" if request.required_pool is None else "The storage where it has to be cannot"
     return f"{refuses} take it: {'; or '.join(sorted(reasons))}. {_advice(found)}"
 
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blockstore.scheduler.choosing import Weigh, Wish
+from blockstore.scheduler.choosing import PlacementRequest, Weigh
 from blockstore.scheduler.expressions import ExpressionError, Value, evaluate_for_pool
 from blockstore.scheduler.pools import Pool
 
@@ -27,9 +27,9 @@ class Declared:
     option: str | None = None
     multiplier: float = 1.0
 
-    def __call__(self, wish: Wish, pool: Pool) -> float:
+    def __call__(self, request: PlacementRequest, pool: Pool) -> float:
         """Return the raw number of the pool."""
-        return self.weigh(wish, pool)
+        return self.weigh(request, pool)
 
 
 def weigher(option: str | None = None, *, multiplier: float = 1.0) -> Callable[[Weigh], Declared]:
@@ -38,38 +38,38 @@ def weigher(option: str | None = None, *, multiplier: float = 1.0) -> Callable[[
 
 
 @weigher("capacity_weight_multiplier", multiplier=1.0)
-def capacity(wish: Wish, pool: Pool) -> float:
+def capacity(request: PlacementRequest, pool: Pool) -> float:
     """Return the GiB that may still be promised, by the same arithmetic as CapacityFilter."""
-    return pool.virtual_free(wish.wants_thick) if pool.is_measured else math.inf
+    return pool.virtual_free(request.wants_thick) if pool.is_measured else math.inf
 
 
 @weigher("allocated_capacity_weight_multiplier", multiplier=-1.0)
-def allocated_capacity(_wish: Wish, pool: Pool) -> float:
+def allocated_capacity(_request: PlacementRequest, pool: Pool) -> float:
     """Return the GiB our volumes have on the pool."""
     return pool.allocated_gib
 
 
 @weigher("volume_number_multiplier", multiplier=-1.0)
-def volume_number(_wish: Wish, pool: Pool) -> float:
+def volume_number(_request: PlacementRequest, pool: Pool) -> float:
     """Return the number of volumes on the pool."""
     return pool.volumes
 
 
 @weigher("goodness_weight_multiplier")
-def goodness(wish: Wish, pool: Pool) -> float:
+def goodness(request: PlacementRequest, pool: Pool) -> float:
     """Return what the pool's own goodness_function says, 0 to 100; 0 when it says nothing of use."""
     function = pool.capabilities.get("goodness_function")
     if not function:
         return 0.0
     try:
-        return max(_as_goodness(outcome.value) for outcome in evaluate_for_pool(function, wish, pool))
+        return max(_as_goodness(outcome.value) for outcome in evaluate_for_pool(function, request, pool))
     except ExpressionError as exc:
         log.warning("goodness_function of %s counts as 0: %s", pool.name, exc)
         return 0.0
 
 
 @weigher("chance_weight_multiplier")
-def chance(_wish: Wish, _pool: Pool) -> float:
+def chance(_request: PlacementRequest, _pool: Pool) -> float:
     """Return a random number."""
     return random.random()  # noqa: S311 - spreads load, keeps no secret
 

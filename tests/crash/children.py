@@ -65,7 +65,7 @@ TRACED = (
     "blockstore.messages",
     "blockstore.quotas",
     "blockstore.recovery",
-    "blockstore.scheduler.placing",
+    "blockstore.scheduler.placement",
     "blockstore.runner",
     "blockstore.states",
     "blockstore.backends.process",

@@ -1,4 +1,4 @@
-"""Factories of pools and wishes; session-wide, so that property tests can use them too."""
+"""Factories of pools and requests; session-wide, so that property tests can use them too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.scheduler.choosing import Wish
+from blockstore.scheduler.choosing import PlacementRequest
 from blockstore.scheduler.pools import Pool
 
 
@@ -36,10 +36,10 @@ def make_pool() -> Callable[..., Pool]:
 
 
 @pytest.fixture(scope="session")
-def make_wish() -> Callable[..., Wish]:
-    """Make a wish for 1 GiB, with the changes given."""
+def make_placement_request() -> Callable[..., PlacementRequest]:
+    """Make a request for 1 GiB, with the changes given."""
 
-    def make(size_gib: float = 1, **changes: Any) -> Wish:
-        return Wish(size_gib=size_gib, **changes)
+    def make(size_gib: float = 1, **changes: Any) -> PlacementRequest:
+        return PlacementRequest(size_gib=size_gib, **changes)
 
     return make

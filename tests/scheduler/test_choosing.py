@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockstore.scheduler import filters, weighers
-from blockstore.scheduler.choosing import Filter, Weigher, Wish, choose, explain, explain_ranking, normalise
+from blockstore.scheduler.choosing import Filter, PlacementRequest, Weigher, choose, explain, explain_ranking, normalise
 
 from ..conftest import ROOT
 
@@ -27,17 +27,17 @@ def names(choice):
     return [ranked.pool.name for ranked in choice.ranking]
 
 
-def test_most_free_space_wins(make_pool, make_wish):
+def test_most_free_space_wins(make_pool, make_placement_request):
     pools = [make_pool("n@a#a", provisioned_gib=50), make_pool("n@b#b"), make_pool("n@c#c", provisioned_gib=90)]
-    choice = choose(make_wish(), pools, [CAPACITY], [MOST_FREE])
+    choice = choose(make_placement_request(), pools, [CAPACITY], [MOST_FREE])
     assert choice.winner is pools[1]
     assert names(choice) == ["n@b#b", "n@a#a", "n@c#c"]
     assert not choice.refusals
 
 
-def test_ranking_holds_the_numbers_behind_it(make_pool, make_wish):
+def test_ranking_holds_the_numbers_behind_it(make_pool, make_placement_request):
     pools = [make_pool("n@a#a", volumes=4), make_pool("n@b#b", provisioned_gib=100, volumes=0)]
-    choice = choose(make_wish(), pools, [], [MOST_FREE, FEWEST._replace(multiplier=-3.0)])
+    choice = choose(make_placement_request(), pools, [], [MOST_FREE, FEWEST._replace(multiplier=-3.0)])
     best, second = choice.ranking
     assert [(w.weigher, w.raw, w.normalised, w.weighted) for w in best.weights] == [
         ("CapacityWeigher", 35, 0, 0),
@@ -51,16 +51,16 @@ def test_ranking_holds_the_numbers_behind_it(make_pool, make_wish):
     )
 
 
-def test_without_weighers_the_first_name_wins(make_pool, make_wish):
-    choice = choose(make_wish(), [make_pool("n@b#b"), make_pool("n@a#a")], [], [])
+def test_without_weighers_the_first_name_wins(make_pool, make_placement_request):
+    choice = choose(make_placement_request(), [make_pool("n@b#b"), make_pool("n@a#a")], [], [])
     assert names(choice) == ["n@a#a", "n@b#b"]
     assert explain_ranking(choice) == "n@a#a: 0 (not weighed); n@b#b: 0 (not weighed)"
 
 
-def test_the_first_filter_that_refuses_is_named(make_pool, make_wish):
+def test_the_first_filter_that_refuses_is_named(make_pool, make_placement_request):
     zone = Filter("AvailabilityZoneFilter", filters.availability_zone)
     pools = [make_pool("n@a#a", provisioned_gib=127.5), make_pool("n@b#b", availability_zone="az2")]
-    choice = choose(make_wish(12, availability_zones=("nova",)), pools, [zone, CAPACITY], [MOST_FREE])
+    choice = choose(make_placement_request(12, availability_zones=("nova",)), pools, [zone, CAPACITY], [MOST_FREE])
     assert choice.winner is None
     assert explain(choice) == (
         "n@a#a: CapacityFilter: 12 GiB asked, 7.5 GiB left (100 GiB in total, 10 % reserved, "
@@ -69,40 +69,42 @@ def test_the_first_filter_that_refuses_is_named(make_pool, make_wish):
     )
 
 
-def test_no_pools_no_winner(make_wish):
-    choice = choose(make_wish(), [], [CAPACITY], [MOST_FREE])
+def test_no_pools_no_winner(make_placement_request):
+    choice = choose(make_placement_request(), [], [CAPACITY], [MOST_FREE])
     assert choice.winner is None
     assert (explain(choice), explain_ranking(choice)) == ("No pool was refused.", "No pool passed.")
 
 
-def test_what_failed_already_is_not_tried_again(make_pool, make_wish):
-    choice = choose(make_wish(tried=("n@a#a",)), [make_pool("n@a#a"), make_pool("n@b#b")], [], [])
+def test_what_failed_already_is_not_tried_again(make_pool, make_placement_request):
+    choice = choose(make_placement_request(tried=("n@a#a",)), [make_pool("n@a#a"), make_pool("n@b#b")], [], [])
     assert names(choice) == ["n@b#b"]
     assert explain(choice) == "n@a#a: RetryFilter: tried already"
 
 
-def test_a_copy_goes_beside_its_source(make_pool, make_wish):
-    choice = choose(make_wish(only_pool="n@a#a"), [make_pool("n@a#a"), make_pool("n@b#b")], [CAPACITY], [MOST_FREE])
+def test_a_copy_goes_beside_its_source(make_pool, make_placement_request):
+    choice = choose(
+        make_placement_request(required_pool="n@a#a"), [make_pool("n@a#a"), make_pool("n@b#b")], [CAPACITY], [MOST_FREE]
+    )
     assert names(choice) == ["n@a#a"]
     assert explain(choice) == "n@b#b: SourcePoolFilter: the source is on n@a#a"
 
 
-def test_a_source_on_a_pool_that_is_away_is_said(make_pool, make_wish):
-    choice = choose(make_wish(only_pool="n@gone#x"), [make_pool("n@a#a")], [], [])
+def test_a_source_on_a_pool_that_is_away_is_said(make_pool, make_placement_request):
+    choice = choose(make_placement_request(required_pool="n@gone#x"), [make_pool("n@a#a")], [], [])
     assert explain(choice) == (
         "n@a#a: SourcePoolFilter: the source is on n@gone#x, which is down, disabled or has not reported"
     )
 
 
-def test_the_sources_pool_is_filtered_like_any(make_pool, make_wish):
-    choice = choose(make_wish(999, only_pool="n@a#a"), [make_pool("n@a#a")], [CAPACITY], [])
+def test_the_sources_pool_is_filtered_like_any(make_pool, make_placement_request):
+    choice = choose(make_placement_request(999, required_pool="n@a#a"), [make_pool("n@a#a")], [CAPACITY], [])
     assert choice.refusals["n@a#a"].filter == "CapacityFilter"
 
 
-def test_chance_spreads(make_pool, make_wish):
+def test_chance_spreads(make_pool, make_placement_request):
     pools = [make_pool("n@a#a"), make_pool("n@b#b")]
     chance = Weigher("ChanceWeigher", weighers.chance, 1.0)
-    assert {choose(make_wish(), pools, [], [chance]).winner.name for _ in range(100)} == {"n@a#a", "n@b#b"}
+    assert {choose(make_placement_request(), pools, [], [chance]).winner.name for _ in range(100)} == {"n@a#a", "n@b#b"}
 
 
 @pytest.mark.parametrize(
@@ -158,20 +160,24 @@ WEIGHERS = [MOST_FREE, FEWEST, Weigher("AllocatedCapacityWeigher", weighers.allo
 
 @quick
 @given(figures=some_pools(), size=st.integers(0, 200), data=st.data())
-def test_the_choice_does_not_depend_on_the_order_of_pools_or_weighers(make_pool, make_wish, figures, size, data):
+def test_the_choice_does_not_depend_on_the_order_of_pools_or_weighers(
+    make_pool, make_placement_request, figures, size, data
+):
     pools = [make_pool(**each) for each in figures]
-    wish = make_wish(size)
-    choice = choose(wish, pools, [CAPACITY], WEIGHERS)
-    other = choose(wish, data.draw(st.permutations(pools)), [CAPACITY], data.draw(st.permutations(WEIGHERS)))
+    placement_request = make_placement_request(size)
+    choice = choose(placement_request, pools, [CAPACITY], WEIGHERS)
+    other = choose(
+        placement_request, data.draw(st.permutations(pools)), [CAPACITY], data.draw(st.permutations(WEIGHERS))
+    )
     assert names(choice) == names(other)
     assert choice.refusals == other.refusals
 
 
 @quick
 @given(figures=some_pools(), size=st.integers(0, 200))
-def test_every_pool_is_ranked_or_refused_never_both(make_pool, make_wish, figures, size):
+def test_every_pool_is_ranked_or_refused_never_both(make_pool, make_placement_request, figures, size):
     pools = [make_pool(**each) for each in figures]
-    choice = choose(make_wish(size), pools, [CAPACITY], WEIGHERS)
+    choice = choose(make_placement_request(size), pools, [CAPACITY], WEIGHERS)
     assert sorted([*names(choice), *choice.refusals]) == [pool.name for pool in pools]
     totals = [ranked.total for ranked in choice.ranking]
     assert totals == sorted(totals, reverse=True)
@@ -179,19 +185,19 @@ def test_every_pool_is_ranked_or_refused_never_both(make_pool, make_wish, figure
 
 @quick
 @given(figures=some_pools(), size=st.integers(1, 200), positive=st.booleans())
-def test_a_pool_without_a_figure_comes_last(make_pool, make_wish, figures, size, positive):
+def test_a_pool_without_a_figure_comes_last(make_pool, make_placement_request, figures, size, positive):
     weigher = MOST_FREE._replace(multiplier=1.0 if positive else -1.0)
-    choice = choose(make_wish(size), [make_pool(**each) for each in figures], [CAPACITY], [weigher])
+    choice = choose(make_placement_request(size), [make_pool(**each) for each in figures], [CAPACITY], [weigher])
     measured = [ranked.pool.is_measured for ranked in choice.ranking]
     assert measured == sorted(measured, reverse=True)
 
 
 @quick
 @given(figures=some_pools(), factor=st.floats(0.01, 100))
-def test_scaling_every_multiplier_changes_nothing_but_the_totals(make_pool, make_wish, figures, factor):
+def test_scaling_every_multiplier_changes_nothing_but_the_totals(make_pool, make_placement_request, figures, factor):
     pools = [make_pool(**each) for each in figures]
-    one = choose(make_wish(), pools, [], [MOST_FREE])
-    scaled = choose(make_wish(), pools, [], [MOST_FREE._replace(multiplier=factor)])
+    one = choose(make_placement_request(), pools, [], [MOST_FREE])
+    scaled = choose(make_placement_request(), pools, [], [MOST_FREE._replace(multiplier=factor)])
     assert names(one) == names(scaled)
 
 
@@ -199,10 +205,10 @@ def test_the_service_sets_every_field_of_a_wish():
     """A field that only tests set would be a branch that no volume ever takes."""
     scheduler = ROOT / "blockstore" / "scheduler"
     made: set[str | None] = set()
-    for module in ("placing.py", "explaining.py"):
+    for module in ("placement.py", "explaining.py"):
         for node in ast.walk(ast.parse((scheduler / module).read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Wish":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "PlacementRequest":
                 made |= {keyword.arg for keyword in node.keywords}
             elif isinstance(node, ast.Dict):
                 made |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
-    assert {field.name for field in dataclasses.fields(Wish)} <= made
+    assert {field.name for field in dataclasses.fields(PlacementRequest)} <= made

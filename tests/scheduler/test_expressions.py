@@ -174,17 +174,17 @@ def test_is_true(value, expected):
     assert is_true(value) is expected
 
 
-def test_a_protocol_is_tried_under_every_spelling(make_pool, make_wish):
+def test_a_protocol_is_tried_under_every_spelling(make_pool, make_placement_request):
     pool = make_pool(capabilities={"storage_protocol": "FC"})
-    outcomes = evaluate_for_pool("stats.storage_protocol", make_wish(), pool)
+    outcomes = evaluate_for_pool("stats.storage_protocol", make_placement_request(), pool)
     assert [outcome.value for outcome in outcomes] == ["FC", "fibre_channel", "fc"]
-    assert len(evaluate_for_pool("'stats.storage_protocol'", make_wish(), pool)) == 1
+    assert len(evaluate_for_pool("'stats.storage_protocol'", make_placement_request(), pool)) == 1
 
 
-def test_stats_follow_the_pool_not_the_wire(make_pool, make_wish):
+def test_stats_follow_the_pool_not_the_wire(make_pool, make_placement_request):
     pool = make_pool(free_gib=None, allocated_gib=4.0, capabilities={"free_capacity_gb": 99})
     text = "stats.free_capacity_gb == 'unknown' and stats.allocated_capacity_gb == 4 and stats.backend_id == stats.host"
-    assert evaluate_for_pool(text, make_wish(), pool)[0].value is True
+    assert evaluate_for_pool(text, make_placement_request(), pool)[0].value is True
 
 
 # --- bounds ------------------------------------------------------------------------------------------------

@@ -26,48 +26,48 @@ quick = settings(deadline=None, derandomize="CI" in os.environ, database=None, m
 
 
 @pytest.mark.parametrize("zones", [(), ("nova",), ("az1", "nova")])
-def test_zone_passes(make_pool, make_wish, zones):
-    assert availability_zone(make_wish(availability_zones=zones), make_pool()) is None
+def test_zone_passes(make_pool, make_placement_request, zones):
+    assert availability_zone(make_placement_request(availability_zones=zones), make_pool()) is None
 
 
-def test_zone_refusal_names_both_sides(make_pool, make_wish):
-    reason = availability_zone(make_wish(availability_zones=("az1", "az2")), make_pool())
+def test_zone_refusal_names_both_sides(make_pool, make_placement_request):
+    reason = availability_zone(make_placement_request(availability_zones=("az1", "az2")), make_pool())
     assert reason == "in zone nova, az1 or az2 asked"
 
 
 # --- capacity ----------------------------------------------------------------------------------------------
 
 
-def test_capacity_refusal_holds_the_numbers_of_a_thin_pool(make_pool, make_wish):
-    reason = capacity(make_wish(12), make_pool(provisioned_gib=127.5))
+def test_capacity_refusal_holds_the_numbers_of_a_thin_pool(make_pool, make_placement_request):
+    reason = capacity(make_placement_request(12), make_pool(provisioned_gib=127.5))
     assert reason == (
         "12 GiB asked, 7.5 GiB left "
         "(100 GiB in total, 10 % reserved, 1.5 times over-subscribed at most, 127.5 GiB provisioned)"
     )
 
 
-def test_capacity_refusal_holds_the_numbers_of_a_thick_pool(make_pool, make_wish):
-    reason = capacity(make_wish(12), make_pool(thin=False, free_gib=17.5, provisioned_gib=82.5))
+def test_capacity_refusal_holds_the_numbers_of_a_thick_pool(make_pool, make_placement_request):
+    reason = capacity(make_placement_request(12), make_pool(thin=False, free_gib=17.5, provisioned_gib=82.5))
     assert reason == (
         "12 GiB asked, 7.5 GiB left (100 GiB in total, 10 % reserved, 17.5 GiB free, 82.5 GiB provisioned)"
     )
 
 
-def test_a_pool_that_takes_nothing_new_says_why(make_pool, make_wish):
+def test_a_pool_that_takes_nothing_new_says_why(make_pool, make_placement_request):
     pool = make_pool(capabilities={"closed_because": "A disk is missing."})
-    assert capacity(make_wish(1), pool) == "1 GiB asked, and nothing new is taken: A disk is missing."
-    assert capacity(make_wish(0), pool) is None  # nothing new: a retype of what is there
+    assert capacity(make_placement_request(1), pool) == "1 GiB asked, and nothing new is taken: A disk is missing."
+    assert capacity(make_placement_request(0), pool) is None  # nothing new: a retype of what is there
 
 
-def test_overdrawn_pool_has_nothing_left_to_say(make_pool, make_wish):
-    assert "0 GiB left" in capacity(make_wish(12), make_pool(provisioned_gib=999))
+def test_overdrawn_pool_has_nothing_left_to_say(make_pool, make_placement_request):
+    assert "0 GiB left" in capacity(make_placement_request(12), make_pool(provisioned_gib=999))
 
 
 FULL = {"free_gib": 0.0, "provisioned_gib": 1000.0}
 
 
 @pytest.mark.parametrize(
-    ("wish", "pool", "refused"),
+    ("placement_request", "pool", "refused"),
     [
         ({}, FULL, "0 GiB left"),
         ({"size_gib": 0}, FULL, None),
@@ -95,8 +95,8 @@ FULL = {"free_gib": 0.0, "provisioned_gib": 1000.0}
         ({}, {"reserved_percentage": 100}, "0 GiB left"),
     ],
 )
-def test_each_step_of_the_arithmetic(make_pool, make_wish, wish, pool, refused):
-    reason = capacity(make_wish(**wish), make_pool(**pool))
+def test_each_step_of_the_arithmetic(make_pool, make_placement_request, placement_request, pool, refused):
+    reason = capacity(make_placement_request(**placement_request), make_pool(**pool))
     if refused is None:
         assert reason is None
     else:
@@ -104,25 +104,25 @@ def test_each_step_of_the_arithmetic(make_pool, make_wish, wish, pool, refused):
         assert refused in reason
 
 
-def test_thin_pool_takes_nothing_new_when_it_is_nearly_full(make_pool, make_wish):
-    assert capacity(make_wish(), make_pool(free_gib=15.0)) is None
-    assert capacity(make_wish(), make_pool(free_gib=14.0)) == (
+def test_thin_pool_takes_nothing_new_when_it_is_nearly_full(make_pool, make_placement_request):
+    assert capacity(make_placement_request(), make_pool(free_gib=15.0)) is None
+    assert capacity(make_placement_request(), make_pool(free_gib=14.0)) == (
         "1 GiB asked, but the pool is 86 % full and takes nothing new above 85 % (14 of 100 GiB physically free)"
     )
 
 
-def test_fill_limit_is_the_pools_own(make_pool, make_wish):
-    assert capacity(make_wish(), make_pool(free_gib=14.0, fill_limit_percentage=90)) is None
+def test_fill_limit_is_the_pools_own(make_pool, make_placement_request):
+    assert capacity(make_placement_request(), make_pool(free_gib=14.0, fill_limit_percentage=90)) is None
 
 
-def test_fill_limit_holds_for_a_thick_volume_on_thin_storage(make_pool, make_wish):
-    wish = make_wish(extra_specs={"provisioning:type": "thick"})
-    assert "86 % full" in capacity(wish, make_pool(free_gib=14.0))
+def test_fill_limit_holds_for_a_thick_volume_on_thin_storage(make_pool, make_placement_request):
+    placement_request = make_placement_request(extra_specs={"provisioning:type": "thick"})
+    assert "86 % full" in capacity(placement_request, make_pool(free_gib=14.0))
 
 
-def test_fill_limit_does_not_hold_for_thick_storage_nor_for_what_is_there_already(make_pool, make_wish):
-    assert capacity(make_wish(), make_pool(free_gib=14.0, thin=False)) is None
-    assert capacity(make_wish(0), make_pool(free_gib=14.0)) is None
+def test_fill_limit_does_not_hold_for_thick_storage_nor_for_what_is_there_already(make_pool, make_placement_request):
+    assert capacity(make_placement_request(), make_pool(free_gib=14.0, thin=False)) is None
+    assert capacity(make_placement_request(0), make_pool(free_gib=14.0)) is None
 
 
 def steps_of_the_reference(size, total, free, provisioned, reserved, ratio, thin_support, wants_thick):
@@ -157,9 +157,9 @@ sizes = st.integers(1, 5000)
 
 @quick
 @given(size=sizes, figures=pool_figures, thick=st.booleans())
-def test_capacity_decides_as_the_steps_of_the_reference(make_pool, make_wish, size, figures, thick):
+def test_capacity_decides_as_the_steps_of_the_reference(make_pool, make_placement_request, size, figures, thick):
     pool = make_pool(**figures, fill_limit_percentage=10**9)
-    wish = make_wish(size, extra_specs={"provisioning:type": "thick"} if thick else {})
+    placement_request = make_placement_request(size, extra_specs={"provisioning:type": "thick"} if thick else {})
     expected = steps_of_the_reference(
         size,
         figures["total_gib"],
@@ -170,15 +170,15 @@ def test_capacity_decides_as_the_steps_of_the_reference(make_pool, make_wish, si
         figures["thin"],
         thick,
     )
-    assert (capacity(wish, pool) is None) is expected
+    assert (capacity(placement_request, pool) is None) is expected
 
 
 @quick
 @given(size=sizes, figures=pool_figures, thick=st.booleans())
-def test_a_placed_wish_never_exceeds_the_bound(make_pool, make_wish, size, figures, thick):
+def test_a_placed_request_never_exceeds_the_bound(make_pool, make_placement_request, size, figures, thick):
     pool = make_pool(**figures)
-    wish = make_wish(size, extra_specs={"provisioning:type": "thick"} if thick else {})
-    if capacity(wish, pool) is not None:
+    placement_request = make_placement_request(size, extra_specs={"provisioning:type": "thick"} if thick else {})
+    if capacity(placement_request, pool) is not None:
         return
     base = pool.total_gib - math.floor(pool.total_gib * pool.reserved_percentage / 100)
     bound = base * (pool.max_over_subscription_ratio if pool.thin and not thick else 1)
@@ -191,10 +191,10 @@ def test_a_placed_wish_never_exceeds_the_bound(make_pool, make_wish, size, figur
 
 @quick
 @given(figures=pool_figures, size=sizes, less=sizes)
-def test_what_takes_more_takes_less(make_pool, make_wish, figures, size, less):
+def test_what_takes_more_takes_less(make_pool, make_placement_request, figures, size, less):
     pool = make_pool(**figures)
-    if capacity(make_wish(size), pool) is None:
-        assert capacity(make_wish(min(size, less)), pool) is None
+    if capacity(make_placement_request(size), pool) is None:
+        assert capacity(make_placement_request(min(size, less)), pool) is None
 
 
 # --- capabilities ------------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_each_operator_of_extra_specs(reported, required, expected):
         ({}, None),
     ],
 )
-def test_extra_specs_are_looked_up(make_pool, make_wish, extra_specs, reason):
+def test_extra_specs_are_looked_up(make_pool, make_placement_request, extra_specs, reason):
     pool = make_pool(
         capabilities={
             "volume_backend_name": "lvm",
@@ -324,16 +324,16 @@ def test_extra_specs_are_looked_up(make_pool, make_wish, extra_specs, reason):
             "empty": [],
         }
     )
-    assert capabilities(make_wish(extra_specs=extra_specs), pool) == reason
+    assert capabilities(make_placement_request(extra_specs=extra_specs), pool) == reason
 
 
 @pytest.mark.parametrize(
     ("attached", "support", "refused"),
     [(True, False, True), (True, "False", True), (True, True, False), (True, None, False), (False, False, False)],
 )
-def test_extend_under_an_attachment_needs_support(make_pool, make_wish, attached, support, refused):
+def test_extend_under_an_attachment_needs_support(make_pool, make_placement_request, attached, support, refused):
     pool = make_pool(capabilities={} if support is None else {"online_extend_support": support})
-    reason = capabilities(make_wish(extends_attached=attached), pool)
+    reason = capabilities(make_placement_request(extends_attached=attached), pool)
     assert reason == ("the volume is attached and online_extend_support is False" if refused else None)
 
 
@@ -343,9 +343,9 @@ def test_extend_under_an_attachment_needs_support(make_pool, make_wish, attached
     operator=st.sampled_from(["", "= ", "== ", "!= ", ">= ", "<= ", "s== ", "s< ", "<in> ", "<is> ", "<or> "]),
     operand=st.text(),
 )
-def test_no_extra_spec_makes_the_filter_raise(make_pool, make_wish, reported, operator, operand):
+def test_no_extra_spec_makes_the_filter_raise(make_pool, make_placement_request, reported, operator, operand):
     pool = make_pool(capabilities={"key": reported})
-    reason = capabilities(make_wish(extra_specs={"key": operator + operand}), pool)
+    reason = capabilities(make_placement_request(extra_specs={"key": operator + operand}), pool)
     assert reason is None or "required" in reason
 
 
@@ -379,14 +379,14 @@ def test_no_extra_spec_makes_the_filter_raise(make_pool, make_wish, reported, op
         ("stats.vendor_name == stats.cluster_name", None),  # both null
     ],
 )
-def test_filter_function(make_pool, make_wish, function, reason):
+def test_filter_function(make_pool, make_placement_request, function, reason):
     pool = make_pool(
         free_gib=40.0,
         total_gib=math.inf,
         capabilities={"filter_function": function, "storage_protocol": "iSCSI", "custom": "x"},
     )
-    wish = make_wish(5, volume={"size": 5}, extra_specs={"iops": "100"})
-    assert filter_function(wish, pool) == reason
+    placement_request = make_placement_request(5, volume={"size": 5}, extra_specs={"iops": "100"})
+    assert filter_function(placement_request, pool) == reason
 
 
 # --- hints -------------------------------------------------------------------------------------------------
@@ -404,6 +404,6 @@ HERE, THERE = frozenset({"lab@lvm#lvm"}), frozenset({"lab@nfs#nfs"})
         (frozenset(), "none of the volumes of the hint same_host is here; they are on no pool that is known", None),
     ],
 )
-def test_hints(make_pool, make_wish, pools, same, different):
-    assert same_backend(make_wish(same_pools=pools), make_pool()) == same
-    assert different_backend(make_wish(different_pools=pools), make_pool()) == different
+def test_hints(make_pool, make_placement_request, pools, same, different):
+    assert same_backend(make_placement_request(same_pools=pools), make_pool()) == same
+    assert different_backend(make_placement_request(different_pools=pools), make_pool()) == different

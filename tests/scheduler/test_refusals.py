@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blockstore.scheduler.choosing import Refusal, Wish
+from blockstore.scheduler.choosing import PlacementRequest, Refusal
 from blockstore.scheduler.refusals import public_reason
 
 CANARY = "canary"
@@ -16,56 +16,56 @@ SITES_OWN = Refusal("CanaryFilter", CANARY)
 
 
 @pytest.mark.parametrize(
-    ("wish", "refusals", "absent", "said"),
+    ("placement_request", "refusals", "absent", "said"),
     [
         (
-            Wish(size_gib=10),
+            PlacementRequest(size_gib=10),
             [CAPACITY, CAPACITY],
             [],
             "No storage has 10 GiB free for this volume type. Ask for less, or ask your administrator.",
         ),
         (
-            Wish(size_gib=5, only_pool="p0"),
+            PlacementRequest(size_gib=5, required_pool="p0"),
             [CAPACITY, ELSEWHERE],
             ["px"],
             "The storage where it has to be does not have 5 GiB free for this volume type."
             " Ask for less, or ask your administrator.",
         ),
         (
-            Wish(size_gib=10),
+            PlacementRequest(size_gib=10),
             [CAPABILITIES],
             [],
             "No storage can take it: it does not offer what the volume type asks for. Ask your administrator.",
         ),
         (
-            Wish(size_gib=10, availability_zones=("az1",)),
+            PlacementRequest(size_gib=10, availability_zones=("az1",)),
             [ZONE, CAPACITY],
             ["px"],
             "No storage can take it: 10 GiB are not free on it; or it is not available at the moment;"
             " or it is not in the availability zone az1. Ask for less, or ask your administrator.",
         ),
         (
-            Wish(size_gib=1, block_size=512),
+            PlacementRequest(size_gib=1, block_size=512),
             [Refusal("BlockSizeFilter", CANARY)],
             [],
             "No storage can take it: its blocks have another size than the 512 bytes of the volume's, whose partitions"
             " would not be found any more. Ask your administrator.",
         ),
         (
-            Wish(size_gib=1, only_pool="px"),
+            PlacementRequest(size_gib=1, required_pool="px"),
             [ELSEWHERE],
             ["px"],
             "The storage where it has to be cannot take it: it is not available at the moment."
             " Try again later, or ask your administrator.",
         ),
         (
-            Wish(size_gib=1),
+            PlacementRequest(size_gib=1),
             [],
             [],
             "No storage can take it: it is not available at the moment. Try again later, or ask your administrator.",
         ),
         (
-            Wish(size_gib=1),
+            PlacementRequest(size_gib=1),
             [SITES_OWN],
             [],
             "No storage can take it: a rule of this installation keeps it away. Ask your administrator.",
@@ -73,7 +73,7 @@ SITES_OWN = Refusal("CanaryFilter", CANARY)
     ],
 )
 def test_the_user_is_told_sizes_and_what_to_do(
-    wish: Wish, refusals: list[Refusal], absent: list[str], said: str
+    placement_request: PlacementRequest, refusals: list[Refusal], absent: list[str], said: str
 ) -> None:
     named = {f"p{i}": refusal for i, refusal in enumerate(refusals)}
-    assert public_reason(wish, named, absent) == said
+    assert public_reason(placement_request, named, absent) == said

@@ -36,7 +36,7 @@ from blockstore.operations import (
     RetypeVolume,
 )
 from blockstore.runner import Failure, handles
-from blockstore.scheduler.choosing import Filter, Weigher, Wish, choose, explain, explain_ranking
+from blockstore.scheduler.choosing import Filter, PlacementRequest, Weigher, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.scheduler.refusals import public_reason
 from blockstore.states import V
@@ -61,8 +61,8 @@ class SchedulerContext:
 def place_volume(context: SchedulerContext, operation: PlaceVolume, volume: Volume) -> None:
     """Choose a pool, claim it, write it to the row, and hand over to the manager."""
     with context.db.write() as session:
-        wish = _wish(session, volume, operation)
-        pool = _choose(context, session, wish, operation.request_id, before=operation.failure)
+        request = _request(session, volume, operation)
+        pool = _choose(context, session, request, operation.request_id, before=operation.failure)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         place = {
             "volume": volume.id,
@@ -87,9 +87,11 @@ def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot
     """Check that the volume's pool can take the snapshot, claim it and hand over."""
     with context.db.read() as session:
         volume = session.get_one(Volume, operation.volume_id)
-        wish = Wish(size_gib=snapshot.volume_size, only_pool=volume.host, **facts_of(session, volume))
+        request = PlacementRequest(
+            size_gib=snapshot.volume_size, required_pool=volume.host, **facts_of(session, volume)
+        )
     with context.db.write() as session:
-        pool = _choose(context, session, wish, operation.request_id)
+        pool = _choose(context, session, request, operation.request_id)
         claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
         following = operation.then(CreateSnapshot, volume_id=operation.volume_id, reference=operation.reference)
@@ -100,8 +102,8 @@ def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot
 def place_managed(context: SchedulerContext, operation: PlaceManaged, volume: Volume) -> None:
     """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
     with context.db.write() as session:
-        wish = Wish(size_gib=0, only_pool=operation.pool, **confined_facts(session, volume))
-        _choose(context, session, wish, operation.request_id)
+        request = PlacementRequest(size_gib=0, required_pool=operation.pool, **confined_facts(session, volume))
+        _choose(context, session, request, operation.request_id)
         following = operation.then(ManageVolume, pool=operation.pool, reference=operation.reference)
         states.complete_and_continue(session, operation, following)
 
@@ -114,14 +116,14 @@ def _refund_growth(session: Session, operation: PlaceExtension, _failure: Failur
 def place_extension(context: SchedulerContext, operation: PlaceExtension, volume: Volume) -> None:
     """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
     with context.db.read() as session:
-        wish = Wish(
+        request = PlacementRequest(
             size_gib=operation.growth_gib,
-            only_pool=volume.host,
+            required_pool=volume.host,
             extends_attached=volume.attach_status != "detached",
             **facts_of(session, volume),
         )
     with context.db.write() as session:
-        pool = _choose(context, session, wish, operation.request_id)
+        pool = _choose(context, session, request, operation.request_id)
         claims.claim(session, pool.name, volume_gib=operation.growth_gib)
         following = operation.then(
             ExtendVolume, new_size_gib=operation.new_size_gib, growth_gib=operation.growth_gib, pool=pool.name
@@ -148,7 +150,9 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
         facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
         try:
             # The capacity of the volume is claimed already.
-            _choose(context, session, Wish(size_gib=0, only_pool=volume.host, **facts), operation.request_id)
+            _choose(
+                context, session, PlacementRequest(size_gib=0, required_pool=volume.host, **facts), operation.request_id
+            )
         except NoBackend as refused:
             _retype_by_moving(context, session, operation, volume, facts, refused)
             return
@@ -170,11 +174,11 @@ def _retype_by_moving(
         raise _with(refused, "It is not moved, since migration_policy is not on-demand.")
     if volume.previous_status != V.AVAILABLE:
         raise _with(refused, f"A volume that is {volume.previous_status} is not moved; detach it first.")
-    kept = kept_by(session, volume)
+    kept = migration_blocker(session, volume)
     if kept is not None:
         raise _with(refused, f"It is not moved either: {kept}.")
-    wish = Wish(size_gib=volume.size, **leaving(context.board, volume), **facts)
-    pool = _choose(context, session, wish, operation.request_id)
+    request = PlacementRequest(size_gib=volume.size, **excluding_source(context.board, volume), **facts)
+    pool = _choose(context, session, request, operation.request_id)
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
     following = operation.then(
@@ -189,8 +193,8 @@ def _retype_by_moving(
     states.complete_and_continue(session, operation, following)
 
 
-def leaving(board: Board, volume: Volume) -> dict[str, Any]:
-    """Return what a wish says of the pool that a volume is to be moved away from."""
+def excluding_source(board: Board, volume: Volume) -> dict[str, Any]:
+    """Return what a request says of the pool that a volume is to be moved away from."""
     report = board.get(volume.host or "")
     return {"leaves": volume.host, "block_size": report.capabilities.block_size if report else None}
 
@@ -199,7 +203,7 @@ def _with(refused: NoBackend, why: str) -> NoBackend:
     return NoBackend(f"{refused.message} {why}", public=f"{refused.public} {why}")
 
 
-def kept_by(session: Session, volume: Volume) -> str | None:
+def migration_blocker(session: Session, volume: Volume) -> str | None:
     """Return what keeps a volume from being moved though it is available, or None."""
     if volume.group_id is not None:
         return "it is in a group"
@@ -219,9 +223,9 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
     with context.db.write() as session:
         facts = confined_facts(session, volume)
-        leaves = leaving(context.board, volume)
-        wish = Wish(size_gib=volume.size, destination=operation.destination, **leaves, **facts)
-        pool = _choose(context, session, wish, operation.request_id)
+        exclude_pool = excluding_source(context.board, volume)
+        request = PlacementRequest(size_gib=volume.size, destination=operation.destination, **exclude_pool, **facts)
+        pool = _choose(context, session, request, operation.request_id)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
         following = operation.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
@@ -269,9 +273,11 @@ def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
     )
 
 
-def _choose(context: SchedulerContext, session: Session, wish: Wish, request_id: str, *, before: str = "") -> Pool:
+def _choose(
+    context: SchedulerContext, session: Session, request: PlacementRequest, request_id: str, *, before: str = ""
+) -> Pool:
     pools, absent = candidates(context.board, session)
-    choice = choose(wish, pools, context.filters, context.weighers)
+    choice = choose(request, pools, context.filters, context.weighers)
     if choice.winner is None:
         reasons = [explain(choice)] if choice.refusals else []
         reasons += [f"{name} {why}" for name, why in sorted(absent.items())]
@@ -281,7 +287,7 @@ def _choose(context: SchedulerContext, session: Session, wish: Wish, request_id:
             + ("; ".join(reasons) or "No backend is configured.")
         )
         log.warning("%s", text, extra={"request_id": request_id})
-        raise NoBackend(text, public=public_reason(wish, choice.refusals, absent))
+        raise NoBackend(text, public=public_reason(request, choice.refusals, absent))
     log.debug("%s", explain_ranking(choice), extra={"request_id": request_id})
     return choice.winner
 
@@ -306,16 +312,16 @@ def confined_facts(session: Session, volume: Volume, **changed: Any) -> dict[str
     return {**facts, "availability_zones": zones_of(facts["extra_specs"])}
 
 
-def _wish(session: Session, volume: Volume, operation: PlaceVolume) -> Wish:
+def _request(session: Session, volume: Volume, operation: PlaceVolume) -> PlacementRequest:
     facts = facts_of(session, volume)
     specs: Mapping[str, str | None] = facts["extra_specs"]
     zones = (volume.availability_zone,) if volume.availability_zone else zones_of(specs)
-    return Wish(
+    return PlacementRequest(
         size_gib=volume.size,
         availability_zones=zones,
         same_pools=_pools_of(session, operation.hints.get("same_host"), volume.project_id),
         different_pools=_pools_of(session, operation.hints.get("different_host"), volume.project_id),
-        only_pool=_source_pool(session, volume),
+        required_pool=_source_pool(session, volume),
         tried=operation.tried,
         **facts,
     )
