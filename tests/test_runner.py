@@ -172,11 +172,11 @@ def test_a_pool_that_is_down_leaves_the_status(api: Client, backend: MemoryBacke
     snapshot_id = api.snapshot(volume_id)["id"]
     for path, noun in ((f"/volumes/{volume_id}", "volume"), (f"/snapshots/{snapshot_id}", "snapshot")):
         api("POST", f"{path}/action", {"os-reset_status": {"status": status}})
-        board = api.service.board
-        board.pin(dataclasses.replace(board.reports()[POOL], up=False, reason="The cable is out."))
+        pool_reports = api.service.pool_reports
+        pool_reports.update(dataclasses.replace(pool_reports.reports()[POOL], up=False, reason="The cable is out."))
         assert api("DELETE", f"{path}?cascade=true" if noun == "volume" else path).status == 202
         api.wait_idle()
-        board.pin(dataclasses.replace(board.reports()[POOL], up=True, reason=None))
+        pool_reports.update(dataclasses.replace(pool_reports.reports()[POOL], up=True, reason=None))
         assert api.get(path)[noun]["status"] == status
     assert any("The cable is out." in message for message in messages(api))
     assert [name for name, _ in backend.calls if name.startswith("delete")] == []
@@ -391,8 +391,8 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     (creating,) = operations(api, state="open")
     named(api, "first").create_volume(f"volume-{volume['id']}", 1)
     # The second: the pool is down.
-    report = service.board.reports()["blockstore@first#first"]
-    service.board.pin(dataclasses.replace(report, up=False, reason="The cable is out."))
+    report = service.pool_reports.reports()["blockstore@first#first"]
+    service.pool_reports.update(dataclasses.replace(report, up=False, reason="The cable is out."))
     service.db.enqueue = service.bus.enqueue
     service.bus.enqueue(_operation_of(creating, attempt=2))
     judge(api)

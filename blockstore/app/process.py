@@ -191,7 +191,7 @@ def _greet(service: Service, url: str) -> None:
         "keystone": f"users of {service.config.keystone.auth_url}",
     }
     lines = [f"blockstore {__version__} serves {url} ({known[service.config.service.auth]})"]
-    for name, report in sorted(service.board.reports().items()):
+    for name, report in sorted(service.pool_reports.reports().items()):
         state = f"up, {report.capacity.free_gib:.1f} GiB free" if report.up else f"DOWN: {report.reason}"
         lines.append(f"  backend {name.partition('@')[2].partition('#')[0]}: {state}")
     lines.append(f"  state   {service.state_dir}")

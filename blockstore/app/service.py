@@ -19,7 +19,6 @@ from blockstore.api.http.call import Core
 from blockstore.api.http.waiting import WaitingRoom
 from blockstore.api.types.types import ensure_default_type
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
-from blockstore.board import Board
 from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.db import opening
@@ -32,6 +31,7 @@ from blockstore.manager import managing, reporting
 from blockstore.manager.context import ManagerContext, is_attached, pool_of
 from blockstore.manager.exports import Exports
 from blockstore.policies import Policy
+from blockstore.pool_reports import PoolReports
 from blockstore.runner import mark_started
 from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placement import SchedulerContext
@@ -61,7 +61,7 @@ class Service:
         places = len(self.backends) + 1  # one more for what is on no pool, or on a former one
         workers = (service.workers + 1) * places + service.moves + 1
         self.db = Database(url, connections=self.api_threads + workers + 4, timeout_s=config.database.timeout_s)
-        self.board = Board()
+        self.pool_reports = PoolReports()
         keyring = Keyring(self.state_dir / "attachments.key")
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
         for backend in self.backends.values():
@@ -69,14 +69,14 @@ class Service:
         self.context = ManagerContext(
             db=self.db,
             backends=self.backends,
-            board=self.board,
+            pool_reports=self.pool_reports,
             config=config,
             exports=self.exports,
             installation=keyring.owner,
         )
         context = SchedulerContext(
             db=self.db,
-            board=self.board,
+            pool_reports=self.pool_reports,
             config=config.scheduler,
             filters=loading.load_filters(words(config.scheduler.filters)),
             weighers=loading.load_weighers(words(config.scheduler.weighers), config.scheduler.multiplier),
@@ -104,7 +104,7 @@ class Service:
             Core(
                 config=config,
                 db=self.db,
-                board=self.board,
+                pool_reports=self.pool_reports,
                 bus=self.bus,
                 waiting_room=self.waiting_room,
                 authenticate=_authenticator(config, self.policy, self.db, self.lines),

@@ -1,4 +1,4 @@
-"""What every handler of the manager works with: the database, the configured backends, the board.
+"""What every handler of the manager works with: the database, the configured backends, the pool reports.
 
 Made once by ``app/service.py``. Knows which backend holds a row, and what rows are called there.
 """
@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy import or_, select
 
 from blockstore.backends.contract import Backend
-from blockstore.board import Board
 from blockstore.config import Config
 from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
@@ -20,6 +19,7 @@ from blockstore.errors import PoolDown, VolumeMissing
 from blockstore.manager.exports import Exports
 from blockstore.manager.recognition import prove
 from blockstore.operations import Operation
+from blockstore.pool_reports import PoolReports
 from blockstore.states import A
 
 
@@ -30,7 +30,7 @@ class ManagerContext:
     db: Database
     backends: Mapping[str, Backend]
     """By pool name, NODE@BACKEND#POOL."""
-    board: Board
+    pool_reports: PoolReports
     config: Config
     exports: Exports
     installation: str = ""
@@ -49,7 +49,7 @@ class ManagerContext:
         backend = self.backends.get(pool or "")
         if backend is None:
             raise PoolDown(f"The pool {pool} is not in the configuration any more.")
-        report = self.board.get(pool or "")
+        report = self.pool_reports.get(pool or "")
         if report is not None and not report.up:
             raise PoolDown(f"The pool {pool} is down: {report.reason}")
         if report is None and self.installation:

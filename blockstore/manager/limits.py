@@ -17,7 +17,7 @@ def keep_limits(
 
     Raises: BackendError.
     """
-    report = context.board.get(pool)
+    report = context.pool_reports.get(pool)
     if report is None or not report.capabilities.qos:
         return
     with context.db.read() as session:

@@ -147,7 +147,7 @@ def _charge(context: ManagerContext, operation: ManageVolume, volume: Volume, ba
         quotas.check_volume_size(session, limits, volume.project_id, size)
         quotas.charge(session, limits, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=size)
         claims.claim(session, operation.pool, volumes=1, volume_gib=size)
-        report = context.board.get(operation.pool)
+        report = context.pool_reports.get(operation.pool)
         session.execute(
             update(Volume)
             .where(Volume.id == volume.id)

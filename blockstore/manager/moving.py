@@ -59,7 +59,7 @@ def move_to_type(context: ManagerContext, operation: MoveToType, volume: Volume)
 def _move(context: ManagerContext, operation: MoveVolume, volume: Volume, type_id: str) -> None:
     source, target = context.backend(volume.host), context.backend(operation.destination)
     name = operation.copy_name
-    reports = context.board.get(volume.host or ""), context.board.get(operation.destination)
+    reports = context.pool_reports.get(volume.host or ""), context.pool_reports.get(operation.destination)
     if reports[0] and reports[1] and (reason := reports[0].other_block_size(reports[1])):  # known since it was placed
         raise BackendError(f"{operation.destination} cannot take the volume: {reason}.")
     if operation.attempt > 1:
@@ -73,7 +73,7 @@ def _move(context: ManagerContext, operation: MoveVolume, volume: Volume, type_i
             "name_id": operation.name_id,
             "migration_status": "success",
         }
-        report = context.board.get(operation.destination)
+        report = context.pool_reports.get(operation.destination)
         if report is not None:
             values["availability_zone"] = report.availability_zone
         if isinstance(operation, MoveToType):

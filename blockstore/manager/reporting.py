@@ -1,4 +1,4 @@
-"""Looks at each backend's health and figures and pins them on the board.
+"""Looks at each backend's health and figures and updates the pool reports.
 
 Called at start and by ``periodic.py``. A backend that is down says why; the others go on.
 """
@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from blockstore import claims
 from blockstore.backends.contract import Backend, Capabilities, Capacity
-from blockstore.board import NO_USAGE, PoolReport
 from blockstore.config import BackendSection
 from blockstore.db.models import now
 from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
 from blockstore.manager.context import ManagerContext, UsableBackends
 from blockstore.manager.recognition import prove
+from blockstore.pool_reports import NO_USAGE, PoolReport
 from blockstore.repeats import Repeats
 
 log = logging.getLogger(__name__)
@@ -64,10 +64,10 @@ class Reporter:
         return all(look.done() for look in self._looks.values())
 
     def _note_silence(self, pool: str) -> None:
-        report = self._context.board.get(pool)
+        report = self._context.pool_reports.get(pool)
         if report is not None and report.up:
             reason = "It has not answered since the last look."
-            self._context.board.pin(replace(report, up=False, reason=reason, at=now()))
+            self._context.pool_reports.update(replace(report, up=False, reason=reason, at=now()))
             log.error("backend %s is down: %s", pool, reason)
 
 
@@ -75,7 +75,7 @@ def report(context: ManagerContext, pool: str) -> None:
     """Look at one backend and pin what it says."""
     backend = context.backends[pool]
     section = _section(context, backend)
-    before = context.board.get(pool)
+    before = context.pool_reports.get(pool)
     with context.db.read() as session:
         usage = claims.ledger(session).get(pool, NO_USAGE)
     ours = usage.volume_gib + usage.snapshot_gib
@@ -96,7 +96,7 @@ def report(context: ManagerContext, pool: str) -> None:
         if isinstance(exc, DatabaseAway):
             raise
         reason = _reason(pool, exc)
-    context.board.pin(
+    context.pool_reports.update(
         PoolReport(
             name=pool,
             config=section.pool,

@@ -33,7 +33,7 @@ def explain_new(
         availability_zones=(zone,) if zone else zones_of(specs),
         volume={"size": size_gib, "volume_type_id": type_id, "name": "", "id": "", "project_id": ""},
     )
-    pools, absent = candidates(context.board, session)
+    pools, absent = candidates(context.pool_reports, session)
     return _told(choose(request, pools, context.filters, context.weighers), pools, absent, request)
 
 
@@ -79,7 +79,7 @@ def _finite(figure: float | None) -> float | None:
 
 def plan_drain(context: SchedulerContext, session: Session, backend: str) -> list[dict[str, Any]]:
     """Return for each volume of a backend where it would go, or why it stays; each counts for those after it."""
-    found, _absent = candidates(context.board, session)
+    found, _absent = candidates(context.pool_reports, session)
     pools = {pool.name: pool for pool in found if pool.backend != backend}
     volumes = session.scalars(
         select(Volume)
@@ -91,7 +91,9 @@ def plan_drain(context: SchedulerContext, session: Session, backend: str) -> lis
         destination, reason = None, why_it_stays(session, volume)
         if reason is None:
             request = PlacementRequest(
-                size_gib=volume.size, **excluding_source(context.board, volume), **confined_facts(session, volume)
+                size_gib=volume.size,
+                **excluding_source(context.pool_reports, volume),
+                **confined_facts(session, volume),
             )
             choice = choose(request, list(pools.values()), context.filters, context.weighers)
             if choice.winner is None:

@@ -14,7 +14,6 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from blockstore import claims, quotas, states
-from blockstore.board import NO_USAGE, Board, PoolReport
 from blockstore.config import SchedulerConfig
 from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
@@ -35,6 +34,7 @@ from blockstore.operations import (
     PlaceVolume,
     RetypeVolume,
 )
+from blockstore.pool_reports import NO_USAGE, PoolReport, PoolReports
 from blockstore.runner import Failure, handles
 from blockstore.scheduler.choosing import Filter, PlacementRequest, Weigher, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
@@ -50,7 +50,7 @@ class SchedulerContext:
     """What the handlers of this component work with."""
 
     db: Database
-    board: Board
+    pool_reports: PoolReports
     config: SchedulerConfig
     filters: Sequence[Filter]
     weighers: Sequence[Weigher]
@@ -177,7 +177,7 @@ def _retype_by_moving(
     kept = migration_blocker(session, volume)
     if kept is not None:
         raise _with(refused, f"It is not moved either: {kept}.")
-    request = PlacementRequest(size_gib=volume.size, **excluding_source(context.board, volume), **facts)
+    request = PlacementRequest(size_gib=volume.size, **excluding_source(context.pool_reports, volume), **facts)
     pool = _choose(context, session, request, operation.request_id)
     claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
@@ -193,9 +193,9 @@ def _retype_by_moving(
     states.complete_and_continue(session, operation, following)
 
 
-def excluding_source(board: Board, volume: Volume) -> dict[str, Any]:
+def excluding_source(pool_reports: PoolReports, volume: Volume) -> dict[str, Any]:
     """Return what a request says of the pool that a volume is to be moved away from."""
-    report = board.get(volume.host or "")
+    report = pool_reports.get(volume.host or "")
     return {"leaves": volume.host, "block_size": report.capabilities.block_size if report else None}
 
 
@@ -223,7 +223,7 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
     """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
     with context.db.write() as session:
         facts = confined_facts(session, volume)
-        exclude_pool = excluding_source(context.board, volume)
+        exclude_pool = excluding_source(context.pool_reports, volume)
         request = PlacementRequest(size_gib=volume.size, destination=operation.destination, **exclude_pool, **facts)
         pool = _choose(context, session, request, operation.request_id)
         claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
@@ -235,12 +235,12 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
 # --- what the decision is made of ----------------------------------------------------------------------------
 
 
-def candidates(board: Board, session: Session) -> tuple[list[Pool], dict[str, str]]:
+def candidates(pool_reports: PoolReports, session: Session) -> tuple[list[Pool], dict[str, str]]:
     """Return the pools that are up, enabled and not frozen; and why the others are not."""
     usages = claims.ledger(session)
     said = {row.host: row for row in session.execute(_SERVICES)}
     pools, absent = [], {}
-    for name, report in board.reports().items():
+    for name, report in pool_reports.reports().items():
         service = said.get(report.backend)
         if not report.up:
             absent[name] = f"is down: {report.reason}"
@@ -276,7 +276,7 @@ def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
 def _choose(
     context: SchedulerContext, session: Session, request: PlacementRequest, request_id: str, *, before: str = ""
 ) -> Pool:
-    pools, absent = candidates(context.board, session)
+    pools, absent = candidates(context.pool_reports, session)
     choice = choose(request, pools, context.filters, context.weighers)
     if choice.winner is None:
         reasons = [explain(choice)] if choice.refusals else []

@@ -75,7 +75,7 @@ class Ceph:
 
 def looked_at(service: Service) -> Service:
     """Return a service that has looked at all of its backends: programs may be too slow for its start."""
-    if not all(service.board.get(name) for name in service.backends):
+    if not all(service.pool_reports.get(name) for name in service.backends):
         service.report()
     return service
 

@@ -271,7 +271,7 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
         api.wait_idle()
         assert next(iter(api.get(path).values()))["status"] == "available"
     service.report()
-    (report,) = service.board.reports().values()
+    (report,) = service.pool_reports.reports().values()
     assert report.reason is not None
     assert f"{recorded} is recorded, and {found} is there" in report.reason
     api.volume()

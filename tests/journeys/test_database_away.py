@@ -108,7 +108,7 @@ def test_pool_is_not_down_for_want_of_files(service: Service, monkeypatch: pytes
 
     monkeypatch.setattr(MemoryBackend, "check", check)
     service.report()
-    assert all(report.up for report in service.board.reports().values())
+    assert all(report.up for report in service.pool_reports.reports().values())
 
 
 def test_database_that_is_damaged_while_it_is_used(api: Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ def test_volumes_live_and_die_on_lvm(api: Client) -> None:
 def test_one_backend_that_is_down_says_why_and_the_others_serve(api: Client) -> None:
     (pool,) = [p for p in api.get("/scheduler-stats/get_pools?detail=true")["pools"] if "@gone#" in p["name"]]
     assert pool["capabilities"]["backend_state"] == "down"
-    assert "no-such-group" in (api.service.board.reports()[pool["name"]].reason or "")
+    assert "no-such-group" in (api.service.pool_reports.reports()[pool["name"]].reason or "")
     refused = api.volume(volume_type="gone")
     assert refused["status"] == "error"
     (message,) = api.get(f"/messages?resource_uuid={refused['id']}")["messages"]
@@ -150,7 +150,7 @@ def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: 
         run("vgchange", "--devices", disk.device, "-an", disk.vg)
         run("losetup", "-d", disk.device)
         assert look()["backend_state"] == "down"
-        reason = api.service.board.reports()[POOL].reason or ""
+        reason = api.service.pool_reports.reports()[POOL].reason or ""
         assert ours in reason
         assert guest in reason
         assert api("DELETE", f"/volumes/{first['id']}").status == 202
@@ -185,7 +185,8 @@ def test_a_volume_is_not_moved_to_other_sectors(
     sections = [backend_section(name, "lvm", volume_group=it.vg) for name, it in (("small", disk), ("large", large))]
     api = Client(start_service(backends=(*sections, backend_section("files", "directory"))))
     sizes = {
-        name.partition("@")[2]: report.capabilities.block_size for name, report in api.service.board.reports().items()
+        name.partition("@")[2]: report.capabilities.block_size
+        for name, report in api.service.pool_reports.reports().items()
     }
     assert sizes == {"small#small": 512, "large#large": 4096, "files#files": 512}
     body = {"volume_type": {"name": "small", "extra_specs": {"volume_backend_name": "small"}}}
@@ -218,7 +219,7 @@ def test_group_of_the_same_name_on_another_disk_is_not_ours(api: Client, disk: D
     run("vgcreate", disk.vg, other)
     (found,) = run("vgs", "--noheadings", "-o", "vg_uuid", disk.vg).split()
     api.service.report()
-    reason = api.service.board.reports()[POOL].reason or ""
+    reason = api.service.pool_reports.reports()[POOL].reason or ""
     assert f"{recorded} is recorded, and {found} is there" in reason, reason
     assert api("DELETE", f"/volumes/{volume}").status == 202
     api.wait_idle(120)
@@ -231,5 +232,5 @@ def test_group_of_the_same_name_on_another_disk_is_not_ours(api: Client, disk: D
     run("losetup", disk.device, str(disk.image))
     run("vgchange", "-ay", disk.vg)
     api.service.report()
-    assert api.service.board.reports()[POOL].up
+    assert api.service.pool_reports.reports()[POOL].up
     assert reads(api, volume, PATTERN)

@@ -166,7 +166,7 @@ def is_up_again(api: Client) -> None:
     began = time.monotonic()
     while True:
         api.service.report()
-        report = api.service.board.get(NAS)
+        report = api.service.pool_reports.get(NAS)
         if report is not None and report.up:
             break
         assert time.monotonic() - began < ENDS_S, report

@@ -14,10 +14,10 @@ from blockstore_plugins.lvm import LvmBackend, LvmOptions
 
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
-from blockstore.board import Board
 from blockstore.errors import BackendError, Unreachable
 from blockstore.keyring import Keyring
 from blockstore.manager.installations import claim
+from blockstore.pool_reports import PoolReports
 from tests.app.test_process import ask, blockstore, wait_for
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.plugins.fake_lvm import FakeLvm
@@ -115,13 +115,13 @@ def test_storage_of_a_version_without_marks_is_adopted(start_service: Start, tmp
     assert mark.read_text().split()[0] == Keyring(tmp_path / "state" / "attachments.key").owner
     assert mark.stat().st_mode & 0o777 == 0o600
     assert Client(again).get(f"/volumes/{volume['id']}")["volume"]["status"] == "available"
-    assert [report.up for report in again.board.reports().values()] == [True]
+    assert [report.up for report in again.pool_reports.reports().values()] == [True]
 
 
 def test_two_sections_of_one_installation_share_storage(start_service: Start, tmp_path: Path) -> None:
     sections = tuple(backend_section(name, "directory", path=str(tmp_path / "volumes")) for name in ("a", "b"))
     service = start_service(make_config(tmp_path / "state", backends=sections))
-    assert [report.up for report in service.board.reports().values()] == [True, True]
+    assert [report.up for report in service.pool_reports.reports().values()] == [True, True]
 
 
 def memory(tmp_path: Path) -> MemoryBackend:
@@ -133,7 +133,7 @@ def memory(tmp_path: Path) -> MemoryBackend:
 def test_pool_is_asked_before_its_first_action(start_service: Start) -> None:
     """One that did not answer the first look in time is not believed to be ours."""
     service = start_service()
-    context = replace(service.context, board=Board())
+    context = replace(service.context, pool_reports=PoolReports())
     ((pool, backend),) = service.backends.items()
     backend.change_owner(context.installation, "other")
     with pytest.raises(Unreachable, match="used by another installation of blockstore, other"):

@@ -164,7 +164,7 @@ def test_storage_that_is_new_is_accepted_and_users_are_told(start_service: Start
     assert "On it are 1 volumes" in done.stdout
 
     service.report()
-    assert [report.up for report in service.board.reports().values()] == [True]
+    assert [report.up for report in service.pool_reports.reports().values()] == [True]
     assert client.get(f"/volumes/{copied['id']}")["volume"]["status"] == "available"
     assert client.get(f"/volumes/{lost['id']}")["volume"]["status"] == "error"
     assert client.get(f"/snapshots/{snapshot['id']}")["snapshot"]["status"] == "error"
@@ -179,12 +179,12 @@ def test_storage_that_is_new_is_accepted_and_users_are_told(start_service: Start
     path.rename(tmp_path / "fresh")  # it was not lost after all
     former.rename(path)
     service.report()
-    (report,) = service.board.reports().values()
+    (report,) = service.pool_reports.reports().values()
     assert report.reason is not None
     assert f"{fresh} is recorded, and {identity} is there" in report.reason
     assert accept(identity).returncode == 0
     service.report()
-    assert [report.up for report in service.board.reports().values()] == [True]
+    assert [report.up for report in service.pool_reports.reports().values()] == [True]
 
 
 # --- what is compared, and when ----------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_storage_that_changed_takes_the_pool_down_until_it_is_back(start_service
     backend.fail["check"] = BackendError("It would make what a pool needs.")
     service.report()
     assert backend.fail.pop("check", None)
-    (report,) = service.board.reports().values()
+    (report,) = service.pool_reports.reports().values()
     assert report.reason is not None
     assert "memory is recorded, and another is there" in report.reason
     assert "blockstore backend accept memory --found another" in report.reason
@@ -220,7 +220,7 @@ def test_storage_that_changed_takes_the_pool_down_until_it_is_back(start_service
     assert api.get("/limits")["limits"]["absolute"]["totalVolumesUsed"] == 1
     backend._pool.identity = "memory"
     service.report()
-    assert [report.up for report in service.board.reports().values()] == [True]
+    assert [report.up for report in service.pool_reports.reports().values()] == [True]
     (snapshot,) = api.get("/snapshots")["snapshots"]
     assert (api.get(f"/volumes/{volume['id']}")["volume"]["status"], snapshot["status"]) == ("available", "error")
     for path in (f"/snapshots/{snapshot['id']}", f"/volumes/{volume['id']}"):
@@ -286,7 +286,7 @@ def test_storage_of_a_version_before_is_known_by_its_mark_or_its_volumes(
             recognition.prove(service.db, pool, backend, service.context.installation)
     service.stop()
     again = start_service(config)
-    assert [report.reason for report in again.board.reports().values()] == [None]
+    assert [report.reason for report in again.pool_reports.reports().values()] == [None]
     client = Client(again)
     with again.db.read() as session:
         (identity,) = session.scalars(select(PoolIdentity.identity))
@@ -308,7 +308,7 @@ def test_directory_without_mark_and_volumes_is_not_taken_for_that_of_a_version_b
     path.rename(tmp_path / "disk")
     path.mkdir(mode=0o700)
     again = start_service(config)
-    (report,) = again.board.reports().values()
+    (report,) = again.pool_reports.reports().values()
     assert report.reason is not None
     assert "none is recorded, and none is there" in report.reason
     client = Client(again)
@@ -319,7 +319,7 @@ def test_directory_without_mark_and_volumes_is_not_taken_for_that_of_a_version_b
     path.rmdir()
     (tmp_path / "disk").rename(path)
     again.report()
-    assert [report.up for report in again.board.reports().values()] == [True]
+    assert [report.up for report in again.pool_reports.reports().values()] == [True]
 
 
 def test_kill_before_new_storage_is_recorded_leaves_both_ways_open(
@@ -341,7 +341,7 @@ def test_kill_before_new_storage_is_recorded_leaves_both_ways_open(
         with pytest.raises(KeyboardInterrupt):
             new_storage.accept(service.db, pool, backend, service.context.installation, 30)
     service.report()
-    (report,) = service.board.reports().values()
+    (report,) = service.pool_reports.reports().values()
     fresh = backend.identity()
     assert report.reason is not None
     assert f"--found {fresh}" in report.reason
@@ -349,7 +349,7 @@ def test_kill_before_new_storage_is_recorded_leaves_both_ways_open(
     former.rename(path)
     service.report()
     assert Client(service).get(f"/volumes/{volume['id']}")["volume"]["status"] == "available"
-    assert [report.up for report in service.board.reports().values()] == [True]
+    assert [report.up for report in service.pool_reports.reports().values()] == [True]
     path.rename(former)
     (tmp_path / "fresh").rename(path)
     done = new_storage.accept(service.db, pool, backend, service.context.installation, 30)

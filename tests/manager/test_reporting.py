@@ -9,7 +9,7 @@ import pytest
 
 from blockstore.app.service import Service
 from blockstore.backends.contract import Capacity
-from blockstore.board import NO_USAGE
+from blockstore.pool_reports import NO_USAGE
 from tests.conftest import backend_section
 
 
@@ -27,7 +27,7 @@ def test_a_backend_that_does_not_answer_is_down_until_it_does(
     monkeypatch.setattr(service.backends[slow], "check", hang)
 
     def up() -> dict[str, bool]:
-        return {name: report.up for name, report in service.board.reports().items()}
+        return {name: report.up for name, report in service.pool_reports.reports().items()}
 
     service.reporter.look(wait_s=0.05)
     assert up() == {slow: True, quick: True}  # it may still answer
@@ -49,7 +49,7 @@ def test_a_pool_that_takes_nothing_new_is_up_and_says_why(
     monkeypatch.setattr(service.backends[pool], "capacity", lambda: full)
     for _ in range(2):
         service.reporter.look(wait_s=5)
-    report = service.board.reports()[pool]
+    report = service.pool_reports.reports()[pool]
     assert report.up
     told = report.wire(NO_USAGE)
     assert (told["closed_because"], told["metadata_filled_percentage"]) == ("A disk is missing.", 97.12)

@@ -91,7 +91,7 @@ def _sums(call: Call, project: Any, size: Any, host: Any, host_name: str) -> dic
 @routes.get("/capabilities/<host_name>", policy="volume_extension:capabilities")
 def capabilities(call: Call, host_name: str) -> dict[str, Any]:
     """Show what a backend is, by NODE@BACKEND or by the name of its pool."""
-    for name, report in sorted(call.core.board.reports().items()):
+    for name, report in sorted(call.core.pool_reports.reports().items()):
         if host_name in (name, report.backend):
             config = report.config
             return {

@@ -10,10 +10,10 @@ from blockstore import claims
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import default_type, find_type
-from blockstore.board import NO_USAGE
 from blockstore.db.models import ServiceRow
 from blockstore.errors import BadRequest, InvalidInput, listed
 from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_TYPE
+from blockstore.pool_reports import NO_USAGE
 from blockstore.schemas.base import bool_like
 from blockstore.zones import zone_of_new, zones_by_backend
 
@@ -40,7 +40,7 @@ def get_pools(call: Call) -> dict[str, Any]:
         wanted_backend = find_type(call, given["volume_type"]).extra_specs.get("volume_backend_name")
     usages = claims.ledger(call.session)
     pools = []
-    for name, report in sorted(call.core.board.reports().items()):
+    for name, report in sorted(call.core.pool_reports.reports().items()):
         capabilities = report.wire(usages.get(name, NO_USAGE))
         if given.get("name", name) != name:
             continue

@@ -10,10 +10,10 @@ from sqlalchemy import select
 
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
-from blockstore.board import PoolReport
 from blockstore.db.models import ServiceRow, now
 from blockstore.errors import BadRequest, NotFound
 from blockstore.microversions import BACKEND_STATE, LOG_LEVELS, SERVICES_CLUSTER
+from blockstore.pool_reports import PoolReport
 from blockstore.schemas import services as schemas
 from blockstore.schemas.base import timestamp
 
@@ -172,7 +172,7 @@ def _services(call: Call) -> Iterator[tuple[str, str, str, list[PoolReport]]]:
     config = call.core.config
     yield SCHEDULER, config.service.node, config.service.availability_zone, []
     by_backend: dict[str, list[PoolReport]] = {}
-    for report in call.core.board.reports().values():
+    for report in call.core.pool_reports.reports().values():
         by_backend.setdefault(report.backend, []).append(report)
     for backend, reports in sorted(by_backend.items()):
         yield VOLUME, backend, reports[0].availability_zone, reports

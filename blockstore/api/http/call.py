@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 from blockstore.api.http import links
 from blockstore.api.http.authentication import Authenticator
 from blockstore.api.http.waiting import WaitingRoom
-from blockstore.board import Board
 from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.context import RequestContext
@@ -19,6 +18,7 @@ from blockstore.db.session import Database
 from blockstore.microversions import Version
 from blockstore.operations import Kind
 from blockstore.policies import Policy
+from blockstore.pool_reports import PoolReports
 from blockstore.throttle import Throttle
 
 CORE = "blockstore"
@@ -31,7 +31,7 @@ class Core:
 
     config: Config
     db: Database
-    board: Board
+    pool_reports: PoolReports
     bus: Bus
     waiting_room: WaitingRoom
     authenticate: Authenticator

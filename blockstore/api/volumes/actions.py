@@ -66,7 +66,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 
 def _check_online(call: Call, volume: Volume) -> None:
-    report = call.core.board.get(volume.host or "")
+    report = call.core.pool_reports.get(volume.host or "")
     if report is not None and not report.capabilities.online_extend:
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} is in-use, and its backend or target cannot extend what is attached;"

@@ -26,7 +26,6 @@ from blockstore.api.types.types import default_type, find_type
 from blockstore.api.volumes.actions import ACTION
 from blockstore.api.volumes.delete import DELETABLE, removable, why_not_removable
 from blockstore.api.volumes.volumes import View, find_volume
-from blockstore.board import PoolReport
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume, VolumeType, new_id, now
 from blockstore.errors import (
     BackendError,
@@ -39,6 +38,7 @@ from blockstore.errors import (
 )
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
 from blockstore.operations import PlaceManaged
+from blockstore.pool_reports import PoolReport
 from blockstore.schemas import managing as schemas
 from blockstore.schemas.base import load
 from blockstore.schemas.listing import PageQuery
@@ -153,9 +153,9 @@ def _pool(call: Call, host: str | None, cluster: str | None) -> PoolReport:
         raise InvalidInput("host", host, "Exactly one of host and cluster is needed.")
     if cluster is not None:
         raise BadRequest(f"There is no cluster {cluster}; name a host, NODE@BACKEND or NODE@BACKEND#POOL.")
-    reports = [report for name, report in call.core.board.reports().items() if host in (name, report.backend)]
+    reports = [report for name, report in call.core.pool_reports.reports().items() if host in (name, report.backend)]
     if len(reports) != 1:
-        names = ", ".join(sorted(call.core.board.reports()))
+        names = ", ".join(sorted(call.core.pool_reports.reports()))
         what = f"{host} has several pools; name one" if reports else f"there is no pool {host}"
         raise BadRequest(f"Invalid host: {what}: {names}.")
     if not reports[0].up:
@@ -231,7 +231,7 @@ def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     asked = body["snapshot"]
     call.enforce("volume:create_snapshot")
     volume = find_volume(call, asked["volume_id"], lock=True)
-    report = call.core.board.get(volume.host or "")
+    report = call.core.pool_reports.get(volume.host or "")
     if report is None or not report.capabilities.manage:
         raise BadRequest(f"Invalid volume: {volume.host} does not offer to take snapshots over.")
     _refuse_managed(call, report.name, asked["ref"], Snapshot)

@@ -47,9 +47,9 @@ def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 
 def _check_destination(call: Call, volume: Volume, host: str) -> None:
-    reports = [report for name, report in call.core.board.reports().items() if host in (name, report.backend)]
+    reports = [report for name, report in call.core.pool_reports.reports().items() if host in (name, report.backend)]
     if not reports:
-        known = ", ".join(sorted(call.core.board.reports()))
+        known = ", ".join(sorted(call.core.pool_reports.reports()))
         raise BadRequest(f"Invalid host: there is no backend or pool {host}; there are {known}.")
     if host == volume.host or [report.name for report in reports] == [volume.host]:
         raise BadRequest(f"Invalid host: volume {volume.id} is on {volume.host} already.")
@@ -60,7 +60,7 @@ def _check_destination(call: Call, volume: Volume, host: str) -> None:
         )
     if not any(report.up for report in reports):
         raise BadRequest(f"Invalid host: {host} is down: {reports[0].reason}")
-    source = call.core.board.get(volume.host or "")
+    source = call.core.pool_reports.get(volume.host or "")
     reasons = [source.other_block_size(report) if source else None for report in reports]
     if all(reasons):
         raise BadRequest(f"Invalid host: volume {volume.id} cannot be moved to {host}: {reasons[0]}.")
@@ -119,7 +119,7 @@ def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a backend and move what is on it elsewhere; or only tell the plan. Not in Cinder."""
     host, dry_run = body["drain"]["host"], body["drain"].get("dry_run", False)
-    if host not in {report.backend for report in call.core.board.reports().values()}:
+    if host not in {report.backend for report in call.core.pool_reports.reports().values()}:
         raise BadRequest(f"Invalid host: there is no backend {host}; name one as NODE@BACKEND.")
     plan = call.core.plan_drain(call.session, host)
     if not dry_run:

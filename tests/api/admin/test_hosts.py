@@ -121,8 +121,8 @@ def test_the_state_of_a_disabled_backend_is_not_known(lite: Hall) -> None:
 
 def test_a_backend_that_was_not_looked_at_for_long_is_down(lite: Hall) -> None:
     """By the monotonic clock: what the wall clock says of the last look does not matter."""
-    admin, board = lite.admin(), lite.service.board
-    reports = board.reports()
+    admin, pool_reports = lite.admin(), lite.service.pool_reports
+    reports = pool_reports.reports()
 
     def state() -> list[str]:
         return [service["state"] for service in admin.get(f"/os-services?host={HOST}")["services"]]
@@ -130,11 +130,11 @@ def test_a_backend_that_was_not_looked_at_for_long_is_down(lite: Hall) -> None:
     assert state() == ["up"]
     try:
         for report in reports.values():
-            board.pin(replace(report, looked_at=time.monotonic() - 100_000_000))
+            pool_reports.update(replace(report, looked_at=time.monotonic() - 100_000_000))
         assert state() == ["down"]
         for report in reports.values():
-            board.pin(replace(report, at=report.at - timedelta(days=1)))
+            pool_reports.update(replace(report, at=report.at - timedelta(days=1)))
         assert state() == ["up"]
     finally:
         for report in reports.values():
-            board.pin(report)
+            pool_reports.update(report)

@@ -613,8 +613,8 @@ def test_blocks_that_grew_since_a_move_was_placed_stop_it(api: Client, monkeypat
     real = states.complete_and_continue
 
     def complete_and_continue(session: Any, operation: Any, following: Any, **more: Any) -> None:
-        report = api.service.board.reports()[f"{B}#b"]
-        api.service.board.pin(replace(report, capabilities=replace(report.capabilities, block_size=4096)))
+        report = api.service.pool_reports.reports()[f"{B}#b"]
+        api.service.pool_reports.update(replace(report, capabilities=replace(report.capabilities, block_size=4096)))
         real(session, operation, following, **more)
 
     monkeypatch.setattr(states, "complete_and_continue", complete_and_continue)

@@ -1,4 +1,4 @@
-"""The board where each pool's last report hangs: what the manager knows of a pool, for the scheduler and the API.
+"""The last report of each pool: what the manager knows of a pool, for the scheduler and the API.
 
 Reports are facts about now, so they live in memory only; what is claimed of a pool lives in ``claims.py``.
 """
@@ -113,14 +113,14 @@ class PoolReport:
         }
 
 
-class Board:
-    """All reports; any thread may pin and read."""
+class PoolReports:
+    """All reports; any thread may update and read."""
 
     def __init__(self) -> None:
         self._reports: dict[str, PoolReport] = {}
         self._lock = threading.Lock()
 
-    def pin(self, report: PoolReport) -> None:
+    def update(self, report: PoolReport) -> None:
         """Replace a pool's report."""
         with self._lock:
             self._reports[report.name] = report
