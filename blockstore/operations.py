@@ -205,21 +205,21 @@ class NewVolumeOperation(VolumeOperation, status="creating", cancellable=True):
 
 
 class PlaceVolume(NewVolumeOperation, component="scheduler"):
-    """Choose a pool for a new volume and claim its capacity."""
+    """Choose a pool for a new volume and reserve its capacity."""
 
     failure: str = ""
     """What the last of the pools that were tried said."""
 
 
 class PlaceSnapshot(SnapshotOperation, component="scheduler", status="creating", cancellable=True):
-    """Check that the volume's pool has space for a snapshot and claim it."""
+    """Check that the volume's pool has space for a snapshot and reserve it."""
 
     reference: str = ""
     """What one that is taken over is called now; a new one is made where there is none."""
 
 
 class PlaceExtension(VolumeOperation, component="scheduler", status="extending", cancellable=True):
-    """Check that the volume's pool has space for its growth and claim it."""
+    """Check that the volume's pool has space for its growth and reserve it."""
 
     new_size_gib: int
     growth_gib: int
@@ -244,7 +244,7 @@ class RetypeVolume(VolumeOperation, component="scheduler", status="retyping", ca
 
 
 class PlaceMigration(VolumeOperation, component="scheduler", status="maintenance", cancellable=True):
-    """Choose the pool that a volume is moved to, and claim it."""
+    """Choose the pool that a volume is moved to, and reserve it."""
 
     destination: str
     """NODE@BACKEND, or NODE@BACKEND#POOL."""
@@ -295,7 +295,7 @@ class ExtendVolume(VolumeOperation, component="manager", status="extending"):
     new_size_gib: int
     growth_gib: int
     pool: str
-    """Where the growth was claimed."""
+    """Where the growth was reserved."""
 
     def keys(self) -> tuple[str, ...]:
         """Hold the volume's exports too: initiators are told of the new size."""
@@ -333,7 +333,7 @@ class MoveVolume(VolumeOperation, component="mover", status="maintenance", cance
     """Copy a volume to another pool, and go on with the copy."""
 
     destination: str
-    """The pool, where capacity for it is claimed."""
+    """The pool, where capacity for it is reserved."""
     name_id: str
     """What the copy is called there."""
     volume_gib: int

@@ -1,6 +1,6 @@
 """The last report of each pool: what the manager knows of a pool, for the scheduler and the API.
 
-Reports are facts about now, so they live in memory only; what is claimed of a pool lives in ``claims.py``.
+Reports are facts about now, so they live in memory only; what is reserved of a pool lives in ``reservations.py``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PoolReport:
     chores: Sequence[Chore] = ()
     """What goes on in the background."""
     ours_gib: int
-    """What the ledger said when the figures were read: tells how much of them is not ours."""
+    """What was reserved when the figures were read: tells how much of them is not ours."""
     at: datetime.datetime
     looked_at: float = field(default_factory=time.monotonic)
     """When it was said, by the monotonic clock."""
@@ -60,13 +60,13 @@ class PoolReport:
         return self.name.partition("#")[0]
 
     def free_gib(self, usage: PoolUsage) -> float:
-        """Return free space less what was claimed since the report."""
+        """Return free space less what was reserved since the report."""
         since = usage.volume_gib + usage.snapshot_gib - self.ours_gib
         free = self.capacity.free_gib
         return free if self.capabilities.thin else max(0.0, free - since)
 
     def provisioned_gib(self, usage: PoolUsage) -> float:
-        """Return what is promised: ours by the ledger, and what others had on the pool at the report."""
+        """Return what is promised: ours by the reservations, and what others had on the pool at the report."""
         ours = usage.volume_gib + usage.snapshot_gib
         if self.capacity.provisioned_gib is None:
             return float(ours)

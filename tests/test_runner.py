@@ -102,7 +102,9 @@ FAILURES = {
 def test_a_failure_settles_with_a_reason(
     api: Client, backend: MemoryBackend, method: str, error: Exception, said: str
 ) -> None:
-    """Row, operation and message tell; quota, ledger and storage agree; and everything can be deleted afterwards."""
+    """Row, operation and message tell; quota, reservations and storage agree;
+    and everything can be deleted afterwards.
+    """
     volume_id = api.volume()["id"]
     snapshot_id = api.snapshot(volume_id)["id"]
     ask, status = FAILURES[method]

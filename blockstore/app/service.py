@@ -83,7 +83,7 @@ class Service:
             message_days=service.operation_keep_days,
         )
         self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
-        # One worker: each decision sees the claims of those before it.
+        # One worker: each decision sees the reservations of those before it.
         self.bus.add_component("scheduler", _bound(scheduler.HANDLERS, context), workers=1)
         self.bus.add_component(
             "manager",

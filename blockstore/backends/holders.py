@@ -72,7 +72,7 @@ def of(path: Path) -> str:
 def is_free(path: Path) -> bool | None:
     """Ask the kernel, which also knows of other users, containers and itself; None when it cannot tell.
 
-    Of a file it knows all. Of a device only who claims it alone: a mount, an export, a device on top of it.
+    Of a file it knows all. Of a device only who reserves it alone: a mount, an export, a device on top of it.
     """
     if _own(path):
         return None  # the kernel would tell of ourselves

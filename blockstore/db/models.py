@@ -300,7 +300,7 @@ class Snapshot(Base):
     status: Mapped[str] = mapped_column(String(32))
     progress: Mapped[str | None] = mapped_column(Name)
     host: Mapped[str | None] = mapped_column(Name)
-    """The pool whose ledger carries it; set in the transaction that claims the capacity."""
+    """The pool on which it is reserved; set in the transaction that reserves the capacity."""
     volume_type_id: Mapped[str | None] = mapped_column(Id)
     """That of the volume when it was taken, like what follows."""
     bootable: Mapped[bool] = mapped_column(default=False, server_default=false())
@@ -420,7 +420,7 @@ class QuotaLimit(Base):
 
 
 class PoolUsage(Base):
-    """What our rows take of one pool: the capacity ledger. Claimed by the transaction that writes ``host``."""
+    """What our rows take of one pool: the capacity reservations. Reserved by the transaction that writes ``host``."""
 
     __tablename__ = "pool_usages"
 

@@ -1,6 +1,6 @@
 """Volumes that others made, taken over: measure, charge, rename. ``Found`` says what is on a pool already, and whose.
 
-The charge and the claim are written before the backend is asked to rename, so that a kill finds them and goes on.
+The charge and the reservation are written before the backend is asked to rename, so that a kill finds them and goes on.
 No session is held while a backend is asked; rows are read after it, for every volume of ours has its row first.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, quotas, states
+from blockstore import quotas, reservations, states
 from blockstore.backends.contract import GIB, Backend, Manageable
 from blockstore.db.models import OperationRow, Snapshot, Volume
 from blockstore.db.session import Database
@@ -115,7 +115,7 @@ def _take_back(session: Session, operation: ManageVolume, _failure: Failure) -> 
     ).one_or_none()
     if volume is None or volume.host is None:
         return
-    claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
+    reservations.release_capacity(session, volume.host, volumes=1, volume_gib=volume.size)
     quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
     session.execute(
         update(Volume).where(Volume.id == operation.volume_id).values(host=None, size=0, consumes_quota=False)
@@ -146,7 +146,7 @@ def _charge(context: ManagerContext, operation: ManageVolume, volume: Volume, ba
     with context.db.write() as session:
         quotas.check_volume_size(session, limits, volume.project_id, size)
         quotas.charge(session, limits, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=size)
-        claims.claim(session, operation.pool, volumes=1, volume_gib=size)
+        reservations.reserve(session, operation.pool, volumes=1, volume_gib=size)
         report = context.pool_reports.get(operation.pool)
         session.execute(
             update(Volume)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, quotas, states
+from blockstore import quotas, reservations, states
 from blockstore.backends.contract import GIB
 from blockstore.db.models import Volume, VolumeType
 from blockstore.errors import BackendError, OperationCancelled, StateConflict, TryAgain
@@ -39,7 +39,7 @@ def _remove_the_copy(session: Session, operation: MoveVolume, _failure: Failure)
 
 @handles(MoveVolume, action=Action.MIGRATE, undo=_remove_the_copy)
 def move_volume(context: ManagerContext, operation: MoveVolume, volume: Volume) -> None:
-    """Copy the volume to its destination and switch to the copy; the scheduler has claimed the capacity there."""
+    """Copy the volume to its destination and switch to the copy; the scheduler has reserved the capacity there."""
     _move(context, operation, volume, volume.volume_type_id)
 
 
@@ -107,5 +107,5 @@ def remove_copy(context: ManagerContext, operation: RemoveCopy) -> None:
         reason = f"the pool {operation.pool} is not in the configuration any more; {operation.name} may be left there"
         log.error("%s", reason, extra={"request_id": operation.request_id})
     with context.db.write() as session:
-        claims.release(session, operation.pool, volumes=1, volume_gib=operation.size_gib)
+        reservations.release_capacity(session, operation.pool, volumes=1, volume_gib=operation.size_gib)
         states.finish(session, operation, "failed" if reason else "done", reason)

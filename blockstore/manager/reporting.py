@@ -9,7 +9,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from blockstore import claims
+from blockstore import reservations
 from blockstore.backends.contract import Backend, Capabilities, Capacity
 from blockstore.config import BackendSection
 from blockstore.db.models import now
@@ -77,7 +77,7 @@ def report(context: ManagerContext, pool: str) -> None:
     section = _section(context, backend)
     before = context.pool_reports.get(pool)
     with context.db.read() as session:
-        usage = claims.ledger(session).get(pool, NO_USAGE)
+        usage = reservations.usage_by_pool(session).get(pool, NO_USAGE)
     ours = usage.volume_gib + usage.snapshot_gib
     reason = None
     capabilities = before.capabilities if before else Capabilities()

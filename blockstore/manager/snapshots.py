@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from blockstore import claims, quotas, states
+from blockstore import quotas, reservations, states
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name
@@ -42,7 +42,7 @@ def delete_snapshot(context: ManagerContext, operation: DeleteSnapshot, snapshot
                 name_of(context.db, operation.volume_id), snapshot_name(snapshot.id), progress_of(context, operation)
             )
     with context.db.write() as session:
-        claims.release(session, snapshot.host, snapshot_gib=snapshot.volume_size)
+        reservations.release_capacity(session, snapshot.host, snapshot_gib=snapshot.volume_size)
         if snapshot.consumes_quota:
             type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == snapshot.volume_id)).scalar_one()
             quotas.refund(session, snapshot.project_id, type_id, snapshots=1, gigabytes=snapshot.volume_size)

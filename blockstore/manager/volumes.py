@@ -12,7 +12,7 @@ from contextlib import suppress
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, quotas, states
+from blockstore import quotas, reservations, states
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume, VolumeType
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing, is_out_of_files
@@ -104,7 +104,7 @@ def _send_back(context: ManagerContext, operation: CreateVolume, volume: Volume,
         PlaceVolume, hints=operation.hints, tried=(*operation.tried, volume.host or ""), failure=str(exc)
     )
     with context.db.write() as session:
-        claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
+        reservations.release_capacity(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
         states.complete_and_continue(session, operation, following, failure=str(exc))
 
@@ -124,20 +124,20 @@ def delete_volume(context: ManagerContext, operation: DeleteVolume, volume: Volu
         if backend is not None:
             backend.delete_volume(volume_name(volume), progress_of(context, operation))
     with context.db.write() as session:
-        claims.release(session, volume.host, volumes=1, volume_gib=volume.size)
+        reservations.release_capacity(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
             quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
         states.complete_and_delete(session, operation)
 
 
 def _release_growth(session: Session, operation: ExtendVolume, _failure: Failure) -> None:
-    claims.release(session, operation.pool, volume_gib=operation.growth_gib)
+    reservations.release_capacity(session, operation.pool, volume_gib=operation.growth_gib)
     quotas.refund_growth(session, operation.project_id, operation.volume_id, operation.growth_gib)
 
 
 @handles(ExtendVolume, action=Action.EXTEND, undo=_release_growth)
 def extend_volume(context: ManagerContext, operation: ExtendVolume, volume: Volume) -> None:
-    """Grow the volume; the claim and the quota were taken when the operation was accepted."""
+    """Grow the volume; the reservation and the quota were taken when the operation was accepted."""
     with first_change(operation):
         context.backend(operation.pool).extend_volume(volume_name(volume), operation.new_size_gib)
     keep_limits(context, operation.pool, volume_name(volume), volume.volume_type_id, operation.new_size_gib)

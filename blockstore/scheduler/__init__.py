@@ -1,6 +1,6 @@
 """The component that decides where. ``HANDLERS`` is its contents page.
 
-Knows pools from the pool reports and the ledger only; never sees a backend.
+Knows pools from the pool reports and the reservations only; never sees a backend.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Decides where: one function per operation. Loads, chooses, claims and hands over, or settles with the reason.
+"""Decides where: one function per operation. Loads, chooses, reserves and continues, or settles with the reason.
 
-The decision and its claim are one transaction, and the component has one worker: a decision sees every claim before it.
+The decision and its reservation are one transaction, and the component has one worker: a decision sees every
+reservation before it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import claims, quotas, states
+from blockstore import quotas, reservations, states
 from blockstore.config import SchedulerConfig
 from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
@@ -59,11 +60,11 @@ class SchedulerContext:
 
 @handles(PlaceVolume, action=Action.SCHEDULE)
 def place_volume(context: SchedulerContext, operation: PlaceVolume, volume: Volume) -> None:
-    """Choose a pool, claim it, write it to the row, and hand over to the manager."""
+    """Choose a pool, reserve it, write it to the row, and hand over to the manager."""
     with context.db.write() as session:
         request = _request(session, volume, operation)
         pool = _choose(context, session, request, operation.request_id, before=operation.failure)
-        claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
+        reservations.reserve(session, pool.name, volumes=1, volume_gib=volume.size)
         place = {
             "volume": volume.id,
             "host": pool.name,
@@ -84,7 +85,7 @@ def place_volume(context: SchedulerContext, operation: PlaceVolume, volume: Volu
 
 @handles(PlaceSnapshot, action=Action.SNAPSHOT_CREATE)
 def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot: Snapshot) -> None:
-    """Check that the volume's pool can take the snapshot, claim it and hand over."""
+    """Check that the volume's pool can take the snapshot, reserve it and hand over."""
     with context.db.read() as session:
         volume = session.get_one(Volume, operation.volume_id)
         request = PlacementRequest(
@@ -92,7 +93,7 @@ def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot
         )
     with context.db.write() as session:
         pool = _choose(context, session, request, operation.request_id)
-        claims.claim(session, pool.name, snapshot_gib=snapshot.volume_size)
+        reservations.reserve(session, pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
         following = operation.then(CreateSnapshot, volume_id=operation.volume_id, reference=operation.reference)
         states.complete_and_continue(session, operation, following)
@@ -114,7 +115,7 @@ def _refund_growth(session: Session, operation: PlaceExtension, _failure: Failur
 
 @handles(PlaceExtension, action=Action.EXTEND, undo=_refund_growth, restores=True)
 def place_extension(context: SchedulerContext, operation: PlaceExtension, volume: Volume) -> None:
-    """Check that the volume's pool can take the growth, claim it and hand over. A refusal changes nothing."""
+    """Check that the volume's pool can take the growth, reserve it and hand over. A refusal changes nothing."""
     with context.db.read() as session:
         request = PlacementRequest(
             size_gib=operation.growth_gib,
@@ -124,7 +125,7 @@ def place_extension(context: SchedulerContext, operation: PlaceExtension, volume
         )
     with context.db.write() as session:
         pool = _choose(context, session, request, operation.request_id)
-        claims.claim(session, pool.name, volume_gib=operation.growth_gib)
+        reservations.reserve(session, pool.name, volume_gib=operation.growth_gib)
         following = operation.then(
             ExtendVolume, new_size_gib=operation.new_size_gib, growth_gib=operation.growth_gib, pool=pool.name
         )
@@ -149,7 +150,7 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
             raise NoBackend.for_everybody(f"The volume type {operation.type_id} is gone.")
         facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
         try:
-            # The capacity of the volume is claimed already.
+            # The capacity of the volume is reserved already.
             _choose(
                 context, session, PlacementRequest(size_gib=0, required_pool=volume.host, **facts), operation.request_id
             )
@@ -179,7 +180,7 @@ def _retype_by_moving(
         raise _with(refused, f"It is not moved either: {kept}.")
     request = PlacementRequest(size_gib=volume.size, **excluding_source(context.pool_reports, volume), **facts)
     pool = _choose(context, session, request, operation.request_id)
-    claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
+    reservations.reserve(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
     following = operation.then(
         MoveToType,
@@ -220,13 +221,13 @@ def _note_failed_migration(session: Session, operation: PlaceMigration, _failure
 
 @handles(PlaceMigration, action=Action.MIGRATE, undo=_note_failed_migration)
 def place_migration(context: SchedulerContext, operation: PlaceMigration, volume: Volume) -> None:
-    """Choose among the pools of the destination, claim one and hand over. A refusal changes nothing."""
+    """Choose among the pools of the destination, reserve one and hand over. A refusal changes nothing."""
     with context.db.write() as session:
         facts = confined_facts(session, volume)
         exclude_pool = excluding_source(context.pool_reports, volume)
         request = PlacementRequest(size_gib=volume.size, destination=operation.destination, **exclude_pool, **facts)
         pool = _choose(context, session, request, operation.request_id)
-        claims.claim(session, pool.name, volumes=1, volume_gib=volume.size)
+        reservations.reserve(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
         following = operation.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
         states.complete_and_continue(session, operation, following)
@@ -237,7 +238,7 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
 
 def candidates(pool_reports: PoolReports, session: Session) -> tuple[list[Pool], dict[str, str]]:
     """Return the pools that are up, enabled and not frozen; and why the others are not."""
-    usages = claims.ledger(session)
+    usages = reservations.usage_by_pool(session)
     said = {row.host: row for row in session.execute(_SERVICES)}
     pools, absent = [], {}
     for name, report in pool_reports.reports().items():
@@ -254,7 +255,7 @@ def candidates(pool_reports: PoolReports, session: Session) -> tuple[list[Pool],
 
 
 def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
-    """Return a pool as it is at this instant: its report and what is claimed of it."""
+    """Return a pool as it is at this instant: its report and what is reserved of it."""
     caps, config = report.capabilities, report.config
     return Pool(
         name=report.name,

@@ -59,7 +59,7 @@ TRACED = (
     "blockstore.api.http.call",
     "blockstore.api.http.pipeline",
     "blockstore.bus",
-    "blockstore.claims",
+    "blockstore.reservations",
     "blockstore.db.session",
     "blockstore.manager",
     "blockstore.messages",

@@ -48,8 +48,8 @@ def in_threads(number: int, work: Callable[[Client, int], T], api: Client) -> li
     return done
 
 
-def assert_ledgers_are_exact(service: Service) -> None:
-    """Compare what the ledger and the quota say with the rows they stand for; and no operation is left open."""
+def assert_reservations_are_exact(service: Service) -> None:
+    """Compare what the reservations and the quota say with the rows they stand for; and no operation is left open."""
     with service.db.read() as session:
         pools: Counter[tuple[str, str]] = Counter()
         quota: Counter[tuple[str, str]] = Counter()
@@ -107,7 +107,7 @@ def test_a_hundred_at_once_into_a_pool_with_room_for_ten(start_service: Start, d
         assert re.search(r"\b0 GiB\b.*\b1 GiB\b|\b1 GiB\b.*\b0 GiB\b", told), told
         assert volume["os-vol-host-attr:host"] is None
     assert len(service.backends["blockstore@memory#memory"].list_volumes()) == 10
-    assert_ledgers_are_exact(service)
+    assert_reservations_are_exact(service)
     assert api.get("/scheduler-stats/get_pools?detail=1")["pools"][0]["capabilities"]["allocated_capacity_gb"] == 10
     # What failed is deleted, what is deleted makes room.
     for volume in api.get("/volumes/detail?status=error")["volumes"]:
@@ -118,10 +118,10 @@ def test_a_hundred_at_once_into_a_pool_with_room_for_ten(start_service: Start, d
     api.wait_idle()
     service.report()
     assert api.volume(size=1)["status"] == "available"
-    assert_ledgers_are_exact(service)
+    assert_reservations_are_exact(service)
 
 
-def test_snapshots_and_growth_are_claimed_too(start_service: Start, database_url: str) -> None:
+def test_snapshots_and_growth_are_reserved_too(start_service: Start, database_url: str) -> None:
     service = start_service(database_url=database_url, backends=(pool(thin=False),))
     api = Client(service)
     volume = api.volume(size=4)
@@ -134,7 +134,7 @@ def test_snapshots_and_growth_are_claimed_too(start_service: Start, database_url
     assert any("CapacityFilter" in told for told in messages_of(api, volume["id"]))
     assert api.action(f"volumes/{volume['id']}", "os-extend", {"new_size": 6}).status == 202
     assert api.get(f"/volumes/{volume['id']}")["volume"]["size"] == 6
-    assert_ledgers_are_exact(service)
+    assert_reservations_are_exact(service)
 
 
 def two_pools(start_service: Start, **parts: Any) -> Client:
@@ -151,7 +151,7 @@ def test_a_create_that_fails_tries_the_next_pool(start_service: Start) -> None:
     volume = api.volume()
     assert (volume["status"], volume["os-vol-host-attr:host"]) == ("available", SMALL)
     assert messages_of(api, volume["id"]) == []
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_a_create_gives_up_when_every_pool_has_failed(start_service: Start) -> None:
@@ -164,7 +164,7 @@ def test_a_create_gives_up_when_every_pool_has_failed(start_service: Start) -> N
     assert BIG in told
     assert SMALL in told
     assert "tried already" in told
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_a_create_gives_up_after_max_attempts(start_service: Start) -> None:
@@ -174,10 +174,10 @@ def test_a_create_gives_up_after_max_attempts(start_service: Start) -> None:
     assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", BIG)
     (told,) = messages_of(api, volume["id"])
     assert "it is full" in told
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
     assert api("DELETE", f"/volumes/{volume['id']}").status == 202
     api.wait_idle()
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_a_copy_stays_with_its_source(start_service: Start) -> None:
@@ -335,7 +335,7 @@ def test_a_hundred_at_once_on_a_quota_of_one(start_service: Start, database_url:
     }
     api.wait_idle()
     assert statuses(api) == {"available": 1}
-    assert_ledgers_are_exact(service)
+    assert_reservations_are_exact(service)
 
 
 def test_gigabytes_and_snapshots_are_limited(start_service: Start, database_url: str) -> None:
@@ -370,7 +370,7 @@ def test_gigabytes_and_snapshots_are_limited(start_service: Start, database_url:
         1,
         10,
     )
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_the_largest_sizes_are_counted(start_service: Start, database_url: str) -> None:
@@ -382,7 +382,7 @@ def test_the_largest_sizes_are_counted(start_service: Start, database_url: str) 
     api.wait_idle()
     assert api.get("/volumes/summary")["volume-summary"]["total_size"] == 3 * (2**31 - 1)
     assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 3 * (2**31 - 1)
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 # --- races ---------------------------------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_eight_threads_delete_the_same_volumes(api: Client) -> None:
         name for method, name in api.service.backends["blockstore@memory#memory"].calls if method == "delete_volume"
     ]  # type: ignore[attr-defined]
     assert len(deleted) == len(set(deleted)) == 20
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 @pytest.mark.parametrize("times", range(3))
@@ -430,7 +430,7 @@ def test_a_copy_is_made_while_its_snapshot_is_deleted(api: Client, times: int) -
     assert set(statuses(api)) <= {"available", "error"}
     for failed in api.get("/volumes?status=error")["volumes"]:
         assert len(messages_of(api, failed["id"])) == 1
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_a_snapshot_is_taken_while_its_volume_is_deleted(api: Client) -> None:
@@ -454,7 +454,7 @@ def test_a_snapshot_is_taken_while_its_volume_is_deleted(api: Client) -> None:
     left = {v["id"] for v in api.get("/volumes?status=available")["volumes"]}
     assert left == {v["id"] for v in api.get("/volumes")["volumes"]}
     assert {s["volume_id"] for s in api.get("/snapshots")["snapshots"]} == left
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_one_of_many_makes_a_type(api: Client) -> None:
@@ -472,7 +472,7 @@ def test_one_of_many_makes_a_type(api: Client) -> None:
     answers = in_parallel(api, works)
     assert {answer.status for answer in answers} <= {202, 400, 404, 409}
     api.wait_idle()
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_of_writers_with_one_etag_one_wins(api: Client) -> None:
@@ -510,7 +510,7 @@ def test_extends_of_one_volume_do_not_add_up(api: Client) -> None:
     assert {answer.status for answer in answers} <= {202, 400}
     api.wait_idle()
     assert api.get(f"/volumes/{volume}")["volume"]["status"] == "available"
-    assert_ledgers_are_exact(api.service)
+    assert_reservations_are_exact(api.service)
 
 
 def test_the_log_tells_why_as_the_message_does(

@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError
 
-from blockstore import claims
+from blockstore import reservations
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import default_type, find_type
@@ -38,7 +38,7 @@ def get_pools(call: Call) -> dict[str, Any]:
     wanted_backend = None
     if "volume_type" in given and call.version >= POOL_VOLUME_TYPE:
         wanted_backend = find_type(call, given["volume_type"]).extra_specs.get("volume_backend_name")
-    usages = claims.ledger(call.session)
+    usages = reservations.usage_by_pool(call.session)
     pools = []
     for name, report in sorted(call.core.pool_reports.reports().items()):
         capabilities = report.wire(usages.get(name, NO_USAGE))

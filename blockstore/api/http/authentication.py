@@ -115,7 +115,7 @@ def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
 
 
 def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> Authenticator:
-    """Return the way of ``auth = keystone``: keystonemiddleware has looked, and removed what callers claimed."""
+    """Return the way of ``auth = keystone``: keystonemiddleware has looked, and removed what callers reserved."""
 
     def authenticate(
         request: Request, path_project: str | None, request_id: str, _session: Session | None

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import exists, or_, select
 
-from blockstore import claims, quotas, states
+from blockstore import quotas, reservations, states
 from blockstore.api.admin.services import VOLUME
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Aside, Call
@@ -271,7 +271,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
             if reserved
             else why_not_removable(call, volume, cascade=False, done="unmanaged")
         ) from None
-    claims.release(call.session, host, **placed)
+    reservations.release_capacity(call.session, host, **placed)
     quotas.refund(call.session, project, type_id, **counted)
 
 
@@ -292,6 +292,6 @@ def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> 
             f"Invalid snapshot: snapshot {snapshot_id} is {conflict.present}; it must be"
             f" {' or '.join(SNAPSHOT_DELETABLE)}."
         ) from None
-    claims.release(call.session, host, snapshot_gib=size)
+    reservations.release_capacity(call.session, host, snapshot_gib=size)
     if counts:
         quotas.refund(call.session, project, volume.volume_type_id, snapshots=1, gigabytes=size)

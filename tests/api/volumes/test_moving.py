@@ -15,7 +15,7 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
-from blockstore import claims, states
+from blockstore import reservations, states
 from blockstore.api.volumes import moving
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
@@ -464,7 +464,7 @@ def test_a_pool_that_left_the_configuration_while_a_volume_moved(
     service.bus.drain(1)  # the operation is left to the next start
     with service.db.write() as session:
         session.execute(Volume.__table__.update().values(status="maintenance", migration_status="migrating"))
-        claims.claim(session, f"{B}#b", volumes=1, volume_gib=1)
+        reservations.reserve(session, f"{B}#b", volumes=1, volume_gib=1)
         states.enqueue(session, operation)
     service.stop()
     kept = tuple(section for name, section in sections.items() if name != missing)

@@ -1,6 +1,7 @@
-"""The capacity ledger: how much of each pool our rows take, changed in the transaction that changes the rows.
+"""Capacity reservations: how much of each pool our rows take, changed in the transaction that changes the rows.
 
-The scheduler claims in the same breath as it decides; who removes or fails a row releases. Like quota, it cannot drift.
+The scheduler reserves in the same breath as it decides; who removes or fails a row releases. Like quota, it cannot
+drift.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from blockstore.db.models import PoolUsage
 from blockstore.db.session import insert_if_absent
 
 
-def claim(session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0) -> None:
+def reserve(session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0) -> None:
     """Take capacity on a pool."""
     if not _add(session, pool, volumes, volume_gib, snapshot_gib):
         insert_if_absent(session, PoolUsage, pool=pool, volumes=0, volume_gib=0, snapshot_gib=0)
         _add(session, pool, volumes, volume_gib, snapshot_gib)
 
 
-def release(
+def release_capacity(
     session: Session, pool: str | None, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0
 ) -> None:
     """Give capacity back; nothing to do for a row that was never placed."""
@@ -30,7 +31,7 @@ def release(
         _add(session, pool, -volumes, -volume_gib, -snapshot_gib)
 
 
-def ledger(session: Session) -> dict[str, PoolUsage]:
+def usage_by_pool(session: Session) -> dict[str, PoolUsage]:
     """Return the usage of every pool, as plain rows."""
     rows: Iterable[Any] = session.execute(_ALL)
     return {row.pool: row for row in rows}

@@ -1,4 +1,4 @@
-"""The ledger cannot drift: random requests and random failures, and it equals the sum of the rows every time."""
+"""Reservations cannot drift: random requests and random failures, and they equal the sum of the rows every time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from blockstore import claims
+from blockstore import reservations
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.config import QuotaConfig
@@ -33,35 +33,35 @@ def db(tmp_path: Path, database_url: str) -> Iterator[Database]:
     db.dispose()
 
 
-def claim(db: Database, **amounts: Any) -> None:
+def reserve(db: Database, **amounts: Any) -> None:
     with db.write() as session:
-        claims.claim(session, "pool", **amounts)
+        reservations.reserve(session, "pool", **amounts)
 
 
 def noted(db: Database) -> tuple[int, int, int]:
     with db.read() as session:
-        usage = claims.ledger(session)["pool"]
+        usage = reservations.usage_by_pool(session)["pool"]
         return usage.volumes, usage.volume_gib, usage.snapshot_gib
 
 
-def test_claims_add_up(db: Database) -> None:
-    claim(db, volumes=1, volume_gib=6)
-    claim(db, snapshot_gib=4)
+def test_reservations_add_up(db: Database) -> None:
+    reserve(db, volumes=1, volume_gib=6)
+    reserve(db, snapshot_gib=4)
     assert noted(db) == (1, 6, 4)
 
 
 def test_a_release_gives_back_and_one_of_no_pool_does_nothing(db: Database) -> None:
-    claim(db, volumes=1, volume_gib=6)
+    reserve(db, volumes=1, volume_gib=6)
     with db.write() as session:
-        claims.release(session, "pool", volumes=1, volume_gib=6)
-        claims.release(session, None, volumes=1, volume_gib=6)
+        reservations.release_capacity(session, "pool", volumes=1, volume_gib=6)
+        reservations.release_capacity(session, None, volumes=1, volume_gib=6)
     assert noted(db) == (0, 0, 0)
 
 
-def test_many_threads_claim_and_none_is_lost(db: Database) -> None:
-    """16 threads, a pool that nobody has claimed of yet."""
+def test_many_threads_reserve_and_none_is_lost(db: Database) -> None:
+    """16 threads, a pool that nobody has reserved of yet."""
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lambda _: claim(db, volumes=1, volume_gib=2), range(60)))
+        list(threads.map(lambda _: reserve(db, volumes=1, volume_gib=2), range(60)))
     assert noted(db) == (60, 120, 0)
 
 
@@ -135,7 +135,7 @@ def small(start_service: Callable[..., Service], database_url: str) -> Client:
 
 
 def test_random_requests_and_failures_leave_every_figure_exact(small: Client) -> None:
-    """After each request, once nothing runs, rows, quota, ledger and storage agree."""
+    """After each request, once nothing runs, rows, quota, reservations and storage agree."""
     backends = [backend for backend in small.service.backends.values() if isinstance(backend, MemoryBackend)]
 
     @settings(
