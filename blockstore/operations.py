@@ -244,7 +244,7 @@ class RetypeVolume(VolumeOperation, component="scheduler", status="retyping", ca
 
 
 class PlaceMigration(VolumeOperation, component="scheduler", status="maintenance", cancellable=True):
-    """Choose the pool that a volume is moved to, and reserve it."""
+    """Choose the pool that a volume is migrated to, and reserve it."""
 
     destination: str
     """NODE@BACKEND, or NODE@BACKEND#POOL."""
@@ -329,7 +329,7 @@ class DeleteSnapshot(SnapshotOperation, component="manager", status="deleting"):
     """The status that the snapshot had; operations of a former version do not say it."""
 
 
-class MoveVolume(VolumeOperation, component="mover", status="maintenance", cancellable=True):
+class MigrateVolume(VolumeOperation, component="migration", status="maintenance", cancellable=True):
     """Copy a volume to another pool, and go on with the copy."""
 
     destination: str
@@ -344,7 +344,7 @@ class MoveVolume(VolumeOperation, component="mover", status="maintenance", cance
         return f"volume-{self.name_id}"
 
 
-class MoveToType(MoveVolume, status="retyping"):
+class MigrateToType(MigrateVolume, status="retyping"):
     """Move a volume to a pool that serves its new type."""
 
     type_id: str

@@ -78,7 +78,7 @@ def _fail_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
         model: Any = machine.model
         found = session.execute(select(model.id, model.status).where(model.status.in_(sorted(machine.failure)))).all()
         for row_id, status in found:
-            if status == states.V.MAINTENANCE and not _was_moving(session, row_id):
+            if status == states.V.MAINTENANCE and not _was_migrating(session, row_id):
                 continue  # an administrator's doing, who will end it, too
             if (kind, row_id, status) not in covered:
                 states.move(session, machine, row_id, machine.failure[status], only_from=(status,))
@@ -89,6 +89,6 @@ def _fail_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
     return count
 
 
-def _was_moving(session: Session, volume_id: str) -> bool:
+def _was_migrating(session: Session, volume_id: str) -> bool:
     status = session.execute(select(Volume.migration_status).where(Volume.id == volume_id)).scalar()
     return status in ("starting", "migrating")

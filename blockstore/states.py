@@ -287,10 +287,12 @@ def sync_volume_status(session: Session, volume_id: str) -> None:
     status = {"attached": V.IN_USE, "detached": V.AVAILABLE}.get(attach_status, attach_status)
     volume = update(Volume).where(Volume.id == volume_id)
     session.execute(volume.values(attach_status=attach_status, updated_at=now()))
-    moving = volume.where(Volume.status.in_(sorted(FOLLOWS_ATTACHMENTS)))
+    following = volume.where(Volume.status.in_(sorted(FOLLOWS_ATTACHMENTS)))
     if status == V.AVAILABLE:
-        moving = moving.where(or_(Volume.migration_status.is_(None), Volume.migration_status.in_(("success", "error"))))
-    session.execute(moving.values(status=status))
+        following = following.where(
+            or_(Volume.migration_status.is_(None), Volume.migration_status.in_(("success", "error")))
+        )
+    session.execute(following.values(status=status))
 
 
 def reset_status(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:

@@ -29,7 +29,7 @@ from .conftest import ROOT
 SOURCES = sorted(path for top in ("blockstore", "plugins") for path in (ROOT / top).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in SOURCES}
-HANDLERS = {"scheduler": scheduler.HANDLERS, "manager": manager.HANDLERS, "mover": manager.MOVERS}
+HANDLERS = {"scheduler": scheduler.HANDLERS, "manager": manager.HANDLERS, "migration": manager.MIGRATION_HANDLERS}
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -107,9 +107,9 @@ def test_the_engine_names_no_operation(module: str) -> None:
 
 
 def test_an_operation_that_the_engine_named_would_be_found() -> None:
-    assert kinds_named_in("if isinstance(operation, ExtendVolume | operations.MoveToType):\n    ...") == {
+    assert kinds_named_in("if isinstance(operation, ExtendVolume | operations.MigrateToType):\n    ...") == {
         "ExtendVolume",
-        "MoveToType",
+        "MigrateToType",
     }
 
 

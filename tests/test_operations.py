@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from blockstore.operations import KINDS, CreateSnapshot, DeleteSnapshot, MoveVolume, Operation, RemoveCopy, from_stored
+from blockstore.operations import (
+    KINDS,
+    CreateSnapshot,
+    DeleteSnapshot,
+    MigrateVolume,
+    Operation,
+    RemoveCopy,
+    from_stored,
+)
 
 STORED: dict[str, dict[str, Any]] = {
     "PlaceVolume": {
@@ -37,8 +45,8 @@ STORED: dict[str, dict[str, Any]] = {
     "RevertVolume": {"volume_id": "v", "snapshot_id": "s"},
     "CreateSnapshot": {"snapshot_id": "s", "volume_id": "v", "reference": "old"},
     "DeleteSnapshot": {"snapshot_id": "s", "volume_id": "v", "came_from": "available"},
-    "MoveVolume": {"volume_id": "v", "destination": "n@c#q", "name_id": "i", "volume_gib": 1},
-    "MoveToType": {
+    "MigrateVolume": {"volume_id": "v", "destination": "n@c#q", "name_id": "i", "volume_gib": 1},
+    "MigrateToType": {
         "volume_id": "v",
         "destination": "n@c#q",
         "name_id": "i",
@@ -95,8 +103,8 @@ def test_an_operation_that_goes_on_is_of_the_same_chain_and_row() -> None:
 
 
 def test_an_operation_beside_another_is_of_a_chain_of_its_own() -> None:
-    move = from_stored("MoveVolume", "o", "r", "p", STORED["MoveVolume"])
-    assert isinstance(move, MoveVolume)
+    move = from_stored("MigrateVolume", "o", "r", "p", STORED["MigrateVolume"])
+    assert isinstance(move, MigrateVolume)
     other = move.beside(RemoveCopy, pool="n@b#p", name="volume-i", size_gib=1)
     assert (other.request_id, other.project_id, other.volume_id) == ("r", "p", "v")
     assert other.chain != move.chain
@@ -106,8 +114,8 @@ def test_a_class_inherits_what_its_keywords_do_not_say() -> None:
     facts = {
         kind.__name__: (kind.component, kind.resource_type, kind.status, kind.cancellable) for kind in KINDS.values()
     }
-    assert facts["MoveVolume"] == ("mover", "volume", "maintenance", True)
-    assert facts["MoveToType"] == ("mover", "volume", "retyping", True)
+    assert facts["MigrateVolume"] == ("migration", "volume", "maintenance", True)
+    assert facts["MigrateToType"] == ("migration", "volume", "retyping", True)
     assert facts["DeleteSnapshot"] == ("manager", "snapshot", "deleting", False)
 
 

@@ -94,7 +94,7 @@ def test_every_status_of_an_operation_is_transitional_and_the_reverse(machine: M
 
 
 def test_every_operation_has_exactly_one_handler() -> None:
-    handlers = [*scheduler.HANDLERS, *manager.HANDLERS, *manager.MOVERS]
+    handlers = [*scheduler.HANDLERS, *manager.HANDLERS, *manager.MIGRATION_HANDLERS]
     assert sorted(kind.__name__ for kind in handlers) == sorted(KINDS)
     for name, component in (("scheduler", scheduler), ("manager", manager)):
         assert {kind.component for kind in component.HANDLERS} == {name}

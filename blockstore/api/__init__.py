@@ -36,7 +36,7 @@ from blockstore.api.volumes import (
     delete,
     image_metadata,
     managing,
-    moving,
+    migration,
     transfers,
 )
 from blockstore.api.volumes import metadata as volume_metadata
@@ -53,7 +53,7 @@ ROUTE_TABLES = (
     actions.routes,
     attach_actions.routes,
     managing.routes,
-    moving.routes,
+    migration.routes,
     volume_metadata.routes,
     image_metadata.routes,
     snapshots.routes,

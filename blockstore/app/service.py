@@ -40,7 +40,7 @@ from blockstore.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
-HANDLERS = {**scheduler.HANDLERS, **manager.HANDLERS, **manager.MOVERS}
+HANDLERS = {**scheduler.HANDLERS, **manager.HANDLERS, **manager.MIGRATION_HANDLERS}
 """What carries out each kind of operation, in whatever component."""
 
 FIRST_REPORT_S = 5.0
@@ -93,7 +93,9 @@ class Service:
             places=places,
             place_of=functools.partial(pool_of, self.db),
         )
-        self.bus.add_component("mover", _bound(manager.MOVERS, self.context), workers=service.moves, spare=1)
+        self.bus.add_component(
+            "migration", _bound(manager.MIGRATION_HANDLERS, self.context), workers=service.moves, spare=1
+        )
         self.db.enqueue = self.bus.enqueue
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)

@@ -1,11 +1,11 @@
-"""The component that lets backends do the work. ``HANDLERS`` and ``MOVERS`` are its contents page.
+"""The component that lets backends do the work. ``HANDLERS`` and ``MIGRATION_HANDLERS`` are its contents page.
 
 Its operations come from the scheduler and the API; what it cannot do it explains, and settles.
 """
 
 from __future__ import annotations
 
-from blockstore.manager import attachments, managing, moving, snapshots, volumes
+from blockstore.manager import attachments, managing, migration, snapshots, volumes
 from blockstore.runner import by_kind
 
 HANDLERS = by_kind(
@@ -15,12 +15,12 @@ HANDLERS = by_kind(
     volumes.extend_volume,
     volumes.change_type,
     volumes.revert_volume,
-    moving.remove_copy,
+    migration.remove_copy,
     snapshots.create_snapshot,
     snapshots.delete_snapshot,
     attachments.connect_attachment,
     attachments.disconnect_attachment,
 )
 
-MOVERS = by_kind(moving.move_volume, moving.move_to_type)
+MIGRATION_HANDLERS = by_kind(migration.migrate_volume, migration.migrate_to_type)
 """What takes hours when a backend is drained, and so has workers of its own: nothing else waits for it."""

@@ -1,7 +1,7 @@
 """Copies a volume's bytes from one backend to another: sparse in and out, and proved equal before anybody relies on it.
 
-Used by ``moving.py``. A few threads each take a chunk through all its steps, so that reading, reckoning checksums and
-writing go on at once, also where each of them waits for a network.
+Used by ``migration.py``. A few threads each take a chunk through all its steps, so that reading, reckoning checksums
+and writing go on at once, also where each of them waits for a network.
 """
 
 from __future__ import annotations

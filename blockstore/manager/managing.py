@@ -21,12 +21,12 @@ from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.context import ManagerContext, snapshot_name, volume_name
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
-from blockstore.operations import ManageVolume, MoveToType, MoveVolume, RemoveCopy
+from blockstore.operations import ManageVolume, MigrateToType, MigrateVolume, RemoveCopy
 from blockstore.runner import Failure, handles
 from blockstore.states import V
 
 MANAGED = "already managed"
-_COPYING = [kind.__name__ for kind in (MoveVolume, MoveToType, RemoveCopy)]
+_COPYING = [kind.__name__ for kind in (MigrateVolume, MigrateToType, RemoveCopy)]
 
 
 @dataclass(frozen=True)

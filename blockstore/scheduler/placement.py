@@ -26,8 +26,8 @@ from blockstore.operations import (
     CreateVolume,
     ExtendVolume,
     ManageVolume,
-    MoveToType,
-    MoveVolume,
+    MigrateToType,
+    MigrateVolume,
     PlaceExtension,
     PlaceManaged,
     PlaceMigration,
@@ -155,7 +155,7 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
                 context, session, PlacementRequest(size_gib=0, required_pool=volume.host, **facts), operation.request_id
             )
         except NoBackend as refused:
-            _retype_by_moving(context, session, operation, volume, facts, refused)
+            _retype_by_migration(context, session, operation, volume, facts, refused)
             return
         following = operation.then(
             ChangeType, type_id=operation.type_id, counted=operation.counted, size_gib=operation.size_gib
@@ -163,7 +163,7 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
         states.complete_and_continue(session, operation, following)
 
 
-def _retype_by_moving(
+def _retype_by_migration(
     context: SchedulerContext,
     session: Session,
     operation: RetypeVolume,
@@ -183,7 +183,7 @@ def _retype_by_moving(
     reservations.reserve(session, pool.name, volumes=1, volume_gib=volume.size)
     session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
     following = operation.then(
-        MoveToType,
+        MigrateToType,
         destination=pool.name,
         name_id=new_id(),
         volume_gib=volume.size,
@@ -229,7 +229,7 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
         pool = _choose(context, session, request, operation.request_id)
         reservations.reserve(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
-        following = operation.then(MoveVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
+        following = operation.then(MigrateVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
         states.complete_and_continue(session, operation, following)
 
 

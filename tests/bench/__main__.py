@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import attaching, creating, fairness, identity, listing, lvm, moving, rbd, showing, starting
+from tests.bench import attaching, creating, fairness, identity, listing, lvm, migration, rbd, showing, starting
 from tests.bench.figures import Figure, header, machine, table
 
 MEASUREMENTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
@@ -21,7 +21,7 @@ MEASUREMENTS: dict[str, Callable[[bool], Iterator[Figure]]] = {
     "attach": attaching.measure,
     "lvm": lvm.measure,
     "rbd": rbd.measure,
-    "move": moving.measure,
+    "move": migration.measure,
 }
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from blockstore.app.service import Service
 from blockstore.db.models import OperationRow
 from blockstore.errors import NoSpace
-from tests.api.volumes.test_moving import bound, fill, holds, idle, move, shown, whole
+from tests.api.volumes.test_migration import bound, fill, holds, idle, move, shown, whole
 from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section
 

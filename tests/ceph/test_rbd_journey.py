@@ -19,7 +19,7 @@ from blockstore.cli import main
 from blockstore.db.models import OperationRow
 from blockstore.manager import new_storage
 from blockstore.manager.context import volume_name
-from tests.api.volumes.test_moving import fill, holds, idle, move, row, shown, whole
+from tests.api.volumes.test_migration import fill, holds, idle, move, row, shown, whole
 from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section
 

@@ -26,7 +26,7 @@ from blockstore.backends.memory import MemoryBackend
 from blockstore.cli import main
 from blockstore.db.models import OperationRow
 from blockstore.db.session import Database
-from blockstore.manager import copying, moving
+from blockstore.manager import copying, migration
 from blockstore.operations import CreateVolume, DeleteVolume, new_operation_id
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.crash.invariants import check
@@ -359,20 +359,20 @@ def test_a_running_move_shows_its_progress_and_is_stopped(
 
         return told
 
-    monkeypatch.setattr(moving, "progress_of", waiting_half_way)
+    monkeypatch.setattr(migration, "progress_of", waiting_half_way)
     monkeypatch.setattr(runner, "PROGRESS_INTERVAL_S", 0)
     target = "blockstore@b" if home == "blockstore@a#a" else "blockstore@a"
     api("POST", f"/volumes/{volume['id']}/action", {"os-migrate_volume": {"host": target}})
     assert half_way.wait(30)
     shown, deadline = "", time.monotonic() + 20
-    while not (found := re.search(r"(\S+) +MoveVolume +volume \S+ +running +(\d+) %", shown)):
+    while not (found := re.search(r"(\S+) +MigrateVolume +volume \S+ +running +(\d+) %", shown)):
         assert time.monotonic() < deadline, shown  # it is noted once the operation has taken a second
         shown = said("operation", "list", "--state-dir", state)
     assert copying.COPY_SHARE // 2 <= int(found[2]) < copying.COPY_SHARE
     assert f"progress   {found[2]} %" in said("operation", "show", found[1], "--state-dir", state)
     assert (
         said("operation", "cancel", found[1], "--state-dir", state)
-        == f"Asked MoveVolume of volume {volume['id']} to stop.\n"
+        == f"Asked MigrateVolume of volume {volume['id']} to stop.\n"
     )
     assert "stopping" in said("operation", "list", "--state-dir", state)
     gate.set()

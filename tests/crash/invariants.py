@@ -25,8 +25,8 @@ from blockstore.manager.context import snapshot_name, volume_name
 from blockstore.operations import (
     ChangeType,
     ExtendVolume,
-    MoveToType,
-    MoveVolume,
+    MigrateToType,
+    MigrateVolume,
     Operation,
     PlaceExtension,
     RemoveCopy,
@@ -250,7 +250,7 @@ def _quota(rows: Mapping[str, list[Any]], opened: list[Operation]) -> Counter[tu
     for operation in opened:
         if isinstance(operation, PlaceExtension | ExtendVolume) and operation.volume_id in type_of:
             add(operation.project_id, operation.volume_id, "gigabytes", operation.growth_gib)
-        if isinstance(operation, RetypeVolume | ChangeType | MoveToType):
+        if isinstance(operation, RetypeVolume | ChangeType | MigrateToType):
             count[operation.project_id, f"volumes_{operation.type_id}"] += operation.counted
             count[operation.project_id, f"gigabytes_{operation.type_id}"] += operation.size_gib
     return count
@@ -269,11 +269,11 @@ def _pools(rows: Mapping[str, list[Any]], opened: list[Operation]) -> dict[str, 
     for operation in opened:
         if isinstance(operation, ExtendVolume):
             count.setdefault(operation.pool, [0, 0, 0])[1] += operation.growth_gib
-        if isinstance(operation, MoveVolume | RemoveCopy):
-            moving = isinstance(operation, MoveVolume)
-            used = count.setdefault(operation.destination if moving else operation.pool, [0, 0, 0])
+        if isinstance(operation, MigrateVolume | RemoveCopy):
+            migrating = isinstance(operation, MigrateVolume)
+            used = count.setdefault(operation.destination if migrating else operation.pool, [0, 0, 0])
             used[0] += 1
-            used[1] += operation.volume_gib if moving else operation.size_gib
+            used[1] += operation.volume_gib if migrating else operation.size_gib
     return {pool: (used[0], used[1], used[2]) for pool, used in count.items()}
 
 

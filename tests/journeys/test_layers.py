@@ -11,7 +11,7 @@ import pytest
 from blockstore_plugins.nfs import NfsBackend, layers, mounts
 
 from blockstore.app.service import Service
-from tests.api.volumes.test_moving import fill, holds, idle, whole
+from tests.api.volumes.test_migration import fill, holds, idle, whole
 from tests.conftest import Client, backend_section
 from tests.plugins.mounts import need
 

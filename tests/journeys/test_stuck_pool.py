@@ -10,7 +10,7 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend
 
 from blockstore.app.service import Service
-from tests.api.volumes.test_moving import bound, idle, shown
+from tests.api.volumes.test_migration import bound, idle, shown
 from tests.conftest import Client, backend_section
 
 

@@ -17,7 +17,7 @@ import pytest
 from blockstore.app.service import Service
 from blockstore.manager import copying
 from blockstore.manager.context import volume_name
-from tests.api.volumes.test_moving import move, row, shown, whole
+from tests.api.volumes.test_migration import move, row, shown, whole
 from tests.conftest import Client, backend_section
 
 from .conftest import SERVED, run

@@ -16,7 +16,7 @@ from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.operations import PlaceMigration
-from blockstore.schemas import moving as schemas
+from blockstore.schemas import migration as schemas
 from blockstore.states import V
 
 routes = Routes()

@@ -237,7 +237,7 @@ class TestTwoBackends:
         left = {self.shown(cloud, one)["os-vol-host-attr:host"] for one in ids}
         assert left == {f"{host}#{host.partition('@')[2]}" for host in (FIRST, SECOND)} - {hosts[ids[0]]}
         operations = self.blockstore(cloud, "operation", "list", "--resource", ids[0])
-        assert "MoveVolume" in operations
+        assert "MigrateVolume" in operations
         assert "100 %" not in operations.splitlines()[0]
         cloud.openstack("volume service set --enable", f"blockstore@{crowded}", "cinder-volume")
         assert "There is no volume on" in self.blockstore(cloud, "backend", "drain", crowded, "--dry-run")

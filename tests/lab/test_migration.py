@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockstore.app.service import Service
-from tests.api.volumes.test_moving import fill, holds, idle, move, shown, whole
+from tests.api.volumes.test_migration import fill, holds, idle, move, shown, whole
 from tests.ceph.conftest import Ceph, down, up
 from tests.conftest import Client, backend_section, need, target_section
 

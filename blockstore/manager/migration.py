@@ -21,14 +21,14 @@ from blockstore.manager.context import ManagerContext, volume_name
 from blockstore.manager.copying import copy_volume
 from blockstore.manager.limits import keep_limits
 from blockstore.messages import Action
-from blockstore.operations import MoveToType, MoveVolume, RemoveCopy
+from blockstore.operations import MigrateToType, MigrateVolume, RemoveCopy
 from blockstore.runner import Failure, handles, handles_until_done, progress_of, refuse_cancelled
 from blockstore.states import V
 
 log = logging.getLogger(__name__)
 
 
-def _remove_the_copy(session: Session, operation: MoveVolume, _failure: Failure) -> None:
+def _remove_the_copy(session: Session, operation: MigrateVolume, _failure: Failure) -> None:
     """Note that the move failed, and file the operation that ends the copy."""
     session.execute(update(Volume).where(Volume.id == operation.volume_id).values(migration_status="error"))
     rest = operation.beside(
@@ -37,26 +37,26 @@ def _remove_the_copy(session: Session, operation: MoveVolume, _failure: Failure)
     states.enqueue(session, rest)
 
 
-@handles(MoveVolume, action=Action.MIGRATE, undo=_remove_the_copy)
-def move_volume(context: ManagerContext, operation: MoveVolume, volume: Volume) -> None:
+@handles(MigrateVolume, action=Action.MIGRATE, undo=_remove_the_copy)
+def migrate_volume(context: ManagerContext, operation: MigrateVolume, volume: Volume) -> None:
     """Copy the volume to its destination and switch to the copy; the scheduler has reserved the capacity there."""
-    _move(context, operation, volume, volume.volume_type_id)
+    _migrate(context, operation, volume, volume.volume_type_id)
 
 
-def _remove_the_copy_and_keep_the_type(session: Session, operation: MoveToType, failure: Failure) -> None:
+def _remove_the_copy_and_keep_the_type(session: Session, operation: MigrateToType, failure: Failure) -> None:
     _remove_the_copy(session, operation, failure)
     quotas.refund_type(
         session, operation.project_id, operation.type_id, volumes=operation.counted, gigabytes=operation.size_gib
     )
 
 
-@handles(MoveToType, action=Action.RETYPE, undo=_remove_the_copy_and_keep_the_type)
-def move_to_type(context: ManagerContext, operation: MoveToType, volume: Volume) -> None:
+@handles(MigrateToType, action=Action.RETYPE, undo=_remove_the_copy_and_keep_the_type)
+def migrate_to_type(context: ManagerContext, operation: MigrateToType, volume: Volume) -> None:
     """Move the volume to a pool that serves its new type, which it has from the switch on."""
-    _move(context, operation, volume, operation.type_id)
+    _migrate(context, operation, volume, operation.type_id)
 
 
-def _move(context: ManagerContext, operation: MoveVolume, volume: Volume, type_id: str) -> None:
+def _migrate(context: ManagerContext, operation: MigrateVolume, volume: Volume, type_id: str) -> None:
     source, target = context.backend(volume.host), context.backend(operation.destination)
     name = operation.copy_name
     reports = context.pool_reports.get(volume.host or ""), context.pool_reports.get(operation.destination)
@@ -76,7 +76,7 @@ def _move(context: ManagerContext, operation: MoveVolume, volume: Volume, type_i
         report = context.pool_reports.get(operation.destination)
         if report is not None:
             values["availability_zone"] = report.availability_zone
-        if isinstance(operation, MoveToType):
+        if isinstance(operation, MigrateToType):
             kind = session.get(VolumeType, operation.type_id)
             if kind is None:
                 raise BackendError.for_everybody(f"The volume type {operation.type_id} is gone.")

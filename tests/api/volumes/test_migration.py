@@ -16,7 +16,7 @@ from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
 from blockstore import reservations, states
-from blockstore.api.volumes import moving
+from blockstore.api.volumes import migration
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.config import ServiceConfig
@@ -24,7 +24,7 @@ from blockstore.db.models import OperationRow, PoolUsage, Volume
 from blockstore.errors import InvalidStatus, NotFound, Unreachable
 from blockstore.manager import copying
 from blockstore.manager.context import volume_name
-from blockstore.operations import MoveVolume, new_operation_id
+from blockstore.operations import MigrateVolume, new_operation_id
 from blockstore.recovery import resume
 from tests.conftest import Client, backend_section, make_config
 from tests.crash.invariants import check
@@ -382,7 +382,7 @@ def test_what_is_written_after_a_reset_is_not_lost(api: Client, half_way: Callab
     with api.service.backends[str(found.host)].open_volume(volume_name(found), "rb") as file:
         assert file.read(5) == b"since"
     with api.service.db.read() as session:
-        (reason,) = session.scalars(select(OperationRow.reason).where(OperationRow.kind == "MoveVolume"))
+        (reason,) = session.scalars(select(OperationRow.reason).where(OperationRow.kind == "MigrateVolume"))
     assert reason == "cancelled by the operator at the end"
     whole(api, explained=False)
 
@@ -456,7 +456,7 @@ def test_a_pool_that_left_the_configuration_while_a_volume_moved(
     api = Client(service)
     made = volume(api)
     service.backends[f"{B}#b"].create_volume("volume-copy", 1)
-    operation = MoveVolume(
+    operation = MigrateVolume(
         operation_id=new_operation_id(), request_id="req-1", project_id="admin", volume_id=made["id"],
         destination=f"{B}#b",
         name_id="copy", volume_gib=1,
@@ -560,7 +560,7 @@ def test_nothing_waits_for_moves(
 def test_drain_leaves_what_somebody_took_meanwhile(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the plan and the move of each volume; the others move."""
     first, second, third = (volume(api)["id"] for _ in range(3))
-    begin = moving.begin
+    begin = migration.begin
 
     def begin_late(call: Any, found: Volume, destination: str) -> None:
         if found.id == first:
@@ -569,7 +569,7 @@ def test_drain_leaves_what_somebody_took_meanwhile(api: Client, monkeypatch: pyt
             raise NotFound("It is gone.")
         begin(call, found, destination)
 
-    monkeypatch.setattr(moving, "begin", begin_late)
+    monkeypatch.setattr(migration, "begin", begin_late)
     plan = api("POST", "/os-services/drain", {"drain": {"host": A}}).json["drain"]["volumes"]
     assert {item["volume_id"]: (item["destination"], item["reason"]) for item in plan} == {
         first: (None, "It is reserved."), second: (None, "It is gone."), third: (f"{B}#b", None),
