@@ -35,7 +35,7 @@ from blockstore.api.volumes import (
     create,
     delete,
     image_metadata,
-    managing,
+    manageable,
     migration,
     transfers,
 )
@@ -52,7 +52,7 @@ ROUTE_TABLES = (
     delete.routes,
     actions.routes,
     attach_actions.routes,
-    managing.routes,
+    manageable.routes,
     migration.routes,
     volume_metadata.routes,
     image_metadata.routes,

@@ -27,7 +27,7 @@ from blockstore.db.session import Database
 from blockstore.identity import bootstrap
 from blockstore.identity.login import Login
 from blockstore.keyring import Keyring
-from blockstore.manager import managing, reporting
+from blockstore.manager import manageable, reporting
 from blockstore.manager.context import ManagerContext, is_attached, pool_of
 from blockstore.manager.exports import Exports
 from blockstore.policies import Policy
@@ -100,7 +100,7 @@ class Service:
         self.waiting_room = WaitingRoom(self.api_threads)
         self.policy = load_policy(config)
         self.lines = Lines()
-        self.looker = managing.Looker(self.context)
+        self.manageable_lister = manageable.ManageableLister(self.context)
         self.login = Login(self.db, config.identity, self.waiting_room.lent) if service.auth == "builtin" else None
         self.app = create_app(
             Core(
@@ -117,7 +117,7 @@ class Service:
                 explain_new=functools.partial(explaining.explain_new, context),
                 plan_drain=functools.partial(explaining.plan_drain, context),
                 note_token=self.lines.note,
-                manageable=self.looker.manageable,
+                manageable=self.manageable_lister.manageable,
             ),
             self.login,
         )
@@ -162,7 +162,7 @@ class Service:
         self.clock.shutdown(wait=False)
         clean = self.bus.drain(self.config.service.drain_timeout_s)
         clean = self.reporter.stop() and clean
-        clean = self.looker.stop() and clean
+        clean = self.manageable_lister.stop() and clean
         self.bus.stop()
         self.db.dispose()
         return clean

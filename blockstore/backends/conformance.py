@@ -967,19 +967,19 @@ class BackendConformance:
         name = bench.volume("kept")
         refuses(NotSupported, bench.backend.list_manageable)
         refuses(NotSupported, bench.backend.list_manageable_snapshots)
-        refuses(NotSupported, bench.backend.adopt_volume, name, bench.prefix + "ours")
-        refuses(NotSupported, bench.backend.adopt_snapshot, name, "s", bench.prefix + "shot")
+        refuses(NotSupported, bench.backend.manage_volume, name, bench.prefix + "ours")
+        refuses(NotSupported, bench.backend.manage_snapshot, name, "s", bench.prefix + "shot")
         bench.lists({name: 1}, {})
 
     @case("manage")
     def test_declared_manage_works(self, bench: Bench) -> None:
-        """A volume is listed, and taken over under a new name with its bytes; twice is once."""
+        """A volume is listed, and managed under a new name with its bytes; twice is once."""
         name, ours = bench.volume("theirs"), bench.name()
         found = {one.name: one for one in bench.backend.list_manageable()}
         expect(name in found, "list_manageable must name every volume.")
         expect(found[name].size_bytes == GIB, "list_manageable must tell the size in bytes.")
-        expect(bench.backend.adopt_volume(found[name].reference, ours) == 1, "adopt_volume returns the size in GiB.")
-        expect(bench.backend.adopt_volume(found[name].reference, ours) == 1, "Taken over twice is taken over once.")
+        expect(bench.backend.manage_volume(found[name].reference, ours) == 1, "manage_volume returns the size in GiB.")
+        expect(bench.backend.manage_volume(found[name].reference, ours) == 1, "Managed twice is managed once.")
         bench.lists({ours: 1}, {})
         bench.volume_holds(ours, "theirs")
         bench.backend.extend_volume(ours, 2)
@@ -991,11 +991,11 @@ class BackendConformance:
         name, other = bench.volume("one"), bench.volume("two")
         reference = {one.name: one for one in bench.backend.list_manageable()}[name].reference
         missing = reference.replace(name, bench.prefix + "none")
-        refuses(VolumeMissing, bench.backend.adopt_volume, missing, bench.prefix + "ours")
-        refuses(NameTaken, bench.backend.adopt_volume, reference, other)
+        refuses(VolumeMissing, bench.backend.manage_volume, missing, bench.prefix + "ours")
+        refuses(NameTaken, bench.backend.manage_volume, reference, other)
         for bad in ("", "..", "../up", "-f", "a/b", "/etc/passwd", "a@b"):
-            refuses(BackendError, bench.backend.adopt_volume, bad, bench.prefix + "ours")
-        refuses(BackendError, bench.backend.adopt_volume, reference, "../up")
+            refuses(BackendError, bench.backend.manage_volume, bad, bench.prefix + "ours")
+        refuses(BackendError, bench.backend.manage_volume, reference, "../up")
         bench.lists({name: 1, other: 1}, {})
         bench.volume_holds(name, "one")
         bench.volume_holds(other, "two")
@@ -1006,7 +1006,7 @@ class BackendConformance:
         name = bench.volume("theirs")
         reference = {one.name: one for one in bench.backend.list_manageable()}[name].reference
         with bench.backend.open_volume(name, "r+b"):
-            refuses(InUse, bench.backend.adopt_volume, reference, bench.prefix + "ours")
+            refuses(InUse, bench.backend.manage_volume, reference, bench.prefix + "ours")
         bench.lists({name: 1}, {})
 
     @case("manage", "snapshots")
@@ -1021,11 +1021,11 @@ class BackendConformance:
         volumes = {one.reference for one in bench.backend.list_manageable()}
         expect(found[theirs].volume in volumes, "A snapshot must name its volume as list_manageable does.")
         for _ in range(2):
-            bench.backend.adopt_snapshot(name, found[theirs].reference, ours)
+            bench.backend.manage_snapshot(name, found[theirs].reference, ours)
         bench.lists({name: 1}, {ours: name})
         bench.snapshot_holds(name, ours, "before")
         other = bench.volume("other")
-        refuses(BackendError, bench.backend.adopt_snapshot, other, ours, bench.prefix + "third")
+        refuses(BackendError, bench.backend.manage_snapshot, other, ours, bench.prefix + "third")
         bench.lists({name: 1, other: 1}, {ours: name})
 
 

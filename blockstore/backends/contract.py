@@ -86,7 +86,7 @@ class Capabilities:
     qos: bool = False
     """The storage itself keeps the limits that ``limit_volume`` sets."""
     manage: bool = False
-    """Volumes and snapshots that others made can be taken over."""
+    """Volumes and snapshots that others made can be managed."""
     owner_mark: bool = False
     """The storage keeps the mark of the installation that uses it, so that two notice each other."""
     block_size: int = BLOCK_SIZE
@@ -147,17 +147,17 @@ class Direct:
 
 @dataclass(frozen=True, kw_only=True)
 class Manageable:
-    """A volume or snapshot on the storage that could be taken over."""
+    """A volume or snapshot on the storage that could be managed."""
 
     reference: str
-    """What it is called there; given back to ``adopt_volume`` or ``adopt_snapshot``."""
+    """What it is called there; given back to ``manage_volume`` or ``manage_snapshot``."""
     size_bytes: int
     name: str = ""
     """The name that the contract gives it, when that is another word than the reference."""
     volume: str = ""
     """Of a snapshot: the reference of its volume."""
     reason: str | None = None
-    """Why it cannot be taken over now; a sentence."""
+    """Why it cannot be managed now; a sentence."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -390,7 +390,7 @@ class Backend(ABC):
         """Return every snapshot of such volumes, those that are ours included."""
         raise self._not_supported("manage")
 
-    def adopt_volume(self, reference: str, name: str) -> int:
+    def manage_volume(self, reference: str, name: str) -> int:
         """Take a volume over under a new name, grown to whole GiB; return its size. Keeps its bytes.
 
         One that has the name already is a success. Raises: VolumeMissing; NameTaken; InUse when something has it
@@ -398,8 +398,8 @@ class Backend(ABC):
         """
         raise self._not_supported("manage")
 
-    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
-        """Take over a snapshot of a volume of ours under a new name. One that has the name already is a success.
+    def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        """Manage a snapshot of a volume of ours under a new name. One that has the name already is a success.
 
         Raises: VolumeMissing; NameTaken; BackendError when its size is not the volume's or no whole GiB.
         """

@@ -264,8 +264,8 @@ class MemoryBackend(Backend):
                 for name, (volume, image) in self._pool.snapshots.items()
             ]
 
-    def adopt_volume(self, reference: str, name: str) -> int:
-        self._begin("adopt_volume", name)
+    def manage_volume(self, reference: str, name: str) -> int:
+        self._begin("manage_volume", name)
         with self._pool.lock:
             if name in self._pool.snapshots:
                 raise NameTaken(f"{name} is the name of a snapshot.")
@@ -281,8 +281,8 @@ class MemoryBackend(Backend):
                     self._pool.snapshots[shot] = (name, frozen)
             return image.size_gib
 
-    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
-        self._begin("adopt_snapshot", volume, snapshot)
+    def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+        self._begin("manage_snapshot", volume, snapshot)
         with self._pool.lock:
             if self._pool.snapshots.get(snapshot, ("",))[0] == volume:
                 return

@@ -5,12 +5,12 @@ Its operations come from the scheduler and the API; what it cannot do it explain
 
 from __future__ import annotations
 
-from blockstore.manager import attachments, managing, migration, snapshots, volumes
+from blockstore.manager import attachments, manageable, migration, snapshots, volumes
 from blockstore.runner import by_kind
 
 HANDLERS = by_kind(
     volumes.create_volume,
-    managing.manage_volume,
+    manageable.manage_volume,
     volumes.delete_volume,
     volumes.extend_volume,
     volumes.change_type,

@@ -11,7 +11,7 @@ from blockstore import quotas, reservations, states
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name
-from blockstore.manager.managing import refuse_unsafe, snapshots_on
+from blockstore.manager.manageable import refuse_unsafe, snapshots_on
 from blockstore.messages import Action
 from blockstore.operations import CreateSnapshot, DeleteSnapshot
 from blockstore.runner import first_change, handles, progress_of
@@ -26,7 +26,7 @@ def create_snapshot(context: ManagerContext, operation: CreateSnapshot, snapshot
         for found in snapshots_on(context.db, backend):
             if found.reference == operation.reference:
                 refuse_unsafe(found)
-        backend.adopt_snapshot(volume, operation.reference, snapshot_name(snapshot.id))
+        backend.manage_snapshot(volume, operation.reference, snapshot_name(snapshot.id))
     else:
         backend.create_snapshot(volume, snapshot_name(snapshot.id))
     with context.db.write() as session:

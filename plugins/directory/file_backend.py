@@ -276,8 +276,8 @@ class FileBackend(Backend):
             reason = str(exc)
         return Manageable(reference=image.file, name=image.name, size_bytes=size, volume=volume, reason=reason)
 
-    def adopt_volume(self, reference: str, name: str) -> int:
-        """Take over a file of the pool's directory; its suffix says the format, and it must be private and ours."""
+    def manage_volume(self, reference: str, name: str) -> int:
+        """Manage a file of the pool's directory; its suffix says the format, and it must be private and ours."""
         with self.store.named(name) as root:
             image = self.store.find(root, name)
             if image is None:
@@ -325,7 +325,7 @@ class FileBackend(Backend):
             files.flush(fd)
         return whole
 
-    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+    def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
         with self.store.named(volume, snapshot) as root, root.make_sub(SNAPSHOTS) as snapshots:
             source = self.store.need(root, volume)
             if self.store.find(root, snapshot) or self.store.claimed_by(snapshots, snapshot) not in ("", volume):

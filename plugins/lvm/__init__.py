@@ -418,7 +418,7 @@ class LvmBackend(Backend):
                 found.append(Manageable(reference=lv.name, size_bytes=lv.size, volume=volume))
         return found
 
-    def adopt_volume(self, reference: str, name: str) -> int:
+    def manage_volume(self, reference: str, name: str) -> int:
         """Rename a logical volume, then grow it to whole GiB."""
         check_name(name)
         lvs, kind = self._lvm.lvs(), self._kind()
@@ -428,7 +428,7 @@ class LvmBackend(Backend):
             return self._grown(lvs[name], name)
         lv = lvs.get(reference)
         if lv is None or not kind.owns(lv) or names.snapshot_of(lv) is not None or names.is_unfinished(lv):
-            raise VolumeMissing(f"There is no volume {reference} in {self._lvm.vg} that could be taken over.")
+            raise VolumeMissing(f"There is no volume {reference} in {self._lvm.vg} that could be managed.")
         names.refuse_open(self._lvm, reference, lvs)
         for snapshot in names.dependants(lvs, reference):
             self._lvm.tag(snapshot, names.snapshot_tag(name))
@@ -449,7 +449,7 @@ class LvmBackend(Backend):
             self._kind().extend_volume(name, whole)
         return whole
 
-    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+    def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
         """Rename a snapshot and mark it as one."""
         check_name(volume)
         check_name(snapshot)

@@ -196,13 +196,13 @@ class NfsBackend(FileBackend):
         super().revert_volume(volume, snapshot, progress)
         self._tend()
 
-    def adopt_volume(self, reference: str, name: str) -> int:
+    def manage_volume(self, reference: str, name: str) -> int:
         with self._layers.renaming():
-            return super().adopt_volume(reference, name)
+            return super().manage_volume(reference, name)
 
-    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+    def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
         with self._layers.renaming():
-            super().adopt_snapshot(volume, reference, snapshot)
+            super().manage_snapshot(volume, reference, snapshot)
 
     def _tend(self) -> None:
         """Have chains shortened soon; what has no layers never has any."""

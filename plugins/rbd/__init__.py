@@ -176,7 +176,7 @@ class RbdBackend(Backend):
         if others := [snapshot for snapshot in own if not manageable.is_helper(snapshot)]:
             raise InUse(
                 f"Volume {name} has snapshots: {', '.join(others)}. Delete them first; those that the API does not show"
-                " are taken over by `cinder snapshot-manage`, or removed by `rbd snap rm`."
+                " are managed by `cinder snapshot-manage`, or removed by `rbd snap rm`."
             )
         self._users.refuse_watched(name)  # the trash would take it from under them
         for snapshot in own:  # of a clone that was never finished, or of one that Cinder made
@@ -257,7 +257,7 @@ class RbdBackend(Backend):
             self._cluster.remove_snapshot(volume, snapshot)
 
     def _unprotect(self, volume: str, snapshot: str) -> None:
-        """Take the protection from a snapshot that was taken over: Cinder protects all of its. Raises InUse."""
+        """Take the protection from a snapshot that was managed: Cinder protects all of its. Raises InUse."""
         try:
             self._cluster.unprotect(volume, snapshot)
         except InUse as exc:
@@ -362,7 +362,7 @@ class RbdBackend(Backend):
     def list_manageable_snapshots(self) -> Sequence[Manageable]:
         return manageable.snapshots(self._cluster)
 
-    def adopt_volume(self, reference: str, name: str) -> int:
+    def manage_volume(self, reference: str, name: str) -> int:
         check_name(name)
         self._names.refuse_for_volume(name)
         with self._explained():
@@ -396,7 +396,7 @@ class RbdBackend(Backend):
         self._users.refuse_watched(reference)
         return True
 
-    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+    def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
         check_name(volume)
         check_name(snapshot)
         if reason := manageable.why_not(reference):

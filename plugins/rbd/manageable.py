@@ -1,4 +1,4 @@
-"""The images and snapshots of a pool that can be taken over, and why others cannot."""
+"""The images and snapshots of a pool that can be managed, and why others cannot."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def is_helper(snapshot: str) -> bool:
 
 
 def why_not(reference: str) -> str | None:
-    """Return why an image or snapshot of this name cannot be taken over; None if it can."""
+    """Return why an image or snapshot of this name cannot be managed; None if it can."""
     if not _FOREIGN.fullmatch(reference):
         return f"The name {reference!r} cannot be used: it must not hold '/' or '@', nor begin with '-'."
     if reference.startswith((GONE, HELPER)):

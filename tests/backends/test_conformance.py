@@ -438,17 +438,17 @@ class MissingIsDeleted(MemoryBackend):
 
 
 class ManageCopies(MemoryBackend):
-    def adopt_volume(self, reference: str, name: str) -> int:
+    def manage_volume(self, reference: str, name: str) -> int:
         image = self._volume(reference)
         self._pool.volumes.setdefault(name, image.copy(image.size_gib))
         return image.size_gib
 
 
 class ManageMakesUp(MemoryBackend):
-    def adopt_volume(self, reference: str, name: str) -> int:
+    def manage_volume(self, reference: str, name: str) -> int:
         if reference not in self._pool.volumes:
             self.create_volume(name, 1)
-        return super().adopt_volume(reference, name)
+        return super().manage_volume(reference, name)
 
 
 class ManageWhileOpen(MemoryBackend):
@@ -457,7 +457,7 @@ class ManageWhileOpen(MemoryBackend):
 
 
 class ManageTakesPresentBytes(MemoryBackend):
-    def adopt_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
+    def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
         self.delete_snapshot(volume, reference)
         self.create_snapshot(volume, snapshot)
 

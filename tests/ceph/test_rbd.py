@@ -341,24 +341,24 @@ def test_images_of_others_are_taken_over(ceph: Ceph, backend: RbdBackend) -> Non
     ceph.run("rbd", "snap", "create", "--no-progress", f"volumes/{theirs}.b@their-own")
     listed = {one.reference: one for one in backend.list_manageable()}
     assert (listed[theirs].size_bytes, listed[theirs].reason) == (1500 * 2**20, None)
-    assert backend.adopt_volume(theirs, ours) == 2
-    assert backend.adopt_volume(theirs, ours) == 2
+    assert backend.manage_volume(theirs, ours) == 2
+    assert backend.manage_volume(theirs, ours) == 2
     assert backend.list_volumes()[ours] == 2
     other, shot = name(), name("snap")
-    assert backend.adopt_volume(f"{theirs}.b", other) == 1
+    assert backend.manage_volume(f"{theirs}.b", other) == 1
     assert ("their-own", other) in [(one.reference, one.volume) for one in backend.list_manageable_snapshots()]
     for _ in range(2):
-        backend.adopt_snapshot(other, "their-own", shot)
+        backend.manage_snapshot(other, "their-own", shot)
     assert backend.list_snapshots()[shot] == other
     with pytest.raises(VolumeMissing):
-        backend.adopt_volume("nothing", name())
+        backend.manage_volume("nothing", name())
     with pytest.raises(NameTaken):
-        backend.adopt_volume(ours, other)
+        backend.manage_volume(ours, other)
     for bad in ("../x", "a/b", "a@b", "--size=1", ""):
         with pytest.raises(BackendError):
-            backend.adopt_volume(bad, name())
+            backend.manage_volume(bad, name())
     with backend.open_volume(other, "r+b"), pytest.raises(InUse):
-        backend.adopt_volume(other, name())
+        backend.manage_volume(other, name())
     backend.delete_snapshot(other, shot)
     backend.delete_volume(other)
     backend.delete_volume(ours)
@@ -377,10 +377,10 @@ def test_snapshots_that_cinder_protected_can_be_deleted(ceph: Ceph, backend: Rbd
     ceph.run("rbd", "snap", "create", "--no-progress", own)
     ceph.run("rbd", "snap", "protect", own)
     ceph.run("rbd", "clone", "--rbd-default-clone-format", "1", own, f"volumes/{old}.v3")
-    backend.adopt_volume(old, volume)
+    backend.manage_volume(old, volume)
     write(backend, volume, b"later")
-    backend.adopt_snapshot(volume, "snapshot-1", shot)
-    backend.adopt_volume(f"{old}.v2", new)
+    backend.manage_snapshot(volume, "snapshot-1", shot)
+    backend.manage_volume(f"{old}.v2", new)
     with pytest.raises(InUse) as refused:
         backend.delete_snapshot(volume, shot)
     assert f"its clones of the old format: volumes/{old}.v1." in str(refused.value)

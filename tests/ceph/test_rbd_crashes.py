@@ -79,7 +79,7 @@ ACTIONS: dict[str, tuple[Callable[[RbdBackend, Scene], Any], Callable[[RbdBacken
         lambda b, s: (b.delete_snapshot(s.volume, s.shot), b.delete_volume(s.volume)),
         lambda b, s: s.volume not in b.list_volumes() and read(b, s.clone, 5) == b"first",
     ),
-    "take over": (lambda b, s: b.adopt_volume(s.clone, s.new), lambda b, s: read(b, s.new, 5) == b"first"),
+    "take over": (lambda b, s: b.manage_volume(s.clone, s.new), lambda b, s: read(b, s.new, 5) == b"first"),
 }
 
 

@@ -253,9 +253,9 @@ def test_manage(killer: Killer, disk: Disk, again: Callable[[], LvmBackend]) -> 
     b.create_volume(theirs, 1)
     write(b, theirs, "kept")
     b.create_snapshot(theirs, "shot")
-    for restarted in steps(killer, lambda b: b.adopt_volume(theirs, ours), again):
-        assert restarted.adopt_volume(theirs, ours) == 1
+    for restarted in steps(killer, lambda b: b.manage_volume(theirs, ours), again):
+        assert restarted.manage_volume(theirs, ours) == 1
         assert read(restarted, ours, 1) == "kept"
         assert restarted.list_snapshots() == {"shot": ours}
         assert restarted.list_volumes() == {ours: 1}
-        restarted.adopt_volume(ours, theirs)
+        restarted.manage_volume(ours, theirs)

@@ -272,7 +272,7 @@ def test_foreign_volumes_are_taken_over(disk: Disk, lvm_type: str) -> None:
     (found,) = b.list_manageable()
     assert (found.reference, found.size_bytes, found.reason) == ("their_disk", 1500 * 2**20, None)
     for _ in range(2):
-        assert b.adopt_volume("their_disk", "volume-1") == 2
+        assert b.manage_volume("their_disk", "volume-1") == 2
     assert b.list_volumes() == {"volume-1": 2}
     with b.open_volume("volume-1", "rb") as file:
         assert file.read(6) == b"theirs"
@@ -282,10 +282,10 @@ def test_foreign_volumes_are_taken_over(disk: Disk, lvm_type: str) -> None:
     (shot,) = b.list_manageable_snapshots()
     assert (shot.reference, shot.volume, shot.size_bytes) == ("snap-1", "volume-1", 2 * GIB)
     # Let go with its snapshot, and taken back: the snapshot follows.
-    assert b.adopt_volume("volume-1", "volume-2") == 2
+    assert b.manage_volume("volume-1", "volume-2") == 2
     assert b.list_snapshots() == {"snap-1": "volume-2"}
-    b.adopt_snapshot("volume-2", "snap-1", "snap-2")
-    b.adopt_snapshot("volume-2", "snap-1", "snap-2")
+    b.manage_snapshot("volume-2", "snap-1", "snap-2")
+    b.manage_snapshot("volume-2", "snap-1", "snap-2")
     assert b.list_snapshots() == {"snap-2": "volume-2"}
     b.revert_volume("volume-2", "snap-2")
     b.delete_snapshot("volume-2", "snap-2")
@@ -301,7 +301,7 @@ def test_foreign_snapshots_are_taken_over(disk: Disk, lvm_type: str) -> None:
     run("lvcreate", "-y", "-s", *more, "-n", "theirs", f"{disk.vg}/v")
     (shot,) = b.list_manageable_snapshots()
     assert (shot.reference, shot.volume) == ("theirs", "v")
-    b.adopt_snapshot("v", "theirs", "snap-1")
+    b.manage_snapshot("v", "theirs", "snap-1")
     assert b.list_snapshots() == {"snap-1": "v"}
     with b.open_snapshot("v", "snap-1") as file:
         assert file.seek(0, 2) == GIB

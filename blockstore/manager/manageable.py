@@ -1,4 +1,5 @@
-"""Volumes that others made, taken over: measure, charge, rename. ``Found`` says what is on a pool already, and whose.
+"""Volumes that others made, managed: measure, charge, rename. ``ManageableItem`` says what is on a pool already, and
+whose.
 
 The charge and the reservation are written before the backend is asked to rename, so that a kill finds them and goes on.
 No session is held while a backend is asked; rows are read after it, for every volume of ours has its row first.
@@ -30,7 +31,7 @@ _COPYING = [kind.__name__ for kind in (MigrateVolume, MigrateToType, RemoveCopy)
 
 
 @dataclass(frozen=True)
-class Found:
+class ManageableItem:
     """A volume or snapshot on a pool, as an administrator may take it over or not."""
 
     reference: str
@@ -43,15 +44,15 @@ class Found:
     """The id of the row that has it."""
 
 
-class Looker:
+class ManageableLister:
     """Asks pools what is on them, each on a thread of its own: one that hangs holds up no other, and is asked once."""
 
     def __init__(self, context: ManagerContext) -> None:
         self._context = context
         self._threads = {pool: ThreadPoolExecutor(1, thread_name_prefix="look") for pool in context.backends}
-        self._asked: set[Future[list[Found]]] = set()
+        self._asked: set[Future[list[ManageableItem]]] = set()
 
-    def manageable(self, pool: str, kind: str, timeout_s: float) -> list[Found]:
+    def manageable(self, pool: str, kind: str, timeout_s: float) -> list[ManageableItem]:
         """Return the ``volumes``, or the ``snapshots``, on a pool. Raises BackendError, TimeoutError."""
         look = volumes_on if kind == "volumes" else snapshots_on
         asked = self._threads[pool].submit(look, self._context.db, self._context.backend(pool))
@@ -69,7 +70,7 @@ class Looker:
         return not self._asked
 
 
-def volumes_on(db: Database, backend: Backend) -> list[Found]:
+def volumes_on(db: Database, backend: Backend) -> list[ManageableItem]:
     """Return the volumes on a pool, ours included. Raises BackendError."""
     there = backend.list_manageable()
     with db.read() as session:
@@ -78,14 +79,14 @@ def volumes_on(db: Database, backend: Backend) -> list[Found]:
         return _found(session, there, {volume_name(row): row.id for row in rows})
 
 
-def snapshots_on(db: Database, backend: Backend) -> list[Found]:
+def snapshots_on(db: Database, backend: Backend) -> list[ManageableItem]:
     """Return the snapshots on a pool, ours included. Raises BackendError."""
     there = backend.list_manageable_snapshots()
     with db.read() as session:
         return _found(session, there, {snapshot_name(one): one for one in session.scalars(select(Snapshot.id))})
 
 
-def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[Found]:
+def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[ManageableItem]:
     # What an unfinished move copies to, or has left behind, is in no row.
     copies = select(OperationRow.body).where(OperationRow.state == "open", OperationRow.kind.in_(_COPYING))
     busy = {body.get("name") or f"volume-{body['name_id']}" for body in session.scalars(copies)}
@@ -95,19 +96,19 @@ def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) 
         reason = MANAGED if row_id else one.reason
         if reason is None and one.name in busy:
             reason = "an operation that is not finished works on it"
-        found.append(Found(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
+        found.append(ManageableItem(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
     return found
 
 
-def refuse_unsafe(found: Found) -> None:
-    """Raise BackendError for what must not be taken over."""
+def refuse_unsafe(found: ManageableItem) -> None:
+    """Raise BackendError for what must not be managed."""
     if found.reason is not None:
         whose = f", as {found.managed_as}" if found.managed_as else ""
         raise BackendError(f"{found.reference} cannot be managed: {found.reason}{whose}.")
 
 
 def _take_back(session: Session, operation: ManageVolume, _failure: Failure) -> None:
-    """Let a volume that was not taken over be nowhere again, and give back what was charged for it."""
+    """Let a volume that was not managed be nowhere again, and give back what was charged for it."""
     volume = session.execute(
         select(Volume.host, Volume.size, Volume.volume_type_id, Volume.project_id).where(
             Volume.id == operation.volume_id, Volume.status == operation.status
@@ -127,9 +128,9 @@ def manage_volume(context: ManagerContext, operation: ManageVolume, volume: Volu
     """Charge for the volume at the size that it has there, and let the backend give it our name."""
     backend = context.backend(operation.pool)
     size = volume.size if volume.host is not None else _charge(context, operation, volume, backend)
-    whole = backend.adopt_volume(operation.reference, volume_name(volume))
+    whole = backend.manage_volume(operation.reference, volume_name(volume))
     if whole != size:
-        raise BackendError(f"{operation.reference} has grown from {size} to {whole} GiB while it was taken over.")
+        raise BackendError(f"{operation.reference} has grown from {size} to {whole} GiB while it was managed.")
     keep_limits(context, operation.pool, volume_name(volume), volume.volume_type_id, size)
     with context.db.write() as session:
         states.complete(session, operation, V.AVAILABLE)

@@ -39,7 +39,7 @@ from blockstore.errors import (
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
 from blockstore.operations import PlaceManaged
 from blockstore.pool_reports import PoolReport
-from blockstore.schemas import managing as schemas
+from blockstore.schemas import manageable as schemas
 from blockstore.schemas.base import load
 from blockstore.schemas.listing import PageQuery
 from blockstore.schemas.volumes import VOLUME as VOLUME_REPLY
@@ -60,7 +60,7 @@ def _declare_lists(path: str, since: Version, kind: str, policy: str) -> None:
 
     @routes.get(f"{path}/detail", policy=policy, since=since)
     def detail(call: Call) -> Aside:
-        """List what is on a pool, and why what cannot be taken over cannot."""
+        """List what is on a pool, and why what cannot be managed cannot."""
         return _listing(call, kind, detailed=True)
 
 
@@ -209,7 +209,7 @@ def _type(call: Call, ref: str | None) -> VolumeType:
     except NotFound as exc:
         raise BadRequest(f"Invalid volume type: {exc.message}") from None
     if kind.encryption is not None:
-        raise BadRequest(f"Invalid volume type: volumes of type {kind.name} are encrypted; none is taken over as such.")
+        raise BadRequest(f"Invalid volume type: volumes of type {kind.name} are encrypted; none is managed as such.")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""Volumes and snapshots that others made are listed, taken over and let go, and nothing is counted wrong."""
+"""Volumes and snapshots that others made are listed, managed and let go, and nothing is counted wrong."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_backend_that_fails_leaves_the_volume_where_it_was(api: Client, backen
     def fail(*_args: Any) -> int:
         raise NoSpace("There is no space to grow.")
 
-    monkeypatch.setattr(backend, "adopt_volume", fail)
+    monkeypatch.setattr(backend, "manage_volume", fail)
     volume = managed(api, reference)
     assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", None)
     assert (used(api, "volumes"), used(api, "gigabytes")) == (0, 0)
@@ -254,12 +254,12 @@ def test_a_stop_does_not_wait_for_a_pool_that_hangs(
     start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = Client(start_service(backends=(backend_section("a", "memory"),), service=ServiceConfig(attach_timeout_s=0.1)))
-    there, looker = threading.Event(), api.service.looker
+    there, manageable_lister = threading.Event(), api.service.manageable_lister
     monkeypatch.setattr(api.service.backends["blockstore@a#a"], "list_manageable", lambda: there.wait(30) and [])
     assert api("GET", "/manageable_volumes?host=blockstore@a").status == 503
-    assert not looker.stop()
+    assert not manageable_lister.stop()
     there.set()
-    while not looker.stop():
+    while not manageable_lister.stop():
         time.sleep(0.01)
 
 

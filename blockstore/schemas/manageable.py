@@ -1,4 +1,4 @@
-"""Bodies of what takes over, and lets go of, volumes and snapshots that others made."""
+"""Bodies of what manages, and lets go of, volumes and snapshots that others made."""
 
 from __future__ import annotations
 
