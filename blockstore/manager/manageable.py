@@ -20,7 +20,7 @@ from blockstore.db.models import OperationRow, Snapshot, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.context import ManagerContext, snapshot_name, volume_name
-from blockstore.manager.limits import keep_limits
+from blockstore.manager.qos import apply_qos
 from blockstore.messages import Action
 from blockstore.operations import ManageVolume, MigrateToType, MigrateVolume, RemoveCopy
 from blockstore.runner import Failure, handles
@@ -131,7 +131,7 @@ def manage_volume(context: ManagerContext, operation: ManageVolume, volume: Volu
     whole = backend.manage_volume(operation.reference, volume_name(volume))
     if whole != size:
         raise BackendError(f"{operation.reference} has grown from {size} to {whole} GiB while it was managed.")
-    keep_limits(context, operation.pool, volume_name(volume), volume.volume_type_id, size)
+    apply_qos(context, operation.pool, volume_name(volume), volume.volume_type_id, size)
     with context.db.write() as session:
         states.complete(session, operation, V.AVAILABLE)
 

@@ -19,7 +19,7 @@ from blockstore.db.models import Volume, VolumeType
 from blockstore.errors import BackendError, OperationCancelled, StateConflict, TryAgain
 from blockstore.manager.context import ManagerContext, volume_name
 from blockstore.manager.copying import copy_volume
-from blockstore.manager.limits import keep_limits
+from blockstore.manager.qos import apply_qos
 from blockstore.messages import Action
 from blockstore.operations import MigrateToType, MigrateVolume, RemoveCopy
 from blockstore.runner import Failure, handles, handles_until_done, progress_of, refuse_cancelled
@@ -65,7 +65,7 @@ def _migrate(context: ManagerContext, operation: MigrateVolume, volume: Volume, 
     if operation.attempt > 1:
         target.delete_volume(name)  # half of it, from a former life
     target.create_volume(name, volume.size)
-    keep_limits(context, operation.destination, name, type_id, volume.size)
+    apply_qos(context, operation.destination, name, type_id, volume.size)
     copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(context, operation))
     with context.db.write() as session:
         values: dict[str, Any] = {

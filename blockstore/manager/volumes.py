@@ -18,7 +18,7 @@ from blockstore.db.models import Snapshot, Volume, VolumeType
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing, is_out_of_files
 from blockstore.manager.attachments import end_all
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name, volume_name
-from blockstore.manager.limits import keep_limits
+from blockstore.manager.qos import apply_qos
 from blockstore.messages import Action
 from blockstore.operations import (
     ChangeType,
@@ -65,7 +65,7 @@ def _make(context: ManagerContext, operation: CreateVolume, volume: Volume, back
         backend.clone_volume(name, volume.size, name_of(context.db, operation.source_volume_id), progress)
     else:
         backend.create_volume(name, volume.size)
-    keep_limits(context, volume.host or "", name, volume.volume_type_id, volume.size)
+    apply_qos(context, volume.host or "", name, volume.volume_type_id, volume.size)
 
 
 def _may_try_elsewhere(context: ManagerContext, operation: CreateVolume, exc: BackendError) -> bool:
@@ -140,7 +140,7 @@ def extend_volume(context: ManagerContext, operation: ExtendVolume, volume: Volu
     """Grow the volume; the reservation and the quota were taken when the operation was accepted."""
     with first_change(operation):
         context.backend(operation.pool).extend_volume(volume_name(volume), operation.new_size_gib)
-    keep_limits(context, operation.pool, volume_name(volume), volume.volume_type_id, operation.new_size_gib)
+    apply_qos(context, operation.pool, volume_name(volume), volume.volume_type_id, operation.new_size_gib)
     context.exports.resize(volume.id)
     with context.db.write() as session:
         # The size is a fact now, whatever an administrator did to the status meanwhile.
@@ -158,7 +158,7 @@ def _refund_type(session: Session, operation: ChangeType, _failure: Failure) -> 
 @handles(ChangeType, action=Action.RETYPE, undo=_refund_type, restores=True)
 def change_type(context: ManagerContext, operation: ChangeType, volume: Volume) -> None:
     """Let the pool keep the volume within the limits of its new type, and give it that type."""
-    keep_limits(context, volume.host or "", volume_name(volume), operation.type_id, volume.size, lift=True)
+    apply_qos(context, volume.host or "", volume_name(volume), operation.type_id, volume.size, lift=True)
     with context.db.write() as session:
         kind = session.get(VolumeType, operation.type_id)
         if kind is None:

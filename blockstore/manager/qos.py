@@ -10,7 +10,7 @@ from blockstore.manager.context import ManagerContext
 _PER_GIB = "_per_gb"
 
 
-def keep_limits(
+def apply_qos(
     context: ManagerContext, pool: str, name: str, type_id: str, size_gib: int, *, lift: bool = False
 ) -> None:
     """Let the pool keep a volume within what its type says; ``lift``: those of another type end, if it had some.
