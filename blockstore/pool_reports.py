@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from blockstore.backends.contract import Capabilities, Capacity, Chore
+from blockstore.backends.contract import BackgroundTask, Capabilities, Capacity
 from blockstore.config import PoolConfig
 from blockstore.db.models import PoolUsage
 
@@ -42,7 +42,7 @@ class PoolReport:
     """Why it is down; a sentence."""
     capabilities: Capabilities
     capacity: Capacity
-    chores: Sequence[Chore] = ()
+    background_tasks: Sequence[BackgroundTask] = ()
     """What goes on in the background."""
     ours_gib: int
     """What was reserved when the figures were read: tells how much of them is not ours."""
@@ -102,7 +102,7 @@ class PoolReport:
             "metadata_filled_percentage": _rounded(self.capacity.metadata_filled_percent),
             "closed_because": self.capacity.closed_because,
             "logical_block_size": caps.block_size,
-            "background": [f"{chore.what}: {chore.percent} %" for chore in self.chores],
+            "background": [f"{task.what}: {task.percent} %" for task in self.background_tasks],
             "replication_enabled": False,
             "backend_state": "up" if self.up else "down",
             "filter_function": config.filter_function or None,

@@ -4,7 +4,8 @@ A plugin is a subclass of ``Backend`` registered under the entry-point group ``b
 one pool of storage. It sees names and sizes, never rows, requests or tenants.
 
 A plugin imports this module, ``blockstore.errors``, ``blockstore.private_files``, and of ``blockstore.backends``
-``process`` (commands), ``options`` (its own options), ``chores`` (work in the background), ``openers`` (what is open),
+``process`` (commands), ``options`` (its own options), ``background_tasks`` (work in the background), ``openers`` (what
+is open),
 ``file_locks`` and ``holders`` (who uses a file); nothing else of blockstore.
 
 Rules for every method:
@@ -114,7 +115,7 @@ class Capacity:
 
 
 @dataclass(frozen=True)
-class Chore:
+class BackgroundTask:
     """Something the plugin does in the background."""
 
     what: str
@@ -214,7 +215,7 @@ class Backend(ABC):
     def capacity(self) -> Capacity:
         """Return the pool's figures, read from the storage."""
 
-    def chores(self) -> Sequence[Chore]:
+    def background_tasks(self) -> Sequence[BackgroundTask]:
         """Return what goes on in the background, and what waits for it. Cheap: asks no storage."""
         return ()
 

@@ -105,7 +105,7 @@ def report(context: ManagerContext, pool: str) -> None:
             reason=reason,
             capabilities=capabilities,
             capacity=capacity,
-            chores=backend.chores(),
+            background_tasks=backend.background_tasks(),
             ours_gib=ours,
             at=now(),
         )

@@ -4,7 +4,8 @@ A plugin is a subclass of ``Target`` registered under the entry-point group ``bl
 every backend that names it. It sees paths, names and ids, never rows, requests or tenants.
 
 A plugin imports this module, ``blockstore.errors``, ``blockstore.private_files``, and of ``blockstore.backends``
-``process`` (commands), ``options`` (its own options), ``chores`` (work in the background), ``openers`` (what is open),
+``process`` (commands), ``options`` (its own options), ``background_tasks`` (work in the background), ``openers`` (what
+is open),
 ``file_locks`` and ``holders`` (who uses a file); nothing else of blockstore.
 
 Rules for every method:

@@ -27,12 +27,12 @@ from blockstore_plugins.nfs import mounts
 from blockstore_plugins.nfs.share import ShareStore
 from blockstore_plugins.nfs.tending import Tender
 
-from blockstore.backends.chores import Chores
+from blockstore.backends.background import BackgroundTasks
 from blockstore.backends.contract import (
     Backend,
     BackendOptions,
+    BackgroundTask,
     Capacity,
-    Chore,
     Direct,
     Located,
     Progress,
@@ -95,7 +95,7 @@ class NfsBackend(FileBackend):
         self._layers = self._share.layers
         self._share.is_layered = settings.layers == "yes"
         self._tender = Tender(self._layers, self._share.layered_files, self._share.is_used, settings.max_layers)
-        self._chores = Chores(f"nfs {self.export}")
+        self._background_tasks = BackgroundTasks(f"nfs {self.export}")
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
@@ -161,8 +161,8 @@ class NfsBackend(FileBackend):
         deepest = self._tender.deepest if self.file_format == "qcow2" else None
         return replace(super().capacity(), deepest_chain=deepest)
 
-    def chores(self) -> Sequence[Chore]:
-        return self._chores.now()
+    def background_tasks(self) -> Sequence[BackgroundTask]:
+        return self._background_tasks.now()
 
     def locate(self, name: str) -> Located:
         with self.store.named(name) as root, ExitStack() as kept:
@@ -207,7 +207,7 @@ class NfsBackend(FileBackend):
     def _tend(self) -> None:
         """Have chains shortened soon; what has no layers never has any."""
         if self.file_format == "qcow2" or self._tender.waits:
-            self._chores.add("layers", f"layers on {self.export} are merged", self._tend_now)
+            self._background_tasks.add("layers", f"layers on {self.export} are merged", self._tend_now)
 
     def _tend_now(self, progress: Progress) -> None:
         with self.store.explained(), self.store.root() as root:

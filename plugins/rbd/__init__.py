@@ -37,9 +37,9 @@ from blockstore.backends.contract import (
     GIB,
     Backend,
     BackendOptions,
+    BackgroundTask,
     Capabilities,
     Capacity,
-    Chore,
     Direct,
     Manageable,
     Mode,
@@ -115,8 +115,8 @@ class RbdBackend(Backend):
         found = self._cluster.figures()
         return Capacity(total_gib=found.total / GIB, free_gib=found.free / GIB)
 
-    def chores(self) -> Sequence[Chore]:
-        return self._gardener.chores.now()
+    def background_tasks(self) -> Sequence[BackgroundTask]:
+        return self._gardener.background_tasks.now()
 
     def list_volumes(self) -> Mapping[str, float]:
         return {name: size / GIB for name, size in self._cluster.sizes().items() if not name.startswith(GONE)}

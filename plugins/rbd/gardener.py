@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from blockstore_plugins.rbd.cluster import Cluster, HasSnapshots, Stuck
 
-from blockstore.backends.chores import Chores
+from blockstore.backends.background import BackgroundTasks
 from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, NoSpace, VolumeMissing
 
@@ -24,14 +24,14 @@ GONE = "blockstore-gone-"
 """How the name of an image begins that was deleted and is still needed by its clones."""
 
 _TRASH, _CHAINS = "", "*"
-"""Subjects of chores that are no image's."""
+"""Subjects of background tasks that are no image's."""
 
 
 class Gardener:
     """Keeps one pool tidy."""
 
     def __init__(self, name: str, cluster: Callable[[], Cluster], max_depth: int):
-        self.chores = Chores(name)
+        self.background_tasks = BackgroundTasks(name)
         self._cluster = cluster
         self._max_depth = max_depth
         self._must_look = True
@@ -47,7 +47,9 @@ class Gardener:
             self._begin_to_empty()
         if self._must_look:
             self._must_look = False
-            self.chores.add(_CHAINS, "looking for chains of clones that are too long", self._kept(self._find_deep))
+            self.background_tasks.add(
+                _CHAINS, "looking for chains of clones that are too long", self._kept(self._find_deep)
+            )
 
     def empty_trash(self) -> None:
         """Remove soon what no clone needs any more, if anything lies there."""
@@ -55,17 +57,17 @@ class Gardener:
             self._begin_to_empty()
 
     def _begin_to_empty(self) -> None:
-        self.chores.add(_TRASH, "emptying the trash", self._kept(self._empty))
+        self.background_tasks.add(_TRASH, "emptying the trash", self._kept(self._empty))
 
     def shorten(self, image: str) -> None:
         """Make a clone independent soon, if its chain of parents is too long."""
         what = f"making {image} independent of its parents"
-        self.chores.add(image, what, self._kept(lambda progress: self._shorten(image, progress)))
+        self.background_tasks.add(image, what, self._kept(lambda progress: self._shorten(image, progress)))
 
     @contextmanager
     def leaving(self, image: str) -> Iterator[None]:
         """Keep off an image that is being deleted: a flatten of it is stopped first."""
-        with self.chores.leaving(image):
+        with self.background_tasks.leaving(image):
             try:
                 yield
             except BaseException:
@@ -74,7 +76,7 @@ class Gardener:
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until there is nothing to do; say whether that came true in time."""
-        return self.chores.wait_idle(timeout_s)
+        return self.background_tasks.wait_idle(timeout_s)
 
     def _kept(self, work: Callable[[Progress], None]) -> Callable[[Progress], None]:
         """Return work that is looked for again when the cluster did not let it be done."""

@@ -209,18 +209,18 @@ def test_a_flatten_tells_how_far_it_is_and_makes_way_for_a_delete(ceph: Ceph, wa
     for below, above in itertools.pairwise(chain):
         backend.clone_volume(above, 1, below)
     assert half.wait(60)
-    (told,) = [chore for chore in backend.chores() if chain[2] in chore.what]
+    (told,) = [task for task in backend.background_tasks() if chain[2] in task.what]
     assert 50 <= told.percent < 100
     assert "independent of its parents" in told.what
     with ThreadPoolExecutor(1) as thread:
         deleted = thread.submit(backend.delete_volume, chain[2])
         with pytest.raises(TimeoutError):
             deleted.result(0.5)
-        assert not [chore for chore in backend.chores() if chore.what == told.what and chore != told]
+        assert not [task for task in backend.background_tasks() if task.what == told.what and task != told]
         go_on.set()
         deleted.result(60)
     tidied(backend)
-    assert backend.chores() == []
+    assert backend.background_tasks() == []
     assert chain[2] not in backend.list_volumes()
     for one in chain[:2]:
         backend.delete_volume(one)

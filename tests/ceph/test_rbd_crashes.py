@@ -23,7 +23,9 @@ from tests.crash.steps import Crash, Steps
 pytestmark = [
     pytest.mark.ceph,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),  # its chores are killed, too
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+    ),  # its background tasks are killed, too
 ]
 
 

@@ -67,7 +67,7 @@ def test_a_layered_life(api: Client) -> None:
     copy = made(api, "/volumes", "volume", size=1, source_volid=volume)
     assert file.stat().st_ino != before
     assert all(holds(api, one) for one in (volume, copy))
-    assert nas._chores.wait_idle(60)
+    assert nas._background_tasks.wait_idle(60)
     api.service.report()
     (pool,) = api("GET", "/scheduler-stats/get_pools?detail=true").json["pools"]
     assert (pool["capabilities"]["deepest_chain"], pool["capabilities"]["background"]) == (2, [])
@@ -75,7 +75,7 @@ def test_a_layered_life(api: Client) -> None:
     for one in (live, volume, clone, copy):
         assert api("DELETE", f"/{'snapshots' if one == live else 'volumes'}/{one}").status == 202
         idle(api)
-    assert nas._chores.wait_idle(60)
+    assert nas._background_tasks.wait_idle(60)
     assert {path.name for path in nas.path.iterdir() if path.is_file()} == {
         ".blockstore-identity",
         ".blockstore-owner",

@@ -35,14 +35,15 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., NfsBackend]]:
     SERVED.chmod(0o755)
 
     def make(**options: object) -> NfsBackend:
-        backend = NfsBackend("share", NfsOptions(**{"exports": EXPORT, "timeout_s": 8, **options}), tmp_path)  # type: ignore[arg-type]
+        # type: ignore[arg-type]
+        backend = NfsBackend("share", NfsOptions(**{"exports": EXPORT, "timeout_s": 8, **options}), tmp_path)
         made.append(backend)
         backend.check()
         return backend
 
     yield make
     for backend in made:
-        assert backend._chores.wait_idle(60)
+        assert backend._background_tasks.wait_idle(60)
         backend._tender.leave()  # what it has open would keep the mount, and what that remembers, alive
         backend._layers.unguard(everything=True)
         subprocess.run(["umount", "-f", "-l", str(backend.path)], check=False, capture_output=True)

@@ -69,7 +69,7 @@ def write(nas: NfsBackend, volume: str, text: bytes, at: int = 0) -> None:
 
 
 def tended(nas: NfsBackend) -> None:
-    assert nas._chores.wait_idle(60)
+    assert nas._background_tasks.wait_idle(60)
 
 
 def hidden(nas: NfsBackend, kind: str) -> list[str]:

@@ -21,7 +21,7 @@ from blockstore_plugins.directory import commands, files
 from blockstore_plugins.nfs import NfsBackend, layers, tending
 from blockstore_plugins.nfs.layers import LAYER, SPENT
 
-from blockstore.backends.chores import Chores
+from blockstore.backends.background import BackgroundTasks
 from blockstore.backends.contract import no_progress
 from blockstore.errors import BackendError
 from tests import sampling
@@ -86,7 +86,7 @@ def prepared(start: Callable[..., NfsBackend], template: Path) -> NfsBackend:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing go on in the background of a test that counts steps."""
-    monkeypatch.setattr(Chores, "add", lambda *_args: None)
+    monkeypatch.setattr(BackgroundTasks, "add", lambda *_args: None)
 
 
 def state(backend: NfsBackend) -> tuple[object, ...]:
@@ -212,9 +212,9 @@ if len(sys.argv) > 2:
         life()
 give_up()
 life()
-assert b._chores.wait_idle(60)
+assert b._background_tasks.wait_idle(60)
 b.check()
-assert b._chores.wait_idle(60)
+assert b._background_tasks.wait_idle(60)
 starts(b.open_volume("kept", "rb"), b"kept")
 assert (dict(b.list_volumes()), dict(b.list_snapshots())) == ({"kept": 1}, {})
 left = sorted(path.name for path in b.path.iterdir() if path.is_file())

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from blockstore.backends.contract import Chore, Progress
+from blockstore.backends.contract import BackgroundTask, Progress
 from blockstore.errors import BackendError, TryAgain
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class _Waiting:
     percent: int = 0
 
 
-class Chores:
+class BackgroundTasks:
     """One thread for one pool."""
 
     def __init__(self, name: str):
@@ -52,14 +52,14 @@ class Chores:
             if not any(one.subject == subject for one in self._waiting):
                 self._waiting.append(_Waiting(subject, what, work))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"{self._name}-chores", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=f"{self._name}-background tasks", daemon=True)
                 self._thread.start()
 
-    def now(self) -> Sequence[Chore]:
+    def now(self) -> Sequence[BackgroundTask]:
         """Return what is being done, and what waits."""
         with self._change:
             busy = [self._busy] if self._busy else []
-            return [Chore(what=one.what, percent=one.percent) for one in (*busy, *self._waiting)]
+            return [BackgroundTask(what=one.what, percent=one.percent) for one in (*busy, *self._waiting)]
 
     @contextmanager
     def leaving(self, subject: str) -> Iterator[None]:
