@@ -7,8 +7,8 @@
     object blockstore-owner             the id of the installation that uses the pool
 
 Clones are layered (format 2, Ceph 13 or newer), so snapshots and parents may go before their clones: their remains wait
-in the trash, and the gardener removes them with the last clone. It also flattens clones that would make a chain too
-long.
+in the trash, and a background task removes them with the last clone. It also flattens clones that would make a chain
+too long.
 
 Group snapshots are not declared. Who keeps the locks of images while it freezes them makes the writes of their users
 fail, not wait (tried with Ceph 16: EROFS); Ceph's own groups can do it, but nothing can be cloned from their snapshots.
@@ -27,10 +27,10 @@ from typing import Any, BinaryIO, ClassVar
 
 from blockstore_plugins.rbd import direct, manageable
 from blockstore_plugins.rbd.cluster import Cluster, HasSnapshots, Info, Stuck
-from blockstore_plugins.rbd.gardener import GONE, Gardener
 from blockstore_plugins.rbd.names import HELPER, Names
 from blockstore_plugins.rbd.options import RbdOptions, open_cluster, pools_of
 from blockstore_plugins.rbd.qos import image_options
+from blockstore_plugins.rbd.trash import GONE, Trash
 from blockstore_plugins.rbd.users import Users
 
 from blockstore.backends.contract import (
@@ -69,7 +69,7 @@ class RbdBackend(Backend):
         self._names = Names(lambda: self._cluster)
         self._monitors: direct.Monitors | None = None
         self._aside = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
-        self._gardener = Gardener(f"{name}/{self._ceph_pool}", lambda: self._cluster, self._settings.max_clone_depth)
+        self._trash = Trash(f"{name}/{self._ceph_pool}", lambda: self._cluster, self._settings.max_clone_depth)
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
@@ -95,7 +95,7 @@ class RbdBackend(Backend):
         cluster.prove()
         self._monitors = cluster.monitors()
         self._names.load()
-        self._gardener.look()
+        self._trash.look()
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -116,7 +116,7 @@ class RbdBackend(Backend):
         return Capacity(total_gib=found.total / GIB, free_gib=found.free / GIB)
 
     def background_tasks(self) -> Sequence[BackgroundTask]:
-        return self._gardener.background_tasks.now()
+        return self._trash.background_tasks.now()
 
     def list_volumes(self) -> Mapping[str, float]:
         return {name: size / GIB for name, size in self._cluster.sizes().items() if not name.startswith(GONE)}
@@ -156,7 +156,7 @@ class RbdBackend(Backend):
         check_name(name)
         progress(0)
         self._users.refuse_open(name)
-        with self._explained(), self._gardener.leaving(name):
+        with self._explained(), self._trash.leaving(name):
             try:
                 self._users.patiently(lambda: self._cluster.remove(name))
             except VolumeMissing:
@@ -167,7 +167,7 @@ class RbdBackend(Backend):
             except HasSnapshots:
                 self._bury(name)
         self._names.forget(name)
-        self._gardener.empty_trash()
+        self._trash.empty_trash()
 
     def _bury(self, name: str) -> None:
         """Remove an image with snapshots: if they are only what clones need, it waits in the trash for their end."""
@@ -182,7 +182,7 @@ class RbdBackend(Backend):
         for snapshot in own:  # of a clone that was never finished, or of one that Cinder made
             with suppress(VolumeMissing):
                 self._remove_snapshot(name, snapshot)
-        self._gardener.bury(name)
+        self._trash.move_to_trash(name)
 
     def extend_volume(self, name: str, size_gib: int) -> None:
         check_name(name)
@@ -304,7 +304,7 @@ class RbdBackend(Backend):
                     self._fit(name, size_gib, about.result())
         self._names.note(name)
         if about.result().is_clone or not self._settings.max_clone_depth:
-            self._gardener.shorten(name)
+            self._trash.shorten(name)
         progress(100)
 
     def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
@@ -328,7 +328,7 @@ class RbdBackend(Backend):
                     self._cluster.remove_snapshot(source, helper)
         self._names.note(name)
         if about.result().is_clone or not self._settings.max_clone_depth:
-            self._gardener.shorten(name)
+            self._trash.shorten(name)
         progress(100)
 
     def _freeze(self, source: str, helper: str, name: str) -> None:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from blockstore_plugins.rbd.cluster import Cluster
-from blockstore_plugins.rbd.gardener import GONE
 from blockstore_plugins.rbd.names import HELPER
+from blockstore_plugins.rbd.trash import GONE
 
 from blockstore.backends.contract import Manageable
 

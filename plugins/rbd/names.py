@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from blockstore_plugins.rbd.cluster import Cluster
-from blockstore_plugins.rbd.gardener import GONE
+from blockstore_plugins.rbd.trash import GONE
 
 from blockstore.errors import BackendError, NameTaken
 

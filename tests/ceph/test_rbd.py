@@ -46,7 +46,7 @@ def parent(ceph: Ceph, image: str) -> Any:
 
 
 def tidied(backend: RbdBackend) -> None:
-    assert backend._gardener.wait_idle(60)
+    assert backend._trash.wait_idle(60)
 
 
 def test_a_parent_waits_in_the_trash_for_its_last_clone(ceph: Ceph, backend: RbdBackend) -> None:
@@ -142,15 +142,15 @@ def test_looks_open_no_image(ceph: Ceph, tmp_path: Path, monkeypatch: pytest.Mon
         ("source", "second", 3 * GIB),
     ]
     assert dict(looked._cluster.parents()) == parents[0] == parents[1]
-    buried = next(one for one in trash_of(ceph, place))
+    in_trash = next(one for one in trash_of(ceph, place))
     assert parents[0] == {
         "clone": "source",
         "other": "source",
         "below-clone": "clone",
-        "clone-of-gone": buried,
+        "clone-of-gone": in_trash,
         "clone-from-elsewhere": "",
     }
-    for image in (*sizes[0], buried, "never-there"):
+    for image in (*sizes[0], in_trash, "never-there"):
         assert looked._cluster.parent(image) == asked._cluster.parent(image) == parents[0].get(image), image
     assert looked._cluster.snapshots("source")
     assert looked._cluster.snapshots("plain") == []

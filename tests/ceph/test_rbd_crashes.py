@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from blockstore_plugins.rbd import RbdBackend
-from blockstore_plugins.rbd.gardener import GONE
+from blockstore_plugins.rbd.trash import GONE
 
 from tests.ceph.conftest import Ceph
 from tests.contents import read, read_snapshot, write
@@ -101,12 +101,12 @@ def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, 
         backend = fresh()
         scene = Scene(backend)
         before = set(backend.list_volumes()) | set(backend.list_snapshots())
-        assert backend._gardener.wait_idle(30)
+        assert backend._trash.wait_idle(30)
         steps = Steps(step)
         backend._made = Mortal(backend._cluster, steps, after=after)  # type: ignore[assignment]
         with contextlib.suppress(Crash):
             act(backend, scene)
-        while not (steps.reached or backend._gardener.wait_idle(0.05)):
+        while not (steps.reached or backend._trash.wait_idle(0.05)):
             pass
         again = fresh()
         act(again, scene)
@@ -117,7 +117,7 @@ def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, 
             again.delete_snapshot(volume, shot)
         for volume in again.list_volumes():
             again.delete_volume(volume)
-        assert again._gardener.wait_idle(30)
+        assert again._trash.wait_idle(30)
         assert again._cluster.names() == []
         assert not [one for one in again._cluster.trash().values() if one.startswith(GONE)]
         if not steps.reached:
@@ -158,12 +158,12 @@ def test_killed_by_the_system_parents_do_not_leak(ceph: Ceph, tmp_path: Path) ->
             victim.kill()
     backend = ceph.backend(tmp_path, bindings="yes", namespace=place)
     for volume in backend._cluster.names():  # half of one may be there, which is listed as no volume
-        if not volume.startswith(GONE):  # that is the gardener's
+        if not volume.startswith(GONE):  # that is the trash's
             backend.delete_volume(volume)
     deadline = time.monotonic() + 90
     while left := ceph.run("rbd", "trash", "ls", "--all", f"volumes/{place}"):
         assert time.monotonic() < deadline, left
         backend.check()  # as the service does, again and again
-        assert backend._gardener.wait_idle(60)
+        assert backend._trash.wait_idle(60)
         time.sleep(1)
     assert backend._cluster.names() == []

@@ -27,7 +27,7 @@ _TRASH, _CHAINS = "", "*"
 """Subjects of background tasks that are no image's."""
 
 
-class Gardener:
+class Trash:
     """Keeps one pool tidy."""
 
     def __init__(self, name: str, cluster: Callable[[], Cluster], max_depth: int):
@@ -117,7 +117,7 @@ class Gardener:
 
     # --- the trash
 
-    def bury(self, image: str) -> None:
+    def move_to_trash(self, image: str) -> None:
         """Put an image into the trash, where it waits for the end of its clones."""
         cluster = self._cluster()
         gone = f"{GONE}{image}-{secrets.token_hex(4)}"
@@ -133,7 +133,7 @@ class Gardener:
             try:
                 cluster.to_trash(gone)
             except BackendError:
-                if gone in cluster.trash().values():  # the gardener of another process was quicker
+                if gone in cluster.trash().values():  # the trash of another process was quicker
                     return
                 with suppress(BackendError):
                     cluster.rename(gone, image)
