@@ -4,7 +4,7 @@
 
 Copies are made by the server where it can: shared blocks (btrfs, xfs), or a copy that does not pass the network (NFS
 4.2). Where it cannot, qcow2 volumes are not copied: they and their snapshots lie on layers (``layers.py``), of which
-few are left in the background (``tending.py``). Nothing waits long for a dead server: the mounts are soft, and report
+few are left in the background (``merge.py``). Nothing waits long for a dead server: the mounts are soft, and report
 what they could not write.
 """
 
@@ -24,8 +24,8 @@ from blockstore_plugins.directory import commands
 from blockstore_plugins.directory.file_backend import FileBackend
 from blockstore_plugins.directory.store import FORMATS, Format
 from blockstore_plugins.nfs import mounts
+from blockstore_plugins.nfs.merge import LayerMerger
 from blockstore_plugins.nfs.share import ShareStore
-from blockstore_plugins.nfs.tending import Tender
 
 from blockstore.backends.background import BackgroundTasks
 from blockstore.backends.contract import (
@@ -94,7 +94,7 @@ class NfsBackend(FileBackend):
         """The device of which it is known whether the share copies by itself."""
         self._layers = self._share.layers
         self._share.is_layered = settings.layers == "yes"
-        self._tender = Tender(self._layers, self._share.layered_files, self._share.is_used, settings.max_layers)
+        self._merger = LayerMerger(self._layers, self._share.layered_files, self._share.is_used, settings.max_layers)
         self._background_tasks = BackgroundTasks(f"nfs {self.export}")
 
     @classmethod
@@ -134,14 +134,14 @@ class NfsBackend(FileBackend):
             if self.file_format == "qcow2":
                 mounts.refuse_others(self.export, self.path)
             if self._share.device != self._tried:
-                self._tender.leave()
+                self._merger.leave()
                 self._layers.unguard(everything=True)
                 if self.file_format == "qcow2" and self._settings.layers == "auto":
                     self._share.is_layered = not mounts.copies_by_itself(self.path, root)
                 self._tried = self._share.device
             self._share.mend(root)
         self._layers.unguard()
-        if self._tender.waits:
+        if self._merger.waits:
             self._tend()
 
     def _mount(self) -> int:
@@ -158,7 +158,7 @@ class NfsBackend(FileBackend):
     # --- figures, and where consumers find a volume ---------------------------------------------------------
 
     def capacity(self) -> Capacity:
-        deepest = self._tender.deepest if self.file_format == "qcow2" else None
+        deepest = self._merger.deepest if self.file_format == "qcow2" else None
         return replace(super().capacity(), deepest_chain=deepest)
 
     def background_tasks(self) -> Sequence[BackgroundTask]:
@@ -206,12 +206,12 @@ class NfsBackend(FileBackend):
 
     def _tend(self) -> None:
         """Have chains shortened soon; what has no layers never has any."""
-        if self.file_format == "qcow2" or self._tender.waits:
+        if self.file_format == "qcow2" or self._merger.waits:
             self._background_tasks.add("layers", f"layers on {self.export} are merged", self._tend_now)
 
     def _tend_now(self, progress: Progress) -> None:
         with self.store.explained(), self.store.root() as root:
-            self._tender.tend(root, progress)
+            self._merger.merge(root, progress)
 
 
 def _exports(name: str, settings: NfsOptions) -> list[str]:

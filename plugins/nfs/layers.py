@@ -2,7 +2,7 @@
 
     PATH/.layer-ID.qcow2    a layer: never written again; what lies on it reads it wherever it holds nothing itself
     PATH/.spent-ID.qcow2    a layer whose place a shorter equal has taken, should somebody still have it open
-    PATH/.tender            locked by the one process that merges and removes layers; see ``tending.py``
+    PATH/.tender            locked by the one process that merges and removes layers; see ``merge.py``
     PATH/.NAME.qcow2.next   what takes the place of a volume that is being renamed to a layer
 
 A volume that is frozen gets the name of a layer, and an empty file on that layer takes its place; a snapshot or clone
@@ -35,7 +35,7 @@ from blockstore import private_files
 from blockstore.backends.contract import Progress, no_progress
 from blockstore.errors import BackendError, InUse
 
-LAYER, SPENT = ".layer-", ".spent-"
+LAYER, SUPERSEDED = ".layer-", ".spent-"
 _LEFT = re.compile(r"\.layer-.*\.tmp|.*\.next\.tmp")
 _WAITING = re.compile(r"\.([A-Za-z][^.]*\.qcow2)\.next")
 _NAME = re.compile(r"\.layer-[0-9a-f]{16}\.qcow2")
@@ -151,7 +151,7 @@ class Layers:
             swap.enter_context(self._changing)  # until it has its name
             if is_busy():
                 raise InUse(f"{shown} is in use again.")
-            root.link(layer, layer.replace(LAYER, SPENT))
+            root.link(layer, layer.replace(LAYER, SUPERSEDED))
 
     # --- reading -----------------------------------------------------------------------------------------
 
@@ -247,9 +247,9 @@ class Layers:
                         self._mend_frozen(root, folder, name, found[1])
                     elif self._is_new and _LEFT.fullmatch(name):
                         folder.remove(name)
-            spent = {_number(root, name): name for name in root.hidden(SPENT)}
+            superseded = {_number(root, name): name for name in root.hidden(SUPERSEDED)}
             for layer in root.hidden(LAYER):
-                if not layer.endswith(".tmp") and (twin := spent.get(_number(root, layer))):
+                if not layer.endswith(".tmp") and (twin := superseded.get(_number(root, layer))):
                     root.remove(twin)  # the shorter one has not taken the layer's place
             if self._is_new:
                 shutil.rmtree(self._views, ignore_errors=True)

@@ -44,7 +44,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., NfsBackend]]:
     yield make
     for backend in made:
         assert backend._background_tasks.wait_idle(60)
-        backend._tender.leave()  # what it has open would keep the mount, and what that remembers, alive
+        backend._merger.leave()  # what it has open would keep the mount, and what that remembers, alive
         backend._layers.unguard(everything=True)
         subprocess.run(["umount", "-f", "-l", str(backend.path)], check=False, capture_output=True)
     for path in SERVED.iterdir():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from blockstore_plugins.nfs import NfsBackend, layers
-from blockstore_plugins.nfs.layers import LAYER, SPENT
+from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED
 
 from blockstore.backends.conformance import BackendConformance
 from blockstore.errors import InUse, Unreachable
@@ -118,7 +118,7 @@ def test_a_consumer_elsewhere_goes_on_while_its_layers_are_merged(nas: NfsBacken
     nas.check()
     tended(nas)
     assert len(nas.locate(volume).layers) == 1
-    assert there(SPENT) == []
+    assert there(SUPERSEDED) == []
     with nas.open_volume(volume, "rb") as file:
         assert hashlib.sha256(file.read(3 * 2**20)).digest() == hashlib.sha256(text).digest()
         file.seek(16 * 2**20)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from blockstore_plugins.nfs import NfsBackend, NfsOptions, layers, mounts
-from blockstore_plugins.nfs.layers import LAYER, SPENT
+from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED
 
 from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import GIB
@@ -38,7 +38,7 @@ def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., NfsB
 
     def start(**more: object) -> NfsBackend:
         for before in opened:  # as if its process were gone
-            before._tender.leave()
+            before._merger.leave()
             before._layers.unguard(everything=True)
         options = {"exports": "nas:/volumes", "format": "qcow2", "layers": "yes", "max_layers": 3, **more}
         backend = NfsBackend("nas", NfsOptions(**options), tmp_path)  # type: ignore[arg-type]
@@ -215,7 +215,7 @@ def test_what_a_consumer_has_open_is_copied_and_what_lies_below_stays(nas: NfsBa
     nas.check()
     tended(nas)
     assert chain(nas, "v") == 1
-    assert hidden(nas, SPENT) == []
+    assert hidden(nas, SUPERSEDED) == []
     assert read(nas, "v", 6, MIB) == b"second"
     assert (read_snapshot(nas, "v", "s1", 5), read_snapshot(nas, "v", "s2", 5)) == (b"first", b"first")
 
@@ -240,17 +240,17 @@ def test_what_the_service_has_connected_counts_as_open(nas: NfsBackend) -> None:
 
 def test_who_opened_it_in_the_last_instant_keeps_what_they_have(nas: NfsBackend) -> None:
     chained(nas)
-    nas._tender._is_used = lambda *_args: False
+    nas._merger._is_used = lambda *_args: False
     with opened_by_qemu(nas, "v"):
         nas.delete_snapshot("v", "s0")
         tended(nas)
-        assert len(hidden(nas, SPENT)) == 1
+        assert len(hidden(nas, SUPERSEDED)) == 1
         nas.check()
         tended(nas)
-        assert len(hidden(nas, SPENT)) == 1
+        assert len(hidden(nas, SUPERSEDED)) == 1
     nas.check()
     tended(nas)
-    assert hidden(nas, SPENT) == []
+    assert hidden(nas, SUPERSEDED) == []
     assert read(nas, "v", 6, MIB) == b"second"
 
 

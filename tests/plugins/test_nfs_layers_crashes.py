@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from blockstore_plugins.directory import commands, files
 from blockstore_plugins.nfs import NfsBackend, layers, tending
-from blockstore_plugins.nfs.layers import LAYER, SPENT
+from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED
 
 from blockstore.backends.background import BackgroundTasks
 from blockstore.backends.contract import no_progress
@@ -152,7 +152,7 @@ def test_stopped_at_any_step_every_image_is_whole(
         else:
             backend.check()  # as the next look does
         assert state(backend) in (before, after), number
-        assert not [path for path in (*hidden(backend, LAYER), *hidden(backend, SPENT)) if path.endswith(".tmp")]
+        assert not [path for path in (*hidden(backend, LAYER), *hidden(backend, SUPERSEDED)) if path.endswith(".tmp")]
         act(backend)
         assert state(backend) == after, number
         backend._tend_now(no_progress)

@@ -16,7 +16,7 @@ from functools import partial
 
 from blockstore_plugins.directory import files
 from blockstore_plugins.directory.files import Folder
-from blockstore_plugins.nfs.layers import LAYER, SPENT, Layers, Named
+from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, Layers, Named
 
 from blockstore.backends.contract import Progress
 
@@ -29,7 +29,7 @@ class Graph:
 
     below: Mapping[str, str | None]
     """By file: the layer that it lies on."""
-    named: Sequence[str]
+    referenced: Sequence[str]
     """The files of volumes and snapshots."""
     used: Sequence[str]
     """Those of volumes that somebody may have open."""
@@ -54,7 +54,7 @@ class Graph:
 
     def deepest(self) -> int:
         """Return how many layers lie below a volume or snapshot at most."""
-        return max((len(self.chain(file)) for file in self.named), default=0)
+        return max((len(self.chain(file)) for file in self.referenced), default=0)
 
     def unused(self) -> set[str]:
         """Return the layers on which nothing lies."""
@@ -75,27 +75,27 @@ class Graph:
             below = self.below.get(layer)
             if below is not None and on_top[below] == [layer]:
                 yield layer, self.below.get(below) or ""
-        for file in self.named:
+        for file in self.referenced:
             chain = self.chain(file)
             if len(chain) > most:
                 yield chain[most // 2], ""
 
 
-class Tender:
+class LayerMerger:
     """Tends the layers of one share."""
 
     def __init__(
         self,
         layers: Layers,
-        named: Callable[[Folder], Iterable[Named]],
+        referenced: Callable[[Folder], Iterable[Named]],
         is_used: Callable[[Named, int], bool],
         most: int,
     ):
-        """``named`` gives the files of volumes and snapshots that may lie on layers; ``is_used`` says of one, which is
-        open, whether somebody else may have it open; ``most`` is the depth to keep to.
+        """``referenced`` gives the files of volumes and snapshots that may lie on layers; ``is_used`` says of one,
+        which is open, whether somebody else may have it open; ``most`` is the depth to keep to.
         """
         self._layers = layers
-        self._named = named
+        self._named = referenced
         self._is_used = is_used
         self._most = most
         self._lock: int | None = None
@@ -103,9 +103,9 @@ class Tender:
         self.waits = True
         """Something is left to do, which nobody will ask for; or nobody has looked yet."""
 
-    def tend(self, root: Folder, progress: Progress) -> None:
+    def merge(self, root: Folder, progress: Progress) -> None:
         """Do what there is to do."""
-        if not root.hidden(LAYER) and not root.hidden(SPENT):
+        if not root.hidden(LAYER) and not root.hidden(SUPERSEDED):
             self.deepest, self.waits = 0, False
             return
         if not self._is_mine(root):
@@ -155,9 +155,9 @@ class Tender:
         began = self._layers.began()
         graph = self._look(root)
         busy = graph.busy()
-        for spent in root.hidden(SPENT):
+        for spent in root.hidden(SUPERSEDED):
             with files.closing(root.open(spent, write=True, names=3)) as fd:  # one is NFS's, while it is open here
-                closed = spent.replace(SPENT, LAYER) not in busy and files.lock_image(fd)
+                closed = spent.replace(SUPERSEDED, LAYER) not in busy and files.lock_image(fd)
             went |= closed and root.remove(spent)
             waits |= not closed
         unused = graph.unused()
@@ -183,8 +183,10 @@ class Tender:
 
         for one in self._named(root):  # each is looked at while its folder is open
             look(one, str(one.folder.shown / one.file), is_image=True)
-        named = list(below)
-        layers, spent = ([name for name in root.hidden(kind) if not name.endswith(".tmp")] for kind in (LAYER, SPENT))
+        referenced = list(below)
+        layers, spent = (
+            [name for name in root.hidden(kind) if not name.endswith(".tmp")] for kind in (LAYER, SUPERSEDED)
+        )
         for name in (*layers, *spent):
             look(Named(root, name), name, is_image=False)
-        return Graph(below, named, used, layers)
+        return Graph(below, referenced, used, layers)
