@@ -11,7 +11,7 @@ from typing import Any
 from flask import Flask
 
 from blockstore import address
-from blockstore.api import attachments, identity, images, later, snapshot_metadata, snapshots
+from blockstore.api import attachments, identity, images, snapshot_metadata, snapshots, unsupported
 from blockstore.api.admin import (
     extensions,
     hosts,
@@ -72,7 +72,7 @@ ROUTE_TABLES = (
     messages.routes,
     resource_filters.routes,
     extensions.routes,
-    later.routes,
+    unsupported.routes,
 )
 
 
@@ -101,14 +101,14 @@ def routed(*, with_identity: bool = False) -> Flask:
 def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
     """Give an application what it answers with, and what stands in front of it."""
     app.extensions[call.CORE] = core
-    app.extensions[versions.HEALTH] = Health(core.db, core.waiting_room.entered)
+    app.extensions[versions.HEALTH] = Health(core.db, core.thread_reserve.entered)
     if login is not None:
         app.extensions[identity.endpoint.LOGIN] = login
     service = core.config.service
     listen, _ = parse_listen(service.listen, "[service] listen")
     routes = (path for routes in ROUTE_TABLES for _, path in routes.routes)
     app.wsgi_app = address.AddressMiddleware(  # type: ignore[method-assign]
-        paths.Normalized(_patient(app.wsgi_app, core.waiting_room.entered), routes),
+        paths.Normalized(_patient(app.wsgi_app, core.thread_reserve.entered), routes),
         own_host=address.own_host(listen, service.tls_certificate, service.tls_key),
         public_endpoint=service.public_endpoint,
         trusted=address.parse_networks(service.trusted_proxies),

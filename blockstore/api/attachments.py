@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, select
 from blockstore import states
 from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.http import listing
-from blockstore.api.http.call import Call, Later
+from blockstore.api.http.call import Call, Deferred
 from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, OperationRow, Volume, new_id, now
@@ -223,7 +223,9 @@ def create(call: Call, body: Mapping[str, Any]) -> Any:
     fit(call, volume, row, asked["connector"])
     operation = connecting(call, row)
     states.insert_with_operation(call.session, row, operation)
-    return Later(operations=(operation.operation_id,), reply=lambda later: _connected(later, row.id, operation))
+    return Deferred(
+        operations=(operation.operation_id,), reply=lambda deferred_call: _connected(deferred_call, row.id, operation)
+    )
 
 
 def _reserve(call: Call, volume: Volume, instance: str | None) -> None:
@@ -331,7 +333,10 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
             states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=(V.AVAILABLE,))
     except StateConflict as conflict:
         raise Conflict(conflict.message) from None
-    return Later(operations=(operation.operation_id,), reply=lambda later: _connected(later, attachment_id, operation))
+    return Deferred(
+        operations=(operation.operation_id,),
+        reply=lambda deferred_call: _connected(deferred_call, attachment_id, operation),
+    )
 
 
 def _connected(call: Call, attachment_id: str, operation: Operation) -> dict[str, Any]:
@@ -392,7 +397,10 @@ def remove(call: Call, attachment_id: str) -> Any:
     row, volume = find_locked(call, attachment_id, legacy=call.ctx.is_admin)
     refuse_while_a_server_uses(call, [row])
     operation = disconnect(call, row)
-    return Later(operations=(operation.operation_id,), reply=lambda later: _disconnected(later, volume, operation))
+    return Deferred(
+        operations=(operation.operation_id,),
+        reply=lambda deferred_call: _disconnected(deferred_call, volume, operation),
+    )
 
 
 def _disconnected(call: Call, volume: Volume, operation: Operation) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
             server = _server(config, service, host, port)
         except OSError as exc:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
-        service.waiting_room.set_thread_count = server.set_thread_count
+        service.thread_reserve.set_thread_count = server.set_thread_count
         service.bus.on_busy = _hurry
         with private_files.explained(config.state_dir):
             service.start(new_database=new_database)

@@ -16,7 +16,7 @@ from blockstore.api import create_app
 from blockstore.api.http import authentication
 from blockstore.api.http.authentication import Authenticator
 from blockstore.api.http.call import Core
-from blockstore.api.http.waiting import WaitingRoom
+from blockstore.api.http.waiting import ThreadReserve
 from blockstore.api.types.types import ensure_default_type
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
 from blockstore.bus import Bus
@@ -97,18 +97,18 @@ class Service:
             "migration", _bound(manager.MIGRATION_HANDLERS, self.context), workers=service.moves, spare=1
         )
         self.db.enqueue = self.bus.enqueue
-        self.waiting_room = WaitingRoom(self.api_threads)
+        self.thread_reserve = ThreadReserve(self.api_threads)
         self.policy = load_policy(config)
         self.lines = Lines()
         self.manageable_lister = manageable.ManageableLister(self.context)
-        self.login = Login(self.db, config.identity, self.waiting_room.lent) if service.auth == "builtin" else None
+        self.login = Login(self.db, config.identity, self.thread_reserve.lent) if service.auth == "builtin" else None
         self.app = create_app(
             Core(
                 config=config,
                 db=self.db,
                 pool_reports=self.pool_reports,
                 bus=self.bus,
-                waiting_room=self.waiting_room,
+                thread_reserve=self.thread_reserve,
                 authenticate=_authenticator(config, self.policy, self.db, self.lines),
                 policy=self.policy,
                 guesses=Throttle(config.identity.login_failures, config.identity.login_pause_s),
@@ -126,7 +126,7 @@ class Service:
         if service.auth == "keystone":
             from blockstore.api.http.keystone import guard
 
-            self.application = guard(self.app, config.keystone, config.source, self.lines.of, self.waiting_room)
+            self.application = guard(self.app, config.keystone, config.source, self.lines.of, self.thread_reserve)
         self.reporter = reporting.Reporter(self.context)
         self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 

@@ -13,8 +13,8 @@ from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.db.models import Message, Transfer, TypeAccess, VolumeType, now
 from blockstore.policies import RULES, Level
-from blockstore.schemas.later import Anything
 from blockstore.schemas.snapshots import SNAPSHOT
+from blockstore.schemas.unsupported import Anything
 from blockstore.schemas.volumes import VOLUME
 from tests.api.conftest import Hall, unknown_id
 from tests.conftest import Client

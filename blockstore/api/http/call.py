@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.api.http import links
 from blockstore.api.http.authentication import Authenticator
-from blockstore.api.http.waiting import WaitingRoom
+from blockstore.api.http.waiting import ThreadReserve
 from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.context import RequestContext
@@ -33,7 +33,7 @@ class Core:
     db: Database
     pool_reports: PoolReports
     bus: Bus
-    waiting_room: WaitingRoom
+    thread_reserve: ThreadReserve
     authenticate: Authenticator
     policy: Policy
     guesses: Throttle
@@ -93,7 +93,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Later:
+class Deferred:
     """A reply that is made when the operations filed for it have ended; the caller waits for it."""
 
     operations: Sequence[str]
@@ -102,7 +102,7 @@ class Later:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aside:
+class WithoutSession:
     """A reply for which storage is asked: made when the session has ended, while another thread answers."""
 
     reply: Callable[[float], Any]

@@ -16,7 +16,7 @@ from typing import Any
 
 from blockstore.address import network_of
 from blockstore.api.http.authentication import KEYSTONE_AWAY
-from blockstore.api.http.waiting import WaitingRoom
+from blockstore.api.http.waiting import ThreadReserve
 from blockstore.config import KeystoneConfig
 from blockstore.errors import ConfigError
 from blockstore.repeats import Repeats
@@ -42,14 +42,14 @@ CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again la
 class Strangers:
     """Counts the requests of strangers that wait for Keystone."""
 
-    def __init__(self, waiting_room: WaitingRoom) -> None:
-        self._waiting_room = waiting_room
+    def __init__(self, thread_reserve: ThreadReserve) -> None:
+        self._waiting_room = thread_reserve
         self._waiting: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @contextmanager
     def entered(self, address: str) -> Iterator[bool]:
-        """Have another thread answer meanwhile; give False if there is no place, as ``WaitingRoom.entered``."""
+        """Have another thread answer meanwhile; give False if there is no place, as ``ThreadReserve.entered``."""
         with self._lock:
             has_place = self._waiting.total() < STRANGERS and self._waiting[address] < STRANGERS_OF_ONE
             if has_place:
@@ -78,12 +78,12 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         application: Any,
         settings: Mapping[str, Any],
         project_of: Callable[[Mapping[str, str]], str],
-        waiting_room: WaitingRoom,
+        thread_reserve: ThreadReserve,
     ) -> None:
         """``project_of`` is asked for the project of a request whose token was good lately, by its headers."""
         super().__init__(application, settings)
-        self._project_of, self._waiting_room = project_of, waiting_room
-        self._strangers = Strangers(waiting_room)
+        self._project_of, self._waiting_room = project_of, thread_reserve
+        self._strangers = Strangers(thread_reserve)
         self._asking = threading.local()
 
     def process_request(self, request: Any) -> Any:
@@ -123,7 +123,7 @@ def guard(
     config: KeystoneConfig,
     source: str,
     project_of: Callable[[Mapping[str, str]], str],
-    waiting_room: WaitingRoom,
+    thread_reserve: ThreadReserve,
 ) -> Guard:
     """Return the WSGI application behind the middleware. Raises ConfigError."""
     for name in NEEDED:
@@ -154,4 +154,4 @@ def guard(
     if config.region_name:
         settings["region_name"] = config.region_name
     given = {name: value for name, value in settings.items() if value is not None}
-    return Guard(application, given, project_of, waiting_room)
+    return Guard(application, given, project_of, thread_reserve)

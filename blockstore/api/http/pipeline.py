@@ -1,9 +1,9 @@
 """The one decorator: what happens around every function of this component, in a fixed order.
 
 authenticate → microversion → load body and query → policy → session → your function → dump → commit → enqueue; and
-where the wire wants the outcome in the reply (``Later``), → wait for the operations → reply; or what storage says
-(``Aside``). A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is testable
-without a client.
+where the wire wants the outcome in the reply (``Deferred``), → wait for the operations → reply; or what storage says
+(``WithoutSession``). A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is
+testable without a client.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from blockstore.api.http import faults, links
 from blockstore.api.http.application import Application
 from blockstore.api.http.authentication import global_request_id_of
 from blockstore.api.http.body import JSON_TYPES, bounded_query, read_json, refuse_long_query
-from blockstore.api.http.call import CORE, Aside, Call, Core, Later, Text
+from blockstore.api.http.call import CORE, Call, Core, Deferred, Text, WithoutSession
 from blockstore.api.http.routes import Endpoint, Routes, merged
 from blockstore.bus import Expectation
 from blockstore.context import new_request_id
@@ -91,27 +91,31 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
                 if_match=request.headers.get("If-Match"),
             )
             result = endpoint.function(call, **arguments)
-            if isinstance(result, Later):
+            if isinstance(result, Deferred):
                 expecting = waiting.enter_context(core.bus.expecting(result.operations))
-            elif not isinstance(result, Aside):
+            elif not isinstance(result, WithoutSession):
                 return _dump(result, endpoint.status)
-        reply = _made_aside(call, result) if isinstance(result, Aside) else _replied_later(call, result, expecting)
+        reply = (
+            _reply_without_session(call, result)
+            if isinstance(result, WithoutSession)
+            else _reply_deferred(call, result, expecting)
+        )
         return _dump(reply, endpoint.status)
 
 
-def _made_aside(call: Call, aside: Aside) -> Any:
+def _reply_without_session(call: Call, without_session: WithoutSession) -> Any:
     core = call.core
-    with core.waiting_room.entered(call.ctx.project_id) as may_wait:
-        return aside.reply(core.config.service.attach_timeout_s if may_wait else 0)
+    with core.thread_reserve.entered(call.ctx.project_id) as may_wait:
+        return without_session.reply(core.config.service.attach_timeout_s if may_wait else 0)
 
 
-def _replied_later(call: Call, later: Later, expecting: Expectation) -> Any:
+def _reply_deferred(call: Call, deferred: Deferred, expecting: Expectation) -> Any:
     # The operations are committed and enqueued by now.
     core = call.core
-    with core.waiting_room.entered(call.ctx.project_id) as may_wait:
+    with core.thread_reserve.entered(call.ctx.project_id) as may_wait:
         expecting.wait(core.config.service.attach_timeout_s if may_wait else 0)
     with core.db.read() as session:
-        return later.reply(replace(call, session=session))
+        return deferred.reply(replace(call, session=session))
 
 
 @contextmanager

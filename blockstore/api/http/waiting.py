@@ -22,7 +22,7 @@ KEPT = 4
 """Requests of each project that may wait whatever the others do; only administrators make projects."""
 
 
-class WaitingRoom:
+class ThreadReserve:
     """Where requests wait; the server has one thread more for each."""
 
     def __init__(self, threads: int) -> None:

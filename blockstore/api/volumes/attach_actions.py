@@ -24,7 +24,7 @@ from blockstore.api.attachments import (
     refuse_while_a_server_uses,
     who_holds,
 )
-from blockstore.api.http.call import Call, Later
+from blockstore.api.http.call import Call, Deferred
 from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
@@ -208,14 +208,14 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
     operation = connecting(call, row)
     states.insert_with_operation(call.session, row, operation)
 
-    def reply(later: Call) -> dict[str, Any]:
-        check_outcome(later, operation)
-        made = later.session.get(Attachment, row.id)
+    def reply(deferred_call: Call) -> dict[str, Any]:
+        check_outcome(deferred_call, operation)
+        made = deferred_call.session.get(Attachment, row.id)
         if made is None:
             raise NotFound(f"The connection of volume {volume_id} was ended meanwhile.")
-        return _info(later, made)
+        return _info(deferred_call, made)
 
-    return Later(operations=(operation.operation_id,), reply=reply)
+    return Deferred(operations=(operation.operation_id,), reply=reply)
 
 
 def _info(call: Call, row: Attachment) -> dict[str, Any]:
@@ -280,11 +280,11 @@ def _same_initiator(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _when_ended(operations: Iterable[Operation]) -> Any:
     filed = list(operations)
 
-    def reply(later: Call) -> None:
+    def reply(deferred_call: Call) -> None:
         for operation in filed:
-            check_outcome(later, operation)
+            check_outcome(deferred_call, operation)
 
-    return Later(operations=[operation.operation_id for operation in filed], reply=reply) if filed else None
+    return Deferred(operations=[operation.operation_id for operation in filed], reply=reply) if filed else None
 
 
 @routes.action(

@@ -14,7 +14,7 @@ from sqlalchemy import exists, or_, select
 from blockstore import quotas, reservations, states
 from blockstore.api.admin.services import VOLUME
 from blockstore.api.holds import keep_project
-from blockstore.api.http.call import Aside, Call
+from blockstore.api.http.call import Call, WithoutSession
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
@@ -54,12 +54,12 @@ _SORT_KEYS = ("reference", "size")
 
 def _declare_lists(path: str, since: Version, kind: str, policy: str) -> None:
     @routes.get(path, policy=policy, since=since)
-    def index(call: Call) -> Aside:
+    def index(call: Call) -> WithoutSession:
         """List what is on a pool, ours included."""
         return _listing(call, kind, detailed=False)
 
     @routes.get(f"{path}/detail", policy=policy, since=since)
-    def detail(call: Call) -> Aside:
+    def detail(call: Call) -> WithoutSession:
         """List what is on a pool, and why what cannot be managed cannot."""
         return _listing(call, kind, detailed=True)
 
@@ -73,7 +73,7 @@ for _path, _since, _kind, _policy in (
     _declare_lists(_path, _since, _kind, _policy)
 
 
-def _listing(call: Call, kind: str, *, detailed: bool) -> Aside:
+def _listing(call: Call, kind: str, *, detailed: bool) -> WithoutSession:
     asked = load(PageQuery, dict(call.query), call.version)
     keys = _sort_keys(asked)
     cluster = call.query.get("cluster") if call.version >= MANAGEABLE_CLUSTER else None
@@ -93,7 +93,7 @@ def _listing(call: Call, kind: str, *, detailed: bool) -> Aside:
         page = _page(found, asked, keys, call.core.config.service.max_limit)
         return {f"manageable-{kind}": [_item(one, kind, detailed=detailed) for one in page]}
 
-    return Aside(reply=reply)
+    return WithoutSession(reply=reply)
 
 
 def _page(found: Sequence[Any], asked: Mapping[str, Any], keys: Sequence[tuple[str, bool]], most: int) -> Sequence[Any]:

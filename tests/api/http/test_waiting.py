@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockstore.api.http import waiting
-from blockstore.api.http.waiting import WaitingRoom
+from blockstore.api.http.waiting import ThreadReserve
 from tests.api.conftest import Hall
 from tests.api.test_attachments import CONNECTOR, reserve, shown
 from tests.conftest import ROOT
@@ -33,7 +33,7 @@ Ask = Callable[..., Any]
 
 
 def test_there_is_one_thread_more_for_each_that_waits() -> None:
-    table, counts = WaitingRoom(4), []
+    table, counts = ThreadReserve(4), []
     table.set_thread_count = counts.append
     with table.entered() as may_wait:
         assert may_wait
@@ -43,7 +43,7 @@ def test_there_is_one_thread_more_for_each_that_waits() -> None:
 
 
 def test_who_waits_with_a_bound_of_its_own_takes_no_place() -> None:
-    table, counts = WaitingRoom(1), []
+    table, counts = ThreadReserve(1), []
     table.set_thread_count = counts.append
     with table.lent(), table.lent(), table.entered() as may_wait:
         assert may_wait
@@ -59,7 +59,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_project_has_its_share_and_is_told_at_once_beyond_it() -> None:
-    table, counts = WaitingRoom(1), []
+    table, counts = ThreadReserve(1), []
     table.set_thread_count = counts.append
     with ExitStack() as stack:
         assert [stack.enter_context(table.entered("p")) for _ in range(6)] == [True] * 4 + [False] * 2
@@ -71,7 +71,7 @@ def test_a_project_has_its_share_and_is_told_at_once_beyond_it() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_whatever_some_projects_hold_the_next_has_places_of_its_own() -> None:
-    table = WaitingRoom(1)
+    table = ThreadReserve(1)
     with ExitStack() as stack:
         for project in "ab":
             for _ in range(20):
@@ -84,7 +84,7 @@ def test_whatever_some_projects_hold_the_next_has_places_of_its_own() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=400))
 def test_no_sequence_takes_the_places_that_are_kept(steps: list[tuple[str, bool]]) -> None:
-    table, held = WaitingRoom(1), defaultdict(list)
+    table, held = ThreadReserve(1), defaultdict(list)
     for project, comes in steps:
         if comes:
             place = table.entered(project)
@@ -100,7 +100,7 @@ def test_no_sequence_takes_the_places_that_are_kept(steps: list[tuple[str, bool]
 def test_a_wait_that_fails_gives_the_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SHARE", 1)
     monkeypatch.setattr(waiting, "KEPT", 1)
-    table = WaitingRoom(1)
+    table = ThreadReserve(1)
     with pytest.raises(RuntimeError), table.entered():
         raise RuntimeError
     with table.entered() as may_wait:
@@ -109,7 +109,7 @@ def test_a_wait_that_fails_gives_the_place_back(monkeypatch: pytest.MonkeyPatch)
 
 def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SHARE", 5)
-    table, counts = WaitingRoom(1), []
+    table, counts = ThreadReserve(1), []
     table.set_thread_count = counts.append
     start = threading.Barrier(16)
 
@@ -146,7 +146,7 @@ def test_who_finds_no_room_is_told_at_once_and_the_operation_goes_on(
         stranger = dock.member()
         with ThreadPoolExecutor(1) as others:
             waits = others.submit(reserve, stranger, dock.volume(stranger), connector=CONNECTOR)
-            while not dock.service.waiting_room._waiting[stranger.headers["X-Project-Id"]]:
+            while not dock.service.thread_reserve._waiting[stranger.headers["X-Project-Id"]]:
                 assert not waits.done()
                 time.sleep(0.002)
             gate.set()

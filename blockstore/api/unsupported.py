@@ -14,7 +14,7 @@ from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.errors import NotFound, NotOffered
 from blockstore.microversions import Version
-from blockstore.schemas.later import Anything
+from blockstore.schemas.unsupported import Anything
 
 routes = Routes()
 
