@@ -67,7 +67,7 @@ def disconnect_attachment(context: ManagerContext, operation: DisconnectAttachme
     """End the export, then remove the attachment; with the last one, what os-initialize_connection left goes too."""
     left_over = _left_over(context, attachment)
     try:
-        with context.exports.ended([*left_over, attachment]), context.db.write() as session:
+        with context.exports.withdrawn([*left_over, attachment]), context.db.write() as session:
             states.lock(session, attachment.volume_id)
             session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
             states.complete_and_delete(session, operation)
@@ -83,7 +83,7 @@ def end_all(context: ManagerContext, volume_id: str) -> None:
     with context.db.read() as session:
         rows = session.scalars(here).all()
     for attachment in rows:
-        with context.exports.ended([attachment]), context.db.write() as session:
+        with context.exports.withdrawn([attachment]), context.db.write() as session:
             states.lock(session, volume_id)
             session.execute(delete(Attachment).where(Attachment.id == attachment.id))
             states.sync_volume_status(session, volume_id)

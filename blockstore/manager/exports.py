@@ -1,7 +1,7 @@
-"""What is exported by which target: made, ended, resized, and compared with the attachments in the database.
+"""What is exported by which target: made, ended, resized, and reconciled with the attachments in the database.
 
-Used by the handlers of this component, and by ``reporting.py`` for the comparison at start and at every look. Writes no
-status; the handlers do.
+Used by the handlers of this component, and by ``reporting.py`` for the reconciliation at start and at every look.
+Writes no status; the handlers do.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Exports:
         self.targets = targets
         self._serving = serving
         self._down: dict[str, str] = {}
-        self._whole: set[str] = set()
+        self._verified: set[str] = set()
         """Exports that this process has made or asked for again; any other may be half of what a kill left."""
         self._busy: Counter[str] = Counter()
         self._worked_on: set[str] = set()
-        """Exports that somebody has let go of since the comparison asked the target what is there."""
+        """Exports that somebody has let go of since the reconciliation asked the target what is there."""
         self._change = threading.Condition()
 
     def target_of(self, pool: str) -> Target | None:
@@ -85,9 +85,9 @@ class Exports:
                 f" {located.format}; the target nbd can export it."
             )
         if attachment.target != name:
-            with self.ended([attachment]):  # the connector asks for another target than the last time
+            with self.withdrawn([attachment]):  # the connector asks for another target than the last time
                 pass
-        with self._alone(attachment.id):
+        with self._exclusive(attachment.id):
             # Written down first, so that what a kill leaves is known to be that target's.
             with self._db.write() as session:
                 session.execute(update(Attachment).where(Attachment.id == attachment.id).values(target=name))
@@ -103,13 +103,13 @@ class Exports:
                     secret=self._keyring.secret(attachment.id),
                 )
             )
-            self._whole.add(attachment.id)
+            self._verified.add(attachment.id)
         return _stored(connection)
 
     def _let_through(self, attachment: Attachment, backend: Backend, volume_name: str) -> dict[str, Any]:
         """Return how the initiator reaches the storage itself: nothing is exported, and there is nothing to end."""
         if attachment.target is not None:
-            with self.ended([attachment]), self._db.write() as session:  # the last connector asked for a target
+            with self.withdrawn([attachment]), self._db.write() as session:  # the last connector asked for a target
                 session.execute(update(Attachment).where(Attachment.id == attachment.id).values(target=None))
         direct = backend.direct(volume_name)
         if direct is None:
@@ -123,7 +123,7 @@ class Exports:
         }
 
     @contextlib.contextmanager
-    def ended(self, attachments: Iterable[Attachment]) -> Iterator[None]:
+    def withdrawn(self, attachments: Iterable[Attachment]) -> Iterator[None]:
         """End the exports of attachments, if there are any; inside, where the rows go, nothing restores them.
 
         Raises InUse or SessionAlive when one cannot be ended.
@@ -138,8 +138,8 @@ class Exports:
                         f"The target {attachment.target}, which exported it, is not in the configuration any more."
                         " Bring its section back."
                     )
-                kept.enter_context(self._alone(attachment.id))
-                self._whole.discard(attachment.id)
+                kept.enter_context(self._exclusive(attachment.id))
+                self._verified.discard(attachment.id)
                 target.withdraw(attachment.id)
             yield
 
@@ -156,14 +156,14 @@ class Exports:
             if target is None or not target.capabilities().online_extend:
                 continue
             try:
-                with self._alone(attachment_id):
+                with self._exclusive(attachment_id):
                     target.resize(attachment_id)
             except BackendError as exc:
                 log.warning("target %s: the new size of %s is not seen yet: %s", name, volume_id, exc)
 
     @contextlib.contextmanager
-    def _alone(self, attachment_id: str) -> Iterator[None]:
-        """Keep the handlers and the comparison apart; the bus keeps the handlers apart."""
+    def _exclusive(self, attachment_id: str) -> Iterator[None]:
+        """Keep the handlers and the reconciliation apart; the bus keeps the handlers apart."""
         with self._change:
             self._change.wait_for(lambda: not self._busy[attachment_id])
             self._busy[attachment_id] = 1
@@ -177,13 +177,13 @@ class Exports:
 
     # --- all of them ----------------------------------------------------------------------------------------
 
-    def compare(self, backends: Mapping[str, Backend]) -> None:
+    def reconcile(self, backends: Mapping[str, Backend]) -> None:
         """Make again what does not serve, end what has no attachment, and try again to end what could not be."""
-        self._end_foreign()
+        self._withdraw_foreign()
         for name, target in self.targets.items():
             try:
                 target.check()
-                self._compare(name, target, backends)
+                self._reconcile(name, target, backends)
             except BackendError as exc:
                 if self._down.get(name) != exc.message:
                     log.error("target %s is down: %s", name, exc)
@@ -192,7 +192,7 @@ class Exports:
                 if self._down.pop(name, None):
                     log.info("target %s is up again", name)
 
-    def _compare(self, name: str, target: Target, backends: Mapping[str, Backend]) -> None:
+    def _reconcile(self, name: str, target: Target, backends: Mapping[str, Backend]) -> None:
         with self._change:
             self._worked_on.clear()
         wanted = self._rows(name, (A.ATTACHING, A.ATTACHED))
@@ -200,20 +200,20 @@ class Exports:
         # Before all else, since nobody may use what another tool restored: who could is not its owner any more. Read
         # after the list: an export's row is there before the export is, and goes after it.
         for attachment_id in sorted(there - self._rows(name, states.EXPORTED)):
-            with self._explained(name, attachment_id), self._alone(attachment_id):
+            with self._explained(name, attachment_id), self._exclusive(attachment_id):
                 if attachment_id not in self._rows(name, states.EXPORTED):  # or else it is being connected again
                     log.warning("target %s: export %s has no attachment; ending it", name, attachment_id)
-                    self._whole.discard(attachment_id)
+                    self._verified.discard(attachment_id)
                     target.withdraw(attachment_id)
         # After a start all of them: one that is listed may lack what a kill or a reboot took.
-        for attachment_id in sorted(wanted - ((there - faults.keys()) & self._whole)):
+        for attachment_id in sorted(wanted - ((there - faults.keys()) & self._verified)):
             fault = faults.get(attachment_id, "") if attachment_id in there else "it is gone"
             self._restore(name, target, attachment_id, backends, fault)
         for attachment_id in sorted(self._rows(name, (A.ERROR_DETACHING,))):
             with self._explained(name, attachment_id):
-                self._end_again(target, attachment_id)
+                self._withdraw_again(target, attachment_id)
 
-    def _end_foreign(self) -> None:
+    def _withdraw_foreign(self) -> None:
         """End what a project has on a volume that is another's: versions before 0008 let it go with a transfer."""
         foreign = (
             select(Attachment)
@@ -232,7 +232,7 @@ class Exports:
                     attachment.project_id,
                     attachment.volume_id,
                 )
-                self._file_end(session, attachment)
+                self._enqueue_disconnect(session, attachment)
 
     def _rows(self, target: str, statuses: tuple[A, ...]) -> set[str]:
         with self._db.read() as session:
@@ -246,8 +246,8 @@ class Exports:
         self, name: str, target: Target, attachment_id: str, backends: Mapping[str, Backend], fault: str
     ) -> None:
         """Make an export again; ``fault`` is why, or empty when it is only asked for after a start."""
-        with self._explained(name, attachment_id), self._alone(attachment_id):
-            if attachment_id in self._whole & self._worked_on:
+        with self._explained(name, attachment_id), self._exclusive(attachment_id):
+            if attachment_id in self._verified & self._worked_on:
                 return  # it was just made, or resized, while the target was asked
             with self._db.read() as session:
                 attachment = session.get(Attachment, attachment_id)
@@ -272,28 +272,28 @@ class Exports:
             if fault:
                 log.warning("target %s: export %s does not serve: %s; making it again", name, attachment_id, fault)
             # Until it has succeeded it is asked for at each look.
-            self._whole.discard(attachment_id)
+            self._verified.discard(attachment_id)
             connection = _stored(target.export(export))
-            self._whole.add(attachment_id)
+            self._verified.add(attachment_id)
             if connection != attachment.connection:
                 with self._db.write() as session:
                     session.execute(
                         update(Attachment).where(Attachment.id == attachment.id).values(connection=connection)
                     )
 
-    def _end_again(self, target: Target, attachment_id: str) -> None:
-        with self._alone(attachment_id):
-            self._whole.discard(attachment_id)
+    def _withdraw_again(self, target: Target, attachment_id: str) -> None:
+        with self._exclusive(attachment_id):
+            self._verified.discard(attachment_id)
             target.withdraw(attachment_id)
         # Who detaches it at this moment has filed an operation of his own.
         with contextlib.suppress(StateConflict), self._db.write() as session:
             attachment = session.get(Attachment, attachment_id)
             if attachment is None:
                 return
-            self._file_end(session, attachment, only_from=(A.ERROR_DETACHING,))
+            self._enqueue_disconnect(session, attachment, only_from=(A.ERROR_DETACHING,))
 
     @staticmethod
-    def _file_end(session: Session, attachment: Attachment, *, only_from: tuple[A, ...] = ()) -> None:
+    def _enqueue_disconnect(session: Session, attachment: Attachment, *, only_from: tuple[A, ...] = ()) -> None:
         """File the operation that ends an attachment. Raises StateConflict."""
         operation = DisconnectAttachment.of(
             attachment,

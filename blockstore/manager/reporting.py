@@ -48,7 +48,7 @@ class Reporter:
                 self._looks[pool] = self._threads.submit(report, self._context, pool)
         exports = self._looks.get(EXPORTS)
         if exports is None or exports.done():
-            self._looks[EXPORTS] = self._threads.submit(self._context.exports.compare, UsableBackends(self._context))
+            self._looks[EXPORTS] = self._threads.submit(self._context.exports.reconcile, UsableBackends(self._context))
         done, _ = wait(self._looks.values(), timeout=wait_s)
         for look in done:
             if isinstance(exc := look.exception(), DatabaseAway):

@@ -790,10 +790,10 @@ def test_a_withdrawal_that_fails_keeps_the_volume_in_use(dock: Hall) -> None:
     assert admin("DELETE", f"/volumes/{volume}?force=true").status == 400
     full = dock.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
     assert full["user_message"] == "detach volume: The session of node1 does not end."
-    dock.service.exports.compare(dock.service.backends)
+    dock.service.exports.reconcile(dock.service.backends)
     assert dock.statuses(volume) == ("in-use", "attached", "error_detaching")
     dock.target.fail.clear()
-    dock.service.exports.compare(dock.service.backends)
+    dock.service.exports.reconcile(dock.service.backends)
     member.wait_idle()
     assert dock.statuses(volume) == ("available", "detached")
     assert attachment not in dock.target.exports

@@ -322,7 +322,7 @@ def test_a_connection_of_a_former_owner_is_ended_at_the_next_look(dock: Hall) ->
     with dock.db.write() as session:
         owner = receiver.headers["X-Project-Id"]
         session.execute(update(Volume).where(Volume.id == volume).values(project_id=owner, updated_at=now()))
-    dock.service.exports.compare(dock.service.backends)
+    dock.service.exports.reconcile(dock.service.backends)
     receiver.wait_idle()
     (export,) = dock.target.exports.values()
     assert export.volume == f"volume-{kept}"

@@ -67,7 +67,7 @@ def attached(api: Client, **more: Any) -> dict[str, Any]:
 
 
 def compare(api: Client) -> None:
-    api.service.exports.compare(api.service.backends)
+    api.service.exports.reconcile(api.service.backends)
     api.wait_idle()
 
 
@@ -349,7 +349,7 @@ def test_one_that_is_detached_while_it_is_ended_again_is_ended_once(
     lives.target.fail.clear()
     gate = lives.target.gate("withdraw")
     with ThreadPoolExecutor(2) as threads:
-        comparing = threads.submit(api.service.exports.compare, api.service.backends)
+        comparing = threads.submit(api.service.exports.reconcile, api.service.backends)
         assert lives.target.begun["withdraw"].wait(20)
         deleting = threads.submit(remove, Client(api.service), used["id"])
         while status_of(api, used["id"]) != "disconnecting":
@@ -375,7 +375,7 @@ def test_what_is_being_ended_is_not_restored(lives: Lives, how: str) -> None:
         ending = threads.submit(Client(api.service), "DELETE", path)
         assert lives.target.begun["withdraw"].wait(20)
         lives.target.exports.pop(attachment)
-        comparing = threads.submit(api.service.exports.compare, api.service.backends)
+        comparing = threads.submit(api.service.exports.reconcile, api.service.backends)
         time.sleep(0.2)
         gate.set()
         assert ending.result(30).status in (200, 202)
@@ -394,7 +394,7 @@ def test_looks_beside_many_attachments_that_come_and_go_disturb_none(lives: Live
     def look() -> int:
         count = 0
         while not stop.is_set():
-            api.service.exports.compare(api.service.backends)
+            api.service.exports.reconcile(api.service.backends)
             count += 1
             time.sleep(0.005)
         return count

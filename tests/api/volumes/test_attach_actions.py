@@ -459,7 +459,7 @@ def test_a_connection_that_does_not_end_is_told_and_ended_later(
     assert dock.statuses(volume) == ("in-use", "attached", "attached")
     dock.target.fail.clear()
     if left == "error_detaching":
-        dock.service.exports.compare(dock.service.backends)
+        dock.service.exports.reconcile(dock.service.backends)
         client.wait_idle()
     else:
         assert terminate(client, volume).status == 202
