@@ -111,7 +111,7 @@ class Service:
                 thread_reserve=self.thread_reserve,
                 authenticate=_authenticator(config, self.policy, self.db, self.lines),
                 policy=self.policy,
-                guesses=Throttle(config.identity.login_failures, config.identity.login_pause_s),
+                transfer_key_throttle=Throttle(config.identity.login_failures, config.identity.login_pause_s),
                 secret_of=keyring.secret,
                 check_connector=self.exports.check_connector,
                 explain_new=functools.partial(explaining.explain_new, context),
@@ -183,7 +183,7 @@ def _authenticator(config: Config, policy: Policy, db: Database, lines: Lines) -
     if config.service.auth == "keystone":
         roles = frozenset(word.lower() for word in words(config.keystone.service_token_roles))
         return authentication.by_middleware(policy, roles, lines.note)
-    return authentication.believing(policy, None if config.service.insecure else _own_names(config))
+    return authentication.trusted_headers(policy, None if config.service.insecure else _own_names(config))
 
 
 def _own_names(config: Config) -> frozenset[str]:

@@ -48,7 +48,7 @@ def global_request_id_of(request: Request) -> str | None:
     return given if _REQUEST_ID.fullmatch(given) else None
 
 
-def believing(policy: Policy, own_names: frozenset[str] | None) -> Authenticator:
+def trusted_headers(policy: Policy, own_names: frozenset[str] | None) -> Authenticator:
     """Return the way of ``auth = none``: everybody is believed, which is why the service then keeps to loopback.
 
     Web pages in a browser of this machine reach loopback, too. They are refused by the headers that browsers send, and

@@ -36,7 +36,7 @@ class Core:
     thread_reserve: ThreadReserve
     authenticate: Authenticator
     policy: Policy
-    guesses: Throttle
+    transfer_key_throttle: Throttle
     """Of the keys of transfers."""
     secret_of: Callable[[str], str]
     """The secret of an attachment, for the reply that tells it."""

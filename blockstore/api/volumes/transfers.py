@@ -91,11 +91,11 @@ def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, A
     # guesses from many projects needs no bound of its own: at 10,000 guesses a second half of the 64-bit keys take 29
     # million years.
     guesser = (transfer_id, call.ctx.project_id)
-    call.core.guesses.admit(*guesser)
+    call.core.transfer_key_throttle.admit(*guesser)
     if not hmac.compare_digest(_hashed(row.salt, key), row.key_hash):
-        call.core.guesses.failed(*guesser)
+        call.core.transfer_key_throttle.failed(*guesser)
         raise BadRequest(f"Invalid auth key: Attempt to transfer {transfer_id} with invalid auth key.")
-    call.core.guesses.succeeded(*guesser)
+    call.core.transfer_key_throttle.succeeded(*guesser)
     _hand_over(call, row)
     return {"transfer": _summary(call, row)}
 
