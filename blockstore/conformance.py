@@ -89,7 +89,7 @@ def write_at(file: BinaryIO, offset: int, data: bytes) -> None:
         data = data[file.write(data) :]
 
 
-class Bench:
+class Sandbox:
     """The backend under test and what one case made on it; leaving it removes everything and looks for leftovers."""
 
     def __init__(self, backend: Backend):

@@ -28,8 +28,8 @@ from blockstore.backends.contract import GIB, Backend
 from blockstore.conformance import (
     BLOCK,
     ZEROS,
-    Bench,
     Result,
+    Sandbox,
     attempt,
     cases_of,
     eventually,
@@ -98,7 +98,7 @@ class Pair(NamedTuple):
 # --- what a case works with --------------------------------------------------------------------------------
 
 
-class PairBench(Bench):
+class PairSandbox(Sandbox):
     """A bench with a target and two initiators; leaving it withdraws every export and looks for leftovers."""
 
     def __init__(self, pair: Pair):
@@ -280,13 +280,13 @@ def _keeps_secret(said: object, secret: str) -> None:
 
 def case(
     *needs: str, lacks: str = ""
-) -> Callable[[Callable[[Any, PairBench], None]], Callable[[TargetConformance, Pair], None]]:
-    """Turn a method that takes a PairBench into one that takes a pair; skip it where the capabilities say so.
+) -> Callable[[Callable[[Any, PairSandbox], None]], Callable[[TargetConformance, Pair], None]]:
+    """Turn a method that takes a PairSandbox into one that takes a pair; skip it where the capabilities say so.
 
     ``needs`` are capabilities of both, ``lacks`` is one of the target.
     """
 
-    def wrap(body: Callable[[Any, PairBench], None]) -> Callable[[TargetConformance, Pair], None]:
+    def wrap(body: Callable[[Any, PairSandbox], None]) -> Callable[[TargetConformance, Pair], None]:
         def test(self: TargetConformance, pair: Pair) -> None:
             pair.backend.check()
             pair.target.check()
@@ -302,8 +302,8 @@ def case(
                         raise SkipTest(f"{one.name} does not declare {flag}.")
             if lacks and getattr(can, lacks):
                 raise SkipTest(f"{pair.target.name} declares {lacks}.")
-            with PairBench(pair) as bench:
-                body(self, bench)
+            with PairSandbox(pair) as sandbox:
+                body(self, sandbox)
 
         return named_after(body, test)
 
@@ -319,23 +319,25 @@ class TargetConformance:
     # health, and what is said
 
     @case()
-    def test_check_twice(self, bench: PairBench) -> None:
+    def test_check_twice(self, sandbox: PairSandbox) -> None:
         """check() succeeds, again and again, and exports nothing."""
-        bench.target.check()
-        bench.target.check()
-        bench.lists_exports()
+        sandbox.target.check()
+        sandbox.target.check()
+        sandbox.lists_exports()
 
     @case()
-    def test_capabilities_are_steady_and_whole(self, bench: PairBench) -> None:
+    def test_capabilities_are_steady_and_whole(self, sandbox: PairSandbox) -> None:
         """Capabilities stay the same, and name a protocol."""
-        has = bench.target.capabilities()
-        expect(has == bench.target.capabilities() == bench.again().capabilities(), "capabilities() must not change.")
+        has = sandbox.target.capabilities()
+        expect(
+            has == sandbox.target.capabilities() == sandbox.again().capabilities(), "capabilities() must not change."
+        )
         expect(has.protocol, "capabilities() must name a protocol.")
 
     @case()
-    def test_the_connection_can_be_stored(self, bench: PairBench) -> None:
+    def test_the_connection_can_be_stored(self, sandbox: PairSandbox) -> None:
         """A connection is JSON, and says where its secret belongs without having it."""
-        made = bench.exported(bench.volume())
+        made = sandbox.exported(sandbox.volume())
         data = dict(made.connection.data)
         expect(json.loads(json.dumps(data)) == data, f"A connection's data must be JSON: {data}")
         expect(made.connection.secret_as not in data, "A connection's data must not have the secret's key.")
@@ -343,438 +345,440 @@ class TargetConformance:
         _keeps_secret(made.export, made.export.secret)
 
     @case()
-    def test_secrets_stay_secret(self, bench: PairBench) -> None:
+    def test_secrets_stay_secret(self, sandbox: PairSandbox) -> None:
         """A secret is in no log, on no command line, and in no file that others may read."""
         with _logged() as lines:
-            made = bench.exported(bench.volume())
-            bench.makes(made.export)
+            made = sandbox.exported(sandbox.volume())
+            sandbox.makes(made.export)
             for line in _command_lines():
                 expect(made.export.secret not in line, "The secret stands on a command line.")
-            for path in bench.target.state_dir.rglob("*"):
+            for path in sandbox.target.state_dir.rglob("*"):
                 if path.is_file() and path.stat().st_mode & 0o077:
                     expect(made.export.secret.encode() not in path.read_bytes(), f"Others may read a secret: {path}")
-            bench.target.withdraw(made.id)
+            sandbox.target.withdraw(made.id)
         expect(not any(made.export.secret in line for line in lines), "The secret stands in the log.")
 
     # bytes
 
     @case()
-    def test_what_the_initiator_writes_is_on_the_volume(self, bench: PairBench) -> None:
+    def test_what_the_initiator_writes_is_on_the_volume(self, sandbox: PairSandbox) -> None:
         """What was written through an export is read from the volume afterwards, which can be deleted then."""
-        name = bench.volume()
-        made = bench.exported(name)
-        bench.writes(made, "outside")
-        bench.reads(made, "outside")
-        bench.target.withdraw(made.id)
-        bench.volume_holds(name, "outside")
-        bench.backend.delete_volume(name)
+        name = sandbox.volume()
+        made = sandbox.exported(name)
+        sandbox.writes(made, "outside")
+        sandbox.reads(made, "outside")
+        sandbox.target.withdraw(made.id)
+        sandbox.volume_holds(name, "outside")
+        sandbox.backend.delete_volume(name)
 
     @case()
-    def test_what_is_on_the_volume_is_read_by_the_initiator(self, bench: PairBench) -> None:
+    def test_what_is_on_the_volume_is_read_by_the_initiator(self, sandbox: PairSandbox) -> None:
         """An export has exactly the volume's size and bytes, and has them again for the next initiator."""
-        name = bench.volume("inside", 2)
-        for host in (bench.host, bench.other_host):
-            made = bench.exported(name, host)
-            bench.reads(made, "inside", 2, host=host)
-            bench.target.withdraw(made.id)
-        bench.fill(name, "changed")
-        bench.reads(bench.exported(name), "changed", 2)
+        name = sandbox.volume("inside", 2)
+        for host in (sandbox.host, sandbox.other_host):
+            made = sandbox.exported(name, host)
+            sandbox.reads(made, "inside", 2, host=host)
+            sandbox.target.withdraw(made.id)
+        sandbox.fill(name, "changed")
+        sandbox.reads(sandbox.exported(name), "changed", 2)
 
     @case()
-    def test_read_only_is_read_only(self, bench: PairBench) -> None:
+    def test_read_only_is_read_only(self, sandbox: PairSandbox) -> None:
         """Nobody writes through a read-only export; the same volume can be exported for writing afterwards."""
-        bench.needs_doors()
-        name = bench.volume("kept")
-        made = bench.exported(name, read_only=True)
-        bench.reads(made, "kept")
-        refuses(Refused, bench.writes, made, "changed")
-        bench.target.withdraw(made.id)
-        bench.volume_holds(name, "kept")
-        made = bench.exported(name)
-        bench.writes(made, "changed")
-        bench.reads(made, "changed")
+        sandbox.needs_doors()
+        name = sandbox.volume("kept")
+        made = sandbox.exported(name, read_only=True)
+        sandbox.reads(made, "kept")
+        refuses(Refused, sandbox.writes, made, "changed")
+        sandbox.target.withdraw(made.id)
+        sandbox.volume_holds(name, "kept")
+        made = sandbox.exported(name)
+        sandbox.writes(made, "changed")
+        sandbox.reads(made, "changed")
 
     # idempotence
 
     @case()
-    def test_export_twice_is_one_export(self, bench: PairBench) -> None:
+    def test_export_twice_is_one_export(self, sandbox: PairSandbox) -> None:
         """Exporting again gives the same answer and makes nothing more, also by a restarted service."""
-        made = bench.exported(bench.volume("kept"))
-        for target in (bench.target, bench.again()):
+        made = sandbox.exported(sandbox.volume("kept"))
+        for target in (sandbox.target, sandbox.again()):
             answer = target.export(made.export)
             expect(
                 answer == made.connection, f"Exported again, it must answer {made.connection}, but answers {answer}."
             )
-            bench.lists_exports(made)
-        bench.reads(made, "kept")
-        bench.target.withdraw(made.id)
-        bench.lists_exports()
+            sandbox.lists_exports(made)
+        sandbox.reads(made, "kept")
+        sandbox.target.withdraw(made.id)
+        sandbox.lists_exports()
 
     @case()
-    def test_exporting_again_keeps_sessions(self, bench: PairBench) -> None:
+    def test_exporting_again_keeps_sessions(self, sandbox: PairSandbox) -> None:
         """Exporting again leaves those who are connected alone."""
-        kept, made = bench.held_over(READ_MARK, lambda made: bench.makes(made.export), marked=True)
+        kept, made = sandbox.held_over(READ_MARK, lambda made: sandbox.makes(made.export), marked=True)
         expect(kept, "A session must outlive that its export is asked for again.")
-        bench.gone(made)
+        sandbox.gone(made)
 
     @case()
-    def test_withdraw_twice(self, bench: PairBench) -> None:
+    def test_withdraw_twice(self, sandbox: PairSandbox) -> None:
         """Withdrawing what is not there any more, and what never was, succeeds."""
-        name = bench.volume()
-        made, other = bench.exported(name), bench.exported(bench.volume("other"))
-        bench.target.withdraw(made.id)
-        bench.lists_exports(other)
-        bench.target.withdraw(made.id)
-        bench.target.withdraw(str(uuid.uuid4()))
-        bench.lists_exports(other)
-        bench.reads(other, "other")
+        name = sandbox.volume()
+        made, other = sandbox.exported(name), sandbox.exported(sandbox.volume("other"))
+        sandbox.target.withdraw(made.id)
+        sandbox.lists_exports(other)
+        sandbox.target.withdraw(made.id)
+        sandbox.target.withdraw(str(uuid.uuid4()))
+        sandbox.lists_exports(other)
+        sandbox.reads(other, "other")
 
     @case()
-    def test_a_restarted_service_goes_on(self, bench: PairBench) -> None:
+    def test_a_restarted_service_goes_on(self, sandbox: PairSandbox) -> None:
         """A new instance with the same owner and directory lists, and ends, what the former one exported."""
-        made, other = bench.exported(bench.volume("kept")), bench.exported(bench.volume())
-        again = bench.again()
+        made, other = sandbox.exported(sandbox.volume("kept")), sandbox.exported(sandbox.volume())
+        again = sandbox.again()
         expect({made.id, other.id} <= again.list_exports(), "A restarted service must list its exports.")
         again.withdraw(other.id)
-        bench.lists_exports(made)
-        bench.reads(made, "kept")
+        sandbox.lists_exports(made)
+        sandbox.reads(made, "kept")
         again.withdraw(made.id)
-        bench.lists_exports()
+        sandbox.lists_exports()
 
     @case()
-    def test_another_installation_is_left_alone(self, bench: PairBench) -> None:
+    def test_another_installation_is_left_alone(self, sandbox: PairSandbox) -> None:
         """An instance with another owner neither lists our exports nor ends them."""
-        made, stranger = bench.exported(bench.volume("kept")), bench.stranger()
+        made, stranger = sandbox.exported(sandbox.volume("kept")), sandbox.stranger()
         expect(made.id not in stranger.list_exports(), "list_exports() must leave out what another owner exports.")
         expect(made.id not in stranger.sessions(), "sessions() must leave out what another owner exports.")
         stranger.withdraw(made.id)
-        bench.lists_exports(made)
-        bench.reads(made, "kept")
+        sandbox.lists_exports(made)
+        sandbox.reads(made, "kept")
 
     @case()
-    def test_many_at_once(self, bench: PairBench) -> None:
+    def test_many_at_once(self, sandbox: PairSandbox) -> None:
         """Different volumes are exported and withdrawn at the same time."""
-        asked = [bench.asks(bench.volume()) for _ in range(6)]
+        asked = [sandbox.asks(sandbox.volume()) for _ in range(6)]
         with ThreadPoolExecutor(len(asked)) as threads:
-            made = list(threads.map(bench.makes, asked))
-            bench.lists_exports(*made)
+            made = list(threads.map(sandbox.makes, asked))
+            sandbox.lists_exports(*made)
             expect(len({json.dumps(dict(one.connection.data)) for one in made}) == 6, "Each has its own connection.")
-            list(threads.map(bench.target.withdraw, [one.id for one in made[1:]]))
-        bench.lists_exports(made[0])
-        bench.reads(made[0], "")
+            list(threads.map(sandbox.target.withdraw, [one.id for one in made[1:]]))
+        sandbox.lists_exports(made[0])
+        sandbox.reads(made[0], "")
 
     # whole, or made again
 
     @case()
-    def test_what_was_exported_has_no_fault(self, bench: PairBench) -> None:
+    def test_what_was_exported_has_no_fault(self, sandbox: PairSandbox) -> None:
         """A look finds no fault with an export that is used or was withdrawn, and another owner sees none of it."""
-        made, other = bench.exported(bench.volume("kept")), bench.exported(bench.volume(), bench.other_host)
-        bench.reads(made, "kept")
-        bench.serves(made, other)
-        bench.target.withdraw(other.id)
-        again = bench.again()
+        made, other = sandbox.exported(sandbox.volume("kept")), sandbox.exported(sandbox.volume(), sandbox.other_host)
+        sandbox.reads(made, "kept")
+        sandbox.serves(made, other)
+        sandbox.target.withdraw(other.id)
+        again = sandbox.again()
         again.export(made.export)
-        for target in (bench.target, again):
+        for target in (sandbox.target, again):
             faults = target.faults()
             expect(not faults.keys() & {made.id, other.id}, f"There is no fault, but faults() tells {faults}.")
-        expect(not bench.stranger().faults(), "faults() must leave out what another owner exports.")
+        expect(not sandbox.stranger().faults(), "faults() must leave out what another owner exports.")
 
     @case()
-    def test_a_broken_export_is_noticed_and_made_again(self, bench: PairBench) -> None:
+    def test_a_broken_export_is_noticed_and_made_again(self, sandbox: PairSandbox) -> None:
         """What a tool breaks is noticed by the next look and made again, with the same secret; others serve on."""
-        if not bench.damages:
-            raise SkipTest(f"{bench.target.name} is broken only by tests, which know how.")
-        name = bench.volume("kept")
-        other = bench.exported(bench.volume("other"))
-        for what, damage in bench.damages.items():
-            made = bench.exported(name)
-            bench.serves(made, other)
+        if not sandbox.damages:
+            raise SkipTest(f"{sandbox.target.name} is broken only by tests, which know how.")
+        name = sandbox.volume("kept")
+        other = sandbox.exported(sandbox.volume("other"))
+        for what, damage in sandbox.damages.items():
+            made = sandbox.exported(name)
+            sandbox.serves(made, other)
             damage(made)
-            eventually(partial(bench.broken, made), f"A look must notice: {what}.", PATIENCE_S)
-            bench.backend.locate(name)  # which makes a device appear again
-            answer = bench.target.export(made.export)
+            eventually(partial(sandbox.broken, made), f"A look must notice: {what}.", PATIENCE_S)
+            sandbox.backend.locate(name)  # which makes a device appear again
+            answer = sandbox.target.export(made.export)
             expect(answer == made.connection, f"Made again, it must answer {made.connection}, but answers {answer}.")
-            bench.serves(made, other)
-            bench.reads(made, "kept")
+            sandbox.serves(made, other)
+            sandbox.reads(made, "kept")
             if made.connection.secret_as:
-                bench.keeps_out(Told.of(made.connection, "w" * 16), f"A wrong secret, after: {what},")
-            bench.target.withdraw(made.id)
-        bench.reads(other, "other")
+                sandbox.keeps_out(Told.of(made.connection, "w" * 16), f"A wrong secret, after: {what},")
+            sandbox.target.withdraw(made.id)
+        sandbox.reads(other, "other")
 
     @case()
-    def test_a_service_that_was_started_anew_notices(self, bench: PairBench) -> None:
+    def test_a_service_that_was_started_anew_notices(self, sandbox: PairSandbox) -> None:
         """What was broken while no service ran is noticed, and can be ended, by the next one."""
-        if not bench.damages:
-            raise SkipTest(f"{bench.target.name} is broken only by tests, which know how.")
-        name = bench.volume()
-        for what, damage in bench.damages.items():
-            made, again = bench.exported(name), bench.again()
+        if not sandbox.damages:
+            raise SkipTest(f"{sandbox.target.name} is broken only by tests, which know how.")
+        name = sandbox.volume()
+        for what, damage in sandbox.damages.items():
+            made, again = sandbox.exported(name), sandbox.again()
             damage(made)
-            noticed = partial(bench.broken, made, again)
+            noticed = partial(sandbox.broken, made, again)
             eventually(noticed, f"A service that was started anew must notice: {what}.", PATIENCE_S)
-            bench.backend.locate(name)
+            sandbox.backend.locate(name)
             again.withdraw(made.id)
-            bench.lists_exports()
+            sandbox.lists_exports()
 
     # gone means gone
 
     @case()
-    def test_after_withdraw_nobody_gets_in(self, bench: PairBench) -> None:
+    def test_after_withdraw_nobody_gets_in(self, sandbox: PairSandbox) -> None:
         """After withdraw the initiator is refused."""
-        bench.needs_doors()
-        made = bench.exported(bench.volume("kept"))
-        bench.reads(made, "kept")
-        bench.target.withdraw(made.id)
-        bench.keeps_out(made.told, "Whose export was withdrawn")
+        sandbox.needs_doors()
+        made = sandbox.exported(sandbox.volume("kept"))
+        sandbox.reads(made, "kept")
+        sandbox.target.withdraw(made.id)
+        sandbox.keeps_out(made.told, "Whose export was withdrawn")
 
     @case()
-    def test_an_old_session_reads_nothing(self, bench: PairBench) -> None:
+    def test_an_old_session_reads_nothing(self, sandbox: PairSandbox) -> None:
         """After withdraw a session that was there before reads nothing; or withdraw says who prevents it."""
         ended: list[bool] = []
 
         def withdrawn_and_written(made: Made) -> None:
-            ended.append(_withdrawn(bench, made))
-            bench.marks(made.export.volume)
+            ended.append(_withdrawn(sandbox, made))
+            sandbox.marks(made.export.volume)
 
-        seen, made = bench.held_over(READ_MARK, withdrawn_and_written)
+        seen, made = sandbox.held_over(READ_MARK, withdrawn_and_written)
         expect(not (seen and ended[-1]), "A session read what was written after its export had been withdrawn.")
-        bench.gone(made)
-        bench.target.withdraw(made.id)
-        bench.lists_exports()
+        sandbox.gone(made)
+        sandbox.target.withdraw(made.id)
+        sandbox.lists_exports()
 
     @case()
-    def test_an_old_session_writes_nothing(self, bench: PairBench) -> None:
+    def test_an_old_session_writes_nothing(self, sandbox: PairSandbox) -> None:
         """After withdraw a session that was there before writes nothing; or withdraw says who prevents it."""
         ended: list[bool] = []
 
         def withdrawn(made: Made) -> None:
-            ended.append(_withdrawn(bench, made))
+            ended.append(_withdrawn(sandbox, made))
 
-        _written, made = bench.held_over(f"write -P {MARK} {SCRATCH} {BLOCK}", withdrawn, write=True)
-        clean = bench.scratch_is_clean(made.export.volume)
+        _written, made = sandbox.held_over(f"write -P {MARK} {SCRATCH} {BLOCK}", withdrawn, write=True)
+        clean = sandbox.scratch_is_clean(made.export.volume)
         expect(clean or not ended[-1], "A session wrote after its export had been withdrawn.")
-        bench.target.withdraw(made.id)
+        sandbox.target.withdraw(made.id)
 
     @case()
-    def test_an_old_session_never_reads_another_volume(self, bench: PairBench) -> None:
+    def test_an_old_session_never_reads_another_volume(self, sandbox: PairSandbox) -> None:
         """Who kept a session of one volume reads nothing of the volume that is exported next."""
-        next_one = bench.volume()
-        bench.marks(next_one)
+        next_one = sandbox.volume()
+        sandbox.marks(next_one)
 
         def next_volume(made: Made) -> None:
-            if _withdrawn(bench, made):
-                bench.exported(next_one)
+            if _withdrawn(sandbox, made):
+                sandbox.exported(next_one)
 
-        seen, _made = bench.held_over(READ_MARK, next_volume)
+        seen, _made = sandbox.held_over(READ_MARK, next_volume)
         expect(not seen, "An old session read the bytes of another volume.")
 
     @case()
-    def test_an_old_connection_never_leads_to_another_volume(self, bench: PairBench) -> None:
+    def test_an_old_connection_never_leads_to_another_volume(self, sandbox: PairSandbox) -> None:
         """What was told of one export is of no use for the next, whoever uses it."""
-        mine, next_one = bench.volume("mine"), bench.volume()
-        bench.marks(next_one)
-        old = bench.exported(mine)
-        bench.target.withdraw(old.id)
-        new = bench.exported(next_one)
+        mine, next_one = sandbox.volume("mine"), sandbox.volume()
+        sandbox.marks(next_one)
+        old = sandbox.exported(mine)
+        sandbox.target.withdraw(old.id)
+        new = sandbox.exported(next_one)
         for told in (old.told, Told.of(old.connection, new.export.secret)):
             try:
-                (got,) = bench.host.read(told, 0, length=BLOCK)
+                (got,) = sandbox.host.read(told, 0, length=BLOCK)
             except Refused:
                 continue
             expect(got == pattern("mine at 0"), "An old connection led to another volume.")
-            expect(not bench.has_doors, "An old connection must lead nowhere.")
+            expect(not sandbox.has_doors, "An old connection must lead nowhere.")
 
     # who gets in
 
     @case()
-    def test_the_secret_is_needed(self, bench: PairBench) -> None:
+    def test_the_secret_is_needed(self, sandbox: PairSandbox) -> None:
         """Without the secret, with another export's, or with a wrong one, nobody gets in."""
-        bench.needs_doors()
-        one, two = bench.exported(bench.volume("one")), bench.exported(bench.volume("two"))
+        sandbox.needs_doors()
+        one, two = sandbox.exported(sandbox.volume("one")), sandbox.exported(sandbox.volume("two"))
         if not one.connection.secret_as:
-            raise SkipTest(f"{bench.target.name} has no secrets: who may open its socket gets in.")
-        bench.reads(one, "one")
-        bench.keeps_out(Told.of(one.connection, two.export.secret), "Another export's secret")
-        bench.keeps_out(Told.of(one.connection, "w" * 16), "A wrong secret")
-        bench.keeps_out(Told.of(one.connection, ""), "Who has no secret")
+            raise SkipTest(f"{sandbox.target.name} has no secrets: who may open its socket gets in.")
+        sandbox.reads(one, "one")
+        sandbox.keeps_out(Told.of(one.connection, two.export.secret), "Another export's secret")
+        sandbox.keeps_out(Told.of(one.connection, "w" * 16), "A wrong secret")
+        sandbox.keeps_out(Told.of(one.connection, ""), "Who has no secret")
         keys = [key for key in two.told.data if key.startswith("auth_")]
         swapped = {**one.told.data, **{key: two.told.data[key] for key in keys}}
-        bench.keeps_out(Told(one.told.type, swapped), "Another export's name and secret")
-        bench.reads(one, "one")
+        sandbox.keeps_out(Told(one.told.type, swapped), "Another export's name and secret")
+        sandbox.reads(one, "one")
 
     @case()
-    def test_other_initiators_are_refused(self, bench: PairBench) -> None:
+    def test_other_initiators_are_refused(self, sandbox: PairSandbox) -> None:
         """An initiator of another name is refused, though it knows the secret."""
-        if "initiator" not in bench.target.capabilities().connector_needs:
-            raise SkipTest(f"{bench.target.name} does not know initiators by their names.")
-        made = bench.exported(bench.volume("kept"))
-        bench.reads(made, "kept")
-        bench.keeps_out(made.told, "An initiator of another name", host=bench.other_host)
+        if "initiator" not in sandbox.target.capabilities().connector_needs:
+            raise SkipTest(f"{sandbox.target.name} does not know initiators by their names.")
+        made = sandbox.exported(sandbox.volume("kept"))
+        sandbox.reads(made, "kept")
+        sandbox.keeps_out(made.told, "An initiator of another name", host=sandbox.other_host)
 
     @case()
-    def test_connector_needs_are_needed(self, bench: PairBench) -> None:
+    def test_connector_needs_are_needed(self, sandbox: PairSandbox) -> None:
         """A connector without what is needed is refused, without a trace."""
-        name = bench.volume("kept")
-        for key in bench.target.capabilities().connector_needs:
-            connector = {k: v for k, v in bench.host.connector.items() if k != key}
+        name = sandbox.volume("kept")
+        for key in sandbox.target.capabilities().connector_needs:
+            connector = {k: v for k, v in sandbox.host.connector.items() if k != key}
             for poor in (connector, {}):
-                refuses(InvalidConnector, bench.target.check_connector, poor)
-                bench.refuses_export(InvalidConnector, bench.asks(name, connector=poor))
-        bench.target.check_connector(bench.host.connector)
-        bench.volume_holds(name, "kept")
+                refuses(InvalidConnector, sandbox.target.check_connector, poor)
+                sandbox.refuses_export(InvalidConnector, sandbox.asks(name, connector=poor))
+        sandbox.target.check_connector(sandbox.host.connector)
+        sandbox.volume_holds(name, "kept")
 
     @case()
-    def test_hostile_connectors(self, bench: PairBench) -> None:
+    def test_hostile_connectors(self, sandbox: PairSandbox) -> None:
         """Values that are no names, or no texts, are refused or ignored, the same before and during the export."""
-        name = bench.volume("kept")
-        needs = bench.target.capabilities().connector_needs
+        name = sandbox.volume("kept")
+        needs = sandbox.target.capabilities().connector_needs
         for key in dict.fromkeys((*needs, "initiator", "host", "ip", "multipath")):
             for value in HOSTILE_VALUES:
-                self._hostile(bench, bench.asks(name, connector={**bench.host.connector, key: value}), key in needs)
-        bench.volume_holds(name, "kept")
+                self._hostile(
+                    sandbox, sandbox.asks(name, connector={**sandbox.host.connector, key: value}), key in needs
+                )
+        sandbox.volume_holds(name, "kept")
 
     @staticmethod
-    def _hostile(bench: PairBench, export: Export, needed: bool) -> None:
+    def _hostile(sandbox: PairSandbox, export: Export, needed: bool) -> None:
         shown_as = repr(dict(export.connector))[:300]
         try:
-            bench.target.check_connector(export.connector)
+            sandbox.target.check_connector(export.connector)
         except InvalidConnector as exc:
             expect(len(str(exc)) < 1000, "An error must not repeat ten thousand letters.")
-            bench.refuses_export(InvalidConnector, export)
+            sandbox.refuses_export(InvalidConnector, export)
             return
         expect(not needed, f"check_connector must refuse {shown_as}")
-        bench.lists_exports(bench.makes(export))
-        bench.target.withdraw(export.id)
-        bench.lists_exports()
+        sandbox.lists_exports(sandbox.makes(export))
+        sandbox.target.withdraw(export.id)
+        sandbox.lists_exports()
 
     # refusals
 
     @case()
-    def test_a_missing_volume_is_refused(self, bench: PairBench) -> None:
+    def test_a_missing_volume_is_refused(self, sandbox: PairSandbox) -> None:
         """A path that is gone raises VolumeMissing and leaves nothing."""
-        name = bench.volume()
-        export = bench.asks(name)
-        bench.backend.delete_volume(name)
-        bench.refuses_export(VolumeMissing, export)
+        name = sandbox.volume()
+        export = sandbox.asks(name)
+        sandbox.backend.delete_volume(name)
+        sandbox.refuses_export(VolumeMissing, export)
 
     @case()
-    def test_undeclared_formats_are_refused(self, bench: PairBench) -> None:
+    def test_undeclared_formats_are_refused(self, sandbox: PairSandbox) -> None:
         """Formats that are not declared are refused, without a trace."""
-        name = bench.volume("kept")
-        for undeclared in sorted({"raw", "qcow2", "vmdk", "json:{}", ""} - bench.target.capabilities().formats):
-            bench.refuses_export(BackendError, bench.asks(name, format=undeclared))
-        bench.volume_holds(name, "kept")
+        name = sandbox.volume("kept")
+        for undeclared in sorted({"raw", "qcow2", "vmdk", "json:{}", ""} - sandbox.target.capabilities().formats):
+            sandbox.refuses_export(BackendError, sandbox.asks(name, format=undeclared))
+        sandbox.volume_holds(name, "kept")
 
     @case()
-    def test_declared_formats_are_never_guessed(self, bench: PairBench) -> None:
+    def test_declared_formats_are_never_guessed(self, sandbox: PairSandbox) -> None:
         """A raw volume into which somebody wrote the header of a qcow2 file is still shown as its bytes."""
-        if bench.backend.file_format != "raw":
-            raise SkipTest(f"The volumes of {bench.backend.name} are not raw.")
-        name = bench.volume()
+        if sandbox.backend.file_format != "raw":
+            raise SkipTest(f"The volumes of {sandbox.backend.name} are not raw.")
+        name = sandbox.volume()
         header = (b"QFI\xfb\0\0\0\2" + bytes(16) + b"\0\0\0\x10\0\0\0\0\0\0\0\0\0").ljust(BLOCK, b"\0")
-        made = bench.exported(name)
-        bench.host.write(made.told, {0: header})
-        bench.target.withdraw(made.id)
-        made = bench.exported(name)
-        expect(bench.host.size(made.told) == GIB, "A raw volume was taken for another format.")
-        expect(bench.host.read(made.told, 0, length=BLOCK) == [header], "A raw volume was not shown as its bytes.")
+        made = sandbox.exported(name)
+        sandbox.host.write(made.told, {0: header})
+        sandbox.target.withdraw(made.id)
+        made = sandbox.exported(name)
+        expect(sandbox.host.size(made.told) == GIB, "A raw volume was taken for another format.")
+        expect(sandbox.host.read(made.told, 0, length=BLOCK) == [header], "A raw volume was not shown as its bytes.")
 
     # several exports of one volume
 
     @case("multiattach")
-    def test_declared_multiattach_works(self, bench: PairBench) -> None:
+    def test_declared_multiattach_works(self, sandbox: PairSandbox) -> None:
         """Two exports of one volume show the same bytes, and neither's end disturbs the other."""
-        name = bench.volume("first")
-        one, two = bench.exported(name), bench.exported(name, bench.other_host)
-        bench.lists_exports(one, two)
-        bench.reads(one, "first")
-        bench.reads(two, "first", host=bench.other_host)
-        bench.writes(one, "second")
-        bench.reads(two, "second", host=bench.other_host)
-        bench.target.withdraw(one.id)
-        bench.lists_exports(two)
-        if bench.has_doors:
-            bench.keeps_out(one.told, "Whose export was withdrawn")
-        bench.reads(two, "second", host=bench.other_host)
-        bench.writes(two, "third", host=bench.other_host)
-        three = bench.exported(name)
-        bench.target.withdraw(two.id)
-        bench.reads(three, "third")
+        name = sandbox.volume("first")
+        one, two = sandbox.exported(name), sandbox.exported(name, sandbox.other_host)
+        sandbox.lists_exports(one, two)
+        sandbox.reads(one, "first")
+        sandbox.reads(two, "first", host=sandbox.other_host)
+        sandbox.writes(one, "second")
+        sandbox.reads(two, "second", host=sandbox.other_host)
+        sandbox.target.withdraw(one.id)
+        sandbox.lists_exports(two)
+        if sandbox.has_doors:
+            sandbox.keeps_out(one.told, "Whose export was withdrawn")
+        sandbox.reads(two, "second", host=sandbox.other_host)
+        sandbox.writes(two, "third", host=sandbox.other_host)
+        three = sandbox.exported(name)
+        sandbox.target.withdraw(two.id)
+        sandbox.reads(three, "third")
 
     @case("multiattach")
-    def test_the_end_of_one_export_keeps_the_others_sessions(self, bench: PairBench) -> None:
+    def test_the_end_of_one_export_keeps_the_others_sessions(self, sandbox: PairSandbox) -> None:
         """Who is connected to a volume stays so when another export of it ends."""
 
         def another_comes_and_goes(made: Made) -> None:
-            bench.target.withdraw(bench.exported(made.export.volume, bench.other_host).id)
+            sandbox.target.withdraw(sandbox.exported(made.export.volume, sandbox.other_host).id)
 
-        kept, _made = bench.held_over(READ_MARK, another_comes_and_goes, marked=True)
+        kept, _made = sandbox.held_over(READ_MARK, another_comes_and_goes, marked=True)
         expect(kept, "A session must outlive that another export of its volume comes and goes.")
 
     @case(lacks="multiattach")
-    def test_undeclared_multiattach_refuses(self, bench: PairBench) -> None:
+    def test_undeclared_multiattach_refuses(self, sandbox: PairSandbox) -> None:
         """Without multiattach, a second export of one volume is refused and the first goes on."""
-        name = bench.volume("kept")
-        made = bench.exported(name)
-        bench.refuses_export(BackendError, bench.asks(name, bench.other_host), made)
-        bench.reads(made, "kept")
+        name = sandbox.volume("kept")
+        made = sandbox.exported(name)
+        sandbox.refuses_export(BackendError, sandbox.asks(name, sandbox.other_host), made)
+        sandbox.reads(made, "kept")
 
     # growth
 
     @case("online_extend")
-    def test_declared_online_extend_works(self, bench: PairBench) -> None:
+    def test_declared_online_extend_works(self, sandbox: PairSandbox) -> None:
         """An export shows the new size after resize, also when that is asked twice, and the new part can be used."""
-        name = bench.volume("kept")
-        made = bench.exported(name)
-        bench.backend.extend_volume(name, 2)
-        bench.target.resize(made.id)
-        bench.target.resize(made.id)
-        size = bench.host.size(made.told)
+        name = sandbox.volume("kept")
+        made = sandbox.exported(name)
+        sandbox.backend.extend_volume(name, 2)
+        sandbox.target.resize(made.id)
+        sandbox.target.resize(made.id)
+        size = sandbox.host.size(made.told)
         expect(size == 2 * GIB, f"After resize the initiator must see {2 * GIB} bytes, but sees {size}.")
-        bench.host.write(made.told, {2 * GIB - BLOCK: pattern("new")})
-        bench.target.withdraw(made.id)
-        with bench.backend.open_volume(name, "rb") as file:
+        sandbox.host.write(made.told, {2 * GIB - BLOCK: pattern("new")})
+        sandbox.target.withdraw(made.id)
+        with sandbox.backend.open_volume(name, "rb") as file:
             expect(read_at(file, 0) == pattern("kept at 0"), "A volume's bytes changed when it grew.")
             expect(read_at(file, 2 * GIB - BLOCK) == pattern("new"), "The new part did not keep what was written.")
 
     @case(lacks="online_extend")
-    def test_undeclared_online_extend_refuses(self, bench: PairBench) -> None:
+    def test_undeclared_online_extend_refuses(self, sandbox: PairSandbox) -> None:
         """Without online_extend, resize raises NotSupported and the export goes on."""
-        made = bench.exported(bench.volume("kept"))
-        refuses(NotSupported, bench.target.resize, made.id)
-        bench.reads(made, "kept")
+        made = sandbox.exported(sandbox.volume("kept"))
+        refuses(NotSupported, sandbox.target.resize, made.id)
+        sandbox.reads(made, "kept")
 
     # sessions
 
     @case()
-    def test_sessions_tell_who_is_connected(self, bench: PairBench) -> None:
+    def test_sessions_tell_who_is_connected(self, sandbox: PairSandbox) -> None:
         """sessions() tells who is connected to which export, also to a restarted service, and when they have left."""
 
         def looked_at(made: Made) -> None:
-            idle = bench.exported(bench.volume())
-            bench.connected(made, bench.again())
-            expect(not bench.target.sessions().get(idle.id), "Nobody is connected to the other export.")
+            idle = sandbox.exported(sandbox.volume())
+            sandbox.connected(made, sandbox.again())
+            expect(not sandbox.target.sessions().get(idle.id), "Nobody is connected to the other export.")
 
-        _done, made = bench.held_over(f"read 0 {BLOCK}", looked_at)
-        bench.gone(made)
-        bench.target.withdraw(made.id)
-        expect(made.id not in bench.target.sessions(), "A withdrawn export has no sessions.")
+        _done, made = sandbox.held_over(f"read 0 {BLOCK}", looked_at)
+        sandbox.gone(made)
+        sandbox.target.withdraw(made.id)
+        expect(made.id not in sandbox.target.sessions(), "A withdrawn export has no sessions.")
 
 
-def _withdrawn(bench: PairBench, made: Made) -> bool:
+def _withdrawn(sandbox: PairSandbox, made: Made) -> bool:
     """Withdraw an export that somebody uses; return whether it is gone. If it is not, what is promised then is true."""
     try:
-        bench.target.withdraw(made.id)
+        sandbox.target.withdraw(made.id)
     except InUse as exc:
         expect(str(exc), "InUse must name who holds the volume.")
-        bench.lists_exports(made)
+        sandbox.lists_exports(made)
         return False
     except SessionAlive:
-        bench.lists_exports(made)
-        if bench.has_doors:
-            bench.keeps_out(made.told, "Whoever comes after a withdraw that could not be finished")
+        sandbox.lists_exports(made)
+        if sandbox.has_doors:
+            sandbox.keeps_out(made.told, "Whoever comes after a withdraw that could not be finished")
         return False
-    bench.lists_exports()
+    sandbox.lists_exports()
     return True
 
 
