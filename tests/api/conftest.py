@@ -2,7 +2,7 @@
 
 Their volumes leave the node by a ``ScriptedTarget``.
 
-A test that shares works in a project of its own, with ``hall.member()`` or ``hall.admin()``.
+A test that shares works in a project of its own, with ``shared_service.member()`` or ``shared_service.admin()``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POOL = "blockstore@memory#memory"
 _count = itertools.count()
 
 
-class Hall:
+class SharedService:
     """A service that is shared, and short ways to put rows into its database."""
 
     def __init__(self, service: Service) -> None:
@@ -167,31 +167,31 @@ def unknown_id() -> str:
     return str(uuid.UUID(int=_IDS.getrandbits(128), version=4))
 
 
-def _hall(directory: Path, url: str) -> Iterator[Hall]:
+def _shared_service(directory: Path, url: str) -> Iterator[SharedService]:
     service = attaching_service(make_config(directory / "state", url), ScriptedTarget())
     service.start()
-    yield Hall(service)
+    yield SharedService(service)
     service.stop()
 
 
 @pytest.fixture(scope="package")
-def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+def sqlite_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedService]:
     """A shared service on SQLite, for tests that the database makes no difference to."""
-    yield from _hall(tmp_path_factory.mktemp("lite"), "")
+    yield from _shared_service(tmp_path_factory.mktemp("lite"), "")
 
 
 @pytest.fixture(scope="package", params=["sqlite", "postgresql"])
-def hall(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+def shared_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedService]:
     """A shared service, on each database."""
     url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").database_with_tables()
-    yield from _hall(tmp_path_factory.mktemp(request.param), url)
+    yield from _shared_service(tmp_path_factory.mktemp(request.param), url)
 
 
 @pytest.fixture
-def dock(hall: Hall) -> Iterator[Hall]:
+def attach_service(shared_service: SharedService) -> Iterator[SharedService]:
     """The shared service on each database, whose target the test may tell what to do."""
-    yield hall
-    hall.target.calm()
-    hall.admin().wait_idle()
-    with hall.db.write() as session:
+    yield shared_service
+    shared_service.target.calm()
+    shared_service.admin().wait_idle()
+    with shared_service.db.write() as session:
         session.execute(delete(Attachment))

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select
 from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Attachment, new_id
-from tests.api.conftest import Hall, at_once
+from tests.api.conftest import SharedService, at_once
 from tests.api.test_attachments import CONNECTOR, complete, remove, reserve
 from tests.api.volumes.test_attach_actions import SERVER, SERVICE, attach, initialize
 from tests.conftest import Answer, Client
@@ -46,16 +46,16 @@ WAYS = (by_initialize, by_attachment, by_reserving, by_noting)
 Way = Callable[[Client, str, int], Answer]
 
 
-def rows(hall: Hall, volume: str) -> int:
-    with hall.db.read() as session:
+def rows(shared_service: SharedService, volume: str) -> int:
+    with shared_service.db.read() as session:
         count = select(func.count()).select_from(Attachment).where(Attachment.volume_id == volume)
         return session.execute(count).scalar_one()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_volume_has_so_many_attachments_and_no_more(dock: Hall, way: Way) -> None:
-    client = dock.admin()
-    volume = dock.volume(client, multiattach=True)
+def test_a_volume_has_so_many_attachments_and_no_more(attach_service: SharedService, way: Way) -> None:
+    client = attach_service.admin()
+    volume = attach_service.volume(client, multiattach=True)
     for number in range(PER_VOLUME):
         assert way(client, volume, number).status in (200, 202)
     refused = way(client, volume, PER_VOLUME)
@@ -64,16 +64,16 @@ def test_a_volume_has_so_many_attachments_and_no_more(dock: Hall, way: Way) -> N
         f"AttachmentLimitExceeded: Maximum number of attachments allowed ({PER_VOLUME}) exceeded for volume {volume}:"
         f" it has {PER_VOLUME}. End some of them first."
     )
-    assert rows(dock, volume) == PER_VOLUME
-    with dock.db.write() as session:
+    assert rows(attach_service, volume) == PER_VOLUME
+    with attach_service.db.write() as session:
         (one,) = session.scalars(select(Attachment.id).where(Attachment.volume_id == volume).limit(1))
         session.execute(delete(Attachment).where(Attachment.id == one))
     assert way(client, volume, PER_VOLUME).status in (200, 202)
 
 
-def test_the_ways_count_together_and_a_server_s_own_service_counts(dock: Hall) -> None:
-    client = dock.admin()
-    volume = dock.volume(client, multiattach=True)
+def test_the_ways_count_together_and_a_server_s_own_service_counts(attach_service: SharedService) -> None:
+    client = attach_service.admin()
+    volume = attach_service.volume(client, multiattach=True)
     # Each only where the ones before leave the volume in a status that allows it.
     for way in (by_reserving, by_attachment, by_initialize):
         for number in range(PER_VOLUME // 3):
@@ -87,25 +87,25 @@ def test_the_ways_count_together_and_a_server_s_own_service_counts(dock: Hall) -
 
 
 @pytest.mark.parametrize("way", [by_initialize, by_reserving])
-def test_of_parallel_requests_as_many_pass_as_are_allowed(hall: Hall, way: Way) -> None:
-    client = hall.admin()
+def test_of_parallel_requests_as_many_pass_as_are_allowed(shared_service: SharedService, way: Way) -> None:
+    client = shared_service.admin()
     project = client.headers["X-Project-Id"]
-    volume = hall.volume(client, multiattach=True)
-    answers = at_once(PER_VOLUME + 8, lambda n: way(hall.admin(project), volume, n))
+    volume = shared_service.volume(client, multiattach=True)
+    answers = at_once(PER_VOLUME + 8, lambda n: way(shared_service.admin(project), volume, n))
     assert sorted(answer.status for answer in answers) == [200] * PER_VOLUME + [413] * 8
-    assert rows(hall, volume) == PER_VOLUME
+    assert rows(shared_service, volume) == PER_VOLUME
 
 
-def test_parallel_requests_for_many_volumes_count_together(hall: Hall) -> None:
-    client = hall.member()
+def test_parallel_requests_for_many_volumes_count_together(shared_service: SharedService) -> None:
+    client = shared_service.member()
     project = client.headers["X-Project-Id"]
-    volumes = [hall.volume(client, status="reserved") for _ in range(12)]
-    crowded = [hall.volume(client) for _ in range(6)]
+    volumes = [shared_service.volume(client, status="reserved") for _ in range(12)]
+    crowded = [shared_service.volume(client) for _ in range(6)]
     for volume in volumes:
-        hall.attachment(client, volume, instance_uuid=SERVER)
+        shared_service.attachment(client, volume, instance_uuid=SERVER)
     for number in range(PER_PROJECT - 5 + 6):  # the first of each is not counted
-        hall.attachment(client, crowded[number % 6])
-    answers = at_once(12, lambda n: reserve(hall.member(project), volumes[n], instance_uuid=SERVER))
+        shared_service.attachment(client, crowded[number % 6])
+    answers = at_once(12, lambda n: reserve(shared_service.member(project), volumes[n], instance_uuid=SERVER))
     assert sorted(answer.status for answer in answers) == [200] * 5 + [413] * 7
     (message,) = {answer.message for answer in answers if answer.status == 413}
     assert message == (
@@ -113,13 +113,13 @@ def test_parallel_requests_for_many_volumes_count_together(hall: Hall) -> None:
         f" of each volume) exceeded for project {project}: it has {PER_PROJECT}. End some of them first."
     )
     # Every further volume may still be attached once, and other projects are not concerned.
-    assert reserve(client, hall.volume(client)).status == 200
-    stranger = hall.member()
-    theirs = hall.volume(stranger)
+    assert reserve(client, shared_service.volume(client)).status == 200
+    stranger = shared_service.member()
+    theirs = shared_service.volume(stranger)
     assert [reserve(stranger, theirs, instance_uuid=SERVER).status for _ in range(2)] == [200, 200]
     kept = next(answer.json["attachment"]["id"] for answer in answers if answer.status == 200)
     assert remove(client, kept).status == 200
-    free = next(volume for volume in volumes if rows(hall, volume) == 1)
+    free = next(volume for volume in volumes if rows(shared_service, volume) == 1)
     assert reserve(client, free, instance_uuid=SERVER).status == 200
 
 

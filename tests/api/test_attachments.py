@@ -19,7 +19,7 @@ from blockstore.config import ServiceConfig
 from blockstore.db.models import Attachment, Volume, new_id
 from blockstore.errors import InUse, InvalidConnector, SessionAlive, Unreachable
 from blockstore.states import A
-from tests.api.conftest import Hall, at_once, unknown_id
+from tests.api.conftest import SharedService, at_once, unknown_id
 from tests.api.test_preconditions import ALL, VOLUME_STATUSES
 from tests.conftest import Answer, Client, make_config
 from tests.scripted_target import SECRET_AS, ScriptedTarget, attaching_service, target_of
@@ -59,9 +59,9 @@ def shown(client: Client, attachment: str) -> dict[str, Any]:
     return dict(client.get(f"/attachments/{attachment}")["attachment"])
 
 
-def attached(client: Client, hall: Hall, **more: Any) -> tuple[str, str]:
+def attached(client: Client, shared_service: SharedService, **more: Any) -> tuple[str, str]:
     """Return a volume and its attachment, exported and completed as clients do it."""
-    volume = hall.volume(client)
+    volume = shared_service.volume(client)
     made = reserve(client, volume, connector=CONNECTOR, **more)
     assert made.status == 200, made.body
     attachment = made.json["attachment"]["id"]
@@ -156,17 +156,19 @@ STEPS: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_statuses_of_the_volume(dock: Hall, name: str) -> None:
+def test_statuses_of_the_volume(attach_service: SharedService, name: str) -> None:
     """What is refused names the status and changes nothing; what is allowed moves as the table says."""
-    step, client = STEPS[name], dock.member()
+    step, client = STEPS[name], attach_service.member()
     accepted = set()
     for status in map(str, VOLUME_STATUSES):
-        volume = dock.volume(client, status=status, multiattach=step.multiattach)
+        volume = attach_service.volume(client, status=status, multiattach=step.multiattach)
         present = [step.present] if step.present else []
         attachment = (
-            dock.attachment(client, volume, status=step.present, instance_uuid=step.instance) if present else ""
+            attach_service.attachment(client, volume, status=step.present, instance_uuid=step.instance)
+            if present
+            else ""
         )
-        before = dock.facts(volume)
+        before = attach_service.facts(volume)
         answer = step.ask(client, volume, attachment)
         if answer.status in (200, 204):
             accepted.add(status)
@@ -174,10 +176,10 @@ def test_statuses_of_the_volume(dock: Hall, name: str) -> None:
             goes_to = step.becomes if status in step.gives_way else status
             kept = present if step.becomes == "reserved" else []
             made = [step.attachment] if step.attachment else []
-            assert dock.statuses(volume) == (goes_to, step.attach_status, *kept, *made), status
+            assert attach_service.statuses(volume) == (goes_to, step.attach_status, *kept, *made), status
             continue
         assert (answer.status, volume in answer.message, status in answer.message) == (step.code, True, True)
-        assert dock.facts(volume) == before, status
+        assert attach_service.facts(volume) == before, status
     assert accepted == set(step.allowed)
 
 
@@ -189,28 +191,28 @@ ATTACHMENT_STEPS: dict[str, tuple[Ask, set[str], int]] = {
 
 
 @pytest.mark.parametrize("name", ATTACHMENT_STEPS)
-def test_statuses_of_the_attachment(dock: Hall, name: str) -> None:
+def test_statuses_of_the_attachment(attach_service: SharedService, name: str) -> None:
     ask, allowed, code = ATTACHMENT_STEPS[name]
-    client = dock.member()
+    client = attach_service.member()
     accepted = set()
     for status in map(str, A):
-        volume = dock.volume(client, status="reserved")
-        attachment = dock.attachment(client, volume, status=status)
-        before = dock.facts(volume)
+        volume = attach_service.volume(client, status="reserved")
+        attachment = attach_service.attachment(client, volume, status=status)
+        before = attach_service.facts(volume)
         answer = ask(client, volume, attachment)
         if answer.status in (200, 204):
             accepted.add(status)
             client.wait_idle()
         else:
             assert (answer.status, attachment in answer.message) == (code, True), answer.body
-            assert dock.facts(volume) == before
+            assert attach_service.facts(volume) == before
     assert accepted == allowed
 
 
-def test_the_whole_way(dock: Hall) -> None:
+def test_the_whole_way(attach_service: SharedService) -> None:
     """As Nova goes it: reserve, connect, complete, delete; with both statuses of the volume at each step."""
-    client = dock.member()
-    volume = dock.volume(client)
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     made = reserve(client, volume, instance_uuid=SERVER).json["attachment"]
     assert made == {
         "id": made["id"],
@@ -222,7 +224,7 @@ def test_the_whole_way(dock: Hall) -> None:
         "attach_mode": "null",
         "connection_info": {},
     }
-    assert dock.statuses(volume) == ("reserved", "detached", "reserved")
+    assert attach_service.statuses(volume) == ("reserved", "detached", "reserved")
     put = connect(client, made["id"], {**CONNECTOR, "mountpoint": "/dev/vdb"})
     assert (put.status, put.json["attachment"]["status"]) == (200, "attaching")
     assert put.json["attachment"]["connection_info"] == {
@@ -239,10 +241,10 @@ def test_the_whole_way(dock: Hall) -> None:
         "cacheable": False,
         "enforce_multipath": False,
     }
-    assert dock.statuses(volume) == ("attaching", "attaching", "attaching")
+    assert attach_service.statuses(volume) == ("attaching", "attaching", "attaching")
     assert client.get(f"/volumes/{volume}")["volume"]["attachments"] == []
     assert complete(client, made["id"]).body == b""
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
     (seen,) = client.get(f"/volumes/{volume}")["volume"]["attachments"]
     assert seen == {
         "id": volume,
@@ -260,27 +262,27 @@ def test_the_whole_way(dock: Hall) -> None:
     assert shown(client, made["id"])["attached_at"] == when
     service = {"X-Service-Roles": "service"}
     assert remove(client, made["id"], **service).json == {"attachments": []}
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
     assert client("GET", f"/attachments/{made['id']}").status == 404
-    assert made["id"] not in dock.target.exports
+    assert made["id"] not in attach_service.target.exports
 
 
 # --- microversions -----------------------------------------------------------------------------------------
 
 
-def test_mode_is_unknown_before_3_54(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_mode_is_unknown_before_3_54(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     body = {"attachment": {"volume_uuid": volume, "mode": "ro"}}
     refused = client("POST", "/attachments", body, version="3.53")
     assert (refused.status, "mode" in refused.message) == (400, True)
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
     assert client("POST", "/attachments", body, version="3.54").json["attachment"]["attach_mode"] == "ro"
 
 
-def test_attachments_begin_with_3_27_and_their_completion_with_3_44(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_attachments_begin_with_3_27_and_their_completion_with_3_44(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     body = {"attachment": {"volume_uuid": volume}}
     assert client("POST", "/attachments", body, version="3.26").status == 404
     made = client("POST", "/attachments", body, version="3.27")
@@ -317,31 +319,35 @@ def test_attachments_begin_with_3_27_and_their_completion_with_3_44(dock: Hall) 
         ({"initiator": "iqn", "attach_local": True}, "attach_local is for administrators"),
     ],
 )
-def test_a_connector_that_cannot_work_changes_nothing(dock: Hall, connector: Any, words: str) -> None:
-    client = dock.member()
-    volume = dock.volume(client, status="reserved")
-    attachment = dock.attachment(client, volume)
-    free = dock.volume(client)
-    before = dock.facts(volume), dock.facts(free)
+def test_a_connector_that_cannot_work_changes_nothing(
+    attach_service: SharedService, connector: Any, words: str
+) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client, status="reserved")
+    attachment = attach_service.attachment(client, volume)
+    free = attach_service.volume(client)
+    before = attach_service.facts(volume), attach_service.facts(free)
     answer = connect(client, attachment, connector)
     assert (answer.status, words in answer.message) == (400, True), answer.message
     if connector:  # without one, POST reserves
         answer = reserve(client, free, connector=connector)
         assert (answer.status, words in answer.message) == (400, True), answer.message
-    assert (dock.facts(volume), dock.facts(free)) == before
-    assert {export for _, export in dock.target.asked} <= {""}  # the service itself looks at the target at times
+    assert (attach_service.facts(volume), attach_service.facts(free)) == before
+    assert {export for _, export in attach_service.target.asked} <= {
+        ""
+    }  # the service itself looks at the target at times
 
 
 @pytest.mark.parametrize("connector", [None, {}])
-def test_without_a_connector_it_is_only_reserved(dock: Hall, connector: Any) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_without_a_connector_it_is_only_reserved(attach_service: SharedService, connector: Any) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     assert reserve(client, volume, connector=connector).json["attachment"]["status"] == "reserved"
 
 
-def test_the_server_may_be_left_out_and_is_not_null(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_the_server_may_be_left_out_and_is_not_null(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     assert reserve(client, volume, instance_uuid=None).status == 400
     assert reserve(client, volume, instance_uuid="not-a-uuid").status == 400
     assert reserve(client, volume).json["attachment"]["instance"] is None
@@ -364,89 +370,89 @@ def test_the_server_may_be_left_out_and_is_not_null(dock: Hall) -> None:
     ],
 )
 def test_modes(
-    dock: Hall, readonly: str | None, mode: str | None, of_connector: str | None, becomes: str | None
+    attach_service: SharedService, readonly: str | None, mode: str | None, of_connector: str | None, becomes: str | None
 ) -> None:
     """None: refused, because the volume may only be read."""
-    client = dock.member()
-    volume = dock.volume(client, admin_metadata={"readonly": readonly} if readonly else {})
-    before = dock.facts(volume)
+    client = attach_service.member()
+    volume = attach_service.volume(client, admin_metadata={"readonly": readonly} if readonly else {})
+    before = attach_service.facts(volume)
     asked = {"mode": mode} if mode else {}
     connector = {**CONNECTOR, **({"mode": of_connector} if of_connector else {})}
     answer = reserve(client, volume, connector=connector, **asked)
     if becomes is None:
         assert (answer.status, "it is read-only" in answer.message) == (400, True)
-        assert dock.facts(volume) == before
+        assert attach_service.facts(volume) == before
         return
     made = answer.json["attachment"]
     assert (made["attach_mode"], made["connection_info"]["access_mode"]) == (becomes, becomes)
-    assert dock.target.exports[made["id"]].read_only == (becomes == "ro")
+    assert attach_service.target.exports[made["id"]].read_only == (becomes == "ro")
 
 
-def test_a_volume_on_no_pool_is_not_connected(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client, host=None)
+def test_a_volume_on_no_pool_is_not_connected(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client, host=None)
     answer = reserve(client, volume, connector=CONNECTOR)
     assert (answer.status, "has not been placed on a pool" in answer.message) == (400, True)
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
 # --- several attachments -----------------------------------------------------------------------------------
 
 
-def test_a_volume_that_is_connected_is_not_connected_again(dock: Hall) -> None:
-    client = dock.member()
-    volume, _ = attached(client, dock)
-    second = dock.attachment(client, volume)
-    before = dock.facts(volume)
+def test_a_volume_that_is_connected_is_not_connected_again(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume, _ = attached(client, attach_service)
+    second = attach_service.attachment(client, volume)
+    before = attach_service.facts(volume)
     answer = connect(client, second, OTHER)
     assert (answer.status, "is connected already. It is taken." in answer.message) == (409, True)
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before
 
 
-def test_two_attachments_of_a_multiattach_volume(dock: Hall) -> None:
+def test_two_attachments_of_a_multiattach_volume(attach_service: SharedService) -> None:
     """The volume goes by the alphabetically first of what its attachments say."""
-    client = dock.member()
-    volume = dock.volume(client, multiattach=True)
+    client = attach_service.member()
+    volume = attach_service.volume(client, multiattach=True)
     first, second = (new_id() for _ in range(2))
     one = reserve(client, volume, instance_uuid=first, connector=CONNECTOR).json["attachment"]["id"]
     assert complete(client, one).status == 204
     other = reserve(client, volume, instance_uuid=second).json["attachment"]["id"]
-    assert dock.statuses(volume) == ("reserved", "attached", "attached", "reserved")
+    assert attach_service.statuses(volume) == ("reserved", "attached", "attached", "reserved")
     assert connect(client, other, OTHER).status == 200
-    assert dock.statuses(volume) == ("in-use", "attached", "attached", "attaching")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached", "attaching")
     assert len(client.get(f"/volumes/{volume}")["volume"]["attachments"]) == 1
     assert complete(client, other).status == 204
     assert len(client.get(f"/volumes/{volume}")["volume"]["attachments"]) == 2
-    admin = dock.admin()
+    admin = attach_service.admin()
     left = remove(admin, one)
     assert [item["id"] for item in left.json["attachments"]] == [other]
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
     third = reserve(client, volume, instance_uuid=first).json["attachment"]["id"]
     assert remove(admin, other).status == 200
-    assert dock.statuses(volume) == ("reserved", "reserved", "reserved")
+    assert attach_service.statuses(volume) == ("reserved", "reserved", "reserved")
     assert remove(client, third).json == {"attachments": []}
-    assert dock.statuses(volume) == ("available", "detached")
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert not attach_service.target.exports
 
 
-def test_a_migrating_volume_does_not_become_available(dock: Hall) -> None:
-    client = dock.admin()
+def test_a_migrating_volume_does_not_become_available(attach_service: SharedService) -> None:
+    client = attach_service.admin()
     for migration, after in (("migrating", "reserved"), ("starting", "reserved"), ("success", "available")):
-        volume = dock.volume(client, status="reserved", migration_status=migration)
-        attachment = dock.attachment(client, volume)
+        volume = attach_service.volume(client, status="reserved", migration_status=migration)
+        attachment = attach_service.attachment(client, volume)
         assert remove(client, attachment).status == 200
-        assert dock.statuses(volume) == (after, "detached")
+        assert attach_service.statuses(volume) == (after, "detached")
 
 
 def test_a_multiattach_volume_comes_from_a_multiattach_type_and_needs_the_policy(
-    dock: Hall, monkeypatch: pytest.MonkeyPatch
+    attach_service: SharedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from blockstore import policies
 
     name = unknown_id()
     kind = {"name": name, "extra_specs": {"multiattach": "<is> True"}}
-    assert dock.admin()("POST", "/types", {"volume_type": kind}).status == 200
-    member = dock.member()
+    assert attach_service.admin()("POST", "/types", {"volume_type": kind}).status == 200
+    member = attach_service.member()
     body = {"volume": {"size": 1, "volume_type": name}}
     made = member("POST", "/volumes", body)
     assert (made.status, made.json["volume"]["multiattach"]) == (202, True)
@@ -457,42 +463,44 @@ def test_a_multiattach_volume_comes_from_a_multiattach_type_and_needs_the_policy
     member.wait_idle()
 
 
-def test_a_second_use_of_a_bootable_volume_needs_the_policy(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_use_of_a_bootable_volume_needs_the_policy(
+    attach_service: SharedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from blockstore import policies
 
     rule = "volume:multiattach_bootable_volume"
     monkeypatch.setattr(policies, "RULES", {**policies.RULES, rule: policies.Level.ADMIN})
-    member = dock.member()
-    admin = dock.admin(member.headers["X-Project-Id"])
-    volume = dock.volume(member, multiattach=True, bootable=True)
+    member = attach_service.member()
+    admin = attach_service.admin(member.headers["X-Project-Id"])
+    volume = attach_service.volume(member, multiattach=True, bootable=True)
     assert reserve(member, volume).status == 200
-    used = dock.volume(member, multiattach=True, bootable=True, status="in-use", attach_status="attached")
-    before = dock.facts(used)
+    used = attach_service.volume(member, multiattach=True, bootable=True, status="in-use", attach_status="attached")
+    before = attach_service.facts(used)
     refused = reserve(member, used)
     assert (refused.status, refused.message) == (403, f"Policy doesn't allow {rule} to be performed.")
-    assert dock.facts(used) == before
+    assert attach_service.facts(used) == before
     assert reserve(admin, used).status == 200
 
 
-def test_a_server_that_is_migrated_has_the_volume_twice(dock: Hall) -> None:
+def test_a_server_that_is_migrated_has_the_volume_twice(attach_service: SharedService) -> None:
     """The same server reserves again, connects from its other host, and gives the old attachment up."""
-    client = dock.admin()
-    volume, source = attached(client, dock, instance_uuid=SERVER)
+    client = attach_service.admin()
+    volume, source = attached(client, attach_service, instance_uuid=SERVER)
     assert reserve(client, volume, instance_uuid=unknown_id()).status == 400
     assert reserve(client, volume).status == 400
     again = reserve(client, volume, instance_uuid=SERVER)
     assert again.status == 200
     destination = again.json["attachment"]["id"]
-    assert dock.statuses(volume) == ("in-use", "attached", "attached", "reserved")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached", "reserved")
     same_host = connect(client, destination, CONNECTOR)
     assert (same_host.status, "is connected already" in same_host.message) == (409, True)
     assert connect(client, destination, OTHER).status == 200
-    assert dock.statuses(volume) == ("in-use", "attached", "attached", "attaching")
-    assert set(dock.target.exports) == {source, destination}
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached", "attaching")
+    assert set(attach_service.target.exports) == {source, destination}
     assert complete(client, destination).status == 204
     assert remove(client, source).status == 200
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
-    assert set(dock.target.exports) == {destination}
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
+    assert set(attach_service.target.exports) == {destination}
 
 
 # --- races -------------------------------------------------------------------------------------------------
@@ -500,12 +508,14 @@ def test_a_server_that_is_migrated_has_the_volume_twice(dock: Hall) -> None:
 
 @pytest.mark.parametrize("with_connector", [False, True])
 @pytest.mark.parametrize("role", ["admin", "member"])
-def test_of_twenty_that_want_one_volume_one_wins(dock: Hall, role: str, with_connector: bool) -> None:
+def test_of_twenty_that_want_one_volume_one_wins(
+    attach_service: SharedService, role: str, with_connector: bool
+) -> None:
     """To administrators it is said who holds it; to members that it is taken."""
-    owner = dock.member()
+    owner = attach_service.member()
     project = owner.headers["X-Project-Id"]
-    volume = dock.volume(owner)
-    clients = [getattr(dock, role)(project) for _ in range(20)]
+    volume = attach_service.volume(owner)
+    clients = [getattr(attach_service, role)(project) for _ in range(20)]
     more = {"connector": CONNECTOR} if with_connector else {}
     servers = [new_id() for _ in clients]
     answers = at_once(20, lambda n: reserve(clients[n], volume, instance_uuid=servers[n], **more))
@@ -520,41 +530,42 @@ def test_of_twenty_that_want_one_volume_one_wins(dock: Hall, role: str, with_con
             assert answer.message.endswith("It is taken.")
             assert held["id"] not in answer.message
             assert held["instance"] not in answer.message
-    assert len(dock.statuses(volume)) == 3
+    assert len(attach_service.statuses(volume)) == 3
 
 
-def test_connecting_completing_and_deleting_at_once_is_never_a_500(dock: Hall) -> None:
+def test_connecting_completing_and_deleting_at_once_is_never_a_500(attach_service: SharedService) -> None:
     """Every one of them is answered in the form of the wire, and nothing is left over."""
-    client = dock.admin()
+    client = attach_service.admin()
     for _ in range(15):
-        volume = dock.volume(client)
+        volume = attach_service.volume(client)
         attachment = reserve(client, volume).json["attachment"]["id"]
         asks: list[Callable[[], Answer]] = [
-            lambda a=attachment: connect(dock.admin(), a),  # type: ignore[misc]
-            lambda a=attachment: connect(dock.admin(), a, OTHER),  # type: ignore[misc]
-            lambda a=attachment: complete(dock.admin(), a),  # type: ignore[misc]
-            lambda a=attachment: remove(dock.admin(), a),  # type: ignore[misc]
-            lambda a=attachment: remove(dock.admin(), a),  # type: ignore[misc]
-            lambda a=attachment: dock.admin()("GET", f"/attachments/{a}"),  # type: ignore[misc]
-            lambda a=attachment: dock.admin()("GET", "/attachments/detail?all_tenants=1"),  # type: ignore[misc]
+            lambda a=attachment: connect(attach_service.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: connect(attach_service.admin(), a, OTHER),  # type: ignore[misc]
+            lambda a=attachment: complete(attach_service.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: remove(attach_service.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: remove(attach_service.admin(), a),  # type: ignore[misc]
+            lambda a=attachment: attach_service.admin()("GET", f"/attachments/{a}"),  # type: ignore[misc]
+            # type: ignore[misc]
+            lambda a=attachment: attach_service.admin()("GET", "/attachments/detail?all_tenants=1"),
         ]
         answers = at_once(len(asks), lambda n, asks=asks: asks[n]())  # type: ignore[misc]
         assert {answer.status for answer in answers} <= {200, 204, 400, 404, 409}, [a.body for a in answers]
         client.wait_idle()
         if client("GET", f"/attachments/{attachment}").status == 200:
             assert remove(client, attachment).status == 200
-        assert dock.statuses(volume) == ("available", "detached")
-        assert attachment not in dock.target.exports
+        assert attach_service.statuses(volume) == ("available", "detached")
+        assert attachment not in attach_service.target.exports
 
 
-def test_of_many_deletes_one_wins(dock: Hall) -> None:
-    client = dock.admin()
-    volume, attachment = attached(client, dock)
-    statuses = sorted(answer.status for answer in at_once(8, lambda _: remove(dock.admin(), attachment)))
+def test_of_many_deletes_one_wins(attach_service: SharedService) -> None:
+    client = attach_service.admin()
+    volume, attachment = attached(client, attach_service)
+    statuses = sorted(answer.status for answer in at_once(8, lambda _: remove(attach_service.admin(), attachment)))
     assert statuses.count(200) == 1
     assert set(statuses) <= {200, 404, 409}
-    assert dock.target.asked.count(("withdraw", attachment)) == 1
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.target.asked.count(("withdraw", attachment)) == 1
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
 # --- CVE-2023-2088 -----------------------------------------------------------------------------------------
@@ -563,101 +574,105 @@ HELD = ("attaching", "attached", "connecting", "error_detaching")
 
 
 @pytest.mark.parametrize("status", HELD)
-def test_a_member_cannot_take_a_disk_away_under_a_server(dock: Hall, status: str) -> None:
-    member = dock.member()
-    volume = dock.volume(member, status="in-use", attach_status="attached")
-    attachment = dock.attachment(member, volume, status=status, instance_uuid=SERVER)
-    before = dock.facts(volume)
+def test_a_member_cannot_take_a_disk_away_under_a_server(attach_service: SharedService, status: str) -> None:
+    member = attach_service.member()
+    volume = attach_service.volume(member, status="in-use", attach_status="attached")
+    attachment = attach_service.attachment(member, volume, status=status, instance_uuid=SERVER)
+    before = attach_service.facts(volume)
     for roles in ("member,reader", "member", "service,member"):  # a user who calls himself a service is none
-        answer = remove(Client(dock.service, **{**member.headers, "X-Roles": roles}), attachment)
+        answer = remove(Client(attach_service.service, **{**member.headers, "X-Roles": roles}), attachment)
         assert (answer.status, SERVER in answer.message) == (409, True)
         assert "conflictingRequest" in answer.json
     for word in ("", "member", "servicex", "reader,admin"):
         assert remove(member, attachment, **{"X-Service-Roles": word}).status == 409
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before
 
 
 @pytest.mark.parametrize("by", ["server", "service"])
 @pytest.mark.parametrize("status", HELD)
-def test_a_member_does_not_connect_what_a_server_is_connecting(dock: Hall, status: str, by: str) -> None:
+def test_a_member_does_not_connect_what_a_server_is_connecting(
+    attach_service: SharedService, status: str, by: str
+) -> None:
     """The initiator of the server would lose its export to the member's."""
-    member = dock.member()
-    volume = dock.volume(member, status="attaching", attach_status="attaching")
+    member = attach_service.member()
+    volume = attach_service.volume(member, status="attaching", attach_status="attaching")
     who = {"instance_uuid": SERVER} if by == "server" else {"by_service": True}
-    attachment = dock.attachment(member, volume, status=status, connector=CONNECTOR, **who)
-    before = dock.facts(volume)
+    attachment = attach_service.attachment(member, volume, status=status, connector=CONNECTOR, **who)
+    before = attach_service.facts(volume)
     for connector in (CONNECTOR, OTHER):
         answer = connect(member, attachment, connector)
         assert (answer.status, "detach the volume through the server's own service" in answer.message) == (409, True)
         assert "conflictingRequest" in answer.json
-    assert dock.facts(volume) == before
-    assert not dock.target.asked
+    assert attach_service.facts(volume) == before
+    assert not attach_service.target.asked
 
 
-def test_a_server_s_own_service_connects_again(dock: Hall) -> None:
+def test_a_server_s_own_service_connects_again(attach_service: SharedService) -> None:
     """And what it has connected is its own, also where it named no server; complete takes nothing away from it."""
-    member = dock.member()
+    member = attach_service.member()
     service = {"X-Service-Roles": "service"}
-    volume = dock.volume(member)
+    volume = attach_service.volume(member)
     attachment = reserve(member, volume).json["attachment"]["id"]
     assert connect(member, attachment).status == 200
     assert connect(member, attachment, OTHER, **service).status == 200
     assert connect(member, attachment).status == remove(member, attachment).status == 409
-    assert next(iter(dock.target.exports.values())).connector == OTHER
+    assert next(iter(attach_service.target.exports.values())).connector == OTHER
     assert connect(member, attachment, CONNECTOR, **service).status == 200
     assert complete(member, attachment).status == complete(member, attachment, **service).status == 204
     assert remove(member, attachment).status == 409
     assert remove(member, attachment, **service).status == 200
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
 @pytest.mark.parametrize("who", ["service", "admin"])
-def test_the_server_s_own_service_and_administrators_may(dock: Hall, who: str) -> None:
-    member = dock.member()
-    volume, attachment = attached(member, dock, instance_uuid=SERVER)
+def test_the_server_s_own_service_and_administrators_may(attach_service: SharedService, who: str) -> None:
+    member = attach_service.member()
+    volume, attachment = attached(member, attach_service, instance_uuid=SERVER)
     assert remove(member, attachment).status == 409
     answer = (
         remove(member, attachment, **{"X-Service-Roles": "reader,service"})
         if who == "service"
-        else remove(dock.admin(), attachment)
+        else remove(attach_service.admin(), attachment)
     )
     assert (answer.status, answer.json) == (200, {"attachments": []})
-    assert dock.statuses(volume) == ("available", "detached")
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert not attach_service.target.exports
 
 
 @pytest.mark.parametrize(
     ("status", "instance"),
     [("reserved", SERVER), ("error_attaching", SERVER), ("attached", None), ("attaching", None)],
 )
-def test_a_member_may_delete_what_no_server_uses(dock: Hall, status: str, instance: str | None) -> None:
-    member = dock.member()
-    volume = dock.volume(member, status="reserved")
-    attachment = dock.attachment(member, volume, status=status, instance_uuid=instance)
+def test_a_member_may_delete_what_no_server_uses(
+    attach_service: SharedService, status: str, instance: str | None
+) -> None:
+    member = attach_service.member()
+    volume = attach_service.volume(member, status="reserved")
+    attachment = attach_service.attachment(member, volume, status=status, instance_uuid=instance)
     assert remove(member, attachment).status == 200
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
 # --- secrets -----------------------------------------------------------------------------------------------
 
 
 def test_the_secret_is_told_to_those_who_may_connect_and_nowhere_else(
-    dock: Hall, caplog: pytest.LogCaptureFixture
+    attach_service: SharedService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    member = dock.member()
+    member = attach_service.member()
     project = member.headers["X-Project-Id"]
-    reader, admin = dock.reader(project), dock.admin(project)
+    reader, admin = attach_service.reader(project), attach_service.admin(project)
     secrets = {}
     for connector in (CONNECTOR, OTHER):
-        made = reserve(member, dock.volume(member), connector=connector).json["attachment"]
+        made = reserve(member, attach_service.volume(member), connector=connector).json["attachment"]
         secrets[made["id"]] = made["connection_info"][SECRET_AS]
     first, second = secrets
     for secret in secrets.values():
         assert len(secret) == 16
         assert secret.isalnum()
     assert secrets[first] != secrets[second]
-    assert dock.target.exports[first].secret == secrets[first]
+    assert attach_service.target.exports[first].secret == secrets[first]
     for client in (member, admin):
         assert shown(client, first)["connection_info"][SECRET_AS] == secrets[first]
     assert shown(reader, first)["connection_info"] == {}
@@ -679,35 +694,38 @@ def test_the_secret_is_told_to_those_who_may_connect_and_nowhere_else(
     ]
     assert all(first.encode() in reply for reply in replies[1:2])
     other = member("GET", f"/attachments/{first}").body
-    dock.target.fail["withdraw"] = SessionAlive("The session of node1 is still there.")
+    attach_service.target.fail["withdraw"] = SessionAlive("The session of node1 is still there.")
     replies.append(remove(admin, first).body)
     places = {
         "replies": b"".join(replies),
         "another attachment's reply": other.replace(secrets[first].encode(), b""),
         "logs": caplog.text.encode() + "".join(str(r.__dict__) for r in caplog.records).encode(),
-        "rows": repr(dock.contents()).encode(),
+        "rows": repr(attach_service.contents()).encode(),
     }
-    if dock.db.path is not None:
+    if attach_service.db.path is not None:
         for name in ("", "-wal"):
-            places[f"database file{name}"] = Path(f"{dock.db.path}{name}").read_bytes()
+            places[f"database file{name}"] = Path(f"{attach_service.db.path}{name}").read_bytes()
     for place, content in places.items():
         assert content, place
         for secret in secrets.values():
             assert secret.encode() not in content, place
 
 
-def test_a_target_without_a_secret_tells_none(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dock.target, "secret_as", "")
-    member = dock.member()
-    made = reserve(member, dock.volume(member), connector=CONNECTOR).json["attachment"]
+def test_a_target_without_a_secret_tells_none(attach_service: SharedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach_service.target, "secret_as", "")
+    member = attach_service.member()
+    made = reserve(member, attach_service.volume(member), connector=CONNECTOR).json["attachment"]
     assert SECRET_AS not in made["connection_info"]
-    assert dock.target.exports[made["id"]].secret.encode() not in member("GET", f"/attachments/{made['id']}").body
+    assert (
+        attach_service.target.exports[made["id"]].secret.encode()
+        not in member("GET", f"/attachments/{made['id']}").body
+    )
 
 
-def test_the_host_of_a_server_is_for_administrators_and_services(dock: Hall) -> None:
-    member = dock.member()
+def test_the_host_of_a_server_is_for_administrators_and_services(attach_service: SharedService) -> None:
+    member = attach_service.member()
     project = member.headers["X-Project-Id"]
-    volume, _ = attached(member, dock, instance_uuid=SERVER)
+    volume, _ = attached(member, attach_service, instance_uuid=SERVER)
 
     def host(client: Client, **headers: str) -> Any:
         (one,) = client.get(f"/volumes/{volume}", **headers)["volume"]["attachments"]
@@ -716,22 +734,22 @@ def test_the_host_of_a_server_is_for_administrators_and_services(dock: Hall) -> 
         return one["host_name"]
 
     assert host(member) is None
-    assert host(dock.reader(project)) is None
-    assert host(dock.admin(project)) == "node1"
+    assert host(attach_service.reader(project)) is None
+    assert host(attach_service.admin(project)) == "node1"
     assert host(member, **{"X-Service-Roles": "service"}) == "node1"
-    for client, path in ((member, "/attachments"), (dock.reader(project), "/attachments/detail")):
+    for client, path in ((member, "/attachments"), (attach_service.reader(project), "/attachments/detail")):
         assert b"node1" not in client("GET", path).body
 
 
 # --- the walls between projects ----------------------------------------------------------------------------
 
 
-def test_an_attachment_of_others_is_answered_as_one_that_is_not_there(dock: Hall) -> None:
-    owner, stranger = dock.member(), dock.member()
-    volume, attachment = attached(owner, dock)
-    hidden = dock.attachment(stranger, dock.volume(stranger), legacy=True, status="attaching")
+def test_an_attachment_of_others_is_answered_as_one_that_is_not_there(attach_service: SharedService) -> None:
+    owner, stranger = attach_service.member(), attach_service.member()
+    volume, attachment = attached(owner, attach_service)
+    hidden = attach_service.attachment(stranger, attach_service.volume(stranger), legacy=True, status="attaching")
     absent = unknown_id()
-    before = dock.facts(volume)
+    before = attach_service.facts(volume)
     for ask in (
         lambda a: stranger("GET", f"/attachments/{a}"),
         lambda a: connect(stranger, a),
@@ -745,106 +763,106 @@ def test_an_attachment_of_others_is_answered_as_one_that_is_not_there(dock: Hall
             answer = ask(there)
             assert answer.status == 404
             assert answer.body.replace(there.encode(), absent.encode()) == expected.body
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before
     assert stranger("GET", "/attachments/x").status == 404
 
 
 # --- targets that fail -------------------------------------------------------------------------------------
 
 
-def test_an_export_that_fails_is_told_and_can_be_tried_again(dock: Hall) -> None:
-    member = dock.member()
-    volume = dock.volume(member)
-    dock.target.fail["export"] = Unreachable("The target's daemon does not answer.")
+def test_an_export_that_fails_is_told_and_can_be_tried_again(attach_service: SharedService) -> None:
+    member = attach_service.member()
+    volume = attach_service.volume(member)
+    attach_service.target.fail["export"] = Unreachable("The target's daemon does not answer.")
     answer = reserve(member, volume, instance_uuid=SERVER, connector=CONNECTOR)
     assert (answer.status, "serviceUnavailable" in answer.json) == (503, True)
     assert answer.message.endswith(f"is error_attaching: {Unreachable.public_text}")
     ((attachment,),) = [[item["id"] for item in member.get("/attachments")["attachments"]]]
-    assert dock.statuses(volume) == ("reserved", "detached", "error_attaching")
+    assert attach_service.statuses(volume) == ("reserved", "detached", "error_attaching")
     assert shown(member, attachment)["connection_info"] == {}
     (message,) = member.get("/messages")["messages"]
     assert message["user_message"].startswith(f"attach volume: {Unreachable.public_text} (request id req-")
-    admin = dock.admin(member.headers["X-Project-Id"])
+    admin = attach_service.admin(member.headers["X-Project-Id"])
     (full,) = admin.get("/messages")["messages"]
     assert full["user_message"] == "attach volume: The target's daemon does not answer."
     assert (message["resource_type"], message["resource_uuid"]) == ("ATTACHMENT", attachment)
     again = connect(member, attachment)
-    assert (again.status, dock.statuses(volume)) == (503, ("reserved", "detached", "error_attaching"))
-    dock.target.fail.clear()
+    assert (again.status, attach_service.statuses(volume)) == (503, ("reserved", "detached", "error_attaching"))
+    attach_service.target.fail.clear()
     again = connect(member, attachment)
     assert (again.status, again.json["attachment"]["status"]) == (200, "attaching")
-    assert dock.statuses(volume) == ("attaching", "attaching", "attaching")
+    assert attach_service.statuses(volume) == ("attaching", "attaching", "attaching")
 
 
-def test_a_withdrawal_that_fails_keeps_the_volume_in_use(dock: Hall) -> None:
+def test_a_withdrawal_that_fails_keeps_the_volume_in_use(attach_service: SharedService) -> None:
     """Somebody may still read and write, so nobody else may have it, until the comparison has ended the session."""
-    member, admin = dock.member(), dock.admin()
-    volume, attachment = attached(member, dock)
-    dock.target.fail["withdraw"] = SessionAlive("The session of node1 does not end.")
+    member, admin = attach_service.member(), attach_service.admin()
+    volume, attachment = attached(member, attach_service)
+    attach_service.target.fail["withdraw"] = SessionAlive("The session of node1 does not end.")
     answer = remove(member, attachment)
     assert answer.status == 503
     assert answer.message.endswith(f"is error_detaching: {SessionAlive.public_text}")
-    assert dock.statuses(volume) == ("in-use", "attached", "error_detaching")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "error_detaching")
     assert reserve(member, volume).status == 400
     assert member("DELETE", f"/volumes/{volume}").status == 400
     assert admin("DELETE", f"/volumes/{volume}?force=true").status == 400
-    full = dock.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
+    full = attach_service.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
     assert full["user_message"] == "detach volume: The session of node1 does not end."
-    dock.service.exports.reconcile(dock.service.backends)
-    assert dock.statuses(volume) == ("in-use", "attached", "error_detaching")
-    dock.target.fail.clear()
-    dock.service.exports.reconcile(dock.service.backends)
+    attach_service.service.exports.reconcile(attach_service.service.backends)
+    assert attach_service.statuses(volume) == ("in-use", "attached", "error_detaching")
+    attach_service.target.fail.clear()
+    attach_service.service.exports.reconcile(attach_service.service.backends)
     member.wait_idle()
-    assert dock.statuses(volume) == ("available", "detached")
-    assert attachment not in dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert attachment not in attach_service.target.exports
 
 
-def test_a_withdrawal_that_failed_can_be_asked_for_again(dock: Hall) -> None:
-    member = dock.member()
-    volume, attachment = attached(member, dock)
-    dock.target.fail["withdraw"] = SessionAlive("no")
+def test_a_withdrawal_that_failed_can_be_asked_for_again(attach_service: SharedService) -> None:
+    member = attach_service.member()
+    volume, attachment = attached(member, attach_service)
+    attach_service.target.fail["withdraw"] = SessionAlive("no")
     assert [remove(member, attachment).status for _ in range(2)] == [503, 503]
-    dock.target.fail.clear()
+    attach_service.target.fail.clear()
     assert remove(member, attachment).status == 200
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
 @pytest.mark.parametrize("status", ["attaching", "attached"])
-def test_what_is_held_on_this_node_stays_attached(dock: Hall, status: str) -> None:
-    member = dock.member()
-    volume = dock.volume(member)
+def test_what_is_held_on_this_node_stays_attached(attach_service: SharedService, status: str) -> None:
+    member = attach_service.member()
+    volume = attach_service.volume(member)
     attachment = reserve(member, volume, connector=CONNECTOR).json["attachment"]["id"]
     if status == "attached":
         complete(member, attachment)
-    before = dock.statuses(volume)
-    dock.target.fail["withdraw"] = InUse("/dev/x is still in use on this node, by qemu (7).")
+    before = attach_service.statuses(volume)
+    attach_service.target.fail["withdraw"] = InUse("/dev/x is still in use on this node, by qemu (7).")
     answer = remove(member, attachment)
     assert (answer.status, "conflictingRequest" in answer.json) == (409, True)
     assert answer.message.endswith(f"is {status}: {InUse.public_text}")
-    full = dock.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
+    full = attach_service.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
     assert full["user_message"].endswith("/dev/x is still in use on this node, by qemu (7).")
-    assert dock.statuses(volume) == before
-    assert attachment in dock.target.exports
-    dock.target.fail.clear()
+    assert attach_service.statuses(volume) == before
+    assert attachment in attach_service.target.exports
+    attach_service.target.fail.clear()
     assert remove(member, attachment).status == 200
 
 
-def test_a_connector_that_the_target_refuses_late_is_told(dock: Hall) -> None:
-    member = dock.member()
-    volume = dock.volume(member)
-    dock.target.fail["export"] = InvalidConnector("The connector's 'initiator' is no name.")
+def test_a_connector_that_the_target_refuses_late_is_told(attach_service: SharedService) -> None:
+    member = attach_service.member()
+    volume = attach_service.volume(member)
+    attach_service.target.fail["export"] = InvalidConnector("The connector's 'initiator' is no name.")
     answer = reserve(member, volume, connector=CONNECTOR)
     assert (answer.status, str(InvalidConnector.public_text) in answer.message) in ((503, True), (400, True))
-    assert dock.statuses(volume) == ("reserved", "detached", "error_attaching")
+    assert attach_service.statuses(volume) == ("reserved", "detached", "error_attaching")
 
 
-def test_a_bug_in_a_target_is_told_without_its_words(dock: Hall) -> None:
-    member = dock.member()
-    dock.target.fail["export"] = RuntimeError("s3cret")
-    answer = reserve(member, dock.volume(member), connector=CONNECTOR)
+def test_a_bug_in_a_target_is_told_without_its_words(attach_service: SharedService) -> None:
+    member = attach_service.member()
+    attach_service.target.fail["export"] = RuntimeError("s3cret")
+    answer = reserve(member, attach_service.volume(member), connector=CONNECTOR)
     assert (answer.status, b"s3cret" in answer.body) == (503, False)
     assert "An internal error stopped it. Ask your administrator." in answer.message
-    full = dock.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
+    full = attach_service.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
     assert "an internal error (RuntimeError) stopped it" in full["user_message"]
 
 
@@ -885,31 +903,31 @@ def test_a_slow_target_is_waited_for_so_long_and_goes_on(quick_to_give_up: Servi
     assert api.get(f"/volumes/{volume}")["volume"]["status"] == "available"
 
 
-def test_what_is_deleted_while_it_is_connected_leaves_nothing(dock: Hall) -> None:
-    client = dock.admin()
-    volume = dock.volume(client)
-    gate = dock.target.gate("export")
+def test_what_is_deleted_while_it_is_connected_leaves_nothing(attach_service: SharedService) -> None:
+    client = attach_service.admin()
+    volume = attach_service.volume(client)
+    gate = attach_service.target.gate("export")
     with ThreadPoolExecutor(2) as threads:
-        connecting = threads.submit(reserve, dock.admin(), volume, connector=CONNECTOR)
-        assert dock.target.begun["export"].wait(20)
+        connecting = threads.submit(reserve, attach_service.admin(), volume, connector=CONNECTOR)
+        assert attach_service.target.begun["export"].wait(20)
         (row,) = client.get(f"/attachments?all_tenants=1&volume_id={volume}")["attachments"]
-        deleting = threads.submit(remove, dock.admin(), row["id"])
-        while dock.statuses(volume)[2:] == ("connecting",):
+        deleting = threads.submit(remove, attach_service.admin(), row["id"])
+        while attach_service.statuses(volume)[2:] == ("connecting",):
             time.sleep(0.01)
         gate.set()
         assert connecting.result(30).status in (200, 404, 409)
         assert deleting.result(30).status == 200
     client.wait_idle()
-    assert dock.statuses(volume) == ("available", "detached")
-    assert row["id"] not in dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert row["id"] not in attach_service.target.exports
 
 
 # --- what an administrator does ----------------------------------------------------------------------------
 
 
-def test_reset_to_detached_tears_everything_down(dock: Hall) -> None:
-    member, admin = dock.member(), dock.admin()
-    volume = dock.volume(member, multiattach=True)
+def test_reset_to_detached_tears_everything_down(attach_service: SharedService) -> None:
+    member, admin = attach_service.member(), attach_service.admin()
+    volume = attach_service.volume(member, multiattach=True)
     for connector in (CONNECTOR, OTHER):
         made = reserve(member, volume, connector=connector, instance_uuid=new_id()).json["attachment"]
         assert complete(member, made["id"]).status == 204
@@ -917,35 +935,35 @@ def test_reset_to_detached_tears_everything_down(dock: Hall) -> None:
         f"volumes/{volume}", "os-initialize_connection", {"connector": {**CONNECTOR, "initiator": "third"}}
     )
     assert connection.status == 200
-    assert len(dock.target.exports) == 3
+    assert len(attach_service.target.exports) == 3
     body = {"status": "available", "attach_status": "detached"}
     assert admin.action(f"volumes/{volume}", "os-reset_status", body).status == 202
-    assert dock.statuses(volume) == ("available", "detached")
-    assert dock.facts(volume)[1] == []
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert attach_service.facts(volume)[1] == []
+    assert not attach_service.target.exports
     assert member("DELETE", f"/volumes/{volume}").status == 202
 
 
-def test_reset_of_the_attach_status_alone_leaves_the_status(dock: Hall) -> None:
-    member, admin = dock.member(), dock.admin()
-    volume, _ = attached(member, dock)
+def test_reset_of_the_attach_status_alone_leaves_the_status(attach_service: SharedService) -> None:
+    member, admin = attach_service.member(), attach_service.admin()
+    volume, _ = attached(member, attach_service)
     assert admin.action(f"volumes/{volume}", "os-reset_status", {"attach_status": "detached"}).status == 202
-    assert dock.statuses(volume) == ("in-use", "detached")
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("in-use", "detached")
+    assert not attach_service.target.exports
 
 
-def test_reset_to_in_use_needs_attachments(dock: Hall) -> None:
-    member, admin = dock.member(), dock.admin()
-    free = dock.volume(member, status="error")
-    used, _ = attached(member, dock)
+def test_reset_to_in_use_needs_attachments(attach_service: SharedService) -> None:
+    member, admin = attach_service.member(), attach_service.admin()
+    free = attach_service.volume(member, status="error")
+    used, _ = attached(member, attach_service)
     for volume, status in ((free, 400), (used, 202)):
         assert admin.action(f"volumes/{volume}", "os-reset_status", {"status": "in-use"}).status == status
 
 
-def test_no_delete_of_what_is_attached(dock: Hall) -> None:
-    member, admin = dock.member(), dock.admin()
-    volume, attachment = attached(member, dock)
-    before = dock.facts(volume)
+def test_no_delete_of_what_is_attached(attach_service: SharedService) -> None:
+    member, admin = attach_service.member(), attach_service.admin()
+    volume, attachment = attached(member, attach_service)
+    before = attach_service.facts(volume)
     for answer in (
         member("DELETE", f"/volumes/{volume}"),
         member("DELETE", f"/volumes/{volume}?cascade=true"),
@@ -953,70 +971,70 @@ def test_no_delete_of_what_is_attached(dock: Hall) -> None:
         admin("POST", f"/volumes/{volume}/action", {"os-force_delete": {}}),
     ):
         assert (answer.status, "it is attached" in answer.message) == (400, True)
-    assert dock.facts(volume) == before
-    assert attachment in dock.target.exports
+    assert attach_service.facts(volume) == before
+    assert attachment in attach_service.target.exports
 
 
-def test_a_forced_delete_ends_what_is_not_yet_attached(dock: Hall) -> None:
+def test_a_forced_delete_ends_what_is_not_yet_attached(attach_service: SharedService) -> None:
     """Reserved, or exported and not completed: both go with the volume, and so does the export."""
-    member, admin = dock.member(), dock.admin()
+    member, admin = attach_service.member(), attach_service.admin()
     for connector in (None, CONNECTOR):
-        volume = dock.volume(member)
+        volume = attach_service.volume(member)
         made = reserve(member, volume, connector=connector).json["attachment"]["id"]
         assert member("DELETE", f"/volumes/{volume}").status == 400
         assert admin.action(f"volumes/{volume}", "os-force_delete").status == 202
-        assert dock.facts(volume)[:2] == (None, [])
+        assert attach_service.facts(volume)[:2] == (None, [])
         assert member("GET", f"/attachments/{made}").status == 404
-        assert not dock.target.exports
+        assert not attach_service.target.exports
 
 
-def test_a_forced_delete_whose_export_does_not_end_fails_with_the_reason(dock: Hall) -> None:
-    member, admin = dock.member(), dock.admin()
-    volume = dock.volume(member)
+def test_a_forced_delete_whose_export_does_not_end_fails_with_the_reason(attach_service: SharedService) -> None:
+    member, admin = attach_service.member(), attach_service.admin()
+    volume = attach_service.volume(member)
     attachment = reserve(member, volume, connector=CONNECTOR).json["attachment"]["id"]
-    dock.target.fail["withdraw"] = SessionAlive("The session of node1 does not end.")
+    attach_service.target.fail["withdraw"] = SessionAlive("The session of node1 does not end.")
     assert admin.action(f"volumes/{volume}", "os-force_delete").status == 202
-    assert dock.statuses(volume)[0] == "error_deleting"
-    full = dock.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
+    assert attach_service.statuses(volume)[0] == "error_deleting"
+    full = attach_service.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
     assert "The session of node1 does not end." in full["user_message"]
-    dock.target.fail.clear()
+    attach_service.target.fail.clear()
     assert admin.action(f"volumes/{volume}", "os-force_delete").status == 202
-    assert dock.facts(volume)[:2] == (None, [])
-    assert attachment not in dock.target.exports
+    assert attach_service.facts(volume)[:2] == (None, [])
+    assert attachment not in attach_service.target.exports
 
 
 # --- extending what is attached ----------------------------------------------------------------------------
 
 
-def test_an_attached_volume_grows_and_is_in_use_again(dock: Hall) -> None:
-    member = dock.member()
+def test_an_attached_volume_grows_and_is_in_use_again(attach_service: SharedService) -> None:
+    member = attach_service.member()
     volume = member.volume()["id"]
     attachment = reserve(member, volume, connector=CONNECTOR).json["attachment"]["id"]
     assert complete(member, attachment).status == 204
     assert member.action(f"volumes/{volume}", "os-extend", {"new_size": 2}, version="3.41").status == 400
     assert member.action(f"volumes/{volume}", "os-extend", {"new_size": 2}, version="3.42").status == 202
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
     assert member.get(f"/volumes/{volume}")["volume"]["size"] == 2
-    assert ("resize", attachment) in dock.target.asked
+    assert ("resize", attachment) in attach_service.target.asked
 
 
-def test_a_volume_that_loses_its_attachment_while_it_grows_is_available(dock: Hall) -> None:
-    client = dock.admin()
+def test_a_volume_that_loses_its_attachment_while_it_grows_is_available(attach_service: SharedService) -> None:
+    client = attach_service.admin()
     volume = client.volume()["id"]
     attachment = reserve(client, volume, connector=CONNECTOR).json["attachment"]["id"]
     complete(client, attachment)
-    gate = dock.target.gate("resize")
+    gate = attach_service.target.gate("resize")
     assert client("POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}}).status == 202
-    assert dock.target.begun["resize"].wait(20)
+    assert attach_service.target.begun["resize"].wait(20)
     with ThreadPoolExecutor(1) as threads:
-        deleting = threads.submit(remove, dock.admin(), attachment)
-        while dock.statuses(volume)[2:] == ("attached",):
+        deleting = threads.submit(remove, attach_service.admin(), attachment)
+        while attach_service.statuses(volume)[2:] == ("attached",):
             time.sleep(0.01)
-        assert dock.statuses(volume) == ("extending", "attached", "disconnecting")
+        assert attach_service.statuses(volume) == ("extending", "attached", "disconnecting")
         gate.set()
         assert deleting.result(30).status == 200
     client.wait_idle()
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
     assert client.get(f"/volumes/{volume}")["volume"]["size"] == 2
 
 
@@ -1049,18 +1067,20 @@ def test_a_target_that_cannot_show_a_new_size_refuses_before_anything_is_charged
 # --- looking -----------------------------------------------------------------------------------------------
 
 
-def test_a_list_whose_volume_goes_meanwhile_is_answered(dock: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_whose_volume_goes_meanwhile_is_answered(
+    attach_service: SharedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rows and their volumes are looked up one after the other."""
     from blockstore.api.http import listing
 
-    client = dock.member()
-    kept, gone = dock.volume(client), dock.volume(client)
-    stays, goes = (dock.attachment(client, volume) for volume in (kept, gone))
+    client = attach_service.member()
+    kept, gone = attach_service.volume(client), attach_service.volume(client)
+    stays, goes = (attach_service.attachment(client, volume) for volume in (kept, gone))
     real = listing.page
 
     def page(*args: Any, **kw: Any) -> Any:
         found = real(*args, **kw)
-        with dock.db.write() as session:
+        with attach_service.db.write() as session:
             session.execute(Attachment.__table__.delete().where(Attachment.id == goes))  # type: ignore[attr-defined]
             session.execute(Volume.__table__.delete().where(Volume.id == gone))  # type: ignore[attr-defined]
         return found
@@ -1069,23 +1089,23 @@ def test_a_list_whose_volume_goes_meanwhile_is_answered(dock: Hall, monkeypatch:
     assert [item["id"] for item in client.get("/attachments/detail")["attachments"]] == [stays]
 
 
-def test_a_status_of_the_service_s_own_is_shown_in_the_wire_s_words(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_a_status_of_the_service_s_own_is_shown_in_the_wire_s_words(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     for status, word in (("connecting", "attaching"), ("disconnecting", "detaching")):
-        attachment = dock.attachment(client, volume, status=status)
+        attachment = attach_service.attachment(client, volume, status=status)
         assert shown(client, attachment)["status"] == word
-        with dock.db.write() as session:
+        with attach_service.db.write() as session:
             session.execute(update(Attachment).where(Attachment.id == attachment).values(volume_id=volume))
 
 
-def test_threads_that_ask_for_many_volumes_at_once_all_get_theirs(dock: Hall) -> None:
-    client = dock.admin()
-    volumes = [dock.volume(client) for _ in range(16)]
-    answers = at_once(16, lambda n: reserve(dock.admin(), volumes[n], connector=CONNECTOR))
+def test_threads_that_ask_for_many_volumes_at_once_all_get_theirs(attach_service: SharedService) -> None:
+    client = attach_service.admin()
+    volumes = [attach_service.volume(client) for _ in range(16)]
+    answers = at_once(16, lambda n: reserve(attach_service.admin(), volumes[n], connector=CONNECTOR))
     made = [answer.json["attachment"]["id"] for answer in answers]
-    assert set(made) <= set(dock.target.exports)
-    removed = at_once(16, lambda n: remove(dock.admin(), made[n]))
+    assert set(made) <= set(attach_service.target.exports)
+    removed = at_once(16, lambda n: remove(attach_service.admin(), made[n]))
     assert {answer.status for answer in removed} == {200}
-    assert not set(made) & set(dock.target.exports)
+    assert not set(made) & set(attach_service.target.exports)
     assert threading.active_count() < 200

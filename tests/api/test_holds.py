@@ -15,7 +15,7 @@ from sqlalchemy import text, update
 from blockstore import states
 from blockstore.db.models import Attachment, OperationRow, Snapshot, Volume, now
 from blockstore.operations import new_operation_id
-from tests.api.conftest import POOL, Hall, at_once
+from tests.api.conftest import POOL, SharedService, at_once
 from tests.api.test_attachments import CONNECTOR, connect, remove, reserve
 from tests.api.volumes.test_attach_actions import ask, attach, initialize, terminate
 from tests.api.volumes.test_transfers import NEW, accept, offer
@@ -28,22 +28,22 @@ def offered(client: Client, volume: str, **more: Any) -> Answer:
     return client("POST", NEW, {"transfer": {"volume_id": volume, **more}})
 
 
-def set_status(hall: Hall, volume: str, status: str) -> None:
+def set_status(shared_service: SharedService, volume: str, status: str) -> None:
     """As an administrator does."""
-    answer = hall.admin()("POST", f"/volumes/{volume}/action", {"os-reset_status": {"status": status}})
+    answer = shared_service.admin()("POST", f"/volumes/{volume}/action", {"os-reset_status": {"status": status}})
     assert answer.status == 202
 
 
 # --- connections -------------------------------------------------------------------------------------------
 
 
-def test_what_os_initialize_connection_made_keeps_a_volume_from_being_offered(dock: Hall) -> None:
+def test_what_os_initialize_connection_made_keeps_a_volume_from_being_offered(attach_service: SharedService) -> None:
     """The volume is available all the while, and no list shows why not; the refusal does."""
-    donor, receiver = dock.member(), dock.member()
-    volume = dock.volume(donor)
+    donor, receiver = attach_service.member(), attach_service.member()
+    volume = attach_service.volume(donor)
     assert initialize(donor, volume).status == 200
-    assert dock.statuses(volume) == ("available", "detached")
-    before = dock.facts(volume)
+    assert attach_service.statuses(volume) == ("available", "detached")
+    before = attach_service.facts(volume)
     for where in ("/volume-transfers", "/os-volume-transfer"):
         refused = donor("POST", where, {"transfer": {"volume_id": volume}})
         assert (refused.status, refused.message) == (
@@ -51,38 +51,38 @@ def test_what_os_initialize_connection_made_keeps_a_volume_from_being_offered(do
             f"Invalid volume: volume {volume} cannot be offered: it has a connection made by os-initialize_connection;"
             " end it with os-terminate_connection first.",
         )
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before
     assert terminate(donor, volume).status == 202
     transfer = offer(donor, volume)
     assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
-    assert not dock.target.exports
+    assert not attach_service.target.exports
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("status", ATTACHMENT_STATUSES)
-def test_an_attachment_in_any_status_holds_a_volume(lite: Hall, status: str, legacy: bool) -> None:
+def test_an_attachment_in_any_status_holds_a_volume(sqlite_service: SharedService, status: str, legacy: bool) -> None:
     """Neither offered nor accepted: also when an administrator has set the status that would allow it."""
-    donor, receiver = lite.member(), lite.member()
-    volume = lite.volume(donor)
+    donor, receiver = sqlite_service.member(), sqlite_service.member()
+    volume = sqlite_service.volume(donor)
     transfer = offer(donor, volume)
-    set_status(lite, volume, "available")
-    row = lite.attachment(donor, volume, status=status, legacy=legacy)
+    set_status(sqlite_service, volume, "available")
+    row = sqlite_service.attachment(donor, volume, status=status, legacy=legacy)
     assert offered(donor, volume).status == 400
-    set_status(lite, volume, "awaiting-transfer")
+    set_status(sqlite_service, volume, "awaiting-transfer")
     refused = accept(receiver, transfer["id"], transfer["auth_key"])
     held = "it has a connection" if legacy else "it has an attachment; delete the attachment first"
     assert (refused.status, f"{volume} cannot be accepted: {held}" in refused.message) == (400, True), refused.message
-    with lite.db.write() as session:
+    with sqlite_service.db.write() as session:
         assert session.get_one(Volume, volume).project_id == donor.headers["X-Project-Id"]
         session.delete(session.get_one(Attachment, row))
     assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
 
 
-def test_what_awaits_a_transfer_is_connected_to_nobody(dock: Hall) -> None:
-    donor = dock.member()
-    volume = dock.volume(donor)
+def test_what_awaits_a_transfer_is_connected_to_nobody(attach_service: SharedService) -> None:
+    donor = attach_service.member()
+    volume = attach_service.volume(donor)
     offer(donor, volume)
-    before = dock.facts(volume)
+    before = attach_service.facts(volume)
     for answer in (
         initialize(donor, volume),
         ask(donor, volume, "os-reserve"),
@@ -91,18 +91,18 @@ def test_what_awaits_a_transfer_is_connected_to_nobody(dock: Hall) -> None:
         reserve(donor, volume, connector=CONNECTOR),
     ):
         assert (answer.status, "awaiting-transfer" in answer.message) == (400, True), answer.body
-    assert dock.facts(volume) == before
-    left = dock.attachment(donor, volume, status="error_attaching")
+    assert attach_service.facts(volume) == before
+    left = attach_service.attachment(donor, volume, status="error_attaching")
     answer = connect(donor, left)
     assert (answer.status, "awaiting-transfer" in answer.message) == (409, True)
-    assert not dock.target.exports
+    assert not attach_service.target.exports
 
 
-def test_of_an_offer_and_a_connection_at_once_one_is_refused(dock: Hall) -> None:
-    donor = dock.member()
-    another = dock.member(donor.headers["X-Project-Id"])
+def test_of_an_offer_and_a_connection_at_once_one_is_refused(attach_service: SharedService) -> None:
+    donor = attach_service.member()
+    another = attach_service.member(donor.headers["X-Project-Id"])
     for _ in range(10):
-        volume = dock.volume(donor)
+        volume = attach_service.volume(donor)
         answers = at_once(
             2,
             lambda n: initialize(another, volume) if n else offered(donor, volume),  # noqa: B023
@@ -110,64 +110,64 @@ def test_of_an_offer_and_a_connection_at_once_one_is_refused(dock: Hall) -> None
         donor.wait_idle()
         assert sorted(answer.status for answer in answers) in ([200, 400], [202, 400])
         status = "awaiting-transfer" if answers[0].status == 202 else "available"
-        assert dock.statuses(volume) == (status, "detached")
-        assert bool(dock.target.exports) == (answers[1].status == 200)
+        assert attach_service.statuses(volume) == (status, "detached")
+        assert bool(attach_service.target.exports) == (answers[1].status == 200)
         terminate(donor, volume)
 
 
-def test_a_volume_with_a_connection_is_not_reverted(dock: Hall) -> None:
+def test_a_volume_with_a_connection_is_not_reverted(attach_service: SharedService) -> None:
     """Its initiator would go on with bytes that are the volume's no more."""
-    client = dock.member()
-    volume = dock.volume(client)
-    snapshot = dock.snapshot(client, volume)
+    client = attach_service.member()
+    volume = attach_service.volume(client)
+    snapshot = attach_service.snapshot(client, volume)
     initialize(client, volume)
-    before = dock.facts(volume)
+    before = attach_service.facts(volume)
     refused = ask(client, volume, "revert", {"snapshot_id": snapshot})
     assert (refused.status, refused.message) == (
         409,
         f"Volume {volume} cannot be reverted: it has a connection made by os-initialize_connection;"
         " end it with os-terminate_connection first.",
     )
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before
     assert client.get(f"/snapshots/{snapshot}")["snapshot"]["status"] == "available"
 
 
 @pytest.mark.parametrize("name", ["os-migrate_volume", "os-unmanage"])
-def test_a_volume_with_a_connection_is_neither_moved_nor_let_go(dock: Hall, name: str) -> None:
-    admin = dock.admin()
-    volume = dock.volume(admin)
+def test_a_volume_with_a_connection_is_neither_moved_nor_let_go(attach_service: SharedService, name: str) -> None:
+    admin = attach_service.admin()
+    volume = attach_service.volume(admin)
     initialize(admin, volume)
-    before = dock.facts(volume)
+    before = attach_service.facts(volume)
     refused = ask(admin, volume, name, {"host": "nowhere@else"} if name == "os-migrate_volume" else {})
     assert refused.status == 400
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before
 
 
 @pytest.mark.parametrize("how", ["os-force_delete", "DELETE"])
-def test_with_a_volume_go_its_exports(dock: Hall, how: str) -> None:
-    admin = dock.admin()
+def test_with_a_volume_go_its_exports(attach_service: SharedService, how: str) -> None:
+    admin = attach_service.admin()
     volume = admin.volume()["id"]
     initialize(admin, volume)
-    assert len(dock.target.exports) == 1
+    assert len(attach_service.target.exports) == 1
     answer = admin("DELETE", f"/volumes/{volume}") if how == "DELETE" else ask(admin, volume, how)
     assert answer.status == 202
     admin.wait_idle()
     assert admin("GET", f"/volumes/{volume}").status == 404
-    assert not dock.target.exports
+    assert not attach_service.target.exports
 
 
-def test_what_is_reset_while_it_is_exported_stays_with_its_project(dock: Hall) -> None:
+def test_what_is_reset_while_it_is_exported_stays_with_its_project(attach_service: SharedService) -> None:
     """An administrator's reset takes no export away unless it says detached; so the export holds the volume."""
-    client, admin = dock.member(), dock.admin()
-    volume = dock.volume(client)
+    client, admin = attach_service.member(), attach_service.admin()
+    volume = attach_service.volume(client)
     made = reserve(client, volume, connector=CONNECTOR).json["attachment"]["id"]
-    set_status(dock, volume, "available")
-    assert set(dock.target.exports) == {made}
+    set_status(attach_service, volume, "available")
+    assert set(attach_service.target.exports) == {made}
     assert offered(client, volume).status == 400
     assert ask(admin, volume, "os-unmanage").status == 400
     ask(admin, volume, "os-reset_status", {"status": "available", "attach_status": "detached"})
     admin.wait_idle()
-    assert not dock.target.exports
+    assert not attach_service.target.exports
     assert offered(client, volume).status == 202
 
 
@@ -175,9 +175,9 @@ def test_what_is_reset_while_it_is_exported_stays_with_its_project(dock: Hall) -
 
 
 @contextmanager
-def stuck(hall: Hall, monkeypatch: pytest.MonkeyPatch, method: str) -> Iterator[threading.Event]:
+def stuck(shared_service: SharedService, monkeypatch: pytest.MonkeyPatch, method: str) -> Iterator[threading.Event]:
     """Let the backend begin something and not end it; yields what is set when it has begun."""
-    backend = hall.service.backends[POOL]
+    backend = shared_service.service.backends[POOL]
     real, begun, goes_on = getattr(backend, method), threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
@@ -189,7 +189,7 @@ def stuck(hall: Hall, monkeypatch: pytest.MonkeyPatch, method: str) -> Iterator[
         patch.setattr(backend, method, slow)
         yield begun
         goes_on.set()
-        hall.admin().wait_idle()
+        shared_service.admin().wait_idle()
 
 
 @pytest.mark.parametrize("no_snapshots", [False, True])
@@ -201,7 +201,7 @@ def stuck(hall: Hall, monkeypatch: pytest.MonkeyPatch, method: str) -> Iterator[
     ],
 )
 def test_a_copy_that_is_being_made_holds_a_volume(
-    lite: Hall,
+    sqlite_service: SharedService,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     path: str,
@@ -210,9 +210,9 @@ def test_a_copy_that_is_being_made_holds_a_volume(
     no_snapshots: bool,
 ) -> None:
     """Else the former owner's copy would have what the next one writes."""
-    donor = lite.member()
+    donor = sqlite_service.member()
     volume = donor.volume()["id"]
-    with stuck(lite, monkeypatch, method) as begun:
+    with stuck(sqlite_service, monkeypatch, method) as begun:
         assert donor("POST", path, {noun: {source: volume}}).status == 202
         assert begun.wait(30)
         refused = offered(donor, volume, no_snapshots=no_snapshots)
@@ -221,21 +221,21 @@ def test_a_copy_that_is_being_made_holds_a_volume(
     assert offered(donor, volume, no_snapshots=True).status == 202
 
 
-def test_an_operation_holds_a_volume_whose_status_was_reset(lite: Hall) -> None:
+def test_an_operation_holds_a_volume_whose_status_was_reset(sqlite_service: SharedService) -> None:
     """Its quota would be given back to the wrong project; what a migration has left elsewhere does no harm."""
-    donor, receiver = lite.member(), lite.member()
-    volume = lite.volume(donor)
+    donor, receiver = sqlite_service.member(), sqlite_service.member()
+    volume = sqlite_service.volume(donor)
     transfer = offer(donor, volume)
     facts = {"resource_type": "volume", "resource_id": volume, "project_id": "p", "request_id": "r", "body": {}}
-    operation = lite.add(OperationRow, id=new_operation_id(), kind="ExtendVolume", **facts)
+    operation = sqlite_service.add(OperationRow, id=new_operation_id(), kind="ExtendVolume", **facts)
     try:
         refused = accept(receiver, transfer["id"], transfer["auth_key"])
         assert (refused.status, "is not finished" in refused.message) == (400, True)
-        with lite.db.write() as session:
+        with sqlite_service.db.write() as session:
             session.execute(update(OperationRow).where(OperationRow.id == operation).values(kind="RemoveCopy"))
         assert accept(receiver, transfer["id"], transfer["auth_key"]).status == 202
     finally:
-        with lite.db.write() as session:
+        with sqlite_service.db.write() as session:
             session.delete(session.get_one(OperationRow, operation))
 
 
@@ -266,19 +266,19 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_who_asks_while_it_changes_hands_is_told_that_there_is_none(dock: Hall, name: str) -> None:
+def test_who_asks_while_it_changes_hands_is_told_that_there_is_none(attach_service: SharedService, name: str) -> None:
     """The former owner's request has been let in, and waits for the transaction of the one who accepts.
 
     On PostgreSQL for the lock on the volume, on SQLite for the one writer.
     """
-    donor, receiver = dock.member(), dock.member()
-    volume = dock.volume(donor)
-    snapshot = dock.snapshot(donor, volume, number=1)
+    donor, receiver = attach_service.member(), attach_service.member()
+    volume = attach_service.volume(donor)
+    snapshot = attach_service.snapshot(donor, volume, number=1)
     with ThreadPoolExecutor(1) as thread:
-        with dock.db.write() as session:
+        with attach_service.db.write() as session:
             states.lock(session, volume)
             asked = thread.submit(CHANGES[name], donor, volume, snapshot)
-            _wait_until_blocked(dock, asked)
+            _wait_until_blocked(attach_service, asked)
             for model, row in ((Volume, volume), (Snapshot, snapshot)):
                 session.execute(
                     update(model).where(model.id == row).values(project_id=receiver.headers["X-Project-Id"])
@@ -286,23 +286,23 @@ def test_who_asks_while_it_changes_hands_is_told_that_there_is_none(dock: Hall, 
         answer = asked.result(30)
     assert answer.status == 404, answer.body
     donor.wait_idle()
-    with dock.db.read() as session:
+    with attach_service.db.read() as session:
         row, shot = session.get_one(Volume, volume), session.get_one(Snapshot, snapshot)
     assert (row.status, row.size, row.name, row.bootable, shot.status, shot.name) == (
         "available", 1, None, False, "available", None,
     )  # fmt: skip
 
 
-def _wait_until_blocked(hall: Hall, asked: Any) -> None:
+def _wait_until_blocked(shared_service: SharedService, asked: Any) -> None:
     """Return when a request waits for the lock; SQLite does not tell, and lets nobody pass."""
-    if hall.db.is_sqlite:
+    if shared_service.db.is_sqlite:
         return
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type='Lock'"
     )
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not asked.done():
-        with hall.db.read() as session:
+        with shared_service.db.read() as session:
             if session.execute(waiting).scalar():
                 return
         time.sleep(0.01)
@@ -312,29 +312,29 @@ def _wait_until_blocked(hall: Hall, asked: Any) -> None:
 # --- what is left of former versions -----------------------------------------------------------------------
 
 
-def test_a_connection_of_a_former_owner_is_ended_at_the_next_look(dock: Hall) -> None:
+def test_a_connection_of_a_former_owner_is_ended_at_the_next_look(attach_service: SharedService) -> None:
     """Versions before 0008 let it live on."""
-    donor, receiver = dock.member(), dock.member()
-    volume = dock.volume(donor)
+    donor, receiver = attach_service.member(), attach_service.member()
+    volume = attach_service.volume(donor)
     initialize(donor, volume)
-    kept = dock.volume(receiver)
+    kept = attach_service.volume(receiver)
     initialize(receiver, kept)
-    with dock.db.write() as session:
+    with attach_service.db.write() as session:
         owner = receiver.headers["X-Project-Id"]
         session.execute(update(Volume).where(Volume.id == volume).values(project_id=owner, updated_at=now()))
-    dock.service.exports.reconcile(dock.service.backends)
+    attach_service.service.exports.reconcile(attach_service.service.backends)
     receiver.wait_idle()
-    (export,) = dock.target.exports.values()
+    (export,) = attach_service.target.exports.values()
     assert export.volume == f"volume-{kept}"
-    assert dock.facts(volume)[1] == []
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.facts(volume)[1] == []
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
-def test_administrators_end_what_no_list_shows(dock: Hall) -> None:
-    member, admin = dock.member(), dock.admin()
-    volume = dock.volume(member)
+def test_administrators_end_what_no_list_shows(attach_service: SharedService) -> None:
+    member, admin = attach_service.member(), attach_service.admin()
+    volume = attach_service.volume(member)
     initialize(member, volume)
-    (row,) = dock.facts(volume)[1]
+    (row,) = attach_service.facts(volume)[1]
     assert member("GET", f"/attachments/{row.id}").status == remove(member, row.id).status == 404
     assert connect(admin, row.id).status == 404
     shown = admin.get(f"/attachments/{row.id}")["attachment"]
@@ -342,5 +342,5 @@ def test_administrators_end_what_no_list_shows(dock: Hall) -> None:
     assert admin.get("/attachments?all_tenants=1")["attachments"] == []
     removed = remove(admin, row.id)
     assert (removed.status, removed.json) == (200, {"attachments": []})
-    assert not dock.target.exports
-    assert dock.statuses(volume) == ("available", "detached")
+    assert not attach_service.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")

@@ -16,7 +16,7 @@ from blockstore.policies import RULES, Level
 from blockstore.schemas.snapshots import SNAPSHOT
 from blockstore.schemas.unsupported import Anything
 from blockstore.schemas.volumes import VOLUME
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 from tests.conftest import Client
 
 BODIES: dict[str, Any] = {
@@ -119,33 +119,33 @@ def place(path: str, **ids: str) -> str:
 
 @by_name
 def test_a_caller_without_the_role_is_told_the_rule(
-    lite: Hall, method: str, path: str, name: str, endpoint: Endpoint
+    sqlite_service: SharedService, method: str, path: str, name: str, endpoint: Endpoint
 ) -> None:
     level = RULES[endpoint.policy]
     callers = {
         Level.ANYONE: [],
-        Level.READER: [lite.nobody()],
-        Level.MEMBER: [lite.nobody(), lite.reader()],
-        Level.ADMIN: [lite.nobody(), lite.reader(), lite.member()],
+        Level.READER: [sqlite_service.nobody()],
+        Level.MEMBER: [sqlite_service.nobody(), sqlite_service.reader()],
+        Level.ADMIN: [sqlite_service.nobody(), sqlite_service.reader(), sqlite_service.member()],
     }[level]
-    before = lite.contents()
+    before = sqlite_service.contents()
     for caller in callers:
         answer = caller(method, place(path), body_of(method, path, name, endpoint))
         assert (answer.status, answer.message) == (403, f"Policy doesn't allow {endpoint.policy} to be performed.")
         assert "forbidden" in answer.json
-    assert lite.contents() == before
+    assert sqlite_service.contents() == before
 
 
 @by_name
 def test_a_caller_with_the_role_gets_past_the_policy(
-    lite: Hall, method: str, path: str, name: str, endpoint: Endpoint
+    sqlite_service: SharedService, method: str, path: str, name: str, endpoint: Endpoint
 ) -> None:
     level = RULES[endpoint.policy]
     caller = {
-        Level.ANYONE: lite.nobody,
-        Level.READER: lite.reader,
-        Level.MEMBER: lite.member,
-        Level.ADMIN: lite.admin,
+        Level.ANYONE: sqlite_service.nobody,
+        Level.READER: sqlite_service.reader,
+        Level.MEMBER: sqlite_service.member,
+        Level.ADMIN: sqlite_service.admin,
     }[level]()
     own = place(path, target_project=caller.headers["X-Project-Id"])
     assert caller(method, own, body_of(method, path, name, endpoint)).status in (200, 202, 204, 400, 404, 501)
@@ -153,20 +153,20 @@ def test_a_caller_with_the_role_gets_past_the_policy(
 
 @by_name
 def test_a_member_meets_nothing_of_another_project(
-    lite: Hall, method: str, path: str, name: str, endpoint: Endpoint
+    sqlite_service: SharedService, method: str, path: str, name: str, endpoint: Endpoint
 ) -> None:
     """What is there for others and what is not there at all are answered alike, to the byte."""
     if not re.search(r"<(volume|snapshot|message|attachment|transfer)_id>", path):
         return
-    owner, stranger = lite.member(), lite.member()
-    volume = lite.volume(owner)
+    owner, stranger = sqlite_service.member(), sqlite_service.member()
+    volume = sqlite_service.volume(owner)
     message = {"event_id": "e", "action_id": "1", "detail_id": "1", "message_level": "ERROR", "user_message": "m"}
     there = {
         "volume_id": volume,
-        "snapshot_id": lite.snapshot(owner, volume),
-        "message_id": lite.add(Message, project_id=owner.headers["X-Project-Id"], **message),
-        "attachment_id": lite.attachment(owner, volume),
-        "transfer_id": lite.add(
+        "snapshot_id": sqlite_service.snapshot(owner, volume),
+        "message_id": sqlite_service.add(Message, project_id=owner.headers["X-Project-Id"], **message),
+        "attachment_id": sqlite_service.attachment(owner, volume),
+        "transfer_id": sqlite_service.add(
             Transfer,
             volume_id=volume,
             project_id=owner.headers["X-Project-Id"],
@@ -177,10 +177,10 @@ def test_a_member_meets_nothing_of_another_project(
     }
     absent = dict.fromkeys(there, unknown_id())
     body = body_of(method, path, name, endpoint)
-    before = lite.contents()
+    before = sqlite_service.contents()
     seen = stranger(method, place(path, **there), body)
     unseen = stranger(method, place(path, **absent), body)
-    assert lite.contents() == before
+    assert sqlite_service.contents() == before
     if path.endswith("/accept"):
         return  # whoever has the key may; without it both are refused, in their own words
     assert seen.status == unseen.status
@@ -201,10 +201,10 @@ def test_a_member_meets_nothing_of_another_project(
     ],
     ids=["from snapshot", "clone", "snapshot", "attachment"],
 )
-def test_a_body_cannot_name_what_belongs_to_another_project(lite: Hall, body: Any) -> None:
-    owner, stranger = lite.member(), lite.member()
-    volume = lite.volume(owner)
-    snapshot = lite.snapshot(owner, volume)
+def test_a_body_cannot_name_what_belongs_to_another_project(sqlite_service: SharedService, body: Any) -> None:
+    owner, stranger = sqlite_service.member(), sqlite_service.member()
+    volume = sqlite_service.volume(owner)
+    snapshot = sqlite_service.snapshot(owner, volume)
     seen = stranger("POST", *body(volume, snapshot))
     nothing = unknown_id()
     unseen = stranger("POST", *body(nothing, nothing))
@@ -212,18 +212,18 @@ def test_a_body_cannot_name_what_belongs_to_another_project(lite: Hall, body: An
     assert seen.message.replace(volume, nothing).replace(snapshot, nothing) == unseen.message
 
 
-def test_revert_cannot_name_a_snapshot_of_another_project(lite: Hall) -> None:
-    owner, stranger = lite.member(), lite.member()
-    snapshot, mine = lite.snapshot(owner, lite.volume(owner)), lite.volume(stranger)
+def test_revert_cannot_name_a_snapshot_of_another_project(sqlite_service: SharedService) -> None:
+    owner, stranger = sqlite_service.member(), sqlite_service.member()
+    snapshot, mine = sqlite_service.snapshot(owner, sqlite_service.volume(owner)), sqlite_service.volume(stranger)
     answer = stranger("POST", f"/volumes/{mine}/action", {"revert": {"snapshot_id": snapshot}})
     assert (answer.status, answer.message) == (404, f"Snapshot {snapshot} could not be found.")
 
 
-def test_lists_keep_to_the_project(hall: Hall) -> None:
-    owner, stranger = hall.member(), hall.member()
-    volume = hall.volume(owner)
-    hall.snapshot(owner, volume)
-    hall.attachment(owner, volume)
+def test_lists_keep_to_the_project(shared_service: SharedService) -> None:
+    owner, stranger = shared_service.member(), shared_service.member()
+    volume = shared_service.volume(owner)
+    shared_service.snapshot(owner, volume)
+    shared_service.attachment(owner, volume)
     nouns = ("volumes", "snapshots", "attachments")
     for path in ("/messages", *(f"/{noun}{suffix}" for noun in nouns for suffix in ("", "/detail"))):
         (items,) = stranger.get(f"{path}?all_tenants=1").values()
@@ -231,15 +231,15 @@ def test_lists_keep_to_the_project(hall: Hall) -> None:
     assert stranger.get("/volumes/summary?all_tenants=1")["volume-summary"]["total_count"] == 0
 
 
-def test_an_administrator_sees_all_on_request(hall: Hall) -> None:
-    hall.clear()
-    owner, admin = hall.member(), hall.admin()
-    volume = hall.volume(owner)
-    snapshot = hall.snapshot(owner, volume)
+def test_an_administrator_sees_all_on_request(shared_service: SharedService) -> None:
+    shared_service.clear()
+    owner, admin = shared_service.member(), shared_service.admin()
+    volume = shared_service.volume(owner)
+    snapshot = shared_service.snapshot(owner, volume)
     assert admin.get("/volumes")["volumes"] == []
     assert [v["id"] for v in admin.get("/volumes?all_tenants=1")["volumes"]] == [volume]
     assert [s["id"] for s in admin.get("/snapshots?all_tenants=true")["snapshots"]] == [snapshot]
-    attachment = hall.attachment(owner, volume)
+    attachment = shared_service.attachment(owner, volume)
     for path in ("/attachments", "/attachments/detail"):
         assert admin.get(path)["attachments"] == []
         assert [a["id"] for a in admin.get(f"{path}?all_tenants=1")["attachments"]] == [attachment]
@@ -248,11 +248,11 @@ def test_an_administrator_sees_all_on_request(hall: Hall) -> None:
     assert admin.get(f"/volumes/{volume}")["volume"]["id"] == volume
 
 
-def test_a_hidden_destination_of_a_migration_is_for_administrators(lite: Hall) -> None:
-    owner = lite.member()
-    hidden = lite.volume(owner, migration_status=f"target:{unknown_id()}")
+def test_a_hidden_destination_of_a_migration_is_for_administrators(sqlite_service: SharedService) -> None:
+    owner = sqlite_service.member()
+    hidden = sqlite_service.volume(owner, migration_status=f"target:{unknown_id()}")
     assert owner.get("/volumes")["volumes"] == []
-    admin = lite.admin(owner.headers["X-Project-Id"])
+    admin = sqlite_service.admin(owner.headers["X-Project-Id"])
     assert [v["id"] for v in admin.get("/volumes")["volumes"]] == [hidden]
 
 
@@ -263,24 +263,24 @@ ADMIN_FIELDS = {
 
 
 @pytest.mark.parametrize("path", ["/volumes/{}", "/volumes/detail"])
-def test_a_member_sees_no_fields_of_administrators(lite: Hall, path: str) -> None:
-    member = lite.member()
-    admin = lite.admin(member.headers["X-Project-Id"])
-    volume = lite.volume(member, provider_id="secret", cluster_name="secret", migration_status="error")
+def test_a_member_sees_no_fields_of_administrators(sqlite_service: SharedService, path: str) -> None:
+    member = sqlite_service.member()
+    admin = sqlite_service.admin(member.headers["X-Project-Id"])
+    volume = sqlite_service.volume(member, provider_id="secret", cluster_name="secret", migration_status="error")
 
     def fields(client: Client) -> set[str]:
         shown = client.get(path.format(volume))
         return set(shown.get("volume") or shown["volumes"][0])
 
     assert fields(admin) - fields(member) == ADMIN_FIELDS
-    assert fields(member) == fields(lite.reader(member.headers["X-Project-Id"]))
+    assert fields(member) == fields(sqlite_service.reader(member.headers["X-Project-Id"]))
     assert b"secret" not in member("GET", path.format(volume)).body
-    assert lite.service.config.service.node.encode() not in member("GET", path.format(volume)).body
+    assert sqlite_service.service.config.service.node.encode() not in member("GET", path.format(volume)).body
 
 
-def test_a_member_sees_few_extra_specs(lite: Hall) -> None:
+def test_a_member_sees_few_extra_specs(sqlite_service: SharedService) -> None:
     specs = {"multiattach": "<is> False", "volume_backend_name": "secret", "RESKEY:availability_zones": "nova"}
-    admin, member = lite.admin(), lite.member()
+    admin, member = sqlite_service.admin(), sqlite_service.member()
     made = admin("POST", "/types", {"volume_type": {"name": unknown_id(), "extra_specs": specs}}).json["volume_type"]
     shown = {"multiattach": "<is> False", "RESKEY:availability_zones": "nova"}
     assert admin.get(f"/types/{made['id']}/extra_specs") == {"extra_specs": specs}
@@ -290,15 +290,15 @@ def test_a_member_sees_few_extra_specs(lite: Hall) -> None:
     assert member("GET", "/types?extra_specs={'volume_backend_name':'secret'}").status == 400
     assert b"secret" not in member("GET", "/types").body
     assert "qos_specs_id" not in member.get(f"/types/{made['id']}")["volume_type"]
-    assert "os-volume-type-access:is_public" not in lite.reader().get(f"/types/{made['id']}")["volume_type"]
+    assert "os-volume-type-access:is_public" not in sqlite_service.reader().get(f"/types/{made['id']}")["volume_type"]
     assert admin("DELETE", f"/types/{made['id']}").status == 202
 
 
-def test_a_private_type_is_for_those_who_were_given_it(lite: Hall) -> None:
-    admin, friend, stranger = lite.admin(), lite.member(), lite.member()
+def test_a_private_type_is_for_those_who_were_given_it(sqlite_service: SharedService) -> None:
+    admin, friend, stranger = sqlite_service.admin(), sqlite_service.member(), sqlite_service.member()
     name = unknown_id()
-    private = lite.add(VolumeType, name=name, is_public=False)
-    with lite.db.write() as session:
+    private = sqlite_service.add(VolumeType, name=name, is_public=False)
+    with sqlite_service.db.write() as session:
         session.add(TypeAccess(volume_type_id=private, project_id=friend.headers["X-Project-Id"]))
     assert friend("GET", f"/types/{private}").status == 200
     assert name in [t["name"] for t in friend.get("/types?is_public=false")["volume_types"]]
@@ -315,21 +315,21 @@ def test_a_private_type_is_for_those_who_were_given_it(lite: Hall) -> None:
     assert admin("DELETE", f"/types/{private}").status == 202
 
 
-def test_limits_of_another_project_are_for_administrators(lite: Hall) -> None:
-    member = lite.member()
+def test_limits_of_another_project_are_for_administrators(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
     answer = member("GET", "/limits?project_id=other")
     assert (answer.status, "forbidden" in answer.json) == (403, True)
     assert member("GET", "/limits?project_id=other", version="3.38").status == 200
-    assert lite.admin()("GET", "/limits?tenant_id=other").status == 200
-    assert "totalVolumesUsed" not in lite.nobody().get("/limits")["limits"]["absolute"]
+    assert sqlite_service.admin()("GET", "/limits?tenant_id=other").status == 200
+    assert "totalVolumesUsed" not in sqlite_service.nobody().get("/limits")["limits"]["absolute"]
 
 
-def test_force_on_delete_is_for_administrators_and_new(lite: Hall) -> None:
-    member = lite.member()
-    volume = lite.volume(member, status="extending", updated_at=now())
+def test_force_on_delete_is_for_administrators_and_new(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
+    volume = sqlite_service.volume(member, status="extending", updated_at=now())
     answer = member("DELETE", f"/volumes/{volume}?force=true")
     assert (answer.status, answer.message) == (403, "Policy doesn't allow volume:force_delete to be performed.")
-    assert lite.admin()("DELETE", f"/volumes/{volume}?force=true", version="3.22").status == 400
+    assert sqlite_service.admin()("DELETE", f"/volumes/{volume}?force=true", version="3.22").status == 400
 
 
 def test_every_rule_is_asked_for_somewhere() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import event, insert
 from blockstore.api.metadata import MOST_CHARACTERS, MOST_PAIRS
 from blockstore.api.volumes import volumes
 from blockstore.db.models import SnapshotMetadata, VolumeImageMetadata, VolumeMetadata
-from tests.api.conftest import Hall, at_once
+from tests.api.conftest import SharedService, at_once
 from tests.api.types.test_types import make_qos, make_type
 from tests.conftest import Answer, Client
 
@@ -19,20 +19,20 @@ FULL = {f"k{number:03}": "v" for number in range(MOST_PAIRS)}
 Write = Callable[[Client, str, Mapping[str, str]], Answer]
 
 
-def a_volume(hall: Hall, client: Client) -> str:
-    return hall.volume(client)
+def a_volume(shared_service: SharedService, client: Client) -> str:
+    return shared_service.volume(client)
 
 
-def a_snapshot(hall: Hall, client: Client) -> str:
-    return hall.snapshot(client, hall.volume(client))
+def a_snapshot(shared_service: SharedService, client: Client) -> str:
+    return shared_service.snapshot(client, shared_service.volume(client))
 
 
-def a_type(hall: Hall, client: Client) -> str:
-    return make_type(hall.admin())
+def a_type(shared_service: SharedService, client: Client) -> str:
+    return make_type(shared_service.admin())
 
 
-def a_qos(hall: Hall, client: Client) -> str:
-    return make_qos(hall.admin())
+def a_qos(shared_service: SharedService, client: Client) -> str:
+    return make_qos(shared_service.admin())
 
 
 def put(path: str, name: str = "metadata", method: str = "POST") -> Write:
@@ -54,7 +54,7 @@ def set_image(client: Client, owner: str, pairs: Mapping[str, str]) -> Answer:
     return client("POST", f"/volumes/{owner}/action", {"os-set_image_metadata": {"metadata": dict(pairs)}})
 
 
-MERGES: dict[str, tuple[Callable[[Hall, Client], str], Write, Write]] = {
+MERGES: dict[str, tuple[Callable[[SharedService, Client], str], Write, Write]] = {
     "volume": (a_volume, put("/volumes/{}/metadata"), one_by_one("/volumes/{}/metadata", "meta")),
     "snapshot": (a_snapshot, put("/snapshots/{}/metadata"), one_by_one("/snapshots/{}/metadata", "meta")),
     "image": (a_volume, set_image, set_image),
@@ -64,10 +64,10 @@ MERGES: dict[str, tuple[Callable[[Hall, Client], str], Write, Write]] = {
 
 
 @pytest.mark.parametrize("kind", MERGES)
-def test_the_sum_of_many_small_updates_is_bounded(lite: Hall, kind: str) -> None:
-    client = lite.admin()
+def test_the_sum_of_many_small_updates_is_bounded(sqlite_service: SharedService, kind: str) -> None:
+    client = sqlite_service.admin()
     made, merge, one = MERGES[kind]
-    owner = made(lite, client)
+    owner = made(sqlite_service, client)
     keys = list(FULL)
     for start in range(0, MOST_PAIRS, 64):
         assert merge(client, owner, dict.fromkeys(keys[start : start + 64], "v")).status == 200
@@ -79,62 +79,68 @@ def test_the_sum_of_many_small_updates_is_bounded(lite: Hall, kind: str) -> None
         assert write(client, owner, {keys[0]: "changed"}).status == 200  # what is there already may change
 
 
-BORN: dict[str, Callable[[Hall, Client, Mapping[str, str]], Answer]] = {
-    "volume": lambda hall, client, pairs: client("POST", "/volumes", {"volume": {"size": 1, "metadata": pairs}}),
-    "snapshot": lambda hall, client, pairs: client(
-        "POST", "/snapshots", {"snapshot": {"volume_id": hall.volume(client), "metadata": pairs}}
+BORN: dict[str, Callable[[SharedService, Client, Mapping[str, str]], Answer]] = {
+    "volume": lambda shared_service, client, pairs: client(
+        "POST", "/volumes", {"volume": {"size": 1, "metadata": pairs}}
     ),
-    "type": lambda hall, client, pairs: client(
+    "snapshot": lambda shared_service, client, pairs: client(
+        "POST", "/snapshots", {"snapshot": {"volume_id": shared_service.volume(client), "metadata": pairs}}
+    ),
+    "type": lambda shared_service, client, pairs: client(
         "POST", "/types", {"volume_type": {"name": f"many-{len(pairs)}", "extra_specs": pairs}}
     ),
-    "qos": lambda hall, client, pairs: client("POST", "/qos-specs", {"qos_specs": {"name": f"m{len(pairs)}", **pairs}}),
-    "volume, replaced": lambda hall, client, pairs: client(
-        "PUT", f"/volumes/{hall.volume(client)}/metadata", {"metadata": pairs}
+    "qos": lambda shared_service, client, pairs: client(
+        "POST", "/qos-specs", {"qos_specs": {"name": f"m{len(pairs)}", **pairs}}
     ),
-    "volume, updated": lambda hall, client, pairs: client(
-        "PUT", f"/volumes/{hall.volume(client)}", {"volume": {"metadata": pairs}}
+    "volume, replaced": lambda shared_service, client, pairs: client(
+        "PUT", f"/volumes/{shared_service.volume(client)}/metadata", {"metadata": pairs}
     ),
-    "snapshot, replaced": lambda hall, client, pairs: client(
-        "PUT", f"/snapshots/{a_snapshot(hall, client)}/metadata", {"metadata": pairs}
+    "volume, updated": lambda shared_service, client, pairs: client(
+        "PUT", f"/volumes/{shared_service.volume(client)}", {"volume": {"metadata": pairs}}
+    ),
+    "snapshot, replaced": lambda shared_service, client, pairs: client(
+        "PUT", f"/snapshots/{a_snapshot(shared_service, client)}/metadata", {"metadata": pairs}
     ),
 }
 
 
 @pytest.mark.parametrize("kind", BORN)
-def test_nothing_is_born_with_more(lite: Hall, kind: str) -> None:
-    assert BORN[kind](lite, lite.admin(), FULL).status in (200, 202)
-    refused = BORN[kind](lite, lite.admin(), {**FULL, "one-more": "v"})
+def test_nothing_is_born_with_more(sqlite_service: SharedService, kind: str) -> None:
+    assert BORN[kind](sqlite_service, sqlite_service.admin(), FULL).status in (200, 202)
+    refused = BORN[kind](sqlite_service, sqlite_service.admin(), {**FULL, "one-more": "v"})
     assert (refused.status, "at most 256 are allowed" in refused.message) == (413, True)
 
 
 @pytest.mark.parametrize("kind", ["volume", "snapshot", "image"])
-def test_parallel_updates_count_together(hall: Hall, kind: str) -> None:
-    client = hall.admin()
+def test_parallel_updates_count_together(shared_service: SharedService, kind: str) -> None:
+    client = shared_service.admin()
     project = client.headers["X-Project-Id"]
     made, merge, _ = MERGES[kind]
-    owner = made(hall, client)
+    owner = made(shared_service, client)
     assert merge(client, owner, dict(list(FULL.items())[: MOST_PAIRS - 3])).status == 200
-    answers = at_once(12, lambda n: merge(hall.admin(project), owner, {f"new-{n}": "v"}))
+    answers = at_once(12, lambda n: merge(shared_service.admin(project), owner, {f"new-{n}": "v"}))
     assert sorted(answer.status for answer in answers) == [200] * 3 + [413] * 9
 
 
 @pytest.mark.parametrize("kind", ["volume", "snapshot", "image"])
-def test_a_map_that_was_too_large_before_may_change_and_shrink_but_not_grow(lite: Hall, kind: str) -> None:
-    client = lite.admin()
+def test_a_map_that_was_too_large_before_may_change_and_shrink_but_not_grow(
+    sqlite_service: SharedService, kind: str
+) -> None:
+    client = sqlite_service.admin()
     made, merge, _ = MERGES[kind]
-    owner = made(lite, client)
+    owner = made(sqlite_service, client)
     table: Any = {"volume": VolumeMetadata, "snapshot": SnapshotMetadata, "image": VolumeImageMetadata}[kind]
     column = "snapshot_id" if kind == "snapshot" else "volume_id"
-    with lite.db.write() as session:
+    with sqlite_service.db.write() as session:
         session.execute(insert(table), [{column: owner, "key": f"k{n}", "value": "v"} for n in range(MOST_PAIRS + 50)])
     assert merge(client, owner, {"k3": "w"}).status == 200
     assert merge(client, owner, {"new": "v"}).status == 413
 
 
-def test_long_texts_are_bounded_together(lite: Hall) -> None:
+def test_long_texts_are_bounded_together(sqlite_service: SharedService) -> None:
     """Each may have 65535 bytes, but a list of volumes shows all of them."""
-    client = lite.admin()
-    volume = lite.volume(client)
+    client = sqlite_service.admin()
+    volume = sqlite_service.volume(client)
     text = "x" * 65_000
     assert [set_image(client, volume, {f"t{n}": text}).status for n in range(2)] == [200, 200]
     refused = set_image(client, volume, {"t2": text})
@@ -144,25 +150,27 @@ def test_long_texts_are_bounded_together(lite: Hall) -> None:
     assert set_image(client, volume, {"t2": text}).status == 200
 
 
-def test_the_longest_pairs_that_metadata_may_have_fit(lite: Hall) -> None:
-    client = lite.admin()
+def test_the_longest_pairs_that_metadata_may_have_fit(sqlite_service: SharedService) -> None:
+    client = sqlite_service.admin()
     merge = MERGES["volume"][1]
-    volume = lite.volume(client)
+    volume = sqlite_service.volume(client)
     for start in range(0, MOST_PAIRS, 128):
         pairs = {f"{n:0255}": "v" * 255 for n in range(start, start + 128)}
         assert merge(client, volume, pairs).status == 200
 
 
-def test_a_shown_volume_has_its_pairs_whatever_they_hold(hall: Hall) -> None:
-    client = hall.admin()
+def test_a_shown_volume_has_its_pairs_whatever_they_hold(shared_service: SharedService) -> None:
+    client = shared_service.admin()
     pairs = {"quote": '"', "backslash": "\\u0041'", "text": "é€😀", "empty": "", "null": "null"}
     for metadata in (pairs, {}):
         volume = client("POST", "/volumes", {"volume": {"size": 1, "metadata": metadata}}).json["volume"]["id"]
         assert client.get(f"/volumes/{volume}")["volume"]["metadata"] == metadata
 
 
-def test_a_summary_looks_at_a_bounded_number_of_pairs(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = hall.admin()
+def test_a_summary_looks_at_a_bounded_number_of_pairs(
+    shared_service: SharedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = shared_service.admin()
     for n in range(3):
         client(
             "POST", "/volumes", {"volume": {"size": 1, "metadata": {f"k{n}-{m}": "v" for m in range(4)} | {"a": "b"}}}
@@ -173,14 +181,14 @@ def test_a_summary_looks_at_a_bounded_number_of_pairs(hall: Hall, monkeypatch: p
     assert len(client.get("/volumes/summary")["volume-summary"]["metadata"]) <= 5
 
 
-def test_nobody_reads_the_image_metadata_of_snapshots_who_does_not_show_it(lite: Hall) -> None:
+def test_nobody_reads_the_image_metadata_of_snapshots_who_does_not_show_it(sqlite_service: SharedService) -> None:
     """It may be a megabyte each, and a page has a thousand snapshots."""
-    client = lite.member()
-    volume = lite.volume(client)
-    snapshot = lite.snapshot(client, volume, image_metadata={"k": "v"})
+    client = sqlite_service.member()
+    volume = sqlite_service.volume(client)
+    snapshot = sqlite_service.snapshot(client, volume, image_metadata={"k": "v"})
     read: list[str] = []
 
-    @event.listens_for(lite.db.engine, "after_cursor_execute")
+    @event.listens_for(sqlite_service.db.engine, "after_cursor_execute")
     def note(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
         read.append(statement)
 
@@ -192,5 +200,5 @@ def test_nobody_reads_the_image_metadata_of_snapshots_who_does_not_show_it(lite:
         assert not [one for one in read if "image_metadata" in one]
         made = client("POST", "/volumes", {"volume": {"snapshot_id": snapshot}}).json["volume"]["id"]
     finally:
-        event.remove(lite.db.engine, "after_cursor_execute", note)
+        event.remove(sqlite_service.db.engine, "after_cursor_execute", note)
     assert client.get(f"/volumes/{made}")["volume"]["volume_image_metadata"] == {"k": "v"}

@@ -18,7 +18,7 @@ import pytest
 from blockstore.api import ROUTE_TABLES
 from blockstore.db.models import new_id, now
 from blockstore.microversions import MAXIMUM
-from tests.api.conftest import Hall
+from tests.api.conftest import SharedService
 from tests.api.test_samples import Scene
 
 VERSIONS = range(MAXIMUM.minor + 1)
@@ -164,8 +164,8 @@ GETS = tuple(gets())
 class Asker:
     """Hands requests to the application without a client between."""
 
-    def __init__(self, hall: Hall, project: str, roles: str) -> None:
-        self._application = hall.service.app
+    def __init__(self, shared_service: SharedService, project: str, roles: str) -> None:
+        self._application = shared_service.service.app
         self._project = project
         self._environ = {
             "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "SERVER_NAME": "localhost", "SERVER_PORT": "80",
@@ -187,27 +187,29 @@ class Asker:
 
 
 @pytest.fixture(scope="module")
-def scene(lite: Hall) -> Scene:
+def scene(sqlite_service: SharedService) -> Scene:
     """A project that has one of everything."""
-    scene = Scene(lite)
+    scene = Scene(sqlite_service)
     scene.ids["project"] = scene.project
     specs = {"extra_specs": {"multiattach": "<is> False", "secret": "x"}}
     assert scene("POST", f"/types/{scene.ids['type']}/extra_specs", specs).status == 200
     found = scene("GET", f"/qos-specs/{scene.ids['limits']}/associate?vol_type_id={scene.ids['type']}")
     assert found.status == 202
-    scene.ids["used"] = lite.volume(scene.client.as_(scene.project), status="in-use", attach_status="attached")
+    scene.ids["used"] = sqlite_service.volume(
+        scene.client.as_(scene.project), status="in-use", attach_status="attached"
+    )
     owner = scene.client.as_(scene.project)
     times = {"attached_at": now(), "instance_uuid": new_id(), "attach_mode": "rw"}
-    lite.attachment(owner, scene.ids["used"], status="attached", **times)
+    sqlite_service.attachment(owner, scene.ids["used"], status="attached", **times)
     return scene
 
 
 @pytest.fixture(scope="module")
-def askers(lite: Hall, scene: Scene) -> dict[str, Asker]:
+def askers(sqlite_service: SharedService, scene: Scene) -> dict[str, Asker]:
     """Return who asks."""
     return {
-        "admin": Asker(lite, scene.project, "admin,member,reader"),
-        "member": Asker(lite, scene.project, "member,reader"),
+        "admin": Asker(sqlite_service, scene.project, "admin,member,reader"),
+        "member": Asker(sqlite_service, scene.project, "member,reader"),
     }
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from blockstore.api import snapshots
 from blockstore.db.models import OperationRow, Snapshot, now
-from tests.api.conftest import Hall
+from tests.api.conftest import SharedService
 from tests.api.volumes.test_attach_actions import ask
 from tests.conftest import Client
 
@@ -28,9 +28,11 @@ def taken(client: Client, clock: list[datetime.datetime], volume: str, *hours: f
     return [client.snapshot(volume)["id"] for _ in hours]
 
 
-def test_a_volume_is_reverted_to_the_snapshot_that_was_taken_last(dock: Hall, clock: list[datetime.datetime]) -> None:
+def test_a_volume_is_reverted_to_the_snapshot_that_was_taken_last(
+    attach_service: SharedService, clock: list[datetime.datetime]
+) -> None:
     """Though the clock was stepped back before each, or stood still."""
-    client = dock.member()
+    client = attach_service.member()
     volume = client.volume()["id"]
     shots = taken(client, clock, volume, 0, -1, -2, -2, -1.5)
     while shots:
@@ -45,9 +47,9 @@ def test_a_volume_is_reverted_to_the_snapshot_that_was_taken_last(dock: Hall, cl
         client.wait_idle()
 
 
-def test_lists_go_by_the_time_that_they_show(lite: Hall, clock: list[datetime.datetime]) -> None:
+def test_lists_go_by_the_time_that_they_show(sqlite_service: SharedService, clock: list[datetime.datetime]) -> None:
     """And the number, which Cinder does not have, is neither shown nor sorted or filtered by."""
-    client = lite.admin()
+    client = sqlite_service.admin()
     volume = client.volume()["id"]
     first, second, third = taken(client, clock, volume, 0, -2, -1)
     listed = client.get("/snapshots/detail")["snapshots"]
@@ -58,23 +60,25 @@ def test_lists_go_by_the_time_that_they_show(lite: Hall, clock: list[datetime.da
     assert client.get("/snapshots?number=1")["snapshots"] == []
 
 
-def test_with_a_volume_its_snapshots_go_from_the_newest_on(lite: Hall, clock: list[datetime.datetime]) -> None:
-    client = lite.member()
+def test_with_a_volume_its_snapshots_go_from_the_newest_on(
+    sqlite_service: SharedService, clock: list[datetime.datetime]
+) -> None:
+    client = sqlite_service.member()
     volume = client.volume()["id"]
     shots = taken(client, clock, volume, 0, -1, -2)
     assert client("DELETE", f"/volumes/{volume}?cascade=true").status == 202
     client.wait_idle()
-    with lite.db.read() as session:
+    with sqlite_service.db.read() as session:
         gone = select(OperationRow.resource_id).where(
             OperationRow.kind == "DeleteSnapshot", OperationRow.resource_id.in_(shots)
         )
         assert list(session.scalars(gone.order_by(OperationRow.id))) == shots[::-1]
 
 
-def test_numbers_are_of_each_volume_and_grow(lite: Hall) -> None:
-    client = lite.member()
+def test_numbers_are_of_each_volume_and_grow(sqlite_service: SharedService) -> None:
+    client = sqlite_service.member()
     volumes = [client.volume()["id"] for _ in range(2)]
     shots = [client.snapshot(volume)["id"] for _ in range(2) for volume in volumes]
-    with lite.db.read() as session:
+    with sqlite_service.db.read() as session:
         numbers = {row.id: row.number for row in session.scalars(select(Snapshot).where(Snapshot.id.in_(shots)))}
     assert [numbers[shot] for shot in shots] == [1, 1, 2, 2]

@@ -19,7 +19,7 @@ from blockstore.api.admin.extensions import EXTENSIONS
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Message, SnapshotMetadata, new_id, now
 from blockstore.microversions import MAXIMUM
-from tests.api.conftest import POOL, Hall
+from tests.api.conftest import POOL, SharedService
 from tests.conftest import Answer, Client
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -470,26 +470,29 @@ def sample(name: str) -> Any:
 class Scene:
     """A project with a volume, a snapshot, types and a message."""
 
-    def __init__(self, hall: Hall) -> None:
+    def __init__(self, shared_service: SharedService) -> None:
         self.project = "89afd400b6464bbcb12bc0a4d63e5bd3"
-        hall.clear()
+        shared_service.clear()
         self.client = Client(
-            hall.service, **{"X-Roles": "admin,member,reader", "X-User-Id": "c853ca26e8ea47978a52ee124a013d0e"}
+            shared_service.service,
+            **{"X-Roles": "admin,member,reader", "X-User-Id": "c853ca26e8ea47978a52ee124a013d0e"},
         )
-        owner = Client(hall.service, **{"X-Project-Id": self.project})
-        self.ids = {"volume": hall.volume(owner, size=1)}
-        self.ids["snapshot"] = hall.snapshot(owner, self.ids["volume"], progress="100%")
-        self.ids["spare"] = hall.volume(owner)
-        self._fill(hall.service.backends[POOL])
+        owner = Client(shared_service.service, **{"X-Project-Id": self.project})
+        self.ids = {"volume": shared_service.volume(owner, size=1)}
+        self.ids["snapshot"] = shared_service.snapshot(owner, self.ids["volume"], progress="100%")
+        self.ids["spare"] = shared_service.volume(owner)
+        self._fill(shared_service.service.backends[POOL])
         # In a project of its own: in the samples, lists hold nothing that is attached.
-        other = Client(hall.service, **{"X-Project-Id": "other"})
-        self.ids["used"] = hall.volume(other, status="in-use", attach_status="attached")
+        other = Client(shared_service.service, **{"X-Project-Id": "other"})
+        self.ids["used"] = shared_service.volume(other, status="in-use", attach_status="attached")
         times = {"created_at": now(), "attached_at": now()}
         facts = {"instance_uuid": new_id(), "attach_mode": "rw", **times}
-        self.ids["use"] = hall.attachment(other, self.ids["used"], status="attached", **facts)
-        self.ids["attachment"] = hall.attachment(owner, hall.volume(owner, status="reserved"), **facts)
-        self.ids["creating"] = hall.snapshot(owner, hall.volume(owner), status="creating")
-        self.ids["message"] = hall.add(
+        self.ids["use"] = shared_service.attachment(other, self.ids["used"], status="attached", **facts)
+        self.ids["attachment"] = shared_service.attachment(
+            owner, shared_service.volume(owner, status="reserved"), **facts
+        )
+        self.ids["creating"] = shared_service.snapshot(owner, shared_service.volume(owner), status="creating")
+        self.ids["message"] = shared_service.add(
             Message,
             project_id=self.project,
             event_id="VOLUME_VOLUME_001_003",
@@ -500,7 +503,7 @@ class Scene:
             resource_type="VOLUME",
             resource_uuid=self.ids["volume"],
         )
-        with hall.db.write() as session:
+        with shared_service.db.write() as session:
             session.add(SnapshotMetadata(snapshot_id=self.ids["snapshot"], key="key", value="v3"))
         self("PUT", f"/volumes/{self.ids['volume']}/metadata", {"metadata": {"name": "metadata1"}})
         for project in ("other", self.client.headers.get("X-Project-Id", ""), "f270b245cb11498ca4031deb7e141cfa"):
@@ -526,7 +529,7 @@ class Scene:
             self.ids[word] = made.json["qos_specs"]["id"]
         self("PUT", "/os-services/thaw", {"host": "blockstore@memory"})
         self("PUT", "/os-services/enable", {"host": "blockstore@memory", "binary": "cinder-volume"})
-        given = {"transfer": {"volume_id": hall.volume(owner), "name": "first volume"}}
+        given = {"transfer": {"volume_id": shared_service.volume(owner), "name": "first volume"}}
         offered = self("POST", "/volume-transfers", given).json["transfer"]
         self.ids["transfer"], self.ids["key"] = offered["id"], offered["auth_key"]
 
@@ -591,9 +594,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(lite: Hall) -> Scene:
+def scene(sqlite_service: SharedService) -> Scene:
     """What the samples show, made anew."""
-    return Scene(lite)
+    return Scene(sqlite_service)
 
 
 PER_TYPE = ("volumes_", "gigabytes_", "snapshots_")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 from tests.conftest import Answer, Client
 
 LONG = "x" * 256
@@ -16,29 +16,29 @@ VOLUME, SNAPSHOT, TYPE = "volume", "snapshot", "volume_type"
 
 
 @pytest.fixture(scope="module")
-def admin(lite: Hall) -> Client:
+def admin(sqlite_service: SharedService) -> Client:
     """An administrator with a project of his own."""
-    return lite.admin()
+    return sqlite_service.admin()
 
 
 @pytest.fixture(scope="module")
-def ids(lite: Hall, admin: Client) -> dict[str, str]:
+def ids(sqlite_service: SharedService, admin: Client) -> dict[str, str]:
     """A volume, a snapshot and a type to ask for changes of."""
-    volume = lite.volume(admin, size=3)
+    volume = sqlite_service.volume(admin, size=3)
     return {
         "volume": volume,
-        "snapshot": lite.snapshot(admin, volume, volume_size=3),
-        "type": lite.type_id,
+        "snapshot": sqlite_service.snapshot(admin, volume, volume_size=3),
+        "type": sqlite_service.type_id,
         "other": unknown_id(),
     }
 
 
 @pytest.fixture(autouse=True)
-def _nothing_changes(lite: Hall, ids: dict[str, str]) -> Iterator[None]:
+def _nothing_changes(sqlite_service: SharedService, ids: dict[str, str]) -> Iterator[None]:
     """Compare the whole database before and after each test of this file."""
-    before = lite.contents()
+    before = sqlite_service.contents()
     yield
-    assert lite.contents() == before
+    assert sqlite_service.contents() == before
 
 
 def refused(answer: Answer, *words: str, status: int = 400) -> None:
@@ -443,16 +443,18 @@ def test_a_bad_switch_of_delete(admin: Client, ids: dict[str, str], query: str) 
 # --- where the reference is open -----------------------------------------------------------------------------
 
 
-def test_unknown_fields_are_ignored_before_they_were_forbidden(lite: Hall, ids: dict[str, str]) -> None:
-    nobody = lite.nobody()  # refused only after the body was found good
+def test_unknown_fields_are_ignored_before_they_were_forbidden(
+    sqlite_service: SharedService, ids: dict[str, str]
+) -> None:
+    nobody = sqlite_service.nobody()  # refused only after the body was found good
     body = {VOLUME: {"size": 1, "more": {"deep": 1}, "backup_id": "ignored before 3.47", "group_id": 7}}
     assert nobody("POST", "/volumes", body, version="3.12").status == 403
     assert nobody("POST", "/volumes", body, version="3.53").status == 400
     assert nobody("PUT", f"/volumes/{ids['volume']}", {VOLUME: {}}, version="3.52").status == 403
 
 
-def test_unknown_fields_that_the_reference_ignores_always(lite: Hall, ids: dict[str, str]) -> None:
-    nobody, snapshot = lite.nobody(), ids["snapshot"]
+def test_unknown_fields_that_the_reference_ignores_always(sqlite_service: SharedService, ids: dict[str, str]) -> None:
+    nobody, snapshot = sqlite_service.nobody(), ids["snapshot"]
     assert nobody("PUT", f"/snapshots/{snapshot}/metadata", {"metadata": {}, "more": 1}).status == 403
     assert nobody("PUT", f"/snapshots/{snapshot}/metadata/a", {"meta": {"a": "b"}, "more": 1}).status == 403
     assert (
@@ -466,12 +468,12 @@ def test_unknown_fields_that_the_reference_ignores_always(lite: Hall, ids: dict[
 
 @pytest.mark.parametrize("header", ["X-Project-Id", "X-User-Id"])
 @pytest.mark.parametrize("value", ["a b", "a/b", "x" * 65, "é", "a'b", "../x"])
-def test_an_id_that_cannot_be_one(lite: Hall, header: str, value: str) -> None:
-    refused(Client(lite.service)("GET", "/volumes", **{header: value}), "1 to 64 letters")
+def test_an_id_that_cannot_be_one(sqlite_service: SharedService, header: str, value: str) -> None:
+    refused(Client(sqlite_service.service)("GET", "/volumes", **{header: value}), "1 to 64 letters")
 
 
-def test_a_project_other_than_that_of_the_url(lite: Hall) -> None:
-    refused(lite.member("one")("GET", "/two/volumes"), "Malformed request url")
+def test_a_project_other_than_that_of_the_url(sqlite_service: SharedService) -> None:
+    refused(sqlite_service.member("one")("GET", "/two/volumes"), "Malformed request url")
 
 
 def test_messages_stay_short_whatever_was_sent(admin: Client, ids: dict[str, str]) -> None:

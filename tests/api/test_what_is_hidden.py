@@ -16,7 +16,7 @@ from blockstore.config import QuotaConfig
 from blockstore.db.models import Message, QosSpecs, VolumeType, new_id
 from blockstore.errors import OverQuota
 from blockstore.quotas import charge
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 
 CANARY = "canary-9e1d"
 LISTINGS: dict[str, Listing] = {
@@ -32,8 +32,8 @@ HIDDEN = {"host", "service_uuid", "provider_id", "migration_status", "name_id", 
 
 
 @pytest.mark.parametrize("path", LISTINGS)
-def test_who_may_sort_by_what(lite: Hall, path: str) -> None:
-    found, admin, member = LISTINGS[path], lite.admin(), lite.member()
+def test_who_may_sort_by_what(sqlite_service: SharedService, path: str) -> None:
+    found, admin, member = LISTINGS[path], sqlite_service.admin(), sqlite_service.member()
     assert found.sortable <= found.columns.keys()
     for key in sorted(found.columns):
         assert admin("GET", f"{path}?sort={key}").status == 200, key
@@ -54,15 +54,15 @@ def test_no_hidden_column_is_sortable() -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in LISTINGS if path != "/types"])
-def test_a_marker_of_another_project_is_like_none(lite: Hall, path: str) -> None:
-    owner, stranger = lite.member(), lite.member()
-    volume = lite.volume(owner)
+def test_a_marker_of_another_project_is_like_none(sqlite_service: SharedService, path: str) -> None:
+    owner, stranger = sqlite_service.member(), sqlite_service.member()
+    volume = sqlite_service.volume(owner)
     message = {"event_id": "e", "action_id": "1", "detail_id": "1", "message_level": "ERROR", "user_message": "m"}
     there = {
         "volumes": volume,
-        "snapshots": lite.snapshot(owner, volume),
-        "attachments": lite.attachment(owner, volume),
-        "messages": lite.add(Message, project_id=owner.headers["X-Project-Id"], **message),
+        "snapshots": sqlite_service.snapshot(owner, volume),
+        "attachments": sqlite_service.attachment(owner, volume),
+        "messages": sqlite_service.add(Message, project_id=owner.headers["X-Project-Id"], **message),
         "volume-transfers": volume,
     }[path.split("/")[1]]
     absent = unknown_id()
@@ -71,33 +71,35 @@ def test_a_marker_of_another_project_is_like_none(lite: Hall, path: str) -> None
         assert (seen.status, seen.message.replace(there, absent)) == (404, unseen.message)
 
 
-def test_who_is_told_the_operators_message(lite: Hall) -> None:
-    member = lite.member()
+def test_who_is_told_the_operators_message(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
     project = member.headers["X-Project-Id"]
     message = {"event_id": "e", "action_id": "1", "detail_id": "1", "message_level": "ERROR"}
-    found = lite.add(Message, project_id=project, user_message="for all", operator_message=CANARY, **message)
-    for who in (member, lite.reader(project)):
+    found = sqlite_service.add(Message, project_id=project, user_message="for all", operator_message=CANARY, **message)
+    for who in (member, sqlite_service.reader(project)):
         assert who.get(f"/messages/{found}")["message"]["user_message"] == "for all"
         assert [m["user_message"] for m in who.get("/messages")["messages"]] == ["for all"]
         for query in (f"operator_message={CANARY}", f"user_message~={CANARY[:4]}", f"operator_message~={CANARY[:4]}"):
             assert who("GET", f"/messages?{query}").status == 400
-    admin = lite.admin(project)
+    admin = sqlite_service.admin(project)
     assert admin.get(f"/messages/{found}")["message"]["user_message"] == CANARY
     assert [m["user_message"] for m in admin.get("/messages")["messages"]] == [CANARY]
 
 
-def test_how_a_volume_is_reached_is_for_those_who_may_connect_it(lite: Hall) -> None:
-    member = lite.member()
+def test_how_a_volume_is_reached_is_for_those_who_may_connect_it(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
     project = member.headers["X-Project-Id"]
-    volume = lite.volume(member, status="in-use", attach_status="attached", provider_id=CANARY, name_id=new_id())
+    volume = sqlite_service.volume(
+        member, status="in-use", attach_status="attached", provider_id=CANARY, name_id=new_id()
+    )
     connection = {
         "driver_volume_type": "local", "data": {"device_path": f"/{CANARY}"}, "secret_as": None, "beside": {},
     }  # fmt: skip
-    attachment = lite.attachment(
+    attachment = sqlite_service.attachment(
         member, volume, status="attached", host_name=CANARY, connection=connection,
         connector={"host": CANARY, "attach_local": True}, mountpoint="/dev/vdb",
     )  # fmt: skip
-    reader = lite.reader(project)
+    reader = sqlite_service.reader(project)
     paths = (
         "/volumes/detail",
         f"/volumes/{volume}",
@@ -114,15 +116,15 @@ def test_how_a_volume_is_reached_is_for_those_who_may_connect_it(lite: Hall) -> 
     assert reader.get(f"/attachments/{attachment}")["attachment"]["connection_info"] == {}
     info = member.get(f"/attachments/{attachment}")["attachment"]["connection_info"]
     assert (info["device_path"], "attached_here" in info) == (f"/{CANARY}", False)
-    info = lite.admin().get(f"/attachments/{attachment}")["attachment"]["connection_info"]
+    info = sqlite_service.admin().get(f"/attachments/{attachment}")["attachment"]["connection_info"]
     assert info["attached_here"] == CANARY
 
 
 # --- refusals that were not as Cinder's -------------------------------------------------------------------------
 
 
-def test_an_empty_quota_set_is_refused(lite: Hall) -> None:
-    answer = lite.admin()("PUT", "/os-quota-sets/somebody", {"quota_set": {}})
+def test_an_empty_quota_set_is_refused(sqlite_service: SharedService) -> None:
+    answer = sqlite_service.admin()("PUT", "/os-quota-sets/somebody", {"quota_set": {}})
     assert (answer.status, answer.message) == (
         400,
         "Invalid input for field/attribute quota_set. Value: an object. It is empty; name at least one limit.",
@@ -130,15 +132,15 @@ def test_an_empty_quota_set_is_refused(lite: Hall) -> None:
 
 
 @pytest.mark.parametrize("name", ["imageRef", "image_id"])
-def test_images_are_not_offered_yet(lite: Hall, name: str) -> None:
-    answer = lite.member()("POST", "/volumes", {"volume": {"size": 1, name: unknown_id()}})
+def test_images_are_not_offered_yet(sqlite_service: SharedService, name: str) -> None:
+    answer = sqlite_service.member()("POST", "/volumes", {"volume": {"size": 1, name: unknown_id()}})
     assert answer.status == 501
     assert json.loads(answer.body)["notImplemented"]["message"].startswith("This service does not offer images yet")
 
 
-def test_image_metadata_of_a_volume_that_is_being_uploaded_stays(lite: Hall) -> None:
-    member = lite.member()
-    volume = lite.volume(member, status="uploading")
+def test_image_metadata_of_a_volume_that_is_being_uploaded_stays(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
+    volume = sqlite_service.volume(member, status="uploading")
     bodies: tuple[Any, ...] = (
         {"os-set_image_metadata": {"metadata": {"k": "v"}}},
         {"os-unset_image_metadata": {"key": "k"}},
@@ -149,10 +151,10 @@ def test_image_metadata_of_a_volume_that_is_being_uploaded_stays(lite: Hall) -> 
     assert member("POST", f"/volumes/{volume}/action", {"os-show_image_metadata": {}}).json == {"metadata": {}}
 
 
-def test_a_quota_of_a_type_is_called_by_the_types_name(lite: Hall) -> None:
-    admin = lite.admin()
+def test_a_quota_of_a_type_is_called_by_the_types_name(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
     project, name = admin.headers["X-Project-Id"], f"type-{unknown_id()[:8]}"
-    type_id = lite.add(VolumeType, name=name, is_public=True)
+    type_id = sqlite_service.add(VolumeType, name=name, is_public=True)
     limits = {f"volumes_{name}": 0, f"gigabytes_{name}": 5, f"snapshots_{name}": 0}
     assert admin("PUT", f"/os-quota-sets/{project}", {"quota_set": limits}).status == 200
     wanted: tuple[tuple[dict[str, int], str], ...] = (
@@ -171,12 +173,12 @@ def test_a_quota_of_a_type_is_called_by_the_types_name(lite: Hall) -> None:
         ),
     )
     for amounts, sentence in wanted:
-        with pytest.raises(OverQuota) as refused, lite.db.write() as session:
+        with pytest.raises(OverQuota) as refused, sqlite_service.db.write() as session:
             charge(session, QuotaConfig(), project, type_id, **amounts)
         assert refused.value.message == sentence
 
 
-def test_the_specs_are_still_there_for_administrators(lite: Hall) -> None:
-    lite.add(QosSpecs, name=f"q-{unknown_id()}", consumer="back-end")
-    assert lite.admin()("GET", "/qos-specs?sort=name").status == 200
-    assert lite.member()("GET", "/qos-specs").status == 403
+def test_the_specs_are_still_there_for_administrators(sqlite_service: SharedService) -> None:
+    sqlite_service.add(QosSpecs, name=f"q-{unknown_id()}", consumer="back-end")
+    assert sqlite_service.admin()("GET", "/qos-specs?sort=name").status == 200
+    assert sqlite_service.member()("GET", "/qos-specs").status == 403

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 
-class Mortal:
+class CrashingCluster:
     """A cluster, each question to which is a step of its asker."""
 
     def __init__(self, cluster: Any, steps: Steps, *, after: bool):
@@ -103,7 +103,7 @@ def test_killed_at_every_question(fresh: Callable[[], RbdBackend], action: str, 
         before = set(backend.list_volumes()) | set(backend.list_snapshots())
         assert backend._trash.wait_idle(30)
         steps = Steps(step)
-        backend._made = Mortal(backend._cluster, steps, after=after)  # type: ignore[assignment]
+        backend._made = CrashingCluster(backend._cluster, steps, after=after)  # type: ignore[assignment]
         with contextlib.suppress(Crash):
             act(backend, scene)
         while not (steps.reached or backend._trash.wait_idle(0.05)):

@@ -17,8 +17,8 @@ from blockstore.config import load
 from blockstore.db.session import Database
 from blockstore.keyring import Keyring
 from tests.conftest import Served
+from tests.crash.fork_server import ForkServer
 from tests.crash.invariants import check
-from tests.crash.nursery import Nursery
 
 DRAIN_LIMIT_S = 5.0
 
@@ -43,11 +43,11 @@ fill_limit_percentage = 100
 """
 
 
-class Victim:
+class KilledService:
     """A served state directory, its process started again and again."""
 
-    def __init__(self, place: Path, nursery: Nursery) -> None:
-        self.place, self.nursery = place, nursery
+    def __init__(self, place: Path, fork_server: ForkServer) -> None:
+        self.place, self.fork_server = place, fork_server
         self.config = place / "config.ini"
         self.config.write_text(CONFIG)
         self.answered = 0.0
@@ -72,11 +72,11 @@ class Victim:
     def launch(self, function: str) -> None:
         """Start, and do not wait."""
         (self.place / "endpoint").unlink(missing_ok=True)
-        self._pid = self.nursery.start(self.place / "log", function, str(self.place), str(self.config))
+        self._pid = self.fork_server.start(self.place / "log", function, str(self.place), str(self.config))
 
     def wait(self) -> int:
         """Wait for the end."""
-        return self.nursery.wait(self._pid)
+        return self.fork_server.wait(self._pid)
 
     def signal(self, number: int) -> int:
         """Send a signal and wait for the end."""
@@ -111,12 +111,12 @@ class Victim:
 
 
 @pytest.fixture
-def victim() -> Iterator[Victim]:
+def victim() -> Iterator[KilledService]:
     """A state directory, in memory where there is one: a kill is no power cut."""
     parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
-    nursery = Nursery()
+    fork_server = ForkServer()
     with tempfile.TemporaryDirectory(prefix="blockstore-kills-", dir=parent) as place:
         try:
-            yield Victim(Path(place), nursery)
+            yield KilledService(Path(place), fork_server)
         finally:
-            nursery.close()
+            fork_server.close()

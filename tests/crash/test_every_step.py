@@ -30,7 +30,7 @@ from blockstore_plugins.nbd.folder import Folder
 
 from tests import sampling
 from tests.conftest import need
-from tests.crash.nursery import Nursery
+from tests.crash.fork_server import ForkServer
 from tests.tgtd import Tgtd
 
 CONFIG = os.environ.get("KILL_CONFIG")
@@ -47,17 +47,17 @@ class Killing:
     """Where it happens, who does it, and what came of it."""
 
     place: Path
-    nurseries: SimpleQueue[Nursery] = field(default_factory=SimpleQueue)
+    nurseries: SimpleQueue[ForkServer] = field(default_factory=SimpleQueue)
     drains: list[float] = field(default_factory=list)
     kills: int = 0
 
     def run(self, function: str, *arguments: object) -> int:
         """Run a child in a free nursery."""
-        nursery = self.nurseries.get()
+        fork_server = self.nurseries.get()
         try:
-            return nursery.run(self.place / "log", function, *arguments)
+            return fork_server.run(self.place / "log", function, *arguments)
         finally:
-            self.nurseries.put(nursery)
+            self.nurseries.put(fork_server)
 
     def said(self) -> str:
         """Return the end of what the children printed."""
@@ -71,12 +71,12 @@ def killing(request: pytest.FixtureRequest) -> Iterator[Killing]:
     parent = memory if os.access(memory, os.W_OK) and not CONFIG else None
     with tempfile.TemporaryDirectory(prefix="blockstore-kill-", dir=parent) as place:
         killing = Killing(Path(place))
-        nurseries = [Nursery() for _ in range(PARALLEL)]
-        for nursery in nurseries:
-            killing.nurseries.put(nursery)
+        nurseries = [ForkServer() for _ in range(PARALLEL)]
+        for fork_server in nurseries:
+            killing.nurseries.put(fork_server)
         yield killing
-        for nursery in nurseries:
-            nursery.close()
+        for fork_server in nurseries:
+            fork_server.close()
     if killing.drains:
         drains = sorted(killing.drains)
         print(

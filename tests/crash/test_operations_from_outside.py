@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.crash.conftest import Victim
+from tests.crash.conftest import KilledService
 
 pytestmark = pytest.mark.timed
 
 
-def ask(victim: Victim, method: str, path: str, body: Any = None) -> Any:
+def ask(victim: KilledService, method: str, path: str, body: Any = None) -> Any:
     request = urllib.request.Request(
         f"{victim.url}{path}",
         method=method,
@@ -31,15 +31,15 @@ def ask(victim: Victim, method: str, path: str, body: Any = None) -> Any:
         return json.loads(answer.read() or b"null")
 
 
-def volume(victim: Victim, **fields: Any) -> str:
+def volume(victim: KilledService, **fields: Any) -> str:
     return str(ask(victim, "POST", "/volumes", {"volume": fields})["volume"]["id"])
 
 
-def status(victim: Victim, volume_id: str) -> str:
+def status(victim: KilledService, volume_id: str) -> str:
     return str(ask(victim, "GET", f"/volumes/{volume_id}")["volume"]["status"])
 
 
-def operation(victim: Victim, *arguments: str) -> str:
+def operation(victim: KilledService, *arguments: str) -> str:
     """Run ``blockstore operation`` beside the served process."""
     argv = [sys.executable, "-m", "blockstore", "operation", *arguments, "--state-dir", str(victim.place)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
@@ -47,12 +47,12 @@ def operation(victim: Victim, *arguments: str) -> str:
     return done.stdout
 
 
-def rows(victim: Victim, *arguments: str) -> list[list[str]]:
+def rows(victim: KilledService, *arguments: str) -> list[list[str]]:
     """Return the words of ``operation list``, without its header."""
     return [re.split(r"  +", line) for line in operation(victim, "list", *arguments).splitlines()[1:]]
 
 
-def settle(victim: Victim, limit_s: float = 20) -> None:
+def settle(victim: KilledService, limit_s: float = 20) -> None:
     deadline = time.monotonic() + limit_s
     while victim.open_operations():
         assert time.monotonic() < deadline
@@ -60,7 +60,7 @@ def settle(victim: Victim, limit_s: float = 20) -> None:
     victim.check()
 
 
-def test_an_operation_that_kills_the_process_each_time_is_given_up(victim: Victim) -> None:
+def test_an_operation_that_kills_the_process_each_time_is_given_up(victim: KilledService) -> None:
     """Those that only waited behind it, for the one worker, are carried out."""
     config = victim.config.read_text().replace("workers = 4", "workers = 1\norder_attempts = 3")
     victim.config.write_text(config)
@@ -82,7 +82,7 @@ def test_an_operation_that_kills_the_process_each_time_is_given_up(victim: Victi
     settle(victim)
 
 
-def test_what_runs_is_shown_and_can_be_stopped(victim: Victim) -> None:
+def test_what_runs_is_shown_and_can_be_stopped(victim: KilledService) -> None:
     """One copy runs, one waits for the worker: both are listed, and cancelled they settle with that reason."""
     victim.config.write_text(victim.config.read_text().replace("workers = 4", "workers = 1"))
     victim.start(function="serve_slow")
@@ -117,7 +117,7 @@ def test_what_runs_is_shown_and_can_be_stopped(victim: Victim) -> None:
     assert ask(victim, "GET", "/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 0
 
 
-def test_a_stop_that_is_cut_short_is_resumed(victim: Victim) -> None:
+def test_a_stop_that_is_cut_short_is_resumed(victim: KilledService) -> None:
     """SIGTERM while a long copy runs: a clean exit, the copy left open, and the next start finishes it."""
     victim.config.write_text(victim.config.read_text().replace("workers = 4", "workers = 4\ndrain_timeout_s = 0.3"))
     victim.start(function="serve_slow")

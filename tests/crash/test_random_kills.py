@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests import sampling
-from tests.crash.conftest import Victim
+from tests.crash.conftest import KilledService
 
 KILLS = int(os.environ.get("KILLS", sampling.effort(60, 1000)))
 COLD_EVERY = 25
@@ -36,7 +36,7 @@ RACES = re.compile(r"is not in |is gone|There is no volume ")
 """What a client may bring upon itself: a copy of what it deletes, or takes over, in the same breath."""
 
 
-class Truth:
+class ExpectedState:
     """What the clients were answered, and so must be true after any crash."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Truth:
 class Load:
     """One client: asks for this and that, and notes what it was answered, until nobody answers."""
 
-    def __init__(self, truth: Truth, url: str, seed: float) -> None:
+    def __init__(self, truth: ExpectedState, url: str, seed: float) -> None:
         self.truth, self.dice = truth, random.Random(seed)
         self.http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
 
@@ -242,9 +242,9 @@ def listed(url: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.timeout(sampling.effort(1800, 7200))
 @pytest.mark.slow
-def test_kills_under_load(victim: Victim) -> None:
+def test_kills_under_load(victim: KilledService) -> None:
     """After each kill and restart the operations drain in time and everything agrees with everything."""
-    dice, truth, drains = sampling.dice("kills under load"), Truth(), []
+    dice, truth, drains = sampling.dice("kills under load"), ExpectedState(), []
     resumed = 0
     for number in range(KILLS):
         victim.start(cold=number % COLD_EVERY == 0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blockstore.app.service import Service
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 from tests.conftest import Client
 
 HOST = "blockstore@memory"
@@ -66,8 +66,8 @@ def test_a_volume_that_is_nowhere_goes_at_once(service: Service) -> None:
     assert admin.get("/os-quota-sets/p?usage=true")["quota_set"]["volumes"]["in_use"] == 0
 
 
-def test_capabilities_clusters_workers_and_filters(lite: Hall) -> None:
-    admin = lite.admin()
+def test_capabilities_clusters_workers_and_filters(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
     shown = admin.get(f"/capabilities/{HOST}")
     assert shown["namespace"] == f"OS::Storage::Capabilities::{HOST}"
     assert (shown["volume_backend_name"], shown["pool_name"]) == ("memory", "memory")
@@ -78,20 +78,20 @@ def test_capabilities_clusters_workers_and_filters(lite: Hall) -> None:
     cleaned = admin("POST", "/workers/cleanup", {"host": HOST, "resource_type": "Volume"})
     assert (cleaned.status, cleaned.json) == (202, {"cleaning": [], "unavailable": []})
     assert admin("POST", "/workers/cleanup", {"resource_type": "Backup"}).status == 400
-    (filters,) = lite.member().get("/resource_filters?resource=snapshot")["resource_filters"]
+    (filters,) = sqlite_service.member().get("/resource_filters?resource=snapshot")["resource_filters"]
     assert filters["resource"] == "snapshot"
     assert "volume_id" in filters["filters"]
-    assert lite.member().get("/resource_filters?resource=tree") == {"resource_filters": []}
+    assert sqlite_service.member().get("/resource_filters?resource=tree") == {"resource_filters": []}
 
 
 @pytest.mark.parametrize("path", ["/backups", "/backups/detail", "/groups", "/group_types", "/consistencygroups"])
-def test_lists_of_what_is_not_offered_yet_are_empty(lite: Hall, path: str) -> None:
-    assert list(lite.member().get(path).values()) == [[]]
+def test_lists_of_what_is_not_offered_yet_are_empty(sqlite_service: SharedService, path: str) -> None:
+    assert list(sqlite_service.member().get(path).values()) == [[]]
 
 
-def test_what_is_not_offered_yet_says_so(lite: Hall) -> None:
-    admin = lite.admin()
-    volume = lite.volume(admin)
+def test_what_is_not_offered_yet_says_so(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
+    volume = sqlite_service.volume(admin)
     for method, path, body in (
         ("POST", "/backups", {"backup": {"volume_id": volume}}),
         ("POST", "/groups", {"group": {}}),
@@ -105,8 +105,8 @@ def test_what_is_not_offered_yet_says_so(lite: Hall) -> None:
     assert admin("POST", f"/volumes/{unknown_id()}/action", {"os-migrate_volume": {}}).status == 404
 
 
-def test_the_state_of_a_disabled_backend_is_not_known(lite: Hall) -> None:
-    admin, body = lite.admin(), {"host": HOST, "binary": "cinder-volume"}
+def test_the_state_of_a_disabled_backend_is_not_known(sqlite_service: SharedService) -> None:
+    admin, body = sqlite_service.admin(), {"host": HOST, "binary": "cinder-volume"}
 
     def state(version: str) -> Any:
         rows = admin.get(f"/os-services?host={HOST}", version=version)["services"]
@@ -119,9 +119,9 @@ def test_the_state_of_a_disabled_backend_is_not_known(lite: Hall) -> None:
     assert state("3.71") == "up"
 
 
-def test_a_backend_that_was_not_looked_at_for_long_is_down(lite: Hall) -> None:
+def test_a_backend_that_was_not_looked_at_for_long_is_down(sqlite_service: SharedService) -> None:
     """By the monotonic clock: what the wall clock says of the last look does not matter."""
-    admin, pool_reports = lite.admin(), lite.service.pool_reports
+    admin, pool_reports = sqlite_service.admin(), sqlite_service.service.pool_reports
     reports = pool_reports.reports()
 
     def state() -> list[str]:

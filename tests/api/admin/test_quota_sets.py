@@ -14,12 +14,12 @@ from blockstore.app.service import Service
 from blockstore.config import QuotaConfig
 from blockstore.errors import OverQuota
 from tests import sampling
-from tests.api.conftest import Hall
+from tests.api.conftest import SharedService
 from tests.conftest import Client
 
 
-def test_limits_of_a_project(hall: Hall) -> None:
-    admin, member = hall.admin(), hall.member()
+def test_limits_of_a_project(shared_service: SharedService) -> None:
+    admin, member = shared_service.admin(), shared_service.member()
     project = member.headers["X-Project-Id"]
     place = f"/os-quota-sets/{project}"
     before = member.get(place)["quota_set"]
@@ -45,8 +45,8 @@ def test_limits_of_a_project(hall: Hall) -> None:
         ([], "quota_set"),
     ],
 )  # fmt: skip
-def test_limits_that_may_not_be(lite: Hall, limits: Any, field: str) -> None:
-    answer = lite.admin()("PUT", "/os-quota-sets/p", {"quota_set": limits})
+def test_limits_that_may_not_be(sqlite_service: SharedService, limits: Any, field: str) -> None:
+    answer = sqlite_service.admin()("PUT", "/os-quota-sets/p", {"quota_set": limits})
     assert answer.status == 400
     assert field in answer.message
 
@@ -63,8 +63,8 @@ def test_no_limit_below_what_is_used(service: Service) -> None:
     assert admin("POST", "/volumes", {"volume": {"size": 2}}).status == 413
 
 
-def test_others_are_not_told(lite: Hall) -> None:
-    member = lite.member()
+def test_others_are_not_told(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
     for suffix in ("", "/defaults", "?usage=true"):
         assert member("GET", f"/os-quota-sets/another{suffix}").status == 403
 

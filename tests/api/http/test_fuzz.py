@@ -19,7 +19,7 @@ from blockstore.api.http.routes import Endpoint
 from blockstore.api.snapshots import LISTING as SNAPSHOTS
 from blockstore.api.volumes.volumes import LISTING as VOLUMES
 from blockstore.schemas.base import Part
-from tests.api.conftest import Hall
+from tests.api.conftest import SharedService
 from tests.conftest import Answer, Client
 
 FAULTS = {
@@ -106,16 +106,16 @@ versions = st.one_of(st.integers(0, 71).map("3.{}".format), st.sampled_from(["3.
 
 
 @pytest.fixture(scope="module")
-def ids(hall: Hall) -> dict[str, str]:
+def ids(shared_service: SharedService) -> dict[str, str]:
     """What paths may name."""
-    hall.clear()
-    admin = hall.admin("fuzz")
-    volume = hall.volume(admin, name="fuzz", size=2)
+    shared_service.clear()
+    admin = shared_service.admin("fuzz")
+    volume = shared_service.volume(admin, name="fuzz", size=2)
     return {
         "volume_id": volume,
-        "snapshot_id": hall.snapshot(admin, volume),
-        "attachment_id": hall.attachment(admin, volume),
-        "type_id": hall.type_id,
+        "snapshot_id": shared_service.snapshot(admin, volume),
+        "attachment_id": shared_service.attachment(admin, volume),
+        "type_id": shared_service.type_id,
     }
 
 
@@ -137,9 +137,9 @@ def check(answer: Answer, what: object) -> None:
     ("method", "path", "name", "endpoint"), ROUTES, ids=lambda value: str(value) if isinstance(value, str) else ""
 )
 def test_no_request_is_answered_with_500(
-    hall: Hall, ids: dict[str, str], method: str, path: str, name: str, endpoint: Endpoint
+    shared_service: SharedService, ids: dict[str, str], method: str, path: str, name: str, endpoint: Endpoint
 ) -> None:
-    client: Client = hall.admin("fuzz")
+    client: Client = shared_service.admin("fuzz")
 
     @settings(
         max_examples=15,
@@ -183,8 +183,10 @@ def test_no_request_is_answered_with_500(
         ["/volumes/detail", "/snapshots/detail", "/attachments", "/attachments/detail", "/types", "/messages"]
     ),
 )
-def test_no_query_of_a_list_is_answered_with_500(hall: Hall, query: dict[str, str], version: str, path: str) -> None:
-    check(hall.admin("fuzz")("GET", f"{path}?{urlencode(query)}", version=version), query)
+def test_no_query_of_a_list_is_answered_with_500(
+    shared_service: SharedService, query: dict[str, str], version: str, path: str
+) -> None:
+    check(shared_service.admin("fuzz")("GET", f"{path}?{urlencode(query)}", version=version), query)
 
 
 header_text = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=20)
@@ -210,6 +212,6 @@ header_text = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude
     ),
     path=st.sampled_from(["/", "/volumes", "/volumes/detail", ""]),
 )  # fmt: skip
-def test_no_header_is_answered_with_500(lite: Hall, headers: dict[str, str], path: str) -> None:
-    answer = Client(lite.service)("GET", path, version=None, **headers)
+def test_no_header_is_answered_with_500(sqlite_service: SharedService, headers: dict[str, str], path: str) -> None:
+    answer = Client(sqlite_service.service)("GET", path, version=None, **headers)
     assert answer.status in (200, 302, 400, 403, 404, 406), (answer.status, answer.body)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import orjson
 import pytest
 
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 from tests.api.test_isolation import ENDPOINTS, place
 from tests.conftest import Answer
 
@@ -74,8 +74,8 @@ SHAPES = {
 @pytest.mark.parametrize(
     ("method", "path", "name"), SHAPES.values(), ids=[" ".join(found).strip() for found in SHAPES.values()]
 )
-def test_bodies(lite: Hall, method: str, path: str, name: str) -> None:
-    admin, slow = lite.admin(), {}
+def test_bodies(sqlite_service: SharedService, method: str, path: str, name: str) -> None:
+    admin, slow = sqlite_service.admin(), {}
     (schema,) = (body for body, found in SHAPES.items() if found == (method, path, name))
     first = next(iter(schema._declared_fields.values()), None)
     key = name or (first.data_key if first else None) or next(iter(schema._declared_fields), "x")
@@ -127,11 +127,12 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("kind", "query"), list(queries()), ids=[kind for kind, _ in queries()])
-def test_queries(lite: Hall, kind: str, query: str) -> None:
+def test_queries(sqlite_service: SharedService, kind: str, query: str) -> None:
     slow = {}
-    for client in (lite.admin(), lite.member()):
+    for client in (sqlite_service.admin(), sqlite_service.member()):
         for path in LISTS:
-            spent, answer = cost_s(lambda path=path, client=client: client("GET", f"{path}?{query}"))  # type: ignore[misc]
+            # type: ignore[misc]
+            spent, answer = cost_s(lambda path=path, client=client: client("GET", f"{path}?{query}"))
             assert answer.status < 500, answer.body
             assert answer.status == 200 or len(answer.body) < 2000
             if spent > MOST_S:
@@ -143,8 +144,8 @@ def refused(answer: Answer, status: int, sentence: str) -> None:
     assert (answer.status, answer.message) == (status, sentence)
 
 
-def test_a_long_query_is_refused_before_it_is_read(lite: Hall) -> None:
-    member = lite.member()
+def test_a_long_query_is_refused_before_it_is_read(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
     refused(
         member("GET", "/volumes?name=" + "x" * 8192),
         414,
@@ -159,13 +160,13 @@ def test_a_long_query_is_refused_before_it_is_read(lite: Hall) -> None:
     assert (answer.status_code, answer.json["error"]["code"]) == (414, 414)
 
 
-def test_a_refusal_names_five_filters_at_most(lite: Hall) -> None:
-    answer = lite.member()("GET", "/volumes?" + "&".join(f"k{i:02}=1" for i in range(17)))
+def test_a_refusal_names_five_filters_at_most(sqlite_service: SharedService) -> None:
+    answer = sqlite_service.member()("GET", "/volumes?" + "&".join(f"k{i:02}=1" for i in range(17)))
     refused(answer, 400, "Invalid filters k00, k01, k02, k03, k04 and 12 others are found in query options.")
 
 
-def test_a_body_of_too_many_elements_is_refused_before_they_are_looked_at(lite: Hall) -> None:
-    member = lite.member()
+def test_a_body_of_too_many_elements_is_refused_before_they_are_looked_at(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
     refused(
         member("POST", "/volumes", {"volume": [0] * 5000}),
         400,

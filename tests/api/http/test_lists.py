@@ -14,7 +14,7 @@ from sqlalchemy import insert
 
 from blockstore.api.http import listing
 from blockstore.db.models import Attachment, Message, Snapshot, SnapshotMetadata, Volume, VolumeMetadata, new_id
-from tests.api.conftest import POOL, Hall, unknown_id
+from tests.api.conftest import POOL, SharedService, unknown_id
 from tests.conftest import Client
 
 T0 = datetime.datetime(2026, 1, 1, 12)
@@ -43,11 +43,11 @@ TYPE_KEYS = ("id", "name", "description", "is_public", "created_at")
 class Shelf:
     """A project with rows that differ in every column, with ties and with nulls."""
 
-    def __init__(self, hall: Hall) -> None:
-        self.hall = hall
-        self.member = hall.member()
+    def __init__(self, shared_service: SharedService) -> None:
+        self.shared_service = shared_service
+        self.member = shared_service.member()
         self.project = self.member.headers["X-Project-Id"]
-        self.admin = hall.admin(self.project)
+        self.admin = shared_service.admin(self.project)
         self.volumes = [self._volume(n) for n in range(24)]
         self.snapshots = [self._snapshot(n) for n in range(12)]
         self.attachments = [self._attachment(n) for n in range(14)]
@@ -58,7 +58,7 @@ class Shelf:
             (Attachment, self.attachments),
             (Message, self.messages),
         )
-        with hall.db.write() as session:
+        with shared_service.db.write() as session:
             for model, rows in tables:
                 session.execute(insert(model), rows)
             # What os-initialize_connection made is in no list.
@@ -86,7 +86,7 @@ class Shelf:
             "migration_status": None if n % 2 else "success",
             "availability_zone": None if n % 6 == 0 else f"az{n % 2}",
             "host": None if n % 5 == 0 else POOL,
-            "volume_type_id": self.hall.type_id,
+            "volume_type_id": self.shared_service.type_id,
             "bootable": n % 3 == 0,
             "multiattach": False,
             "admin_metadata": {},
@@ -150,9 +150,9 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def shelf(hall: Hall) -> Shelf:
+def shelf(shared_service: SharedService) -> Shelf:
     """One shelf for each database; nothing here changes it."""
-    return Shelf(hall)
+    return Shelf(shared_service)
 
 
 def ids_of(client: Client, path: str, version: str = "3.71", **query: str) -> set[str]:
@@ -295,8 +295,8 @@ def test_limit_offset_and_marker(shelf: Shelf) -> None:
 
 
 def test_a_marker_must_be_visible(shelf: Shelf) -> None:
-    stranger = shelf.hall.member()
-    foreign = shelf.hall.volume(stranger)
+    stranger = shelf.shared_service.member()
+    foreign = shelf.shared_service.volume(stranger)
     for marker in (foreign, unknown_id(), "x", "' OR 1=1 --"):
         answer = shelf.member("GET", f"/volumes?marker={quote(marker)}")
         assert (answer.status, answer.message) == (404, f"Volume {marker} could not be found.")
@@ -304,12 +304,12 @@ def test_a_marker_must_be_visible(shelf: Shelf) -> None:
     assert shelf.admin("GET", f"/volumes?marker={foreign}&all_tenants=1").status == 200
 
 
-def test_a_large_limit_is_lowered(hall: Hall, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_limit_is_lowered(shared_service: SharedService, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    core = hall.service.app.extensions["blockstore"]
+    core = shared_service.service.app.extensions["blockstore"]
     lowered = dataclasses.replace(core.config, service=dataclasses.replace(core.config.service, max_limit=5))
-    monkeypatch.setitem(hall.service.app.extensions, "blockstore", dataclasses.replace(core, config=lowered))
+    monkeypatch.setitem(shared_service.service.app.extensions, "blockstore", dataclasses.replace(core, config=lowered))
     for query in ("", "?limit=9", "?limit=5"):
         reply = shelf.member.get(f"/volumes{query}")
         assert len(reply["volumes"]) == 5
@@ -445,8 +445,8 @@ def test_filters_of_attachments(shelf: Shelf, path: str) -> None:
 
 
 def test_a_marker_of_attachments_must_be_visible(shelf: Shelf) -> None:
-    stranger = shelf.hall.member()
-    foreign = shelf.hall.attachment(stranger, shelf.hall.volume(stranger))
+    stranger = shelf.shared_service.member()
+    foreign = shelf.shared_service.attachment(stranger, shelf.shared_service.volume(stranger))
     for marker in (foreign, unknown_id(), "x"):
         answer = shelf.member("GET", f"/attachments?marker={marker}")
         assert (answer.status, answer.message) == (404, f"Volume attachment {marker} could not be found.")
@@ -625,13 +625,13 @@ def test_filters_of_services(shelf: Shelf) -> None:
         ("metadata={'a':[1]}", "Its keys and values must be plain."),
     ],
 )
-def test_a_filter_that_would_cost_too_much_is_refused(lite: Hall, query: str, sentence: str) -> None:
-    answer = lite.member()("GET", f"/volumes?{query}")
+def test_a_filter_that_would_cost_too_much_is_refused(sqlite_service: SharedService, query: str, sentence: str) -> None:
+    answer = sqlite_service.member()("GET", f"/volumes?{query}")
     assert (answer.status, answer.message.endswith(sentence)) == (400, True), answer.body
 
 
-def test_a_pattern_longer_than_any_value_matches_nothing(lite: Hall) -> None:
-    assert lite.admin().get("/volumes?name~=" + "x" * 8_000) == {"volumes": []}
+def test_a_pattern_longer_than_any_value_matches_nothing(sqlite_service: SharedService) -> None:
+    assert sqlite_service.admin().get("/volumes?name~=" + "x" * 8_000) == {"volumes": []}
 
 
 # --- pages that end early ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from blockstore.api import ROUTE_TABLES
 from blockstore.app.service import Service
-from tests.api.conftest import Hall
+from tests.api.conftest import SharedService
 from tests.conftest import make_config
 
 EXAMPLES = 45
@@ -37,28 +37,28 @@ HARMFUL = {("PUT", "/v3/os-services/set-log")}
 sent: Counter[str] = Counter()
 
 
-def document(hall: Hall) -> Any:
-    answer = hall.admin()("GET", "/volumes")
+def document(shared_service: SharedService) -> Any:
+    answer = shared_service.admin()("GET", "/volumes")
     assert answer.status == 200
-    got = hall.service.app.test_client().get("/openapi.json")
+    got = shared_service.service.app.test_client().get("/openapi.json")
     assert (got.status_code, got.mimetype) == (200, "application/json")
     return json.loads(got.data)
 
 
-def test_the_document_is_valid(lite: Hall) -> None:
-    validate(document(lite))
+def test_the_document_is_valid(sqlite_service: SharedService) -> None:
+    validate(document(sqlite_service))
 
 
-def test_every_route_is_in_it(lite: Hall) -> None:
-    told = {(method.upper(), path) for path, item in document(lite)["paths"].items() for method in item}
+def test_every_route_is_in_it(sqlite_service: SharedService) -> None:
+    told = {(method.upper(), path) for path, item in document(sqlite_service)["paths"].items() for method in item}
     routed = {
         (method, "/v3" + re.sub(r"<(\w+)>", r"{\1}", path)) for table in ROUTE_TABLES for method, path in table.routes
     }
     assert told == routed
 
 
-def test_bodies_say_what_the_schemas_say(lite: Hall) -> None:
-    schemas = document(lite)["components"]["schemas"]
+def test_bodies_say_what_the_schemas_say(sqlite_service: SharedService) -> None:
+    schemas = document(sqlite_service)["components"]["schemas"]
     volume = schemas["volumes_NewVolume"]["properties"]
     assert volume["name"] == {"anyOf": [{"type": "string", "minLength": 0, "maxLength": 255}, {"type": "null"}]}
     assert volume["backup_id"]["x-openstack"] == {"min-ver": "3.47"}

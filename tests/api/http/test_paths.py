@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blockstore.api.http.paths import Normalized
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 from tests.conftest import Client
 
 KEYS = (
@@ -56,9 +56,9 @@ def test_slashes_are_merged_but_in_keys(asked: str, routed: str) -> None:
     assert seen == [routed]
 
 
-def test_repeated_slashes_are_taken_and_one_at_the_end_leads_nowhere(lite: Hall) -> None:
-    admin = lite.admin()
-    project, volume = admin.headers["X-Project-Id"], lite.volume(admin)
+def test_repeated_slashes_are_taken_and_one_at_the_end_leads_nowhere(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
+    project, volume = admin.headers["X-Project-Id"], sqlite_service.volume(admin)
     for path in (f"/volumes/{volume}", "/volumes/detail", f"/os-quota-sets/{project}", "/types.json"):
         plain = admin.get(f"/{project}{path}")
         assert admin.get(f"/{project}/{path}") == plain
@@ -75,10 +75,12 @@ def quoted(key: str) -> str:
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("prefix", ["", "/P"])
-def test_each_pair_is_shown_changed_and_removed_by_its_key(lite: Hall, key: str, prefix: str) -> None:
+def test_each_pair_is_shown_changed_and_removed_by_its_key(
+    sqlite_service: SharedService, key: str, prefix: str
+) -> None:
     """As Cinder accepts slashes when volumes, snapshots and types are created, they can be in any."""
-    admin = lite.admin(project="P")
-    volume = lite.volume(admin)
+    admin = sqlite_service.admin(project="P")
+    volume = sqlite_service.volume(admin)
     pairs = {key: "1", "other": "2"}
     snapshot = admin.snapshot(admin.volume(metadata=pairs)["id"], metadata=pairs)["id"]
     named = {"volume_type": {"name": f"{key}{prefix} {unknown_id()}", "extra_specs": pairs}}
@@ -102,26 +104,26 @@ def test_each_pair_is_shown_changed_and_removed_by_its_key(lite: Hall, key: str,
     assert admin("DELETE", f"/types/{kind}").status == 202
 
 
-def test_a_server_may_leave_the_slash_quoted(lite: Hall) -> None:
+def test_a_server_may_leave_the_slash_quoted(sqlite_service: SharedService) -> None:
     """As cheroot does."""
-    admin = lite.admin()
-    volume = lite.volume(admin)
+    admin = sqlite_service.admin()
+    volume = sqlite_service.volume(admin)
     admin("PUT", f"/volumes/{volume}/metadata", {"metadata": {"a/b": "1"}})
     assert admin.get(f"/volumes/{volume}/metadata/a%252Fb") == {"meta": {"a/b": "1"}}
 
 
 @pytest.mark.parametrize("key", ["%C3%BC", "%FF", "%25", "%3F", "%23", "%0A", "a%20%20", "%F0%9F%98%80"])
-def test_a_key_that_cannot_be_is_not_found(lite: Hall, key: str) -> None:
-    admin = lite.admin()
-    volume = lite.volume(admin)
+def test_a_key_that_cannot_be_is_not_found(sqlite_service: SharedService, key: str) -> None:
+    admin = sqlite_service.admin()
+    volume = sqlite_service.volume(admin)
     for method in ("GET", "DELETE"):
         assert admin(method, f"/volumes/{volume}/metadata/{key}").status == 404
     assert admin("PUT", f"/volumes/{volume}/metadata/{key}", {"meta": {"a": "b"}}).status in (400, 404)
 
 
-def test_keys_in_bodies_may_hold_slashes(lite: Hall) -> None:
-    admin = lite.admin()
-    volume = lite.volume(admin)
+def test_keys_in_bodies_may_hold_slashes(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
+    volume = sqlite_service.volume(admin)
     place = f"/volumes/{volume}/action"
     assert admin("POST", place, {"os-set_image_metadata": {"metadata": {"a/b": "1", "c": "2"}}}).status == 200
     assert admin("POST", place, {"os-unset_image_metadata": {"key": "a/b"}}).status == 200
@@ -134,10 +136,10 @@ def test_keys_in_bodies_may_hold_slashes(lite: Hall) -> None:
     assert admin("DELETE", specs).status == 202
 
 
-def test_a_path_says_who_asks_however_it_is_written(lite: Hall) -> None:
+def test_a_path_says_who_asks_however_it_is_written(sqlite_service: SharedService) -> None:
     """No second spelling of a path gets around what the first is refused."""
-    member: Client = lite.member()
-    foreign = lite.volume(lite.member())
+    member: Client = sqlite_service.member()
+    foreign = sqlite_service.volume(sqlite_service.member())
     for path in (f"//volumes//{foreign}", f"/other-project//volumes/{foreign}/"):
         assert member("GET", path).status in (400, 404)
     assert member("GET", "//os-services").status == 403
@@ -146,6 +148,6 @@ def test_a_path_says_who_asks_however_it_is_written(lite: Hall) -> None:
 @pytest.mark.parametrize(
     "path", ["/volumes/a%00b", "/os-quota-sets/%00", "/default-types/%00", "/types/a/extra_specs/%00"]
 )
-def test_a_name_with_nul_is_nobodys(hall: Hall, path: str) -> None:
+def test_a_name_with_nul_is_nobodys(shared_service: SharedService, path: str) -> None:
     """PostgreSQL would fail to look for it."""
-    assert hall.admin()("GET", path).status == 404
+    assert shared_service.admin()("GET", path).status == 404

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from blockstore.api.http import waiting
 from blockstore.api.http.waiting import ThreadReserve
-from tests.api.conftest import Hall
+from tests.api.conftest import SharedService
 from tests.api.test_attachments import CONNECTOR, reserve, shown
 from tests.conftest import ROOT
 
@@ -129,24 +129,24 @@ def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_who_finds_no_room_is_told_at_once_and_the_operation_goes_on(
-    dock: Hall, monkeypatch: pytest.MonkeyPatch
+    attach_service: SharedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "SHARE", 1)
     monkeypatch.setattr(waiting, "KEPT", 1)
-    client = dock.member()
+    client = attach_service.member()
     project = client.headers["X-Project-Id"]
-    first, second = dock.volume(client), dock.volume(client)
-    gate = dock.target.gate("export")
+    first, second = attach_service.volume(client), attach_service.volume(client)
+    gate = attach_service.target.gate("export")
     with ThreadPoolExecutor(1) as threads:
-        slow = threads.submit(reserve, dock.member(project), first, connector=CONNECTOR)
-        assert dock.target.begun["export"].wait(20)
+        slow = threads.submit(reserve, attach_service.member(project), first, connector=CONNECTOR)
+        assert attach_service.target.begun["export"].wait(20)
         answer = reserve(client, second, connector=CONNECTOR)
         assert not slow.done()
         assert (answer.status, "and goes on; look at its status" in answer.message) == (503, True)
-        stranger = dock.member()
+        stranger = attach_service.member()
         with ThreadPoolExecutor(1) as others:
-            waits = others.submit(reserve, stranger, dock.volume(stranger), connector=CONNECTOR)
-            while not dock.service.thread_reserve._waiting[stranger.headers["X-Project-Id"]]:
+            waits = others.submit(reserve, stranger, attach_service.volume(stranger), connector=CONNECTOR)
+            while not attach_service.service.thread_reserve._waiting[stranger.headers["X-Project-Id"]]:
                 assert not waits.done()
                 time.sleep(0.002)
             gate.set()

@@ -20,7 +20,7 @@ from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.db import health
 from blockstore.microversions import MAXIMUM
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 from tests.api.test_isolation import body_of, place
 from tests.conftest import Answer, Client, Served
 
@@ -29,22 +29,22 @@ REQUEST_ID = re.compile(r"req-[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
 @pytest.fixture
-def admin(lite: Hall) -> Client:
+def admin(sqlite_service: SharedService) -> Client:
     """An administrator with a project of his own."""
-    return lite.admin()
+    return sqlite_service.admin()
 
 
-def ask(lite: Hall, method: str, path: str, **headers: str) -> Answer:
+def ask(sqlite_service: SharedService, method: str, path: str, **headers: str) -> Answer:
     """Send a request to a path that need not be below /v3."""
-    got = Client(lite.service).http.open(path, method=method, headers=headers)
+    got = Client(sqlite_service.service).http.open(path, method=method, headers=headers)
     return Answer(got.status_code, dict(got.headers), got.data)
 
 
 # --- discovery -----------------------------------------------------------------------------------------------
 
 
-def test_the_root_lists_the_versions_to_anybody(lite: Hall) -> None:
-    answer = ask(lite, "GET", "/", **{VERSION: "volume 9.9", "X-Project-Id": "no such id"})
+def test_the_root_lists_the_versions_to_anybody(sqlite_service: SharedService) -> None:
+    answer = ask(sqlite_service, "GET", "/", **{VERSION: "volume 9.9", "X-Project-Id": "no such id"})
     assert answer.status == 300
     assert (answer.headers[VERSION], answer.headers["Vary"]) == ("volume 3.0", VERSION)
     (version,) = answer.json["versions"]
@@ -52,33 +52,35 @@ def test_the_root_lists_the_versions_to_anybody(lite: Hall) -> None:
     assert version["links"][1]["href"] == "http://localhost/v3/"
 
 
-def test_v3_is_the_same_document(lite: Hall) -> None:
-    answer = ask(lite, "GET", "/v3/", **{VERSION: "volume 3.5"})
+def test_v3_is_the_same_document(sqlite_service: SharedService) -> None:
+    answer = ask(sqlite_service, "GET", "/v3/", **{VERSION: "volume 3.5"})
     assert (answer.status, answer.headers[VERSION]) == (200, "volume 3.5")
-    assert answer.json == ask(lite, "GET", "/").json
+    assert answer.json == ask(sqlite_service, "GET", "/").json
 
 
-def test_v3_without_a_slash_leads_there(lite: Hall) -> None:
-    answer = ask(lite, "GET", "/v3")
+def test_v3_without_a_slash_leads_there(sqlite_service: SharedService) -> None:
+    answer = ask(sqlite_service, "GET", "/v3")
     assert (answer.status, answer.headers["Location"]) == (302, "http://localhost/v3/")
 
 
-def test_healthcheck(lite: Hall) -> None:
-    answer = ask(lite, "GET", "/healthcheck")
+def test_healthcheck(sqlite_service: SharedService) -> None:
+    answer = ask(sqlite_service, "GET", "/healthcheck")
     assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"OK", "text/plain; charset=utf-8")
     assert VERSION not in answer.headers
 
 
-def test_healthcheck_says_when_the_database_is_away(lite: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_healthcheck_says_when_the_database_is_away(
+    sqlite_service: SharedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def away() -> None:
         raise OperationalError("connect", None, Exception("refused"))
 
     for session in ("read", "write"):
-        monkeypatch.setattr(lite.service.db, session, away)
+        monkeypatch.setattr(sqlite_service.service.db, session, away)
     monkeypatch.setattr(health, "FRESH_S", 0)
-    answer = ask(lite, "GET", "/healthcheck")
+    answer = ask(sqlite_service, "GET", "/healthcheck")
     assert (answer.status, answer.body) == (503, b"The database does not answer. Try again in a moment.\n")
-    refused = lite.admin()("GET", "/volumes")
+    refused = sqlite_service.admin()("GET", "/volumes")
     assert (refused.status, refused.json) == (
         503,
         {"serviceUnavailable": {"code": 503, "message": "The database does not answer. Try again in a moment."}},
@@ -114,8 +116,8 @@ def test_healthcheck_says_when_the_database_is_away(lite: Hall, monkeypatch: pyt
         ("compute, volume 3.9", "3.9"),
     ],
 )
-def test_the_version_that_is_used_is_told(lite: Hall, asked: str | None, used: str) -> None:
-    answer = ask(lite, "GET", "/v3/volumes", **({VERSION: asked} if asked else {}))
+def test_the_version_that_is_used_is_told(sqlite_service: SharedService, asked: str | None, used: str) -> None:
+    answer = ask(sqlite_service, "GET", "/v3/volumes", **({VERSION: asked} if asked else {}))
     assert (answer.status, answer.headers[VERSION], answer.headers["Vary"]) == (200, f"volume {used}", VERSION)
 
 
@@ -132,8 +134,8 @@ def test_the_version_that_is_used_is_told(lite: Hall, asked: str | None, used: s
         ("volume 2.0", None),
     ],
 )
-def test_a_version_out_of_range(lite: Hall, asked: str, echo: str | None) -> None:
-    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: asked})
+def test_a_version_out_of_range(sqlite_service: SharedService, asked: str, echo: str | None) -> None:
+    answer = ask(sqlite_service, "GET", "/v3/volumes", **{VERSION: asked})
     number = asked.split()[-1]
     message = f"Version {number} is not supported by the API. Minimum is 3.0 and maximum is 3.71."
     assert (answer.status, answer.json) == (406, {"computeFault": {"code": 406, "message": message}})
@@ -142,22 +144,22 @@ def test_a_version_out_of_range(lite: Hall, asked: str, echo: str | None) -> Non
 
 
 @pytest.mark.parametrize("text", ["abc", "3", "3.", "3.01", "03.1", "3.1.1", "-3.1", "3.x", "3,1", "٣.1", ""])
-def test_a_version_that_is_none(lite: Hall, text: str) -> None:
-    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: f"volume {text}".encode().decode("latin-1")})
+def test_a_version_that_is_none(sqlite_service: SharedService, text: str) -> None:
+    answer = ask(sqlite_service, "GET", "/v3/volumes", **{VERSION: f"volume {text}".encode().decode("latin-1")})
     assert answer.status == 400
     assert answer.message.endswith("is of invalid format. Must be of format MajorNum.MinorNum.")
     assert VERSION not in answer.headers
 
 
 @pytest.mark.parametrize("text", ["volume", "volume 3.5 3.6", "volumev3", "volume3.5", "block-storage", "volume=3.5"])
-def test_an_entry_that_is_not_a_name_and_a_version(lite: Hall, text: str) -> None:
-    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: text})
+def test_an_entry_that_is_not_a_name_and_a_version(sqlite_service: SharedService, text: str) -> None:
+    answer = ask(sqlite_service, "GET", "/v3/volumes", **{VERSION: text})
     assert (answer.status, "invalid format" in answer.message, VERSION in answer.headers) == (400, True, False)
 
 
 @pytest.mark.parametrize("text", ["compute 2.1", "3.5", "", ",", "shared-file-system 2.5", "block 3.5"])
-def test_a_header_without_this_service(lite: Hall, text: str) -> None:
-    answer = ask(lite, "GET", "/v3/volumes", **{VERSION: text})
+def test_a_header_without_this_service(sqlite_service: SharedService, text: str) -> None:
+    answer = ask(sqlite_service, "GET", "/v3/volumes", **{VERSION: text})
     assert (answer.status, "badRequest" in answer.json) == (400, True)
 
 
@@ -258,9 +260,9 @@ def test_the_gates_are_those_of_the_reference() -> None:
 # --- paths ---------------------------------------------------------------------------------------------------
 
 
-def test_paths_with_and_without_the_project_at_every_version(lite: Hall) -> None:
-    admin = lite.admin()
-    project, volume = admin.headers["X-Project-Id"], lite.volume(admin)
+def test_paths_with_and_without_the_project_at_every_version(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
+    project, volume = admin.headers["X-Project-Id"], sqlite_service.volume(admin)
     for minor in range(MAXIMUM.minor + 1):
         for prefix, path in ((f"/{project}", f"/{project}"), ("", "")):
             shown = admin.get(f"{prefix}/volumes/{volume}", version=f"3.{minor}")["volume"]
@@ -270,16 +272,16 @@ def test_paths_with_and_without_the_project_at_every_version(lite: Hall) -> None
             ]
 
 
-def test_the_project_of_the_path_is_the_caller_s(lite: Hall) -> None:
-    owner = lite.member()
-    lite.volume(owner, name="mine")
-    names = Client(lite.service).get(f"/{owner.headers['X-Project-Id']}/volumes")["volumes"]
+def test_the_project_of_the_path_is_the_caller_s(sqlite_service: SharedService) -> None:
+    owner = sqlite_service.member()
+    sqlite_service.volume(owner, name="mine")
+    names = Client(sqlite_service.service).get(f"/{owner.headers['X-Project-Id']}/volumes")["volumes"]
     assert [v["name"] for v in names] == ["mine"]
 
 
-def test_the_suffix_json_is_taken(lite: Hall) -> None:
-    admin = lite.admin()
-    volume = lite.volume(admin)
+def test_the_suffix_json_is_taken(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
+    volume = sqlite_service.volume(admin)
     for path in ("/volumes", "/volumes/detail", f"/volumes/{volume}", "/types", "/extensions/os-services"):
         assert admin.get(f"{path}.json") == admin.get(path)
         assert admin("GET", f"/{admin.headers['X-Project-Id']}{path}.json").status == 200
@@ -310,8 +312,8 @@ def test_the_suffix_json_is_taken(lite: Hall) -> None:
         ("GET", "/v3/../../etc/passwd"),
     ],
 )
-def test_what_is_not_routed_is_plain_text(lite: Hall, method: str, path: str) -> None:
-    answer = ask(lite, method, path)
+def test_what_is_not_routed_is_plain_text(sqlite_service: SharedService, method: str, path: str) -> None:
+    answer = ask(sqlite_service, method, path)
     assert (answer.status, answer.headers["Content-Type"]) == (404, "text/plain; charset=utf-8")
     assert REQUEST_ID.fullmatch(answer.headers["x-openstack-request-id"])
     assert "x-compute-request-id" not in answer.headers
@@ -333,16 +335,16 @@ def test_an_id_that_is_not_there(admin: Client, collection: str, ref: str) -> No
 # --- headers -------------------------------------------------------------------------------------------------
 
 
-def test_request_ids(lite: Hall) -> None:
+def test_request_ids(sqlite_service: SharedService) -> None:
     seen = set()
     for path in ("/", "/v3/volumes", f"/v3/volumes/{unknown_id()}"):
-        answer = ask(lite, "GET", path, **{"X-OpenStack-Request-ID": f"req-{unknown_id()}"})
+        answer = ask(sqlite_service, "GET", path, **{"X-OpenStack-Request-ID": f"req-{unknown_id()}"})
         own = answer.headers["x-openstack-request-id"]
         assert REQUEST_ID.fullmatch(own)
         assert answer.headers["x-compute-request-id"] == own
         seen.add(own)
     assert len(seen) == 3
-    assert REQUEST_ID.fullmatch(ask(lite, "GET", "/x").headers["x-openstack-request-id"])
+    assert REQUEST_ID.fullmatch(ask(sqlite_service, "GET", "/x").headers["x-openstack-request-id"])
 
 
 @pytest.mark.parametrize(
@@ -365,15 +367,15 @@ def test_the_other_json_is_a_body_too(admin: Client) -> None:
     assert admin("POST", f"/volumes/{unknown_id()}/metadata", {"metadata": {}}, **kind).status == 404
 
 
-def test_links_name_the_host_that_was_asked(lite: Hall) -> None:
-    admin = lite.admin()
-    volume = lite.volume(admin)
+def test_links_name_the_host_that_was_asked(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
+    volume = sqlite_service.volume(admin)
     host = "[2001:db8::1]:8776"
     shown = admin.get(f"/volumes/{volume}", Host=host)["volume"]
     assert shown["links"][0]["href"] == f"http://{host}/v3/volumes/{volume}"
     page = admin.get("/volumes?limit=1", Host=host)
     assert page["volumes_links"][0]["href"] == f"http://{host}/v3/volumes?limit=1&marker={volume}"
-    assert ask(lite, "GET", "/v3", Host=host).headers["Location"] == f"http://{host}/v3/"
+    assert ask(sqlite_service, "GET", "/v3", Host=host).headers["Location"] == f"http://{host}/v3/"
 
 
 def test_public_endpoint_is_what_links_start_with(start_service: Callable[..., Any]) -> None:
@@ -384,9 +386,9 @@ def test_public_endpoint_is_what_links_start_with(start_service: Callable[..., A
     assert volume["links"][0]["href"] == f"https://cloud/block/v3/volumes/{volume['id']}"
 
 
-def test_etag_of_metadata(lite: Hall) -> None:
-    admin = lite.admin()
-    path = f"/volumes/{lite.volume(admin)}/metadata"
+def test_etag_of_metadata(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
+    path = f"/volumes/{sqlite_service.volume(admin)}/metadata"
     assert admin("PUT", path, {"metadata": {"a": "b"}}).json == {"metadata": {"a": "b"}}
     answer = admin("GET", path, version="3.15")
     assert answer.body == b'{"metadata": {"a": "b"}}'
@@ -407,24 +409,24 @@ def test_etag_of_metadata(lite: Hall) -> None:
 
 
 def test_an_error_of_ours_says_nothing_but_that(
-    lite: Hall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sqlite_service: SharedService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_args: Any) -> None:
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr("blockstore.api.volumes.volumes.shown", broken)
     monkeypatch.setattr("blockstore.api.metadata.Metadata.of_many", broken)
-    answer = lite.admin()("GET", "/volumes/detail")
+    answer = sqlite_service.admin()("GET", "/volumes/detail")
     message = "The server has either erred or is incapable of performing the requested operation."
     assert (answer.status, answer.json) == (500, {"computeFault": {"code": 500, "message": message}})
     assert "secret detail" in caplog.text
 
 
-def test_bodies_of_refusals_name_their_code(admin: Client, lite: Hall) -> None:
+def test_bodies_of_refusals_name_their_code(admin: Client, sqlite_service: SharedService) -> None:
     answers = {
         "badRequest": admin("GET", "/volumes?limit=x"),
         "itemNotFound": admin("GET", f"/volumes/{unknown_id()}"),
-        "forbidden": lite.nobody()("GET", "/volumes"),
+        "forbidden": sqlite_service.nobody()("GET", "/volumes"),
         "badMediaType": admin("POST", "/volumes", {}, **{"Content-Type": "text/plain"}),
     }
     for fault, answer in answers.items():

@@ -8,7 +8,7 @@ import pytest
 
 from blockstore.app.service import Service
 from blockstore.db.models import new_id
-from tests.api.conftest import Hall, unknown_id
+from tests.api.conftest import SharedService, unknown_id
 from tests.conftest import Client
 
 
@@ -28,8 +28,8 @@ def make_qos(client: Client, **more: Any) -> str:
 # --- QoS specs ---------------------------------------------------------------------------------------------
 
 
-def test_qos_specs_from_create_to_delete(hall: Hall) -> None:
-    admin = hall.admin()
+def test_qos_specs_from_create_to_delete(shared_service: SharedService) -> None:
+    admin = shared_service.admin()
     qos = make_qos(admin, consumer="both", read_iops_sec="2000", total=5)
     shown = admin.get(f"/qos-specs/{qos}")
     assert shown["qos_specs"]["consumer"] == "both"
@@ -45,8 +45,8 @@ def test_qos_specs_from_create_to_delete(hall: Hall) -> None:
     assert admin("GET", f"/qos-specs/{qos}").status == 404
 
 
-def test_qos_specs_and_types(hall: Hall) -> None:
-    admin = hall.admin()
+def test_qos_specs_and_types(shared_service: SharedService) -> None:
+    admin = shared_service.admin()
     qos, other, kind = make_qos(admin), make_qos(admin), make_type(admin)
     assert admin("GET", f"/qos-specs/{qos}/associate").status == 400
     assert admin("GET", f"/qos-specs/{qos}/associate?vol_type_id={unknown_id()}").status == 404
@@ -66,20 +66,20 @@ def test_qos_specs_and_types(hall: Hall) -> None:
 @pytest.mark.parametrize(
     "specs", [{}, {"name": ""}, {"name": "x", "consumer": "nobody"}, {"name": "x", "k": []}, {"name": "x", "k\n": "v"}]
 )
-def test_qos_specs_that_may_not_be(lite: Hall, specs: Any) -> None:
-    assert lite.admin()("POST", "/qos-specs", {"qos_specs": specs}).status == 400
+def test_qos_specs_that_may_not_be(sqlite_service: SharedService, specs: Any) -> None:
+    assert sqlite_service.admin()("POST", "/qos-specs", {"qos_specs": specs}).status == 400
 
 
-def test_a_name_of_qos_specs_is_there_once(lite: Hall) -> None:
-    make_qos(lite.admin(), name="once")
-    assert lite.admin()("POST", "/qos-specs", {"qos_specs": {"name": "once"}}).status == 409
+def test_a_name_of_qos_specs_is_there_once(sqlite_service: SharedService) -> None:
+    make_qos(sqlite_service.admin(), name="once")
+    assert sqlite_service.admin()("POST", "/qos-specs", {"qos_specs": {"name": "once"}}).status == 409
 
 
 # --- encryption --------------------------------------------------------------------------------------------
 
 
-def test_encryption_of_a_type(hall: Hall) -> None:
-    admin = hall.admin()
+def test_encryption_of_a_type(shared_service: SharedService) -> None:
+    admin = shared_service.admin()
     kind = make_type(admin)
     place = f"/types/{kind}/encryption"
     assert admin.get(place) == {}
@@ -94,24 +94,24 @@ def test_encryption_of_a_type(hall: Hall) -> None:
     changed = admin("PUT", f"{place}/{encryption['encryption_id']}", {"encryption": {"key_size": 512}})
     assert (changed.status, admin.get(place)["key_size"]) == (200, 512)
     # nothing here holds keys: a volume in clear would be a broken promise
-    refused = hall.member()("POST", "/volumes", {"volume": {"size": 1, "volume_type": kind}})
+    refused = shared_service.member()("POST", "/volumes", {"volume": {"size": 1, "volume_type": kind}})
     assert refused.status == 400
     assert "encrypted" in refused.message
     assert admin("DELETE", f"{place}/{encryption['encryption_id']}").status == 202
     assert admin.get(place) == {}
 
 
-def test_a_type_with_volumes_keeps_its_encryption(hall: Hall) -> None:
-    admin = hall.admin()
+def test_a_type_with_volumes_keeps_its_encryption(shared_service: SharedService) -> None:
+    admin = shared_service.admin()
     kind = make_type(admin)
-    hall.volume(admin, volume_type_id=kind)
+    shared_service.volume(admin, volume_type_id=kind)
     asked = {"encryption": {"provider": "luks", "control_location": "front-end"}}
     assert admin("POST", f"/types/{kind}/encryption", asked).status == 400
 
 
-def test_no_volume_is_encrypted(lite: Hall) -> None:
-    member = lite.member()
-    volume = lite.volume(member)
+def test_no_volume_is_encrypted(sqlite_service: SharedService) -> None:
+    member = sqlite_service.member()
+    volume = sqlite_service.volume(member)
     assert member.get(f"/volumes/{volume}/encryption") == {"encryption_key_id": None}
     assert member.get(f"/volumes/{volume}/encryption/encryption_key_id") == {"encryption_key_id": None}
     assert member("GET", f"/volumes/{volume}/encryption/other").status == 404
@@ -120,8 +120,8 @@ def test_no_volume_is_encrypted(lite: Hall) -> None:
 # --- default types -----------------------------------------------------------------------------------------
 
 
-def test_a_project_has_a_default_type_of_its_own(hall: Hall) -> None:
-    admin, member = hall.admin(), hall.member()
+def test_a_project_has_a_default_type_of_its_own(shared_service: SharedService) -> None:
+    admin, member = shared_service.admin(), shared_service.member()
     project, kind = member.headers["X-Project-Id"], make_type(admin)
     place = f"/default-types/{project}"
     assert admin("GET", place).status == 404
@@ -142,8 +142,8 @@ def test_a_project_has_a_default_type_of_its_own(hall: Hall) -> None:
     assert admin("DELETE", f"/types/{kind}").status == 202
 
 
-def test_an_unknown_type_is_no_default(lite: Hall) -> None:
-    answer = lite.admin()("PUT", "/default-types/p", {"default_type": {"volume_type": "nothing"}})
+def test_an_unknown_type_is_no_default(sqlite_service: SharedService) -> None:
+    answer = sqlite_service.admin()("PUT", "/default-types/p", {"default_type": {"volume_type": "nothing"}})
     assert answer.status == 400
     assert "nothing" in answer.message
 
@@ -198,18 +198,18 @@ def test_the_quota_of_the_new_type_is_asked(service: Service) -> None:
     assert admin.get(f"/volumes/{volume}")["volume"]["status"] == "available"
 
 
-def test_what_cannot_be_retyped(lite: Hall) -> None:
-    admin = lite.admin()
+def test_what_cannot_be_retyped(sqlite_service: SharedService) -> None:
+    admin = sqlite_service.admin()
     kind, qos = make_type(admin), make_qos(admin, consumer="front-end", iops="1")
     admin("GET", f"/qos-specs/{qos}/associate?vol_type_id={kind}")
-    used = lite.volume(admin, status="in-use", attach_status="attached")
+    used = sqlite_service.volume(admin, status="in-use", attach_status="attached")
     for volume, new_type, status in (
-        (lite.volume(admin), unknown_id(), 404),
-        (lite.volume(admin), lite.type_id, 400),
-        (lite.volume(admin, status="error"), kind, 400),
+        (sqlite_service.volume(admin), unknown_id(), 404),
+        (sqlite_service.volume(admin), sqlite_service.type_id, 400),
+        (sqlite_service.volume(admin, status="error"), kind, 400),
         (used, kind, 400),
         (used, make_type(admin, multiattach="<is> True"), 400),
-        (lite.volume(admin, size=9), make_type(admin, **{"provisioning:max_vol_size": "5"}), 400),
+        (sqlite_service.volume(admin, size=9), make_type(admin, **{"provisioning:max_vol_size": "5"}), 400),
     ):
         answer = admin("POST", f"/volumes/{volume}/action", {"os-retype": {"new_type": new_type}})
         assert answer.status == status, answer.body
@@ -238,9 +238,9 @@ def test_image_metadata(service: Service) -> None:
     assert all(one["volume_image_metadata"] for one in found)
 
 
-def test_an_administrator_s_list_holds_the_private_types_of_its_project(lite: Hall) -> None:
+def test_an_administrator_s_list_holds_the_private_types_of_its_project(sqlite_service: SharedService) -> None:
     """As Ansible looks for a type that it has made; else its second run makes it again, and fails."""
-    admin, other = lite.admin(), lite.admin()
+    admin, other = sqlite_service.admin(), sqlite_service.admin()
     body = {"volume_type": {"name": unknown_id(), "os-volume-type-access:is_public": False}}
     private = admin("POST", "/types", body).json["volume_type"]["id"]
 
@@ -252,7 +252,7 @@ def test_an_administrator_s_list_holds_the_private_types_of_its_project(lite: Ha
     assert admin("POST", f"/types/{private}/action", {"addProjectAccess": grant}).status == 202
     assert [listed(admin), listed(admin, "?is_public=true"), listed(other)] == [True, True, False]
     assert [listed(admin, "?is_public=false"), listed(other, "?is_public=none")] == [True, True]
-    member = lite.member(project=grant["project"])
+    member = sqlite_service.member(project=grant["project"])
     assert listed(member)
     assert admin("POST", f"/types/{private}/action", {"removeProjectAccess": grant}).status == 202
     assert not listed(admin)

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from blockstore import states
 from blockstore.db.models import Attachment, new_id
 from blockstore.errors import BackendError, InUse, SessionAlive, Unreachable
-from tests.api.conftest import Hall, at_once, unknown_id
+from tests.api.conftest import SharedService, at_once, unknown_id
 from tests.api.test_attachments import CONNECTOR, FOLLOWS, OTHER, SERVER, complete, connect, reserve
 from tests.api.test_preconditions import ALL, MIGRATING, NOT_MIGRATING, VOLUME_STATUSES
 from tests.conftest import Answer, Client
@@ -39,9 +39,9 @@ def attach(client: Client, volume: str, **more: Any) -> Answer:
     return ask(client, volume, "os-attach", {"mountpoint": "/dev/vdb", **who, **more})
 
 
-def connections(hall: Hall, volume: str) -> list[str]:
+def connections(shared_service: SharedService, volume: str) -> list[str]:
     """Return the statuses of what os-initialize_connection made."""
-    with hall.db.read() as session:
+    with shared_service.db.read() as session:
         return list(session.scalars(select(Attachment.status).where(Attachment.volume_id == volume, Attachment.legacy)))
 
 
@@ -146,16 +146,16 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_statuses_of_the_volume(dock: Hall, name: str) -> None:
+def test_statuses_of_the_volume(attach_service: SharedService, name: str) -> None:
     """What is refused names the status and changes nothing; what is allowed moves as the table says."""
-    step, client = STEPS[name], dock.admin()
+    step, client = STEPS[name], attach_service.admin()
     accepted = set()
     for status in map(str, VOLUME_STATUSES):
         shown = "attached" if step.attached else "detached"
-        volume = dock.volume(client, status=status, attach_status=shown, multiattach=step.multiattach)
+        volume = attach_service.volume(client, status=status, attach_status=shown, multiattach=step.multiattach)
         if step.attached:
-            dock.attachment(client, volume, status="attached")
-        before = dock.facts(volume)
+            attach_service.attachment(client, volume, status="attached")
+        before = attach_service.facts(volume)
         answer = ask(client, volume, step.name, step.arguments)
         if answer.status in (200, 202):
             accepted.add(status)
@@ -163,26 +163,28 @@ def test_statuses_of_the_volume(dock: Hall, name: str) -> None:
             present = ("attached",) if step.attached else ()
             left = present if step.leaves is None else step.leaves
             says = "attached" if left else "detached"
-            assert dock.statuses(volume) == (step.moves(status), says, *left), status
+            assert attach_service.statuses(volume) == (step.moves(status), says, *left), status
             continue
         assert (answer.status, volume in answer.message, status in answer.message) == (400, True, True), answer.body
-        assert dock.facts(volume) == before, status
+        assert attach_service.facts(volume) == before, status
     assert accepted == set(step.allowed)
 
 
 @pytest.mark.parametrize("migration", [*MIGRATING, *NOT_MIGRATING])
-def test_what_is_migrated_passes_silently_when_it_begins_to_detach(dock: Hall, migration: str | None) -> None:
-    client = dock.admin()
-    volume = dock.volume(client, status="in-use", attach_status="attached", migration_status=migration)
+def test_what_is_migrated_passes_silently_when_it_begins_to_detach(
+    attach_service: SharedService, migration: str | None
+) -> None:
+    client = attach_service.admin()
+    volume = attach_service.volume(client, status="in-use", attach_status="attached", migration_status=migration)
     assert ask(client, volume, "os-begin_detaching").status == 202
-    assert dock.statuses(volume)[0] == ("in-use" if migration in MIGRATING else "detaching")
+    assert attach_service.statuses(volume)[0] == ("in-use" if migration in MIGRATING else "detaching")
 
 
-def test_no_extension_waits_to_be_completed(dock: Hall) -> None:
-    admin = dock.admin()
+def test_no_extension_waits_to_be_completed(attach_service: SharedService) -> None:
+    admin = attach_service.admin()
     for status in ("extending", "in-use"):
         for arguments in ({}, {"error": True}, {"error": False}, {"error": None}):
-            volume = dock.volume(admin, status=status)
+            volume = attach_service.volume(admin, status=status)
             answer = ask(admin, volume, "os-extend_volume_completion", arguments)
             assert (answer.status, answer.message) == (
                 400,
@@ -191,18 +193,18 @@ def test_no_extension_waits_to_be_completed(dock: Hall) -> None:
             )
     # Introduced as 3.71, and not gated in the reference's code.
     assert ask(admin, volume, "os-extend_volume_completion", {}, version="3.0").status == 400
-    assert ask(dock.member(), volume, "os-extend_volume_completion", {}).status == 403
+    assert ask(attach_service.member(), volume, "os-extend_volume_completion", {}).status == 403
 
 
 # --- the whole way -----------------------------------------------------------------------------------------
 
 
-def test_the_whole_way(dock: Hall) -> None:
+def test_the_whole_way(attach_service: SharedService) -> None:
     """As Nova went it before there were attachments; no list shows the connection."""
-    client = dock.member()
-    volume = dock.volume(client)
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     assert ask(client, volume, "os-reserve").status == 202
-    assert dock.statuses(volume) == ("attaching", "detached")
+    assert attach_service.statuses(volume) == ("attaching", "detached")
     told = initialize(client, volume, {**CONNECTOR, "enforce_multipath": True})
     assert told.status == 200
     info = told.json["connection_info"]
@@ -210,41 +212,41 @@ def test_the_whole_way(dock: Hall) -> None:
     assert len(info["data"][SECRET_AS]) == 16
     assert info["data"]["access_mode"] == "rw"
     assert set(info) == {"driver_volume_type", "data", "enforce_multipath"}
-    assert dock.statuses(volume) == ("attaching", "detached")
+    assert attach_service.statuses(volume) == ("attaching", "detached")
     assert attach(client, volume).status == 202
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
     (one,) = client.get("/attachments/detail")["attachments"]
     assert (one["instance"], one["attach_mode"], one["connection_info"]) == (SERVER, "rw", {})
     assert client.get(f"/volumes/{volume}")["volume"]["attachments"][0]["device"] == "/dev/vdb"
     assert ask(client, volume, "os-begin_detaching").status == 202
-    assert dock.statuses(volume) == ("detaching", "attached", "attached")
+    assert attach_service.statuses(volume) == ("detaching", "attached", "attached")
     assert terminate(client, volume).status == 409
     assert terminate(client, volume, **SERVICE).status == 202
-    assert dock.statuses(volume) == ("detaching", "attached", "attached")
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("detaching", "attached", "attached")
+    assert not attach_service.target.exports
     assert ask(client, volume, "os-detach").status == 409
     assert ask(client, volume, "os-detach", {"attachment_id": one["id"]}, **SERVICE).status == 202
-    assert dock.statuses(volume) == ("available", "detached")
-    assert dock.facts(volume)[1] == []
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert attach_service.facts(volume)[1] == []
 
 
-def test_a_failed_attach_is_taken_back(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_a_failed_attach_is_taken_back(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     ask(client, volume, "os-reserve")
     initialize(client, volume)
     assert terminate(client, volume).status == 202
-    assert dock.statuses(volume) == ("available", "detached")
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert not attach_service.target.exports
 
 
-def test_a_detach_that_was_begun_is_taken_back(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client, status="in-use", attach_status="attached")
-    dock.attachment(client, volume, status="attached", instance_uuid=SERVER)
+def test_a_detach_that_was_begun_is_taken_back(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client, status="in-use", attach_status="attached")
+    attach_service.attachment(client, volume, status="attached", instance_uuid=SERVER)
     for name, status in (("os-begin_detaching", "detaching"), ("os-roll_detaching", "in-use")):
         assert ask(client, volume, name).status == 202
-        assert dock.statuses(volume) == (status, "attached", "attached")
+        assert attach_service.statuses(volume) == (status, "attached", "attached")
 
 
 # --- os-attach ---------------------------------------------------------------------------------------------
@@ -261,15 +263,17 @@ def test_a_detach_that_was_begun_is_taken_back(dock: Hall) -> None:
         ("True", None, None),
     ],
 )
-def test_modes_of_os_attach(dock: Hall, readonly: str | None, mode: str | None, becomes: str | None) -> None:
+def test_modes_of_os_attach(
+    attach_service: SharedService, readonly: str | None, mode: str | None, becomes: str | None
+) -> None:
     """A volume that may only be read needs to be attached so, in so many words."""
-    client = dock.member()
-    volume = dock.volume(client, admin_metadata={"readonly": readonly} if readonly else {})
-    before = dock.facts(volume)
+    client = attach_service.member()
+    volume = attach_service.volume(client, admin_metadata={"readonly": readonly} if readonly else {})
+    before = attach_service.facts(volume)
     answer = attach(client, volume, **({"mode": mode} if mode else {}))
     if becomes is None:
         assert (answer.status, "it is read-only" in answer.message) == (400, True)
-        assert dock.facts(volume) == before
+        assert attach_service.facts(volume) == before
     else:
         assert answer.status == 202
         assert client.get("/attachments/detail")["attachments"][0]["attach_mode"] == becomes
@@ -288,22 +292,22 @@ def test_modes_of_os_attach(dock: Hall, readonly: str | None, mode: str | None, 
         (None, "os-attach"),
     ],
 )
-def test_what_os_attach_must_be_told(dock: Hall, arguments: Any, words: str) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_what_os_attach_must_be_told(attach_service: SharedService, arguments: Any, words: str) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     answer = client("POST", f"/volumes/{volume}/action", {"os-attach": arguments})
     assert (answer.status, words in answer.message) == (400, True), answer.message
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
-def test_told_twice_it_is_one_attachment(dock: Hall) -> None:
-    client = dock.member()
-    of_server, of_host = dock.volume(client), dock.volume(client)
+def test_told_twice_it_is_one_attachment(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    of_server, of_host = attach_service.volume(client), attach_service.volume(client)
     for _ in range(2):
         assert attach(client, of_server).status == 202
         assert attach(client, of_host, host_name="node1").status == 202
-    assert dock.statuses(of_server) == ("in-use", "attached", "attached")
-    assert dock.statuses(of_host) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(of_server) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(of_host) == ("in-use", "attached", "attached")
     refused = attach(client, of_server, instance_uuid=new_id())
     assert (refused.status, "may be attached once only. It is taken." in refused.message) == (400, True)
 
@@ -312,130 +316,132 @@ def test_told_twice_it_is_one_attachment(dock: Hall) -> None:
 
 
 @pytest.mark.parametrize("status", ["connecting", "attaching", "attached", "error_detaching"])
-def test_a_member_does_not_attach_what_a_server_is_connecting(dock: Hall, status: str) -> None:
-    member = dock.member()
-    volume = dock.volume(member, status="attaching", attach_status="attaching")
-    dock.attachment(member, volume, status=status, instance_uuid=SERVER)
-    before = dock.facts(volume)
+def test_a_member_does_not_attach_what_a_server_is_connecting(attach_service: SharedService, status: str) -> None:
+    member = attach_service.member()
+    volume = attach_service.volume(member, status="attaching", attach_status="attaching")
+    attach_service.attachment(member, volume, status=status, instance_uuid=SERVER)
+    before = attach_service.facts(volume)
     for answer in (initialize(member, volume), attach(member, volume, instance_uuid=new_id())):
         assert (answer.status, SERVER in answer.message) == (409, True)
-    assert dock.facts(volume) == before
-    shared = dock.volume(member, status="in-use", attach_status="attached", multiattach=True)
-    dock.attachment(member, shared, status=status, instance_uuid=SERVER)
+    assert attach_service.facts(volume) == before
+    shared = attach_service.volume(member, status="in-use", attach_status="attached", multiattach=True)
+    attach_service.attachment(member, shared, status=status, instance_uuid=SERVER)
     assert attach(member, shared, instance_uuid=new_id()).status == 202
     assert initialize(member, shared).status == 200
 
 
-def test_what_a_service_connected_is_the_service_s_to_end(dock: Hall) -> None:
+def test_what_a_service_connected_is_the_service_s_to_end(attach_service: SharedService) -> None:
     """Between its os-initialize_connection and its os-attach nothing names a server yet."""
-    member = dock.member()
-    volume = dock.volume(member)
+    member = attach_service.member()
+    volume = attach_service.volume(member)
     body = {"connector": CONNECTOR}
     assert ask(member, volume, "os-reserve").status == 202
     assert ask(member, volume, "os-initialize_connection", body, **SERVICE).status == 200
-    before = dock.facts(volume)
+    before = attach_service.facts(volume)
     for connector in (CONNECTOR, None):
         assert terminate(member, volume, connector).status == 409
     assert initialize(member, volume).status == initialize(member, volume, OTHER).status == 409
-    assert dock.facts(volume) == before
-    assert len(dock.target.exports) == 1
+    assert attach_service.facts(volume) == before
+    assert len(attach_service.target.exports) == 1
     assert ask(member, volume, "os-initialize_connection", body, **SERVICE).status == 200
     assert terminate(member, volume, **SERVICE).status == 202
-    assert not dock.target.exports
+    assert not attach_service.target.exports
 
 
 # --- os-detach ---------------------------------------------------------------------------------------------
 
 
-def test_of_several_attachments_one_must_be_named(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client, multiattach=True)
+def test_of_several_attachments_one_must_be_named(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client, multiattach=True)
     for host in ("node1", "node2"):
         assert attach(client, volume, host_name=host).status == 202
     first, second = (item["id"] for item in client.get("/attachments?sort=created_at:asc")["attachments"])
-    before = dock.facts(volume)
+    before = attach_service.facts(volume)
     for arguments in ({}, {"attachment_id": None}):
         answer = ask(client, volume, "os-detach", arguments)
         assert (answer.status, "has 2 attachments; name the attachment_id" in answer.message) == (400, True)
-    elsewhere = dock.attachment(client, dock.volume(client))
+    elsewhere = attach_service.attachment(client, attach_service.volume(client))
     for attachment in (unknown_id(), elsewhere):
         assert ask(client, volume, "os-detach", {"attachment_id": attachment}).status == 404
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before
     assert ask(client, volume, "os-detach", {"attachment_id": first}).status == 202
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
     assert ask(client, volume, "os-detach", {"attachment_id": second}).status == 202
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
-def test_os_detach_ends_what_the_newer_calls_made(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_os_detach_ends_what_the_newer_calls_made(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     attachment = reserve(client, volume, connector=CONNECTOR).json["attachment"]["id"]
     complete(client, attachment)
     assert client("POST", f"/volumes/{volume}/action", {"os-detach": None}).status == 202
-    assert dock.statuses(volume) == ("available", "detached")
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert not attach_service.target.exports
 
 
-def test_the_last_detach_ends_what_os_initialize_connection_left(dock: Hall) -> None:
+def test_the_last_detach_ends_what_os_initialize_connection_left(attach_service: SharedService) -> None:
     """A client that forgets to terminate leaves no way to the volume."""
-    client = dock.member()
-    volume = dock.volume(client, multiattach=True)
+    client = attach_service.member()
+    volume = attach_service.volume(client, multiattach=True)
     for number, connector in enumerate((CONNECTOR, OTHER)):
         assert initialize(client, volume, connector).status == 200
         assert attach(client, volume, host_name=f"node{number + 1}").status == 202
     first, second = (item["id"] for item in client.get("/attachments?sort=created_at:asc")["attachments"])
     assert ask(client, volume, "os-detach", {"attachment_id": first}).status == 202
-    assert connections(dock, volume) == ["attaching", "attaching"]
+    assert connections(attach_service, volume) == ["attaching", "attaching"]
     assert ask(client, volume, "os-detach", {"attachment_id": second}).status == 202
-    assert dock.facts(volume)[1] == []
-    assert not dock.target.exports
-    assert dock.statuses(volume) == ("available", "detached")
+    assert attach_service.facts(volume)[1] == []
+    assert not attach_service.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
 
 
 # --- connections -------------------------------------------------------------------------------------------
 
 
-def test_a_connection_asked_for_twice_is_one(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_a_connection_asked_for_twice_is_one(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     first, again, other = (initialize(client, volume, connector) for connector in (CONNECTOR, CONNECTOR, OTHER))
     assert first.json == again.json != other.json
-    assert connections(dock, volume) == ["attaching", "attaching"]
+    assert connections(attach_service, volume) == ["attaching", "attaching"]
     assert client.get("/attachments") == {"attachments": []}
     assert terminate(client, volume, OTHER).status == 202
-    assert len(dock.target.exports) == 1
+    assert len(attach_service.target.exports) == 1
     assert terminate(client, volume, None).status == 202
-    assert connections(dock, volume) == []
-    assert not dock.target.exports
+    assert connections(attach_service, volume) == []
+    assert not attach_service.target.exports
     assert terminate(client, volume).status == 202
 
 
 @pytest.mark.parametrize(
     "connector", [{}, {"host": "x"}, "text", None, {"initiator": {"a": 1}}, {"attach_local": True}]
 )
-def test_a_connector_that_cannot_work_makes_no_connection(dock: Hall, connector: Any) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
-    before = dock.facts(volume)
+def test_a_connector_that_cannot_work_makes_no_connection(attach_service: SharedService, connector: Any) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
+    before = attach_service.facts(volume)
     assert initialize(client, volume, connector).status == 400
-    assert dock.facts(volume) == before
-    assert {export for _, export in dock.target.asked} <= {""}  # the service itself looks at the target at times
+    assert attach_service.facts(volume) == before
+    assert {export for _, export in attach_service.target.asked} <= {
+        ""
+    }  # the service itself looks at the target at times
 
 
-def test_a_connection_that_fails_leaves_nothing(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_a_connection_that_fails_leaves_nothing(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     ask(client, volume, "os-reserve")
-    dock.target.fail["export"] = Unreachable("The target's daemon does not answer.")
+    attach_service.target.fail["export"] = Unreachable("The target's daemon does not answer.")
     answer = initialize(client, volume)
     assert (answer.status, str(Unreachable.public_text) in answer.message) == (503, True)
-    assert dock.statuses(volume) == ("attaching", "detached")
-    assert connections(dock, volume) == []
+    assert attach_service.statuses(volume) == ("attaching", "detached")
+    assert connections(attach_service, volume) == []
     assert str(Unreachable.public_text) in client.get("/messages")["messages"][0]["user_message"]
-    full = dock.admin(client.headers["X-Project-Id"]).get("/messages")["messages"][0]
+    full = attach_service.admin(client.headers["X-Project-Id"]).get("/messages")["messages"][0]
     assert "The target's daemon" in full["user_message"]
-    dock.target.fail.clear()
+    attach_service.target.fail.clear()
     assert initialize(client, volume).status == 200
 
 
@@ -445,76 +451,76 @@ def test_a_connection_that_fails_leaves_nothing(dock: Hall) -> None:
 )
 @pytest.mark.parametrize("by", ["member", "admin"])
 def test_a_connection_that_does_not_end_is_told_and_ended_later(
-    dock: Hall, by: str, failure: BackendError, status: int, left: str
+    attach_service: SharedService, by: str, failure: BackendError, status: int, left: str
 ) -> None:
-    client = getattr(dock, by)()
-    volume = dock.volume(client, status="in-use", attach_status="attached")
-    dock.attachment(client, volume, status="attached")
+    client = getattr(attach_service, by)()
+    volume = attach_service.volume(client, status="in-use", attach_status="attached")
+    attach_service.attachment(client, volume, status="attached")
     assert initialize(client, volume).status == 200
-    dock.target.fail["withdraw"] = failure
+    attach_service.target.fail["withdraw"] = failure
     answer = terminate(client, volume)
     told = {text for text in failure.reason if text in answer.message}
     assert (answer.status, told) == (status, {failure.message if by == "admin" else failure.public})
-    assert connections(dock, volume) == [left]
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
-    dock.target.fail.clear()
+    assert connections(attach_service, volume) == [left]
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
+    attach_service.target.fail.clear()
     if left == "error_detaching":
-        dock.service.exports.reconcile(dock.service.backends)
+        attach_service.service.exports.reconcile(attach_service.service.backends)
         client.wait_idle()
     else:
         assert terminate(client, volume).status == 202
-    assert connections(dock, volume) == []
-    assert not [export for export in dock.target.exports.values() if export.volume == f"volume-{volume}"]
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert connections(attach_service, volume) == []
+    assert not [export for export in attach_service.target.exports.values() if export.volume == f"volume-{volume}"]
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
 
 
 def test_a_connection_has_a_secret_of_its_own_that_nothing_else_tells(
-    dock: Hall, caplog: pytest.LogCaptureFixture
+    attach_service: SharedService, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    client = dock.member()
-    volume = dock.volume(client)
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     secret = initialize(client, volume).json["connection_info"]["data"][SECRET_AS]
     other = initialize(client, volume, OTHER).json["connection_info"]["data"][SECRET_AS]
     assert secret != other
     for path in ("/attachments/detail", "/volumes/detail", f"/volumes/{volume}", "/messages"):
         assert secret.encode() not in client("GET", path).body
-    assert secret not in repr(dock.contents())
+    assert secret not in repr(attach_service.contents())
     assert secret not in caplog.text
 
 
 # --- os-force_detach ---------------------------------------------------------------------------------------
 
 
-def test_force_detach_tears_down_attachment_and_connections(dock: Hall) -> None:
-    member, admin = dock.member(), dock.admin()
-    volume = dock.volume(member)
+def test_force_detach_tears_down_attachment_and_connections(attach_service: SharedService) -> None:
+    member, admin = attach_service.member(), attach_service.admin()
+    volume = attach_service.volume(member)
     assert initialize(member, volume).status == 200
     attachment = reserve(member, volume, instance_uuid=SERVER).json["attachment"]["id"]
     assert connect(member, attachment).status == 200
     complete(member, attachment)
-    assert len(dock.target.exports) == 2
+    assert len(attach_service.target.exports) == 2
     assert ask(member, volume, "os-force_detach", {"attachment_id": attachment}).status == 403
     body = {"attachment_id": attachment, "connector": CONNECTOR}
     assert ask(admin, volume, "os-force_detach", body).status == 202
-    assert dock.statuses(volume) == ("available", "detached")
-    assert dock.facts(volume)[1] == []
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert attach_service.facts(volume)[1] == []
+    assert not attach_service.target.exports
 
 
 @pytest.mark.parametrize("status", ["attaching", "detaching", "reserved", "in-use", "error"])
-def test_force_detach_of_what_has_connections_only_frees_the_volume(dock: Hall, status: str) -> None:
-    admin = dock.admin()
-    volume = dock.volume(admin, status=status, attach_status="attached")
+def test_force_detach_of_what_has_connections_only_frees_the_volume(attach_service: SharedService, status: str) -> None:
+    admin = attach_service.admin()
+    volume = attach_service.volume(admin, status=status, attach_status="attached")
     assert initialize(admin, volume).status == 200
     assert ask(admin, volume, "os-force_detach").status == 202
-    assert dock.statuses(volume) == ("available", "detached")
-    assert not dock.target.exports
+    assert attach_service.statuses(volume) == ("available", "detached")
+    assert not attach_service.target.exports
 
 
-def test_force_detach_of_one_of_two(dock: Hall) -> None:
-    admin = dock.admin()
-    volume = dock.volume(admin, multiattach=True)
+def test_force_detach_of_one_of_two(attach_service: SharedService) -> None:
+    admin = attach_service.admin()
+    volume = attach_service.volume(admin, multiattach=True)
     for host in ("node1", "node2"):
         attach(admin, volume, host_name=host)
     first, second = (item["id"] for item in admin.get("/attachments?sort=created_at:asc")["attachments"])
@@ -522,7 +528,7 @@ def test_force_detach_of_one_of_two(dock: Hall) -> None:
     assert ask(admin, volume, "os-force_detach", {"attachment_id": unknown_id()}).status == 404
     assert ask(admin, volume, "os-force_detach", {"attachment_id": first}).status == 202
     assert [item["id"] for item in admin.get("/attachments")["attachments"]] == [second]
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
 
 
 # --- CVE-2023-2088 -----------------------------------------------------------------------------------------
@@ -537,52 +543,54 @@ def test_force_detach_of_one_of_two(dock: Hall) -> None:
         ("os-terminate_connection", {"connector": None}),
     ],
 )
-def test_a_member_cannot_take_a_disk_away_under_a_server(dock: Hall, name: str, arguments: Any) -> None:
-    member = dock.member()
+def test_a_member_cannot_take_a_disk_away_under_a_server(
+    attach_service: SharedService, name: str, arguments: Any
+) -> None:
+    member = attach_service.member()
     for headers, done in (({}, False), (SERVICE, True), ({"X-Roles": "admin"}, True)):
-        volume = dock.volume(member)
+        volume = attach_service.volume(member)
         initialize(member, volume)
         attach(member, volume)
         (attachment,) = (a["id"] for a in member.get(f"/attachments?volume_id={volume}")["attachments"])
         given = {key: attachment if value is ... else value for key, value in arguments.items()}
-        before = dock.facts(volume)
-        exports = len(dock.target.exports)
-        answer = Client(dock.service, **{**member.headers, **headers})(
+        before = attach_service.facts(volume)
+        exports = len(attach_service.target.exports)
+        answer = Client(attach_service.service, **{**member.headers, **headers})(
             "POST", f"/volumes/{volume}/action", {name: given}
         )
         if done:
             assert answer.status == 202
-            assert len(dock.target.exports) == exports - 1
+            assert len(attach_service.target.exports) == exports - 1
         else:
             assert (answer.status, SERVER in answer.message) == (409, True)
             assert "conflictingRequest" in answer.json
-            assert dock.facts(volume) == before
-            assert len(dock.target.exports) == exports
+            assert attach_service.facts(volume) == before
+            assert len(attach_service.target.exports) == exports
 
 
 # --- races -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ["admin", "member"])
-def test_of_twenty_that_reserve_one_volume_one_wins(dock: Hall, role: str) -> None:
-    project = dock.member().headers["X-Project-Id"]
-    volume = dock.volume(dock.member(project))
-    clients = [getattr(dock, role)(project) for _ in range(20)]
+def test_of_twenty_that_reserve_one_volume_one_wins(attach_service: SharedService, role: str) -> None:
+    project = attach_service.member().headers["X-Project-Id"]
+    volume = attach_service.volume(attach_service.member(project))
+    clients = [getattr(attach_service, role)(project) for _ in range(20)]
     answers = at_once(20, lambda n: ask(clients[n], volume, "os-reserve"))
     assert sorted(answer.status for answer in answers) == [202, *[400] * 19]
     for answer in answers:
         if answer.status == 400:
             # What holds it is no attachment yet, so that there is nobody to name.
             assert f"volume {volume} is attaching; to be reserved it must be available. It is taken." in answer.message
-    assert dock.statuses(volume) == ("attaching", "detached")
+    assert attach_service.statuses(volume) == ("attaching", "detached")
 
 
 @pytest.mark.parametrize("role", ["admin", "member"])
-def test_who_reserves_what_an_attachment_holds_is_told_so(dock: Hall, role: str) -> None:
-    member = dock.member()
-    volume = dock.volume(member)
+def test_who_reserves_what_an_attachment_holds_is_told_so(attach_service: SharedService, role: str) -> None:
+    member = attach_service.member()
+    volume = attach_service.volume(member)
     attachment = reserve(member, volume, instance_uuid=SERVER, connector=CONNECTOR).json["attachment"]["id"]
-    answer = ask(getattr(dock, role)(member.headers["X-Project-Id"]), volume, "os-reserve")
+    answer = ask(getattr(attach_service, role)(member.headers["X-Project-Id"]), volume, "os-reserve")
     assert answer.status == 400
     if role == "admin":
         assert answer.message.endswith(f"It is held by attachment {attachment} (server {SERVER}, host node1).")
@@ -592,62 +600,62 @@ def test_who_reserves_what_an_attachment_holds_is_told_so(dock: Hall, role: str)
         assert "node1" not in answer.message
 
 
-def test_of_os_reserve_and_a_new_attachment_one_wins(dock: Hall) -> None:
-    client = dock.member()
+def test_of_os_reserve_and_a_new_attachment_one_wins(attach_service: SharedService) -> None:
+    client = attach_service.member()
     project = client.headers["X-Project-Id"]
     for _ in range(10):
-        volume = dock.volume(client)
+        volume = attach_service.volume(client)
         both: list[Callable[[], Answer]] = [
-            lambda v=volume: ask(dock.member(project), v, "os-reserve"),  # type: ignore[misc]
-            lambda v=volume: reserve(dock.member(project), v),  # type: ignore[misc]
+            lambda v=volume: ask(attach_service.member(project), v, "os-reserve"),  # type: ignore[misc]
+            lambda v=volume: reserve(attach_service.member(project), v),  # type: ignore[misc]
         ]
         statuses = [answer.status for answer in at_once(2, lambda n, both=both: both[n]())]  # type: ignore[misc]
         assert sorted(statuses) in ([200, 400], [202, 400])
 
 
-def test_of_twenty_that_attach_one_volume_one_wins(dock: Hall) -> None:
-    client = dock.member()
-    volume = dock.volume(client)
+def test_of_twenty_that_attach_one_volume_one_wins(attach_service: SharedService) -> None:
+    client = attach_service.member()
+    volume = attach_service.volume(client)
     project = client.headers["X-Project-Id"]
-    answers = at_once(20, lambda _: attach(dock.member(project), volume, instance_uuid=new_id()))
+    answers = at_once(20, lambda _: attach(attach_service.member(project), volume, instance_uuid=new_id()))
     assert sorted(answer.status for answer in answers) == [202, *[400] * 19]
-    assert dock.statuses(volume) == ("in-use", "attached", "attached")
+    assert attach_service.statuses(volume) == ("in-use", "attached", "attached")
 
 
-def test_ending_connection_and_attachment_at_once_is_never_a_500(dock: Hall) -> None:
+def test_ending_connection_and_attachment_at_once_is_never_a_500(attach_service: SharedService) -> None:
     """The last detach ends the connection too; whose operation comes second finds nothing to do,
     and says so or nothing.
     """
-    admin = dock.admin()
+    admin = attach_service.admin()
     for _ in range(15):
-        volume = dock.volume(admin)
+        volume = attach_service.volume(admin)
         initialize(admin, volume)
         attach(admin, volume)
         asks: list[Callable[[], Answer]] = [
-            lambda v=volume: ask(dock.admin(), v, "os-detach"),  # type: ignore[misc]
-            lambda v=volume: terminate(dock.admin(), v),  # type: ignore[misc]
-            lambda v=volume: ask(dock.admin(), v, "os-force_detach"),  # type: ignore[misc]
+            lambda v=volume: ask(attach_service.admin(), v, "os-detach"),  # type: ignore[misc]
+            lambda v=volume: terminate(attach_service.admin(), v),  # type: ignore[misc]
+            lambda v=volume: ask(attach_service.admin(), v, "os-force_detach"),  # type: ignore[misc]
             # type: ignore[misc]
-            lambda v=volume: ask(dock.admin(), v, "os-reset_status", {"attach_status": "detached"}),
-            lambda v=volume: ask(dock.admin(), v, "os-roll_detaching"),  # type: ignore[misc]
+            lambda v=volume: ask(attach_service.admin(), v, "os-reset_status", {"attach_status": "detached"}),
+            lambda v=volume: ask(attach_service.admin(), v, "os-roll_detaching"),  # type: ignore[misc]
         ]
         answers = at_once(len(asks), lambda n, asks=asks: asks[n]())  # type: ignore[misc]
         assert {answer.status for answer in answers} <= {202, 409}, [answer.body for answer in answers]
         admin.wait_idle()
-        assert dock.facts(volume)[1] == []
-        assert not dock.target.exports
+        assert attach_service.facts(volume)[1] == []
+        assert not attach_service.target.exports
 
 
 # --- walls -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted({step.name for step in STEPS.values()} - {"os-extend_volume_completion"}))
-def test_a_volume_of_others_is_answered_as_one_that_is_not_there(dock: Hall, name: str) -> None:
-    owner, stranger = dock.member(), dock.member()
-    volume, absent = dock.volume(owner), unknown_id()
+def test_a_volume_of_others_is_answered_as_one_that_is_not_there(attach_service: SharedService, name: str) -> None:
+    owner, stranger = attach_service.member(), attach_service.member()
+    volume, absent = attach_service.volume(owner), unknown_id()
     arguments = next(step.arguments for step in STEPS.values() if step.name == name)
-    before = dock.facts(volume)
+    before = attach_service.facts(volume)
     seen, unseen = (ask(stranger, v, name, arguments, **SERVICE) for v in (volume, absent))
     assert seen.status == unseen.status == (403 if name == "os-force_detach" else 404)
     assert seen.body.replace(volume.encode(), absent.encode()) == unseen.body
-    assert dock.facts(volume) == before
+    assert attach_service.facts(volume) == before

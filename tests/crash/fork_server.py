@@ -1,6 +1,7 @@
 """A warm interpreter that forks children: a start without the half second of imports, killed for real all the same.
 
-``python -m tests.crash.nursery`` has one thread and no engine, so forking it is safe. The tests speak JSON lines to it.
+``python -m tests.crash.fork_server`` has one thread and no engine, so forking it is safe. The tests speak JSON lines to
+it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ ROOT = Path(__file__).parent.parent.parent
 _PR_SET_PDEATHSIG = 1
 
 
-class Nursery:
+class ForkServer:
     """Starts children by the name of a function in ``tests.crash.children``."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.nursery"],
+            [sys.executable, "-m", "tests.crash.fork_server"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
