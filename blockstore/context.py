@@ -30,5 +30,5 @@ class RequestContext:
 
 
 def new_request_id() -> str:
-    """Return a fresh request id in the wire's form."""
+    """Return a fresh request id in the API's form."""
     return f"req-{uuid.uuid4()}"

@@ -1,6 +1,6 @@
 """Who may do what: every policy rule of this service on one page.
 
-Rule names and levels are those of the reference, so an operator's knowledge carries over; so does a ``policy.yaml``.
+Rule names and levels are those of Cinder, so an operator's knowledge carries over; so does a ``policy.yaml``.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class PoolReport:
         return other_block_size(self.capabilities.block_size, other.capabilities.block_size)
 
     def wire(self, usage: PoolUsage) -> dict[str, Any]:
-        """Return the capabilities as the wire names them."""
+        """Return the capabilities as the API names them."""
         caps, config = self.capabilities, self.config
         return {
             "pool_name": self.name.partition("#")[2],

@@ -1,6 +1,6 @@
 """Attachments: reserve, connect, complete, list, show, delete.
 
-Accepts or refuses; the export is made and ended by the manager, while the caller waits, because the wire wants the
+Accepts or refuses; the export is made and ended by the manager, while the caller waits, because the API wants the
 outcome in the reply.
 """
 

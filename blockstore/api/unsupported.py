@@ -32,7 +32,7 @@ ASKED_LATER = (
     "group:group_snapshot_project_attribute",
     "volume:reimage_reserved",
     "volume_extension:volume_actions:upload_public",
-    # compat: asked with elevated rights in the reference, so that it is never refused
+    # compat: asked with elevated rights in Cinder, so that it is never refused
     "volume:update_volume_admin_metadata",
 )
 """Rules that a policy file may name, and that nothing asks, or not yet."""

@@ -93,7 +93,7 @@ class Capabilities:
     block_size: int = BLOCK_SIZE
     """What a consumer of a volume sees as its logical block size, in bytes. Partition tables depend on it."""
     storage_protocol: str = "local"
-    """The wire's word for how a consumer reaches it: iSCSI, nfs, ceph, file, local."""
+    """The API's word for how a consumer reaches it: iSCSI, nfs, ceph, file, local."""
     vendor_name: str = "Open Source"
     version: str = "1.0"
 
@@ -143,7 +143,7 @@ class Direct:
     data: Mapping[str, Any]
     """What that connector needs; stored and shown, so JSON and never a secret."""
     beside: Mapping[str, Any] = field(default_factory=dict)
-    """What stands beside ``data`` on the wire, such as ``mount_point_base``."""
+    """What stands beside ``data`` on the API, such as ``mount_point_base``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Manageable:
     """What it is called there; given back to ``manage_volume`` or ``manage_snapshot``."""
     size_bytes: int
     name: str = ""
-    """The name that the contract gives it, when that is another word than the reference."""
+    """The name that the contract gives it, when that is another word than Cinder."""
     volume: str = ""
     """Of a snapshot: the reference of its volume."""
     reason: str | None = None

@@ -160,7 +160,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 
 
 def _number_or_none(value: Value) -> float | None:
-    """Read a number; extra specs and qos specs are texts on the wire, so a text that looks like one counts."""
+    """Read a number; extra specs and qos specs are texts on the API, so a text that looks like one counts."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value.strip()) else None
     return None if value is None else float(value)

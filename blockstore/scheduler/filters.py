@@ -1,6 +1,6 @@
 """The filters: each looks at one pool and says why it cannot take the request, or None when it can.
 
-Found by their entry points (`blockstore.scheduler.filters` in setup.cfg) under the names the reference gives them.
+Found by their entry points (`blockstore.scheduler.filters` in setup.cfg) under the names Cinder gives them.
 A reason holds the numbers: what there is and what was needed. Pool and filter are named by choosing.py.
 """
 
@@ -48,7 +48,7 @@ def capacity(request: PlacementRequest, pool: Pool) -> str | None:
     else:
         figures.append(f"{gib(pool.free_gib)} GiB free")
     figures.append(f"{gib(pool.provisioned_gib)} GiB provisioned")
-    # The reference also compares (provisioned + asked) / available with the ratio; as the ratio is already in
+    # Cinder also compares (provisioned + asked) / available with the ratio; as the ratio is already in
     # what is available, that never refuses what this line lets pass (proven by test_filters.py).
     left_gib = pool.virtual_free(request.wants_thick)
     if left_gib < request.size_gib:

@@ -24,9 +24,9 @@ AUTO_RATIO_OF_AN_EMPTY_POOL = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """One pool, with our own figures in GiB and the capabilities as reported on the wire.
+    """One pool, with our own figures in GiB and the capabilities as reported on the API.
 
-    The safe defaults of this project differ from the reference: ``max_over_subscription_ratio`` 1.5 instead of 20 and
+    The safe defaults of this project differ from Cinder: ``max_over_subscription_ratio`` 1.5 instead of 20 and
     ``reserved_percentage`` 10 instead of 0. They arrive here from the configuration.
     """
 

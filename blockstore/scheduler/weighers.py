@@ -1,6 +1,6 @@
 """The weighers: each gives one pool a number; choosing.py spreads the numbers over 0..1, multiplies and sums.
 
-Found by their entry points (`blockstore.scheduler.weighers` in setup.cfg) under the names the reference gives them.
+Found by their entry points (`blockstore.scheduler.weighers` in setup.cfg) under the names Cinder gives them.
 A site's own weigher may be a plain function; its multiplier is then 1.
 """
 

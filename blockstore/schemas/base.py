@@ -1,4 +1,4 @@
-"""Schemas that know microversions, the field types of the wire, and the one form of a refusal."""
+"""Schemas that know microversions, the field types of the API, and the one form of a refusal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_KEYS = 1000
 
 TRUE = frozenset({"True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t"})
 FALSE = frozenset({"False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f"})
-# compat: these are what the reference's bool_like takes; JSON integers are refused
+# compat: these are what Cinder's bool_like takes; JSON integers are refused
 
 METADATA_KEY = re.compile(r"[a-zA-Z0-9\-_:. /]{1,255}")
 SNAPSHOT_METADATA_KEY = re.compile(r"[a-zA-Z0-9\-_:. ]{1,255}")
@@ -33,7 +33,7 @@ class Schema(MarshmallowSchema):
     """A body, or a part of one. Fields carry ``since=`` in their metadata; older requests do not know them."""
 
     open_until: Version | None = None
-    """Below this microversion unknown fields are ignored, as the reference does."""
+    """Below this microversion unknown fields are ignored, as Cinder does."""
 
     class Meta:
         unknown = RAISE
@@ -138,7 +138,7 @@ class Part(fields.Field[Any]):
 
 
 class Text(fields.Field[str]):
-    """A string: bounded, without NUL, stripped if the wire strips it."""
+    """A string: bounded, without NUL, stripped if the API strips it."""
 
     shows_value = True
     """A refusal may show its value; a secret is known by its name."""
@@ -307,5 +307,5 @@ class Reply:
 
 
 def timestamp(value: Any) -> str | None:
-    """Return a time as the wire writes it."""
+    """Return a time as the API writes it."""
     return None if value is None else value.isoformat(timespec="microseconds")

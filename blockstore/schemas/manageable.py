@@ -13,7 +13,7 @@ from blockstore.schemas.base import AnyValue, BoolLike, Pairs, Part, Schema, Tex
 class Reference(fields.Field[str]):
     """What a volume is called on its backend: a name, or an object with ``source-name``.
 
-    compat: other keys are passed over, as those of the reference do that know a volume by its name.
+    compat: other keys are passed over, as those of Cinder do that know a volume by its name.
     """
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:

@@ -44,7 +44,7 @@ class TargetCapabilities:
     """What this configured target can do."""
 
     protocol: str
-    """The wire's word for it, shown as storage_protocol: iSCSI, nbd, local."""
+    """The API's word for it, shown as storage_protocol: iSCSI, nbd, local."""
     formats: frozenset[str] = frozenset({"raw"})
     """Formats of a volume's file that it can export."""
     multiattach: bool = False

@@ -35,7 +35,7 @@ class FileBackend(Backend):
     """Volumes as files."""
 
     storage_protocol: ClassVar[str] = "file"
-    """The wire's word for how a consumer reaches the files."""
+    """The API's word for how a consumer reaches the files."""
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path, store: FileStore, new_format: Format):
         """Keep the store, and the format of new volumes; touch nothing."""

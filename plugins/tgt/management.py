@@ -278,7 +278,7 @@ class Tgtd:
         what = f"close a connection of the target {tid}"
         self._call(what, Mode.CONNECTION, Op.DELETE, tid=tid, session=session, connection=connection)
 
-    # --- the wire -------------------------------------------------------------------------------------------
+    # --- the API -------------------------------------------------------------------------------------------
 
     def _call(
         self,

@@ -534,7 +534,7 @@ def test_of_twenty_that_want_one_volume_one_wins(
 
 
 def test_connecting_completing_and_deleting_at_once_is_never_a_500(attach_service: SharedService) -> None:
-    """Every one of them is answered in the form of the wire, and nothing is left over."""
+    """Every one of them is answered in the form of the API, and nothing is left over."""
     client = attach_service.admin()
     for _ in range(15):
         volume = attach_service.volume(client)

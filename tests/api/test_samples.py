@@ -1,6 +1,6 @@
 """Every sample of the reference that belongs to what this service offers: same fields, same types, same microversion.
 
-A case is a request, the samples of its body and of its reply. INDEX.tsv names all samples of the reference, so that a
+A case is a request, the samples of its body and of its reply. INDEX.tsv names all samples of Cinder, so that a
 sample that is neither compared here nor kept for later is noticed.
 """
 
@@ -40,7 +40,7 @@ class Case:
     reply: str | None = None
     status: int = 200
     replies: bool = False
-    """There is a reply, of which the reference has no sample."""
+    """There is a reply, of which Cinder has no sample."""
 
     def __str__(self) -> str:
         return f"{self.method} {self.path} {self.version} {self.reply or self.body}"
@@ -435,18 +435,18 @@ CASES = [
 
 
 def _as_the_code_says(sample: Any) -> None:
-    """The sample is of 2014; since then the reference shows every field of 3.0, none that a policy opens, and types."""
+    """The sample is of 2014; since then Cinder shows every field of 3.0, none that a policy opens, and types."""
     del sample["volume"]["os-vol-tenant-attr:tenant_id"]
     sample["volume"] |= {"consistencygroup_id": None, "multiattach": False, "replication_status": None}
     sample["volume"] |= {"encrypted": False, "updated_at": None, "bootable": "true"}
 
 
 CONTRADICTED: dict[str, Callable[[Any], Any]] = {
-    # Two samples of one reply differ; the one that the reference's own functional tests use is followed.
+    # Two samples of one reply differ; the one that Cinder's own functional tests use is followed.
     "services-enable-response.json": lambda sample: sample.pop("disabled_reason"),
     # The sample is of 3.7, where only one of three services shows what 3.7 added.
     "services-list-response.json": lambda sample: sample["services"][2].pop("cluster"),
-    # What was never attached or detached has an empty text there, says the reference's code.
+    # What was never attached or detached has an empty text there, says Cinder's code.
     "attachment-create-response.json": lambda sample: sample["attachment"].update(attached_at="", detached_at=""),
     **dict.fromkeys(
         ("attachment-update-response.json", "attachment-show-response.json"),
@@ -454,7 +454,7 @@ CONTRADICTED: dict[str, Callable[[Any], Any]] = {
     ),
     "attachment-list-detailed-response.json": lambda sample: sample["attachments"][0].update(detached_at=""),
     "volume_manage_extensions/volume-manage-response.json": _as_the_code_says,
-    # The reference's schema needs it.
+    # Cinder's schema needs it.
     "host-attach-request.json": lambda sample: sample["os-attach"].update(mountpoint="/dev/vdc"),
 }
 

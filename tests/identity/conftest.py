@@ -40,7 +40,7 @@ class People:
         return self.ask(method, f"/identity/v3{path}", body, self.admin if token is None else token, **headers)
 
     def login(self, user: Any, password: str, scope: Any = None) -> Answer:
-        """Log in by password; ``user`` is a name in the default domain, or what the wire takes."""
+        """Log in by password; ``user`` is a name in the default domain, or what the API takes."""
         who = {"name": user, "domain": DEFAULT} if isinstance(user, str) else user
         auth: dict[str, Any] = {
             "identity": {"methods": ["password"], "password": {"user": {**who, "password": password}}}

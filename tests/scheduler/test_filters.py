@@ -182,7 +182,7 @@ def test_a_placed_request_never_exceeds_the_bound(make_pool, make_placement_requ
         return
     base = pool.total_gib - math.floor(pool.total_gib * pool.reserved_percentage / 100)
     bound = base * (pool.max_over_subscription_ratio if pool.thin and not thick else 1)
-    assert pool.provisioned_gib + size <= bound + 0.0051  # rounded to two decimals, as in the reference
+    assert pool.provisioned_gib + size <= bound + 0.0051  # rounded to two decimals, as in Cinder
     if thick or not pool.thin:
         assert size <= pool.free_gib + 0.0051
     if pool.thin:

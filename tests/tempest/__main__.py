@@ -1,4 +1,4 @@
-"""Serve blockstore with two backends, let Tempest test it, and compare with what the reference passes.
+"""Serve blockstore with two backends, let Tempest test it, and compare with what Cinder passes.
 
     python -m tests.tempest [--all] [--keep DIRECTORY] [REGEX]
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 VENV = ROOT / ".tempest"
 REQUIREMENTS = HERE / "requirements.txt"
 MOST_S = 444
-"""Half of the 888 s that the reference takes on two cores. A quiet machine takes a quarter, a busy one twice that."""
+"""Half of the 888 s that Cinder takes on two cores. A quiet machine takes a quarter, a busy one twice that."""
 
 SERVICE = """\
 [service]

@@ -1,4 +1,4 @@
-"""The list of extensions: history on the wire; clients read from it what a service offers, so it lists no more."""
+"""The list of extensions: history on the API; clients read from it what a service offers, so it lists no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blockstore.errors import NotFound
 routes = Routes()
 
 _OFFERED = (
-    # alias, name, updated, description: the wire's own words
+    # alias, name, updated, description: the API's own words
     ("os-vol-tenant-attr", "VolumeTenantAttribute", "2011-11-03T00:00:00+00:00",
         "Expose the internal project_id as an attribute of a volume."),
     ("os-availability-zone", "AvailabilityZones", "2013-06-27T00:00:00+00:00", "Describe Availability Zones."),

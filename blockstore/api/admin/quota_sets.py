@@ -93,7 +93,7 @@ def _refuse_others(call: Call, project: str) -> None:
 
 
 def _resources(call: Call) -> dict[str, str]:
-    """Return every resource by the name that the wire has for it."""
+    """Return every resource by the name that the API has for it."""
     names = {one.name: one.name for one in fields(QuotaConfig)}
     for type_id, type_name in call.session.execute(select(VolumeType.id, VolumeType.name).order_by(VolumeType.name)):
         names |= {f"{resource}_{type_name}": f"{resource}_{type_id}" for resource in quotas.PER_TYPE}

@@ -21,7 +21,7 @@ routes = Routes()
 log = logging.getLogger(__name__)
 
 SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
-"""compat: binaries are called as in the reference; tools look for these names."""
+"""compat: binaries are called as in Cinder; tools look for these names."""
 
 INTERVALS = 3
 """A service is down when its last look is older than so many intervals between looks."""

@@ -1,4 +1,4 @@
-"""From an error to a reply: the only place that knows the wire's error bodies.
+"""From an error to a reply: the only place that knows the API's error bodies.
 
 Called by ``pipeline.py`` and by the application's error handlers. An unexpected error is logged in full and answered
 with a sentence that carries the request id and nothing else.
@@ -61,7 +61,7 @@ def _sentence(error: BlockstoreError) -> str:
 
 
 def fault(status: int, name: str, message: str) -> Response:
-    """Return an error body of the wire."""
+    """Return an error body of the API."""
     if g.get("identity"):
         return identity_fault(status, message)
     if status == 412:
@@ -93,7 +93,7 @@ def unauthorized(message: str) -> Response:
 
 
 def from_router(error: HTTPException) -> Response:
-    """Return what the reference's router says, in plain text, before any controller is reached."""
+    """Return what Cinder's router says, in plain text, before any controller is reached."""
     code = error.code or 500
     if g.get("identity"):
         return identity_fault(code, NO_SUCH_RESOURCE if code == 404 else error.description or error.name)

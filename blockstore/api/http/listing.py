@@ -206,7 +206,7 @@ def _condition(call: Call, listing: Listing, name: str, value: str) -> Condition
         column = listing.columns.get(name[:-1])
         if column is None or not isinstance(column.type, String) or len(value) > MAX_NAME:
             return false()
-        return column.icontains(value, autoescape=True)  # compat: LIKE of MySQL, the reference's database
+        return column.icontains(value, autoescape=True)  # compat: LIKE of MySQL, Cinder's database
     if name in listing.special:
         return listing.special[name](call, value)
     column = listing.columns.get(name)
@@ -338,7 +338,7 @@ def _sort_keys(call: Call, listing: Listing, asked: Mapping[str, Any]) -> list[K
             raise BadRequest("Invalid input received: Invalid sort key")
         keys.append((listing.columns[name], direction == "desc"))
     down = keys[0][1]
-    # Ties are broken as the reference breaks them, and the id makes the order total, so that a marker is a place.
+    # Ties are broken as Cinder breaks them, and the id makes the order total, so that a marker is a place.
     for column in (listing.columns["created_at"], listing.columns["id"]):
         if all(column is not key for key, _ in keys):
             keys.append((column, down))

@@ -1,7 +1,7 @@
 """The one decorator: what happens around every function of this component, in a fixed order.
 
 authenticate → microversion → load body and query → policy → session → your function → dump → commit → enqueue; and
-where the wire wants the outcome in the reply (``Deferred``), → wait for the operations → reply; or what storage says
+where the API wants the outcome in the reply (``Deferred``), → wait for the operations → reply; or what storage says
 (``WithoutSession``). A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is
 testable without a client.
 """

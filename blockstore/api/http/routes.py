@@ -35,7 +35,7 @@ class Routes:
     def get(
         self, path: str, *, policy: str, since: Version = MINIMUM, status: int = 200, writes: bool = False
     ) -> Callable[[Function], Function]:
-        """Declare an endpoint that only looks; some of the wire's do more."""
+        """Declare an endpoint that only looks; some of the API's do more."""
         return self._declare("GET", path, policy=policy, body=None, since=since, status=status, writes=writes)
 
     def post(

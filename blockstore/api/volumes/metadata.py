@@ -29,7 +29,7 @@ def index(call: Call, volume_id: str) -> Any:
     body = _body(call, volume_id)
     if call.version < METADATA_ETAG:
         return json.loads(body)
-    # compat: the media type that the reference sends with an Etag
+    # compat: the media type that Cinder sends with an Etag
     return Text(body=body, mimetype="text/html", headers={"Etag": _etag(body)})
 
 

@@ -106,7 +106,7 @@ def _has(call: Call, model: type[Attachment | Snapshot], volume: Volume) -> bool
     status=200,
 )
 def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Refuse: in the reference Nova tells by it that it has copied an attached volume; here it is never asked to."""
+    """Refuse: in Cinder Nova tells by it that it has copied an attached volume; here it is never asked to."""
     volume = find_volume(call, volume_id)
     find_volume(call, body["completion"]["new_volume"])
     raise BadRequest(

@@ -1,4 +1,4 @@
-"""Random bodies, queries and headers at every endpoint: never a 500, and every refusal in the form of the wire."""
+"""Random bodies, queries and headers at every endpoint: never a 500, and every refusal in the form of the API."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def ids(shared_service: SharedService) -> dict[str, str]:
 
 
 def check(answer: Answer, what: object) -> None:
-    """Fail unless an answer is of the wire's form."""
+    """Fail unless an answer is of the API's form."""
     assert answer.status < 500 or answer.status == 501, (answer.status, answer.body, what)
     assert answer.headers["x-openstack-request-id"].startswith("req-")
     if answer.status < 400 or answer.headers["Content-Type"].startswith("text/plain"):

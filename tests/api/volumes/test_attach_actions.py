@@ -191,7 +191,7 @@ def test_no_extension_waits_to_be_completed(attach_service: SharedService) -> No
                 f"Invalid volume: volume {volume} is {status}; no extension of it waits to be completed."
                 " This service extends volumes in use by itself.",
             )
-    # Introduced as 3.71, and not gated in the reference's code.
+    # Introduced as 3.71, and not gated in Cinder's code.
     assert ask(admin, volume, "os-extend_volume_completion", {}, version="3.0").status == 400
     assert ask(attach_service.member(), volume, "os-extend_volume_completion", {}).status == 403
 
