@@ -13,8 +13,8 @@ from sqlalchemy import inspect, text
 from blockstore.db import migrations
 from blockstore.db.session import Database
 from tests.conftest import Client, Service, backend_section, make_config
+from tests.crash.invariants import check
 from tests.db.test_migrations import run_revisions
-from tests.kill.invariants import check
 
 BEFORE = "0010"
 AT = {"at": "2026-01-01 00:00:00"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from blockstore_plugins.directory import commands, files
-from blockstore_plugins.nfs import NfsBackend, layers, tending
+from blockstore_plugins.nfs import NfsBackend, layers, merge
 from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED
 
 from blockstore.backends.background import BackgroundTasks
@@ -118,7 +118,7 @@ def trip(monkeypatch: pytest.MonkeyPatch) -> Callable[[OsSteps, Callable[[], Non
 
     def run(steps: OsSteps, act: Callable[[], None]) -> None:
         with monkeypatch.context() as patch:
-            for module in (files, layers, tending):
+            for module in (files, layers, merge):
                 patch.setattr(module, "os", steps)
             patch.setattr(commands, "run", steps.wrap(commands.run))
             patch.setattr(commands, "follow", steps.wrap(commands.follow))
