@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from blockstore import manager, operations, policies, scheduler, states
+from blockstore import manager, operations, scheduler, states
 from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.app import service
 from blockstore.operations import KINDS, Operation
+from blockstore.policy import rules
 from tests.backends_table import short, table
 
 from .conftest import ROOT
@@ -184,12 +185,12 @@ def endpoints() -> Iterator[tuple[str, Endpoint]]:
 
 def test_every_endpoint_names_a_policy_that_exists() -> None:
     for name, endpoint in endpoints():
-        assert endpoint.policy in policies.RULES, f"{name}: {endpoint.policy}"
+        assert endpoint.policy in rules.RULES, f"{name}: {endpoint.policy}"
 
 
 def test_every_policy_is_used() -> None:
-    words = {node.value for _, node in nodes(without=("blockstore/policies.py",)) if isinstance(node, ast.Constant)}
-    assert policies.RULES.keys() <= words, f"never asked: {policies.RULES.keys() - words}"
+    words = {node.value for _, node in nodes(without=("blockstore/policy/rules.py",)) if isinstance(node, ast.Constant)}
+    assert rules.RULES.keys() <= words, f"never asked: {rules.RULES.keys() - words}"
 
 
 def test_every_endpoint_says_what_it_does() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import Select, func, select, update
 
-from blockstore import quotas, states
+from blockstore import states
+from blockstore.accounting import quotas
 from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.holds import keep_project
 from blockstore.api.http import listing

@@ -19,10 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockstore import __version__, address, certificate, exposed_secrets, logs, plugins, private_files
+from blockstore import __version__, address, certificate, plugins, private_files
 from blockstore.app.service import Service
 from blockstore.config import Config, default_state_dir, load, parse_listen
 from blockstore.errors import ConfigError
+from blockstore.keys import exposed_secrets
+from blockstore.server import logs
 
 if TYPE_CHECKING:
     from blockstore.server.http import HttpServer

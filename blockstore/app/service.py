@@ -11,13 +11,15 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from blockstore import manager, periodic, private_files, recovery, scheduler, zones
+from blockstore import manager, private_files, recovery, scheduler, zones
+from blockstore.accounting.pool_reports import PoolReports
 from blockstore.api import create_app
 from blockstore.api.http import authentication
 from blockstore.api.http.authentication import Authenticator
 from blockstore.api.http.call import Core
 from blockstore.api.http.waiting import ThreadReserve
 from blockstore.api.types.types import ensure_default_type
+from blockstore.app import periodic
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
 from blockstore.bus import Bus
 from blockstore.config import Config
@@ -26,17 +28,16 @@ from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
 from blockstore.identity import bootstrap
 from blockstore.identity.login import Login
-from blockstore.keyring import Keyring
+from blockstore.identity.throttle import Throttle
+from blockstore.keys.keyring import Keyring
 from blockstore.manager import manageable, reporting
 from blockstore.manager.context import ManagerContext, is_attached, pool_of
 from blockstore.manager.exports import Exports
-from blockstore.policies import Policy
-from blockstore.pool_reports import PoolReports
+from blockstore.policy.rules import Policy
 from blockstore.runner import mark_started
 from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placement import SchedulerContext
 from blockstore.server.lines import Lines
-from blockstore.throttle import Throttle
 
 log = logging.getLogger(__name__)
 

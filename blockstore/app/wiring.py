@@ -13,9 +13,9 @@ from blockstore.backends import loader
 from blockstore.backends.contract import Backend
 from blockstore.config import Config
 from blockstore.errors import BackendError, ConfigError
-from blockstore.keyring import Keyring
+from blockstore.keys.keyring import Keyring
 from blockstore.manager.exports import ATTACH_LOCAL, LOCAL
-from blockstore.policies import Overrides, Policy
+from blockstore.policy.rules import Overrides, Policy
 from blockstore.targets import loader as target_loader
 from blockstore.targets.contract import Target
 
@@ -40,7 +40,7 @@ def load_policy(config: Config) -> Policy:
         file = policy_file(config)  # checked again: it may be another file than at the start
         if not os.path.lexists(file):
             return None
-        from blockstore.policy_file import PolicyFile  # it takes longer to import than the rest of a start
+        from blockstore.policy.file import PolicyFile  # it takes longer to import than the rest of a start
 
         return PolicyFile(file)
 

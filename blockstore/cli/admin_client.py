@@ -14,7 +14,7 @@ from blockstore.errors import BlockstoreError
 
 def admin_client(config: Config) -> Callable[..., Any]:
     """Return what asks the running service, as an administrator; a refusal is its own sentence."""
-    from blockstore.local_client import LocalClient
+    from blockstore.cli.local_client import LocalClient
 
     service = config.service
     url = address.noted(config.state_dir)

@@ -58,8 +58,8 @@ def backend_check(config: Config, name: str) -> None:
 
     Makes and removes small volumes and exports with names of their own; touches nothing else.
     """
-    from blockstore.backends import conformance as backends_suite
-    from blockstore.targets import conformance as targets_suite
+    from blockstore.conformance import backend as backends_suite
+    from blockstore.conformance import target as targets_suite
 
     failed = 0
     for pool, instance in _chosen(config, name).items():
@@ -156,7 +156,7 @@ def backend_drain(config: Config, name: str, dry_run: bool) -> None:
 
 
 def _installation(config: Config) -> str:
-    from blockstore.keyring import Keyring
+    from blockstore.keys.keyring import Keyring
     from blockstore.private_files import prepare_state_dir
 
     return Keyring(prepare_state_dir(config.state_dir) / "attachments.key").owner
@@ -178,7 +178,7 @@ def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
     import tempfile
 
     from blockstore.app.wiring import load_targets
-    from blockstore.keyring import Keyring
+    from blockstore.keys.keyring import Keyring
     from blockstore.targets import loader
 
     keyring = Keyring(config.state_dir / "attachments.key")

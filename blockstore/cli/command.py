@@ -12,7 +12,7 @@ import click
 
 from blockstore.config import load
 from blockstore.errors import BlockstoreError, DatabaseAway
-from blockstore.logs import printable
+from blockstore.server.logs import printable
 
 _config_option = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="Configuration file; the defaults without it."

@@ -96,7 +96,7 @@ def _with_password(config: Config) -> dict[str, str]:
 )
 def clouds_yaml(config: Config, name: str, merge: str | None) -> None:
     """Print a clouds.yaml for the user admin, or put it into one: blockstore clouds-yaml --merge"""
-    from blockstore import clouds
+    from blockstore.cli import clouds
     from blockstore.microversions import CLIENTS
 
     if not name or not name.isprintable():
@@ -123,7 +123,7 @@ def clouds_yaml(config: Config, name: str, merge: str | None) -> None:
 
 def _endpoint(config: Config) -> str:
     """Return the URL by which clients reach the service; say so if it does not serve now."""
-    from blockstore.local_client import is_answering
+    from blockstore.cli.local_client import is_answering
 
     service = config.service
     url = address.noted(config.state_dir)

@@ -12,7 +12,7 @@ from blockstore.cli.database import served_database
 from blockstore.cli.output import print_table, time_text
 from blockstore.config import Config
 from blockstore.errors import BlockstoreError
-from blockstore.logs import printable
+from blockstore.server.logs import printable
 
 
 @click.group()

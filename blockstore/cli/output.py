@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from blockstore.logs import printable
+from blockstore.server.logs import printable
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:

@@ -40,7 +40,7 @@ def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, 
     """Explain whether a caller with these roles may do what a rule is about; exit status 1 means no."""
     from blockstore.app.wiring import load_policy, policy_file
     from blockstore.context import RequestContext
-    from blockstore.policies import IMPLIED, RULES
+    from blockstore.policy.rules import IMPLIED, RULES
 
     if rule not in RULES:
         from difflib import get_close_matches
@@ -69,12 +69,12 @@ def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, 
 
 def _policy_rules(config: Config) -> tuple[dict[str, str], frozenset[str]]:
     from blockstore.app.wiring import policy_file
-    from blockstore.policies import RULES
+    from blockstore.policy.rules import RULES
 
     file = policy_file(config)
     if not file.exists():
         return {rule: level.value for rule, level in RULES.items()}, frozenset()
-    from blockstore.policy_file import PolicyFile
+    from blockstore.policy.file import PolicyFile
 
     own = PolicyFile(file)
     return {rule: own.check_of(rule) for rule in RULES}, own.overridden

@@ -270,7 +270,7 @@ class Attachment(Base):
     target: Mapped[str | None] = mapped_column(Name)
     """The target that was asked to export it; set before anything is exported."""
     connection: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """How the initiator reaches it, without the secret, which is in no table (``keyring.py``)."""
+    """How the initiator reaches it, without the secret, which is in no table (``keys/keyring.py``)."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime.datetime | None]
     attached_at: Mapped[datetime.datetime | None]

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, aliased
 
 from blockstore.db.models import ApplicationCredential, Domain, Grant, Project, Role, Token, User, now
 from blockstore.identity.accounts import DOMAIN, NO_SCOPE, PROJECT
-from blockstore.policies import IMPLIED
+from blockstore.policy.rules import IMPLIED
 
 MOST_LENGTH = 255
 """Longer than any token of ours."""

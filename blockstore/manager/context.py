@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import or_, select
 
+from blockstore.accounting.pool_reports import PoolReports
 from blockstore.backends.contract import Backend
 from blockstore.config import Config
 from blockstore.db.models import Attachment, Volume
@@ -19,7 +20,6 @@ from blockstore.errors import PoolDown, VolumeMissing
 from blockstore.manager.exports import Exports
 from blockstore.manager.recognition import prove
 from blockstore.operations import Operation
-from blockstore.pool_reports import PoolReports
 from blockstore.states import A
 
 

@@ -21,7 +21,7 @@ from blockstore.backends.contract import Backend
 from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, NotSupported, StateConflict, Unreachable
-from blockstore.keyring import Keyring
+from blockstore.keys.keyring import Keyring
 from blockstore.operations import DisconnectAttachment
 from blockstore.states import A
 from blockstore.targets.contract import Connection, Export, Target

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from blockstore import quotas, reservations, states
+from blockstore import states
+from blockstore.accounting import quotas, reservations
 from blockstore.backends.contract import GIB, Backend, Manageable
 from blockstore.db.models import OperationRow, Snapshot, Volume
 from blockstore.db.session import Database

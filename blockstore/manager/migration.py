@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from blockstore import quotas, reservations, states
+from blockstore import states
+from blockstore.accounting import quotas, reservations
 from blockstore.backends.contract import GIB
 from blockstore.db.models import Volume, VolumeType
 from blockstore.errors import BackendError, OperationCancelled, StateConflict, TryAgain

@@ -1,6 +1,6 @@
 """Looks at each backend's health and figures and updates the pool reports.
 
-Called at start and by ``periodic.py``. A backend that is down says why; the others go on.
+Called at start and by ``app/periodic.py``. A backend that is down says why; the others go on.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from blockstore import reservations
+from blockstore.accounting import reservations
+from blockstore.accounting.pool_reports import NO_USAGE, PoolReport
 from blockstore.backends.contract import Backend, Capabilities, Capacity
 from blockstore.config import BackendSection
 from blockstore.db.models import now
 from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
 from blockstore.manager.context import ManagerContext, UsableBackends
 from blockstore.manager.recognition import prove
-from blockstore.pool_reports import NO_USAGE, PoolReport
 from blockstore.repeats import Repeats
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from blockstore import quotas, reservations, states
+from blockstore import states
+from blockstore.accounting import quotas, reservations
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name

@@ -12,7 +12,8 @@ from contextlib import suppress
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import quotas, reservations, states
+from blockstore import states
+from blockstore.accounting import quotas, reservations
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume, VolumeType
 from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, VolumeMissing, is_out_of_files

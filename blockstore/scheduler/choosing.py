@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from blockstore.pool_reports import other_block_size
+from blockstore.accounting.pool_reports import other_block_size
 from blockstore.scheduler.pools import Pool
 
 

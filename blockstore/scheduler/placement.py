@@ -14,7 +14,9 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import quotas, reservations, states
+from blockstore import states
+from blockstore.accounting import quotas, reservations
+from blockstore.accounting.pool_reports import NO_USAGE, PoolReport, PoolReports
 from blockstore.config import SchedulerConfig
 from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
@@ -35,7 +37,6 @@ from blockstore.operations import (
     PlaceVolume,
     RetypeVolume,
 )
-from blockstore.pool_reports import NO_USAGE, PoolReport, PoolReports
 from blockstore.runner import Failure, handles
 from blockstore.scheduler.choosing import Filter, PlacementRequest, Weigher, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool

@@ -447,7 +447,7 @@ def test_a_migrating_volume_does_not_become_available(attach_service: SharedServ
 def test_a_multiattach_volume_comes_from_a_multiattach_type_and_needs_the_policy(
     attach_service: SharedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from blockstore import policies
+    from blockstore.policy import rules
 
     name = unknown_id()
     kind = {"name": name, "extra_specs": {"multiattach": "<is> True"}}
@@ -457,7 +457,7 @@ def test_a_multiattach_volume_comes_from_a_multiattach_type_and_needs_the_policy
     made = member("POST", "/volumes", body)
     assert (made.status, made.json["volume"]["multiattach"]) == (202, True)
     assert member("POST", "/volumes", {"volume": {"size": 1}}).json["volume"]["multiattach"] is False
-    monkeypatch.setattr(policies, "RULES", {**policies.RULES, "volume:multiattach": policies.Level.ADMIN})
+    monkeypatch.setattr(rules, "RULES", {**rules.RULES, "volume:multiattach": rules.Level.ADMIN})
     refused = member("POST", "/volumes", body)
     assert (refused.status, refused.message) == (403, "Policy doesn't allow volume:multiattach to be performed.")
     member.wait_idle()
@@ -466,10 +466,10 @@ def test_a_multiattach_volume_comes_from_a_multiattach_type_and_needs_the_policy
 def test_a_second_use_of_a_bootable_volume_needs_the_policy(
     attach_service: SharedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from blockstore import policies
+    from blockstore.policy import rules
 
     rule = "volume:multiattach_bootable_volume"
-    monkeypatch.setattr(policies, "RULES", {**policies.RULES, rule: policies.Level.ADMIN})
+    monkeypatch.setattr(rules, "RULES", {**rules.RULES, rule: rules.Level.ADMIN})
     member = attach_service.member()
     admin = attach_service.admin(member.headers["X-Project-Id"])
     volume = attach_service.volume(member, multiattach=True, bootable=True)

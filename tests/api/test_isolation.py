@@ -12,7 +12,7 @@ import blockstore
 from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.db.models import Message, Transfer, TypeAccess, VolumeType, now
-from blockstore.policies import RULES, Level
+from blockstore.policy.rules import RULES, Level
 from blockstore.schemas.snapshots import SNAPSHOT
 from blockstore.schemas.unsupported import Anything
 from blockstore.schemas.volumes import VOLUME

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from blockstore.accounting.quotas import charge
 from blockstore.api import attachments, snapshots
 from blockstore.api.admin import messages
 from blockstore.api.http.listing import Listing
@@ -15,7 +16,6 @@ from blockstore.api.volumes import transfers, volumes
 from blockstore.config import QuotaConfig
 from blockstore.db.models import Message, QosSpecs, VolumeType, new_id
 from blockstore.errors import OverQuota
-from blockstore.quotas import charge
 from tests.api.conftest import SharedService, unknown_id
 
 CANARY = "canary-9e1d"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend, MemoryOptions
+from blockstore.conformance.backend import BackendConformance
 from blockstore.errors import NoSpace
 
 

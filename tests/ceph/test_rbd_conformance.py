@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from blockstore_plugins.rbd import RbdBackend
 
-from blockstore.backends.conformance import BackendConformance
+from blockstore.conformance.backend import BackendConformance
 from tests.ceph.conftest import Ceph
 
 pytestmark = pytest.mark.ceph

@@ -19,9 +19,10 @@ from typing import Any
 import click
 import pytest
 
-from blockstore.backends import conformance, loader
+from blockstore.backends import loader
 from blockstore.cli import main
 from blockstore.config import load
+from blockstore.conformance import backend as conformance
 from blockstore.targets import loader as target_loader
 from tests.clients.conftest import INSTALL
 from tests.clients.documents import PAGES, Block, Clients, Shell, alike, blocks, environment

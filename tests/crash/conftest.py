@@ -15,7 +15,7 @@ import pytest
 from blockstore.app.wiring import load_backends, load_targets
 from blockstore.config import load
 from blockstore.db.session import Database
-from blockstore.keyring import Keyring
+from blockstore.keys.keyring import Keyring
 from tests.conftest import Served
 from tests.crash.fork_server import ForkServer
 from tests.crash.invariants import check

@@ -20,7 +20,7 @@ from blockstore import states
 from blockstore.backends.contract import GIB, Backend
 from blockstore.db.models import Attachment, Message, OperationRow, PoolUsage, QuotaUsage, Snapshot, Volume
 from blockstore.db.session import Database
-from blockstore.keyring import Keyring
+from blockstore.keys.keyring import Keyring
 from blockstore.manager.context import snapshot_name, volume_name
 from blockstore.operations import (
     ChangeType,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blockstore.api.http.routes import Endpoint
-from blockstore.policies import RULES, Level
+from blockstore.policy.rules import RULES, Level
 from tests.api.test_isolation import ENDPOINTS, body_of, place
 from tests.identity.conftest import People
 

@@ -16,7 +16,7 @@ from blockstore_plugins.lvm import LvmBackend
 from blockstore_plugins.nbd import NbdOptions, NbdTarget
 from blockstore_plugins.tgt import TgtOptions, TgtTarget
 
-from blockstore.targets.conformance import Pair, TargetConformance
+from blockstore.conformance.target import Pair, TargetConformance
 from blockstore.targets.contract import Target
 from tests.targets import damages
 from tests.tgtd import Tgtd

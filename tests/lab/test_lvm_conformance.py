@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import Backend
+from blockstore.conformance.backend import BackendConformance
 
 from .conftest import Disk, lvm_backend
 

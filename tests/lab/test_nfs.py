@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from blockstore_plugins.nfs import NfsBackend, NfsOptions, mounts
 
-from blockstore.backends.conformance import BackendConformance
+from blockstore.conformance.backend import BackendConformance
 from blockstore.errors import BackendError, NoSpace, Unreachable
 
 from .conftest import SERVED

@@ -12,7 +12,7 @@ import pytest
 from blockstore_plugins.nfs import NfsBackend, layers
 from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED
 
-from blockstore.backends.conformance import BackendConformance
+from blockstore.conformance.backend import BackendConformance
 from blockstore.errors import InUse, Unreachable
 
 from .test_nfs import EXPORT, SERVED, mount, name, run

@@ -15,7 +15,7 @@ from blockstore_plugins.local import LocalOptions, LocalTarget
 from blockstore_plugins.nbd import NbdOptions, NbdTarget
 from blockstore_plugins.nfs import NfsBackend, NfsOptions
 
-from blockstore.targets.conformance import Pair, TargetConformance
+from blockstore.conformance.target import Pair, TargetConformance
 from blockstore.targets.contract import Target
 
 from .conftest import SERVED

@@ -12,12 +12,12 @@ from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
 from blockstore_plugins.directory.files import Folder
 from blockstore_plugins.lvm import LvmBackend, LvmOptions
 
+from blockstore.accounting.pool_reports import PoolReports
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.errors import BackendError, Unreachable
-from blockstore.keyring import Keyring
+from blockstore.keys.keyring import Keyring
 from blockstore.manager.installations import claim
-from blockstore.pool_reports import PoolReports
 from tests.app.test_process import ask, blockstore, wait_for
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.plugins.fake_lvm import FakeLvm

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from blockstore.accounting.pool_reports import NO_USAGE
 from blockstore.app.service import Service
 from blockstore.backends.contract import Capacity
-from blockstore.pool_reports import NO_USAGE
 from tests.conftest import backend_section
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions, commands, files
 
-from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import GIB, Located
+from blockstore.conformance.backend import BackendConformance
 from blockstore.errors import BackendError, InUse, NoSpace, RefusedForSpace, Unreachable
 from tests.contents import read, write
 

@@ -12,7 +12,7 @@ from blockstore_plugins.lio import LioOptions, LioTarget, saved
 from click.testing import CliRunner
 
 from blockstore.cli import main
-from blockstore.keyring import Keyring
+from blockstore.keys.keyring import Keyring
 from tests.conftest import ROOT
 
 OWNER = "abcd0123"

@@ -8,7 +8,7 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
 from blockstore_plugins.local import LocalOptions, LocalTarget
 
-from blockstore.targets.conformance import Pair, TargetConformance
+from blockstore.conformance.target import Pair, TargetConformance
 
 from ..targets import damages
 

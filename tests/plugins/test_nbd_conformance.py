@@ -11,7 +11,7 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
 from blockstore_plugins.nbd import NbdOptions, NbdTarget
 
-from blockstore.targets.conformance import Pair, TargetConformance
+from blockstore.conformance.target import Pair, TargetConformance
 
 from ..conftest import need
 from ..targets import damages

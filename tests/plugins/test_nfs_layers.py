@@ -13,8 +13,8 @@ import pytest
 from blockstore_plugins.nfs import NfsBackend, NfsOptions, layers, mounts
 from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED
 
-from blockstore.backends.conformance import BackendConformance
 from blockstore.backends.contract import GIB
+from blockstore.conformance.backend import BackendConformance
 from blockstore.errors import BackendError, InUse
 from tests.contents import read, read_snapshot
 

@@ -9,7 +9,7 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions
 from blockstore_plugins.tgt import TgtOptions, TgtTarget
 
-from blockstore.targets.conformance import Pair, TargetConformance
+from blockstore.conformance.target import Pair, TargetConformance
 
 from ..targets import damages
 from ..tgtd import Tgtd

@@ -12,8 +12,8 @@ from blockstore_plugins import tgt
 from blockstore_plugins.tgt import TgtTarget
 from blockstore_plugins.tgt.management import Code, Refused
 
+from blockstore.conformance.target import Made
 from blockstore.errors import Unreachable
-from blockstore.targets.conformance import Made
 from blockstore.targets.contract import Export
 from tests.crash.steps import Steps
 

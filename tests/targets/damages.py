@@ -17,7 +17,7 @@ from blockstore_plugins.local import LocalTarget
 from blockstore_plugins.nbd import NbdTarget
 from blockstore_plugins.tgt.management import Tgtd as Management
 
-from blockstore.targets.conformance import Made
+from blockstore.conformance.target import Made
 from tests.tgtd import SEARCH, Tgtd
 
 Damages = Mapping[str, Callable[[Made], object]]

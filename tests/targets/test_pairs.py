@@ -16,7 +16,7 @@ from blockstore.app.wiring import load_backends, load_targets
 from blockstore.backends.contract import Backend
 from blockstore.cli import main
 from blockstore.errors import ConfigError
-from blockstore.keyring import Keyring
+from blockstore.keys.keyring import Keyring
 from tests.conftest import need
 
 FORMATS = ("raw", "qcow2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockstore import quotas
+from blockstore.accounting import quotas
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.errors import Forbidden

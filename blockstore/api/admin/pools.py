@@ -6,14 +6,14 @@ from typing import Any
 
 from marshmallow import ValidationError
 
-from blockstore import reservations
+from blockstore.accounting import reservations
+from blockstore.accounting.pool_reports import NO_USAGE
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import default_type, find_type
 from blockstore.db.models import ServiceRow
 from blockstore.errors import BadRequest, InvalidInput, listed
 from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_TYPE
-from blockstore.pool_reports import NO_USAGE
 from blockstore.schemas.base import bool_like
 from blockstore.zones import zone_of_new, zones_by_backend
 

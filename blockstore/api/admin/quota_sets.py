@@ -9,7 +9,7 @@ from typing import Any
 from marshmallow import ValidationError
 from sqlalchemy import select
 
-from blockstore import quotas
+from blockstore.accounting import quotas
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.config import QuotaConfig

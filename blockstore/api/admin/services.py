@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import select
 
+from blockstore.accounting.pool_reports import PoolReport
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.db.models import ServiceRow, now
 from blockstore.errors import BadRequest, NotFound
 from blockstore.microversions import BACKEND_STATE, LOG_LEVELS, SERVICES_CLUSTER
-from blockstore.pool_reports import PoolReport
 from blockstore.schemas import services as schemas
 from blockstore.schemas.base import timestamp
 

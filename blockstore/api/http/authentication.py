@@ -17,7 +17,7 @@ from blockstore.context import RequestContext
 from blockstore.db.session import Database
 from blockstore.errors import BadRequest, Busy, Forbidden, Unauthorized
 from blockstore.identity import tokens
-from blockstore.policies import Policy
+from blockstore.policy.rules import Policy
 
 DEFAULT_PROJECT = "admin"
 DEFAULT_USER = "admin"

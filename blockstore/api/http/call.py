@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from blockstore.accounting.pool_reports import PoolReports
 from blockstore.api.http import links
 from blockstore.api.http.authentication import Authenticator
 from blockstore.api.http.waiting import ThreadReserve
@@ -15,11 +16,10 @@ from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
+from blockstore.identity.throttle import Throttle
 from blockstore.microversions import Version
 from blockstore.operations import Kind
-from blockstore.policies import Policy
-from blockstore.pool_reports import PoolReports
-from blockstore.throttle import Throttle
+from blockstore.policy.rules import Policy
 
 CORE = "blockstore"
 """Where the application keeps its ``Core``."""

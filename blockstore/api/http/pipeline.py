@@ -36,9 +36,9 @@ from blockstore.errors import (
     NotFound,
     shortened,
 )
-from blockstore.logs import MAX_PATH, bounded
 from blockstore.microversions import HEADER, Version, negotiate, version_text
 from blockstore.schemas.base import load
+from blockstore.server.logs import MAX_PATH, bounded
 
 log = logging.getLogger("blockstore.api")
 

@@ -13,7 +13,7 @@ from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, kn
 from blockstore.db.models import Domain, Grant, Project, Role, User
 from blockstore.errors import NotFound
 from blockstore.identity import accounts
-from blockstore.policies import IMPLIED
+from blockstore.policy.rules import IMPLIED
 
 routes = IdentityRoutes()
 

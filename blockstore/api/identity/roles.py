@@ -11,7 +11,7 @@ from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, kn
 from blockstore.db.models import Role
 from blockstore.errors import Forbidden
 from blockstore.identity import accounts
-from blockstore.policies import IMPLIED
+from blockstore.policy.rules import IMPLIED
 from blockstore.schemas import identity as schemas
 
 routes = IdentityRoutes()

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session, joinedload
 
-from blockstore import quotas, zones
+from blockstore import zones
+from blockstore.accounting import quotas
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import or_, select, update
 
-from blockstore import quotas, states
+from blockstore import states
+from blockstore.accounting import quotas
 from blockstore.api.attachments import disconnect
 from blockstore.api.holds import is_connected, what_holds
 from blockstore.api.http.call import Call

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockstore import quotas, states
+from blockstore import states
+from blockstore.accounting import quotas
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find

@@ -12,7 +12,8 @@ from sqlalchemy import (
     select,
 )
 
-from blockstore import quotas, states
+from blockstore import states
+from blockstore.accounting import quotas
 from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes

@@ -11,7 +11,9 @@ from typing import Any
 
 from sqlalchemy import exists, or_, select
 
-from blockstore import quotas, reservations, states
+from blockstore import states
+from blockstore.accounting import quotas, reservations
+from blockstore.accounting.pool_reports import PoolReport
 from blockstore.api.admin.services import VOLUME
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Call, WithoutSession
@@ -38,7 +40,6 @@ from blockstore.errors import (
 )
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
 from blockstore.operations import PlaceManaged
-from blockstore.pool_reports import PoolReport
 from blockstore.schemas import manageable as schemas
 from blockstore.schemas.base import load
 from blockstore.schemas.listing import PageQuery

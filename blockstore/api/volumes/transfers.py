@@ -14,7 +14,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
-from blockstore import quotas, states
+from blockstore import states
+from blockstore.accounting import quotas
 from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_holds
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from blockstore import quotas
+from blockstore.accounting import quotas
 from blockstore.app.service import Service
 from blockstore.config import QuotaConfig
 from blockstore.errors import OverQuota

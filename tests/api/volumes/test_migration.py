@@ -15,7 +15,8 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
-from blockstore import reservations, states
+from blockstore import states
+from blockstore.accounting import reservations
 from blockstore.api.volumes import migration
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB

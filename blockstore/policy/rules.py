@@ -252,7 +252,7 @@ class Policy:
 
 
 class Overrides(Protocol):
-    """What a policy file says: ``policy_file.py`` has it."""
+    """What a policy file says: ``policy/file.py`` has it."""
 
     def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
         """Say whether these roles make an administrator."""

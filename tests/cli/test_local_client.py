@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from blockstore.cli.local_client import LocalClient, is_answering
 from blockstore.errors import BlockstoreError
-from blockstore.local_client import LocalClient, is_answering
 
 
 @contextlib.contextmanager

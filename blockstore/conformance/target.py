@@ -1,7 +1,7 @@
 """The contract of targets as experiments, on a backend and a target together: what every such pair must do.
 
 Two doors, the same cases. pytest: subclass ``TargetConformance`` and give it a ``pair`` fixture. Command line:
-``blockstore backend check NAME`` calls ``run``. What a case works with is in ``blockstore.conformance``, and the
+``blockstore backend check NAME`` calls ``run``. What a case works with is in ``sandbox.py``, and the
 initiators that reach the exports are in ``initiators.py``.
 """
 
@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from unittest import SkipTest
 
 from blockstore.backends.contract import GIB, Backend
-from blockstore.conformance import (
+from blockstore.conformance.initiators import Initiator, Refused, Told
+from blockstore.conformance.sandbox import (
     BLOCK,
     ZEROS,
     Result,
@@ -45,7 +46,6 @@ from blockstore.conformance import (
 )
 from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupported, SessionAlive, VolumeMissing
 from blockstore.targets.contract import Connection, Export, Target
-from blockstore.targets.initiators import Initiator, Refused, Told
 
 PATIENCE_S = 10.0
 """How long a session may take to be seen."""

@@ -9,8 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from blockstore import clouds
-from blockstore.cli import main
+from blockstore.cli import clouds, main
 from blockstore.errors import ConfigError
 
 CLOUD = {

@@ -12,16 +12,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from blockstore import reservations
+from blockstore.accounting import reservations
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.config import QuotaConfig
 from blockstore.db import migrations
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, InUse, NoSpace, Unreachable
-
-from .conftest import Client, backend_section
-from .crash.invariants import check
+from tests.conftest import Client, backend_section
+from tests.crash.invariants import check
 
 
 @pytest.fixture

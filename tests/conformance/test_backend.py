@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from blockstore.backends.conformance import cases, run
 from blockstore.backends.contract import GIB, Capabilities, Capacity, Located, Mode, Progress, no_progress
 from blockstore.backends.memory import BLOCK, Image, ImageFile, MemoryBackend, MemoryOptions
-from blockstore.conformance import PREFIX, Result
+from blockstore.conformance.backend import cases, run
+from blockstore.conformance.sandbox import PREFIX, Result
 from blockstore.errors import BackendError, NotSupported, OperationCancelled, VolumeMissing
 
 
@@ -549,7 +549,7 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockstore.backends.conformance.PATIENCE_S", 0.0)
+    monkeypatch.setattr("blockstore.conformance.backend.PATIENCE_S", 0.0)
 
 
 def only(backend: MemoryBackend, name: str) -> Result:

@@ -21,13 +21,12 @@ from blockstore_plugins.nbd import NbdOptions, NbdTarget
 
 from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend, MemoryOptions
-from blockstore.conformance import BLOCK, Result
+from blockstore.conformance.sandbox import BLOCK, Result
+from blockstore.conformance.target import Pair, cases, run
 from blockstore.errors import BackendError, InUse
-from blockstore.targets.conformance import Pair, cases, run
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities
 from tests.conftest import need
-
-from . import damages
+from tests.targets import damages
 
 pytestmark = pytest.mark.slow
 
@@ -387,8 +386,8 @@ FLAWS: dict[type[Target], tuple[str, ...]] = {
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     need(shutil.which("qemu-io"), "apt-get install qemu-utils")
-    monkeypatch.setattr("blockstore.targets.conformance.PATIENCE_S", 4.0)
-    monkeypatch.setattr("blockstore.targets.conformance.HOLDS_S", (1.5, 10.0, 60.0))
+    monkeypatch.setattr("blockstore.conformance.target.PATIENCE_S", 4.0)
+    monkeypatch.setattr("blockstore.conformance.target.HOLDS_S", (1.5, 10.0, 60.0))
     monkeypatch.setattr("blockstore_plugins.local.PATIENCE_S", 0.1)
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from blockstore import quotas
+from blockstore.accounting import quotas
 from blockstore.config import QuotaConfig
 from blockstore.db import migrations
 from blockstore.db.session import Database
 from blockstore.errors import OverQuota
-
-from .conftest import UNLIMITED
+from tests.conftest import UNLIMITED
 
 TYPE = "a-type"
 

@@ -1,6 +1,6 @@
-"""A site's own policies: oslo.policy, with the defaults of ``policies.py`` and the overrides of one YAML file.
+"""A site's own policies: oslo.policy, with the defaults of ``policy/rules.py`` and the overrides of one YAML file.
 
-Imported only where there is such a file. The defaults decide as ``policies.py`` does; a test compares the two.
+Imported only where there is such a file. The defaults decide as ``policy/rules.py`` does; a test compares the two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from blockstore.context import RequestContext
 from blockstore.errors import ConfigError, ServiceUnavailable, is_out_of_files
-from blockstore.policies import IMPLIED, RULES, Level
+from blockstore.policy.rules import IMPLIED, RULES, Level
 from blockstore.repeats import Repeats
 from blockstore.trusted_paths import weak_place
 

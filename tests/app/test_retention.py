@@ -7,7 +7,7 @@ import datetime
 import pytest
 from sqlalchemy import event, func, insert, select
 
-from blockstore import retention
+from blockstore.app import retention
 from blockstore.app.service import Service
 from blockstore.db.models import Message, OperationRow, now
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from blockstore import policy_file
 from blockstore.app.service import Service
 from blockstore.cli import main
 from blockstore.config import ServiceConfig
 from blockstore.context import RequestContext
 from blockstore.errors import ConfigError
-from blockstore.policies import RULES, Policy
-from blockstore.policy_file import PolicyFile, with_implied
+from blockstore.policy import file as policy_file
+from blockstore.policy.file import PolicyFile, with_implied
+from blockstore.policy.rules import RULES, Policy
 from blockstore.repeats import Repeats
 from tests.conftest import Client, Served
 

@@ -1,4 +1,4 @@
-"""How many finished operations and messages of one project are kept, beside for how long (``periodic.py``).
+"""How many finished operations and messages of one project are kept, beside for how long (``app/periodic.py``).
 
 Every accepted request leaves a finished operation, and every failure a message: without a bound, one project that
 creates and deletes in a loop fills the disk. The oldest go, in small steps, so that other writers come in between.

@@ -12,13 +12,13 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from blockstore import retention
+from blockstore.app import retention
+from blockstore.app.steady_scheduler import Every, SteadyScheduler
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OperationRow, Token, now
 from blockstore.db.session import Database
 from blockstore.errors import DatabaseAway
 from blockstore.identity import bootstrap
-from blockstore.steady_scheduler import Every, SteadyScheduler
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ import pytest
 
 from blockstore.app.service import Service
 from blockstore.errors import ConfigError
-from blockstore.keyring import KEY_BYTES, SECRET_LENGTH, Keyring
-
-from .conftest import Served, make_config
+from blockstore.keys.keyring import KEY_BYTES, SECRET_LENGTH, Keyring
+from tests.conftest import Served, make_config
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_a_link_or_a_directory_in_its_place_is_one_sentence(path: Path, plant: C
 
 def test_processes_that_make_it_at_once_have_one_key(path: Path) -> None:
     """As ``serve`` and ``attachment list`` may."""
-    code = "import sys, pathlib, blockstore.keyring as k; print(k.Keyring(pathlib.Path(sys.argv[1])).secret('a'))"
+    code = "import sys, pathlib, blockstore.keys.keyring as k; print(k.Keyring(pathlib.Path(sys.argv[1])).secret('a'))"
     argv = [sys.executable, "-c", code, str(path)]
     started = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(8)]
     assert {process.communicate(timeout=60)[0] for process in started} == {f"{Keyring(path).secret('a')}\n"}

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from blockstore import logs
 from blockstore.app.service import Service
 from blockstore.config import LogConfig
-
-from .conftest import Client
+from blockstore.server import logs
+from tests.conftest import Client
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ \S+ .*")
 

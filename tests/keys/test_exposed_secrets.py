@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from blockstore import exposed_secrets
 from blockstore.backends import loader
 from blockstore.backends.contract import BackendOptions, option
 from blockstore.config import load
-
-from .conftest import Served
+from blockstore.keys import exposed_secrets
+from tests.conftest import Served
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from apscheduler.schedulers import base
 
-from blockstore import steady_scheduler
-from blockstore.steady_scheduler import Every, SteadyScheduler
+from blockstore.app import steady_scheduler
+from blockstore.app.steady_scheduler import Every, SteadyScheduler
 from tests.conftest import Served, need
 
 DAY_S = 86400

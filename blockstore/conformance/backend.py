@@ -1,7 +1,7 @@
 """The contract as experiments: what every backend must do, tried on a real one.
 
 Two doors, the same cases. pytest: subclass ``BackendConformance`` and give it a ``backend`` fixture. Command line:
-``blockstore backend check NAME`` calls ``run``. What a case works with is in ``blockstore.conformance``.
+``blockstore backend check NAME`` calls ``run``. What a case works with is in ``blockstore.conformance.sandbox``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from unittest import SkipTest
 
 from blockstore.backends.contract import GIB, Backend
-from blockstore.conformance import (
+from blockstore.conformance.sandbox import (
     BLOCK,
     Result,
     Sandbox,

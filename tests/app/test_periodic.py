@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, func, insert, select
 
-from blockstore import periodic
+from blockstore.app import periodic
 from blockstore.db import migrations
 from blockstore.db.models import Domain, Message, OperationRow, Token, User, now
 from blockstore.db.session import Database

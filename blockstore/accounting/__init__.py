@@ -1,0 +1,1 @@
+"""What projects and pools hold: quota, reservations, and what the pools report."""

@@ -1,0 +1,1 @@
+"""Secrets: the key of attachments, and files with secrets that others can read."""

@@ -1,0 +1,1 @@
+"""Who may do what: the rules, and the policy file of a site."""
