@@ -5,9 +5,9 @@ The map of the components::
 request -> api/ -> [operation] -> scheduler/ -> [operation] -> manager/ -> backends/contract.py -> plugins/NAME/ -> tool
 
 * ``api/`` accepts or refuses; ``scheduler/`` decides where; ``manager/`` lets a backend do it.
-* ``operations.py`` is everything one component can ask of another; ``bus.py`` carries it; the ``operations`` table
-remembers it.
-* ``states.py`` is the only writer of a status, ``runner.py`` sees to it that each one settles.
+* ``operations/catalogue.py`` is everything one component can ask of another; ``operations/bus.py`` carries it; the
+table ``operations`` remembers it.
+* ``operations/states.py`` is the only writer of a status; ``operations/runner.py`` ends each transitional one.
 * ``app/service.py`` puts all of it together; ``cli/`` is the command.
 
 docs/architecture.md tells the way of a request, and why the house is built so.

@@ -1,8 +1,8 @@
 """Fair waiting: items of several callers in one queue, taken in turns over the callers.
 
 One caller that asks for a thousand things delays another's one thing by one turn, not by a thousand. Callers are
-projects in ``bus.py``, and addresses and tokens in ``server/threads.py``. Not thread-safe: the bus uses it on its loop
-only; others hold a lock of their own.
+projects in ``operations/bus.py``, and addresses and tokens in ``server/threads.py``. Not thread-safe: the bus uses it
+on its loop only; others hold a lock of their own.
 """
 
 from __future__ import annotations

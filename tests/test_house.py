@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from blockstore import manager, operations, scheduler, states
+from blockstore import manager, scheduler
 from blockstore.api import ROUTE_TABLES
 from blockstore.api.http.routes import Endpoint
 from blockstore.app import service
-from blockstore.operations import KINDS, Operation
+from blockstore.operations import catalogue, states
+from blockstore.operations.catalogue import KINDS, Operation
 from blockstore.policy import rules
 from tests.backends_table import short, table
 
@@ -116,7 +117,7 @@ def test_an_operation_that_the_engine_named_would_be_found() -> None:
 
 def made() -> Iterator[tuple[str, type[Operation], set[str | None]]]:
     """Yield where the code makes an operation, of which kind, and the fields it gives beside the ids."""
-    for name, node in nodes(without=("blockstore/operations.py",)):
+    for name, node in nodes(without=("blockstore/operations/catalogue.py",)):
         if not isinstance(node, ast.Call):
             continue
         kind: ast.expr = node.func
@@ -157,7 +158,7 @@ def test_every_transitional_status_has_an_operation_a_failure_and_a_way_out() ->
 
 
 def test_only_states_writes_a_status() -> None:
-    for name, node in nodes(without=("blockstore/states.py",)):
+    for name, node in nodes(without=("blockstore/operations/states.py",)):
         where = f"{name}:{getattr(node, 'lineno', 0)} writes a status; that is for states.py"
         targets: list[ast.expr] = []
         if isinstance(node, ast.Assign):
@@ -205,7 +206,7 @@ PROCESSES = {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp"
 
 def test_only_the_bus_and_the_server_import_asyncio() -> None:
     names = {name for name, tree in TREES.items() if "asyncio" in imports(tree)}
-    assert {name for name in names if not name.startswith("blockstore/server/")} == {"blockstore/bus.py"}
+    assert {name for name in names if not name.startswith("blockstore/server/")} == {"blockstore/operations/bus.py"}
 
 
 def test_only_process_starts_processes() -> None:
@@ -371,16 +372,16 @@ def test_an_operation_that_follows_another_holds_what_that_held() -> None:
     source = {"snapshot_id": "s", "source_volume_id": "w"}
     pairs = (
         (
-            operations.PlaceVolume(volume_id="v", **source, **facts),
-            operations.CreateVolume(volume_id="v", **source, **facts),
+            catalogue.PlaceVolume(volume_id="v", **source, **facts),
+            catalogue.CreateVolume(volume_id="v", **source, **facts),
         ),
         (
-            operations.PlaceSnapshot(snapshot_id="s", volume_id="v", **facts),
-            operations.CreateSnapshot(snapshot_id="s", volume_id="v", **facts),
+            catalogue.PlaceSnapshot(snapshot_id="s", volume_id="v", **facts),
+            catalogue.CreateSnapshot(snapshot_id="s", volume_id="v", **facts),
         ),
         (
-            operations.PlaceExtension(volume_id="v", new_size_gib=2, growth_gib=1, **facts),
-            operations.ExtendVolume(volume_id="v", new_size_gib=2, growth_gib=1, pool="p", **facts),
+            catalogue.PlaceExtension(volume_id="v", new_size_gib=2, growth_gib=1, **facts),
+            catalogue.ExtendVolume(volume_id="v", new_size_gib=2, growth_gib=1, pool="p", **facts),
         ),
     )
     for before, following in pairs:

@@ -1,6 +1,7 @@
 """The last report of each pool: what the manager knows of a pool, for the scheduler and the API.
 
-Reports are facts about now, so they live in memory only; what is reserved of a pool lives in ``accounting/reservations.py``.
+Reports are facts about now, so they live in memory only. What is reserved on a pool lives in
+``accounting/reservations.py``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from blockstore.api.http.call import Call
 from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import hold_name
 from blockstore.errors import OverQuota
-from blockstore.states import A
+from blockstore.operations.states import A
 
 
 def check_attachments(call: Call, volume: Volume, *, exported: bool = True) -> None:

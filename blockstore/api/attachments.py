@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, select
 
-from blockstore import states
 from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.http import listing
 from blockstore.api.http.call import Call, Deferred
@@ -31,10 +30,11 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import ATTACHMENT_COMPLETE, ATTACHMENTS
-from blockstore.operations import ConnectAttachment, DisconnectAttachment, Operation
+from blockstore.operations import states
+from blockstore.operations.catalogue import ConnectAttachment, DisconnectAttachment, Operation
+from blockstore.operations.states import A, V
 from blockstore.schemas import attachments as schemas
 from blockstore.schemas.base import is_uuid
-from blockstore.states import A, V
 
 routes = Routes()
 

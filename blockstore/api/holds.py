@@ -14,7 +14,7 @@ from blockstore.api.http.call import Call
 from blockstore.db.models import Attachment, OperationRow, Snapshot, Volume
 from blockstore.errors import Unauthorized
 from blockstore.identity import accounts
-from blockstore.operations import CreateVolume, PlaceVolume, RemoveCopy
+from blockstore.operations.catalogue import CreateVolume, PlaceVolume, RemoveCopy
 
 _COPIES = [kind.__name__ for kind in (PlaceVolume, CreateVolume)]
 _HARMLESS = [RemoveCopy.__name__]

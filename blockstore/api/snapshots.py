@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Select, func, select, update
 
-from blockstore import states
 from blockstore.accounting import quotas
 from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.holds import keep_project
@@ -22,9 +21,10 @@ from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE, SNAPSHOT_SORT_NAME
-from blockstore.operations import DeleteSnapshot, PlaceSnapshot
+from blockstore.operations import states
+from blockstore.operations.catalogue import DeleteSnapshot, PlaceSnapshot
+from blockstore.operations.states import S, V
 from blockstore.schemas import snapshots as schemas
-from blockstore.states import S, V
 
 routes = Routes()
 

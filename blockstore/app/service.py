@@ -11,7 +11,7 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from blockstore import manager, private_files, recovery, scheduler, zones
+from blockstore import manager, private_files, scheduler, zones
 from blockstore.accounting.pool_reports import PoolReports
 from blockstore.api import create_app
 from blockstore.api.http import authentication
@@ -21,7 +21,6 @@ from blockstore.api.http.waiting import ThreadReserve
 from blockstore.api.types.types import ensure_default_type
 from blockstore.app import periodic
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
-from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.db import opening
 from blockstore.db.models import ServiceRow
@@ -33,8 +32,10 @@ from blockstore.keys.keyring import Keyring
 from blockstore.manager import manageable, reporting
 from blockstore.manager.context import ManagerContext, is_attached, pool_of
 from blockstore.manager.exports import Exports
+from blockstore.operations import recovery
+from blockstore.operations.bus import Bus
+from blockstore.operations.runner import mark_started
 from blockstore.policy.rules import Policy
-from blockstore.runner import mark_started
 from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placement import SchedulerContext
 from blockstore.server.lines import Lines

@@ -83,7 +83,7 @@ def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
 
     from blockstore.app.wiring import probe_sessions
     from blockstore.db.models import Attachment
-    from blockstore.states import EXPORTED
+    from blockstore.operations.states import EXPORTED
 
     with served_database(config).read() as session:
         statement = select(Attachment).order_by(Attachment.created_at, Attachment.id)

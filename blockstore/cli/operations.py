@@ -91,7 +91,7 @@ def operation_show(config: Config, operation_id: str) -> None:
 def operation_cancel(config: Config, operation_id: str) -> None:
     """Ask an operation to stop; its resource then settles with that reason."""
     from blockstore.db.models import OperationRow
-    from blockstore.operations import KINDS
+    from blockstore.operations.catalogue import KINDS
 
     with served_database(config).write() as session:
         row = session.get(OperationRow, operation_id)

@@ -1,7 +1,7 @@
 """All tables on one page.
 
 Rows are removed when their resource is gone; the ``operations`` table keeps the story. Times are UTC without zone.
-Statuses are written by ``states.py`` only.
+Statuses are written by ``operations/states.py`` only.
 """
 
 from __future__ import annotations

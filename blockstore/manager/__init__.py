@@ -6,7 +6,7 @@ Its operations come from the scheduler and the API; what it cannot do it explain
 from __future__ import annotations
 
 from blockstore.manager import attachments, manageable, migration, snapshots, volumes
-from blockstore.runner import by_kind
+from blockstore.operations.runner import by_kind
 
 HANDLERS = by_kind(
     volumes.create_volume,

@@ -9,14 +9,14 @@ from __future__ import annotations
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import states
 from blockstore.db.models import Attachment, Volume
 from blockstore.errors import InUse, VolumeMissing
 from blockstore.manager.context import ManagerContext, name_of
-from blockstore.messages import Action
-from blockstore.operations import AttachmentOperation, ConnectAttachment, DisconnectAttachment
-from blockstore.runner import Failure, KeepsStatus, handles
-from blockstore.states import A
+from blockstore.operations import states
+from blockstore.operations.catalogue import AttachmentOperation, ConnectAttachment, DisconnectAttachment
+from blockstore.operations.messages import Action
+from blockstore.operations.runner import Failure, KeepsStatus, handles
+from blockstore.operations.states import A
 
 
 def _note_reason(session: Session, operation: AttachmentOperation, failure: Failure) -> None:

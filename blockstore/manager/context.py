@@ -19,8 +19,8 @@ from blockstore.db.session import Database
 from blockstore.errors import PoolDown, VolumeMissing
 from blockstore.manager.exports import Exports
 from blockstore.manager.recognition import prove
-from blockstore.operations import Operation
-from blockstore.states import A
+from blockstore.operations.catalogue import Operation
+from blockstore.operations.states import A
 
 
 @dataclass(frozen=True)

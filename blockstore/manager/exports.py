@@ -16,14 +16,14 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from blockstore import states
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, NotSupported, StateConflict, Unreachable
 from blockstore.keys.keyring import Keyring
-from blockstore.operations import DisconnectAttachment
-from blockstore.states import A
+from blockstore.operations import states
+from blockstore.operations.catalogue import DisconnectAttachment
+from blockstore.operations.states import A
 from blockstore.targets.contract import Connection, Export, Target
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from blockstore import states
 from blockstore.accounting import quotas, reservations
 from blockstore.backends.contract import GIB, Backend, Manageable
 from blockstore.db.models import OperationRow, Snapshot, Volume
@@ -22,10 +21,11 @@ from blockstore.db.session import Database
 from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.context import ManagerContext, snapshot_name, volume_name
 from blockstore.manager.qos import apply_qos
-from blockstore.messages import Action
-from blockstore.operations import ManageVolume, MigrateToType, MigrateVolume, RemoveCopy
-from blockstore.runner import Failure, handles
-from blockstore.states import V
+from blockstore.operations import states
+from blockstore.operations.catalogue import ManageVolume, MigrateToType, MigrateVolume, RemoveCopy
+from blockstore.operations.messages import Action
+from blockstore.operations.runner import Failure, handles
+from blockstore.operations.states import V
 
 MANAGED = "already managed"
 _COPYING = [kind.__name__ for kind in (MigrateVolume, MigrateToType, RemoveCopy)]

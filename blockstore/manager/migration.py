@@ -13,7 +13,6 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from blockstore import states
 from blockstore.accounting import quotas, reservations
 from blockstore.backends.contract import GIB
 from blockstore.db.models import Volume, VolumeType
@@ -21,10 +20,11 @@ from blockstore.errors import BackendError, OperationCancelled, StateConflict, T
 from blockstore.manager.context import ManagerContext, volume_name
 from blockstore.manager.copying import copy_volume
 from blockstore.manager.qos import apply_qos
-from blockstore.messages import Action
-from blockstore.operations import MigrateToType, MigrateVolume, RemoveCopy
-from blockstore.runner import Failure, handles, handles_until_done, progress_of, refuse_cancelled
-from blockstore.states import V
+from blockstore.operations import states
+from blockstore.operations.catalogue import MigrateToType, MigrateVolume, RemoveCopy
+from blockstore.operations.messages import Action
+from blockstore.operations.runner import Failure, handles, handles_until_done, progress_of, refuse_cancelled
+from blockstore.operations.states import V
 
 log = logging.getLogger(__name__)
 

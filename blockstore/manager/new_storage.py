@@ -11,14 +11,14 @@ from typing import Any
 
 from sqlalchemy import select
 
-from blockstore import messages, states
 from blockstore.backends.contract import Backend
 from blockstore.db.session import Database
 from blockstore.errors import Unreachable
 from blockstore.manager.context import snapshot_name, volume_name
 from blockstore.manager.installations import claim
 from blockstore.manager.recognition import identified, record_identity, recorded_identity
-from blockstore.states import V
+from blockstore.operations import messages, states
+from blockstore.operations.states import V
 
 
 @dataclass(frozen=True)

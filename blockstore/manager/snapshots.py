@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from blockstore import states
 from blockstore.accounting import quotas, reservations
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name
 from blockstore.manager.manageable import refuse_unsafe, snapshots_on
-from blockstore.messages import Action
-from blockstore.operations import CreateSnapshot, DeleteSnapshot
-from blockstore.runner import first_change, handles, progress_of
-from blockstore.states import S
+from blockstore.operations import states
+from blockstore.operations.catalogue import CreateSnapshot, DeleteSnapshot
+from blockstore.operations.messages import Action
+from blockstore.operations.runner import first_change, handles, progress_of
+from blockstore.operations.states import S
 
 
 @handles(CreateSnapshot, action=Action.SNAPSHOT_CREATE)

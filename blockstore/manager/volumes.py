@@ -12,7 +12,6 @@ from contextlib import suppress
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import states
 from blockstore.accounting import quotas, reservations
 from blockstore.backends.contract import Backend
 from blockstore.db.models import Snapshot, Volume, VolumeType
@@ -20,8 +19,8 @@ from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, V
 from blockstore.manager.attachments import end_all
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name, volume_name
 from blockstore.manager.qos import apply_qos
-from blockstore.messages import Action
-from blockstore.operations import (
+from blockstore.operations import states
+from blockstore.operations.catalogue import (
     ChangeType,
     CreateVolume,
     DeleteVolume,
@@ -29,8 +28,9 @@ from blockstore.operations import (
     PlaceVolume,
     RevertVolume,
 )
-from blockstore.runner import Failure, first_change, handles, progress_of
-from blockstore.states import V
+from blockstore.operations.messages import Action
+from blockstore.operations.runner import Failure, first_change, handles, progress_of
+from blockstore.operations.states import V
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ Knows pools from the pool reports and the reservations only; never sees a backen
 
 from __future__ import annotations
 
-from blockstore.runner import by_kind
+from blockstore.operations.runner import by_kind
 from blockstore.scheduler import placement
 
 HANDLERS = by_kind(

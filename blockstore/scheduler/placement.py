@@ -14,15 +14,14 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import states
 from blockstore.accounting import quotas, reservations
 from blockstore.accounting.pool_reports import NO_USAGE, PoolReport, PoolReports
 from blockstore.config import SchedulerConfig
 from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
-from blockstore.messages import Action
-from blockstore.operations import (
+from blockstore.operations import states
+from blockstore.operations.catalogue import (
     ChangeType,
     CreateSnapshot,
     CreateVolume,
@@ -37,11 +36,12 @@ from blockstore.operations import (
     PlaceVolume,
     RetypeVolume,
 )
-from blockstore.runner import Failure, handles
+from blockstore.operations.messages import Action
+from blockstore.operations.runner import Failure, handles
+from blockstore.operations.states import V
 from blockstore.scheduler.choosing import Filter, PlacementRequest, Weigher, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.scheduler.refusals import public_reason
-from blockstore.states import V
 from blockstore.zones import zones_of
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Attachment, Volume, new_id
 from blockstore.errors import InUse, InvalidConnector, SessionAlive, Unreachable
-from blockstore.states import A
+from blockstore.operations.states import A
 from tests.api.conftest import SharedService, at_once, unknown_id
 from tests.api.test_preconditions import ALL, VOLUME_STATUSES
 from tests.conftest import Answer, Client, make_config

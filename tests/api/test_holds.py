@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
-from blockstore import states
 from blockstore.db.models import Attachment, OperationRow, Snapshot, Volume, now
-from blockstore.operations import new_operation_id
+from blockstore.operations import states
+from blockstore.operations.catalogue import new_operation_id
 from tests.api.conftest import POOL, SharedService, at_once
 from tests.api.test_attachments import CONNECTOR, connect, remove, reserve
 from tests.api.volumes.test_attach_actions import ask, attach, initialize, terminate

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from blockstore.db.models import OperationRow, Snapshot, Volume
-from blockstore.states import S, V
+from blockstore.operations.states import S, V
 from tests.api.conftest import SharedService, unknown_id
 from tests.conftest import Answer, Client
 

@@ -19,7 +19,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 import blockstore
-from blockstore import runner, states
 from blockstore.app.service import Service
 from blockstore.backends.contract import GIB
 from blockstore.backends.memory import MemoryBackend
@@ -27,7 +26,8 @@ from blockstore.cli import main
 from blockstore.db.models import OperationRow
 from blockstore.db.session import Database
 from blockstore.manager import copying, migration
-from blockstore.operations import CreateVolume, DeleteVolume, new_operation_id
+from blockstore.operations import runner, states
+from blockstore.operations.catalogue import CreateVolume, DeleteVolume, new_operation_id
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.crash.invariants import check
 

@@ -16,13 +16,13 @@ from blockstore_plugins.local import LocalTarget
 from blockstore_plugins.nfs import NfsBackend
 from sqlalchemy import select
 
-from blockstore import states
 from blockstore.backends.contract import GIB, Backend
 from blockstore.db.models import Attachment, Message, OperationRow, PoolUsage, QuotaUsage, Snapshot, Volume
 from blockstore.db.session import Database
 from blockstore.keys.keyring import Keyring
 from blockstore.manager.context import snapshot_name, volume_name
-from blockstore.operations import (
+from blockstore.operations import states
+from blockstore.operations.catalogue import (
     ChangeType,
     ExtendVolume,
     MigrateToType,
@@ -33,7 +33,7 @@ from blockstore.operations import (
     RetypeVolume,
     from_stored,
 )
-from blockstore.states import A
+from blockstore.operations.states import A
 from blockstore.targets.contract import Target
 
 MAY_BE_ABSENT = frozenset({"creating", "error", "deleting", "error_deleting", "managing", "error_managing"})

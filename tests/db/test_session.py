@@ -17,12 +17,12 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from blockstore import states
 from blockstore.db import migrations
 from blockstore.db.models import ExtraSpec, OperationRow, QuotaUsage, VolumeType
 from blockstore.db.session import Database, insert_if_absent
 from blockstore.errors import ConfigError
-from blockstore.operations import DeleteVolume, Operation, new_operation_id
+from blockstore.operations import states
+from blockstore.operations.catalogue import DeleteVolume, Operation, new_operation_id
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db import health, outages, patience
 from blockstore.errors import BackendError
-from blockstore.operations import Operation
+from blockstore.operations.catalogue import Operation
 from tests.conftest import Client, Served
 
 

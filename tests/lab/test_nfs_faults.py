@@ -78,7 +78,7 @@ def mend() -> None:
 
 @pytest.fixture
 def api(start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr("blockstore.bus.RETRY_DELAYS_S", (0.5, 1.0))
+    monkeypatch.setattr("blockstore.operations.bus.RETRY_DELAYS_S", (0.5, 1.0))
     SERVED.chmod(0o755)
     SMALL.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={SPACE_MIB}m,mode=755", "small", str(SMALL))

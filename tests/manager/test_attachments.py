@@ -16,8 +16,8 @@ from blockstore.config import TargetSection
 from blockstore.db.models import Attachment, OperationRow, Volume
 from blockstore.errors import BackendError, InUse, Reason, SessionAlive, Unreachable, VolumeMissing
 from blockstore.manager import HANDLERS
-from blockstore.operations import Operation, from_stored
-from blockstore.runner import Failure
+from blockstore.operations.catalogue import Operation, from_stored
+from blockstore.operations.runner import Failure
 from tests.api.test_attachments import CONNECTOR, complete, connect, remove, reserve
 from tests.conftest import Client, backend_section, make_config
 from tests.crash.invariants import check

@@ -12,13 +12,13 @@ from blockstore.accounting.pool_reports import PoolReports
 from blockstore.api.http import links
 from blockstore.api.http.authentication import Authenticator
 from blockstore.api.http.waiting import ThreadReserve
-from blockstore.bus import Bus
 from blockstore.config import Config
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
 from blockstore.identity.throttle import Throttle
 from blockstore.microversions import Version
-from blockstore.operations import Kind
+from blockstore.operations.bus import Bus
+from blockstore.operations.catalogue import Kind
 from blockstore.policy.rules import Policy
 
 CORE = "blockstore"

@@ -26,7 +26,6 @@ from blockstore.api.http.authentication import global_request_id_of
 from blockstore.api.http.body import JSON_TYPES, bounded_query, read_json, refuse_long_query
 from blockstore.api.http.call import CORE, Call, Core, Deferred, Text, WithoutSession
 from blockstore.api.http.routes import Endpoint, Routes, merged
-from blockstore.bus import Expectation
 from blockstore.context import new_request_id
 from blockstore.db import patience, reserve
 from blockstore.errors import (
@@ -37,6 +36,7 @@ from blockstore.errors import (
     shortened,
 )
 from blockstore.microversions import HEADER, Version, negotiate, version_text
+from blockstore.operations.bus import Expectation
 from blockstore.schemas.base import load
 from blockstore.server.logs import MAX_PATH, bounded
 

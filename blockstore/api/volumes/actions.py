@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy import or_, select, update
 
-from blockstore import states
 from blockstore.accounting import quotas
 from blockstore.api.attachments import disconnect
 from blockstore.api.holds import is_connected, what_holds
@@ -20,9 +19,10 @@ from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
-from blockstore.operations import PlaceExtension, RetypeVolume, RevertVolume
+from blockstore.operations import states
+from blockstore.operations.catalogue import PlaceExtension, RetypeVolume, RevertVolume
+from blockstore.operations.states import A, S, V
 from blockstore.schemas import volumes as schemas
-from blockstore.states import A, S, V
 
 routes = Routes()
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import select
 
-from blockstore import states
 from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.attachments import (
     attachments_of,
@@ -30,9 +29,10 @@ from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, Volume, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
-from blockstore.operations import Operation
+from blockstore.operations import states
+from blockstore.operations.catalogue import Operation
+from blockstore.operations.states import A, V
 from blockstore.schemas import attachments as schemas
-from blockstore.states import A, V
 
 routes = Routes()
 

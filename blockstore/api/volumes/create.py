@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockstore import states
 from blockstore.accounting import quotas
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Call
@@ -23,9 +22,10 @@ from blockstore.db.models import (
     now,
 )
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, NotOffered
-from blockstore.operations import PlaceVolume
+from blockstore.operations import states
+from blockstore.operations.catalogue import PlaceVolume
+from blockstore.operations.states import S, V
 from blockstore.schemas import volumes as schemas
-from blockstore.states import S, V
 from blockstore.zones import zone_of_new
 
 routes = Routes()

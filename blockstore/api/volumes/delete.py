@@ -12,7 +12,6 @@ from sqlalchemy import (
     select,
 )
 
-from blockstore import states
 from blockstore.accounting import quotas
 from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.http.call import Call
@@ -28,9 +27,10 @@ from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import (
     DELETE_FORCE,
 )
-from blockstore.operations import DeleteSnapshot, DeleteVolume
+from blockstore.operations import states
+from blockstore.operations.catalogue import DeleteSnapshot, DeleteVolume
+from blockstore.operations.states import S, V
 from blockstore.schemas.base import bool_like
-from blockstore.states import S, V
 
 routes = Routes()
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import exists, or_, select
 
-from blockstore import states
 from blockstore.accounting import quotas, reservations
 from blockstore.accounting.pool_reports import PoolReport
 from blockstore.api.admin.services import VOLUME
@@ -39,7 +38,8 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
-from blockstore.operations import PlaceManaged
+from blockstore.operations import states
+from blockstore.operations.catalogue import PlaceManaged
 from blockstore.schemas import manageable as schemas
 from blockstore.schemas.base import load
 from blockstore.schemas.listing import PageQuery

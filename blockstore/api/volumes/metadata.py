@@ -13,8 +13,8 @@ from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.errors import BadRequest, PreconditionFailed
 from blockstore.microversions import METADATA_ETAG
+from blockstore.operations.states import V
 from blockstore.schemas import volumes as schemas
-from blockstore.states import V
 
 routes = Routes()
 

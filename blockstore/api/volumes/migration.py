@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy import select
 
-from blockstore import states
 from blockstore.api.admin.services import VOLUME, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
@@ -15,9 +14,10 @@ from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
-from blockstore.operations import PlaceMigration
+from blockstore.operations import states
+from blockstore.operations.catalogue import PlaceMigration
+from blockstore.operations.states import V
 from blockstore.schemas import migration as schemas
-from blockstore.states import V
 
 routes = Routes()
 

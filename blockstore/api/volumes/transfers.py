@@ -14,7 +14,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
-from blockstore import states
 from blockstore.accounting import quotas
 from blockstore.api.holds import is_connected, is_worked_on, keep_project, what_holds
 from blockstore.api.http import listing
@@ -26,9 +25,10 @@ from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import TRANSFER_PAGING
+from blockstore.operations import states
+from blockstore.operations.states import S, V
 from blockstore.schemas import transfers as schemas
 from blockstore.schemas.base import is_uuid
-from blockstore.states import S, V
 
 routes = Routes()
 

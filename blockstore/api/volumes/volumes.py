@@ -41,9 +41,9 @@ from blockstore.microversions import (
     TIME_FILTERS,
     VOLUME_SUMMARY,
 )
+from blockstore.operations.states import A, V
 from blockstore.schemas import volumes as schemas
 from blockstore.schemas.base import is_uuid, timestamp
-from blockstore.states import A, V
 
 routes = Routes()
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore import states
 from blockstore.db.models import Attachment, new_id
 from blockstore.errors import BackendError, InUse, SessionAlive, Unreachable
+from blockstore.operations import states
 from tests.api.conftest import SharedService, at_once, unknown_id
 from tests.api.test_attachments import CONNECTOR, FOLLOWS, OTHER, SERVER, complete, connect, reserve
 from tests.api.test_preconditions import ALL, MIGRATING, NOT_MIGRATING, VOLUME_STATUSES

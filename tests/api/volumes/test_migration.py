@@ -15,7 +15,6 @@ import pytest
 from blockstore_plugins.directory import DirectoryBackend
 from sqlalchemy import select
 
-from blockstore import states
 from blockstore.accounting import reservations
 from blockstore.api.volumes import migration
 from blockstore.app.service import Service
@@ -25,8 +24,9 @@ from blockstore.db.models import OperationRow, PoolUsage, Volume
 from blockstore.errors import InvalidStatus, NotFound, Unreachable
 from blockstore.manager import copying
 from blockstore.manager.context import volume_name
-from blockstore.operations import MigrateVolume, new_operation_id
-from blockstore.recovery import resume
+from blockstore.operations import states
+from blockstore.operations.catalogue import MigrateVolume, new_operation_id
+from blockstore.operations.recovery import resume
 from tests.conftest import Client, backend_section, make_config
 from tests.crash.invariants import check
 
@@ -206,7 +206,7 @@ def test_a_copy_that_reads_otherwise_is_given_up(api: Client, monkeypatch: pytes
 def test_a_move_can_be_cancelled(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = volume(api)
     fill(api, made["id"])
-    monkeypatch.setattr("blockstore.runner.PROGRESS_INTERVAL_S", 0)
+    monkeypatch.setattr("blockstore.operations.runner.PROGRESS_INTERVAL_S", 0)
 
     def ask_to_stop(*_args: Any) -> bytes:
         with api.service.db.write() as session:
@@ -253,7 +253,7 @@ def test_what_a_move_leaves_is_removed_when_its_pool_lets_it(api: Client, monkey
         delete(*args, **kw)
 
     monkeypatch.setattr(backend, "delete_volume", fail_twice)
-    monkeypatch.setattr("blockstore.bus.RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr("blockstore.operations.bus.RETRY_DELAYS_S", (0.01, 0.01))
     move(api, made["id"])
     idle(api)
     assert not failures

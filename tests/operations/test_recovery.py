@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from blockstore import operations as operation_ids
-from blockstore import states
 from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OperationRow, Volume
-
-from .conftest import Client, make_config
-from .crash.invariants import check
+from blockstore.operations import catalogue as operation_ids
+from blockstore.operations import states
+from tests.conftest import Client, make_config
+from tests.crash.invariants import check
 
 
 class Life:

@@ -11,13 +11,21 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from blockstore import manager, operations, scheduler, states
+from blockstore import manager, scheduler
 from blockstore.db import migrations
 from blockstore.db.models import OperationRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import Reason, StateConflict
-from blockstore.operations import KINDS, DeleteVolume, PlaceVolume, RevertVolume, from_stored, new_operation_id
-from blockstore.states import ATTACHMENT, SNAPSHOT, VOLUME, A, Machine, S, V
+from blockstore.operations import catalogue, states
+from blockstore.operations.catalogue import (
+    KINDS,
+    DeleteVolume,
+    PlaceVolume,
+    RevertVolume,
+    from_stored,
+    new_operation_id,
+)
+from blockstore.operations.states import ATTACHMENT, SNAPSHOT, VOLUME, A, Machine, S, V
 
 MACHINES = [VOLUME, SNAPSHOT, ATTACHMENT]
 REASON = Reason("The pool is full.", "There is no space.")
@@ -274,10 +282,10 @@ def test_operations_survive_their_journey_through_json(db: Database) -> None:
 def test_operation_ids_sort_by_the_order_of_making_though_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also behind those of a former life, when the clock was ahead."""
     first = new_operation_id()
-    monkeypatch.setattr(operations.time, "time_ns", lambda: 1)
+    monkeypatch.setattr(catalogue.time, "time_ns", lambda: 1)
     second = new_operation_id()
     former = f"{int(second[:16], 16) + 10**6:016x}-00000000.01"
-    operations.make_ids_after(former)
+    catalogue.make_ids_after(former)
     assert first < second < former < new_operation_id() < new_operation_id()
 
 

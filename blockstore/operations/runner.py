@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from sqlalchemy import Select, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore import messages, states
 from blockstore.db import patience
 from blockstore.db.models import OperationRow, now
 from blockstore.db.session import Database
@@ -34,9 +33,10 @@ from blockstore.errors import (
     Unreachable,
     is_out_of_files,
 )
-from blockstore.messages import Action, Detail
-from blockstore.operations import Kind, Operation
-from blockstore.states import V
+from blockstore.operations import messages, states
+from blockstore.operations.catalogue import Kind, Operation
+from blockstore.operations.messages import Action, Detail
+from blockstore.operations.states import V
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blockstore.operations import (
+from blockstore.operations.catalogue import (
     KINDS,
     CreateSnapshot,
     DeleteSnapshot,

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from blockstore.db.models import Message, now
 from blockstore.errors import Reason
-from blockstore.operations import Operation
+from blockstore.operations.catalogue import Operation
 
 
 class Action(Enum):

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from blockstore.db.models import Attachment, Base, OperationRow, Snapshot, Volume, now
 from blockstore.db.session import after_commit
 from blockstore.errors import Reason, StateConflict
-from blockstore.operations import Operation
+from blockstore.operations.catalogue import Operation
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from blockstore import messages, states
 from blockstore.db.models import OperationRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import Reason
-from blockstore.messages import Detail
-from blockstore.operations import Operation, from_stored, make_ids_after
-from blockstore.runner import Failure, Handler
+from blockstore.operations import messages, states
+from blockstore.operations.catalogue import Operation, from_stored, make_ids_after
+from blockstore.operations.messages import Detail
+from blockstore.operations.runner import Failure, Handler
 
 log = logging.getLogger(__name__)
 

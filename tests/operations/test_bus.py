@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from blockstore import bus as bus_module
-from blockstore.bus import Bus, Expectation
-from blockstore.operations import (
+from blockstore.operations import bus as bus_module
+from blockstore.operations.bus import Bus, Expectation
+from blockstore.operations.catalogue import (
     CreateVolume,
     DeleteVolume,
     ExtendVolume,

@@ -22,7 +22,7 @@ from itertools import chain, repeat
 
 from blockstore.db import patience
 from blockstore.errors import DatabaseAway, OutOfFiles, TryAgain
-from blockstore.operations import Operation
+from blockstore.operations.catalogue import Operation
 from blockstore.repeats import Repeats
 from blockstore.turns import Turns
 

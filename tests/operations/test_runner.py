@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from blockstore import bus, runner, states
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
 from blockstore.db.models import OperationRow, PoolUsage
@@ -27,10 +26,10 @@ from blockstore.errors import (
     ToolTimeout,
     Unreachable,
 )
-
-from .conftest import Client, backend_section, make_config
-from .crash.invariants import check
-from .scripted_target import ScriptedTarget, attaching_service, target_of
+from blockstore.operations import bus, runner, states
+from tests.conftest import Client, backend_section, make_config
+from tests.crash.invariants import check
+from tests.scripted_target import ScriptedTarget, attaching_service, target_of
 
 POOL = "blockstore@memory#memory"
 
@@ -405,7 +404,7 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
 
 
 def _operation_of(row: OperationRow, attempt: int = 1) -> Any:
-    from blockstore.operations import from_stored
+    from blockstore.operations.catalogue import from_stored
 
     return from_stored(row.kind, row.id, row.request_id, row.project_id, row.body, attempt=attempt)
 
