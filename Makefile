@@ -38,17 +38,17 @@ clients: $(BASE) ## install the clients openstack and cinder into .venv
 install: .venv/.dev ## make .venv with everything that work on blockstore needs
 
 test: lint types ## check and test all that this machine can, a sample where all takes hours; says what to install for the rest
-	$(BIN)/python -m pytest -m "timed and not lab" $(TIMED)
-	@if why=$$(tests/lab/lab-run -- lvm version 2>&1); then \
+	@$(BIN)/python -m pytest -m "timed and not lab" $(TIMED); timed=$$?; \
+	if why=$$(tests/lab/lab-run -- lvm version 2>&1); then \
 		log=$$(mktemp); $(MAKE) --no-print-directory test-lab > "$$log" 2>&1 & lab=$$!; \
 		trap 'kill $$lab; exit 130' INT TERM; \
 		$(REST); rest=$$?; \
-		wait $$lab; lab=$$?; cat "$$log"; rm "$$log"; exit $$((rest || lab)); \
+		wait $$lab; lab=$$?; cat "$$log"; rm "$$log"; exit $$((timed || rest || lab)); \
 	else \
 		$(REST); rest=$$?; \
 		echo "SKIPPED: the tests on real LVM. As root: make lab-setup"; echo "$$why" | tail -n 3; \
 		[ -z "$$CI" ] || { echo "In CI that is a failure."; exit 1; }; \
-		exit $$rest; \
+		exit $$((timed || rest)); \
 	fi
 
 test-long: export TEST_LONG := 1

@@ -94,7 +94,11 @@ def test_every_decorated_function_is_on_a_contents_page() -> None:
     assert sorted(decorated) == sorted(KINDS)
 
 
-ENGINE = ("bus", "messages", "recovery", "runner", "states", "db/session", "db/writer")
+ENGINE = (
+    *(f"operations/{name}" for name in ("bus", "messages", "recovery", "runner", "states")),
+    "db/session",
+    "db/writer",
+)
 """What carries operations, ends them and tells of them, whatever they are."""
 
 

@@ -62,7 +62,7 @@ def settle(victim: KilledService, limit_s: float = 20) -> None:
 
 def test_an_operation_that_kills_the_process_each_time_is_given_up(victim: KilledService) -> None:
     """Those that only waited behind it, for the one worker, are carried out."""
-    config = victim.config.read_text().replace("workers = 4", "workers = 1\norder_attempts = 3")
+    config = victim.config.read_text().replace("workers = 4", "workers = 1\noperation_attempts = 3")
     victim.config.write_text(config)
     victim.start(function="serve_deadly")
     deadly = volume(victim, size=13)

@@ -210,12 +210,12 @@ def test_a_database_that_is_away_is_not_the_operations_fault(
     times = iter(range(2))
     real = states.complete
 
-    def settle(*args: Any, **kw: Any) -> bool:
+    def complete(*args: Any, **kw: Any) -> bool:
         if next(times, None) is not None:
             raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
         return real(*args, **kw)
 
-    monkeypatch.setattr(states, "settle", settle)
+    monkeypatch.setattr(states, "complete", complete)
     assert api.volume()["status"] == "available"
     judge(api)
     assert messages(api) == []

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from blockstore.accounting import reservations
 from blockstore.api.volumes import migration
-from blockstore.app.service import Service
+from blockstore.app.service import HANDLERS, Service
 from blockstore.backends.contract import GIB
 from blockstore.config import ServiceConfig
 from blockstore.db.models import OperationRow, PoolUsage, Volume
@@ -338,11 +338,11 @@ def test_explain_tells_each_pool_and_number(api: Client) -> None:
 def test_maintenance_set_by_an_administrator_outlives_a_restart(api: Client) -> None:
     made = volume(api)
     api("POST", f"/volumes/{made['id']}/action", {"os-reset_status": {"status": "maintenance"}})
-    assert resume(api.service.db, attempts=5, message_days=30) == []
+    assert resume(api.service.db, HANDLERS, attempts=5, message_days=30) == []
     assert shown(api, made["id"])["status"] == "maintenance"
     with api.service.db.write() as session:
         session.execute(Volume.__table__.update().values(migration_status="migrating"))
-    resume(api.service.db, attempts=5, message_days=30)
+    resume(api.service.db, HANDLERS, attempts=5, message_days=30)
     assert shown(api, made["id"])["status"] == "available"
     with api.service.db.read() as session:
         assert session.scalars(select(OperationRow.state).where(OperationRow.state == "open")).all() == []
