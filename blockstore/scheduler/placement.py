@@ -198,7 +198,7 @@ def _retype_by_migration(
 def excluding_source(pool_reports: PoolReports, volume: Volume) -> dict[str, Any]:
     """Return what a request says of the pool that a volume is to be moved away from."""
     report = pool_reports.get(volume.host or "")
-    return {"leaves": volume.host, "block_size": report.capabilities.block_size if report else None}
+    return {"exclude_pool": volume.host, "block_size": report.capabilities.block_size if report else None}
 
 
 def _with(refused: NoBackend, why: str) -> NoBackend:

@@ -163,10 +163,16 @@ def test_open_orders_of_the_version_before_are_carried_out(service: Service) -> 
     assert "volume-left" not in {one.name for one in service.backends[B].list_manageable()}
 
 
-def test_the_table_and_the_kinds_have_the_new_names(service: Service) -> None:
-    migrations.upgrade(service.db)
-    assert not inspect(service.db.engine).has_table("orders")
-    with service.db.engine.connect() as connection:
-        kinds = {(kind, state) for kind, state in connection.execute(text("SELECT kind, state FROM operations"))}
+def test_the_table_and_the_kinds_have_the_new_names(url: str, tmp_path: Path) -> None:
+    db = Database(url or f"sqlite:///{tmp_path}/old.db")
+    try:
+        run_revisions(db, BEFORE)
+        fill(db)
+        migrations.upgrade(db)
+        assert not inspect(db.engine).has_table("orders")
+        with db.engine.connect() as connection:
+            kinds = {(kind, state) for kind, state in connection.execute(text("SELECT kind, state FROM operations"))}
+    finally:
+        db.dispose()
     opened = {"PlaceVolume", "MigrateVolume", "MigrateToType", "DeleteVolume", "RemoveCopy"}
     assert kinds == {(kind, "open") for kind in opened} | {("MigrateVolume", "done")}
