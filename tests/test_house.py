@@ -396,3 +396,23 @@ def test_the_table_of_backends_is_what_the_plugins_declare() -> None:
     page = Path(__file__).parents[1] / "docs" / "backends.md"
     assert page.read_text() == table(), "run: python -m tests.backends_table > docs/backends.md"
     assert short() in (ROOT / "README.md").read_text(), "run: python -m tests.backends_table --short"
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """A name that two modules give to classes is looked up twice; `Meta` is marshmallow's."""
+    defined: dict[str, set[str]] = {}
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Meta":
+                defined.setdefault(node.name, set()).add(path)
+    assert {name: paths for name, paths in defined.items() if len(paths) > 1} == {}
+
+
+def test_schemas_of_bodies_say_so() -> None:
+    for path in (ROOT / "blockstore" / "schemas").glob("*.py"):
+        if path.stem in ("__init__", "base", "listing"):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and any("Field" not in ast.unparse(base) for base in node.bases):
+                is_part = any(ast.unparse(base) in ("Part", "Pairs", "fields.Field") for base in node.bases)
+                assert is_part or node.name.endswith(("Body", "Query", "Schema")), f"{path.name}: {node.name}"

@@ -81,7 +81,7 @@ LISTING = listing.Listing(
 
 
 @dataclass(slots=True)
-class View:
+class AttachmentView:
     """An attachment as replies show it."""
 
     row: Attachment
@@ -136,7 +136,7 @@ def find_locked(call: Call, attachment_id: str, *, legacy: bool = False) -> tupl
 
 def summary(call: Call, row: Attachment) -> dict[str, Any]:
     """Return the plain fields."""
-    view = View(row, {})
+    view = AttachmentView(row, {})
     return {name: get(view) for name, get in schemas.ATTACHMENT.getters(call.version, frozenset())}
 
 
@@ -144,7 +144,9 @@ def detailed(call: Call, row: Attachment, volume: Volume, *, with_secret: bool) 
     """Return every field."""
     # How a volume is reached is for those who may connect it: for a reader it would tell addresses and paths only.
     may_connect = call.may("volume:attachment_update")
-    view = View(row, connection_info(call, row, volume, with_secret=with_secret, flat=True) if may_connect else {})
+    view = AttachmentView(
+        row, connection_info(call, row, volume, with_secret=with_secret, flat=True) if may_connect else {}
+    )
     return {name: get(view) for name, get in schemas.DETAILED_ATTACHMENT.getters(call.version, frozenset())}
 
 
@@ -203,7 +205,7 @@ def _visible(call: Call) -> Any:
 
 
 @routes.post(
-    "/attachments", policy="volume:attachment_create", body=schemas.CreateAttachment, since=ATTACHMENTS, status=200
+    "/attachments", policy="volume:attachment_create", body=schemas.CreateAttachmentBody, since=ATTACHMENTS, status=200
 )
 def create(call: Call, body: Mapping[str, Any]) -> Any:
     """Reserve a volume, and connect it at once when a connector is given."""
@@ -305,7 +307,7 @@ def connecting(call: Call, row: Attachment) -> ConnectAttachment:
     return call.operation(ConnectAttachment, row, volume_id=row.volume_id)
 
 
-@routes.put(ONE, policy="volume:attachment_update", body=schemas.UpdateAttachment, since=ATTACHMENTS)
+@routes.put(ONE, policy="volume:attachment_update", body=schemas.UpdateAttachmentBody, since=ATTACHMENTS)
 def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
     """Connect a reserved volume."""
     row, volume = find_locked(call, attachment_id)
@@ -367,7 +369,7 @@ def check_outcome(call: Call, operation: Operation) -> None:
     f"{ONE}/action",
     "os-complete",
     policy="volume:attachment_complete",
-    body=schemas.Complete,
+    body=schemas.CompleteBody,
     since=ATTACHMENT_COMPLETE,
     status=204,
 )

@@ -24,7 +24,7 @@ def index(call: Call, snapshot_id: str) -> dict[str, Any]:
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}
 
 
-@routes.post(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata, status=200)
+@routes.post(PATH, policy="volume:update_snapshot_metadata", body=schemas.SnapshotMetadataBody, status=200)
 def merge(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
     touch(call, find_snapshot(call, snapshot_id, lock=True))
@@ -32,7 +32,7 @@ def merge(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, An
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}
 
 
-@routes.put(PATH, policy="volume:update_snapshot_metadata", body=schemas.Metadata)
+@routes.put(PATH, policy="volume:update_snapshot_metadata", body=schemas.SnapshotMetadataBody)
 def replace(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Replace all pairs."""
     touch(call, find_snapshot(call, snapshot_id, lock=True))
@@ -47,7 +47,7 @@ def show(call: Call, snapshot_id: str, key: str) -> dict[str, Any]:
     return {"meta": {key: OF_SNAPSHOTS.value(call.session, snapshot_id, key)}}
 
 
-@routes.put(f"{PATH}/<key>", policy="volume:update_snapshot_metadata", body=schemas.MetadataItem)
+@routes.put(f"{PATH}/<key>", policy="volume:update_snapshot_metadata", body=schemas.SnapshotMetadataItemBody)
 def set_one(call: Call, snapshot_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one pair."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)

@@ -65,7 +65,7 @@ LISTING = listing.Listing(
 
 
 @dataclass(slots=True)
-class View:
+class SnapshotView:
     """A snapshot as replies show it."""
 
     row: Snapshot
@@ -121,7 +121,7 @@ def shown(call: Call, rows: Sequence[Snapshot], *, kind: str) -> list[dict[str, 
         visible.add(schemas.EXTENDED)
     getters = schemas.SNAPSHOT.getters(call.version, frozenset(visible))
     metadata = OF_SNAPSHOTS.of_many(call.session, [row.id for row in rows])
-    views = [View(row, metadata.get(row.id, {})) for row in rows]
+    views = [SnapshotView(row, metadata.get(row.id, {})) for row in rows]
     return [{name: get(view) for name, get in getters} for view in views]
 
 
@@ -137,7 +137,7 @@ def _visible(call: Call) -> Select[Any]:
 # --- changing ----------------------------------------------------------------------------------------------
 
 
-@routes.post("/snapshots", policy="volume:create_snapshot", body=schemas.CreateSnapshot)
+@routes.post("/snapshots", policy="volume:create_snapshot", body=schemas.CreateSnapshotBody)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
     asked = body["snapshot"]
@@ -200,7 +200,7 @@ def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> 
     refuse_frozen(call, volume.host, "made")
 
 
-@routes.put("/snapshots/<snapshot_id>", policy="volume:update_snapshot", body=schemas.UpdateSnapshot)
+@routes.put("/snapshots/<snapshot_id>", policy="volume:update_snapshot", body=schemas.UpdateSnapshotBody)
 def change(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name and description."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
@@ -243,7 +243,7 @@ ACTION = "/snapshots/<snapshot_id>/action"
     ACTION,
     "os-reset_status",
     policy="volume_extension:snapshot_admin_actions:reset_status",
-    body=schemas.ResetStatus,
+    body=schemas.ResetSnapshotStatusBody,
     frees=True,
 )
 def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
@@ -256,7 +256,7 @@ def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     ACTION,
     "os-force_delete",
     policy="volume_extension:snapshot_admin_actions:force_delete",
-    body=schemas.ForceDelete,
+    body=schemas.ForceDeleteSnapshotBody,
     frees=True,
 )
 def force_delete(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
@@ -274,7 +274,7 @@ MAY_BECOME = {
     ACTION,
     "os-update_snapshot_status",
     policy="snapshot_extension:snapshot_actions:update_snapshot_status",
-    body=schemas.UpdateStatus,
+    body=schemas.UpdateStatusBody,
 )
 def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Take what a hypervisor reports of a snapshot that it is making or removing."""

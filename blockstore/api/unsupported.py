@@ -14,7 +14,7 @@ from blockstore.api.http.routes import Routes
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.errors import NotFound, NotOffered
 from blockstore.microversions import Version
-from blockstore.schemas.unsupported import Anything
+from blockstore.schemas.unsupported import AnythingBody
 
 routes = Routes()
 
@@ -124,7 +124,7 @@ def _refuse(missing: str) -> NotOffered:
 
 
 def _on_a_volume(name: str, policy: str, since: Version, missing: str) -> None:
-    @routes.action(VOLUME_ACTION, name, policy=policy, body=Anything, since=since)
+    @routes.action(VOLUME_ACTION, name, policy=policy, body=AnythingBody, since=since)
     def refuse(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         """Refuse what is not offered yet."""
         find_volume(call, volume_id)
@@ -157,7 +157,7 @@ def _absent(method: str, path: str, noun: str, policy: str, since: Version) -> N
 
 
 def _absent_action(path: str, name: str, noun: str, policy: str, since: Version) -> None:
-    @routes.action(path, name, policy=policy, body=Anything, since=since)
+    @routes.action(path, name, policy=policy, body=AnythingBody, since=since)
     def find(call: Call, one_id: str, body: Mapping[str, Any]) -> None:
         """Find nothing."""
         raise NotFound.resource(noun, one_id)
@@ -173,9 +173,9 @@ def _refused(method: str, path: str, policy: str, since: Version, missing: str) 
 
 def _declare(method: str, path: str, policy: str, since: Version, function: Any) -> None:
     if method == "POST":
-        routes.post(path, policy=policy, body=Anything, since=since)(function)
+        routes.post(path, policy=policy, body=AnythingBody, since=since)(function)
     elif method == "PUT":
-        routes.put(path, policy=policy, body=Anything, since=since)(function)
+        routes.put(path, policy=policy, body=AnythingBody, since=since)(function)
     elif method == "DELETE":
         routes.delete(path, policy=policy, since=since)(function)
     else:
@@ -200,7 +200,7 @@ def group_types(call: Call) -> dict[str, Any]:
     return {"group_types": []}
 
 
-@routes.action("/groups/action", "create-from-src", policy="group:create", body=Anything, since=Version(3, 14))
+@routes.action("/groups/action", "create-from-src", policy="group:create", body=AnythingBody, since=Version(3, 14))
 def create_group_from_source(call: Call, body: Mapping[str, Any]) -> None:
     """Refuse what is not offered yet."""
     raise _refuse(GROUPS)

@@ -47,24 +47,24 @@ class MemoryOptions(BackendOptions):
 
 
 @dataclass
-class Image:
+class MemoryImage:
     """Bytes of a volume or snapshot: the blocks that were written; blocks are immutable, so copies share them."""
 
     size_gib: int
     blocks: dict[int, bytes] = field(default_factory=dict)
 
-    def copy(self, size_gib: int) -> Image:
+    def copy(self, size_gib: int) -> MemoryImage:
         """Return an independent image of the same bytes."""
-        return Image(size_gib, dict(self.blocks))
+        return MemoryImage(size_gib, dict(self.blocks))
 
 
 @dataclass
-class Pool:
+class MemoryPool:
     """What lives in the process: images by name."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
-    volumes: dict[str, Image] = field(default_factory=dict)
-    snapshots: dict[str, tuple[str, Image]] = field(default_factory=dict)
+    volumes: dict[str, MemoryImage] = field(default_factory=dict)
+    snapshots: dict[str, tuple[str, MemoryImage]] = field(default_factory=dict)
     openers: Counter[str] = field(default_factory=Counter)
     owner: str | None = None
     identity: str = "memory"
@@ -81,14 +81,14 @@ class MemoryBackend(Backend):
     Options: ClassVar[type[BackendOptions]] = MemoryOptions
 
     # Kept for the life of the process, so that tests can restart the service and find the volumes again.
-    _pools: ClassVar[dict[tuple[str, Path], Pool]] = {}
+    _pools: ClassVar[dict[tuple[str, Path], MemoryPool]] = {}
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path):
         super().__init__(name, options, state_dir)
         self.settings = of_type(MemoryOptions, options, f"[backend:{name}]")
         self.fail: dict[str, Exception] = {}
         self.calls: list[tuple[str, str]] = []
-        self._pool = self._pools.setdefault((name, state_dir), Pool())
+        self._pool = self._pools.setdefault((name, state_dir), MemoryPool())
 
     # --- health and figures
 
@@ -147,7 +147,7 @@ class MemoryBackend(Backend):
     def create_volume(self, name: str, size_gib: int) -> None:
         self._begin("create_volume", name)
         with self._pool.lock:
-            self._add(name, Image(size_gib))
+            self._add(name, MemoryImage(size_gib))
 
     def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
         self._begin("delete_volume", name)
@@ -305,19 +305,19 @@ class MemoryBackend(Backend):
         for name in names:
             check_name(name)
 
-    def _volume(self, name: str) -> Image:
+    def _volume(self, name: str) -> MemoryImage:
         try:
             return self._pool.volumes[name]
         except KeyError:
             raise VolumeMissing(f"Volume {name} is not in pool {self.name}.") from None
 
-    def _snapshot(self, volume: str, snapshot: str) -> Image:
-        owner, image = self._pool.snapshots.get(snapshot, ("", Image(0)))
+    def _snapshot(self, volume: str, snapshot: str) -> MemoryImage:
+        owner, image = self._pool.snapshots.get(snapshot, ("", MemoryImage(0)))
         if owner != volume:
             raise VolumeMissing(f"Snapshot {snapshot} of volume {volume} is not in pool {self.name}.")
         return image
 
-    def _add(self, name: str, image: Image) -> None:
+    def _add(self, name: str, image: MemoryImage) -> None:
         """Put an image under a name, unless it is there already."""
         if name in self._pool.snapshots:
             raise NameTaken(f"{name} is the name of a snapshot.")
@@ -328,7 +328,7 @@ class MemoryBackend(Backend):
         elif present.size_gib != image.size_gib:
             raise NameTaken(f"Volume {name} exists with {present.size_gib} GiB.")
 
-    def _add_copy(self, name: str, size_gib: int, source: Image) -> None:
+    def _add_copy(self, name: str, size_gib: int, source: MemoryImage) -> None:
         if size_gib < source.size_gib:
             raise BackendError(f"A copy of {source.size_gib} GiB does not fit into {size_gib} GiB.")
         self._add(name, source.copy(size_gib))
@@ -354,14 +354,14 @@ class MemoryBackend(Backend):
             used = float(sum(image.size_gib for image in images))
         return max(0.0, self.settings.size_gib - used)
 
-    def _opened(self, image: Image, *, writable: bool) -> BinaryIO:
-        return cast(BinaryIO, ImageFile(image, self._pool.lock, writable=writable))
+    def _opened(self, image: MemoryImage, *, writable: bool) -> BinaryIO:
+        return cast(BinaryIO, MemoryFile(image, self._pool.lock, writable=writable))
 
 
-class ImageFile(io.RawIOBase):
+class MemoryFile(io.RawIOBase):
     """An open image: seekable, exactly its size, never grows."""
 
-    def __init__(self, image: Image, lock: threading.RLock, *, writable: bool):
+    def __init__(self, image: MemoryImage, lock: threading.RLock, *, writable: bool):
         self._image, self._lock, self._writable = image, lock, writable
         self._position = 0
 

@@ -62,7 +62,7 @@ def user_create(config: Config, name: str, project: str | None, role: str, passw
     from blockstore.schemas import identity as schemas
 
     password = _password(password_stdin)
-    name = _checked(schemas.CreateUser, "user", name=name, password=password)["name"]
+    name = _checked(schemas.CreateUserBody, "user", name=name, password=password)["name"]
     kept = passwords.hashed(password)
     with open_accounts(config) as session:
         home = accounts.named(session, Project, project) if project else None
@@ -90,7 +90,7 @@ def user_password(config: Config, name: str, password_stdin: bool) -> None:
     from blockstore.schemas import identity as schemas
 
     password = _password(password_stdin)
-    _checked(schemas.ChangeUser, "user", password=password)
+    _checked(schemas.ChangeUserBody, "user", password=password)
     kept = passwords.hashed(password)
     with open_accounts(config) as session:
         row = accounts.named(session, User, name)
@@ -198,7 +198,7 @@ def project_create(config: Config, name: str, description: str) -> None:
     from blockstore.identity import accounts
     from blockstore.schemas import identity as schemas
 
-    values = _checked(schemas.CreateProject, "project", name=name, description=description)
+    values = _checked(schemas.CreateProjectBody, "project", name=name, description=description)
     row = Project(
         id=accounts.new_account_id(),
         name=values["name"],

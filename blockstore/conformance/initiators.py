@@ -27,7 +27,7 @@ TIMEOUT_S = 20.0
 """An initiator that is refused may try for ever; it is stopped then."""
 
 
-class Refused(BackendError):
+class InitiatorRefused(BackendError):
     """The initiator did not get what it asked for; keeps its words."""
 
 
@@ -151,4 +151,4 @@ def _qemu(tool: str, *args: str, stdin: bytes | None, timeout_s: float = TIMEOUT
     try:
         return process.run((tool, *args), timeout_s=timeout_s, stdin=stdin, package=PACKAGE)
     except (ToolFailed, ToolTimeout) as exc:
-        raise Refused(f"The initiator was refused: {exc}") from exc
+        raise InitiatorRefused(f"The initiator was refused: {exc}") from exc

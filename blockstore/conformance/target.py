@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from unittest import SkipTest
 
 from blockstore.backends.contract import GIB, Backend
-from blockstore.conformance.initiators import Initiator, Refused, Told
+from blockstore.conformance.initiators import Initiator, InitiatorRefused, Told
 from blockstore.conformance.sandbox import (
     BLOCK,
     ZEROS,
@@ -204,7 +204,7 @@ class PairSandbox(Sandbox):
         """Fail unless an initiator that knows this cannot read."""
         try:
             (host or self.host).read(told, 0, length=BLOCK)
-        except Refused:
+        except InitiatorRefused:
             return
         raise AssertionError(f"{who} must be refused, but can read.")
 
@@ -250,7 +250,7 @@ class PairSandbox(Sandbox):
                         raise  # else the session was over before: once more, with a longer one
                 in_time = time.monotonic() < began + seconds
                 refusal = session.exception()
-            if refusal is not None and not isinstance(refusal, Refused):
+            if refusal is not None and not isinstance(refusal, InitiatorRefused):
                 raise refusal
             if in_time:
                 return refusal is None, made
@@ -389,7 +389,7 @@ class TargetConformance:
         name = sandbox.volume("kept")
         made = sandbox.exported(name, read_only=True)
         sandbox.reads(made, "kept")
-        refuses(Refused, sandbox.writes, made, "changed")
+        refuses(InitiatorRefused, sandbox.writes, made, "changed")
         sandbox.target.withdraw(made.id)
         sandbox.volume_holds(name, "kept")
         made = sandbox.exported(name)
@@ -581,7 +581,7 @@ class TargetConformance:
         for told in (old.told, Told.of(old.connection, new.export.secret)):
             try:
                 (got,) = sandbox.host.read(told, 0, length=BLOCK)
-            except Refused:
+            except InitiatorRefused:
                 continue
             expect(got == pattern("mine at 0"), "An old connection led to another volume.")
             expect(not sandbox.has_doors, "An old connection must lead nowhere.")

@@ -26,7 +26,7 @@ MOST_DROPPED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class NamedRow:
     """Something by id and name."""
 
     id: str
@@ -38,19 +38,19 @@ class Caller:
     """What a valid token says."""
 
     token_id: str
-    user: Named
-    user_domain: Named
+    user: NamedRow
+    user_domain: NamedRow
     scope: str
-    project: Named | None
+    project: NamedRow | None
     """Set when the scope is a project; ``domain`` is then the project's."""
-    domain: Named | None
-    roles: tuple[Named, ...]
+    domain: NamedRow | None
+    roles: tuple[NamedRow, ...]
     """With the implied ones."""
     methods: tuple[str, ...]
     audit_id: str
     issued_at: datetime.datetime
     expires_at: datetime.datetime
-    credential: Named | None
+    credential: NamedRow | None
     restricted: bool
     """It came from an application credential that may not make others."""
 
@@ -137,12 +137,12 @@ def _caller(rows: Any) -> Caller | None:
     if first.scope == PROJECT:
         if not (first.project_enabled and first.project_domain_enabled):
             return None
-        project = Named(id=first.scope_id, name=first.project_name)
-        domain = Named(id=first.project_domain_id, name=first.project_domain_name)
+        project = NamedRow(id=first.scope_id, name=first.project_name)
+        domain = NamedRow(id=first.project_domain_id, name=first.project_domain_name)
     elif first.scope == DOMAIN:
         if not first.domain_enabled:
             return None
-        domain = Named(id=first.scope_id, name=first.domain_name)
+        domain = NamedRow(id=first.scope_id, name=first.domain_name)
     roles = with_implied({row.role_name: row.role_id for row in rows if row.role_id is not None})
     credential = None
     if first.credential_id is not None:
@@ -150,17 +150,17 @@ def _caller(rows: Any) -> Caller | None:
             return None
         allowed = set(first.credential_roles)
         roles = with_implied({name: role_id for name, role_id in roles.items() if role_id in allowed})
-        credential = Named(id=first.credential_id, name=first.credential_name)
+        credential = NamedRow(id=first.credential_id, name=first.credential_name)
     if not roles and first.scope != NO_SCOPE:
         return None
     return Caller(
         token_id=first.id,
-        user=Named(id=first.user_id, name=first.user_name),
-        user_domain=Named(id=first.user_domain_id, name=first.user_domain_name),
+        user=NamedRow(id=first.user_id, name=first.user_name),
+        user_domain=NamedRow(id=first.user_domain_id, name=first.user_domain_name),
         scope=first.scope,
         project=project,
         domain=domain,
-        roles=tuple(Named(id=role_id, name=name) for name, role_id in sorted(roles.items())),
+        roles=tuple(NamedRow(id=role_id, name=name) for name, role_id in sorted(roles.items())),
         methods=tuple(first.methods),
         audit_id=first.audit_id,
         issued_at=first.issued_at,

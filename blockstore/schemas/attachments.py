@@ -8,7 +8,7 @@ from typing import Any
 from marshmallow import ValidationError, fields, validates_schema
 
 from blockstore.microversions import ATTACHMENT_MODE
-from blockstore.schemas.base import AnyValue, BoolLike, Part, Reply, Schema, Text, Uuid, field, timestamp
+from blockstore.schemas.base import AnyValue, BoolLike, Part, Reply, Schema, TextField, Uuid, field, timestamp
 
 MAX_CONNECTOR_TEXT = 4096
 MAX_CONNECTOR_KEYS = 100
@@ -50,53 +50,53 @@ def _check_plain(key: str, value: Any) -> None:
 # --- attachments -------------------------------------------------------------------------------------------
 
 
-class NewAttachment(Schema):
+class NewAttachmentBody(Schema):
     volume_uuid = field(Uuid, required=True)
     instance_uuid = field(Uuid)
     connector = field(Connector, allow_none=True)
-    mode = field(Text, since=ATTACHMENT_MODE, choices=MODES)
+    mode = field(TextField, since=ATTACHMENT_MODE, choices=MODES)
 
 
-class CreateAttachment(Schema):
-    attachment = field(Part, required=True, schema=NewAttachment)
+class CreateAttachmentBody(Schema):
+    attachment = field(Part, required=True, schema=NewAttachmentBody)
 
 
-class AttachmentChange(Schema):
+class AttachmentChangeBody(Schema):
     connector = field(Connector, required=True, least=1)
 
 
-class UpdateAttachment(Schema):
-    attachment = field(Part, required=True, schema=AttachmentChange)
+class UpdateAttachmentBody(Schema):
+    attachment = field(Part, required=True, schema=AttachmentChangeBody)
 
 
-class Complete(Schema):
+class CompleteBody(Schema):
     complete = field(AnyValue, required=True, allow_none=True, data_key="os-complete")
 
 
 # --- older actions of a volume -----------------------------------------------------------------------------
 
 
-class Reserve(Schema):
+class ReserveBody(Schema):
     reserve = field(AnyValue, required=True, allow_none=True, data_key="os-reserve")
 
 
-class Unreserve(Schema):
+class UnreserveBody(Schema):
     unreserve = field(AnyValue, required=True, allow_none=True, data_key="os-unreserve")
 
 
-class BeginDetaching(Schema):
+class BeginDetachingBody(Schema):
     begin_detaching = field(AnyValue, required=True, allow_none=True, data_key="os-begin_detaching")
 
 
-class RollDetaching(Schema):
+class RollDetachingBody(Schema):
     roll_detaching = field(AnyValue, required=True, allow_none=True, data_key="os-roll_detaching")
 
 
-class Use(Schema):
+class UseBody(Schema):
     instance_uuid = field(Uuid)
-    host_name = field(Text)
-    mountpoint = field(Text, required=True, min_length=1)
-    mode = field(Text, choices=MODES)
+    host_name = field(TextField)
+    mountpoint = field(TextField, required=True, min_length=1)
+    mode = field(TextField, choices=MODES)
 
     @validates_schema
     def _says_who(self, data: Any, **_kw: Any) -> None:
@@ -104,49 +104,49 @@ class Use(Schema):
             raise ValidationError("At least one of instance_uuid and host_name is needed.")
 
 
-class Attach(Schema):
-    attach = field(Part, required=True, schema=Use, data_key="os-attach")
+class AttachBody(Schema):
+    attach = field(Part, required=True, schema=UseBody, data_key="os-attach")
 
 
-class Used(Schema):
+class UsedBody(Schema):
     attachment_id = field(Uuid, allow_none=True)
 
 
-class Detach(Schema):
-    detach = field(Part, required=True, schema=Used, allow_none=True, data_key="os-detach")
+class DetachBody(Schema):
+    detach = field(Part, required=True, schema=UsedBody, allow_none=True, data_key="os-detach")
 
 
-class Connecting(Schema):
+class ConnectingBody(Schema):
     connector = field(Connector, required=True)
 
 
-class InitializeConnection(Schema):
-    connection = field(Part, required=True, schema=Connecting, data_key="os-initialize_connection")
+class InitializeConnectionBody(Schema):
+    connection = field(Part, required=True, schema=ConnectingBody, data_key="os-initialize_connection")
 
 
-class Disconnecting(Schema):
+class DisconnectingBody(Schema):
     connector = field(Connector, required=True, allow_none=True)
 
 
-class TerminateConnection(Schema):
-    connection = field(Part, required=True, schema=Disconnecting, data_key="os-terminate_connection")
+class TerminateConnectionBody(Schema):
+    connection = field(Part, required=True, schema=DisconnectingBody, data_key="os-terminate_connection")
 
 
-class Forced(Schema):
+class ForcedBody(Schema):
     connector = field(Connector, allow_none=True)
     attachment_id = field(Uuid, allow_none=True)
 
 
-class ForceDetach(Schema):
-    detach = field(Part, required=True, schema=Forced, data_key="os-force_detach")
+class ForceDetachBody(Schema):
+    detach = field(Part, required=True, schema=ForcedBody, data_key="os-force_detach")
 
 
-class Completion(Schema):
+class ExtendCompletionBody(Schema):
     error = field(BoolLike, allow_none=True)
 
 
-class ExtendVolumeCompletion(Schema):
-    completion = field(Part, required=True, schema=Completion, data_key="os-extend_volume_completion")
+class ExtendVolumeCompletionBody(Schema):
+    completion = field(Part, required=True, schema=ExtendCompletionBody, data_key="os-extend_volume_completion")
 
 
 # --- replies -----------------------------------------------------------------------------------------------

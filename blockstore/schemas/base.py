@@ -137,7 +137,7 @@ class Part(fields.Field[Any]):
         return _loaded(self.schema, self.version, value)
 
 
-class Text(fields.Field[str]):
+class TextField(fields.Field[str]):
     """A string: bounded, without NUL, stripped if the API strips it."""
 
     shows_value = True

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from blockstore.schemas.base import Part, Schema, Text, field
+from blockstore.schemas.base import Part, Schema, TextField, field
 
 
-class TypeName(Schema):
-    volume_type = field(Text, required=True, min_length=1, strip=True)
+class TypeNameBody(Schema):
+    volume_type = field(TextField, required=True, min_length=1, strip=True)
 
 
-class SetDefaultType(Schema):
+class SetDefaultTypeBody(Schema):
     class Meta:
         unknown = "exclude"
 
-    default_type = field(Part, required=True, schema=TypeName)
+    default_type = field(Part, required=True, schema=TypeNameBody)

@@ -7,24 +7,24 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from blockstore.schemas.base import BoolLike, Schema, Text, Uuid, field
+from blockstore.schemas.base import BoolLike, Schema, TextField, Uuid, field
 from blockstore.schemas.services import HOST
 
 
-class SwitchHost(Schema):
+class SwitchHostBody(Schema):
     class Meta:
         unknown = "exclude"
 
-    status = field(Text, required=True, choices=("enable", "disable"))
+    status = field(TextField, required=True, choices=("enable", "disable"))
 
 
-class Cluster(Schema):
-    name = field(Text, required=True, min_length=1)
-    binary = field(Text, allow_none=True)
+class ClusterBody(Schema):
+    name = field(TextField, required=True, min_length=1)
+    binary = field(TextField, allow_none=True)
 
 
-class DisableCluster(Cluster):
-    disabled_reason = field(Text, min_length=1, allow_none=True)
+class DisableClusterBody(ClusterBody):
+    disabled_reason = field(TextField, min_length=1, allow_none=True)
 
 
 class ServiceId(fields.Field[int]):
@@ -45,12 +45,12 @@ class Kind(fields.Field[str]):
         return value.lower()
 
 
-class Cleanup(Schema):
-    cluster_name = field(Text, min_length=1, pattern=HOST, allow_none=True)
+class CleanupBody(Schema):
+    cluster_name = field(TextField, min_length=1, pattern=HOST, allow_none=True)
     disabled = field(BoolLike)
-    host = field(Text, min_length=1, pattern=HOST, allow_none=True)
+    host = field(TextField, min_length=1, pattern=HOST, allow_none=True)
     is_up = field(BoolLike)
-    binary = field(Text, choices=("cinder-volume", "cinder-scheduler"))
+    binary = field(TextField, choices=("cinder-volume", "cinder-scheduler"))
     resource_id = field(Uuid, allow_none=True)
     resource_type = field(Kind, allow_none=True)
     service_id = field(ServiceId, allow_none=True)

@@ -9,7 +9,7 @@ from typing import Any
 from marshmallow import EXCLUDE, ValidationError, fields, validates_schema
 
 from blockstore.schemas import base
-from blockstore.schemas.base import MAX_NAME, AnyValue, Part, Text, field
+from blockstore.schemas.base import MAX_NAME, AnyValue, Part, TextField, field
 
 MAX_ID = 64
 MAX_SECRET = 4096
@@ -19,7 +19,7 @@ MAX_ROLES = 50
 METHODS = ("password", "token", "application_credential")
 
 
-class Schema(base.Schema):
+class IdentitySchema(base.Schema):
     """A body, or a part of one."""
 
     class Meta:
@@ -49,9 +49,9 @@ class Moment(fields.Field[datetime.datetime]):
 # --- tokens ------------------------------------------------------------------------------------------------
 
 
-class InDomain(Schema):
-    id = field(Text, max_length=MAX_ID)
-    name = field(Text)
+class InDomainBody(IdentitySchema):
+    id = field(TextField, max_length=MAX_ID)
+    name = field(TextField)
 
     @validates_schema
     def _named(self, data: Any, **_kw: Any) -> None:
@@ -59,12 +59,12 @@ class InDomain(Schema):
             raise ValidationError("An id or a name is needed.")
 
 
-class Named(Schema):
+class IdOrNameBody(IdentitySchema):
     """A user or a project: by id, or by name in a domain."""
 
-    id = field(Text, max_length=MAX_ID)
-    name = field(Text)
-    domain = field(Part, schema=InDomain)
+    id = field(TextField, max_length=MAX_ID)
+    name = field(TextField)
+    domain = field(Part, schema=InDomainBody)
 
     @validates_schema
     def _named(self, data: Any, **_kw: Any) -> None:
@@ -72,23 +72,23 @@ class Named(Schema):
             raise ValidationError("An id is needed, or a name and its domain.")
 
 
-class UserAndPassword(Named):
-    password = field(Text, required=True, max_length=MAX_SECRET)
+class UserAndPasswordBody(IdOrNameBody):
+    password = field(TextField, required=True, max_length=MAX_SECRET)
 
 
-class PasswordProof(Schema):
-    user = field(Part, required=True, schema=UserAndPassword)
+class PasswordProofBody(IdentitySchema):
+    user = field(Part, required=True, schema=UserAndPasswordBody)
 
 
-class TokenProof(Schema):
-    id = field(Text, required=True)
+class TokenProofBody(IdentitySchema):
+    id = field(TextField, required=True)
 
 
-class CredentialProof(Schema):
-    id = field(Text, max_length=MAX_ID)
-    name = field(Text)
-    user = field(Part, schema=Named)
-    secret = field(Text, required=True, max_length=MAX_SECRET)
+class CredentialProofBody(IdentitySchema):
+    id = field(TextField, max_length=MAX_ID)
+    name = field(TextField)
+    user = field(Part, schema=IdOrNameBody)
+    secret = field(TextField, required=True, max_length=MAX_SECRET)
 
     @validates_schema
     def _named(self, data: Any, **_kw: Any) -> None:
@@ -107,16 +107,16 @@ class Methods(fields.Field[list[str]]):
         return value
 
 
-class Proofs(Schema):
+class ProofsBody(IdentitySchema):
     methods = field(Methods, required=True)
-    password = field(Part, schema=PasswordProof)
-    token = field(Part, schema=TokenProof)
-    application_credential = field(Part, schema=CredentialProof)
+    password = field(Part, schema=PasswordProofBody)
+    token = field(Part, schema=TokenProofBody)
+    application_credential = field(Part, schema=CredentialProofBody)
 
 
-class Scopes(Schema):
-    project = field(Part, schema=Named)
-    domain = field(Part, schema=InDomain)
+class ScopesBody(IdentitySchema):
+    project = field(Part, schema=IdOrNameBody)
+    domain = field(Part, schema=InDomainBody)
     system = field(AnyValue)
     unscoped = field(AnyValue)
 
@@ -135,49 +135,49 @@ class Scope(Part):
         return value if value == "unscoped" else super()._deserialize(value, attr, data, **kw)
 
 
-class Auth(Schema):
-    identity = field(Part, required=True, schema=Proofs)
-    scope = field(Scope, schema=Scopes)
+class AuthBody(IdentitySchema):
+    identity = field(Part, required=True, schema=ProofsBody)
+    scope = field(Scope, schema=ScopesBody)
 
 
-class AskToken(Schema):
-    auth = field(Part, required=True, schema=Auth)
+class AskTokenBody(IdentitySchema):
+    auth = field(Part, required=True, schema=AuthBody)
 
 
 # --- accounts ----------------------------------------------------------------------------------------------
 
 
 def _name(**kw: Any) -> Any:
-    return field(Text, min_length=1, strip=True, **kw)
+    return field(TextField, min_length=1, strip=True, **kw)
 
 
 def _description() -> Any:
-    return field(Text, max_length=MAX_DESCRIPTION, allow_none=True)
+    return field(TextField, max_length=MAX_DESCRIPTION, allow_none=True)
 
 
-class NewDomain(Schema):
+class NewDomainBody(IdentitySchema):
     name = _name(required=True)
     description = _description()
     enabled = field(Bool)
 
 
-class CreateDomain(Schema):
-    domain = field(Part, required=True, schema=NewDomain)
+class CreateDomainBody(IdentitySchema):
+    domain = field(Part, required=True, schema=NewDomainBody)
 
 
-class DomainChange(Schema):
+class DomainChangeBody(IdentitySchema):
     name = _name()
     description = _description()
     enabled = field(Bool)
 
 
-class ChangeDomain(Schema):
-    domain = field(Part, required=True, schema=DomainChange)
+class ChangeDomainBody(IdentitySchema):
+    domain = field(Part, required=True, schema=DomainChangeBody)
 
 
-class NewProject(NewDomain):
-    domain_id = field(Text, max_length=MAX_ID)
-    parent_id = field(Text, max_length=MAX_ID, allow_none=True)
+class NewProjectBody(NewDomainBody):
+    domain_id = field(TextField, max_length=MAX_ID)
+    parent_id = field(TextField, max_length=MAX_ID, allow_none=True)
     is_domain = field(Bool)
 
     @validates_schema
@@ -190,53 +190,53 @@ class NewProject(NewDomain):
             )
 
 
-class CreateProject(Schema):
-    project = field(Part, required=True, schema=NewProject)
+class CreateProjectBody(IdentitySchema):
+    project = field(Part, required=True, schema=NewProjectBody)
 
 
-class ProjectChange(DomainChange):
+class ProjectChangeBody(DomainChangeBody):
     pass
 
 
-class ChangeProject(Schema):
-    project = field(Part, required=True, schema=ProjectChange)
+class ChangeProjectBody(IdentitySchema):
+    project = field(Part, required=True, schema=ProjectChangeBody)
 
 
-class NewUser(Schema):
+class NewUserBody(IdentitySchema):
     name = _name(required=True)
-    password = field(Text, min_length=1, max_length=MAX_SECRET, allow_none=True)
-    domain_id = field(Text, max_length=MAX_ID)
-    default_project_id = field(Text, max_length=MAX_ID, allow_none=True)
-    email = field(Text, allow_none=True)
+    password = field(TextField, min_length=1, max_length=MAX_SECRET, allow_none=True)
+    domain_id = field(TextField, max_length=MAX_ID)
+    default_project_id = field(TextField, max_length=MAX_ID, allow_none=True)
+    email = field(TextField, allow_none=True)
     description = _description()
     enabled = field(Bool)
 
 
-class CreateUser(Schema):
-    user = field(Part, required=True, schema=NewUser)
+class CreateUserBody(IdentitySchema):
+    user = field(Part, required=True, schema=NewUserBody)
 
 
-class UserChange(NewUser):
+class UserChangeBody(NewUserBody):
     name = _name()
 
 
-class ChangeUser(Schema):
-    user = field(Part, required=True, schema=UserChange)
+class ChangeUserBody(IdentitySchema):
+    user = field(Part, required=True, schema=UserChangeBody)
 
 
-class Passwords(Schema):
-    original_password = field(Text, required=True, max_length=MAX_SECRET)
-    password = field(Text, required=True, min_length=1, max_length=MAX_SECRET)
+class PasswordsBody(IdentitySchema):
+    original_password = field(TextField, required=True, max_length=MAX_SECRET)
+    password = field(TextField, required=True, min_length=1, max_length=MAX_SECRET)
 
 
-class ChangePassword(Schema):
-    user = field(Part, required=True, schema=Passwords)
+class ChangePasswordBody(IdentitySchema):
+    user = field(Part, required=True, schema=PasswordsBody)
 
 
-class NewRole(Schema):
+class NewRoleBody(IdentitySchema):
     name = _name(required=True)
     description = _description()
-    domain_id = field(Text, max_length=MAX_ID, allow_none=True)
+    domain_id = field(TextField, max_length=MAX_ID, allow_none=True)
 
     @validates_schema
     def _of_all(self, data: Any, **_kw: Any) -> None:
@@ -244,17 +244,17 @@ class NewRole(Schema):
             raise ValidationError({"domain_id": ["Roles belong to all domains here."]})
 
 
-class CreateRole(Schema):
-    role = field(Part, required=True, schema=NewRole)
+class CreateRoleBody(IdentitySchema):
+    role = field(Part, required=True, schema=NewRoleBody)
 
 
-class RoleChange(Schema):
+class RoleChangeBody(IdentitySchema):
     name = _name()
     description = _description()
 
 
-class ChangeRole(Schema):
-    role = field(Part, required=True, schema=RoleChange)
+class ChangeRoleBody(IdentitySchema):
+    role = field(Part, required=True, schema=RoleChangeBody)
 
 
 class Roles(fields.Field[list[Any]]):
@@ -272,10 +272,10 @@ class Roles(fields.Field[list[Any]]):
         return found
 
 
-class NewCredential(Schema):
+class NewCredentialBody(IdentitySchema):
     name = _name(required=True)
     description = _description()
-    secret = field(Text, min_length=1, max_length=MAX_SECRET, allow_none=True)
+    secret = field(TextField, min_length=1, max_length=MAX_SECRET, allow_none=True)
     expires_at = field(Moment, allow_none=True)
     roles = field(Roles)
     unrestricted = field(Bool)
@@ -287,5 +287,5 @@ class NewCredential(Schema):
             raise ValidationError({"access_rules": ["Access rules are not offered; limit the roles instead."]})
 
 
-class CreateCredential(Schema):
-    application_credential = field(Part, required=True, schema=NewCredential)
+class CreateCredentialBody(IdentitySchema):
+    application_credential = field(Part, required=True, schema=NewCredentialBody)

@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from blockstore.schemas.base import METADATA_KEY, AnyValue, Part, Schema, Text, field
+from blockstore.schemas.base import METADATA_KEY, AnyValue, Part, Schema, TextField, field
 
 MOST_PAIRS = 1000
 MOST_BYTES = 65535
@@ -29,21 +29,21 @@ class ImagePairs(fields.Field[dict[str, str]]):
         return dict(value)
 
 
-class Given(Schema):
+class GivenBody(Schema):
     metadata = field(ImagePairs, required=True)
 
 
-class SetImageMetadata(Schema):
-    given = field(Part, required=True, schema=Given, data_key="os-set_image_metadata")
+class SetImageMetadataBody(Schema):
+    given = field(Part, required=True, schema=GivenBody, data_key="os-set_image_metadata")
 
 
-class OneKey(Schema):
-    key = field(Text, required=True, min_length=1)
+class OneKeyBody(Schema):
+    key = field(TextField, required=True, min_length=1)
 
 
-class UnsetImageMetadata(Schema):
-    given = field(Part, required=True, schema=OneKey, data_key="os-unset_image_metadata")
+class UnsetImageMetadataBody(Schema):
+    given = field(Part, required=True, schema=OneKeyBody, data_key="os-unset_image_metadata")
 
 
-class ShowImageMetadata(Schema):
+class ShowImageMetadataBody(Schema):
     given = field(AnyValue, required=True, allow_none=True, data_key="os-show_image_metadata")

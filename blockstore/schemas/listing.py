@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import INCLUDE, ValidationError, fields
 
-from blockstore.schemas.base import BoolLike, Schema, Text, field
+from blockstore.schemas.base import BoolLike, Schema, TextField, field
 
 LARGEST = 2**63 - 1
 
@@ -31,10 +31,10 @@ class PageQuery(Schema):
 
     limit = field(Count)
     offset = field(Count)
-    marker = field(Text)
-    sort = field(Text, max_length=1024)
-    sort_key = field(Text, max_length=255)
-    sort_dir = field(Text, max_length=255)
+    marker = field(TextField)
+    sort = field(TextField, max_length=1024)
+    sort_key = field(TextField, max_length=255)
+    sort_dir = field(TextField, max_length=255)
 
 
 class CountedQuery(PageQuery):

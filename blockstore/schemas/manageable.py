@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from blockstore.microversions import MIGRATE_CLUSTER
-from blockstore.schemas.base import AnyValue, BoolLike, Pairs, Part, Schema, Text, Uuid, field
+from blockstore.schemas.base import AnyValue, BoolLike, Pairs, Part, Schema, TextField, Uuid, field
 
 
 class Reference(fields.Field[str]):
@@ -25,33 +25,33 @@ class Reference(fields.Field[str]):
         return name
 
 
-class Volume(Schema):
+class VolumeToManageBody(Schema):
     ref = field(Reference, required=True)
-    host = field(Text, min_length=1, allow_none=True)
-    cluster = field(Text, since=MIGRATE_CLUSTER, min_length=1, allow_none=True)
-    name = field(Text, strip=True, allow_none=True)
-    description = field(Text, printable=True, allow_none=True)
-    availability_zone = field(Text, allow_none=True)
+    host = field(TextField, min_length=1, allow_none=True)
+    cluster = field(TextField, since=MIGRATE_CLUSTER, min_length=1, allow_none=True)
+    name = field(TextField, strip=True, allow_none=True)
+    description = field(TextField, printable=True, allow_none=True)
+    availability_zone = field(TextField, allow_none=True)
     bootable = field(BoolLike, allow_none=True)  # compat: openstackclient sends null
-    volume_type = field(Text, allow_none=True)
+    volume_type = field(TextField, allow_none=True)
     metadata = field(Pairs, allow_none=True)
 
 
-class ManageVolume(Schema):
-    volume = field(Part, required=True, schema=Volume)
+class ManageVolumeBody(Schema):
+    volume = field(Part, required=True, schema=VolumeToManageBody)
 
 
-class Snapshot(Schema):
+class SnapshotToManageBody(Schema):
     volume_id = field(Uuid, required=True)
     ref = field(Reference, required=True)
-    name = field(Text, strip=True, allow_none=True)
-    description = field(Text, printable=True, allow_none=True)
+    name = field(TextField, strip=True, allow_none=True)
+    description = field(TextField, printable=True, allow_none=True)
     metadata = field(Pairs, allow_none=True)
 
 
-class ManageSnapshot(Schema):
-    snapshot = field(Part, required=True, schema=Snapshot)
+class ManageSnapshotBody(Schema):
+    snapshot = field(Part, required=True, schema=SnapshotToManageBody)
 
 
-class Unmanage(Schema):
+class UnmanageBody(Schema):
     unmanage = field(AnyValue, required=True, allow_none=True, data_key="os-unmanage")

@@ -7,18 +7,18 @@ from typing import Any
 
 from marshmallow import INCLUDE, ValidationError, fields, post_load
 
-from blockstore.schemas.base import METADATA_KEY, Pairs, Part, Schema, Text, check_pairs, field
+from blockstore.schemas.base import METADATA_KEY, Pairs, Part, Schema, TextField, check_pairs, field
 
 CONSUMERS = ("front-end", "back-end", "both")
 MOST_KEYS = 100
 
 
-class NewSpecs(Schema):
+class NewSpecsBody(Schema):
     class Meta:
         unknown = INCLUDE
 
-    name = field(Text, required=True, min_length=1, strip=True)
-    consumer = field(Text, choices=CONSUMERS)
+    name = field(TextField, required=True, min_length=1, strip=True)
+    consumer = field(TextField, choices=CONSUMERS)
 
     @post_load
     def _the_rest_is_specs(self, data: dict[str, Any], **_kw: Any) -> dict[str, Any]:
@@ -28,8 +28,8 @@ class NewSpecs(Schema):
         return {**own, "specs": check_pairs(plain, METADATA_KEY, null_values=True)}
 
 
-class CreateSpecs(Schema):
-    qos_specs = field(Part, required=True, schema=NewSpecs)
+class CreateSpecsBody(Schema):
+    qos_specs = field(Part, required=True, schema=NewSpecsBody)
 
 
 class Changes(Pairs):
@@ -41,7 +41,7 @@ class Changes(Pairs):
         return super()._deserialize(value, attr, data, **kw)
 
 
-class ChangeSpecs(Schema):
+class ChangeSpecsBody(Schema):
     qos_specs = field(Changes, required=True, null_values=True)
 
 
@@ -56,5 +56,5 @@ class Keys(fields.Field[list[str]]):
         return value
 
 
-class DeleteKeys(Schema):
+class DeleteKeysBody(Schema):
     keys = field(Keys, required=True)

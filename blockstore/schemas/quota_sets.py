@@ -39,9 +39,9 @@ class Limits(fields.Field[dict[str, int]]):
         return limits
 
 
-class UpdateQuotaSet(Schema):
+class UpdateQuotaSetBody(Schema):
     quota_set = field(Limits, required=True, least=1)
 
 
-class UpdateQuotaClass(Schema):
+class UpdateQuotaClassBody(Schema):
     quota_class_set = field(Limits, required=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import ValidationError, validates_schema
 
-from blockstore.schemas.base import Schema, Text, field
+from blockstore.schemas.base import Schema, TextField, field
 from blockstore.schemas.volumes import Word
 
 HOST = re.compile(r"[a-zA-Z0-9\-._#@:/+\[\]]*")
@@ -15,11 +15,11 @@ BINARIES = ("cinder-scheduler", "cinder-volume", "cinder-backup", "cinder-api", 
 LEVELS = ("debug", "info", "warning", "warn", "error", "critical")
 
 
-class Switch(Schema):
-    binary = field(Text, min_length=1)
-    service = field(Text, min_length=1)
-    host = field(Text, min_length=1, pattern=HOST, allow_none=True)
-    cluster = field(Text, allow_none=True)
+class SwitchBody(Schema):
+    binary = field(TextField, min_length=1)
+    service = field(TextField, min_length=1)
+    host = field(TextField, min_length=1, pattern=HOST, allow_none=True)
+    cluster = field(TextField, allow_none=True)
 
     @validates_schema
     def _names_a_service(self, data: Any, **_kw: Any) -> None:
@@ -29,13 +29,13 @@ class Switch(Schema):
             raise ValidationError({"host": ["It is needed."]})
 
 
-class SwitchOff(Switch):
-    disabled_reason = field(Text, required=True, min_length=1, strip=True)
+class SwitchOffBody(SwitchBody):
+    disabled_reason = field(TextField, required=True, min_length=1, strip=True)
 
 
-class Freeze(Schema):
-    host = field(Text, min_length=1, pattern=HOST, allow_none=True)
-    cluster = field(Text, allow_none=True)
+class FreezeBody(Schema):
+    host = field(TextField, min_length=1, pattern=HOST, allow_none=True)
+    cluster = field(TextField, allow_none=True)
 
     @validates_schema
     def _names_a_backend(self, data: Any, **_kw: Any) -> None:
@@ -43,11 +43,11 @@ class Freeze(Schema):
             raise ValidationError({"host": ["It is needed; there are no clusters here."]})
 
 
-class Log(Schema):
-    binary = field(Text, choices=BINARIES)
-    server = field(Text, allow_none=True)
-    prefix = field(Text, allow_none=True)
+class LogBody(Schema):
+    binary = field(TextField, choices=BINARIES)
+    server = field(TextField, allow_none=True)
+    prefix = field(TextField, allow_none=True)
 
 
-class SetLog(Log):
+class SetLogBody(LogBody):
     level = field(Word, *LEVELS, required=True)

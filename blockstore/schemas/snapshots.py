@@ -16,7 +16,7 @@ from blockstore.schemas.base import (
     Part,
     Reply,
     Schema,
-    Text,
+    TextField,
     Uuid,
     field,
     in_one_word,
@@ -25,12 +25,12 @@ from blockstore.schemas.base import (
 from blockstore.schemas.volumes import Word
 
 
-class NewSnapshot(Schema):
+class NewSnapshotBody(Schema):
     volume_id = field(Uuid, required=True, allow_none=True)
     # compat: null is a volume that cannot be found
-    name = field(Text, strip=True, allow_none=True)
-    display_name = field(Text, strip=True, allow_none=True)
-    description = field(Text, printable=True, allow_none=True)
+    name = field(TextField, strip=True, allow_none=True)
+    display_name = field(TextField, strip=True, allow_none=True)
+    description = field(TextField, printable=True, allow_none=True)
     force = field(BoolLike)
     metadata = field(Pairs, allow_none=True)
 
@@ -39,15 +39,15 @@ class NewSnapshot(Schema):
         return in_one_word(data, display_name="name")
 
 
-class CreateSnapshot(Schema):
-    snapshot = field(Part, required=True, schema=NewSnapshot)
+class CreateSnapshotBody(Schema):
+    snapshot = field(Part, required=True, schema=NewSnapshotBody)
 
 
-class SnapshotChange(Schema):
-    name = field(Text, strip=True, allow_none=True)
-    description = field(Text, printable=True, allow_none=True)
-    display_name = field(Text, strip=True, allow_none=True)
-    display_description = field(Text, printable=True, allow_none=True)
+class SnapshotChangeBody(Schema):
+    name = field(TextField, strip=True, allow_none=True)
+    description = field(TextField, printable=True, allow_none=True)
+    display_name = field(TextField, strip=True, allow_none=True)
+    display_description = field(TextField, printable=True, allow_none=True)
 
     @validates_schema
     def _says_something(self, data: Any, **_kw: Any) -> None:
@@ -59,18 +59,18 @@ class SnapshotChange(Schema):
         return in_one_word(data, display_name="name", display_description="description")
 
 
-class UpdateSnapshot(Schema):
-    snapshot = field(Part, required=True, schema=SnapshotChange)
+class UpdateSnapshotBody(Schema):
+    snapshot = field(Part, required=True, schema=SnapshotChangeBody)
 
 
-class Metadata(Schema):
+class SnapshotMetadataBody(Schema):
     class Meta:
         unknown = "exclude"
 
     metadata = field(Pairs, required=True, key=SNAPSHOT_METADATA_KEY)
 
 
-class MetadataItem(Schema):
+class SnapshotMetadataItemBody(Schema):
     class Meta:
         unknown = "exclude"
 
@@ -84,15 +84,15 @@ STATUSES = (
 )  # fmt: skip
 
 
-class Status(Schema):
+class StatusBody(Schema):
     status = field(Word, *STATUSES, required=True)
 
 
-class ResetStatus(Schema):
-    reset = field(Part, required=True, schema=Status, data_key="os-reset_status")
+class ResetSnapshotStatusBody(Schema):
+    reset = field(Part, required=True, schema=StatusBody, data_key="os-reset_status")
 
 
-class ForceDelete(Schema):
+class ForceDeleteSnapshotBody(Schema):
     force_delete = field(AnyValue, required=True, allow_none=True, data_key="os-force_delete")
 
 
@@ -108,13 +108,13 @@ class Percent(fields.Field[str]):
         return str(value)
 
 
-class StatusUpdate(Schema):
-    status = field(Text, required=True)
+class StatusUpdateBody(Schema):
+    status = field(TextField, required=True)
     progress = field(Percent)
 
 
-class UpdateStatus(Schema):
-    update = field(Part, required=True, schema=StatusUpdate, data_key="os-update_snapshot_status")
+class UpdateStatusBody(Schema):
+    update = field(Part, required=True, schema=StatusUpdateBody, data_key="os-update_snapshot_status")
 
 
 # --- replies -----------------------------------------------------------------------------------------------

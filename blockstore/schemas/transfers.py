@@ -7,24 +7,24 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from blockstore.microversions import TRANSFER_PROJECTS, TRANSFER_SNAPSHOTS
-from blockstore.schemas.base import BoolLike, Part, Reply, Schema, Text, Uuid, field, timestamp
+from blockstore.schemas.base import BoolLike, Part, Reply, Schema, TextField, Uuid, field, timestamp
 
 
-class OldTransfer(Schema):
+class OldTransferBody(Schema):
     volume_id = field(Uuid, required=True)
-    name = field(Text, strip=True, allow_none=True)
+    name = field(TextField, strip=True, allow_none=True)
 
 
-class OldCreateTransfer(Schema):
-    transfer = field(Part, required=True, schema=OldTransfer)
+class OldCreateTransferBody(Schema):
+    transfer = field(Part, required=True, schema=OldTransferBody)
 
 
-class NewTransfer(OldTransfer):
+class NewTransferBody(OldTransferBody):
     no_snapshots = field(BoolLike, since=TRANSFER_SNAPSHOTS)
 
 
-class CreateTransfer(Schema):
-    transfer = field(Part, required=True, schema=NewTransfer)
+class CreateTransferBody(Schema):
+    transfer = field(Part, required=True, schema=NewTransferBody)
 
 
 class Key(fields.Field[str]):
@@ -36,12 +36,12 @@ class Key(fields.Field[str]):
         return str(value)
 
 
-class Proof(Schema):
+class TransferProofBody(Schema):
     auth_key = field(Key, required=True)
 
 
-class AcceptTransfer(Schema):
-    accept = field(Part, required=True, schema=Proof)
+class AcceptTransferBody(Schema):
+    accept = field(Part, required=True, schema=TransferProofBody)
 
 
 TRANSFER = Reply(

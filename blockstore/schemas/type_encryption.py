@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import EXCLUDE, ValidationError, fields
 
-from blockstore.schemas.base import MAX_SIZE_GIB, Part, Schema, Text, field
+from blockstore.schemas.base import MAX_SIZE_GIB, Part, Schema, TextField, field
 
 LOCATIONS = ("front-end", "back-end")
 
@@ -23,24 +23,24 @@ class KeySize(fields.Field[int]):
         return value
 
 
-class NewEncryption(Schema):
+class NewEncryptionBody(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    provider = field(Text, required=True)
-    control_location = field(Text, required=True, choices=LOCATIONS)
-    cipher = field(Text, allow_none=True)
+    provider = field(TextField, required=True)
+    control_location = field(TextField, required=True, choices=LOCATIONS)
+    cipher = field(TextField, allow_none=True)
     key_size = field(KeySize, allow_none=True)
 
 
-class CreateEncryption(Schema):
-    encryption = field(Part, required=True, schema=NewEncryption)
+class CreateEncryptionBody(Schema):
+    encryption = field(Part, required=True, schema=NewEncryptionBody)
 
 
-class EncryptionChange(NewEncryption):
-    provider = field(Text)
-    control_location = field(Text, choices=LOCATIONS)
+class EncryptionChangeBody(NewEncryptionBody):
+    provider = field(TextField)
+    control_location = field(TextField, choices=LOCATIONS)
 
 
-class ChangeEncryption(Schema):
-    encryption = field(Part, required=True, schema=EncryptionChange)
+class ChangeEncryptionBody(Schema):
+    encryption = field(Part, required=True, schema=EncryptionChangeBody)

@@ -6,23 +6,23 @@ from typing import Any
 
 from marshmallow import ValidationError, validates_schema
 
-from blockstore.schemas.base import METADATA_KEY, SPEC_KEY, BoolLike, Pairs, Part, Schema, Text, check_pairs, field
+from blockstore.schemas.base import METADATA_KEY, SPEC_KEY, BoolLike, Pairs, Part, Schema, TextField, check_pairs, field
 
 
-class NewType(Schema):
-    name = field(Text, required=True, min_length=1, strip=True)
-    description = field(Text, printable=True, allow_none=True)
+class NewTypeBody(Schema):
+    name = field(TextField, required=True, min_length=1, strip=True)
+    description = field(TextField, printable=True, allow_none=True)
     extra_specs = field(Pairs, key=METADATA_KEY, null_values=True)
     is_public = field(BoolLike, data_key="os-volume-type-access:is_public")
 
 
-class CreateType(Schema):
-    volume_type = field(Part, required=True, schema=NewType)
+class CreateTypeBody(Schema):
+    volume_type = field(Part, required=True, schema=NewTypeBody)
 
 
-class TypeChange(Schema):
-    name = field(Text, min_length=1, strip=True, allow_none=True)
-    description = field(Text, printable=True, allow_none=True)
+class TypeChangeBody(Schema):
+    name = field(TextField, min_length=1, strip=True, allow_none=True)
+    description = field(TextField, printable=True, allow_none=True)
     is_public = field(BoolLike)
 
     @validates_schema
@@ -31,27 +31,27 @@ class TypeChange(Schema):
             raise ValidationError("At least one of name, description, is_public is needed.")
 
 
-class UpdateType(Schema):
-    volume_type = field(Part, required=True, schema=TypeChange)
+class UpdateTypeBody(Schema):
+    volume_type = field(Part, required=True, schema=TypeChangeBody)
 
 
-class Project(Schema):
-    project = field(Text, required=True, min_length=1)
+class ProjectBody(Schema):
+    project = field(TextField, required=True, min_length=1)
 
 
-class AddProjectAccess(Schema):
-    access = field(Part, required=True, schema=Project, data_key="addProjectAccess")
+class AddProjectAccessBody(Schema):
+    access = field(Part, required=True, schema=ProjectBody, data_key="addProjectAccess")
 
 
-class RemoveProjectAccess(Schema):
-    access = field(Part, required=True, schema=Project, data_key="removeProjectAccess")
+class RemoveProjectAccessBody(Schema):
+    access = field(Part, required=True, schema=ProjectBody, data_key="removeProjectAccess")
 
 
-class ExtraSpecs(Schema):
+class ExtraSpecsBody(Schema):
     extra_specs = field(Pairs, required=True, key=SPEC_KEY, null_values=True)
 
 
-class OneSpec(Schema):
+class OneSpecBody(Schema):
     """A bare pair: the body is the map itself."""
 
     class Meta:

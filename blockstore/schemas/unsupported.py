@@ -7,6 +7,6 @@ from marshmallow import INCLUDE
 from blockstore.schemas.base import Schema
 
 
-class Anything(Schema):
+class AnythingBody(Schema):
     class Meta:
         unknown = INCLUDE

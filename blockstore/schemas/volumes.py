@@ -27,7 +27,7 @@ from blockstore.schemas.base import (
     Reply,
     Schema,
     SizeGib,
-    Text,
+    TextField,
     Uuid,
     field,
     in_one_word,
@@ -38,33 +38,33 @@ from blockstore.schemas.base import (
 # --- requests ----------------------------------------------------------------------------------------------
 
 
-class Named(Schema):
+class NamedVolumeBody(Schema):
     """Name and description, with the older words for them."""
 
-    name = field(Text, strip=True, allow_none=True)
-    description = field(Text, strip=True, allow_none=True)
-    display_name = field(Text, strip=True, allow_none=True)
-    display_description = field(Text, strip=True, allow_none=True)
+    name = field(TextField, strip=True, allow_none=True)
+    description = field(TextField, strip=True, allow_none=True)
+    display_name = field(TextField, strip=True, allow_none=True)
+    display_description = field(TextField, strip=True, allow_none=True)
 
     @post_load
     def _one_word(self, data: dict[str, Any], **_kw: Any) -> dict[str, Any]:
         return in_one_word(data, display_name="name", display_description="description")
 
 
-class NewVolume(Named):
+class NewVolumeBody(NamedVolumeBody):
     open_until = VOLUME_STRICT
 
     size = field(SizeGib, allow_none=True)
-    volume_type = field(Text, allow_none=True)
+    volume_type = field(TextField, allow_none=True)
     metadata = field(Pairs, allow_none=True)
-    availability_zone = field(Text, min_length=1, allow_none=True)
+    availability_zone = field(TextField, min_length=1, allow_none=True)
     snapshot_id = field(Uuid, allow_none=True)
     source_volid = field(Uuid, allow_none=True)
     backup_id = field(Uuid, since=VOLUME_FROM_BACKUP, allow_none=True)
-    imageRef = field(Text, allow_none=True)
-    image_id = field(Text, allow_none=True)
+    imageRef = field(TextField, allow_none=True)
+    image_id = field(TextField, allow_none=True)
     multiattach = field(BoolLike, allow_none=True)
-    group_id = field(Text, since=VOLUME_GROUP, allow_none=True)
+    group_id = field(TextField, since=VOLUME_GROUP, allow_none=True)
     consistencygroup_id = field(Uuid, allow_none=True)
 
 
@@ -89,12 +89,12 @@ class Hints(fields.Field[dict[str, Any]]):
         return {name: value[name] for name in ("same_host", "different_host") if value.get(name) is not None}
 
 
-class CreateVolume(Schema):
-    volume = field(Part, required=True, schema=NewVolume)
+class CreateVolumeBody(Schema):
+    volume = field(Part, required=True, schema=NewVolumeBody)
     hints = field(Hints, data_key="OS-SCH-HNT:scheduler_hints", allow_none=True)
 
 
-class VolumeChange(Named):
+class VolumeChangeBody(NamedVolumeBody):
     metadata = field(Pairs)
 
     @validates_schema(pass_original=True)
@@ -104,52 +104,52 @@ class VolumeChange(Named):
             raise ValidationError("At least one of name, description, metadata is needed.")
 
 
-class UpdateVolume(Schema):
-    volume = field(Part, required=True, schema=VolumeChange)
+class UpdateVolumeBody(Schema):
+    volume = field(Part, required=True, schema=VolumeChangeBody)
 
 
-class Metadata(Schema):
+class VolumeMetadataBody(Schema):
     metadata = field(Pairs, required=True)
 
 
-class MetadataItem(Schema):
+class VolumeMetadataItemBody(Schema):
     meta = field(Pairs, required=True, least=1, most=1)
 
 
-class NewSize(Schema):
+class NewSizeBody(Schema):
     new_size = field(SizeGib, required=True)
 
 
-class Extend(Schema):
-    extend = field(Part, required=True, schema=NewSize, data_key="os-extend")
+class ExtendBody(Schema):
+    extend = field(Part, required=True, schema=NewSizeBody, data_key="os-extend")
 
 
-class Bootable(Schema):
+class BootableBody(Schema):
     bootable = field(BoolLike, required=True)
 
 
-class SetBootable(Schema):
-    set_bootable = field(Part, required=True, schema=Bootable, data_key="os-set_bootable")
+class SetBootableBody(Schema):
+    set_bootable = field(Part, required=True, schema=BootableBody, data_key="os-set_bootable")
 
 
-class Readonly(Schema):
+class ReadonlyBody(Schema):
     readonly = field(BoolLike, required=True)
 
 
-class UpdateReadonlyFlag(Schema):
-    flag = field(Part, required=True, schema=Readonly, data_key="os-update_readonly_flag")
+class UpdateReadonlyFlagBody(Schema):
+    flag = field(Part, required=True, schema=ReadonlyBody, data_key="os-update_readonly_flag")
 
 
-class NewType(Schema):
-    new_type = field(Text, required=True, min_length=1)
-    migration_policy = field(Text, choices=("on-demand", "never"), allow_none=True)
+class RetypeToBody(Schema):
+    new_type = field(TextField, required=True, min_length=1)
+    migration_policy = field(TextField, choices=("on-demand", "never"), allow_none=True)
 
 
-class Retype(Schema):
-    retype = field(Part, required=True, schema=NewType, data_key="os-retype")
+class RetypeBody(Schema):
+    retype = field(Part, required=True, schema=RetypeToBody, data_key="os-retype")
 
 
-class ForceDelete(Schema):
+class ForceDeleteVolumeBody(Schema):
     force_delete = field(AnyValue, required=True, allow_none=True, data_key="os-force_delete")
 
 
@@ -175,7 +175,7 @@ RESETTABLE = (
 )  # fmt: skip
 
 
-class Statuses(Schema):
+class StatusesBody(Schema):
     status = field(Word, *RESETTABLE, allow_none=True)
     attach_status = field(Word, "attached", "detached", allow_none=True)
     migration_status = field(Word, "migrating", "error", "success", "completing", "none", "starting", allow_none=True)
@@ -186,19 +186,19 @@ class Statuses(Schema):
             raise ValidationError("At least one of status, attach_status, migration_status is needed.")
 
 
-class ResetStatus(Schema):
-    reset = field(Part, required=True, schema=Statuses, data_key="os-reset_status")
+class ResetVolumeStatusBody(Schema):
+    reset = field(Part, required=True, schema=StatusesBody, data_key="os-reset_status")
 
 
-class RevertPoint(Schema):
+class RevertPointBody(Schema):
     class Meta:
         unknown = "exclude"
 
-    snapshot_id = field(Text, allow_none=True)
+    snapshot_id = field(TextField, allow_none=True)
 
 
-class Revert(Schema):
-    revert = field(Part, required=True, schema=RevertPoint)
+class RevertBody(Schema):
+    revert = field(Part, required=True, schema=RevertPointBody)
 
 
 # --- replies -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 from granian._granian import RSGIHTTPProtocol as HTTPProtocol
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
-from blockstore.server.refusals import Refused
+from blockstore.server.refusals import RequestRefused
 
 MAX_BODY_BYTES = 128 << 10
 """Bytes of a body that is read before a thread is asked; the API allows less, with a sentence."""
@@ -84,7 +84,7 @@ class Streamed(io.RawIOBase):
 
 
 @dataclass(eq=False)
-class Place:
+class BodyPlace:
     """A request whose body is being received."""
 
     caller: str
@@ -105,25 +105,25 @@ class Places:
     def __init__(self, total: int, share: int) -> None:
         """``total`` may be received at once, ``share`` of one caller."""
         self._total, self._share = total, share
-        self._taken: set[Place] = set()
+        self._taken: set[BodyPlace] = set()
         self._counts: Counter[str] = Counter()
         """How many of each caller."""
 
-    def take(self, caller: str) -> Place:
+    def take(self, caller: str) -> BodyPlace:
         """Return a place, which may be that of the body that has taken longest. Raises Refused when all are quick."""
         rivals = self._rivals(caller)
         if rivals:
             slowest = min(rivals, key=lambda one: one.since)
             if time.monotonic() - slowest.since < self.QUICK_S:
-                raise Refused(503, "Too many requests are being received at once. Try again in a moment.")
+                raise RequestRefused(503, "Too many requests are being received at once. Try again in a moment.")
             self.give_back(slowest)
             slowest.cut.set_result(None)
-        place = Place(caller, asyncio.get_running_loop().create_future())
+        place = BodyPlace(caller, asyncio.get_running_loop().create_future())
         self._taken.add(place)
         self._counts[caller] += 1
         return place
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, place: BodyPlace) -> None:
         """End a place, if it has not ended."""
         if place in self._taken:
             self._taken.remove(place)
@@ -131,7 +131,7 @@ class Places:
             if not self._counts[place.caller]:
                 del self._counts[place.caller]
 
-    def _rivals(self, caller: str) -> list[Place]:
+    def _rivals(self, caller: str) -> list[BodyPlace]:
         """Return those of whom one gives way: the caller's own, or those of the caller with the most; or none."""
         if self._counts[caller] < self._share:
             if len(self._taken) < self._total:
@@ -156,10 +156,10 @@ async def received(proto: HTTPProtocol, cut: asyncio.Future[None] | None = None)
                 timeout_s = max(window_ends - loop.time(), 0)
                 await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 if cut is not None and cut.done() and not read.done():
-                    raise Refused(408, "The body arrived too slowly while many others came.")
+                    raise RequestRefused(408, "The body arrived too slowly while many others came.")
                 if loop.time() >= window_ends:
                     if in_window < LEAST_RATE * WINDOW_S:
-                        raise Refused(408, f"The body arrived more slowly than {LEAST_RATE} bytes per second.")
+                        raise RequestRefused(408, f"The body arrived more slowly than {LEAST_RATE} bytes per second.")
                     window_ends, in_window = loop.time() + WINDOW_S, 0
         finally:
             read.cancel()  # nothing, if it is done
@@ -170,7 +170,7 @@ async def received(proto: HTTPProtocol, cut: asyncio.Future[None] | None = None)
         size += len(piece)
         in_window += len(piece)
         if is_crumbled(len(pieces), size):
-            raise Refused(400, CRUMBLED)
+            raise RequestRefused(400, CRUMBLED)
     return b"".join(pieces)
 
 

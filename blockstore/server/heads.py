@@ -9,7 +9,7 @@ from urllib.parse import quote
 from granian.rsgi import Scope
 
 from blockstore.server.bodies import Buffered, Streamed
-from blockstore.server.refusals import Refused
+from blockstore.server.refusals import RequestRefused
 
 MAX_PATH_BYTES = 8 << 10
 """Bytes of a path."""
@@ -35,22 +35,22 @@ def checked(scope: Scope) -> dict[str, str]:
             continue
         if name in headers:
             if name in ("host", "x-auth-token", "x-service-token", "x-subject-token"):
-                raise Refused(400, f"The header {name} stands twice in the request.")
+                raise RequestRefused(400, f"The header {name} stands twice in the request.")
             headers[name] += f",{value}"
         else:
             headers[name] = value
     if len(readable) < len(scope.headers.keys()):  # granian leaves those out
-        raise Refused(400, "The value of a header may hold visible ASCII characters only.")
+        raise RequestRefused(400, "The value of a header may hold visible ASCII characters only.")
     if not scope.method.isupper():
-        raise Refused(400, "The method of a request is written in capital letters.")
+        raise RequestRefused(400, "The method of a request is written in capital letters.")
     if size > MAX_HEAD_BYTES:
-        raise Refused(431, f"The request line and the headers may have at most {MAX_HEAD_BYTES} bytes.")
+        raise RequestRefused(431, f"The request line and the headers may have at most {MAX_HEAD_BYTES} bytes.")
     if len(headers.get("content-type", "")) > MAX_TYPE_BYTES:
-        raise Refused(415, f"The header Content-Type may have at most {MAX_TYPE_BYTES} bytes.")
+        raise RequestRefused(415, f"The header Content-Type may have at most {MAX_TYPE_BYTES} bytes.")
     if len(scope.path) > MAX_PATH_BYTES:
-        raise Refused(414, f"The path may have at most {MAX_PATH_BYTES} bytes.")
+        raise RequestRefused(414, f"The path may have at most {MAX_PATH_BYTES} bytes.")
     if "transfer-encoding" in headers and "content-length" in headers:
-        raise Refused(400, "A request has either a Content-Length or a Transfer-Encoding.")
+        raise RequestRefused(400, "A request has either a Content-Length or a Transfer-Encoding.")
     return headers
 
 

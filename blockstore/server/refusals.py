@@ -8,7 +8,7 @@ from granian._granian import RSGIHTTPProtocol as HTTPProtocol
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that the application is not asked about: status and sentence of the reply."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -16,12 +16,12 @@ class Refused(Exception):
         self.status, self.sentence = status, sentence
 
 
-def too_many_wait() -> Refused:
+def too_many_wait() -> RequestRefused:
     """Return the refusal of a request that finds no place in its line."""
-    return Refused(503, "Too many requests wait to be answered. Try again in a moment.")
+    return RequestRefused(503, "Too many requests wait to be answered. Try again in a moment.")
 
 
-def refuse(proto: HTTPProtocol, exc: Refused) -> None:
+def refuse(proto: HTTPProtocol, exc: RequestRefused) -> None:
     """Send the reply to a request that is refused, in plain text, and have the connection closed."""
     also = [("retry-after", "1")] if exc.status == 503 else []
     with contextlib.suppress(ProtocolClosed):  # the caller has gone

@@ -26,7 +26,7 @@ from blockstore.server.budget import Budget, Replies
 from blockstore.server.connections import Connections
 from blockstore.server.heads import checked, environ_of
 from blockstore.server.pace import Pace, has_left
-from blockstore.server.refusals import Refused, refuse, too_many_wait
+from blockstore.server.refusals import RequestRefused, refuse, too_many_wait
 from blockstore.server.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Request:
         return self.line or self.caller
 
 
-class Reply(NamedTuple):
+class LongReply(NamedTuple):
     """A reply that its caller takes piece by piece."""
 
     status: int
@@ -140,12 +140,12 @@ class Adapter:
             self._connections.arrive(scope.client, request.line)
             arrived = True
             self._hand_over(request)
-        except Refused as exc:
+        except RequestRefused as exc:
             refuse(proto, exc)
             ended()
         except Exception:
             log.exception("a request failed before the application")
-            refuse(proto, Refused(500, "Internal error."))
+            refuse(proto, RequestRefused(500, "Internal error."))
             ended()
         return True
 
@@ -176,7 +176,7 @@ class Adapter:
             finally:
                 if isinstance(request.body, Buffered):
                     self._bodies_of(request).give_back(request.owner, request.body.counted)
-        except Refused as exc:
+        except RequestRefused as exc:
             refuse(proto, exc)
         except ProtocolClosed:
             pass  # the caller has gone
@@ -197,7 +197,7 @@ class Adapter:
         if self._is_transfer(scope.method, scope.path):
             return Streamed(request.proto, self._loop, functools.partial(self._has_left, scope.client))
         if "transfer-encoding" in headers:  # of a body that is cut off granian says that it has ended
-            raise Refused(411, "A request has a Content-Length.")
+            raise RequestRefused(411, "A request has a Content-Length.")
         length = int(headers.get("content-length") or 0)
         if not 0 < length <= MAX_BODY_BYTES:
             return Buffered(b"", length, 0)  # empty, or refused by the application for its length, and never read
@@ -218,12 +218,12 @@ class Adapter:
     ) -> Buffered:
         bodies = self._bodies_of(request)
         if counted and not bodies.has_space(request.owner, counted):
-            raise Refused(503, "Too many long requests are being received at once. Try again in a moment.")
+            raise RequestRefused(503, "Too many long requests are being received at once. Try again in a moment.")
         bodies.take(request.owner, counted)
         try:
             content = await received(request.proto, cut)
             if len(content) < length:
-                raise Refused(400, "The connection was closed before the end of the body.")
+                raise RequestRefused(400, "The connection was closed before the end of the body.")
         except BaseException:
             bodies.give_back(request.owner, counted)
             raise
@@ -332,7 +332,7 @@ class Adapter:
                     sending.close()
                     request.done()
 
-    def _called(self, request: Request) -> Reply | None:
+    def _called(self, request: Request) -> LongReply | None:
         """Call the application; return the reply if it is long, else send it."""
         proto, body = request.proto, request.body
         status, headers = 500, Headers()
@@ -355,13 +355,13 @@ class Adapter:
                 if hasattr(pieces, "close"):
                     pieces.close()
             if len(content) > SMALL_REPLY_BYTES:
-                return Reply(status, headers, content)
+                return LongReply(status, headers, content)
             proto.response_bytes(status, headers, content)
         except (ProtocolClosed, TimeoutError):
             pass  # the caller has gone, or takes nothing
         except Exception:
             log.exception("a request failed outside the application")
-            refuse(proto, Refused(500, "Internal error."))  # unless a part of the reply has been sent
+            refuse(proto, RequestRefused(500, "Internal error."))  # unless a part of the reply has been sent
         return None
 
     def _stream(self, request: Request, status: int, headers: Headers, pieces: Iterable[bytes]) -> None:
@@ -380,17 +380,17 @@ class Adapter:
 
     # --- long replies: on the event loop --------------------------------------------------------------------
 
-    async def _sent_or_refused(self, request: Request, reply: Reply) -> None:
+    async def _sent_or_refused(self, request: Request, reply: LongReply) -> None:
         try:
             await self._sent(request, reply)
-        except Refused as exc:
+        except RequestRefused as exc:
             refuse(request.proto, exc)
         except ProtocolClosed:
             pass  # the caller has gone
         finally:
             request.done()
 
-    async def _sent(self, request: Request, reply: Reply) -> None:
+    async def _sent(self, request: Request, reply: LongReply) -> None:
         """Send a reply piece by piece, as its caller takes it. Raises Refused when the caller has too many to take."""
         task = asyncio.current_task()
         assert task is not None
@@ -400,7 +400,7 @@ class Adapter:
         caller, must = line or request.caller, request.scope.method not in ("GET", "HEAD")
         sending = replies.admit(task, caller, len(reply.content), must=must)
         if sending is None:
-            raise Refused(503, "Too many replies wait to be taken. Take those first, then try again.")
+            raise RequestRefused(503, "Too many replies wait to be taken. Take those first, then try again.")
 
         def taken(count: int) -> None:
             sending.taken = count

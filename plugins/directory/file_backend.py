@@ -13,7 +13,7 @@ from typing import BinaryIO, ClassVar
 
 from blockstore_plugins.directory import commands, files, marks
 from blockstore_plugins.directory.files import Folder, temporary_name
-from blockstore_plugins.directory.store import FORMATS, SNAPSHOTS, FileStore, Format, Image, unpacked_name
+from blockstore_plugins.directory.store import FORMATS, SNAPSHOTS, FileStore, Format, StoredVolume, unpacked_name
 
 from blockstore.backends.contract import (
     GIB,
@@ -117,7 +117,7 @@ class FileBackend(Backend):
 
         with self.store.named(name) as root:
             if not self.store.is_there(root, name, size_gib):
-                self.store.build(Image(root, name, self._format), make)
+                self.store.build(StoredVolume(root, name, self._format), make)
 
     def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
         with self.store.named(name) as root:
@@ -199,7 +199,7 @@ class FileBackend(Backend):
                     files.write_start(claim, volume.encode())
                 try:
                     with snapshots.make_sub(volume) as shots:
-                        self.store.copy(Image(shots, snapshot, source.format), source)
+                        self.store.copy(StoredVolume(shots, snapshot, source.format), source)
                 except BaseException:
                     snapshots.remove(f"{snapshot}.of")
                     raise
@@ -236,13 +236,13 @@ class FileBackend(Backend):
         with self.store.named(name) as root:
             if not self.store.is_there(root, name, size_gib):
                 with self.store.snapshot(volume, snapshot) as source:
-                    self.store.copy(Image(root, name, source.format), source, size_gib, progress)
+                    self.store.copy(StoredVolume(root, name, source.format), source, size_gib, progress)
 
     def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
         with self.store.named(name, source) as root:
             if not self.store.is_there(root, name, size_gib):
                 image = self.store.need(root, source)
-                self.store.copy(Image(root, name, image.format), image, size_gib, progress)
+                self.store.copy(StoredVolume(root, name, image.format), image, size_gib, progress)
 
     def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
         with self.store.named(volume, snapshot) as root:
@@ -267,7 +267,7 @@ class FileBackend(Backend):
                         found.append(self._manageable(image, volume.file if volume else ""))
         return found
 
-    def _manageable(self, image: Image, volume: str = "") -> Manageable:
+    def _manageable(self, image: StoredVolume, volume: str = "") -> Manageable:
         size, reason = 0, None
         try:
             with self.store.opened(image) as fd:
@@ -294,17 +294,17 @@ class FileBackend(Backend):
             with self.store.opened(image, write=True) as fd:
                 return self._grow_to_whole(image, fd)
 
-    def _foreign(self, folder: Folder, reference: str) -> Image:
+    def _foreign(self, folder: Folder, reference: str) -> StoredVolume:
         name, _dot, kind = reference.rpartition(".")
         for known in FORMATS:
             if kind == known:
-                image = Image(folder, check_name(name), known)
+                image = StoredVolume(folder, check_name(name), known)
                 if folder.stat(image.file) is None:
                     raise VolumeMissing(f"{image.shown} is not there.")
                 return image
         raise BackendError(f"{reference!r} does not end in .raw or .qcow2, and bytes are not asked for their format.")
 
-    def _refuse_snapshots(self, root: Folder, image: Image, name: str) -> None:
+    def _refuse_snapshots(self, root: Folder, image: StoredVolume, name: str) -> None:
         with self.store.sub(root, SNAPSHOTS) as snapshots, self.store.sub(snapshots, image.name) as shots:
             if snapshots and (owner := self.store.owner_of(snapshots, name)):
                 raise NameTaken(f"{name} is a snapshot of volume {owner}.")
@@ -313,7 +313,7 @@ class FileBackend(Backend):
             if snapshots:
                 snapshots.remove_sub(image.name)
 
-    def _grow_to_whole(self, image: Image, fd: int) -> int:
+    def _grow_to_whole(self, image: StoredVolume, fd: int) -> int:
         size = self.store.size(image, fd)
         whole = max(1, -(-size // GIB))
         if size != whole * GIB:

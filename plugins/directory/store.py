@@ -45,7 +45,7 @@ _KEPT_PART = 16
 """Of a disk that the service's own files share, so much is kept for them: of a small one at most this part."""
 
 
-class Image(NamedTuple):
+class StoredVolume(NamedTuple):
     """A file that holds a volume or snapshot."""
 
     folder: Folder
@@ -87,7 +87,7 @@ class FileStore:
         """Do what must come before names are used in the directory."""
 
     @contextmanager
-    def opened(self, image: Image, *, write: bool = False) -> Iterator[int]:
+    def opened(self, image: StoredVolume, *, write: bool = False) -> Iterator[int]:
         """Open an image. Raise VolumeMissing if it is gone."""
         try:
             fd = image.folder.open(image.file, write=write)
@@ -96,7 +96,7 @@ class FileStore:
         with files.closing(fd):
             yield fd
 
-    def refuse_open(self, image: Image, fd: int | None = None) -> None:
+    def refuse_open(self, image: StoredVolume, fd: int | None = None) -> None:
         """Raise InUse if anybody has a volume open, as far as this node can tell; ``fd``: our own descriptor of it."""
         is_open = self.openers.is_open(image.name)
         if not is_open and fd is None:
@@ -107,7 +107,7 @@ class FileStore:
         if is_open:
             raise InUse(f"Volume {image.name} is open: something on this machine uses {image.shown}.")
 
-    def header(self, image: Image, fd: int) -> commands.Header:
+    def header(self, image: StoredVolume, fd: int) -> commands.Header:
         """Read a qcow2 header; refuse one that sends its reader to another file."""
         header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), image.shown)
         if header.backing is not None:
@@ -115,12 +115,14 @@ class FileStore:
         return header
 
     @contextmanager
-    def readable(self, image: Image, fd: int) -> Iterator[str]:
+    def readable(self, image: StoredVolume, fd: int) -> Iterator[str]:
         """Give the path under which qemu-img may open a qcow2 image."""
         self.header(image, fd)
         yield commands.path_of(fd)
 
-    def copy(self, image: Image, source: Image, size_gib: int | None = None, progress: Progress = no_progress) -> None:
+    def copy(
+        self, image: StoredVolume, source: StoredVolume, size_gib: int | None = None, progress: Progress = no_progress
+    ) -> None:
         """Build a copy of an image, larger if wished."""
         with self.opened(source) as source_fd:
             size = self.size(source, source_fd)
@@ -240,14 +242,14 @@ class FileStore:
             if sub:
                 sub.close()
 
-    def find(self, folder: Folder, name: str) -> Image | None:
+    def find(self, folder: Folder, name: str) -> StoredVolume | None:
         """Return the image of this name in a directory; None if there is none."""
         for kind in FORMATS:
             if folder.stat(f"{name}.{kind}"):
-                return Image(folder, name, kind)
+                return StoredVolume(folder, name, kind)
         return None
 
-    def need(self, root: Folder, name: str) -> Image:
+    def need(self, root: Folder, name: str) -> StoredVolume:
         """Return a volume's image. Raise VolumeMissing if there is none."""
         image = self.find(root, check_name(name))
         if image is None:
@@ -255,7 +257,7 @@ class FileStore:
         return image
 
     @contextmanager
-    def snapshot(self, volume: str, snapshot: str) -> Iterator[Image]:
+    def snapshot(self, volume: str, snapshot: str) -> Iterator[StoredVolume]:
         """Give a snapshot's image while its directory is open. Raise VolumeMissing if there is none."""
         check_name(volume)
         check_name(snapshot)
@@ -265,13 +267,13 @@ class FileStore:
                 raise VolumeMissing(f"Snapshot {snapshot} of volume {volume} is not in {self.path}.")
             yield image
 
-    def images(self, folder: Folder) -> Iterator[tuple[Image, os.DirEntry[str]]]:
+    def images(self, folder: Folder) -> Iterator[tuple[StoredVolume, os.DirEntry[str]]]:
         """Yield the images in a directory; what has another kind of name is not ours and is passed over."""
         for entry in folder.entries():
             name, _dot, kind = entry.name.partition(".")
             for known in FORMATS:
                 if kind == known and entry.is_file(follow_symlinks=False):
-                    yield Image(folder, name, known), entry
+                    yield StoredVolume(folder, name, known), entry
 
     def is_there(self, root: Folder, name: str, size_gib: int) -> bool:
         """Say whether a volume exists with this size; one of another size, or a snapshot, raises NameTaken."""
@@ -305,13 +307,13 @@ class FileStore:
 
     # --- bytes -------------------------------------------------------------------------------------------
 
-    def size(self, image: Image, fd: int) -> int:
+    def size(self, image: StoredVolume, fd: int) -> int:
         """Return an open image's size in bytes, as its reader sees it."""
         if image.format == "raw":
             return files.size_of(fd)
         return self.header(image, fd).size
 
-    def listed_size(self, image: Image, entry: os.DirEntry[str]) -> int:
+    def listed_size(self, image: StoredVolume, entry: os.DirEntry[str]) -> int:
         """Return a size for a list: 0 for a damaged image."""
         try:
             if image.format == "raw":
@@ -321,14 +323,14 @@ class FileStore:
         except (FileNotFoundError, BackendError):
             return 0  # one file that is damaged, or was just deleted, does not hide the others
 
-    def build(self, image: Image, make: Callable[[int], None]) -> None:
+    def build(self, image: StoredVolume, make: Callable[[int], None]) -> None:
         """Put what ``make`` writes under the image's name, whole or not at all."""
         self._refuse_full(image)
         with image.folder.building(image.file, temporary_name(image.name)) as fd:
             make(fd)
 
     @contextmanager
-    def unpacked(self, image: Image, fd: int) -> Iterator[int]:
+    def unpacked(self, image: StoredVolume, fd: int) -> Iterator[int]:
         """Give the bytes of a qcow2 image in a raw file without a name, gone when closed."""
         with self._unpacking:
             raw = image.folder.nameless(unpacked_name(image.name))
@@ -356,7 +358,7 @@ class FileStore:
         except OSError as exc:
             raise self.explain(exc) from exc
 
-    def _refuse_full(self, image: Image, length: int = 0) -> None:
+    def _refuse_full(self, image: StoredVolume, length: int = 0) -> None:
         """Raise RefusedForSpace when so many bytes would leave less than what is kept for the service."""
         total, free = image.folder.space()
         kept = self.kept(image.folder, total)

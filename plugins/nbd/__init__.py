@@ -46,7 +46,7 @@ from blockstore.errors import BackendError, ConfigError, DiskFull, Unreachable
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
 from . import commands, images, peers, tls
-from .folder import Address, Folder, Ports
+from .folder import Address, ExportFolder, Ports
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class NbdTarget(Target):
                 Path(address.socket).chmod(0o660)
             return _connection(export, address)
 
-    def _serve(self, folder: Folder, export: Export) -> None:
+    def _serve(self, folder: ExportFolder, export: Export) -> None:
         folder.stop()  # one that nobody can reach, or that is not ready in time
         image = images.blockdev(export.path, export.format, export.layers)
         if self._host:
@@ -155,7 +155,7 @@ class NbdTarget(Target):
         folder.remember(address)
         self._start(folder, export, image, address)
 
-    def _serve_tcp(self, folder: Folder, export: Export, image: str) -> None:
+    def _serve_tcp(self, folder: ExportFolder, export: Export, image: str) -> None:
         old = folder.address()
         remembered = old.port if old and old.host == self._host and old.port in self._range else 0
         if not remembered:
@@ -176,7 +176,7 @@ class NbdTarget(Target):
             f"All ports of {self._host} from {self._range[0]} to {self._range[-1]} are taken. Widen the option ports."
         )
 
-    def _start(self, folder: Folder, export: Export, image: str, address: Address) -> None:
+    def _start(self, folder: ExportFolder, export: Export, image: str, address: Address) -> None:
         with folder.locked() as lock:
             commands.serve(
                 image,
@@ -197,7 +197,7 @@ class NbdTarget(Target):
             if folder.path.exists():
                 self._remove(folder)
 
-    def _remove(self, folder: Folder) -> None:
+    def _remove(self, folder: ExportFolder) -> None:
         address = folder.address()
         if address and address.socket:
             Path(address.socket).unlink(missing_ok=True)
@@ -205,7 +205,7 @@ class NbdTarget(Target):
         self._release(folder)
         folder.remove()
 
-    def _release(self, folder: Folder) -> None:
+    def _release(self, folder: ExportFolder) -> None:
         """Give back what an address occupies that is not used any more."""
         address = folder.address()
         if address and address.socket:
@@ -247,10 +247,10 @@ class NbdTarget(Target):
     def _ports(self) -> Ports:
         return Ports(self.state_dir / ".ports", self._range)
 
-    def _folder(self, export_id: str) -> Folder:
+    def _folder(self, export_id: str) -> ExportFolder:
         if not _ID.fullmatch(export_id):
             raise BackendError(f"{export_id!r} is not an export's id: letters, digits and - are expected.")
-        return Folder(self.state_dir / export_id)
+        return ExportFolder(self.state_dir / export_id)
 
     def _socket(self, export_id: str) -> Path:
         return self._socket_dir / export_id if self._socket_dir else self.state_dir / export_id / "nbd"

@@ -53,7 +53,7 @@ class Address:
     port: int = 0
 
 
-class Folder:
+class ExportFolder:
     """The directory of one export."""
 
     def __init__(self, path: Path):

@@ -45,7 +45,7 @@ _DEEPEST = 100
 """More layers than merging ever leaves: such a chain leads in a circle."""
 
 
-class Named(NamedTuple):
+class Chain(NamedTuple):
     """A file that holds a volume or snapshot, or a layer."""
 
     folder: Folder
@@ -82,7 +82,7 @@ class Layers:
     # --- freezing ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def frozen(self, root: Folder, source: Named, *, is_open: bool) -> Iterator[tuple[str, int]]:
+    def frozen(self, root: Folder, source: Chain, *, is_open: bool) -> Iterator[tuple[str, int]]:
         """Give the layer that holds an image's present bytes, and the image's size in bytes.
 
         ``is_open``: somebody may have it open. What may be written at any moment is copied, for nobody can be made to
@@ -101,7 +101,7 @@ class Layers:
                     self._freeze(root, source, fd, new, header.size, is_open=is_open)
             yield layer, header.size
 
-    def _freeze(self, root: Folder, source: Named, fd: int, layer: str, size: int, *, is_open: bool) -> None:
+    def _freeze(self, root: Folder, source: Chain, fd: int, layer: str, size: int, *, is_open: bool) -> None:
         if is_open or not files.lock_image(fd):
             with root.building(layer, f"{layer}.tmp") as copy:
                 files.copy(fd, copy, str(source.folder.shown / source.file), no_progress)

@@ -16,7 +16,7 @@ from functools import partial
 
 from blockstore_plugins.directory import files
 from blockstore_plugins.directory.files import Folder
-from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, Layers, Named
+from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, Chain, Layers
 
 from blockstore.backends.contract import Progress
 
@@ -87,8 +87,8 @@ class LayerMerger:
     def __init__(
         self,
         layers: Layers,
-        referenced: Callable[[Folder], Iterable[Named]],
-        is_used: Callable[[Named, int], bool],
+        referenced: Callable[[Folder], Iterable[Chain]],
+        is_used: Callable[[Chain, int], bool],
         most: int,
     ):
         """``referenced`` gives the files of volumes and snapshots that may lie on layers; ``is_used`` says of one,
@@ -174,7 +174,7 @@ class LayerMerger:
         below: dict[str, str | None] = {}
         used: list[str] = []
 
-        def look(one: Named, shown: str, *, is_image: bool) -> None:
+        def look(one: Chain, shown: str, *, is_image: bool) -> None:
             # One that is gone was deleted meanwhile; what gets another name is looked out for.
             with suppress(FileNotFoundError), files.closing(one.folder.open(one.file, names=3)) as fd:
                 below[shown] = self._layers.header(fd, shown).backing
@@ -188,5 +188,5 @@ class LayerMerger:
             [name for name in root.hidden(kind) if not name.endswith(".tmp")] for kind in (LAYER, SUPERSEDED)
         )
         for name in (*layers, *spent):
-            look(Named(root, name), name, is_image=False)
+            look(Chain(root, name), name, is_image=False)
         return Graph(below, referenced, used, layers)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from blockstore_plugins.directory import commands, files
 from blockstore_plugins.directory.files import Folder
-from blockstore_plugins.directory.store import SNAPSHOTS, FileStore, Image
+from blockstore_plugins.directory.store import SNAPSHOTS, FileStore, StoredVolume
 from blockstore_plugins.nfs import mounts, rights
-from blockstore_plugins.nfs.layers import Layers, Named
+from blockstore_plugins.nfs.layers import Chain, Layers
 
 from blockstore.backends.contract import GIB, Progress, no_progress
 from blockstore.errors import BackendError, InUse, NoSpace, NotRecognised, Unreachable
@@ -64,13 +64,13 @@ class ShareStore(FileStore):
         self.mend(root)
 
     @contextmanager
-    def opened(self, image: Image, *, write: bool = False) -> Iterator[int]:
+    def opened(self, image: StoredVolume, *, write: bool = False) -> Iterator[int]:
         with super().opened(image, write=write) as fd:
             # To the server all mounts of this machine are one client, whom it need not tell what another one wrote.
             files.forget_cached(fd)
             yield fd
 
-    def refuse_open(self, image: Image, fd: int | None = None) -> None:
+    def refuse_open(self, image: StoredVolume, fd: int | None = None) -> None:
         """Refuse what this process has open, and what a QEMU has, here or elsewhere; NFS knows of no others."""
         if self.openers.is_open(image.name):
             raise InUse(f"Volume {image.name} is open in this process.")
@@ -78,15 +78,17 @@ class ShareStore(FileStore):
             if files.is_image_open(kept.enter_context(self.opened(image)) if fd is None else fd):
                 raise InUse(f"Volume {image.name} is open: a QEMU uses {image.shown}, here or on another machine.")
 
-    def header(self, image: Image, fd: int) -> commands.Header:
+    def header(self, image: StoredVolume, fd: int) -> commands.Header:
         return self.layers.header(fd, image.shown)
 
     @contextmanager
-    def readable(self, image: Image, fd: int) -> Iterator[str]:
+    def readable(self, image: StoredVolume, fd: int) -> Iterator[str]:
         with self.root() as root, self.layers.readable(root, fd, image.shown) as path:
             yield path
 
-    def copy(self, image: Image, source: Image, size_gib: int | None = None, progress: Progress = no_progress) -> None:
+    def copy(
+        self, image: StoredVolume, source: StoredVolume, size_gib: int | None = None, progress: Progress = no_progress
+    ) -> None:
         if source.format == "raw":
             super().copy(image, source, size_gib, progress)
         elif self.is_layered:
@@ -99,8 +101,8 @@ class ShareStore(FileStore):
                     kept.enter_context(self.layers.holding(backing))
                 super().copy(image, source, size_gib, progress)
 
-    def _put_on_layer(self, image: Image, source: Image, size_gib: int | None) -> None:
-        frozen = Named(source.folder, source.file)
+    def _put_on_layer(self, image: StoredVolume, source: StoredVolume, size_gib: int | None) -> None:
+        frozen = Chain(source.folder, source.file)
         is_open = self.openers.is_open(source.name) or self._is_attached(source.name)
         with self.root() as root, self.layers.frozen(root, frozen, is_open=is_open) as (layer, size):
             if size_gib is not None and size > size_gib * GIB:
@@ -129,12 +131,12 @@ class ShareStore(FileStore):
         if self.layers.in_doubt:
             self.layers.mend(root, self._folders(root))
 
-    def layered_files(self, root: Folder) -> Iterator[Named]:
+    def layered_files(self, root: Folder) -> Iterator[Chain]:
         """Yield the qcow2 files of volumes and snapshots."""
         for folder in self._folders(root):
-            yield from (Named(folder, image.file) for image, _ in self.images(folder) if image.format == "qcow2")
+            yield from (Chain(folder, image.file) for image, _ in self.images(folder) if image.format == "qcow2")
 
-    def is_used(self, file: Named, fd: int) -> bool:
+    def is_used(self, file: Chain, fd: int) -> bool:
         """Return True if somebody may have a volume open. QEMU's locks are not all: NFS hides those of this machine."""
         return self._is_attached(file.file.removesuffix(".qcow2")) or files.is_image_open(fd)
 

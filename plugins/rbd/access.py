@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockstore_plugins.rbd.cluster import Place, explain
+from blockstore_plugins.rbd.cluster import PoolAccess, explain
 
 from blockstore.errors import BackendError, Unreachable
 
@@ -27,19 +27,19 @@ def is_unknown(said: str) -> bool:
     return "unable to parse" not in said and ("not known" in said or "no valid command" in said)
 
 
-def need_conf(place: Place) -> None:
+def need_conf(place: PoolAccess) -> None:
     """Raise Unreachable unless the cluster's configuration is there."""
     if not place.conf.is_file():
         raise Unreachable(f"{place.conf} is not there; the option ceph_conf names the cluster's configuration.")
 
 
-def need_keyring(place: Place) -> None:
+def need_keyring(place: PoolAccess) -> None:
     """Raise Unreachable unless the keyring that the options name can be read."""
     if place.keyring is not None and not _is_readable(place.keyring):
         raise _no_key(place, [str(place.keyring)])
 
 
-def not_connected(place: Place, code: int, said: str, searched: Sequence[str] = ()) -> BackendError:
+def not_connected(place: PoolAccess, code: int, said: str, searched: Sequence[str] = ()) -> BackendError:
     """Return the error for a connection that was refused: never that an image or a pool is not there.
 
     ``searched`` are the files in which Ceph looked for the key.
@@ -60,7 +60,7 @@ def not_connected(place: Place, code: int, said: str, searched: Sequence[str] = 
     return explain(code, f"the connection of client.{place.user}", said)
 
 
-def _no_key(place: Place, paths: Sequence[str]) -> Unreachable:
+def _no_key(place: PoolAccess, paths: Sequence[str]) -> Unreachable:
     there = [path for path in paths if Path(path).exists()]
     if there:
         return Unreachable(
@@ -77,7 +77,7 @@ def _is_readable(path: Path) -> bool:
     return path.is_file() and os.access(path, os.R_OK)
 
 
-def no_pool(place: Place) -> Unreachable:
+def no_pool(place: PoolAccess) -> Unreachable:
     """Return the error for a pool or namespace that is not there."""
     make = f"ceph osd pool create {place.pool}; rbd pool init {place.pool}"
     if place.namespace:
@@ -85,7 +85,7 @@ def no_pool(place: Place) -> Unreachable:
     return Unreachable(f"The pool {place.spec} is not there. Make it: {make}")
 
 
-def no_data_pool(place: Place, data_pool: str) -> Unreachable:
+def no_data_pool(place: PoolAccess, data_pool: str) -> Unreachable:
     """Return the error for a pool for data that is not there, or not the user's."""
     return Unreachable(
         f"The pool {data_pool}, for the data of new images in {place.pool}, is not there or may not be used by"
@@ -94,7 +94,7 @@ def no_data_pool(place: Place, data_pool: str) -> Unreachable:
     )
 
 
-def may_not_blocklist(place: Place) -> Unreachable:
+def may_not_blocklist(place: PoolAccess) -> Unreachable:
     """Return the error for a user that could not take a lock from a client that died."""
     pools = ", ".join(f"profile rbd pool={pool}" for pool in (place.pool, place.data_pool) if pool)
     return Unreachable(

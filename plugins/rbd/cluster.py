@@ -37,7 +37,7 @@ class Stuck(ToolTimeout):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class PoolAccess:
     """Whom to ask, about which pool."""
 
     pool: str

@@ -23,7 +23,7 @@ from blockstore_plugins.rbd.cluster import (
     TRASH,
     Figures,
     Info,
-    Place,
+    PoolAccess,
     Stuck,
     clone_name,
     explain,
@@ -47,7 +47,7 @@ _KEYRINGS = re.compile(r"unable to find a keyring on ([^:\n]+):")
 class Commands:
     """A pool, asked through programs."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: PoolAccess):
         self._place = place
         self._who = ["--conf", str(place.conf), "--id", place.user, "--cluster", place.cluster_name]
         if place.keyring is not None:

@@ -19,7 +19,7 @@ release a lock and stop watching, one step after the other, each in ``Place.time
 _EXIT_S = 5.0
 
 
-class Connection:
+class ClusterConnection:
     """A connected ``rados.Rados``, and its pools."""
 
     def __init__(self, cluster: Any):
@@ -53,22 +53,22 @@ class Connection:
             self.cluster.shutdown()
 
 
-class Connections:
+class ClusterConnections:
     """All connections of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connecting: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
         """A lock for each key: a cluster that does not answer holds up no other."""
-        self._made: dict[Hashable, Connection] = {}
+        self._made: dict[Hashable, ClusterConnection] = {}
 
     @contextmanager
-    def use(self, key: Hashable, connect: Callable[[], Any]) -> Iterator[Connection]:
+    def use(self, key: Hashable, connect: Callable[[], Any]) -> Iterator[ClusterConnection]:
         """Give the connection of a key, made by ``connect`` when there is none."""
         with self._lock:
             connecting = self._connecting[key]
         with connecting:
-            connection = self._made.get(key) or Connection(connect())
+            connection = self._made.get(key) or ClusterConnection(connect())
             with self._lock:
                 self._made[key] = connection
                 connection.users += 1
@@ -81,13 +81,13 @@ class Connections:
             if is_last:
                 self._end_later(connection)
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: ClusterConnection) -> None:
         """Give this connection to nobody any more; call it while it is in use."""
         with self._lock:
             connection.is_left = True
             self._made = {key: one for key, one in self._made.items() if one is not connection}
 
-    def _end_later(self, connection: Connection) -> None:
+    def _end_later(self, connection: ClusterConnection) -> None:
         timer = threading.Timer(_QUIET_S, connection.end)
         timer.daemon = True
         timer.start()
@@ -103,5 +103,5 @@ class Connections:
             thread.join(_EXIT_S)
 
 
-connections = Connections()
+connections = ClusterConnections()
 atexit.register(connections.end)

@@ -29,13 +29,13 @@ from blockstore_plugins.rbd.cluster import (
     TRASH,
     Figures,
     Info,
-    Place,
+    PoolAccess,
     Stuck,
     clone_name,
     explain,
     remove_for_good,
 )
-from blockstore_plugins.rbd.connections import Connection, connections
+from blockstore_plugins.rbd.connections import ClusterConnection, connections
 from blockstore_plugins.rbd.figures import data_pool_of, figures_with, monitors_of
 from blockstore_plugins.rbd.headers import Headers, Parent
 
@@ -54,7 +54,7 @@ _FULL_FORCE = 128
 """LIBRADOS_OPERATION_FULL_FORCE, which the bindings do not name, either."""
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 """What is refused for want of caps; the cluster gives new ones to new connections only."""
-_gardening: defaultdict[Place, threading.Lock] = defaultdict(threading.Lock)
+_gardening: defaultdict[PoolAccess, threading.Lock] = defaultdict(threading.Lock)
 """The same, within this process."""
 
 _lock = threading.Lock()
@@ -90,7 +90,7 @@ def _module(name: str) -> Any:
 class Librbd:
     """A pool, asked through librbd."""
 
-    def __init__(self, place: Place, modules: tuple[Any, Any]):
+    def __init__(self, place: PoolAccess, modules: tuple[Any, Any]):
         self._place = place
         self._rados, self._rbd = modules
         self._may_blocklist = False
@@ -531,7 +531,7 @@ class Librbd:
                 raise
 
     @contextmanager
-    def _connected(self, what: str) -> Iterator[Connection]:
+    def _connected(self, what: str) -> Iterator[ClusterConnection]:
         def connect() -> Any:
             with self._explained(what):
                 return self._connect()

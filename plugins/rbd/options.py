@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockstore_plugins.rbd.cluster import Cluster, Place
+from blockstore_plugins.rbd.cluster import Cluster, PoolAccess
 from blockstore_plugins.rbd.commands import Commands
 from blockstore_plugins.rbd.librbd import Librbd, bindings
 
@@ -49,7 +49,7 @@ def pools_of(settings: RbdOptions) -> list[str]:
 
 def open_cluster(settings: RbdOptions, pool: str) -> Cluster:
     """Return the way to a pool: Ceph's bindings, or its programs. Raise Unreachable without wanted bindings."""
-    place = Place(
+    place = PoolAccess(
         pool=pool,
         namespace=settings.namespace,
         conf=settings.ceph_conf,

@@ -47,7 +47,7 @@ from blockstore.errors import (
 )
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
-from .management import LUN, Code, Portal, Refused, Shown, Stale, Tgtd
+from .management import LUN, Code, Shown, Stale, Tgtd, TgtPortal, TgtRefused
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class TgtTarget(Target):
                 continue
             try:
                 tgtd.add_portal(portal)
-            except Refused as exc:
+            except TgtRefused as exc:
                 raise Unreachable(
                     f"tgtd cannot listen on {portal}: this node has no such address, or another process has the port."
                     f" Correct [target:{self.name}] portals, or free the port."
@@ -201,7 +201,7 @@ class TgtTarget(Target):
                 tgtd.create_target(made.tid, self._prefix + export.id)
             self._complete(tgtd, made.tid, export, initiator, discard)
         except BackendError as exc:
-            if isinstance(exc, Refused) and exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
+            if isinstance(exc, TgtRefused) and exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
                 self._forget(export.id)  # the tid may be somebody else's
                 raise Stale(f"The targets of tgtd on {self._socket} were changed by somebody else; try again.") from exc
             if fresh:
@@ -253,7 +253,7 @@ class TgtTarget(Target):
                 self._cut(tgtd, export_id, made, deadline)
                 _check_deadline(deadline, export_id, made)
                 time.sleep(_PAUSE_S)
-        except Refused as exc:
+        except TgtRefused as exc:
             if exc.code != Code.NO_TARGET:
                 raise
             with _unless(Code.NO_USER):
@@ -268,7 +268,7 @@ class TgtTarget(Target):
             with _unless(Code.NO_USER):
                 tgtd.delete_account(account)
             tgtd.delete_target(tid)
-        except Refused as exc:
+        except TgtRefused as exc:
             if exc.code not in (Code.LUN_ACTIVE, Code.TARGET_ACTIVE):
                 raise
             return False
@@ -402,11 +402,11 @@ class TgtTarget(Target):
 # --- what may be handed to tgtd, whose parameters are separated by commas ------------------------------------
 
 
-def _parse_portals(text: str, where: str) -> tuple[Portal, ...]:
+def _parse_portals(text: str, where: str) -> tuple[TgtPortal, ...]:
     portals = []
     for word in text.split(","):
         try:
-            portal = Portal.parse(word.strip())
+            portal = TgtPortal.parse(word.strip())
         except ValueError as exc:
             raise ConfigError(
                 f"{where} is {text!r}: {exc}. Expected is ADDRESS:PORT, such as 192.0.2.10:3260 or [2001:db8::1]:3260."
@@ -508,6 +508,6 @@ def _unless(*codes: Code) -> Iterator[None]:
     """Go on when tgtd refuses for one of these reasons."""
     try:
         yield
-    except Refused as exc:
+    except TgtRefused as exc:
         if exc.code not in codes:
             raise

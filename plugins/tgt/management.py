@@ -109,7 +109,7 @@ _SENTENCES = {
 }
 
 
-class Refused(BackendError):
+class TgtRefused(BackendError):
     """tgtd answered with an error. ``code`` is its number, which may be none of ``Code``."""
 
     def __init__(self, what: str, code: int):
@@ -123,14 +123,14 @@ class Stale(Unreachable):
 
 
 @dataclass(frozen=True)
-class Portal:
+class TgtPortal:
     """An address and port that tgtd listens on."""
 
     address: IpAddress
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> Portal:
+    def parse(cls, text: str) -> TgtPortal:
         """Read ADDRESS:PORT, IPv6 in brackets. Raises ValueError."""
         found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", text)
         if found is None:
@@ -140,7 +140,7 @@ class Portal:
             raise ValueError(f"{port} is not a port")
         return cls(ipaddress.IPv6Address(v6) if v6 else ipaddress.IPv4Address(v4), int(port))
 
-    def covers(self, other: Portal) -> bool:
+    def covers(self, other: TgtPortal) -> bool:
         """Say whether who listens here listens there, too."""
         same_family = self.address.version == other.address.version
         return self.port == other.port and same_family and (self.address == other.address or self.is_wildcard)
@@ -199,12 +199,12 @@ class Tgtd:
         """Return its state, drivers and backing stores, as text."""
         return self._call("tell its state", Mode.SYSTEM, Op.SHOW)
 
-    def portals(self) -> tuple[Portal, ...]:
+    def portals(self) -> tuple[TgtPortal, ...]:
         """Return where it listens."""
         text = self._call("tell its portals", Mode.PORTAL, Op.SHOW)
-        return tuple(Portal.parse(found) for found in re.findall(r"^Portal: (\S+),\d+$", text, re.M))
+        return tuple(TgtPortal.parse(found) for found in re.findall(r"^Portal: (\S+),\d+$", text, re.M))
 
-    def add_portal(self, portal: Portal) -> None:
+    def add_portal(self, portal: TgtPortal) -> None:
         """Listen there, too."""
         self._call(f"listen on {portal}", Mode.PORTAL, Op.NEW, params=f"portal={portal}")
 
@@ -312,7 +312,7 @@ class Tgtd:
                 ) from exc
         log.debug("tgtd: %s: %s", what, code or "done")
         if code:
-            raise Refused(what, code)
+            raise TgtRefused(what, code)
         return text
 
 

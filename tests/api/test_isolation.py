@@ -14,7 +14,7 @@ from blockstore.api.http.routes import Endpoint
 from blockstore.db.models import Message, Transfer, TypeAccess, VolumeType, now
 from blockstore.policy.rules import RULES, Level
 from blockstore.schemas.snapshots import SNAPSHOT
-from blockstore.schemas.unsupported import Anything
+from blockstore.schemas.unsupported import AnythingBody
 from blockstore.schemas.volumes import VOLUME
 from tests.api.conftest import SharedService, unknown_id
 from tests.conftest import Client
@@ -108,7 +108,7 @@ by_name = pytest.mark.parametrize(
 def body_of(method: str, path: str, name: str, endpoint: Endpoint) -> Any:
     if endpoint.body is None:
         return None
-    if endpoint.body is Anything:
+    if endpoint.body is AnythingBody:
         return {name: {}} if name else {}
     return BODIES[name or f"{method} {path}"]
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from blockstore.backends.contract import GIB, Capabilities, Capacity, Located, Mode, Progress, no_progress
-from blockstore.backends.memory import BLOCK, Image, ImageFile, MemoryBackend, MemoryOptions
+from blockstore.backends.memory import BLOCK, MemoryBackend, MemoryFile, MemoryImage, MemoryOptions
 from blockstore.conformance.backend import cases, run
 from blockstore.conformance.sandbox import PREFIX, Result
 from blockstore.errors import BackendError, NotSupported, OperationCancelled, VolumeMissing
@@ -52,7 +52,7 @@ class OldBytesInExtension(OldBytes):
 class OldBytesInLargerCopy(OldBytesInExtension):
     extend_volume = MemoryBackend.extend_volume
 
-    def _add_copy(self, name: str, size_gib: int, source: Image) -> None:
+    def _add_copy(self, name: str, size_gib: int, source: MemoryImage) -> None:
         super()._add_copy(name, size_gib, source)
         self._pool.volumes[name].blocks.update({n: b for n, b in self.old.items() if n >= source.size_gib * 16384})
 
@@ -87,7 +87,7 @@ class SnapshotIsTakenAgain(MemoryBackend):
 
 
 class SnapshotIsWritable(MemoryBackend):
-    def _opened(self, image: Image, *, writable: bool) -> BinaryIO:
+    def _opened(self, image: MemoryImage, *, writable: bool) -> BinaryIO:
         return super()._opened(image, writable=True)
 
 
@@ -124,7 +124,7 @@ class DeleteWhileOpen(MemoryBackend):
 
 
 class CloneSharesBytes(MemoryBackend):
-    def _add_copy(self, name: str, size_gib: int, source: Image) -> None:
+    def _add_copy(self, name: str, size_gib: int, source: MemoryImage) -> None:
         super()._add_copy(name, size_gib, source)
         self._pool.volumes[name].blocks = source.blocks
 
@@ -132,16 +132,16 @@ class CloneSharesBytes(MemoryBackend):
 class CloneLeavesHelper(MemoryBackend):
     def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
         super().clone_volume(name, size_gib, source, progress)
-        self._pool.snapshots[f"clone-of-{source}"] = (source, Image(1))
+        self._pool.snapshots[f"clone-of-{source}"] = (source, MemoryImage(1))
 
 
 class CloneIgnoresSize(MemoryBackend):
-    def _add_copy(self, name: str, size_gib: int, source: Image) -> None:
+    def _add_copy(self, name: str, size_gib: int, source: MemoryImage) -> None:
         self._add(name, source.copy(source.size_gib))
 
 
 class CloneCutsSource(MemoryBackend):
-    def _add_copy(self, name: str, size_gib: int, source: Image) -> None:
+    def _add_copy(self, name: str, size_gib: int, source: MemoryImage) -> None:
         self._add(name, source.copy(size_gib))
 
 
@@ -275,8 +275,8 @@ class OpenSwallowsErrors(MemoryBackend):
 
 
 class WritesGrow(MemoryBackend):
-    def _opened(self, image: Image, *, writable: bool) -> BinaryIO:
-        class Growing(ImageFile):
+    def _opened(self, image: MemoryImage, *, writable: bool) -> BinaryIO:
+        class Growing(MemoryFile):
             def write(self, data: bytes) -> int:  # type: ignore[override]
                 if self._position + len(data) > self._image.size_gib * GIB:
                     self._image.size_gib += 1
@@ -286,8 +286,8 @@ class WritesGrow(MemoryBackend):
 
 
 class WritesAreRounded(MemoryBackend):
-    def _opened(self, image: Image, *, writable: bool) -> BinaryIO:
-        class Rounding(ImageFile):
+    def _opened(self, image: MemoryImage, *, writable: bool) -> BinaryIO:
+        class Rounding(MemoryFile):
             def write(self, data: bytes) -> int:  # type: ignore[override]
                 self.seek(self._position // BLOCK * BLOCK, io.SEEK_SET)
                 return super().write(data)
@@ -318,7 +318,7 @@ class SnapshotNamesAreShared(MemoryBackend):
 
 class SnapshotOfNothing(MemoryBackend):
     def create_snapshot(self, volume: str, snapshot: str) -> None:
-        self._pool.snapshots[snapshot] = (volume, Image(1))
+        self._pool.snapshots[snapshot] = (volume, MemoryImage(1))
 
 
 class FullPoolLies(MemoryBackend):
@@ -326,7 +326,7 @@ class FullPoolLies(MemoryBackend):
 
     def _reserve(self, size_gib: int) -> None:
         if size_gib > 1000:
-            self._pool.volumes[f"{_LEFT}{len(self._pool.volumes)}"] = Image(1)
+            self._pool.volumes[f"{_LEFT}{len(self._pool.volumes)}"] = MemoryImage(1)
             raise BackendError("full")
 
 
@@ -352,7 +352,7 @@ class FreeBeyondTotal(MemoryBackend):
 
 class CheckMakesThings(MemoryBackend):
     def check(self) -> None:
-        self._pool.volumes[f"probe-{len(self._pool.volumes)}"] = Image(1)
+        self._pool.volumes[f"probe-{len(self._pool.volumes)}"] = MemoryImage(1)
 
 
 class NeitherThinNorThick(MemoryBackend):

@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-from blockstore_plugins.nbd.folder import Folder
+from blockstore_plugins.nbd.folder import ExportFolder
 
 from tests import sampling
 from tests.conftest import need
@@ -185,7 +185,7 @@ def running(target: str, state_dir: Path) -> Iterator[str]:
         yield target
     finally:
         for folder in (state_dir / "targets" / "nbd").glob("*-*"):
-            Folder(folder).stop()
+            ExportFolder(folder).stop()
             (folder / "nbd").unlink(missing_ok=True)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blockstore_plugins import tgt
 from blockstore_plugins.tgt import TgtTarget
-from blockstore_plugins.tgt.management import Code, Refused
+from blockstore_plugins.tgt.management import Code, TgtRefused
 
 from blockstore.conformance.target import Made
 from blockstore.errors import Unreachable
@@ -241,8 +241,8 @@ def test_a_target_that_somebody_else_removed_is_made_again_or_is_gone(rig: Rig) 
 
 
 def test_an_error_number_has_a_name_and_is_a_sentence() -> None:
-    assert str(Refused("open a LUN", Code.LUN_EXISTS)) == "tgtd did not open a LUN: the LUN is there already."
-    assert str(Refused("open a LUN", 99)) == "tgtd did not open a LUN: its error 99."
+    assert str(TgtRefused("open a LUN", Code.LUN_EXISTS)) == "tgtd did not open a LUN: the LUN is there already."
+    assert str(TgtRefused("open a LUN", 99)) == "tgtd did not open a LUN: its error 99."
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ ID = str(uuid.UUID(int=7))
 
 
 def volume(version: Version, **fields: Any) -> Any:
-    return load(volumes.CreateVolume, {"volume": fields}, version)["volume"]
+    return load(volumes.CreateVolumeBody, {"volume": fields}, version)["volume"]
 
 
 def test_words_for_true_and_false() -> None:
@@ -67,13 +67,13 @@ def test_unknown_fields_are_refused_since_3_53() -> None:
     with pytest.raises(InvalidInput, match=r"volume\.more"):
         volume(VOLUME_STRICT, size=1, more=1)
     with pytest.raises(InvalidInput, match="more"):
-        load(volumes.CreateVolume, {"volume": {"size": 1}, "more": 1}, MINIMUM)
+        load(volumes.CreateVolumeBody, {"volume": {"size": 1}, "more": 1}, MINIMUM)
 
 
 def test_an_empty_update_is_refused_since_3_53() -> None:
-    assert load(volumes.UpdateVolume, {"volume": {}}, Version(3, 52)) == {"volume": {}}
+    assert load(volumes.UpdateVolumeBody, {"volume": {}}, Version(3, 52)) == {"volume": {}}
     with pytest.raises(InvalidInput, match="At least one"):
-        load(volumes.UpdateVolume, {"volume": {}}, VOLUME_STRICT)
+        load(volumes.UpdateVolumeBody, {"volume": {}}, VOLUME_STRICT)
 
 
 def test_older_words_for_name_and_description() -> None:
@@ -84,17 +84,17 @@ def test_older_words_for_name_and_description() -> None:
     }
     assert volume(MAXIMUM, size=1, display_name="old", name="new")["name"] == "new"
     asked = {"snapshot": {"display_name": "n", "display_description": "d"}}
-    assert load(snapshots.UpdateSnapshot, asked, MINIMUM)["snapshot"] == {"name": "n", "description": "d"}
+    assert load(snapshots.UpdateSnapshotBody, asked, MINIMUM)["snapshot"] == {"name": "n", "description": "d"}
 
 
 def test_a_refusal_names_field_value_and_limit() -> None:
     with pytest.raises(InvalidInput) as caught:
-        load(volumes.Extend, {"os-extend": {"new_size": 0}}, MINIMUM)
+        load(volumes.ExtendBody, {"os-extend": {"new_size": 0}}, MINIMUM)
     assert str(caught.value) == (
         "Invalid input for field/attribute os-extend.new_size. Value: 0. It must be from 1 to 2147483647 GiB."
     )
     with pytest.raises(InvalidInput) as caught:
-        load(volumes.Metadata, {"metadata": {"k": "v" * 256}}, MINIMUM)
+        load(volumes.VolumeMetadataBody, {"metadata": {"k": "v" * 256}}, MINIMUM)
     assert caught.value.field == "metadata.k"
     assert "at most 255" in str(caught.value)
 
@@ -102,10 +102,13 @@ def test_a_refusal_names_field_value_and_limit() -> None:
 @pytest.mark.parametrize(
     ("schema", "body"),
     [
-        (identity.AskToken, {f"k{number}": 1 for number in range(900)}),
-        (identity.AskToken, {"auth": {"identity": {"methods": ["password"], "password": {"user": {"unknown": 1}}}}}),
-        (volumes.CreateVolume, {"volume": {"size": 1, "name": "n" * 300}}),
-        (volumes.CreateVolume, {"volume": {"size": "many", "metadata": {"k": 5}}}),
+        (identity.AskTokenBody, {f"k{number}": 1 for number in range(900)}),
+        (
+            identity.AskTokenBody,
+            {"auth": {"identity": {"methods": ["password"], "password": {"user": {"unknown": 1}}}}},
+        ),
+        (volumes.CreateVolumeBody, {"volume": {"size": 1, "name": "n" * 300}}),
+        (volumes.CreateVolumeBody, {"volume": {"size": "many", "metadata": {"k": 5}}}),
     ],
 )
 def test_a_body_that_was_refused_is_freed_without_a_search_for_cycles(schema: type[base.Schema], body: Any) -> None:
@@ -128,20 +131,20 @@ def test_hints_keep_only_what_the_scheduler_reads() -> None:
         "volume": {"size": 1},
         "OS-SCH-HNT:scheduler_hints": {"same_host": ID, "query": [1], "different_host": None},
     }
-    assert load(volumes.CreateVolume, asked, MAXIMUM)["hints"] == {"same_host": ID}
+    assert load(volumes.CreateVolumeBody, asked, MAXIMUM)["hints"] == {"same_host": ID}
 
 
 def test_one_spec_is_the_body_itself() -> None:
     for good in ({"k": None}, {"a b": "c"}, {"a/b": "c"}):
-        assert load(types.OneSpec, good, MINIMUM) == good
+        assert load(types.OneSpecBody, good, MINIMUM) == good
     for body in ({}, {"a": "b", "c": "d"}, {"a\tb": "c"}, {"a": 1}):
         with pytest.raises(InvalidInput):
-            load(types.OneSpec, body, MINIMUM)
+            load(types.OneSpecBody, body, MINIMUM)
 
 
 @pytest.mark.parametrize("level", ["info", "WARN", "Critical"])
 def test_levels_in_any_case(level: str) -> None:
-    assert load(services.SetLog, {"level": level}, MAXIMUM)["level"] == level.lower()
+    assert load(services.SetLogBody, {"level": level}, MAXIMUM)["level"] == level.lower()
 
 
 def test_a_reply_shows_what_a_version_knows_and_a_caller_may_see() -> None:

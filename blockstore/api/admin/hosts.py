@@ -61,7 +61,7 @@ def show(call: Call, host_name: str) -> dict[str, Any]:
     }
 
 
-@routes.put("/os-hosts/<host_name>", policy="volume_extension:hosts", body=schemas.SwitchHost)
+@routes.put("/os-hosts/<host_name>", policy="volume_extension:hosts", body=schemas.SwitchHostBody)
 def change(call: Call, host_name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Let the scheduler use a host, or keep new volumes away from it."""
     disabled = body["status"] == "disable"
@@ -151,13 +151,13 @@ def show_cluster(call: Call, cluster_name: str) -> None:
     raise NotFound(f"Cluster {cluster_name} could not be found.")
 
 
-@routes.put("/clusters/enable", policy="clusters:update", body=schemas.Cluster, since=SERVICES_CLUSTER)
+@routes.put("/clusters/enable", policy="clusters:update", body=schemas.ClusterBody, since=SERVICES_CLUSTER)
 def enable_cluster(call: Call, body: Mapping[str, Any]) -> None:
     """Let the scheduler use a cluster."""
     show_cluster(call, body["name"])
 
 
-@routes.put("/clusters/disable", policy="clusters:update", body=schemas.DisableCluster, since=SERVICES_CLUSTER)
+@routes.put("/clusters/disable", policy="clusters:update", body=schemas.DisableClusterBody, since=SERVICES_CLUSTER)
 def disable_cluster(call: Call, body: Mapping[str, Any]) -> None:
     """Keep new volumes away from a cluster."""
     show_cluster(call, body["name"])
@@ -170,7 +170,7 @@ def _no_clusters(call: Call) -> dict[str, Any]:
     return {"clusters": []}
 
 
-@routes.post("/workers/cleanup", policy="workers:cleanup", body=schemas.Cleanup, since=WORKERS_CLEANUP)
+@routes.post("/workers/cleanup", policy="workers:cleanup", body=schemas.CleanupBody, since=WORKERS_CLEANUP)
 def clean_up(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Clean up after services that died: none can be found, since what is left over is resumed at each start."""
     return {"cleaning": [], "unavailable": []}

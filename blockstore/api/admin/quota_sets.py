@@ -50,7 +50,7 @@ def defaults(call: Call, target_project: str) -> dict[str, Any]:
     return {"quota_set": {"id": target_project, **_shown(call, None, quotas.DEFAULT_CLASS)}}
 
 
-@routes.put(PLACE, policy="volume_extension:quotas:update", body=schemas.UpdateQuotaSet)
+@routes.put(PLACE, policy="volume_extension:quotas:update", body=schemas.UpdateQuotaSetBody)
 def change(call: Call, target_project: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set limits of a project; none below what it uses."""
     limits = _by_resource(call, "quota_set", body["quota_set"])
@@ -76,7 +76,7 @@ def show_class(call: Call, class_name: str) -> dict[str, Any]:
     return {"quota_class_set": {"id": class_name, **_shown(call, None, class_name)}}
 
 
-@routes.put(CLASS_PLACE, policy="volume_extension:quota_classes:update", body=schemas.UpdateQuotaClass)
+@routes.put(CLASS_PLACE, policy="volume_extension:quota_classes:update", body=schemas.UpdateQuotaClassBody)
 def change_class(call: Call, class_name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set limits of a class."""
     if len(class_name) > MAX_NAME:

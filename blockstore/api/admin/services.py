@@ -71,21 +71,21 @@ def facts(call: Call) -> list[dict[str, Any]]:
     return items
 
 
-@routes.put("/os-services/enable", policy="volume_extension:services:update", body=schemas.Switch)
+@routes.put("/os-services/enable", policy="volume_extension:services:update", body=schemas.SwitchBody)
 def enable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Let the scheduler use a service again."""
     switch(call, body.get("binary") or body["service"], body["host"], disabled=False)
     return {**_named(body), "status": "enabled", "disabled": False}
 
 
-@routes.put("/os-services/disable", policy="volume_extension:services:update", body=schemas.Switch)
+@routes.put("/os-services/disable", policy="volume_extension:services:update", body=schemas.SwitchBody)
 def disable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a service."""
     switch(call, body.get("binary") or body["service"], body["host"], disabled=True)
     return {**_named(body), "status": "disabled", "disabled": True}
 
 
-@routes.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOff)
+@routes.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOffBody)
 def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a service, and say why."""
     reason = body["disabled_reason"]
@@ -93,14 +93,14 @@ def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     return {**_named(body), "status": "disabled", "disabled": True, "disabled_reason": reason}
 
 
-@routes.put("/os-services/freeze", policy="volume_extension:services:update", body=schemas.Freeze)
+@routes.put("/os-services/freeze", policy="volume_extension:services:update", body=schemas.FreezeBody)
 def freeze(call: Call, body: Mapping[str, Any]) -> None:
     """Keep a backend as it is: no new volumes, no snapshots, no deletions."""
     call.enforce("volume:freeze_host")
     _set_frozen(call, body["host"], frozen=True)
 
 
-@routes.put("/os-services/thaw", policy="volume_extension:services:update", body=schemas.Freeze)
+@routes.put("/os-services/thaw", policy="volume_extension:services:update", body=schemas.FreezeBody)
 def thaw(call: Call, body: Mapping[str, Any]) -> None:
     """End the freeze of a backend."""
     call.enforce("volume:thaw_host")
@@ -127,7 +127,11 @@ def refuse_frozen(call: Call, pool: str | None, done: str) -> None:
 
 
 @routes.put(
-    "/os-services/get-log", policy="volume_extension:services:update", body=schemas.Log, since=LOG_LEVELS, writes=False
+    "/os-services/get-log",
+    policy="volume_extension:services:update",
+    body=schemas.LogBody,
+    since=LOG_LEVELS,
+    writes=False,
 )
 def get_log(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Show the log levels; all services share one process, and so one log."""
@@ -146,7 +150,7 @@ def get_log(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @routes.put(
-    "/os-services/set-log", policy="volume_extension:services:update", body=schemas.SetLog, status=202,
+    "/os-services/set-log", policy="volume_extension:services:update", body=schemas.SetLogBody, status=202,
     since=LOG_LEVELS, writes=False,
 )  # fmt: skip
 def set_log(call: Call, body: Mapping[str, Any]) -> None:

@@ -83,7 +83,7 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class PlainText:
     """A reply that is not plain JSON: exact bytes with headers."""
 
     body: bytes

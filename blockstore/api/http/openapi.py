@@ -210,7 +210,7 @@ def _attributes(converter: Any, field: Any, **_kw: Any) -> dict[str, Any]:
     return {}
 
 
-def _text(field: base.Text) -> dict[str, Any]:
+def _text(field: base.TextField) -> dict[str, Any]:
     made: dict[str, Any] = {"type": "string", "minLength": field.min_length, "maxLength": field.max_length}
     if field.pattern is not None:
         made["pattern"] = f"^{field.pattern.pattern}$"
@@ -231,7 +231,7 @@ def _pairs(field: base.Pairs) -> dict[str, Any]:
 
 _SIZE = {"type": "integer", "minimum": 1, "maximum": base.MAX_SIZE_GIB}
 _TOLD: tuple[tuple[type[Any], Callable[[Any], dict[str, Any]]], ...] = (
-    (base.Text, _text),
+    (base.TextField, _text),
     (base.Pairs, _pairs),
     (base.Uuid, lambda _field: {"type": "string", "format": "uuid"}),
     (base.SizeGib, lambda _field: {"anyOf": [_SIZE, {"type": "string", "pattern": "^[0-9]{1,10}$"}]}),

@@ -24,7 +24,7 @@ from blockstore.api.http import faults, links
 from blockstore.api.http.application import Application
 from blockstore.api.http.authentication import global_request_id_of
 from blockstore.api.http.body import JSON_TYPES, bounded_query, read_json, refuse_long_query
-from blockstore.api.http.call import CORE, Call, Core, Deferred, Text, WithoutSession
+from blockstore.api.http.call import CORE, Call, Core, Deferred, PlainText, WithoutSession
 from blockstore.api.http.routes import Endpoint, Routes, merged
 from blockstore.context import new_request_id
 from blockstore.db import patience, reserve
@@ -191,7 +191,7 @@ def _body_and_endpoint(target: Endpoint | dict[str, Endpoint]) -> tuple[Any, End
 
 
 def _dump(result: Any, status: int) -> Response:
-    if isinstance(result, Text):
+    if isinstance(result, PlainText):
         return Response(result.body, status=result.status, mimetype=result.mimetype, headers=dict(result.headers))
     if result is None:
         response = Response(status=status)

@@ -68,7 +68,7 @@ def show(call: IdentityRequest, user_id: str, credential_id: str) -> dict[str, A
         return {"application_credential": shown(call, row, _roles(session))}
 
 
-@routes.serves("POST", PLACE, to=owner_or_admin, body=schemas.CreateCredential, status=201)
+@routes.serves("POST", PLACE, to=owner_or_admin, body=schemas.CreateCredentialBody, status=201)
 def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a credential for oneself on the token's project; its secret is told once."""
     caller, asked = call.caller, body["application_credential"]

@@ -60,7 +60,7 @@ def of_caller(call: IdentityRequest) -> dict[str, Any]:
     return call.listed("domains", [shown(call, row) for row in rows], "/auth/domains")
 
 
-@routes.serves("POST", "/domains", body=schemas.CreateDomain, status=201)
+@routes.serves("POST", "/domains", body=schemas.CreateDomainBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a domain."""
     asked = body["domain"]
@@ -74,7 +74,7 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
         return {"domain": shown(call, accounts.add(session, row))}
 
 
-@routes.serves("PATCH", "/domains/<domain_id>", body=schemas.ChangeDomain)
+@routes.serves("PATCH", "/domains/<domain_id>", body=schemas.ChangeDomainBody)
 def change(call: IdentityRequest, domain_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change a domain."""
     asked = dict(body["domain"])

@@ -115,7 +115,7 @@ def owner_or_admin(call: IdentityRequest, path: Mapping[str, str]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Service:
+class IdentityCore:
     """One method on one path."""
 
     function: Callable[..., Any]
@@ -128,7 +128,7 @@ class IdentityRoutes:
     """Collects the functions of one module."""
 
     def __init__(self) -> None:
-        self.services: dict[tuple[str, str], Service] = {}
+        self.services: dict[tuple[str, str], IdentityCore] = {}
 
     def serves(
         self, method: str, path: str, *, to: Rule = admin, body: type[Schema] | None = None, status: int = 200
@@ -138,13 +138,13 @@ class IdentityRoutes:
 
         def declare(function: Callable[..., Any]) -> Callable[..., Any]:
             assert (method, full) not in self.services, f"{method} {full} is declared twice"
-            self.services[(method, full)] = Service(function=function, rule=to, body=body, status=status)
+            self.services[(method, full)] = IdentityCore(function=function, rule=to, body=body, status=status)
             return function
 
         return declare
 
 
-def answer(service: Service) -> Callable[..., Response]:
+def answer(service: IdentityCore) -> Callable[..., Response]:
     """Return what answers a request for a function."""
 
     def view(**path: str) -> Response:

@@ -74,7 +74,7 @@ def of_caller(call: IdentityRequest) -> dict[str, Any]:
     return call.listed("projects", [shown(call, row) for row in rows], "/auth/projects")
 
 
-@routes.serves("POST", "/projects", body=schemas.CreateProject, status=201)
+@routes.serves("POST", "/projects", body=schemas.CreateProjectBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a project."""
     asked = body["project"]
@@ -89,7 +89,7 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
         return {"project": shown(call, accounts.add(session, row))}
 
 
-@routes.serves("PATCH", "/projects/<project_id>", body=schemas.ChangeProject)
+@routes.serves("PATCH", "/projects/<project_id>", body=schemas.ChangeProjectBody)
 def change(call: IdentityRequest, project_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change a project."""
     asked = dict(body["project"])

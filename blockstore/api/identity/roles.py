@@ -47,7 +47,7 @@ def show(call: IdentityRequest, role_id: str) -> dict[str, Any]:
         return {"role": shown(call, accounts.find(session, Role, role_id))}
 
 
-@routes.serves("POST", "/roles", body=schemas.CreateRole, status=201)
+@routes.serves("POST", "/roles", body=schemas.CreateRoleBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a role."""
     asked = body["role"]
@@ -56,7 +56,7 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
         return {"role": shown(call, accounts.add(session, row))}
 
 
-@routes.serves("PATCH", "/roles/<role_id>", body=schemas.ChangeRole)
+@routes.serves("PATCH", "/roles/<role_id>", body=schemas.ChangeRoleBody)
 def change(call: IdentityRequest, role_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change a role."""
     with call.db.write() as session:

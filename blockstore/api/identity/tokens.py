@@ -15,7 +15,7 @@ from blockstore.schemas import identity as schemas
 routes = IdentityRoutes()
 
 
-@routes.serves("POST", "/auth/tokens", to=anybody, body=schemas.AskToken)
+@routes.serves("POST", "/auth/tokens", to=anybody, body=schemas.AskTokenBody)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> IdentityResponse:
     """Log in."""
     words = call.login.token(body["auth"], call.address)
@@ -91,7 +91,7 @@ def shown(call: IdentityRequest, caller: tokens.Caller) -> dict[str, Any]:
     return token
 
 
-def named(one: tokens.Named | None) -> dict[str, str]:
+def named(one: tokens.NamedRow | None) -> dict[str, str]:
     """Return an id and a name."""
     return {} if one is None else {"id": one.id, "name": one.name}
 

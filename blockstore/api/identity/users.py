@@ -65,7 +65,7 @@ def groups(call: IdentityRequest, user_id: str) -> dict[str, Any]:
     return call.listed("groups", [], f"/users/{user_id}/groups")
 
 
-@routes.serves("POST", "/users", body=schemas.CreateUser, status=201)
+@routes.serves("POST", "/users", body=schemas.CreateUserBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a user."""
     asked = body["user"]
@@ -83,7 +83,7 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
         return {"user": shown(call, accounts.add(session, row))}
 
 
-@routes.serves("PATCH", "/users/<user_id>", body=schemas.ChangeUser)
+@routes.serves("PATCH", "/users/<user_id>", body=schemas.ChangeUserBody)
 def change(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change a user; a new password ends all sessions."""
     asked = dict(body["user"])
@@ -101,7 +101,7 @@ def change(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict
     return {"user": shown(call, row)}
 
 
-@routes.serves("POST", "/users/<user_id>/password", to=anybody, body=schemas.ChangePassword, status=204)
+@routes.serves("POST", "/users/<user_id>/password", to=anybody, body=schemas.ChangePasswordBody, status=204)
 def change_password(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> None:
     """Change one's own password, knowing the old one; it ends all sessions."""
     asked = body["user"]

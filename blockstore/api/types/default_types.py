@@ -37,7 +37,9 @@ def show(call: Call, for_project: str) -> dict[str, Any]:
     return {"default_type": _shown(row)}
 
 
-@routes.put(PLACE, policy="volume_extension:default_set_or_update", body=schemas.SetDefaultType, since=DEFAULT_TYPES)
+@routes.put(
+    PLACE, policy="volume_extension:default_set_or_update", body=schemas.SetDefaultTypeBody, since=DEFAULT_TYPES
+)
 def change(call: Call, for_project: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set a project's default type."""
     _check_project(call, for_project)

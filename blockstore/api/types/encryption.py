@@ -38,7 +38,9 @@ def show_one(call: Call, type_id: str, key: str) -> dict[str, Any]:
     return {key: item[key]}
 
 
-@routes.post(PLACE, policy="volume_extension:volume_type_encryption:create", body=schemas.CreateEncryption, status=200)
+@routes.post(
+    PLACE, policy="volume_extension:volume_type_encryption:create", body=schemas.CreateEncryptionBody, status=200
+)
 def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Say that volumes of a type are to be encrypted."""
     row = find_type(call, type_id, by_name=False, lock=True)
@@ -51,7 +53,9 @@ def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @routes.put(
-    f"{PLACE}/<encryption_id>", policy="volume_extension:volume_type_encryption:update", body=schemas.ChangeEncryption
+    f"{PLACE}/<encryption_id>",
+    policy="volume_extension:volume_type_encryption:update",
+    body=schemas.ChangeEncryptionBody,
 )
 def change(call: Call, type_id: str, encryption_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change how volumes of a type are to be encrypted."""

@@ -46,7 +46,7 @@ def show(call: Call, qos_id: str) -> dict[str, Any]:
     return _with_links(call, _find(call, qos_id))
 
 
-@routes.post("/qos-specs", policy="volume_extension:qos_specs_manage:create", body=schemas.CreateSpecs, status=200)
+@routes.post("/qos-specs", policy="volume_extension:qos_specs_manage:create", body=schemas.CreateSpecsBody, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make specs."""
     asked = body["qos_specs"]
@@ -64,7 +64,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     return _with_links(call, row)
 
 
-@routes.put(PLACE, policy="volume_extension:qos_specs_manage:update", body=schemas.ChangeSpecs)
+@routes.put(PLACE, policy="volume_extension:qos_specs_manage:update", body=schemas.ChangeSpecsBody)
 def change(call: Call, qos_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add specs to those that are there, or change the consumer."""
     row = _find(call, qos_id, lock=True)
@@ -81,7 +81,7 @@ def change(call: Call, qos_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @routes.put(
-    f"{PLACE}/delete_keys", policy="volume_extension:qos_specs_manage:delete", body=schemas.DeleteKeys, status=202
+    f"{PLACE}/delete_keys", policy="volume_extension:qos_specs_manage:delete", body=schemas.DeleteKeysBody, status=202
 )
 def delete_keys(call: Call, qos_id: str, body: Mapping[str, Any]) -> None:
     """Remove some of the specs."""

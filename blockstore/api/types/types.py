@@ -172,7 +172,7 @@ def _visible(call: Call) -> Select[Any]:
 # --- changing ----------------------------------------------------------------------------------------------
 
 
-@routes.post("/types", policy="volume_extension:type_create", body=schemas.CreateType, status=200)
+@routes.post("/types", policy="volume_extension:type_create", body=schemas.CreateTypeBody, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a type."""
     asked = body["volume_type"]
@@ -194,7 +194,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"volume_type": {**item, "extra_specs": dict(specs)}}
 
 
-@routes.put("/types/<type_id>", policy="volume_extension:type_update", body=schemas.UpdateType)
+@routes.put("/types/<type_id>", policy="volume_extension:type_update", body=schemas.UpdateTypeBody)
 def change(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, visibility."""
     row = find_type(call, type_id, by_name=False, lock=True)
@@ -245,14 +245,14 @@ def show_spec(call: Call, type_id: str, key: str) -> dict[str, Any]:
     return {key: specs[key]}
 
 
-@routes.post(SPECS, policy="volume_extension:types_extra_specs:create", body=schemas.ExtraSpecs, status=200)
+@routes.post(SPECS, policy="volume_extension:types_extra_specs:create", body=schemas.ExtraSpecsBody, status=200)
 def add_specs(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add extra specs to those that are there."""
     _write_specs(call, type_id, body["extra_specs"])
     return {"extra_specs": body["extra_specs"]}
 
 
-@routes.put(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:update", body=schemas.OneSpec)
+@routes.put(f"{SPECS}/<key>", policy="volume_extension:types_extra_specs:update", body=schemas.OneSpecBody)
 def set_spec(call: Call, type_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one extra spec."""
     if key not in body:
@@ -304,7 +304,7 @@ def list_access(call: Call, type_id: str) -> dict[str, Any]:
 
 @routes.action(
     ACTION, "addProjectAccess", policy="volume_extension:volume_type_access:addProjectAccess",
-    body=schemas.AddProjectAccess,
+    body=schemas.AddProjectAccessBody,
 )  # fmt: skip
 def add_access(call: Call, type_id: str, body: Mapping[str, Any]) -> None:
     """Let a project use a private type."""
@@ -316,7 +316,7 @@ def add_access(call: Call, type_id: str, body: Mapping[str, Any]) -> None:
 
 @routes.action(
     ACTION, "removeProjectAccess", policy="volume_extension:volume_type_access:removeProjectAccess",
-    body=schemas.RemoveProjectAccess,
+    body=schemas.RemoveProjectAccessBody,
 )  # fmt: skip
 def remove_access(call: Call, type_id: str, body: Mapping[str, Any]) -> None:
     """Take a private type away from a project."""

@@ -29,7 +29,7 @@ routes = Routes()
 ACTION = "/volumes/<volume_id>/action"
 
 
-@routes.action(ACTION, "os-extend", policy="volume:extend", body=schemas.Extend)
+@routes.action(ACTION, "os-extend", policy="volume:extend", body=schemas.ExtendBody)
 def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume grows."""
     volume = find_volume(call, volume_id, lock=True)
@@ -75,7 +75,7 @@ def _check_online(call: Call, volume: Volume) -> None:
         )
 
 
-@routes.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.Revert, since=VOLUME_REVERT)
+@routes.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.RevertBody, since=VOLUME_REVERT)
 def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume goes back to its newest snapshot."""
     volume = find_volume(call, volume_id, lock=True)  # no newer snapshot is born meanwhile
@@ -109,7 +109,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         raise Conflict(f"{conflict.message} Volume and snapshot must be available.") from None
 
 
-@routes.action(ACTION, "os-retype", policy="volume:retype", body=schemas.Retype)
+@routes.action(ACTION, "os-retype", policy="volume:retype", body=schemas.RetypeBody)
 def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Accept that a volume gets another type, which its pool serves, or another to which it may be moved."""
     volume = find_volume(call, volume_id, lock=True)
@@ -175,7 +175,7 @@ def _limits_of_hypervisor(call: Call, kind: VolumeType) -> Mapping[str, str | No
     ACTION,
     "os-reset_status",
     policy="volume_extension:volume_admin_actions:reset_status",
-    body=schemas.ResetStatus,
+    body=schemas.ResetVolumeStatusBody,
     frees=True,
 )
 def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
@@ -210,7 +210,7 @@ def _detach_all(call: Call, volume: Volume) -> None:
     ACTION,
     "os-force_delete",
     policy="volume_extension:volume_admin_actions:force_delete",
-    body=schemas.ForceDelete,
+    body=schemas.ForceDeleteVolumeBody,
     frees=True,
 )
 def force_delete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
@@ -218,13 +218,15 @@ def force_delete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     delete_volume(call, volume_id, force=True)
 
 
-@routes.action(ACTION, "os-set_bootable", policy="volume:update", body=schemas.SetBootable, status=200)
+@routes.action(ACTION, "os-set_bootable", policy="volume:update", body=schemas.SetBootableBody, status=200)
 def set_bootable(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Mark a volume as bootable or not."""
     touch(call, find_volume(call, volume_id, lock=True), bootable=body["set_bootable"]["bootable"])
 
 
-@routes.action(ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlag)
+@routes.action(
+    ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlagBody
+)
 def update_readonly_flag(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Mark a volume as read-only or not, while nobody uses it."""
     volume = find_volume(call, volume_id, lock=True)

@@ -39,7 +39,7 @@ routes = Routes()
 # --- words that change the status only ---------------------------------------------------------------------
 
 
-@routes.action(ACTION, "os-reserve", policy="volume_extension:volume_actions:reserve", body=schemas.Reserve)
+@routes.action(ACTION, "os-reserve", policy="volume_extension:volume_actions:reserve", body=schemas.ReserveBody)
 def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Keep a volume for a server that is about to attach it."""
     volume = find_volume(call, volume_id, lock=True)
@@ -54,7 +54,7 @@ def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 
 @routes.action(
-    ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.Unreserve, frees=True
+    ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.UnreserveBody, frees=True
 )
 def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Give up what os-reserve kept."""
@@ -70,7 +70,7 @@ def _unreserve(call: Call, volume: Volume) -> None:
     ACTION,
     "os-begin_detaching",
     policy="volume_extension:volume_actions:begin_detaching",
-    body=schemas.BeginDetaching,
+    body=schemas.BeginDetachingBody,
     frees=True,
 )
 def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     ACTION,
     "os-roll_detaching",
     policy="volume_extension:volume_actions:roll_detaching",
-    body=schemas.RollDetaching,
+    body=schemas.RollDetachingBody,
     frees=True,
 )
 def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 # --- use ---------------------------------------------------------------------------------------------------
 
 
-@routes.action(ACTION, "os-attach", policy="volume_extension:volume_actions:attach", body=schemas.Attach)
+@routes.action(ACTION, "os-attach", policy="volume_extension:volume_actions:attach", body=schemas.AttachBody)
 def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Take note that a server or a host uses the volume."""
     volume = find_volume(call, volume_id, lock=True)
@@ -151,7 +151,9 @@ def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
     return bool(getattr(row, name) == asked[name])
 
 
-@routes.action(ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.Detach, frees=True)
+@routes.action(
+    ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.DetachBody, frees=True
+)
 def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     """End an attachment and what is exported for it."""
     volume = find_volume(call, volume_id, lock=True)
@@ -188,7 +190,7 @@ def _attachment_to_end(call: Call, volume: Volume, attachment_id: str | None) ->
     ACTION,
     "os-initialize_connection",
     policy="volume_extension:volume_actions:initialize_connection",
-    body=schemas.InitializeConnection,
+    body=schemas.InitializeConnectionBody,
     status=200,
 )
 def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
@@ -227,7 +229,7 @@ def _info(call: Call, row: Attachment) -> dict[str, Any]:
     ACTION,
     "os-terminate_connection",
     policy="volume_extension:volume_actions:terminate_connection",
-    body=schemas.TerminateConnection,
+    body=schemas.TerminateConnectionBody,
     frees=True,
 )
 def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
@@ -245,7 +247,7 @@ def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) ->
     ACTION,
     "os-force_detach",
     policy="volume_extension:volume_admin_actions:force_detach",
-    body=schemas.ForceDetach,
+    body=schemas.ForceDetachBody,
     frees=True,
 )
 def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
@@ -291,7 +293,7 @@ def _when_ended(operations: Iterable[Operation]) -> Any:
     ACTION,
     "os-extend_volume_completion",
     policy="volume_extension:volume_admin_actions:extend_volume_completion",
-    body=schemas.ExtendVolumeCompletion,
+    body=schemas.ExtendVolumeCompletionBody,
 )
 def extend_volume_completion(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Refuse, with the reason: here no extension waits for a compute service to do its part."""

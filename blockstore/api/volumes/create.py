@@ -43,7 +43,7 @@ class Source:
     """What the new volume takes over."""
 
 
-@routes.post("/volumes", policy="volume:create", body=schemas.CreateVolume)
+@routes.post("/volumes", policy="volume:create", body=schemas.CreateVolumeBody)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new volume: empty, from a snapshot, or from a volume."""
     asked = body["volume"]

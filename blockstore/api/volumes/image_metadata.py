@@ -19,7 +19,7 @@ ACTION = "/volumes/<volume_id>/action"
 
 @routes.action(
     ACTION, "os-set_image_metadata", policy="volume_extension:volume_image_metadata:set",
-    body=schemas.SetImageMetadata, status=200,
+    body=schemas.SetImageMetadataBody, status=200,
 )  # fmt: skip
 def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
@@ -33,7 +33,7 @@ def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any
 
 @routes.action(
     ACTION, "os-unset_image_metadata", policy="volume_extension:volume_image_metadata:remove",
-    body=schemas.UnsetImageMetadata, status=200,
+    body=schemas.UnsetImageMetadataBody, status=200,
 )  # fmt: skip
 def unset(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Remove one pair."""
@@ -44,7 +44,11 @@ def unset(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 
 @routes.action(
-    ACTION, "os-show_image_metadata", policy="volume:get_volume_metadata", body=schemas.ShowImageMetadata, status=200
+    ACTION,
+    "os-show_image_metadata",
+    policy="volume:get_volume_metadata",
+    body=schemas.ShowImageMetadataBody,
+    status=200,
 )
 def show(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Show all pairs."""

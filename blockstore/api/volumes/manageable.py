@@ -26,7 +26,7 @@ from blockstore.api.snapshots import shown as snapshots_shown
 from blockstore.api.types.types import default_type, find_type
 from blockstore.api.volumes.actions import ACTION
 from blockstore.api.volumes.delete import DELETABLE, removable, why_not_removable
-from blockstore.api.volumes.volumes import View, find_volume
+from blockstore.api.volumes.volumes import VolumeView, find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume, VolumeType, new_id, now
 from blockstore.errors import (
     BackendError,
@@ -200,7 +200,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     # compat: no field that came later, and none that a policy opens, at any microversion
-    view = View(volume, kind.name, pairs, [], call.links.of_resource("volumes", volume.id), None, {})
+    view = VolumeView(volume, kind.name, pairs, [], call.links.of_resource("volumes", volume.id), None, {})
     return {"volume": {name: get(view) for name, get in VOLUME_REPLY.getters(MINIMUM, frozenset())}}
 
 
@@ -241,19 +241,19 @@ def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 for _path, _since in (("/manageable_volumes", MANAGEABLE), ("/os-volume-manage", MINIMUM)):
-    routes.post(_path, policy="volume_extension:volume_manage", body=schemas.ManageVolume, since=_since, status=202)(
-        manage_volume
-    )
+    routes.post(
+        _path, policy="volume_extension:volume_manage", body=schemas.ManageVolumeBody, since=_since, status=202
+    )(manage_volume)
 for _path, _since in (("/manageable_snapshots", MANAGEABLE), ("/os-snapshot-manage", MINIMUM)):
     routes.post(
-        _path, policy="snapshot_extension:snapshot_manage", body=schemas.ManageSnapshot, since=_since, status=202
+        _path, policy="snapshot_extension:snapshot_manage", body=schemas.ManageSnapshotBody, since=_since, status=202
     )(manage_snapshot)
 
 
 # --- letting go --------------------------------------------------------------------------------------------
 
 
-@routes.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.Unmanage, frees=True)
+@routes.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.UnmanageBody, frees=True)
 def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Forget a volume; it stays on its pool. What may be deleted may be let go."""
     call.enforce("volume:delete")
@@ -276,7 +276,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     quotas.refund(call.session, project, type_id, **counted)
 
 
-@routes.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=schemas.Unmanage)
+@routes.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=schemas.UnmanageBody)
 def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Forget a snapshot; it stays on its pool."""
     call.enforce("volume:delete_snapshot")

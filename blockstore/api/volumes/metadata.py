@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from blockstore.api.http.call import Call, Text
+from blockstore.api.http.call import Call, PlainText
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.volumes.volumes import find_volume, touch
@@ -30,10 +30,10 @@ def index(call: Call, volume_id: str) -> Any:
     if call.version < METADATA_ETAG:
         return json.loads(body)
     # compat: the media type that Cinder sends with an Etag
-    return Text(body=body, mimetype="text/html", headers={"Etag": _etag(body)})
+    return PlainText(body=body, mimetype="text/html", headers={"Etag": _etag(body)})
 
 
-@routes.post(PATH, policy="volume:create_volume_metadata", body=schemas.Metadata, status=200)
+@routes.post(PATH, policy="volume:create_volume_metadata", body=schemas.VolumeMetadataBody, status=200)
 def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Add pairs to those that are there."""
     touch(call, find_volume(call, volume_id, lock=True), not_while=LOCKED)
@@ -41,7 +41,7 @@ def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]
     return {"metadata": OF_VOLUMES.of(call.session, volume_id)}
 
 
-@routes.put(PATH, policy="volume:update_volume_metadata", body=schemas.Metadata)
+@routes.put(PATH, policy="volume:update_volume_metadata", body=schemas.VolumeMetadataBody)
 def replace(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Replace all pairs."""
     volume = find_volume(call, volume_id, lock=True)  # of two writers with one Etag, the second is told
@@ -58,7 +58,7 @@ def show(call: Call, volume_id: str, key: str) -> dict[str, Any]:
     return {"meta": {key: OF_VOLUMES.value(call.session, volume_id, key)}}
 
 
-@routes.put(f"{PATH}/<key>", policy="volume:update_volume_metadata", body=schemas.MetadataItem)
+@routes.put(f"{PATH}/<key>", policy="volume:update_volume_metadata", body=schemas.VolumeMetadataItemBody)
 def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one pair."""
     volume = find_volume(call, volume_id, lock=True)

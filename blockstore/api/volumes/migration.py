@@ -28,7 +28,7 @@ DRAINED = "drained: its volumes are being moved away"
     ACTION,
     "os-migrate_volume",
     policy="volume_extension:volume_admin_actions:migrate_volume",
-    body=schemas.Migrate,
+    body=schemas.MigrateBody,
     frees=True,
 )
 def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
@@ -102,7 +102,7 @@ def _has(call: Call, model: type[Attachment | Snapshot], volume: Volume) -> bool
     ACTION,
     "os-migrate_volume_completion",
     policy="volume_extension:volume_admin_actions:migrate_volume_completion",
-    body=schemas.MigrateCompletion,
+    body=schemas.MigrateCompletionBody,
     status=200,
 )
 def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     )
 
 
-@routes.post("/os-services/drain", policy="volume_extension:services:update", body=schemas.Drain, status=202)
+@routes.post("/os-services/drain", policy="volume_extension:services:update", body=schemas.DrainBody, status=202)
 def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Keep new volumes away from a backend and move what is on it elsewhere; or only tell the plan. Not in Cinder."""
     host, dry_run = body["drain"]["host"], body["drain"].get("dry_run", False)

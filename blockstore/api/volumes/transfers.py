@@ -50,7 +50,7 @@ LISTING = listing.Listing(
 
 
 @dataclass(slots=True)
-class View:
+class TransferView:
     """A transfer as replies show it."""
 
     row: Transfer
@@ -75,13 +75,13 @@ def show(call: Call, transfer_id: str) -> dict[str, Any]:
     return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
 
 
-@routes.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransfer)
+@routes.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransferBody)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Offer a volume; the key is told once."""
     return _create(call, body["transfer"])
 
 
-@routes.post(f"{NEW}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)
+@routes.post(f"{NEW}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransferBody)
 def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Take a volume that was offered, with its snapshots unless they stay behind."""
     key = body["accept"]["auth_key"]
@@ -128,13 +128,13 @@ def old_show(call: Call, transfer_id: str) -> dict[str, Any]:
     return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
 
 
-@routes.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransfer)
+@routes.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransferBody)
 def old_create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Offer a volume; the key is told once."""
     return _create(call, body["transfer"])
 
 
-routes.post(f"{OLD}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransfer)(accept)
+routes.post(f"{OLD}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransferBody)(accept)
 routes.delete(f"{OLD}/<transfer_id>", policy="volume:delete_transfer")(remove)
 
 
@@ -163,7 +163,7 @@ def _summary(call: Call, row: Transfer) -> dict[str, Any]:
 
 
 def _shown(call: Call, row: Transfer) -> dict[str, Any]:
-    view = View(row, _links(call, row))
+    view = TransferView(row, _links(call, row))
     getters = schemas.TRANSFER.getters(call.version, frozenset())
     return {name: get(view) for name, get in getters}
 

@@ -91,7 +91,7 @@ LISTING = listing.Listing(
 
 
 @dataclass(slots=True)
-class View:
+class VolumeView:
     """A volume as replies show it."""
 
     row: Volume
@@ -205,7 +205,7 @@ def shown(
         pairs = metadata.get(volume.id, {})
         if volume.admin_metadata:
             pairs = {**pairs, **{k: v for k, v in volume.admin_metadata.items() if k in ("readonly", "attached_mode")}}
-        view = View(
+        view = VolumeView(
             volume,
             type_name,
             pairs,
@@ -267,7 +267,7 @@ def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
 # --- changing ----------------------------------------------------------------------------------------------
 
 
-@routes.put("/volumes/<volume_id>", policy="volume:update", body=schemas.UpdateVolume)
+@routes.put("/volumes/<volume_id>", policy="volume:update", body=schemas.UpdateVolumeBody)
 def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, metadata."""
     volume = find_volume(call, volume_id, lock=True)
