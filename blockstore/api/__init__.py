@@ -1,6 +1,6 @@
-"""The component that speaks HTTP: accepts or refuses, and never does storage work.
+"""The HTTP component: it accepts or refuses requests, and never does storage work.
 
-``ROUTE_TABLES`` is its contents page. What it accepts it hands over as operations; it calls no other component.
+``ROUTE_TABLES`` lists its route tables. It enqueues an accepted request as operations; it calls no other component.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from blockstore.api.admin import (
 from blockstore.api.http import body, call, faults, openapi, paths, pipeline
 from blockstore.api.http.application import Application
 
-# Other names for three of them: here, ``volumes``, ``metadata`` and ``types`` are modules of this package.
+# Three modules are renamed: in this file ``volumes``, ``metadata`` and ``types`` name modules of this package.
 from blockstore.api.types import default_types, encryption, qos_specs
 from blockstore.api.types import types as volume_types
 from blockstore.api.volumes import (
@@ -77,15 +77,15 @@ ROUTE_TABLES = (
 
 
 def create_app(core: call.Core, login: Login | None = None) -> Flask:
-    """Return the WSGI application; with ``login``, it has the Identity API too."""
+    """Return the WSGI application; with ``login``, it includes the Identity API."""
     return equipped(routed(with_identity=login is not None), core, login)
 
 
 def routed(*, with_identity: bool = False) -> Flask:
-    """Return an application that has its routes, and nothing yet to answer with."""
+    """Return an application with all routes, which is not connected to a ``Core`` yet."""
     app = Application("blockstore")
     app.config["MAX_CONTENT_LENGTH"] = body.MAX_BODY_BYTES
-    app.url_map.merge_slashes = False  # it would redirect; paths.Normalized does it without
+    app.url_map.merge_slashes = False  # merging would redirect; paths.Normalized merges without
     pipeline.mount(app, ROUTE_TABLES)
     app.register_blueprint(versions.blueprint)
     app.register_blueprint(images.blueprint)
@@ -99,7 +99,7 @@ def routed(*, with_identity: bool = False) -> Flask:
 
 
 def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
-    """Give an application what it answers with, and what stands in front of it."""
+    """Connect an application to ``core`` and ``login``, and wrap it in the WSGI middleware."""
     app.extensions[call.CORE] = core
     app.extensions[versions.HEALTH] = Health(core.db, core.thread_reserve.entered)
     if login is not None:
@@ -117,7 +117,7 @@ def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
 
 
 def _patient(application: Callable[..., Any], aside: patience.Aside) -> Callable[..., Any]:
-    """Return the application whose requests wait for the right to write for a short time, and never in the way."""
+    """Return the application with a short limit on a request's wait to write; another thread answers meanwhile."""
 
     def answer(environ: Any, start_response: Any) -> Any:
         with patience.limited(patience.REQUEST_S, aside), reserve.usable(by=False):

@@ -1,1 +1,1 @@
-"""What is common to all HTTP requests: routes, the pipeline, bodies, authentication, faults, lists."""
+"""The machinery of all HTTP requests: routes, the pipeline, bodies, authentication, faults, lists."""

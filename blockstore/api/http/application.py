@@ -1,4 +1,4 @@
-"""Flask, without what this API never uses and each request pays for."""
+"""Flask without features that this API never uses and that cost time in each request."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from blockstore.api.http.routing import MatchOnlyRule, Resources
 
 
 class Application(Flask):
-    """The application: it routes by method and path alone, and keeps no sessions of browsers."""
+    """The Flask application: it routes by method and path alone, and keeps no browser sessions."""
 
     url_rule_class = MatchOnlyRule
 
     def __init__(self, name: str) -> None:
-        """Make one without static files."""
+        """Create the application without static files."""
         super().__init__(name, static_folder=None)
         self.session_interface = _NoSessions()
         self.resources = Resources()
 
     def add_resource(self, method: str, path: str, view: Callable[..., Any]) -> None:
-        """Have a view answer one method of a path below /v3, with and without a project before it."""
+        """Route one method of a path below /v3 to a view, with and without a project in front of the path."""
         name = f"{method} {path}"
         self.view_functions[name] = view
         self.resources.add(method, path, name)
 
     def raise_routing_exception(self, request: Request) -> NoReturn:
-        """Raise what the routing found wrong; the request keeps it no longer, for it refers to the request."""
+        """Raise the routing error. The request drops it, because the error refers back to the request."""
         found, request.routing_exception = request.routing_exception, None
         assert found is not None
         try:
@@ -39,7 +39,7 @@ class Application(Flask):
             del found
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Return what finds the endpoint of a request. Hosts play no part; ``blockstore.address`` looks at them."""
+        """Return the adapter that finds a request's endpoint. It ignores hosts; ``blockstore.address`` checks them."""
         if request is None:
             return None
         adapter = _Adapter(self.url_map, "", "/", "", "http", request.path, request.method)
@@ -48,7 +48,7 @@ class Application(Flask):
 
 
 class _Adapter(MapAdapter):
-    """Finds a rule among those of the resources, then among Flask's."""
+    """Finds a rule: first among the rules of the resources, then among Flask's."""
 
     resources: Resources
 
@@ -58,10 +58,10 @@ class _Adapter(MapAdapter):
 
 
 class _NoSessions(SessionInterface):
-    """Sessions that hold nothing."""
+    """Empty sessions."""
 
     _NULL = SessionInterface.null_session_class()
 
     def open_session(self, app: Flask, request: Request) -> SessionMixin:
-        """Return the session that all requests share, because nothing can be written into it."""
+        """Return the null session. All requests share it, because it cannot be written."""
         return self._NULL

@@ -1,6 +1,6 @@
-"""Who the caller is: three ways to know, one for each value of ``auth``; each gives the same ``RequestContext``.
+"""Authentication of callers: one authenticator for each value of ``auth``; all return a ``RequestContext``.
 
-Called by ``pipeline.py`` as the first step of a request; ``app/service.py`` chooses.
+``pipeline.py`` authenticates as the first step of a request; ``app/service.py`` chooses the authenticator.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ ALL_ROLES = frozenset({"admin", "member", "reader"})
 UNAUTHENTICATED = "The request you have made requires authentication."
 SERVICE_ROLE = "service"
 KEYSTONE_AWAY = "blockstore.keystone_away"
-"""Key of a WSGI environment: why Keystone could not be asked about the tokens of the request."""
+"""Key in the WSGI environment: the reason why Keystone could not check the tokens of the request."""
 KEYSTONE_WAIT_S = 5
 
 Authenticator = Callable[[Request, str | None, str, Session | None], RequestContext]
-"""Takes the request, the project in its path, the request's id, and the session to look with; None: one of its own.
+"""Takes the request, the project in its path, the request's id, and a session; without a session it opens its own.
 
 Raises Unauthorized, BadRequest, Forbidden, Busy.
 """
 
 Note = Callable[[str, str | None], None]
-"""Is told the token of a request and the project that it is for."""
+"""Called with the token of a request and the token's project; the project is None if the token is not valid."""
 
 _ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
 _REQUEST_ID = re.compile(r"req-[0-9a-fA-F\-]{1,64}")
@@ -49,14 +49,14 @@ def global_request_id_of(request: Request) -> str | None:
 
 
 def trusted_headers(policy: Policy, own_names: frozenset[str] | None) -> Authenticator:
-    """Return the way of ``auth = none``: everybody is believed, which is why the service then keeps to loopback.
+    """Return the authenticator of ``auth = none``: it trusts every caller, so the service listens on loopback only.
 
-    Web pages in a browser of this machine reach loopback, too. They are refused by the headers that browsers send, and
-    by a ``Host`` that is neither an address nor one of ``own_names`` (None: any name will do).
+    Web pages in a browser on this machine can reach loopback. They are refused by the headers that browsers send, and
+    by a ``Host`` that is neither an address nor one of ``own_names``. If ``own_names`` is None, any name is accepted.
 
-    The project is that of the path, of the header ``X-Project-Id``, or ``admin``. ``X-Roles``, ``X-User-Id`` and
-    ``X-Service-Roles`` are taken as keystonemiddleware would set them, so that policies can be tried out; without them
-    the caller is an administrator.
+    The project comes from the header ``X-Project-Id``, else from the path, else it is ``admin``. ``X-Roles``,
+    ``X-User-Id`` and ``X-Service-Roles`` are read as if keystonemiddleware had set them, so that policies can be tried
+    out. Without ``X-Roles`` the caller is an administrator.
     """
 
     def authenticate(
@@ -84,7 +84,7 @@ def trusted_headers(policy: Policy, own_names: frozenset[str] | None) -> Authent
 
 
 def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
-    """Return the way of ``auth = builtin``: tokens of our own, in ``X-Auth-Token`` and nowhere else."""
+    """Return the authenticator of ``auth = builtin``: it reads the service's own tokens, from ``X-Auth-Token`` only."""
 
     def authenticate(
         request: Request, path_project: str | None, request_id: str, session: Session | None
@@ -115,7 +115,10 @@ def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
 
 
 def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> Authenticator:
-    """Return the way of ``auth = keystone``: keystonemiddleware has looked, and removed what callers reserved."""
+    """Return the authenticator of ``auth = keystone``.
+
+    keystonemiddleware has checked the tokens, and has removed identity headers that the caller sent.
+    """
 
     def authenticate(
         request: Request, path_project: str | None, request_id: str, _session: Session | None

@@ -1,4 +1,4 @@
-"""The body and the query of a request: bounded in size, depth and number before they are looked at."""
+"""Bodies and queries of requests: their size, depth and number of elements are checked before anything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON_TYPES = frozenset({"application/json", "application/vnd.openstack.volume+js
 
 
 def refuse_long_query(query: bytes) -> None:
-    """Refuse a query string that takes long to look at, before it is looked at. Raises BadRequest, QueryTooLong."""
+    """Raise QueryTooLong if a query string is too long, BadRequest if it has too many keys. Called before parsing."""
     if len(query) > MAX_QUERY_BYTES:
         raise QueryTooLong(f"The query string has {len(query)} bytes; at most {MAX_QUERY_BYTES} are allowed.")
     keys = query.count(b"&") + 1
@@ -35,7 +35,7 @@ def refuse_long_query(query: bytes) -> None:
 
 
 def read_json() -> Any:
-    """Return the body. Raises BadRequest when it is not JSON of a bounded depth, UnsupportedMediaType for others."""
+    """Return the JSON body. Raise BadRequest if it is malformed or too deep, UnsupportedMediaType if it is not JSON."""
     raw = request.get_data(cache=False)
     if not raw:
         raise BadRequest("Malformed request body: a JSON object is needed.")
@@ -55,7 +55,7 @@ def read_json() -> Any:
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
-    """Refuse an object in which a key stands twice: two readers could see two bodies."""
+    """Raise BadRequest if an object has a key twice: two parsers could read two different bodies."""
     seen = set()
     for key, _ in pairs:
         if key in seen:
@@ -64,7 +64,7 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _check_extent(data: Any) -> None:
-    """Raise BadRequest for what is nested too deeply or has too many elements, before any of them is looked at."""
+    """Raise BadRequest if a body is nested too deeply or has too many elements, before any element is checked."""
     level: list[Any] = [data]
     count = 0
     for _ in range(MAX_DEPTH):

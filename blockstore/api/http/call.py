@@ -1,4 +1,4 @@
-"""What an endpoint function is given, and the kinds of replies that it may return beside plain JSON."""
+"""The argument of endpoint functions, and the replies that they may return besides plain JSON."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from blockstore.operations.catalogue import Kind
 from blockstore.policy.rules import Policy
 
 CORE = "blockstore"
-"""Where the application keeps its ``Core``."""
+"""Key of the ``Core`` in ``app.extensions``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Core:
-    """What endpoints work with, beside the request."""
+    """The objects that endpoints use besides the request."""
 
     config: Config
     db: Database
@@ -37,19 +37,19 @@ class Core:
     authenticate: Authenticator
     policy: Policy
     transfer_key_throttle: Throttle
-    """Of the keys of transfers."""
+    """Limits the attempts to guess the keys of transfers."""
     secret_of: Callable[[str], str]
-    """The secret of an attachment, for the reply that tells it."""
+    """Returns the secret of an attachment, for the reply that contains it."""
     check_connector: Callable[[str, Mapping[str, Any]], None]
-    """Raises InvalidConnector when the target of a pool cannot use a connector."""
+    """Raises InvalidConnector if the target of a pool cannot use a connector."""
     explain_new: Callable[..., dict[str, Any]]
-    """What the scheduler would do with a new volume."""
+    """Explains how the scheduler would place a new volume."""
     plan_drain: Callable[[Session, str], list[dict[str, Any]]]
-    """Where the volumes of a backend would go."""
+    """Returns the plan of a drain: the destination of each volume of a backend."""
     note_token: Callable[[str, str | None], None]
-    """Called with a new token and its project, whose requests have a line of their own from the first one on."""
+    """Called with a new token and its project: the project's requests then have their own queue from the first one."""
     manageable: Callable[[str, str, float], list[Any]]
-    """What is on a pool, ``volumes`` or ``snapshots``, if it says so in time. Raises BackendError, TimeoutError."""
+    """Lists the ``volumes`` or ``snapshots`` on a pool. Raises BackendError, and TimeoutError if it takes too long."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Call:
     ctx: RequestContext
     session: Session
     query: Mapping[str, str]
-    """The query string; of a key that stands there twice, the last."""
+    """The query parameters; for a repeated key, its last value."""
     links: links.Links
     core: Core
     if_match: str | None = None
@@ -70,11 +70,11 @@ class Call:
         return self.ctx.microversion
 
     def operation(self, kind: type[Kind], row: Any, **fields: Any) -> Kind:
-        """Return a new operation of this request on a row; whoever changes the row's status files it."""
+        """Return a new operation of this request on a row. The change of the row's status enqueues it."""
         return kind.of(row, self.ctx.request_id, **fields)
 
     def may(self, rule: str) -> bool:
-        """Say whether the caller satisfies a policy rule."""
+        """Return True if the caller satisfies a policy rule."""
         return self.core.policy.allowed(self.ctx, rule)
 
     def enforce(self, rule: str) -> None:
@@ -94,16 +94,16 @@ class PlainText:
 
 @dataclass(frozen=True, kw_only=True)
 class Deferred:
-    """A reply that is made when the operations filed for it have ended; the caller waits for it."""
+    """A reply that is made after the operations of the request have ended, or after a timeout; the client waits."""
 
     operations: Sequence[str]
     reply: Callable[[Call], Any]
-    """Called with a new session; finds out by itself how the operations ended."""
+    """Called with a new session; reads from the database how the operations ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithoutSession:
-    """A reply for which storage is asked: made when the session has ended, while another thread answers."""
+    """A reply that depends on storage: made after the session has ended, while another thread answers requests."""
 
     reply: Callable[[float], Any]
     """Called with the seconds that it may take."""

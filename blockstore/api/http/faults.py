@@ -1,7 +1,7 @@
-"""From an error to a reply: the only place that knows the API's error bodies.
+"""Turn errors into replies: the only module that knows the API's error bodies.
 
-Called by ``pipeline.py`` and by the application's error handlers. An unexpected error is logged in full and answered
-with a sentence that carries the request id and nothing else.
+Called by ``pipeline.py`` and by the application's error handlers. An unexpected error is logged in full. Its reply has
+a fixed sentence and the request id in a header, and nothing else about the error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NO_SUCH_RESOURCE = "The resource could not be found."
 
 def reply(error: Exception) -> Response:
     """Return the reply for any error that a request ended with."""
-    error = outage(error) or error  # what was raised outside of a session
+    error = outage(error) or error  # translates database errors raised outside of a session
     if isinstance(error, Unauthorized):
         return unauthorized(error.message)
     if isinstance(error, BlockstoreError) and error.status != 500:
@@ -52,7 +52,7 @@ def reply(error: Exception) -> Response:
 
 
 def _sentence(error: BlockstoreError) -> str:
-    """Return what the caller is told: the operator's text to administrators, the user's to all others."""
+    """Return the message for the caller: the operator's text for administrators, the public text for all others."""
     if isinstance(error, DatabaseAway) and error.message == FULL and g.get("for_administrator"):
         return f"{FULL} ({error.detail})"
     if error.message != error.public:
@@ -82,9 +82,9 @@ def identity_fault(status: int, message: str) -> Response:
 
 
 def unauthorized(message: str) -> Response:
-    """Return the reply to somebody unknown, in the form that keystonemiddleware gives it, whatever was asked.
+    """Return the 401 reply in the form of keystonemiddleware, for every path.
 
-    With a Keystone it is keystonemiddleware that adds the address of the identity.
+    With ``auth = keystone``, keystonemiddleware adds the address of the identity service.
     """
     response = identity_fault(401, message)
     if "identity" in current_app.blueprints:
@@ -93,11 +93,11 @@ def unauthorized(message: str) -> Response:
 
 
 def from_router(error: HTTPException) -> Response:
-    """Return what Cinder's router says, in plain text, before any controller is reached."""
+    """Return the reply to a routing error: in plain text where Cinder's router answers before any controller."""
     code = error.code or 500
     if g.get("identity"):
         return identity_fault(code, NO_SUCH_RESOURCE if code == 404 else error.description or error.name)
-    # compat: an unknown method on a known URL is 404 there, too
+    # compat: in Cinder an unknown method on a known URL is 404
     if code in (404, 405):
         return Response("404 Not Found\n\nThe resource could not be found.\n", status=404, mimetype="text/plain")
     if code == 413:
@@ -112,7 +112,7 @@ def from_router(error: HTTPException) -> Response:
 
 
 def set_common_headers(response: Response) -> Response:
-    """Put the request id on a reply, and the microversion that was used."""
+    """Add the headers with the request id and the microversion to a reply."""
     request_id = g.get("request_id", "")
     response.headers["x-openstack-request-id"] = request_id
     if g.get("in_controller"):

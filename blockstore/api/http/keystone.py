@@ -1,8 +1,8 @@
-"""With ``auth = keystone``: keystonemiddleware in front of the application, asking a real Keystone about each token.
+"""``auth = keystone``: keystonemiddleware in front of the application asks a real Keystone about each token.
 
-Imported only then. What callers write into the headers that it sets is removed by it. While a request waits for
-Keystone, another thread answers. The waiting requests are bounded: those of each project, and those of strangers, whose
-tokens were not found good lately.
+This module is imported only with ``auth = keystone``. The middleware removes its own headers from callers' requests.
+While a request waits for Keystone, another thread answers. The number of waiting requests is limited for each project
+and for strangers. A stranger's token was not found valid lately.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ except ImportError as exc:
     raise ConfigError("auth = keystone needs keystonemiddleware: pip install 'blockstore[keystone]'") from exc
 
 repeats = Repeats(logging.getLogger(__name__))
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each connection that it does not keep
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each connection that it discards
 
 NEEDED = ("auth_url", "username", "password", "project_name")
 ANSWER_S = 10
 """Seconds within which Keystone must accept a connection, and answer; each request is tried twice."""
 STRANGERS, STRANGERS_OF_ONE = 64, 32
-"""Requests of strangers that wait for Keystone at once: of all, and of one address."""
+"""Strangers' requests that may wait for Keystone at once: in total, and from one address."""
 AWAY = "Keystone does not answer. Try again later."
 CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again later."
 
@@ -49,7 +49,7 @@ class Strangers:
 
     @contextmanager
     def entered(self, address: str) -> Iterator[bool]:
-        """Have another thread answer meanwhile; give False if there is no place, as ``ThreadReserve.entered``."""
+        """Let another thread answer meanwhile. Yield False if there is no place, like ``ThreadReserve.entered``."""
         with self._lock:
             has_place = self._waiting.total() < STRANGERS and self._waiting[address] < STRANGERS_OF_ONE
             if has_place:
@@ -63,7 +63,7 @@ class Strangers:
         finally:
             with self._lock:
                 self._waiting[address] -= 1
-                self._waiting = +self._waiting  # without the addresses that have none
+                self._waiting = +self._waiting  # drops addresses without waiting requests
 
 
 class Away(Exception):
@@ -71,7 +71,7 @@ class Away(Exception):
 
 
 class Guard(AuthProtocol):  # type: ignore[misc]
-    """The middleware. It tells the application if Keystone is away; by itself it would call the token bad."""
+    """keystonemiddleware that tells the application if Keystone is away; the original would call the token invalid."""
 
     def __init__(
         self,
@@ -80,14 +80,14 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         project_of: Callable[[Mapping[str, str]], str],
         thread_reserve: ThreadReserve,
     ) -> None:
-        """``project_of`` is asked for the project of a request whose token was good lately, by its headers."""
+        """``project_of`` returns the project for a request's headers if the token was found valid lately."""
         super().__init__(application, settings)
         self._project_of, self._waiting_room = project_of, thread_reserve
         self._strangers = Strangers(thread_reserve)
         self._asking = threading.local()
 
     def process_request(self, request: Any) -> Any:
-        """Ask about the tokens of a request, and write into its headers who the caller is."""
+        """Check the tokens of a request with Keystone, and write the caller's identity into its headers."""
         self._asking.environ = request.environ
         try:
             return super().process_request(request)
@@ -96,7 +96,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             return None
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """Return what is known of a token, from the cache or from Keystone. Raises Away and InvalidToken."""
+        """Return the data of a token, from the cache or from Keystone. Raises Away and InvalidToken."""
         with self._place() as has_place:
             if not has_place:
                 raise Away(CROWDED)
@@ -106,7 +106,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
                 if isinstance(exc.__context__, ConnectFailure | DiscoveryFailure | RequestTimeout | ServiceError):
                     raise Away(AWAY) from exc
                 raise
-            except Exception as exc:  # it was too slow, or something else answers at its address
+            except Exception as exc:  # Keystone was too slow, or another service answers at its address
                 repeats.log(logging.ERROR, AWAY, "Keystone did not say whether a token is good: %r", exc)
                 raise Away(AWAY) from exc
 
@@ -145,7 +145,7 @@ def guard(
         "http_request_max_retries": 1,
         "service_token_roles": config.service_token_roles,
         "service_token_roles_required": True,
-        "delay_auth_decision": True,  # the service itself refuses, for / and /healthcheck ask nobody who they are
+        "delay_auth_decision": True,  # the service itself refuses requests: / and /healthcheck need no token
         "token_cache_time": config.token_cache_s,
         "include_service_catalog": False,
     }

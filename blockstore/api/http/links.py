@@ -1,4 +1,4 @@
-"""Links in replies: they start with the address of the request, and have the project only if its path had it."""
+"""Links in replies: they start with the address of the request, and contain the project only if its path did."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Links:
     """Makes the links of one request."""
 
     base: str
-    """What URLs start with, without a slash at the end."""
+    """The start of all URLs, without a slash at the end."""
     project: str
     """/PROJECT if the request's path had it, else empty."""
 
     @classmethod
     def of(cls, request: Request, project_id: str | None) -> Links:
-        """Return the maker for a request."""
+        """Return the link builder for a request."""
         return cls(base_url(request.environ), f"/{project_id}" if project_id else "")
 
     def of_resource(self, collection: str, row_id: str) -> list[dict[str, str]]:

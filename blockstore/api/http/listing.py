@@ -1,7 +1,7 @@
-"""The one pager: filters, sorting, marker, limit, links and count of every list.
+"""Pagination of every list: filters, sorting, marker, limit, links and count.
 
-A module of this component describes its list as a ``Listing`` and calls ``page``. Pages by key, so that page 1,000
-costs what page 1 costs.
+A module of this component describes its list as a ``Listing`` and calls ``page``. Pages are found by key, so that page
+1,000 costs as much as page 1.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _TIME_OPERATORS: Mapping[str, Callable[[Any, Any], Condition]] = {
 
 
 MOST_CHARACTERS = 1 << 19
-"""Characters of metadata in one page of a list: to write so many takes 15 ms, in which nobody else is answered."""
+"""Characters of metadata in one page of a list: writing them takes 15 ms, which delays all other requests."""
 FIRST_ROWS = 32
-"""Rows whose metadata is added up at first; then four times as many, for most pages are far from the bound."""
+"""Rows whose metadata is summed first, then four times as many: most pages stay far below the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,31 +62,31 @@ class Listing:
 
     model: Any
     noun: str
-    """What one item is called in a 404."""
+    """The name of one item in a 404 message."""
     collection: str
     links_key: str
     columns: Mapping[str, InstrumentedAttribute[Any]]
-    """Wire names that an administrator may sort and filter by."""
+    """Columns by their names in the API; an administrator may sort and filter by all of them."""
     sortable: frozenset[str] = frozenset({"id", "created_at"})
-    """Those that a caller who is not an administrator may sort by: replies show them to him."""
+    """Columns that other callers may sort by: replies show them to these callers."""
     special: Mapping[str, Filter] = field(default_factory=dict)
-    """Filters that are more than equality of a column."""
+    """Filters that do more than compare a column for equality."""
     public: frozenset[str] = frozenset()
     """Filters that a caller who is not an administrator may use."""
     since: Mapping[str, Version] = field(default_factory=dict)
-    """Filters that older requests do not have: they are dropped."""
+    """The first microversion of filters; in older requests these filters are ignored."""
     sorts_since: Mapping[str, Version] = field(default_factory=dict)
-    """Sort keys that older requests do not have: they are refused."""
+    """The first microversion of sort keys; in older requests these keys are refused."""
     counted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """One page of rows, as the select gave them."""
+    """One page of rows, as the select returned them."""
 
     rows: Sequence[Any]
     envelope: dict[str, Any]
-    """Links and count, ready to be put beside the items."""
+    """Links and count, to be put next to the items in the reply."""
 
 
 def columns_of(model: Any, **aliases: InstrumentedAttribute[Any]) -> dict[str, InstrumentedAttribute[Any]]:
@@ -106,7 +106,7 @@ MOST_TERMS = 10
 def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = "") -> Page:
     """Return the page that the query asks for.
 
-    ``statement`` selects what is visible to the caller at all. Raises: InvalidInput, BadRequest, NotFound (marker).
+    ``statement`` selects the rows that the caller may see. Raises InvalidInput, BadRequest, NotFound (marker).
     """
     asked = load(
         CountedQuery if listing.counted and call.version >= WITH_COUNT else PageQuery, dict(call.query), call.version
@@ -144,10 +144,10 @@ def fitting(
     suffix: str = "",
     characters_of_row: int = 0,
 ) -> tuple[Page, Mapping[str, int]]:
-    """Return a page, or its beginning with a link to the rest, so that it is no longer than one reply may be.
+    """Return a page, cut to the allowed length of a reply with a link to the rest, and the metadata sizes of its rows.
 
-    ``sizes_of`` returns the characters of the metadata of some rows, by id; one without any may be left out. They are
-    returned, too. ``characters_of_row``: what a row counts for without its metadata.
+    ``sizes_of`` returns the number of metadata characters of rows, by id; it may leave out rows without metadata.
+    ``characters_of_row`` is the number of characters that a row counts for without its metadata.
     """
     sizes: dict[str, int] = {}
     length, begun, step = 0, 0, FIRST_ROWS
@@ -166,9 +166,10 @@ def fitting(
 
 
 def visible_projects(call: Call, model: Any, *, strict: bool = True) -> list[Condition]:
-    """Return the condition that keeps a list to the caller's project, unless an administrator asks for all.
+    """Return the condition that limits a list to the caller's project, or none if an administrator asks for all.
 
-    ``all_tenants`` of others is dropped silently. ``strict``: a value that is no boolean is 400, else it is false.
+    ``all_tenants`` of other callers is ignored. ``strict``: an administrator's value that is not a boolean is 400;
+    without ``strict`` it counts as false.
     """
     try:
         everything = bool_like(call.query.get("all_tenants", "0"))
@@ -206,7 +207,7 @@ def _condition(call: Call, listing: Listing, name: str, value: str) -> Condition
         column = listing.columns.get(name[:-1])
         if column is None or not isinstance(column.type, String) or len(value) > MAX_NAME:
             return false()
-        return column.icontains(value, autoescape=True)  # compat: LIKE of MySQL, Cinder's database
+        return column.icontains(value, autoescape=True)  # compat: like LIKE in MySQL, Cinder's database
     if name in listing.special:
         return listing.special[name](call, value)
     column = listing.columns.get(name)
@@ -216,7 +217,7 @@ def _condition(call: Call, listing: Listing, name: str, value: str) -> Condition
 
 
 def equals(column: InstrumentedAttribute[Any], name: str, value: str) -> Condition:
-    """Compare a column with a query's text; text that cannot be such a value matches nothing."""
+    """Return the condition that a column has a query's value. Invalid values match nothing; invalid times are 400."""
     if isinstance(column.type, Boolean):
         try:
             return column == bool_like(value)
@@ -232,7 +233,7 @@ def equals(column: InstrumentedAttribute[Any], name: str, value: str) -> Conditi
 
 
 def boolean(column: InstrumentedAttribute[Any], name: str, since: Version) -> Filter:
-    """Return a filter that refuses what is no boolean, from a microversion on."""
+    """Return a filter on a boolean column; from a microversion on it refuses other values."""
 
     def condition(call: Call, value: str) -> Condition:
         try:
@@ -276,7 +277,7 @@ def parse_time(name: str, text: str) -> datetime.datetime:
 
 
 def pairs(owner: InstrumentedAttribute[Any], table: Any, foreign_key: InstrumentedAttribute[Any], name: str) -> Filter:
-    """Return a filter on key and value rows: all pairs of a dictionary literal must be there."""
+    """Return a filter on key and value rows: an item matches if it has all pairs of a dictionary literal."""
 
     def condition(call: Call, value: str) -> Condition:
         return and_(
@@ -290,7 +291,7 @@ def pairs(owner: InstrumentedAttribute[Any], table: Any, foreign_key: Instrument
 
 
 def dictionary(name: str, text: str) -> dict[str, str]:
-    """Return a dictionary literal such as {"k": "v"} or {'k': 'v'}. Raises InvalidInput."""
+    """Return the value of a dictionary literal such as {"k": "v"} or {'k': 'v'}. Raises InvalidInput."""
     try:
         value = ast.literal_eval(text) if len(text) <= 4096 else None
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -312,10 +313,10 @@ def _storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-# --- operation -------------------------------------------------------------------------------------------------
+# --- sort order --------------------------------------------------------------------------------------------
 
 Key = tuple[InstrumentedAttribute[Any], bool]
-"""A column, and whether it goes down."""
+"""A column, and True if it is sorted in descending order."""
 
 
 def _sort_keys(call: Call, listing: Listing, asked: Mapping[str, Any]) -> list[Key]:
@@ -332,13 +333,13 @@ def _sort_keys(call: Call, listing: Listing, asked: Mapping[str, Any]) -> list[K
     for name, direction in pairs_given:
         if direction not in ("asc", "desc"):
             raise BadRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.")
-        # compat: Cinder takes every column from everybody, and so tells the order of what it hides.
+        # compat: Cinder lets everybody sort by every column, and so reveals the order of hidden values.
         known = name in listing.columns and (call.ctx.is_admin or name in listing.sortable)
         if not known or call.version < listing.sorts_since.get(name, MINIMUM):
             raise BadRequest("Invalid input received: Invalid sort key")
         keys.append((listing.columns[name], direction == "desc"))
     down = keys[0][1]
-    # Ties are broken as Cinder breaks them, and the id makes the order total, so that a marker is a place.
+    # Ties are broken as in Cinder. The id makes the order total, so that a marker is one exact position.
     for column in (listing.columns["created_at"], listing.columns["id"]):
         if all(column is not key for key, _ in keys):
             keys.append((column, down))
@@ -365,10 +366,10 @@ def _after(call: Call, listing: Listing, statement: Select[Any], marker: str, ke
 
 
 def _beyond(column: InstrumentedAttribute[Any], value: Any, down: bool) -> Condition:
-    """Null sorts below everything."""
+    """Return the condition that a row comes after a value in one column. Null sorts below all other values."""
     if value is None:
         return false() if down else column.is_not(None)
-    place = literal(value, column.type)  # a bare True or False may not be compared by operation
+    place = literal(value, column.type)  # a bare True or False cannot be compared with < and >
     return or_(column < place, column.is_(None)) if down else column > place
 
 

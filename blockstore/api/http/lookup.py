@@ -13,7 +13,7 @@ Row = TypeVar("Row", Volume, Snapshot, Transfer, Message)
 
 
 def find(call: Call, model: type[Row], row_id: str, *, rule: str | None = None, lock: bool = False) -> Row:
-    """Return the row. Raise NotFound if there is none, or if the caller may not see it: nobody can tell which.
+    """Return the row. Raise NotFound if it does not exist or the caller may not see it; the caller cannot tell which.
 
     ``rule``: a policy that the caller must satisfy as well. ``lock``: lock the row until the transaction ends.
     """

@@ -1,7 +1,7 @@
 """GET /openapi.json: this API in OpenAPI 3.1, made from the tables that serve the requests.
 
-Paths come from the components, bodies from their schemas, query parameters from their listings; so the document cannot
-say something else than the service does. The form with the project in the path is left out: it is the same.
+Paths come from the route tables, bodies from the schemas, query parameters from the listings. So the document cannot
+contradict the service. Paths with a project are left out: they behave the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAULTS = {
 }  # fmt: skip
 PAGING = ("limit", "marker", "offset", "sort", "sort_key", "sort_dir", "all_tenants", "with_count")
 WRAPPED = {
-    # the one key of a reply, by the end of the path
+    # the only key of a reply, by the path below /v3
     "/volumes": "volumes", "/volumes/detail": "volumes", "/volumes/<volume_id>": "volume",
     "/volumes/summary": "volume-summary", "/snapshots": "snapshots", "/snapshots/detail": "snapshots",
     "/snapshots/<snapshot_id>": "snapshot", "/attachments": "attachments", "/attachments/detail": "attachments",
@@ -48,7 +48,7 @@ WRAPPED = {
 
 
 def blueprint(tables: Sequence[Routes]) -> Blueprint:
-    """Return the route of the document; it is made when it is first asked for, and says nothing of any tenant."""
+    """Return the route of the document. The first request builds the document; it contains no tenant's data."""
     routes = Blueprint("openapi", __name__)
     made: list[bytes] = []
 
@@ -89,7 +89,7 @@ def document(tables: Sequence[Routes]) -> dict[str, Any]:
 
 
 def _routes(tables: Sequence[Routes]) -> Iterator[tuple[tuple[str, str], dict[str, Endpoint]]]:
-    """Yield every route with its endpoints, by action; a route that is no action has one, under the empty name."""
+    """Yield every route with its endpoints by action name; a route without actions has one, under the empty name."""
     together: dict[tuple[str, str], dict[str, Endpoint]] = {}
     for table in tables:
         for place, target in table.routes.items():
@@ -151,7 +151,7 @@ def _responses(path: str, endpoints: list[Endpoint]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for endpoint in endpoints:
         reply = made.setdefault(str(endpoint.status), {"description": HTTPStatus(endpoint.status).phrase})
-        # Of several actions some may answer nothing; the document then asks for nothing.
+        # If one of several actions has an empty reply, the document requires no content.
         empty = any(e.status == endpoint.status and _is_silent(e) for e in endpoints)
         reply |= {} if empty else {"content": content}
     refusal = {"application/json": {"schema": "Fault"}, "text/plain": {"schema": {"type": "string"}}}
@@ -196,7 +196,7 @@ def _name_of(schema: Any) -> str:
 
 
 def _attributes(converter: Any, field: Any, **_kw: Any) -> dict[str, Any]:
-    """Say what a field takes: called by apispec for each field of a schema."""
+    """Return the JSON schema of a field. apispec calls this for each field of a schema."""
     if isinstance(field, base.Part):
         made: dict[str, Any] = converter.resolve_nested_schema(field.schema)
         return {"anyOf": [made, {"type": "null"}]} if field.allow_none else dict(made)

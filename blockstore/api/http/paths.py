@@ -1,4 +1,4 @@
-"""Paths of requests: projects and keys in them, and what clients write more than once.
+"""Paths of requests: projects and keys in paths, and repeated slashes.
 
 Cinder reads ``//`` as ``/``, so clients that join addresses carelessly work with it.
 Keys of metadata and extra specs may hold slashes, so a key is the whole rest of its path.
@@ -25,12 +25,12 @@ class KeyConverter(BaseConverter):
     regex = ".+"
 
     def to_python(self, value: str) -> str:
-        """Return the key. Some HTTP servers leave %2F as it came; no key may hold a percent sign."""
+        """Return the key. Some HTTP servers do not decode %2F; no key may contain a percent sign."""
         return value.replace("%2F", "/").replace("%2f", "/")
 
 
 class Normalized:
-    """A WSGI application whose paths hold no repeated slashes. Keys stay whole."""
+    """WSGI middleware that merges repeated slashes in paths. Keys stay unchanged."""
 
     def __init__(self, application: Callable[..., Any], endpoint_paths: Iterable[str]) -> None:
         self._application = application
@@ -44,11 +44,11 @@ class Normalized:
         return self._application(environ, start_response)
 
     def normalized(self, path: str) -> str:
-        """Return a path as it is routed."""
+        """Return a path with repeated slashes merged, except in a key."""
         found = self._before_key.match(path)
         if found is not None:
             return SLASHES.sub("/", found[0]) + path[found.end() :]
-        return SLASHES.sub("/", path)  # compat: one at the end stays, and leads nowhere (Tempest asks)
+        return SLASHES.sub("/", path)  # compat: a slash at the end stays, and matches no route (Tempest tests it)
 
 
 def _pattern(path: str) -> str:

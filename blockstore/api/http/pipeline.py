@@ -1,9 +1,9 @@
-"""The one decorator: what happens around every function of this component, in a fixed order.
+"""The pipeline around every endpoint function of this component: the same steps in a fixed order.
 
-authenticate → microversion → load body and query → policy → session → your function → dump → commit → enqueue; and
-where the API wants the outcome in the reply (``Deferred``), → wait for the operations → reply; or what storage says
-(``WithoutSession``). A decorated function takes a ``Call`` and no Flask object, contains only the decision, and is
-testable without a client.
+authenticate → microversion → load body and query → policy → session → endpoint function → dump → commit → enqueue.
+If the API wants the outcome in the reply (``Deferred``): → wait for the operations → reply. If the reply depends on
+storage (``WithoutSession``): → ask storage → reply. An endpoint function takes a ``Call`` and no Flask object, contains
+only the decision, and can be tested without a client.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from blockstore.server.logs import MAX_PATH, bounded
 log = logging.getLogger("blockstore.api")
 
 IDENTITY = "/identity"
-"""Where the Identity API is; its faults have a form of their own."""
+"""Path of the Identity API, whose faults have their own form."""
 
 
 def mount(app: Application, tables: tuple[Routes, ...]) -> None:
@@ -66,7 +66,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
     only_looks = isinstance(target, Endpoint) and not target.writes
     with ExitStack() as waiting:
         with _told_of_races(), ExitStack() as sessions:
-            # Where an endpoint only looks, one session reads who asks and what is asked for.
+            # For a read-only endpoint, one session reads both the caller's token and the requested rows.
             look = sessions.enter_context(core.db.read()) if only_looks else None
             core.policy.look()
             caller = core.authenticate(request, project_id, g.request_id, look)
@@ -120,7 +120,7 @@ def _reply_deferred(call: Call, deferred: Deferred, expecting: Expectation) -> A
 
 @contextmanager
 def _told_of_races() -> Iterator[None]:
-    """Turn what the database refuses because of a request at the same moment into a sentence."""
+    """Turn an IntegrityError, which a concurrent request caused, into a Conflict with a sentence."""
     try:
         yield
     except IntegrityError:
@@ -130,7 +130,7 @@ def _told_of_races() -> Iterator[None]:
 
 
 def asked_microversion() -> Version:
-    """Return the microversion that the request asks for; the reply names it, even one that is refused."""
+    """Return the microversion that the request asks for. The reply names it, even if it is refused."""
     header = request.headers.get(HEADER)
     try:
         version = negotiate(header)
@@ -143,18 +143,18 @@ def asked_microversion() -> Version:
 
 def _refused_version(header: str) -> str | None:
     refused = version_text(header)
-    # compat: a refused version is echoed, but not that of an API before this one
+    # compat: a refused version is echoed, except those of earlier APIs
     return None if refused in ("1.0", "2.0") else refused
 
 
 def before_request() -> None:
-    """Give the request its id."""
+    """Give the request its id, and refuse malformed requests."""
     g.request_id = new_request_id()
     g.started = time.perf_counter()
     g.identity = request.path.startswith(IDENTITY)
     check_request(request.environ)
     if "\0" in request.path:
-        abort(404)  # nothing has such a name, and PostgreSQL refuses to look for it
+        abort(404)  # no resource has such a name, and PostgreSQL refuses the query
     if request.method == "HEAD" and request.path.startswith("/v3/") and request.path != "/v3/":
         abort(404)  # compat: Cinder routes no HEAD to resources, where Flask would answer it like GET
     refuse_long_query(request.query_string)

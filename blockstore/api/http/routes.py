@@ -23,7 +23,7 @@ class Endpoint:
     status: int
     writes: bool
     frees: bool = False
-    """It is accepted also when the disk of the database is full, for storage or rows become fewer."""
+    """It is accepted even if the disk of the database is full, because it frees storage or rows."""
 
 
 class Routes:
@@ -35,13 +35,13 @@ class Routes:
     def get(
         self, path: str, *, policy: str, since: Version = MINIMUM, status: int = 200, writes: bool = False
     ) -> Callable[[Function], Function]:
-        """Declare an endpoint that only looks; some of the API's do more."""
+        """Declare a GET endpoint. Most only read; ``writes`` marks the few that change something."""
         return self._declare("GET", path, policy=policy, body=None, since=since, status=status, writes=writes)
 
     def post(
         self, path: str, *, policy: str, body: type[Schema], status: int = 202, since: Version = MINIMUM
     ) -> Callable[[Function], Function]:
-        """Declare an endpoint that makes something."""
+        """Declare an endpoint that creates something."""
         return self._declare("POST", path, policy=policy, body=body, since=since, status=status, writes=True)
 
     def put(

@@ -1,6 +1,6 @@
 """The routes of resources: one rule for each method and path.
 
-A path may name a project and may end with ``.json``. Both are split off before the rule is looked for: with a rule for
+A path may name a project and may end with ``.json``. Both are removed before the rule is looked up: with a rule for
 each of the four forms, the URL map took 4 MiB more.
 """
 
@@ -21,9 +21,9 @@ Match = tuple[Rule, dict[str, Any]]
 
 
 class MatchOnlyRule(Rule):
-    """A routing rule that matches paths and builds none.
+    """A routing rule that matches paths and cannot build them.
 
-    Werkzeug compiles two functions for each rule that build its URL, which is nine tenths of the work of making a map.
+    For each rule, Werkzeug compiles two functions that build its URL. This is nine tenths of the work of making a map.
     Nothing here calls ``url_for``: ``blockstore.api.http.links`` makes the links of replies.
     """
 
@@ -41,7 +41,7 @@ class Resources:
     def __init__(self) -> None:
         self._map = Map(converters={**DEFAULT_CONVERTERS, "key": paths.KeyConverter}, merge_slashes=False)
         self._names: set[str] = set()
-        """The first words of all paths."""
+        """The first segments of all paths."""
 
     def add(self, method: str, path: str, endpoint: str) -> None:
         """Add the route of an endpoint; ``path`` is below /v3."""
@@ -50,7 +50,7 @@ class Resources:
         self._names.add(path.split("/")[1])
 
     def match(self, method: str, path: str) -> Match | None:
-        """Return the rule of a path and the values in it, which are those of the project first; or None."""
+        """Return the rule of a path and the values in the path, the project first. Return None if no rule matches."""
         if not path.startswith(f"{ROOT}/"):
             return None
         resource = path.removeprefix(ROOT)
@@ -68,7 +68,7 @@ class Resources:
         adapter = self._map.bind("", "/", None, "http", method)
         if path.endswith(paths.SUFFIX):
             found = _matched(adapter, path.removesuffix(paths.SUFFIX))
-            if found is not None and "key" not in found[0].arguments:  # of a key it is a part
+            if found is not None and "key" not in found[0].arguments:  # in a key, .json is part of the key
                 return found
         return _matched(adapter, path)
 

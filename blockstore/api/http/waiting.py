@@ -1,10 +1,11 @@
-"""A request that waits for an operation to end has another thread answer meanwhile.
+"""While a request waits for an operation to end, another thread answers.
 
-With SQLite one thread answers quickest (docs/architecture.md), and one that only waits must not keep the others from
-being answered. ``pipeline.py`` waits here; ``app/service.py`` connects the server's threads.
+With SQLite one thread answers fastest (docs/architecture.md), and a request that only waits must not delay the others.
+``pipeline.py`` waits here; ``app/service.py`` connects the server's threads.
 
-A place is a thread. Each project has a share of them, so that it can use up only its own. A few are its own whatever
-the others hold. There is no second queue in front of the places: a request there would hold a thread as well.
+A place is a thread. Each project may use a limited share of the places, so that it cannot use up those of others. A few
+places are kept for each project. There is no second queue in front of the places: a request there would hold a thread
+as well.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from contextlib import contextmanager
 SHARE = 64
 """Requests of one project that may wait at once: as many attaches as one client sends in parallel."""
 MOST = 256
-"""Requests of all projects that may wait at once, beside those that are kept for each project."""
+"""Requests of all projects that may wait at once, besides the places kept for each project."""
 KEPT = 4
-"""Requests of each project that may wait whatever the others do; only administrators make projects."""
+"""Requests of each project that may wait regardless of other projects; only administrators create projects."""
 
 
 class ThreadReserve:
-    """Where requests wait; the server has one thread more for each."""
+    """The places of waiting requests; the server has one more thread for each waiting request."""
 
     def __init__(self, threads: int) -> None:
-        """``threads``: how many answer when nobody waits."""
+        """``threads``: the number of the server's threads while no request waits."""
         self._threads = threads
         self._waiting: Counter[str] = Counter()
-        """By project."""
+        """Waiting requests by project."""
         self._lent = 0
         self._lock = threading.Lock()
         self.set_thread_count: Callable[[int], None] = lambda _count: None
-        """What changes the number of the server's threads; nothing, where there is no server."""
+        """Sets the number of the server's threads; does nothing without a server."""
 
     @contextmanager
     def entered(self, project: str = "") -> Iterator[bool]:
-        """Have somebody else answer meanwhile. Gives whether there was a place; who finds none must not wait.
+        """Let another thread answer meanwhile. Yield True if there was a place; without one the caller must not wait.
 
-        ``project``: whose place it is; those who wait for no project's sake, such as logins, share the places of "".
+        ``project``: the owner of the place. Requests of no project, such as logins, share the places of "".
         """
         with self._lock:
             present = self._waiting[project]
@@ -59,7 +60,7 @@ class ThreadReserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Have somebody else answer meanwhile, without taking a place: for waits that have a bound of their own."""
+        """Let another thread answer meanwhile, without taking a place: for waits with a limit of their own."""
         with self._lock:
             self._lent += 1
             self._change_threads()
