@@ -31,7 +31,7 @@ ACTION = "/volumes/<volume_id>/action"
 
 @routes.action(ACTION, "os-extend", policy="volume:extend", body=schemas.ExtendBody)
 def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Accept that a volume grows."""
+    """Accept the extension of a volume."""
     volume = find_volume(call, volume_id, lock=True)
     new_size: int = body["extend"]["new_size"]
     growth = new_size - volume.size
@@ -77,8 +77,8 @@ def _check_online(call: Call, volume: Volume) -> None:
 
 @routes.action(ACTION, "revert", policy="volume:revert_to_snapshot", body=schemas.RevertBody, since=VOLUME_REVERT)
 def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Accept that a volume goes back to its newest snapshot."""
-    volume = find_volume(call, volume_id, lock=True)  # no newer snapshot is born meanwhile
+    """Accept the revert of a volume to its newest snapshot."""
+    volume = find_volume(call, volume_id, lock=True)  # no newer snapshot can be created meanwhile
     snapshot_id = body["revert"].get("snapshot_id") or ""
     snapshot = find(call, Snapshot, snapshot_id)
     newest = call.session.execute(
@@ -111,7 +111,7 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 @routes.action(ACTION, "os-retype", policy="volume:retype", body=schemas.RetypeBody)
 def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Accept that a volume gets another type, which its pool serves, or another to which it may be moved."""
+    """Accept a new type for a volume: its pool must serve the type, or another pool to which the volume may move."""
     volume = find_volume(call, volume_id, lock=True)
     former = call.session.get_one(VolumeType, volume.volume_type_id)
     wanted = find_type(call, body["retype"]["new_type"], lock=True)
@@ -198,7 +198,7 @@ def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 
 def _detach_all(call: Call, volume: Volume) -> None:
-    """compat: every attachment goes; and here what is exported for them is really torn down."""
+    """compat: end every attachment. Unlike Cinder, this service also ends the exports."""
     rows = call.session.scalars(
         select(Attachment).where(Attachment.volume_id == volume.id, Attachment.status != A.DISCONNECTING)
     )
@@ -228,7 +228,7 @@ def set_bootable(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     ACTION, "os-update_readonly_flag", policy="volume:update_readonly_flag", body=schemas.UpdateReadonlyFlagBody
 )
 def update_readonly_flag(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Mark a volume as read-only or not, while nobody uses it."""
+    """Mark a volume as read-only or not, while it is available."""
     volume = find_volume(call, volume_id, lock=True)
     if volume.status != V.AVAILABLE:
         raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it must be available.")

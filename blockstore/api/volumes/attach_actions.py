@@ -1,7 +1,7 @@
-"""The older way to attach: actions on a volume that Nova and clients still send.
+"""The older attach API: actions on a volume that Nova and clients still send.
 
-os-reserve, os-initialize_connection, os-attach, and back: os-begin_detaching, os-terminate_connection, os-detach. The
-export that os-initialize_connection makes hangs on an attachment that no list shows (``Attachment.legacy``).
+To attach: os-reserve, os-initialize_connection, os-attach. To detach: os-begin_detaching, os-terminate_connection,
+os-detach. The export of os-initialize_connection belongs to an attachment that no list shows (``Attachment.legacy``).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from blockstore.schemas import attachments as schemas
 
 routes = Routes()
 
-# --- words that change the status only ---------------------------------------------------------------------
+# --- actions that only change the status -------------------------------------------------------------------
 
 
 @routes.action(ACTION, "os-reserve", policy="volume_extension:volume_actions:reserve", body=schemas.ReserveBody)
 def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Keep a volume for a server that is about to attach it."""
+    """Reserve a volume for a server that is about to attach it."""
     volume = find_volume(call, volume_id, lock=True)
     allowed = [V.AVAILABLE, *([V.IN_USE] if volume.multiattach else [])]
     try:
@@ -57,12 +57,12 @@ def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     ACTION, "os-unreserve", policy="volume_extension:volume_actions:unreserve", body=schemas.UnreserveBody, frees=True
 )
 def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Give up what os-reserve kept."""
+    """Cancel the reservation by os-reserve."""
     _unreserve(call, find_volume(call, volume_id, lock=True))
 
 
 def _unreserve(call: Call, volume: Volume) -> None:
-    if volume.status == V.ATTACHING:  # compat: else nothing, silently
+    if volume.status == V.ATTACHING:  # compat: in other statuses nothing is done, without an error
         states.sync_volume_status(call.session, volume.id)
 
 
@@ -74,10 +74,10 @@ def _unreserve(call: Call, volume: Volume) -> None:
     frees=True,
 )
 def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Take note that a server begins to detach."""
+    """Record that a server begins to detach the volume."""
     volume = find_volume(call, volume_id, lock=True)
     if volume.migration_status and volume.migration_status not in ("success", "error", "deleting"):
-        return  # compat: a volume that is being migrated passes silently
+        return  # compat: nothing is done while the volume is being migrated, without an error
     try:
         states.move(
             call.session,
@@ -102,18 +102,18 @@ def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     frees=True,
 )
 def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Take back that a server began to detach."""
+    """Cancel os-begin_detaching."""
     volume = find_volume(call, volume_id, lock=True)
-    if volume.status == V.DETACHING:  # compat: else nothing, silently
+    if volume.status == V.DETACHING:  # compat: in other statuses nothing is done, without an error
         states.move(call.session, states.VOLUME, volume_id, V.IN_USE, only_from=(V.DETACHING,))
 
 
-# --- use ---------------------------------------------------------------------------------------------------
+# --- attach and detach -------------------------------------------------------------------------------------
 
 
 @routes.action(ACTION, "os-attach", policy="volume_extension:volume_actions:attach", body=schemas.AttachBody)
 def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Take note that a server or a host uses the volume."""
+    """Record that a server or a host uses the volume."""
     volume = find_volume(call, volume_id, lock=True)
     asked = body["attach"]
     mode = asked.get("mode", "rw")
@@ -122,7 +122,7 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     if volume.status not in states.FOLLOWS_ATTACHMENTS:
         raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it cannot be attached.")
     present = attachments_of(call, volume)
-    if not any(_is_of(row, asked) for row in present):  # compat: told twice, it is one attachment
+    if not any(_is_of(row, asked) for row in present):  # compat: a repeated os-attach makes no second attachment
         if volume.status == V.IN_USE and not volume.multiattach:
             raise InvalidStatus(
                 f"Invalid volume: volume {volume_id} is in-use and may be attached once only. {who_holds(call, volume)}"
@@ -155,12 +155,12 @@ def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
     ACTION, "os-detach", policy="volume_extension:volume_actions:detach", body=schemas.DetachBody, frees=True
 )
 def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
-    """End an attachment and what is exported for it."""
+    """End an attachment and its export."""
     volume = find_volume(call, volume_id, lock=True)
     _refuse_in_maintenance(volume)
     row = _attachment_to_end(call, volume, (body["detach"] or {}).get("attachment_id"))
     if row is None:
-        states.sync_volume_status(call.session, volume_id)  # compat: nothing is attached, and that is no error
+        states.sync_volume_status(call.session, volume_id)  # compat: a volume without attachments is no error
         return None
     refuse_while_a_server_uses(call, [row])
     return _when_ended([disconnect(call, row)])
@@ -194,7 +194,7 @@ def _attachment_to_end(call: Call, volume: Volume, attachment_id: str | None) ->
     status=200,
 )
 def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
-    """Export a volume to an initiator and say how it is reached."""
+    """Export a volume to an initiator and return the connection info."""
     volume = find_volume(call, volume_id, lock=True)
     connector = body["connection"]["connector"]
     if volume.status in (V.MAINTENANCE, V.AWAITING_TRANSFER) or volume.status in states.VOLUME.failure:
@@ -203,7 +203,7 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
         refuse_while_a_server_uses(call, [*attachments_of(call, volume), *_exports(call, volume_id, None)])
     for row in _exports(call, volume_id, connector):
         if row.status == A.ATTACHING and row.connector == connector:
-            return _info(call, row)  # told twice, it is one export
+            return _info(call, row)  # a repeated request makes no second export
     check_attachments(call, volume)
     row = Attachment(id=new_id(), project_id=volume.project_id, volume_id=volume_id, legacy=True)
     fit(call, volume, row, connector)
@@ -233,7 +233,7 @@ def _info(call: Call, row: Attachment) -> dict[str, Any]:
     frees=True,
 )
 def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
-    """End what is exported to an initiator; without a connector, to all of them."""
+    """End the exports to an initiator; without a connector, the exports to all initiators."""
     volume = find_volume(call, volume_id, lock=True)
     call.enforce("volume_extension:volume_actions:unreserve")
     ending = _exports(call, volume_id, body["connection"]["connector"])
@@ -251,7 +251,7 @@ def terminate_connection(call: Call, volume_id: str, body: Mapping[str, Any]) ->
     frees=True,
 )
 def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
-    """Tear an attachment and its export down, whatever the initiator is doing."""
+    """End an attachment and its export, even if the initiator still uses them."""
     volume = find_volume(call, volume_id, lock=True)
     _refuse_in_maintenance(volume)
     for rule in ("terminate_connection", "unreserve", "detach"):
@@ -265,7 +265,7 @@ def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
 
 
 def _exports(call: Call, volume_id: str, connector: Mapping[str, Any] | None) -> list[Attachment]:
-    """Return what os-initialize_connection made for an initiator, or for all."""
+    """Return the attachments that os-initialize_connection made for an initiator, or for all initiators."""
     rows = call.session.scalars(
         select(Attachment)
         .where(Attachment.volume_id == volume_id, Attachment.legacy, Attachment.status.not_in([A.DISCONNECTING]))
@@ -296,7 +296,7 @@ def _when_ended(operations: Iterable[Operation]) -> Any:
     body=schemas.ExtendVolumeCompletionBody,
 )
 def extend_volume_completion(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Refuse, with the reason: here no extension waits for a compute service to do its part."""
+    """Refuse the request: in this service no extension waits for a compute service."""
     volume = find_volume(call, volume_id)
     raise InvalidStatus(
         f"Invalid volume: volume {volume_id} is {volume.status}; no extension of it waits to be completed."

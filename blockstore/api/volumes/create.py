@@ -1,4 +1,4 @@
-"""Accept a new volume: a row that is ``creating`` and an operation, in one transaction."""
+"""Accept a new volume: insert a row in status ``creating`` and an operation in one transaction."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ routes = Routes()
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a volume is made from."""
+    """The source of a new volume."""
 
     size: int
     volume_type_id: str
     availability_zone: str | None
     bootable: bool
     image_metadata: Mapping[str, str]
-    """What the new volume takes over."""
+    """Copied to the new volume."""
 
 
 @routes.post("/volumes", policy="volume:create", body=schemas.CreateVolumeBody)
@@ -121,7 +121,7 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
         )
     if named[0] == "snapshot_id":
         return _snapshot_source(call, asked["snapshot_id"])
-    # Locked: else its copy could be made when it is another project's already.
+    # Locked: otherwise the volume could belong to another project when it is copied.
     volume = find_volume(call, asked["source_volid"], lock=True)
     if volume.status not in (V.AVAILABLE, V.IN_USE):
         raise InvalidStatus(
@@ -137,7 +137,7 @@ def _snapshot_source(call: Call, snapshot_id: str) -> Source:
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a source must be available."
         )
-    # Of what may change later it has its own: the volume may be another project's by now.
+    # The snapshot has its own copy of fields that may change: its volume may belong to another project by now.
     zone = call.session.get_one(Volume, snapshot.volume_id).availability_zone
     images = snapshot.image_metadata or {}
     return Source(snapshot.volume_size, snapshot.volume_type_id or "", zone, snapshot.bootable, images)
@@ -148,7 +148,7 @@ def _type(call: Call, asked: Mapping[str, Any], source: Source | None) -> Volume
         return find_type(call, asked["volume_type"])
     if source is not None and (kind := call.session.get(VolumeType, source.volume_type_id)) is not None:
         return kind
-    return default_type(call)  # also where the type that a snapshot had is deleted since
+    return default_type(call)  # also if the snapshot's type has been deleted
 
 
 def _size(asked: Mapping[str, Any], source: Source | None) -> int:

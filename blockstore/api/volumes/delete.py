@@ -1,4 +1,4 @@
-"""Accept the deletion of a volume, or say what is in its way."""
+"""Accept the deletion of a volume, or refuse it with the reason."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def remove(call: Call, volume_id: str) -> None:
 
 
 def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
-    """File the operations that remove a volume. Raises InvalidStatus with the reason; nothing is changed then."""
-    volume = find_volume(call, volume_id, lock=True)  # no snapshot is born while its conditions are looked at
+    """Enqueue the operations that delete a volume. Raise InvalidStatus with the reason; then nothing is changed."""
+    volume = find_volume(call, volume_id, lock=True)  # no snapshot can be created while the conditions are checked
     refuse_frozen(call, volume.host, "deleted")
     if force and volume.status == V.DELETING and states.is_covered(call.session, DeleteVolume, volume_id):
-        return  # it is on its way already
+        return  # the volume is being deleted already
     if cascade:
         _delete_snapshots(call, volume, force=force)
     operation = call.operation(DeleteVolume, volume, pool=volume.host or "")
@@ -76,7 +76,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
 
 
 def _is_nowhere(call: Call, volume: Volume) -> bool:
-    """Say whether nothing of a volume is on any backend, and nobody works on it: compat: it then goes at once."""
+    """Return True if a volume is on no backend, idle and unused. compat: such a volume is deleted at once."""
     if volume.host is not None:
         return False
     idle = ~exists().where(OperationRow.resource_id == volume.id, OperationRow.state == "open")
@@ -86,7 +86,7 @@ def _is_nowhere(call: Call, volume: Volume) -> bool:
 
 
 def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
-    """Return what must hold of a volume that is to go."""
+    """Return the conditions under which a volume may be deleted."""
     conditions: list[ColumnElement[bool]] = [
         Volume.attach_status != "attached",
         or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
@@ -94,7 +94,7 @@ def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
     ]
     if not force:
         conditions.append(Volume.status != V.DELETING)
-        # compat: what was never placed can be removed in any status
+        # compat: a volume that was never placed can be deleted in any status
         conditions.append(or_(Volume.status.in_(DELETABLE), and_(Volume.host.is_(None))))
     if not cascade:
         conditions.append(~exists().where(Snapshot.volume_id == Volume.id))
@@ -102,7 +102,7 @@ def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
 
 
 def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = "deleted") -> str:
-    """Return the sentence that says what is in the way."""
+    """Return the sentence that says why a volume cannot be deleted; ``done`` may name another action."""
     said = f"Invalid volume: volume {volume.id} cannot be {done}: "
     if volume.attach_status == "attached":
         return said + "it is attached."

@@ -1,4 +1,4 @@
-"""What is known of the image that a volume was made from: set, unset, shown."""
+"""Image metadata of a volume, that is, of the image that it was made from: set, unset, show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ACTION = "/volumes/<volume_id>/action"
     body=schemas.SetImageMetadataBody, status=200,
 )  # fmt: skip
 def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Add pairs to those that are there."""
+    """Add pairs to the existing ones."""
     volume = find_volume(call, volume_id, lock=True)
     call.enforce("volume:update_volume_metadata")
     OF_IMAGES.merge(call.session, volume_id, body["given"]["metadata"])

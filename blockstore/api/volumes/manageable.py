@@ -1,4 +1,4 @@
-"""Takes over volumes and snapshots that others made, lists them, and lets go of ours without touching their bytes."""
+"""List and manage existing volumes and snapshots of a pool, and unmanage them without touching their data."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ _SORT_KEYS = ("reference", "size")
 def _declare_lists(path: str, since: Version, kind: str, policy: str) -> None:
     @routes.get(path, policy=policy, since=since)
     def index(call: Call) -> WithoutSession:
-        """List what is on a pool, ours included."""
+        """List the volumes or snapshots on a pool, including those already managed."""
         return _listing(call, kind, detailed=False)
 
     @routes.get(f"{path}/detail", policy=policy, since=since)
     def detail(call: Call) -> WithoutSession:
-        """List what is on a pool, and why what cannot be managed cannot."""
+        """List the volumes or snapshots on a pool, with the reason if one cannot be managed."""
         return _listing(call, kind, detailed=True)
 
 
@@ -125,7 +125,7 @@ def _item(one: Any, kind: str, *, detailed: bool) -> dict[str, Any]:
 
 
 def _sort_keys(asked: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Return the keys, each with whether it goes down. compat: reference and size only, the reference down if none."""
+    """Return the sort keys, each with True if descending. compat: reference (default, descending) and size only."""
     words = [word.strip().partition(":") for word in asked.get("sort", "").split(",") if word.strip()]
     given = [(key, direction or "desc") for key, _, direction in words] or [
         (asked.get("sort_key") or "reference", asked.get("sort_dir") or "desc")
@@ -139,7 +139,7 @@ def _sort_keys(asked: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _marker(text: str) -> str:
-    """Return the reference of a marker: the object as JSON or as Python writes it, or the name alone."""
+    """Return the reference in a marker: an object in JSON or Python syntax, or the name alone."""
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             value = read(text)
@@ -149,7 +149,7 @@ def _marker(text: str) -> str:
 
 
 def _pool(call: Call, host: str | None, cluster: str | None) -> PoolReport:
-    """Return the pool that NODE@BACKEND#POOL names, or NODE@BACKEND where that has one. Raises BadRequest."""
+    """Return the pool NODE@BACKEND#POOL, or the only pool of NODE@BACKEND. Raises BadRequest."""
     if (host is None) == (cluster is None):
         raise InvalidInput("host", host, "Exactly one of host and cluster is needed.")
     if cluster is not None:
@@ -169,11 +169,11 @@ def _pool(call: Call, host: str | None, cluster: str | None) -> PoolReport:
     return reports[0]
 
 
-# --- taking over -------------------------------------------------------------------------------------------
+# --- manage ------------------------------------------------------------------------------------------------
 
 
 def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Accept a volume that is on a pool already."""
+    """Accept an existing volume of a pool."""
     asked = body["volume"]
     report = _pool(call, asked.get("host"), asked.get("cluster"))
     if not report.capabilities.manage:
@@ -199,7 +199,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     states.insert_with_operation(call.session, volume, operation)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
-    # compat: no field that came later, and none that a policy opens, at any microversion
+    # compat: at any microversion only the fields of 3.0, without those that need a policy
     view = VolumeView(volume, kind.name, pairs, [], call.links.of_resource("volumes", volume.id), None, {})
     return {"volume": {name: get(view) for name, get in VOLUME_REPLY.getters(MINIMUM, frozenset())}}
 
@@ -215,7 +215,7 @@ def _type(call: Call, ref: str | None) -> VolumeType:
 
 
 def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | Snapshot]) -> None:
-    """Raise BadRequest for what is called like something of ours; whatever else is ours, the manager finds out."""
+    """Raise BadRequest if the name is that of a managed volume or snapshot. The manager finds all other cases."""
     named = _OUR_NAME.fullmatch(reference)
     if named is None:
         return
@@ -228,7 +228,7 @@ def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | S
 
 
 def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Accept a snapshot that a volume of ours has already."""
+    """Accept an existing snapshot of a managed volume."""
     asked = body["snapshot"]
     call.enforce("volume:create_snapshot")
     volume = find_volume(call, asked["volume_id"], lock=True)
@@ -250,12 +250,12 @@ for _path, _since in (("/manageable_snapshots", MANAGEABLE), ("/os-snapshot-mana
     )(manage_snapshot)
 
 
-# --- letting go --------------------------------------------------------------------------------------------
+# --- unmanage ----------------------------------------------------------------------------------------------
 
 
 @routes.action(ACTION, "os-unmanage", policy="volume_extension:volume_unmanage", body=schemas.UnmanageBody, frees=True)
 def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Forget a volume; it stays on its pool. What may be deleted may be let go."""
+    """Unmanage a volume; it stays on its pool. It must be deletable and without attachments."""
     call.enforce("volume:delete")
     volume = find_volume(call, volume_id, lock=True)
     unused = ~exists().where(Attachment.volume_id == volume_id)
@@ -278,12 +278,12 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
 
 @routes.action(SNAPSHOT_ACTION, "os-unmanage", policy="snapshot_extension:snapshot_unmanage", body=schemas.UnmanageBody)
 def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
-    """Forget a snapshot; it stays on its pool."""
+    """Unmanage a snapshot; it stays on its pool."""
     call.enforce("volume:delete_snapshot")
     snapshot = find_snapshot(call, snapshot_id, lock=True)
     if snapshot.group_snapshot_id is not None:
         raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
-    # Its type stays what it is until the snapshot is not counted for that any more.
+    # Locked: the volume's type must not change before the snapshot's quota is given back.
     volume = call.session.get_one(Volume, snapshot.volume_id, with_for_update=True)
     host, project, size, counts = snapshot.host, snapshot.project_id, snapshot.volume_size, snapshot.consumes_quota
     try:

@@ -1,4 +1,4 @@
-"""Metadata of a volume: all of it, and key by key, with an Etag."""
+"""Metadata of a volume: all pairs or one pair, with an Etag."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def index(call: Call, volume_id: str) -> Any:
 
 @routes.post(PATH, policy="volume:create_volume_metadata", body=schemas.VolumeMetadataBody, status=200)
 def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Add pairs to those that are there."""
+    """Add pairs to the existing ones."""
     touch(call, find_volume(call, volume_id, lock=True), not_while=LOCKED)
     OF_VOLUMES.merge(call.session, volume_id, body["metadata"])
     return {"metadata": OF_VOLUMES.of(call.session, volume_id)}
@@ -44,7 +44,7 @@ def merge(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]
 @routes.put(PATH, policy="volume:update_volume_metadata", body=schemas.VolumeMetadataBody)
 def replace(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Replace all pairs."""
-    volume = find_volume(call, volume_id, lock=True)  # of two writers with one Etag, the second is told
+    volume = find_volume(call, volume_id, lock=True)  # of two writers with one Etag, the second is refused
     _check_if_match(call, volume_id)
     touch(call, volume, not_while=LOCKED)
     OF_VOLUMES.replace(call.session, volume_id, body["metadata"])

@@ -1,4 +1,4 @@
-"""Moves volumes to other pools: one of them, or all that are on a backend."""
+"""Migrate one volume to another pool, or all volumes of a backend."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ DRAINED = "drained: its volumes are being moved away"
     frees=True,
 )
 def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Accept that a volume goes to another backend or pool.
+    """Accept the migration of a volume to another backend or pool.
 
-    compat: lock_volume says nothing here: a volume that moves is always in maintenance, so nobody writes to it.
+    compat: lock_volume has no effect: during a migration a volume is always in maintenance and is not written to.
     """
     volume = find_volume(call, volume_id, lock=True)
     asked = body["migrate"]
@@ -67,7 +67,7 @@ def _check_destination(call: Call, volume: Volume, host: str) -> None:
 
 
 def begin(call: Call, volume: Volume, destination: str) -> None:
-    """File the move of a volume that nobody uses. Raises InvalidStatus with what is in the way."""
+    """Enqueue the migration of an unused volume. Raise InvalidStatus with the reason if it cannot be migrated."""
     if volume.status == V.IN_USE or _has(call, Attachment, volume):
         raise InvalidStatus(f"Invalid volume: volume {volume.id} is attached; detach it first, then it can be moved.")
     if _has(call, Snapshot, volume):
@@ -106,7 +106,10 @@ def _has(call: Call, model: type[Attachment | Snapshot], volume: Volume) -> bool
     status=200,
 )
 def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-    """Refuse: in Cinder Nova tells by it that it has copied an attached volume; here it is never asked to."""
+    """Refuse the request: this service completes migrations by itself.
+
+    In Cinder, Nova sends it after copying an attached volume. This service never asks Nova to copy a volume.
+    """
     volume = find_volume(call, volume_id)
     find_volume(call, body["completion"]["new_volume"])
     raise BadRequest(
@@ -117,7 +120,7 @@ def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 @routes.post("/os-services/drain", policy="volume_extension:services:update", body=schemas.DrainBody, status=202)
 def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep new volumes away from a backend and move what is on it elsewhere; or only tell the plan. Not in Cinder."""
+    """Disable a backend and migrate its volumes elsewhere, or with ``dry_run`` only return the plan. Not in Cinder."""
     host, dry_run = body["drain"]["host"], body["drain"].get("dry_run", False)
     if host not in {report.backend for report in call.core.pool_reports.reports().values()}:
         raise BadRequest(f"Invalid host: there is no backend {host}; name one as NODE@BACKEND.")
@@ -131,7 +134,7 @@ def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _begin_of(call: Call, item: dict[str, Any]) -> None:
-    """Begin what a plan says, unless somebody was quicker and it cannot be any more."""
+    """Begin a planned migration. If the volume cannot be migrated any more, note the reason in the plan's item."""
     try:
         begin(call, find_volume(call, item["volume_id"], lock=True), item["destination"])
     except (InvalidStatus, NotFound) as exc:

@@ -1,6 +1,6 @@
-"""Volume transfers: a volume is offered, and goes to the project that accepts it with the key.
+"""Volume transfers: a project offers a volume; the project that accepts the offer with the key gets the volume.
 
-Two generations of the same thing: /volume-transfers, and /os-volume-transfer, which always takes the snapshots along.
+There are two generations of this API: /volume-transfers, and /os-volume-transfer, which always includes the snapshots.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OLD, NEW = "/os-volume-transfer", "/volume-transfers"
 LISTING = listing.Listing(
     model=Transfer,
     noun="Transfer",
-    collection="os-volume-transfer",  # compat: of both generations
+    collection="os-volume-transfer",  # compat: in both generations
     links_key="transfers_links",
     columns={
         name: column
@@ -77,20 +77,20 @@ def show(call: Call, transfer_id: str) -> dict[str, Any]:
 
 @routes.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransferBody)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Offer a volume; the key is told once."""
+    """Offer a volume; only this reply contains the key."""
     return _create(call, body["transfer"])
 
 
 @routes.post(f"{NEW}/<transfer_id>/accept", policy="volume:accept_transfer", body=schemas.AcceptTransferBody)
 def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Take a volume that was offered, with its snapshots unless they stay behind."""
+    """Accept an offered volume, with its snapshots unless the offer excludes them."""
     key = body["accept"]["auth_key"]
     row = call.session.get(Transfer, transfer_id) if is_uuid(transfer_id) else None
     if row is None:
         raise NotFound.resource("Transfer", transfer_id)
-    # Counted for each project by itself: a stranger's guesses slow down the stranger, never the receiver. That somebody
-    # guesses from many projects needs no bound of its own: at 10,000 guesses a second half of the 64-bit keys take 29
-    # million years.
+    # Failures are counted for each project: a stranger's guesses slow down the stranger, never the receiver. Guesses
+    # from many projects need no limit of their own: at 10,000 guesses a second, half of the 64-bit keys take 29 million
+    # years.
     guesser = (transfer_id, call.ctx.project_id)
     call.core.transfer_key_throttle.admit(*guesser)
     if not hmac.compare_digest(_hashed(row.salt, key), row.key_hash):
@@ -103,9 +103,9 @@ def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, A
 
 @routes.delete(f"{NEW}/<transfer_id>", policy="volume:delete_transfer")
 def remove(call: Call, transfer_id: str) -> None:
-    """Take an offer back."""
+    """Withdraw an offer."""
     row = find(call, Transfer, transfer_id)
-    states.lock(call.session, row.volume_id)  # before the offer, as who accepts it does: neither waits for the other
+    states.lock(call.session, row.volume_id)  # before the offer, as in accept: the two cannot deadlock
     _take(call, row)
     states.cancel_transfer(call.session, row.volume_id)
 
@@ -130,7 +130,7 @@ def old_show(call: Call, transfer_id: str) -> dict[str, Any]:
 
 @routes.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransferBody)
 def old_create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Offer a volume; the key is told once."""
+    """Offer a volume; only this reply contains the key."""
     return _create(call, body["transfer"])
 
 
@@ -138,11 +138,11 @@ routes.post(f"{OLD}/<transfer_id>/accept", policy="volume:accept_transfer", body
 routes.delete(f"{OLD}/<transfer_id>", policy="volume:delete_transfer")(remove)
 
 
-# --- looking -----------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------------
 
 
 def _listed(call: Call, *, paged: bool, detailed: bool) -> dict[str, Any]:
-    if not paged:  # compat: as it was, from old to new, all of them
+    if not paged:  # compat: without paging, all transfers are listed, oldest first
         own = {name: value for name, value in call.query.items() if name in (*LISTING.public, "all_tenants")}
         call.query = {**own, "sort": "created_at:asc"}
     page = listing.page(call, LISTING, _visible(call))
@@ -168,7 +168,7 @@ def _shown(call: Call, row: Transfer) -> dict[str, Any]:
     return {name: get(view) for name, get in getters}
 
 
-# --- offering and taking -----------------------------------------------------------------------------------
+# --- offering and accepting --------------------------------------------------------------------------------
 
 
 def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
         states.move(call.session, states.VOLUME, volume.id, V.AWAITING_TRANSFER, where=_free(volume))
     except StateConflict:
         raise _refused(call, volume, "offered", V.AVAILABLE) from None
-    # A status that an administrator has set may have left an older offer.
+    # An administrator's reset of the status may have left an older offer.
     call.session.execute(delete(Transfer).where(Transfer.volume_id == volume.id))
     key, salt = secrets.token_hex(8), secrets.token_hex(4)
     row = Transfer(
@@ -205,7 +205,7 @@ def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hand_over(call: Call, row: Transfer) -> None:
-    """Move the volume, its snapshots and what they count for to the caller's project, in this one transaction."""
+    """Transfer the volume, its snapshots and their quota usage to the caller's project, in this transaction."""
     volume = call.session.get(Volume, row.volume_id, with_for_update=True)
     if volume is None:  # deleted since the offer was read
         raise NotFound.resource("Transfer", row.id)
@@ -244,7 +244,7 @@ def _hand_over(call: Call, row: Transfer) -> None:
         "snapshots": count,
         "gigabytes": (volume.size if volume.consumes_quota else 0) + int(gib),
     }
-    # In one order for all: two volumes that go opposite ways at the same moment do not wait for each other.
+    # In the same order for all transfers: two concurrent transfers in opposite directions cannot deadlock.
     for project in sorted((donor, receiver)):
         if project == receiver:
             quotas.charge(call.session, limits, receiver, volume.volume_type_id, **amounts)
@@ -253,12 +253,12 @@ def _hand_over(call: Call, row: Transfer) -> None:
 
 
 def _free(volume: Volume) -> list[ColumnElement[bool]]:
-    """Return what must hold of a volume that goes to another project: nobody of the former one can reach its bytes."""
+    """Return the conditions for a transfer: the former project must have no access to the volume's data."""
     return [~is_connected(volume.id), ~is_worked_on(volume.id)]
 
 
 def _refused(call: Call, volume: Volume, done: str, status: V) -> InvalidStatus:
-    """Return the refusal that names what is in the way."""
+    """Return the InvalidStatus that says why a volume cannot be offered or accepted."""
     held = what_holds(call, volume.id) if volume.status == status else None
     return InvalidStatus(
         f"Invalid volume: volume {volume.id} cannot be {done}: {held}."
@@ -268,7 +268,10 @@ def _refused(call: Call, volume: Volume, done: str, status: V) -> InvalidStatus:
 
 
 def _check_types(call: Call, row: Transfer, volume: Volume) -> None:
-    """Refuse what the receiver could make volumes of a type from that he may not use: snapshots keep theirs."""
+    """Raise BadRequest if the receiver may not use the type of the volume or of a snapshot that goes with it.
+
+    A snapshot keeps its type, so the receiver could create volumes of that type from it.
+    """
     types = {volume.volume_type_id: "the volume's type"}
     if not row.no_snapshots:
         of_volume = select(Snapshot.volume_type_id, func.min(Snapshot.id)).where(Snapshot.volume_id == volume.id)
@@ -277,14 +280,14 @@ def _check_types(call: Call, row: Transfer, volume: Volume) -> None:
                 types.setdefault(type_id, f"the type of snapshot {snapshot_id}")
     for type_id, what in types.items():
         kind = call.session.get(VolumeType, type_id)
-        if kind is not None and not may_use(call, kind):  # of a type that is deleted nothing can be made
+        if kind is not None and not may_use(call, kind):  # no volume can be created of a deleted type
             raise BadRequest(
                 f"Invalid volume type: the project {call.ctx.project_id} may not use {what}, which is private."
             )
 
 
 def _take(call: Call, row: Transfer) -> None:
-    """Remove the offer. Raises NotFound when somebody else has just taken it."""
+    """Delete the offer. Raise NotFound if another request has just accepted or withdrawn it."""
     gone = call.session.execute(
         delete(Transfer).where(Transfer.id == row.id, exists().where(Volume.id == row.volume_id))
     )
@@ -293,5 +296,5 @@ def _take(call: Call, row: Transfer) -> None:
 
 
 def _hashed(salt: str, key: str) -> str:
-    # 64 random bits need no slow hash: no number of guesses over the network finds them.
+    # 64 random bits need no slow hash: they cannot be guessed over the network.
     return hmac.digest(salt.encode(), key.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()

@@ -87,7 +87,7 @@ LISTING = listing.Listing(
 )  # fmt: skip
 
 
-# --- looking -----------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -104,9 +104,9 @@ class VolumeView:
 
 
 CHARACTERS_OF_ONE = 1000
-"""What a volume without metadata counts for in a page of a list: the length of its JSON."""
+"""Characters that a volume without metadata counts for in a page of a list: the length of its JSON."""
 SUMMARY_PAIRS = 10 * MOST_PAIRS
-"""Pairs of metadata that a summary looks at: all that the volumes of the default quota can have."""
+"""Metadata pairs that a summary reads at most: as many as the volumes of the default quota can have."""
 
 
 @routes.get("/volumes", policy="volume:get_all")
@@ -136,7 +136,7 @@ def _sizes(call: Call, rows: Sequence[Any]) -> Mapping[str, int]:
 
 @routes.get("/volumes/summary", policy="volume:get_all", since=VOLUME_SUMMARY)
 def summary(call: Call) -> dict[str, Any]:
-    """Tell number and size of all volumes, and their metadata."""
+    """Show the number and the total size of all volumes, and their metadata."""
     conditions = listing.visible_projects(call, Volume)
     count, size = call.session.execute(
         select(func.count(), func.coalesce(func.sum(Volume.size), 0)).select_from(Volume).where(*conditions)
@@ -164,18 +164,17 @@ def show(call: Call, volume_id: str) -> dict[str, Any]:
 
 
 def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
-    """Return a volume that the caller may see. Raises NotFound for others, as if they were not there.
+    """Return a volume that the caller may see. Raise NotFound for other volumes, as for volumes that do not exist.
 
-    ``lock``: nobody else changes it before this transaction ends, so that what is decided from it stays true: also
-    whose it is. Whoever changes a volume takes it.
-    (On SQLite every writer is alone anyhow.)
+    ``lock``: lock the volume until this transaction ends, so that decisions based on its fields stay valid, also on its
+    project. Every change of a volume takes this lock. (SQLite allows only one writer at a time anyway.)
     """
     return find(call, Volume, volume_id, rule="volume:get", lock=lock)
 
 
 def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
-    """Return the reply that holds one volume."""
-    # On the connection: the most frequent question, which needs nothing of the ORM.
+    """Return the reply with one volume."""
+    # On the connection: this is the most frequent query, and it does not need the ORM.
     found = call.session.connection().execute(_SHOW, {"volume": volume_id}) if is_uuid(volume_id) else None
     row = found.one_or_none() if found is not None else None
     if row is None or not call.ctx.may_see(row.project_id) or not call.may("volume:get"):
@@ -246,7 +245,7 @@ def _attachments_of(call: Call, volume_ids: Sequence[str]) -> Mapping[str, list[
 # Built once: building a statement takes longer than running it.
 _DETAIL = cast("Select[Any]", select(Volume, VolumeType.name).join(VolumeType, VolumeType.id == Volume.volume_type_id))
 _VOLUMES, _TYPES = cast("Table", Volume.__table__), cast("Table", VolumeType.__table__)
-# Show is what clients ask most while they wait, and plain columns come quicker than an object.
+# Clients poll this request most while they wait, and plain columns load faster than an ORM object.
 _SHOW = (
     select(*_VOLUMES.c, _TYPES.c.name.label("type_name"), OF_VOLUMES.text_of(_VOLUMES.c.id).label("pairs"))
     .join(_TYPES, _TYPES.c.id == _VOLUMES.c.volume_type_id)
@@ -257,7 +256,7 @@ _SHOW = (
 def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
     statement = statement.where(*listing.visible_projects(call, Volume))
     if not call.ctx.is_admin:
-        # The hidden destination of a migration.
+        # Hides the destination volume of a migration.
         statement = statement.where(
             or_(Volume.migration_status.is_(None), Volume.migration_status.not_like("target:%"))
         )
