@@ -1,4 +1,4 @@
-"""How many attachments a volume and a project may have: each may be an export, which is a process or a target.
+"""The quota of attachments of a volume and of a project: each attachment may need an export, a process or a target.
 
 Checked in the transaction that inserts the attachment, before any work is done for it. Cinder has no such quota.
 """
@@ -15,10 +15,11 @@ from blockstore.operations.states import A
 
 
 def check_attachments(call: Call, volume: Volume, *, exported: bool = True) -> None:
-    """Raise OverQuota if a volume, or its project, has as many attachments as it may have.
+    """Raise OverQuota if a volume or its project has reached its limit of attachments.
 
-    The caller holds the volume's lock. Those of os-initialize_connection count, whoever asks; and reserved ones, for
-    they may be connected later. What os-attach only notes is not ``exported``, and counts for the volume alone.
+    The caller holds the volume's lock. Attachments of os-initialize_connection count for every caller. Reserved
+    attachments count, because they may be connected later. An attachment that os-attach only records is not
+    ``exported`` and counts for the volume alone.
     """
     config = call.core.config.service
     of_volume = Attachment.volume_id == volume.id

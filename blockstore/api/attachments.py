@@ -1,7 +1,7 @@
 """Attachments: reserve, connect, complete, list, show, delete.
 
-Accepts or refuses; the export is made and ended by the manager, while the caller waits, because the API wants the
-outcome in the reply.
+This module accepts or refuses requests. The manager makes and ends the exports while the caller waits, because the API
+wants the outcome in the reply.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ LISTING = listing.Listing(
 )  # fmt: skip
 
 
-# --- looking -----------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -97,10 +97,10 @@ def index(call: Call) -> dict[str, Any]:
 
 @routes.get("/attachments/detail", policy="none", since=ATTACHMENTS)
 def detail(call: Call) -> dict[str, Any]:
-    """List every field; no list tells a secret."""
+    """List every field, without secrets."""
     page = listing.page(call, LISTING, _visible(call), suffix="/detail")
     volumes = _volumes_of(call, [row for (row,) in page.rows])
-    # One whose volume went after the page was read has gone with it.
+    # If a volume was deleted after the page was read, its attachments have gone with it.
     items = [
         detailed(call, row, volumes[row.volume_id], with_secret=False)
         for (row,) in page.rows
@@ -111,14 +111,14 @@ def detail(call: Call) -> dict[str, Any]:
 
 @routes.get(ONE, policy="none", since=ATTACHMENTS)
 def show(call: Call, attachment_id: str) -> dict[str, Any]:
-    """Show one attachment; its secret to those who may connect it."""
+    """Show one attachment, with its secret if the caller may connect it."""
     return _one(call, attachment_id)
 
 
 def find_attachment(call: Call, attachment_id: str, *, legacy: bool = False) -> Attachment:
-    """Return an attachment that the caller may see. Raises NotFound for others, as if they were not there.
+    """Return an attachment that the caller may see. Raise NotFound for others, as for attachments that do not exist.
 
-    ``legacy``: also one that os-initialize_connection made, which no list of the API shows.
+    ``legacy``: include attachments of os-initialize_connection, which no list of the API shows.
     """
     row = call.session.get(Attachment, attachment_id) if is_uuid(attachment_id) else None
     if row is None or (row.legacy and not legacy) or not call.ctx.may_see(row.project_id):
@@ -127,10 +127,10 @@ def find_attachment(call: Call, attachment_id: str, *, legacy: bool = False) -> 
 
 
 def find_locked(call: Call, attachment_id: str, *, legacy: bool = False) -> tuple[Attachment, Volume]:
-    """Return an attachment and its volume, which nobody else changes before this transaction ends. Raises NotFound."""
+    """Return an attachment and its volume, locked until this transaction ends. Raises NotFound."""
     row = find_attachment(call, attachment_id, legacy=legacy)
     volume = find_volume(call, row.volume_id, lock=True)
-    call.session.expire(row)  # it was read before the lock was there
+    call.session.expire(row)  # it was read before the lock was taken
     return find_attachment(call, attachment_id, legacy=legacy), volume
 
 
@@ -142,7 +142,7 @@ def summary(call: Call, row: Attachment) -> dict[str, Any]:
 
 def detailed(call: Call, row: Attachment, volume: Volume, *, with_secret: bool) -> dict[str, Any]:
     """Return every field."""
-    # How a volume is reached is for those who may connect it: for a reader it would tell addresses and paths only.
+    # Connection info is for callers who may connect the volume: a reader would only learn addresses and paths.
     may_connect = call.may("volume:attachment_update")
     view = AttachmentView(
         row, connection_info(call, row, volume, with_secret=with_secret, flat=True) if may_connect else {}
@@ -153,7 +153,7 @@ def detailed(call: Call, row: Attachment, volume: Volume, *, with_secret: bool) 
 def connection_info(
     call: Call, row: Attachment, volume: Volume, *, with_secret: bool, flat: bool = False
 ) -> dict[str, Any]:
-    """Return how the initiator reaches the volume, or nothing before it is exported."""
+    """Return the connection info for the initiator; it is empty before the volume is exported."""
     if row.connection is None or row.status not in HELD:
         return {}
     data = dict(row.connection["data"])
@@ -169,7 +169,7 @@ def connection_info(
     }
     connector = row.connector or {}
     if connector.get(ATTACH_LOCAL) is True and call.ctx.is_admin:
-        data["attached_here"] = connector.get("host")  # how `blockstore detach` knows its own
+        data["attached_here"] = connector.get("host")  # `blockstore detach` recognizes its own attachments by it
     facts = {
         "driver_volume_type": row.connection["driver_volume_type"],
         "enforce_multipath": bool(connector.get("enforce_multipath", False)),
@@ -179,7 +179,7 @@ def connection_info(
 
 
 def is_readonly(volume: Volume) -> bool:
-    """Say whether the volume may only be attached for reading."""
+    """Return True if the volume may only be attached read-only."""
     return str(volume.admin_metadata.get("readonly")) == "True"
 
 
@@ -208,7 +208,7 @@ def _visible(call: Call) -> Any:
     "/attachments", policy="volume:attachment_create", body=schemas.CreateAttachmentBody, since=ATTACHMENTS, status=200
 )
 def create(call: Call, body: Mapping[str, Any]) -> Any:
-    """Reserve a volume, and connect it at once when a connector is given."""
+    """Reserve a volume, and connect it at once if a connector is given."""
     asked = body["attachment"]
     volume = find_volume(call, asked["volume_uuid"], lock=True)
     instance = asked.get("instance_uuid")
@@ -240,7 +240,7 @@ def _reserve(call: Call, volume: Volume, instance: str | None) -> None:
     try:
         states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=allowed)
     except StateConflict:
-        # compat: the same server once more, because it is being migrated to another host
+        # compat: the same server may reserve it again, because it is being migrated to another host
         again = instance is not None and volume.status in (V.IN_USE, V.RESERVED)
         if again and any(row.instance_uuid == instance for row in attachments_of(call, volume)):
             return
@@ -251,7 +251,7 @@ def _reserve(call: Call, volume: Volume, instance: str | None) -> None:
 
 
 def attachments_of(call: Call, volume: Volume) -> list[Attachment]:
-    """Return the attachments of a volume, oldest first; not what os-initialize_connection made."""
+    """Return the attachments of a volume, oldest first, without those of os-initialize_connection."""
     return list(
         call.session.scalars(
             select(Attachment)
@@ -262,7 +262,7 @@ def attachments_of(call: Call, volume: Volume) -> list[Attachment]:
 
 
 def who_holds(call: Call, volume: Volume) -> str:
-    """Return the sentence for those who came too late: who holds it to an administrator, that it is taken to others."""
+    """Return the sentence that tells an administrator who holds the volume, and other callers that it is taken."""
     if volume.status not in (V.RESERVED, V.ATTACHING, V.IN_USE, V.DETACHING):
         return ""
     held = attachments_of(call, volume)
@@ -274,7 +274,7 @@ def who_holds(call: Call, volume: Volume) -> str:
 
 
 def fit(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any]) -> None:
-    """Take a connector for an attachment. Raises BadRequest when it cannot work, Forbidden when it may not."""
+    """Store a connector in an attachment. Raise BadRequest if it cannot work or the caller may not use it."""
     if connector.get(ATTACH_LOCAL) is not None and not call.ctx.is_admin:
         raise BadRequest(f"The connector's {ATTACH_LOCAL} is for administrators.")
     if volume.host is None:
@@ -331,7 +331,7 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
             operation=operation,
             only_from=(A.RESERVED, A.ATTACHING, A.ERROR_ATTACHING),
         )
-        if volume.status == V.AVAILABLE:  # an attachment in error does not hold it; from here on it is held
+        if volume.status == V.AVAILABLE:  # an attachment in error does not hold the volume; from here on it does
             states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=(V.AVAILABLE,))
     except StateConflict as conflict:
         raise Conflict(conflict.message) from None
@@ -347,7 +347,7 @@ def _connected(call: Call, attachment_id: str, operation: Operation) -> dict[str
 
 
 def check_outcome(call: Call, operation: Operation) -> None:
-    """Raise what a caller is told of an operation that did not succeed."""
+    """Raise Conflict or ServiceUnavailable with the reason if an operation did not succeed."""
     ended = call.session.execute(
         select(OperationRow.state, OperationRow.reason, OperationRow.public_reason).where(
             OperationRow.id == operation.operation_id
@@ -374,7 +374,7 @@ def check_outcome(call: Call, operation: Operation) -> None:
     status=204,
 )
 def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
-    """Take note that the volume is in use."""
+    """Record that the volume is in use."""
     row, _ = find_locked(call, attachment_id)
     try:
         states.move(
@@ -395,7 +395,7 @@ def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
 
 @routes.delete(ONE, policy="volume:attachment_delete", since=ATTACHMENTS, status=200)
 def remove(call: Call, attachment_id: str) -> Any:
-    """End an attachment and its export; an administrator also one that os-initialize_connection made."""
+    """End an attachment and its export. An administrator may also end those of os-initialize_connection."""
     row, volume = find_locked(call, attachment_id, legacy=call.ctx.is_admin)
     refuse_while_a_server_uses(call, [row])
     operation = disconnect(call, row)
@@ -411,9 +411,9 @@ def _disconnected(call: Call, volume: Volume, operation: Operation) -> dict[str,
 
 
 def refuse_while_a_server_uses(call: Call, rows: Sequence[Attachment]) -> None:
-    """Refuse to users what would take a disk from a server (CVE-2023-2088), or hand it on; the server's service may.
+    """Raise Conflict if a user would take a disk from a server, or hand the disk on (CVE-2023-2088).
 
-    Raises: Conflict.
+    Services, such as the server's own, and administrators may do so.
     """
     if call.ctx.is_service or call.ctx.is_admin:
         return
@@ -426,17 +426,17 @@ def refuse_while_a_server_uses(call: Call, rows: Sequence[Attachment]) -> None:
 
 
 def disconnect(call: Call, row: Attachment, *, follow: bool = True) -> DisconnectAttachment:
-    """File the operation that ends an attachment; ``follow``: the volume's status follows.
+    """Enqueue the operation that ends an attachment; with ``follow``, the volume's status follows.
 
-    Raises: Conflict when that is going on already.
+    Raise Conflict if the attachment is being detached already.
     """
     operation = call.operation(
         DisconnectAttachment,
         row,
         volume_id=row.volume_id,
-        # What was only being connected has nobody who could be using it.
+        # An attachment that was still being connected cannot be in use.
         came_from=A.ATTACHING if row.status == A.CONNECTING else row.status,
-        follow=follow and not row.legacy,  # a volume's status knows nothing of what os-initialize_connection made
+        follow=follow and not row.legacy,  # attachments of os-initialize_connection do not affect a volume's status
     )
     try:
         states.move(

@@ -1,7 +1,8 @@
-"""What holds a volume where it is: its project, its connections, and the operations that read or change its bytes.
+"""Holds on a volume: its project, its connections, and the operations that read or change its data.
 
-A volume goes to another project, or back to a snapshot, only while nothing holds it. The conditions belong into the
-compare-and-swap of the status, under the lock on the volume: whoever connects or copies a volume takes that lock first.
+A volume is transferred to another project, or reverted to a snapshot, only while nothing holds it. The conditions
+belong in the compare-and-swap of the status, under the lock on the volume: connecting or copying a volume takes that
+lock first.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from blockstore.operations.catalogue import CreateVolume, PlaceVolume, RemoveCop
 
 _COPIES = [kind.__name__ for kind in (PlaceVolume, CreateVolume)]
 _HARMLESS = [RemoveCopy.__name__]
-"""Removes what a migration has left behind on the former pool, which is the volume no more."""
+"""It deletes the leftover copy of a migration, which is not the volume any more."""
 
 
 def is_connected(volume_id: str) -> ColumnElement[bool]:
-    """Return the condition that a volume has an attachment, those of os-initialize_connection included."""
+    """Return the condition that a volume has an attachment, including those of os-initialize_connection."""
     return exists().where(Attachment.volume_id == volume_id)
 
 
 def is_worked_on(volume_id: str) -> ColumnElement[bool]:
-    """Return the condition that an operation on a volume or its snapshots, or a clone of it, is not finished.
+    """Return the condition that an operation on a volume, on its snapshots, or on a new clone of it is not finished.
 
-    Asked of the operations and not of a status, which an administrator may have set while the operation goes on.
+    It checks operations, not a status: an administrator may have reset the status while the operation goes on.
     """
     clone = aliased(Volume)
     snapshots = select(Snapshot.id).where(Snapshot.volume_id == volume_id)
@@ -46,7 +47,7 @@ def is_worked_on(volume_id: str) -> ColumnElement[bool]:
 
 
 def what_holds(call: Call, volume_id: str) -> str | None:
-    """Return what holds a volume, as the end of a sentence that says what to do; None if nothing does."""
+    """Return what holds a volume and what to do about it, as the end of a sentence; None if nothing holds it."""
     rows = call.session.execute(
         select(Attachment.legacy, Attachment.status).where(Attachment.volume_id == volume_id)
     ).all()
@@ -60,10 +61,10 @@ def what_holds(call: Call, volume_id: str) -> str | None:
 
 
 def keep_project(call: Call, project_id: str) -> None:
-    """Keep a project, in which something is made, until this transaction ends. Raises Unauthorized when it has gone.
+    """Prevent the deletion of a project until this transaction ends. Raise Unauthorized if it has been deleted.
 
-    The token was good when the request began. A project that has anything is not deleted, but what is not committed yet
-    is not seen by whoever deletes it.
+    Called before a resource is created in the project. The token was valid when the request began. A project with
+    resources cannot be deleted, but a concurrent deletion does not see resources that are not committed yet.
     """
     if call.core.config.service.auth == "builtin" and not accounts.hold_project(call.session, project_id):
         raise Unauthorized(UNAUTHENTICATED)

@@ -1,7 +1,7 @@
-"""The Image API, as far as clients of volumes need it: it is there, and has no images.
+"""The parts of the Image API that clients of volumes need: a service without images.
 
-The command ``openstack volume create`` of 5.8 to 7.4 fails without an image service in the catalogue, whether or not
-it is given an image. An image that is looked up here is not found, and the client says so.
+The command ``openstack volume create`` of 5.8 to 7.4 fails without an image service in the catalogue, even if no image
+is given. A lookup of an image returns 404, and the client reports it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ blueprint = Blueprint("images", __name__)
 @blueprint.get(f"{ROOT}/", provide_automatic_options=False)
 @blueprint.get(f"{ROOT}/versions", provide_automatic_options=False)
 def discover() -> Response:
-    """List the versions to anybody."""
+    """List the versions; no token is needed."""
     link = {"rel": "self", "href": f"{base_url(request.environ)}{ROOT}/v2/"}
     return _reply({"versions": [{"id": VERSION, "status": "CURRENT", "links": [link]}]}, 300)
 
 
 @blueprint.get(f"{ROOT}/v2/images", provide_automatic_options=False)
 def list_images() -> Response:
-    """List no image."""
+    """Return an empty list."""
     _authenticate()
     return _reply({"images": [], "first": "/v2/images", "schema": "/v2/schemas/images"})
 
 
 @blueprint.get(f"{ROOT}/v2/images/<path:image_id>", provide_automatic_options=False)
 def show_image(image_id: str) -> Response:
-    """Find no image."""
+    """Return 404 for every image."""
     _authenticate()
     raise NotFound(f"There is no image {shortened(image_id)}: this service keeps no images.")
 

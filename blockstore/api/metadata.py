@@ -1,6 +1,6 @@
-"""Metadata in the database, the same for volumes, their images and snapshots: key and value rows beside their owner.
+"""Metadata of volumes, of their images and of snapshots in the database: key and value rows of an owner.
 
-Also the bound on every map that callers can make grow, extra specs and QoS specs included.
+Also the limit on every map that callers can extend, including extra specs and QoS specs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from blockstore.db.models import Base, SnapshotMetadata, VolumeImageMetadata, Vo
 from blockstore.errors import NotFound, OverQuota
 
 AT_ONCE = 500
-"""Owners that one statement asks for; databases bound the number of parameters."""
+"""Owners in one statement; databases limit the number of parameters."""
 MOST_PAIRS = 256
-"""Pairs of one resource. In Cinder the size of a body bounds each request, and nothing bounds the sum."""
+"""Pairs of one resource. Cinder limits the size of each request's body, but not the sum of the pairs."""
 MOST_CHARACTERS = 131_072
 """Characters of the keys and values of one resource; 256 pairs of the longest metadata have 130,560."""
 
@@ -29,8 +29,8 @@ MOST_CHARACTERS = 131_072
 def check_growth(resource: str, before: Mapping[str, int], pairs: Mapping[str, str | None]) -> None:
     """Raise OverQuota if writing ``pairs`` would make a map too large; ``before``: the lengths of its pairs, by key.
 
-    A map that is too large already may be made smaller, or stay as it is. The caller holds the lock of the resource, so
-    that the sum of parallel requests counts.
+    A map that is already too large may shrink or keep its size. The caller holds the lock of the resource, so that the
+    sum of parallel requests counts.
     """
     after = {**before, **lengths(pairs)}
     if len(after) > max(MOST_PAIRS, len(before)):
@@ -84,13 +84,13 @@ class Metadata:
         self._sizes = select(self._owner, func.sum(length)).where(of_page).group_by(self._owner)
 
     def text_of(self, owner: ColumnElement[str]) -> ScalarSelect[str]:
-        """Return an expression, for statements of one row: its pairs as text of a JSON object, or NULL without any."""
+        """Return an SQL expression for statements of one row: its pairs as the text of a JSON object, or NULL."""
         return select(_Pairs(self._table.c.key, self._table.c.value)).where(self._owner == owner).scalar_subquery()
 
     def of_many(self, session: Session, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Return the pairs of resources, by id; one without pairs is left out."""
+        """Return the pairs of resources, by id; resources without pairs are left out."""
         found: dict[str, dict[str, str]] = {}
-        # On the connection: everything here is written by statements, so there is nothing to flush before.
+        # On the connection: metadata is written by statements only, so there is nothing to flush first.
         connection = session.connection()
         for start in range(0, len(ids), AT_ONCE):
             some = ids[start : start + AT_ONCE]
@@ -104,7 +104,7 @@ class Metadata:
         return found
 
     def sizes(self, session: Session, ids: Sequence[str]) -> Counter[str]:
-        """Return the characters of the pairs of resources, by id; one without pairs is left out."""
+        """Return the number of characters of the pairs of resources, by id; resources without pairs are left out."""
         found: Counter[str] = Counter()
         for start in range(0, len(ids), AT_ONCE):
             rows = session.connection().execute(self._sizes, {"ids": ids[start : start + AT_ONCE]})
@@ -123,13 +123,13 @@ class Metadata:
         return pairs[key]
 
     def replace(self, session: Session, owner: str, pairs: Mapping[str, str]) -> None:
-        """Write all pairs of a resource. Raises OverQuota."""
+        """Replace all pairs of a resource. Raises OverQuota."""
         self._check(owner, {}, pairs)
         session.execute(delete(self._table).where(self._owner == owner))
         self.copy(session, owner, pairs)
 
     def merge(self, session: Session, owner: str, pairs: Mapping[str, str]) -> None:
-        """Write pairs on top of those that are there; the caller holds the resource's lock. Raises OverQuota."""
+        """Add or change pairs; the caller holds the resource's lock. Raises OverQuota."""
         self._check(owner, dict(session.execute(self._lengths, {"id": owner}).all()), pairs)
         session.execute(delete(self._table).where(self._owner == owner, self._table.c.key.in_(list(pairs))))
         self.copy(session, owner, pairs)
@@ -140,7 +140,7 @@ class Metadata:
         self.copy(session, owner, pairs)
 
     def copy(self, session: Session, owner: str, pairs: Mapping[str, str]) -> None:
-        """Write pairs whose keys are not there yet, and that another resource has already."""
+        """Write pairs with new keys, without a check: they are checked already, or another resource has them."""
         if pairs:
             rows = [{self._owner_name: owner, "key": key, "value": value} for key, value in pairs.items()]
             session.execute(insert(self._table), rows)

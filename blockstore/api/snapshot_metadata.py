@@ -1,4 +1,4 @@
-"""Metadata of a snapshot: all of it, and key by key."""
+"""Metadata of a snapshot: all pairs or one pair."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def index(call: Call, snapshot_id: str) -> dict[str, Any]:
 
 @routes.post(PATH, policy="volume:update_snapshot_metadata", body=schemas.SnapshotMetadataBody, status=200)
 def merge(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Add pairs to those that are there."""
+    """Add pairs to the existing ones."""
     touch(call, find_snapshot(call, snapshot_id, lock=True))
     OF_SNAPSHOTS.merge(call.session, snapshot_id, body["metadata"])
     return {"metadata": OF_SNAPSHOTS.of(call.session, snapshot_id)}

@@ -99,16 +99,16 @@ def show(call: Call, snapshot_id: str) -> dict[str, Any]:
 
 
 def find_snapshot(call: Call, snapshot_id: str, *, lock: bool = False) -> Snapshot:
-    """Return a snapshot that the caller may see. Raises NotFound for others, as if they were not there.
+    """Return a snapshot that the caller may see. Raise NotFound for others, as for snapshots that do not exist.
 
-    ``lock``: its volume is kept from others before this transaction ends, so that it stays the caller's: whoever
-    changes a snapshot takes it.
+    ``lock``: lock its volume until this transaction ends, so that the snapshot stays the caller's. Every change of a
+    snapshot takes this lock.
     """
     snapshot = find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
     if not lock:
         return snapshot
     states.lock(call.session, snapshot.volume_id)
-    call.session.expire(snapshot)  # it was read before the lock was there
+    call.session.expire(snapshot)  # it was read before the lock was taken
     return find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
 
 
@@ -141,12 +141,12 @@ def _visible(call: Call) -> Select[Any]:
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
     asked = body["snapshot"]
-    volume = find_volume(call, str(asked["volume_id"]), lock=True)  # its status stays what is looked at here
+    volume = find_volume(call, str(asked["volume_id"]), lock=True)  # its status must not change after the check
     return {"snapshot": shown(call, [insert_with_operation(call, volume, asked)], kind="accepted")[0]}
 
 
 def insert_with_operation(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str = "") -> Snapshot:
-    """File a snapshot of a volume, or, with a ``reference``, the taking over of one. Raises InvalidStatus."""
+    """Insert a snapshot and the operation that creates it, or manages it by ``reference``. Raises InvalidStatus."""
     _check_snapshot_of(call, volume, asked)
     keep_project(call, volume.project_id)
     snapshot = Snapshot(
@@ -173,7 +173,7 @@ def insert_with_operation(call: Call, volume: Volume, asked: Mapping[str, Any], 
 
 
 def _next_number(call: Call, volume: Volume) -> int:
-    """Return the number of a volume's next snapshot, above those of all others; the volume is locked."""
+    """Return the number of a volume's next snapshot, above all existing numbers; the volume is locked."""
     newest = select(func.max(Snapshot.number)).where(Snapshot.volume_id == volume.id)
     return (call.session.execute(newest).scalar() or 0) + 1
 
@@ -216,7 +216,7 @@ def remove(call: Call, snapshot_id: str) -> None:
 
 
 def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
-    """File the operation that removes a snapshot. Raises InvalidStatus."""
+    """Enqueue the operation that deletes a snapshot. Raises InvalidStatus."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
     if snapshot.group_snapshot_id is not None:
         raise InvalidStatus(f"Invalid snapshot: snapshot {snapshot_id} belongs to a group snapshot.")
@@ -224,7 +224,7 @@ def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
     volume = call.session.get_one(Volume, snapshot.volume_id)
     refuse_frozen(call, volume.host, "deleted")
     if force and snapshot.status == S.DELETING and states.is_covered(call.session, DeleteSnapshot, snapshot_id):
-        return  # it is on its way already
+        return  # the snapshot is being deleted already
     conditions = [] if force else [Snapshot.status.in_(DELETABLE)]
     try:
         states.move(call.session, states.SNAPSHOT, snapshot_id, S.DELETING, where=conditions, operation=operation)
@@ -277,7 +277,7 @@ MAY_BECOME = {
     body=schemas.UpdateStatusBody,
 )
 def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
-    """Take what a hypervisor reports of a snapshot that it is making or removing."""
+    """Accept a hypervisor's report on a snapshot that it is creating or deleting."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
     asked = body["update"]
     allowed = MAY_BECOME.get(S(snapshot.status), ())

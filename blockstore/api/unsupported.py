@@ -1,7 +1,7 @@
-"""What the API has and this service does not, yet: images, backups, groups, failover.
+"""Parts of the API that this service does not offer yet: images, backups, groups, failover.
 
-Lists are empty, which is true; a single one cannot be found; and what would make or move something answers 501 with
-what is missing, never with a pretence. A part leaves this file when it is built.
+Lists are empty, which is true. A single resource is 404. A request that would create or move something returns 501 and
+names the missing part; it never pretends to succeed. A part leaves this file when it is built.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ASKED_LATER = (
     "group:group_snapshot_project_attribute",
     "volume:reimage_reserved",
     "volume_extension:volume_actions:upload_public",
-    # compat: asked with elevated rights in Cinder, so that it is never refused
+    # compat: Cinder checks it with elevated rights, so that it is never refused
     "volume:update_volume_admin_metadata",
 )
-"""Rules that a policy file may name, and that nothing asks, or not yet."""
+"""Rules that a policy file may name and that no endpoint checks, or not yet."""
 
 VOLUME_ACTIONS = (
     # action, policy, since, what is missing
@@ -53,7 +53,7 @@ COLLECTIONS = (
 )
 
 ABSENT = (
-    # method, path, noun, policy, since: what is asked of one that cannot be there
+    # method, path, noun, policy, since: requests for a single resource, which cannot exist
     ("PUT", "/backups/<one_id>", "Backup", "backup:update", (3, 9)),
     ("DELETE", "/backups/<one_id>", "Backup", "backup:delete", (3, 0)),
     ("POST", "/backups/<one_id>/restore", "Backup", "backup:restore", (3, 0)),
@@ -126,7 +126,7 @@ def _refuse(missing: str) -> NotOffered:
 def _on_a_volume(name: str, policy: str, since: Version, missing: str) -> None:
     @routes.action(VOLUME_ACTION, name, policy=policy, body=AnythingBody, since=since)
     def refuse(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
-        """Refuse what is not offered yet."""
+        """Refuse a request that is not supported yet."""
         find_volume(call, volume_id)
         raise _refuse(missing)
 
@@ -134,23 +134,23 @@ def _on_a_volume(name: str, policy: str, since: Version, missing: str) -> None:
 def _collection(path: str, key: str, noun: str, policy: str, policy_of_one: str, since: Version) -> None:
     @routes.get(path, policy=policy, since=since)
     def index(call: Call) -> dict[str, Any]:
-        """List nothing."""
+        """Return an empty list."""
         return {key: []}
 
     @routes.get(f"{path}/detail", policy=policy, since=since)
     def detail(call: Call) -> dict[str, Any]:
-        """List nothing."""
+        """Return an empty list."""
         return {key: []}
 
     @routes.get(f"{path}/<one_id>", policy=policy_of_one, since=since)
     def show(call: Call, one_id: str) -> None:
-        """Find nothing."""
+        """Return 404: no such resource exists."""
         raise NotFound.resource(noun, one_id)
 
 
 def _absent(method: str, path: str, noun: str, policy: str, since: Version) -> None:
     def find(call: Call, one_id: str, **_more: Any) -> None:
-        """Find nothing."""
+        """Return 404: no such resource exists."""
         raise NotFound.resource(noun, one_id)
 
     _declare(method, path, policy, since, find)
@@ -159,13 +159,13 @@ def _absent(method: str, path: str, noun: str, policy: str, since: Version) -> N
 def _absent_action(path: str, name: str, noun: str, policy: str, since: Version) -> None:
     @routes.action(path, name, policy=policy, body=AnythingBody, since=since)
     def find(call: Call, one_id: str, body: Mapping[str, Any]) -> None:
-        """Find nothing."""
+        """Return 404: no such resource exists."""
         raise NotFound.resource(noun, one_id)
 
 
 def _refused(method: str, path: str, policy: str, since: Version, missing: str) -> None:
     def refuse(call: Call, **_more: Any) -> None:
-        """Refuse what is not offered yet."""
+        """Refuse a request that is not supported yet."""
         raise _refuse(missing)
 
     _declare(method, path, policy, since, refuse)
@@ -196,11 +196,11 @@ for _method, _path, _policy, _since, _missing in REFUSED:
 
 @routes.get("/group_types", policy="none", since=Version(3, 11))
 def group_types(call: Call) -> dict[str, Any]:
-    """List nothing."""
+    """Return an empty list."""
     return {"group_types": []}
 
 
 @routes.action("/groups/action", "create-from-src", policy="group:create", body=AnythingBody, since=Version(3, 14))
 def create_group_from_source(call: Call, body: Mapping[str, Any]) -> None:
-    """Refuse what is not offered yet."""
+    """Refuse a request that is not supported yet."""
     raise _refuse(GROUPS)

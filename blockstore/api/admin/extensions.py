@@ -1,4 +1,7 @@
-"""The list of extensions: history on the API; clients read from it what a service offers, so it lists no more."""
+"""The list of extensions, a historical part of the API.
+
+Clients read from it which features a service offers, so it lists only those that this service offers.
+"""
 
 from __future__ import annotations
 

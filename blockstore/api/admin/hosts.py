@@ -1,4 +1,4 @@
-"""What an administrator sees of the installation beside its services: hosts, backends, clusters, workers."""
+"""Hosts, backends, clusters and workers, as administrators see them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def index(call: Call) -> dict[str, Any]:
 
 @routes.get("/os-hosts/<host_name>", policy="volume_extension:hosts")
 def show(call: Call, host_name: str) -> dict[str, Any]:
-    """Show what is on a host, in all and by project."""
+    """Show the number and size of volumes and snapshots on a host, in total and by project."""
     _find(call, host_name)
     volumes = _sums(call, Volume.project_id, Volume.size, Volume.host, host_name)
     snapshots = _sums(call, Snapshot.project_id, Snapshot.volume_size, Snapshot.host, host_name)
@@ -90,7 +90,7 @@ def _sums(call: Call, project: Any, size: Any, host: Any, host_name: str) -> dic
 
 @routes.get("/capabilities/<host_name>", policy="volume_extension:capabilities")
 def capabilities(call: Call, host_name: str) -> dict[str, Any]:
-    """Show what a backend is, by NODE@BACKEND or by the name of its pool."""
+    """Show the capabilities of a backend, named by NODE@BACKEND or by its pool."""
     for name, report in sorted(call.core.pool_reports.reports().items()):
         if host_name in (name, report.backend):
             config = report.config
@@ -141,7 +141,7 @@ def list_clusters(call: Call) -> dict[str, Any]:
 
 @routes.get("/clusters/detail", policy="clusters:get_all", since=SERVICES_CLUSTER)
 def list_clusters_in_detail(call: Call) -> dict[str, Any]:
-    """List the clusters with all that is known of them."""
+    """List the clusters with every field: none."""
     return _no_clusters(call)
 
 
@@ -172,5 +172,5 @@ def _no_clusters(call: Call) -> dict[str, Any]:
 
 @routes.post("/workers/cleanup", policy="workers:cleanup", body=schemas.CleanupBody, since=WORKERS_CLEANUP)
 def clean_up(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Clean up after services that died: none can be found, since what is left over is resumed at each start."""
+    """Clean up after services that died: never any, because each start resumes unfinished operations."""
     return {"cleaning": [], "unavailable": []}

@@ -1,4 +1,4 @@
-"""The limits of a project and what it uses of them."""
+"""The limits of a project and its usage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ routes = Routes()
 
 @routes.get("/limits", policy="none")
 def show(call: Call) -> dict[str, Any]:
-    """Show limits and use."""
+    """Show limits and usage."""
     project = call.ctx.project_id
     if call.version >= LIMITS_PROJECT:
         asked = call.query.get("project_id") or call.query.get("tenant_id")

@@ -64,7 +64,7 @@ def _shown(call: Call, row: Message) -> dict[str, Any]:
     item = {
         "id": row.id,
         "event_id": row.event_id,
-        # The API has one field for it: administrators get the operator's text there.
+        # The API has one field for the text: administrators get the operator's text in it.
         "user_message": (row.operator_message if call.ctx.is_admin else None) or row.user_message,
         "message_level": row.message_level,
         "created_at": timestamp(row.created_at),

@@ -52,7 +52,7 @@ def get_pools(call: Call) -> dict[str, Any]:
 
 @routes.get("/scheduler-stats/explain", policy="scheduler_extension:scheduler_stats:get_pools")
 def explain(call: Call) -> dict[str, Any]:
-    """Tell what the scheduler would do with a new volume, and why: per pool, filter and weigher. Not in Cinder."""
+    """Explain how the scheduler would place a new volume: by pool, filter and weigher. Not in Cinder."""
     given = call.query.get("size", "")
     if not (given.isascii() and given.isdigit() and 0 < int(given) < 2**31):
         raise InvalidInput("size", given, "It must be a whole number of GiB, from 1.")
@@ -65,7 +65,7 @@ def explain(call: Call) -> dict[str, Any]:
 
 @routes.get("/os-availability-zone", policy="none")
 def availability_zones(call: Call) -> dict[str, Any]:
-    """List the zones and whether one of their backends takes volumes."""
+    """List the zones. A zone is available if one of its backends accepts volumes."""
     available: dict[str, bool] = {}
     for backend, zone in zones_by_backend(call.core.config).items():
         row = call.session.get(ServiceRow, ("cinder-volume", backend))

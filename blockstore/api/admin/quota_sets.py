@@ -1,4 +1,4 @@
-"""Limits of projects, and the classes that they take their defaults from."""
+"""Limits of projects, and the quota classes that contain their defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASS_PLACE = "/os-quota-class-sets/<class_name>"
 
 @routes.get(PLACE, policy=SHOW)
 def show(call: Call, target_project: str) -> dict[str, Any]:
-    """Show the limits of a project; with ``usage`` what it uses of them, too."""
+    """Show the limits of a project; with ``usage``, also its usage."""
     _refuse_others(call, target_project)
     limits = _named(call, target_project, quotas.DEFAULT_CLASS)
     try:
@@ -36,7 +36,7 @@ def show(call: Call, target_project: str) -> dict[str, Any]:
     except ValidationError as exc:
         raise InvalidInput("usage", call.query["usage"], exc.messages[0]) from None
     used = quotas.usage(call.session, target_project)
-    # Nothing is ever only reserved: what is accepted is charged.
+    # Nothing is ever only reserved: an accepted request is charged at once.
     entries = {
         name: {"limit": limit, "in_use": used.get(resource, 0), "reserved": 0} for name, resource, limit in limits
     }
@@ -52,7 +52,7 @@ def defaults(call: Call, target_project: str) -> dict[str, Any]:
 
 @routes.put(PLACE, policy="volume_extension:quotas:update", body=schemas.UpdateQuotaSetBody)
 def change(call: Call, target_project: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Set limits of a project; none below what it uses."""
+    """Set limits of a project, none below its usage."""
     limits = _by_resource(call, "quota_set", body["quota_set"])
     used = quotas.usage(call.session, target_project)
     for name, (resource, limit) in limits.items():
@@ -66,13 +66,13 @@ def change(call: Call, target_project: str, body: Mapping[str, Any]) -> dict[str
 
 @routes.delete(PLACE, policy="volume_extension:quotas:delete", status=200)
 def remove(call: Call, target_project: str) -> None:
-    """Let a project have the default limits again."""
+    """Reset a project to the default limits."""
     quotas.forget_limits(call.session, target_project)
 
 
 @routes.get(CLASS_PLACE, policy="volume_extension:quota_classes:get")
 def show_class(call: Call, class_name: str) -> dict[str, Any]:
-    """Show the limits of a class; those of the class ``default`` are everybody's."""
+    """Show the limits of a class; the class ``default`` applies to all projects."""
     return {"quota_class_set": {"id": class_name, **_shown(call, None, class_name)}}
 
 
@@ -87,13 +87,13 @@ def change_class(call: Call, class_name: str, body: Mapping[str, Any]) -> dict[s
 
 
 def _refuse_others(call: Call, project: str) -> None:
-    # compat: 403 for another project, whether it is there or not
+    # compat: 403 for another project, whether it exists or not
     if project != call.ctx.project_id and not call.ctx.is_admin:
         raise Forbidden(f"Policy doesn't allow {SHOW} to be performed.")
 
 
 def _resources(call: Call) -> dict[str, str]:
-    """Return every resource by the name that the API has for it."""
+    """Return every resource by its name in the API."""
     names = {one.name: one.name for one in fields(QuotaConfig)}
     for type_id, type_name in call.session.execute(select(VolumeType.id, VolumeType.name).order_by(VolumeType.name)):
         names |= {f"{resource}_{type_name}": f"{resource}_{type_id}" for resource in quotas.PER_TYPE}

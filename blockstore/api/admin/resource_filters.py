@@ -1,4 +1,4 @@
-"""Which filters the lists take from callers who are not administrators."""
+"""The filters that lists accept from callers who are not administrators."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILTERS = {
 
 @routes.get("/resource_filters", policy="none", since=RESOURCE_FILTERS)
 def index(call: Call) -> dict[str, Any]:
-    """List the filters of each resource, or of the one that is asked for."""
+    """List the filters of each resource, or of the requested resource."""
     asked = call.query.get("resource")
     return {
         "resource_filters": [

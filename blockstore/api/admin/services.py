@@ -1,4 +1,4 @@
-"""The services an administrator sees: one scheduler, and one volume service for each backend; and their log levels."""
+"""Services, as administrators see them: one scheduler and one volume service for each backend; and log levels."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
 """compat: binaries are called as in Cinder; tools look for these names."""
 
 INTERVALS = 3
-"""A service is down when its last look is older than so many intervals between looks."""
+"""A service is down when its last health check is older than this many intervals between health checks."""
 LEAST_AGE_S = 60.0
-"""As in Cinder, ``service_down_time``; a stopped process is not down for that when it goes on."""
+"""The least such age, as Cinder's ``service_down_time``: a process that was briefly stopped is not shown as down."""
 
 
 @routes.get("/os-services", policy="volume_extension:services:index")
@@ -45,7 +45,7 @@ def index(call: Call) -> dict[str, Any]:
 
 
 def facts(call: Call) -> list[dict[str, Any]]:
-    """Return what is known of each service."""
+    """Return the state of each service, as replies show it."""
     said = {(row.binary, row.host): row for row in call.session.scalars(select(ServiceRow))}
     items = []
     for binary, host, zone, reports in _services(call):
@@ -87,7 +87,7 @@ def disable(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 @routes.put("/os-services/disable-log-reason", policy="volume_extension:services:update", body=schemas.SwitchOffBody)
 def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep new volumes away from a service, and say why."""
+    """Keep new volumes away from a service, with a reason."""
     reason = body["disabled_reason"]
     switch(call, body.get("binary") or body["service"], body["host"], disabled=True, reason=reason)
     return {**_named(body), "status": "disabled", "disabled": True, "disabled_reason": reason}
@@ -95,7 +95,7 @@ def disable_with_reason(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 @routes.put("/os-services/freeze", policy="volume_extension:services:update", body=schemas.FreezeBody)
 def freeze(call: Call, body: Mapping[str, Any]) -> None:
-    """Keep a backend as it is: no new volumes, no snapshots, no deletions."""
+    """Freeze a backend: no new volumes, no snapshots, no deletions."""
     call.enforce("volume:freeze_host")
     _set_frozen(call, body["host"], frozen=True)
 
@@ -117,7 +117,7 @@ def _set_frozen(call: Call, host: str, *, frozen: bool) -> None:
 
 
 def refuse_frozen(call: Call, pool: str | None, done: str) -> None:
-    """Raise BadRequest when the backend of a pool is frozen."""
+    """Raise BadRequest if the backend of a pool is frozen."""
     row = call.session.get(ServiceRow, (VOLUME, pool.partition("#")[0])) if pool else None
     if row is not None and row.frozen:
         raise BadRequest(
@@ -154,7 +154,7 @@ def get_log(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     since=LOG_LEVELS, writes=False,
 )  # fmt: skip
 def set_log(call: Call, body: Mapping[str, Any]) -> None:
-    """Change the level of the log, or of the part of it whose names start with a prefix, while the service runs."""
+    """Change the level of the log, or of the loggers below ``prefix``, while the service runs."""
     level = {"warn": "warning"}.get(body["level"], body["level"]).upper()
     if not list(_addressed(call, body)):
         return
@@ -163,7 +163,7 @@ def set_log(call: Call, body: Mapping[str, Any]) -> None:
 
 
 def _are_old(call: Call, reports: Sequence[PoolReport]) -> bool:
-    """Return True if no pool of a service was looked at for several intervals. What answers here is up itself."""
+    """Return True if no pool of a service had a health check for several intervals. This process itself is up."""
     age_s = max(LEAST_AGE_S, INTERVALS * call.core.config.service.report_interval_s)
     return all(report.is_older_than(age_s) for report in reports)
 
@@ -202,7 +202,7 @@ def _named(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def switch(call: Call, binary: str, host: str, *, disabled: bool, reason: str | None = None) -> None:
-    """Let the scheduler use a service, or not. Raises NotFound."""
+    """Enable or disable a service for the scheduler. Raises NotFound."""
     if not any((b, h) == (binary, host) for b, h, _, _ in _services(call)):
         raise NotFound(f"Service {binary} on host {host} could not be found.")
     row = _row(call, binary, host)

@@ -1,4 +1,4 @@
-"""What is asked before anything else: the versions document, and whether the service is well."""
+"""The version documents and the health check, which clients request before anything else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blockstore.microversions import MAXIMUM, MINIMUM
 
 blueprint = Blueprint("versions", __name__)
 HEALTH = "blockstore health"
-"""Where the application keeps its ``Health``."""
+"""Key of the ``Health`` in ``app.extensions``."""
 
 
 LOOKS = ("GET", "HEAD", "OPTIONS")
@@ -24,7 +24,7 @@ LOOKS = ("GET", "HEAD", "OPTIONS")
 
 @blueprint.route("/", methods=LOOKS, provide_automatic_options=False)
 def discover() -> Response:
-    """List the versions to anybody."""
+    """List the versions; no token is needed."""
     g.in_controller = True
     g.version_text = str(MINIMUM)
     return _document(300)
@@ -32,10 +32,10 @@ def discover() -> Response:
 
 @blueprint.route("/v3/", methods=LOOKS, provide_automatic_options=False)
 def show() -> Response:
-    """List the versions to anybody.
+    """List the versions; no token is needed.
 
-    Cinder wants a token here. A client that takes this address for that of the identity service has none yet, and
-    asks again and again.
+    Cinder requires a token here. A client that takes this address for the identity service has no token yet, and would
+    ask again and again.
     """
     g.in_controller = True
     pipeline.asked_microversion()
@@ -44,13 +44,13 @@ def show() -> Response:
 
 @blueprint.route("/v3", methods=LOOKS, strict_slashes=True, provide_automatic_options=False)
 def slash() -> BaseResponse:
-    """Lead to the document."""
+    """Redirect to the version document."""
     return redirect(f"{base_url(request.environ)}/v3/", code=302)
 
 
 @blueprint.route("/healthcheck", methods=LOOKS, provide_automatic_options=False)
 def healthcheck() -> Response:
-    """Say OK when the database takes a write; with 503, what is wrong."""
+    """Return OK if the database accepts writes, else 503 with the reason."""
     health: Health = current_app.extensions[HEALTH]
     complaint = health.complaint()
     if complaint is not None:

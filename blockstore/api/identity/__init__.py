@@ -1,6 +1,6 @@
-"""Identity v3 over HTTP, with ``auth = builtin``: what clients need of a Keystone, on ``blockstore.identity``.
+"""The Identity API v3 of ``auth = builtin``: the parts of Keystone that clients need, on ``blockstore.identity``.
 
-``IDENTITY_ROUTES`` is its contents page; ``endpoint.py`` is what happens around every function of it.
+``IDENTITY_ROUTES`` lists its route tables; ``endpoint.py`` is the pipeline around every function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who has which role on which project, on which domain, or on the system."""
+"""Role assignments of users on projects, on domains and on the system."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _declare(scope: str, place: str) -> None:
 
     @served("GET", place, 200)
     def index(call: IdentityRequest, user_id: str, scope_id: str = accounts.ALL) -> dict[str, Any]:
-        """List the roles of a user there."""
+        """List the roles of a user on the scope."""
         with call.db.read() as session:
             _check(session, scope, scope_id, user_id)
             rows = accounts.roles_on(session, user_id, scope, scope_id)
@@ -41,7 +41,7 @@ def _declare(scope: str, place: str) -> None:
 
     @served("PUT", f"{place}/<role_id>")
     def give(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
-        """Give a role."""
+        """Grant a role."""
         with call.db.write() as session:
             _check(session, scope, scope_id, user_id, role_id)
             accounts.grant(session, user_id, scope, scope_id, role_id)
@@ -49,7 +49,7 @@ def _declare(scope: str, place: str) -> None:
     @served("HEAD", f"{place}/<role_id>")
     @served("GET", f"{place}/<role_id>")
     def look(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
-        """Say whether a role was given."""
+        """Check that a role was granted; 404 if it was not."""
         with call.db.read() as session:
             _check(session, scope, scope_id, user_id, role_id)
             if session.get(Grant, (user_id, scope, scope_id, role_id)) is None:
@@ -57,7 +57,7 @@ def _declare(scope: str, place: str) -> None:
 
     @served("DELETE", f"{place}/<role_id>")
     def take(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
-        """Take a role away."""
+        """Revoke a role."""
         with call.db.write() as session:
             _check(session, scope, scope_id, user_id, role_id)
             accounts.revoke(session, user_id, scope, scope_id, role_id)
@@ -79,7 +79,7 @@ for _scope, _place in PLACES:
 
 @routes.serves("GET", "/auth/system", to=known)
 def system(call: IdentityRequest) -> dict[str, Any]:
-    """Say whether the caller could have a token for the system."""
+    """List the system scope if the caller can get a token for it."""
     with call.db.read() as session:
         given = accounts.roles_on(session, call.caller.user.id, accounts.SYSTEM, accounts.ALL)
     return call.listed("system", [{"all": True}] if given else [], "/auth/system")
@@ -87,7 +87,7 @@ def system(call: IdentityRequest) -> dict[str, Any]:
 
 @routes.serves("GET", "/role_assignments")
 def index(call: IdentityRequest) -> dict[str, Any]:
-    """List who has which role where; ``effective`` adds the roles that come with others."""
+    """List the role assignments; ``effective`` adds the implied roles."""
     query = call.query
     statement = select(Grant).order_by(Grant.user_id, Grant.scope, Grant.scope_id, Grant.role_id)
     if "user.id" in query:
@@ -112,7 +112,7 @@ def index(call: IdentityRequest) -> dict[str, Any]:
 
 
 class _Names:
-    """The names that assignments are shown with."""
+    """The names that ``include_names`` adds to assignments."""
 
     def __init__(self, session: Session) -> None:
         domains = {row.id: {"id": row.id, "name": row.name} for row in session.scalars(select(Domain))}

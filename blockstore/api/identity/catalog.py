@@ -1,4 +1,4 @@
-"""The catalogue: what this process serves, under the names by which DevStack registers them; and nothing else."""
+"""The catalogue: only the services of this process, under the names with which DevStack registers them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVICES = (
     ("identity", "keystone", IDENTITY),
     ("image", "glance", images.ROOT),
 )
-"""Type, name and path of each."""
+"""Type, name and path of each service."""
 INTERFACES = ("public", "internal", "admin")
 
 
@@ -58,7 +58,7 @@ def show(call: IdentityRequest) -> dict[str, Any]:
     return call.listed("catalog", catalog(call, project.id if project else None), "/auth/catalog")
 
 
-# --- the same, as administrators list it -------------------------------------------------------------------
+# --- the catalogue as lists for administrators -------------------------------------------------------------
 
 
 def _services(call: IdentityRequest) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Application credentials: what programs log in with, instead of a person's password."""
+"""Application credentials, with which programs log in instead of using a person's password."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ routes = IdentityRoutes()
 
 PLACE = "/users/<user_id>/application_credentials"
 MOST = 100
-"""Application credentials of one user."""
+"""Application credentials that one user may have."""
 
 
 def shown(call: IdentityRequest, row: ApplicationCredential, roles: Mapping[str, Role]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def show(call: IdentityRequest, user_id: str, credential_id: str) -> dict[str, A
 
 @routes.serves("POST", PLACE, to=owner_or_admin, body=schemas.CreateCredentialBody, status=201)
 def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a credential for oneself on the token's project; its secret is told once."""
+    """Create a credential of the caller on the token's project; only this reply contains its secret."""
     caller, asked = call.caller, body["application_credential"]
     _refuse_restricted(call)
     if caller.user.id != user_id:
@@ -117,7 +117,7 @@ def remove(call: IdentityRequest, user_id: str, credential_id: str) -> None:
 
 
 def _refuse_beyond(session: Session, user_id: str) -> None:
-    session.get(User, user_id, with_for_update=True)  # parallel requests count together
+    session.get(User, user_id, with_for_update=True)  # locked, so that parallel requests are counted together
     of_user = select(func.count()).select_from(ApplicationCredential).where(ApplicationCredential.user_id == user_id)
     present = session.execute(of_user).scalar_one()
     if present >= MOST:

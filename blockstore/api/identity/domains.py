@@ -1,4 +1,4 @@
-"""Domains: where the names of users and projects are unique."""
+"""Domains, in which the names of users and projects are unique."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def show(call: IdentityRequest, domain_id: str) -> dict[str, Any]:
 
 @routes.serves("GET", "/auth/domains", to=known)
 def of_caller(call: IdentityRequest) -> dict[str, Any]:
-    """List the domains that the caller could have a token for."""
+    """List the domains that the caller can get a token for."""
     with call.db.read() as session:
         rows = accounts.domains_of(session, call.caller.user.id)
     return call.listed("domains", [shown(call, row) for row in rows], "/auth/domains")
@@ -62,7 +62,7 @@ def of_caller(call: IdentityRequest) -> dict[str, Any]:
 
 @routes.serves("POST", "/domains", body=schemas.CreateDomainBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a domain."""
+    """Create a domain."""
     asked = body["domain"]
     row = Domain(
         id=accounts.new_account_id(),
@@ -86,6 +86,6 @@ def change(call: IdentityRequest, domain_id: str, body: Mapping[str, Any]) -> di
 
 @routes.serves("DELETE", "/domains/<domain_id>", status=204)
 def remove(call: IdentityRequest, domain_id: str) -> None:
-    """Remove a disabled domain with all that is in it."""
+    """Remove a disabled domain with its users and projects."""
     with call.db.write() as session:
         accounts.remove_domain(session, accounts.find(session, Domain, domain_id))

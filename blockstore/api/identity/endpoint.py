@@ -1,6 +1,6 @@
-"""Around every function of the Identity API: who asks → may they → body → function → reply.
+"""The pipeline around every function of the Identity API: caller → permission → body → function → reply.
 
-A function takes a ``IdentityRequest`` and opens its own sessions, because hashing a password must not hold the
+A function takes an ``IdentityRequest`` and opens its own sessions, because hashing a password must not hold the
 database.
 """
 
@@ -29,7 +29,7 @@ from blockstore.schemas.base import FALSE, TRUE, Schema, load
 ROOT = f"{IDENTITY}/v3"
 MAX_BODY_BYTES = 16384
 LOGIN = "blockstore identity"
-"""Where the application keeps its ``Login``."""
+"""Key of the ``Login`` in ``app.extensions``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class IdentityRequest:
     login: Login
     query: Mapping[str, str]
     base: str
-    """What URLs start with, without a slash at the end."""
+    """The start of all URLs, without a slash at the end."""
     address: str
     who: tokens.Caller | None
     subject: str
-    """The token that is asked about."""
+    """The token that the request is about, from ``X-Subject-Token``."""
 
     @property
     def db(self) -> Database:
@@ -53,16 +53,16 @@ class IdentityRequest:
 
     @property
     def caller(self) -> tokens.Caller:
-        """Return who asks, where that was made sure of."""
+        """Return the caller; only for functions whose rule requires a token."""
         assert self.who is not None
         return self.who
 
     def hashed(self, password: str, user_id: str) -> str:
-        """Return what to keep of a password or a secret; ``user_id`` is who asks. Raises Busy."""
+        """Return the hash of a password or a secret; ``user_id`` is the user who asks for it. Raises Busy."""
         return self.login.hashed(password, self.address, user_id)
 
     def link(self, path: str) -> str:
-        """Return the URL of something here."""
+        """Return the URL of a path of the Identity API."""
         return f"{self.base}{ROOT}{path}"
 
     def listed(self, collection: str, items: list[Any], path: str = "") -> dict[str, Any]:
@@ -71,7 +71,7 @@ class IdentityRequest:
         return {collection: items, "links": {"self": link, "next": None, "previous": None}}
 
     def asked(self, name: str) -> bool | None:
-        """Return a switch of the query: given without a value it is on; None when it is not given."""
+        """Return a boolean query parameter: True if it has no value, None if it is missing."""
         value = self.query.get(name)
         if value is None:
             return None
@@ -80,7 +80,7 @@ class IdentityRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityResponse:
-    """A reply with headers of its own."""
+    """A reply with its own status and headers."""
 
     body: Any
     status: int = 200
@@ -88,29 +88,29 @@ class IdentityResponse:
 
 
 class Rule(Protocol):
-    """Who may call a function."""
+    """The condition under which a caller may call a function."""
 
     def __call__(self, call: IdentityRequest, path: Mapping[str, str]) -> bool:
-        """Say whether this caller may, for this path."""
+        """Return True if this caller may call the function, for this path."""
 
 
 def anybody(call: IdentityRequest, path: Mapping[str, str]) -> bool:
-    """Everybody, with or without a token."""
+    """Allow every caller, with or without a token."""
     return True
 
 
 def known(call: IdentityRequest, path: Mapping[str, str]) -> bool:
-    """Everybody with a token."""
+    """Allow every caller with a token."""
     return call.who is not None
 
 
 def admin(call: IdentityRequest, path: Mapping[str, str]) -> bool:
-    """An administrator."""
+    """Allow administrators."""
     return call.caller.is_admin
 
 
 def owner_or_admin(call: IdentityRequest, path: Mapping[str, str]) -> bool:
-    """The user in the path, or an administrator."""
+    """Allow the user in the path, and administrators."""
     return call.caller.is_admin or call.caller.user.id == path["user_id"]
 
 
@@ -145,7 +145,7 @@ class IdentityRoutes:
 
 
 def answer(service: IdentityCore) -> Callable[..., Response]:
-    """Return what answers a request for a function."""
+    """Return the view that answers requests with a function."""
 
     def view(**path: str) -> Response:
         core: Core = current_app.extensions[CORE]

@@ -1,4 +1,4 @@
-"""Projects: what volumes belong to."""
+"""Projects, which own the volumes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def index(call: IdentityRequest) -> dict[str, Any]:
 
 @routes.serves("GET", "/projects/<project_id>", to=known)
 def show(call: IdentityRequest, project_id: str) -> dict[str, Any]:
-    """Show a project, to those who are in it."""
+    """Show a project, to administrators and to users with a role on it."""
     with call.db.read() as session:
         if not call.caller.is_admin and not accounts.roles_on(
             session, call.caller.user.id, accounts.PROJECT, project_id
@@ -68,7 +68,7 @@ def of_user(call: IdentityRequest, user_id: str) -> dict[str, Any]:
 
 @routes.serves("GET", "/auth/projects", to=known)
 def of_caller(call: IdentityRequest) -> dict[str, Any]:
-    """List the projects that the caller could have a token for."""
+    """List the projects that the caller can get a token for."""
     with call.db.read() as session:
         rows = accounts.projects_of(session, call.caller.user.id)
     return call.listed("projects", [shown(call, row) for row in rows], "/auth/projects")
@@ -76,7 +76,7 @@ def of_caller(call: IdentityRequest) -> dict[str, Any]:
 
 @routes.serves("POST", "/projects", body=schemas.CreateProjectBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a project."""
+    """Create a project."""
     asked = body["project"]
     row = Project(
         id=accounts.new_account_id(),
@@ -102,6 +102,6 @@ def change(call: IdentityRequest, project_id: str, body: Mapping[str, Any]) -> d
 
 @routes.serves("DELETE", "/projects/<project_id>", status=204)
 def remove(call: IdentityRequest, project_id: str) -> None:
-    """Remove a project that has no volumes."""
+    """Remove a project that has no volumes and no snapshots."""
     with call.db.write() as session:
         accounts.remove_project(session, accounts.find(session, Project, project_id))

@@ -1,4 +1,4 @@
-"""Roles, and which come with which."""
+"""Roles and the roles that they imply."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def show(call: IdentityRequest, role_id: str) -> dict[str, Any]:
 
 @routes.serves("POST", "/roles", body=schemas.CreateRoleBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a role."""
+    """Create a role."""
     asked = body["role"]
     row = Role(id=accounts.new_account_id(), name=asked["name"], description=asked.get("description"))
     with call.db.write() as session:
@@ -68,14 +68,14 @@ def change(call: IdentityRequest, role_id: str, body: Mapping[str, Any]) -> dict
 
 @routes.serves("DELETE", "/roles/<role_id>", status=204)
 def remove(call: IdentityRequest, role_id: str) -> None:
-    """Remove a role from everybody."""
+    """Remove a role with all its assignments."""
     with call.db.write() as session:
         accounts.remove_role(session, accounts.find(session, Role, role_id))
 
 
 @routes.serves("GET", "/role_inferences")
 def inferences(call: IdentityRequest) -> dict[str, Any]:
-    """List which roles come with which."""
+    """List the roles that each role implies."""
     with call.db.read() as session:
         rows = {role.name: shown(call, role) for role in session.scalars(select(Role))}
     items = [

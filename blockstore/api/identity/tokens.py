@@ -1,4 +1,4 @@
-"""Tokens: asked for, looked at, given back."""
+"""Tokens: create, show, check, revoke."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> IdentityResponse:
     words = call.login.token(body["auth"], call.address)
     with call.db.read() as session:
         caller = tokens.check(session, words)
-    if caller is None:  # what it rests on was changed in this moment
+    if caller is None:  # its user, project or role was changed at this moment
         raise Unauthorized("The token was revoked at once: user, project or role have just been changed.")
     if caller.project is not None:
         call.core.note_token(words, caller.project.id)
@@ -30,14 +30,14 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> IdentityResponse:
 
 @routes.serves("GET", "/auth/tokens", to=known)
 def show(call: IdentityRequest) -> IdentityResponse:
-    """Show what a token says."""
+    """Show a token."""
     caller = _subject(call)
     return IdentityResponse(body={"token": shown(call, caller)}, headers={"X-Subject-Token": call.subject})
 
 
 @routes.serves("HEAD", "/auth/tokens", to=known)
 def look(call: IdentityRequest) -> IdentityResponse:
-    """Say whether a token is valid."""
+    """Check that a token is valid; 404 if it is not."""
     _subject(call)
     return IdentityResponse(body=None, headers={"X-Subject-Token": call.subject})
 

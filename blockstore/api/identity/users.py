@@ -1,4 +1,4 @@
-"""Users, and their passwords."""
+"""Users and their passwords."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def groups(call: IdentityRequest, user_id: str) -> dict[str, Any]:
 
 @routes.serves("POST", "/users", body=schemas.CreateUserBody, status=201)
 def create(call: IdentityRequest, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a user."""
+    """Create a user."""
     asked = body["user"]
     row = User(
         id=accounts.new_account_id(),
@@ -103,7 +103,7 @@ def change(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict
 
 @routes.serves("POST", "/users/<user_id>/password", to=anybody, body=schemas.ChangePasswordBody, status=204)
 def change_password(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> None:
-    """Change one's own password, knowing the old one; it ends all sessions."""
+    """Change a user's own password, given the old one; this ends all sessions."""
     asked = body["user"]
     compared = call.login.check_password(user_id, asked["original_password"], call.address)
     kept = call.hashed(asked["password"], user_id)

@@ -1,4 +1,4 @@
-"""What clients look for before they log in: the versions of the Identity API."""
+"""The versions of the Identity API, which clients read before they log in."""
 
 from __future__ import annotations
 

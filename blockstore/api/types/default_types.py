@@ -1,4 +1,4 @@
-"""The type of a project's volumes that ask for none."""
+"""Default types of projects, for volumes that are created without a type."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def change(call: Call, for_project: str, body: Mapping[str, Any]) -> dict[str, A
     ref = body["default_type"]["volume_type"]
     try:
         wanted = find_type(call, ref, lock=True)
-    except NotFound as exc:  # compat: here it is the body that is wrong
+    except NotFound as exc:  # compat: an unknown type in the body is 400
         raise BadRequest(exc.message) from None
     row = call.session.get(DefaultType, for_project) or DefaultType(project_id=for_project)
     row.volume_type_id = wanted.id
@@ -56,12 +56,12 @@ def change(call: Call, for_project: str, body: Mapping[str, Any]) -> dict[str, A
 
 @routes.delete(PLACE, policy="volume_extension:default_unset", status=204, since=DEFAULT_TYPES)
 def remove(call: Call, for_project: str) -> None:
-    """Let a project have the default type of all."""
+    """Unset a project's default type; the service's default type applies again."""
     call.session.execute(delete(DefaultType).where(DefaultType.project_id == for_project))
 
 
 def _check_project(call: Call, project_id: str) -> None:
-    """Raise NotFound for a project that the built-in identity does not know; of others nothing is known here."""
+    """Raise NotFound if the built-in identity does not know a project. Projects of other identities are not checked."""
     if call.core.config.service.auth == "builtin" and call.session.get(Project, project_id) is None:
         raise NotFound(f"Project {project_id} could not be found.")
 

@@ -1,6 +1,7 @@
-"""How volumes of a type are to be encrypted, and how a volume is.
+"""Encryption settings of volume types, and the encryption of a volume.
 
-Nothing here holds keys yet, so no volume can be made of such a type: one in clear would be a broken promise.
+This service stores no keys yet, so it refuses to create volumes of an encrypted type. An unencrypted volume of such a
+type would break a promise.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FIELDS = ("provider", "control_location", "cipher", "key_size")
 
 @routes.get(PLACE, policy="volume_extension:volume_type_encryption:get")
 def show(call: Call, type_id: str) -> dict[str, Any]:
-    """Show the encryption of a type; nothing where there is none."""
+    """Show the encryption of a type; an empty reply if it has none."""
     return _shown(find_type(call, type_id, by_name=False))
 
 
@@ -42,7 +43,7 @@ def show_one(call: Call, type_id: str, key: str) -> dict[str, Any]:
     PLACE, policy="volume_extension:volume_type_encryption:create", body=schemas.CreateEncryptionBody, status=200
 )
 def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Say that volumes of a type are to be encrypted."""
+    """Create the encryption of a type."""
     row = find_type(call, type_id, by_name=False, lock=True)
     refuse_used(call, row, "Cannot create encryption specs. Volume type in use.")
     if row.encryption is not None:
@@ -58,7 +59,7 @@ def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     body=schemas.ChangeEncryptionBody,
 )
 def change(call: Call, type_id: str, encryption_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Change how volumes of a type are to be encrypted."""
+    """Change the encryption of a type."""
     row = find_type(call, type_id, by_name=False, lock=True)
     refuse_used(call, row, "Cannot update encryption specs. Volume type in use.")
     present = _present(row)
@@ -69,7 +70,7 @@ def change(call: Call, type_id: str, encryption_id: str, body: Mapping[str, Any]
 
 @routes.delete(f"{PLACE}/<encryption_id>", policy="volume_extension:volume_type_encryption:delete")
 def remove(call: Call, type_id: str, encryption_id: str) -> None:
-    """Say that volumes of a type are not to be encrypted any more."""
+    """Remove the encryption of a type."""
     row = find_type(call, type_id, by_name=False, lock=True)
     refuse_used(call, row, "Cannot delete encryption specs. Volume type in use.")
     call.session.delete(_present(row))
@@ -103,13 +104,13 @@ OF_VOLUME = "/volumes/<volume_id>/encryption"
 
 @routes.get(OF_VOLUME, policy="volume_extension:volume_encryption_metadata")
 def of_volume(call: Call, volume_id: str) -> dict[str, Any]:
-    """Show how a volume is encrypted."""
+    """Show the encryption of a volume."""
     return {"encryption_key_id": find_volume(call, volume_id).encryption_key_id}
 
 
 @routes.get(f"{OF_VOLUME}/<key>", policy="volume_extension:volume_encryption_metadata")
 def one_of_volume(call: Call, volume_id: str, key: str) -> dict[str, Any]:
-    """Show one field of how a volume is encrypted."""
+    """Show one field of the encryption of a volume."""
     item = of_volume(call, volume_id)
     if key not in item:
         raise NotFound(f"The encryption of volume {volume_id} has no key {key}.")

@@ -1,4 +1,4 @@
-"""QoS specs: limits that go with volume types, kept by hypervisor or storage."""
+"""QoS specs: limits of volume types, enforced by the hypervisor or the storage."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ PLACE = "/qos-specs/<qos_id>"
 
 @routes.get("/qos-specs", policy="volume_extension:qos_specs_manage:get_all")
 def index(call: Call) -> dict[str, Any]:
-    """List the specs."""
+    """List the QoS specs."""
     page = listing.page(call, LISTING, select(QosSpecs))
     return {"qos_specs": [_shown(row) for (row,) in page.rows], **page.envelope}
 
 
 @routes.get(PLACE, policy="volume_extension:qos_specs_manage:get")
 def show(call: Call, qos_id: str) -> dict[str, Any]:
-    """Show the specs under one name."""
+    """Show QoS specs by their id."""
     return _with_links(call, _find(call, qos_id))
 
 
 @routes.post("/qos-specs", policy="volume_extension:qos_specs_manage:create", body=schemas.CreateSpecsBody, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make specs."""
+    """Create QoS specs."""
     asked = body["qos_specs"]
     if call.session.execute(select(QosSpecs.id).where(QosSpecs.name == asked["name"])).first() is not None:
         raise Conflict(f"Qos specs {asked['name']} already exists.")
@@ -66,7 +66,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 
 @routes.put(PLACE, policy="volume_extension:qos_specs_manage:update", body=schemas.ChangeSpecsBody)
 def change(call: Call, qos_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Add specs to those that are there, or change the consumer."""
+    """Add or change specs, or change the consumer."""
     row = _find(call, qos_id, lock=True)
     given = dict(body["qos_specs"])
     row.consumer = given.pop("consumer", row.consumer)
@@ -84,7 +84,7 @@ def change(call: Call, qos_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     f"{PLACE}/delete_keys", policy="volume_extension:qos_specs_manage:delete", body=schemas.DeleteKeysBody, status=202
 )
 def delete_keys(call: Call, qos_id: str, body: Mapping[str, Any]) -> None:
-    """Remove some of the specs."""
+    """Remove some keys of QoS specs."""
     row = _find(call, qos_id, lock=True)
     for key in body["keys"]:
         if key not in row.specs:
@@ -94,7 +94,7 @@ def delete_keys(call: Call, qos_id: str, body: Mapping[str, Any]) -> None:
 
 @routes.delete(PLACE, policy="volume_extension:qos_specs_manage:delete")
 def remove(call: Call, qos_id: str) -> None:
-    """Remove specs; with ``force`` although types have them."""
+    """Remove QoS specs; with ``force``, even if types use them."""
     try:
         force = bool_like(call.query.get("force", "False"))
     except ValidationError as exc:
@@ -109,7 +109,7 @@ def remove(call: Call, qos_id: str) -> None:
 
 @routes.get(f"{PLACE}/associations", policy="volume_extension:qos_specs_manage:get_all")
 def associations(call: Call, qos_id: str) -> dict[str, Any]:
-    """List the types that have the specs."""
+    """List the types that use the QoS specs."""
     _find(call, qos_id)
     return {
         "qos_associations": [
@@ -121,7 +121,7 @@ def associations(call: Call, qos_id: str) -> dict[str, Any]:
 
 @routes.get(f"{PLACE}/associate", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
 def associate(call: Call, qos_id: str) -> None:
-    """Give the specs to a type."""
+    """Associate the QoS specs with a type."""
     _find(call, qos_id, lock=True)
     row = _type_asked_for(call)
     if row.qos_specs_id not in (None, qos_id):
@@ -131,7 +131,7 @@ def associate(call: Call, qos_id: str) -> None:
 
 @routes.get(f"{PLACE}/disassociate", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
 def disassociate(call: Call, qos_id: str) -> None:
-    """Take the specs from a type."""
+    """Disassociate the QoS specs from a type."""
     _find(call, qos_id, lock=True)
     row = _type_asked_for(call)
     if row.qos_specs_id == qos_id:
@@ -140,7 +140,7 @@ def disassociate(call: Call, qos_id: str) -> None:
 
 @routes.get(f"{PLACE}/disassociate_all", policy="volume_extension:qos_specs_manage:update", status=202, writes=True)
 def disassociate_all(call: Call, qos_id: str) -> None:
-    """Take the specs from every type."""
+    """Disassociate the QoS specs from every type."""
     _find(call, qos_id, lock=True)
     _take_away(call.session, qos_id)
 

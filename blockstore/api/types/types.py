@@ -1,4 +1,4 @@
-"""Volume types, their extra specs, who may use them, and the default type."""
+"""Volume types, their extra specs, the access to them, and the default type."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LISTING = listing.Listing(
 )
 
 
-# --- looking -----------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------------
 
 
 @routes.get("/types", policy="volume_extension:type_get_all")
@@ -99,7 +99,7 @@ def visible_specs(call: Call, row: VolumeType) -> dict[str, str | None]:
 def find_type(call: Call, ref: str, *, by_name: bool = True, lock: bool = False) -> VolumeType:
     """Return a type that the caller may use, by id or name. Raises NotFound.
 
-    ``lock``: nobody else changes it, or makes a volume of it, before this transaction ends.
+    ``lock``: until this transaction ends, no other transaction changes the type or creates a volume of it.
     """
     row = call.session.get(VolumeType, ref, with_for_update=lock or None) if is_uuid(ref) else None
     if row is None and by_name:
@@ -110,12 +110,12 @@ def find_type(call: Call, ref: str, *, by_name: bool = True, lock: bool = False)
 
 
 def may_use(call: Call, row: VolumeType) -> bool:
-    """Say whether the caller may use a type."""
+    """Return True if the caller may use a type."""
     return row.is_public or call.ctx.is_admin or _has_access(call, row.id, call.ctx.project_id)
 
 
 def default_type(call: Call) -> VolumeType:
-    """Return the type of volumes that ask for none: the project's, or that of all. Raises NotFound without one."""
+    """Return the default type: the project's own, else the service's. Raise NotFound if there is none."""
     name = call.core.config.service.default_volume_type
     row = call.session.scalars(_DEFAULT, {"project": call.ctx.project_id, "name": name}).unique().one_or_none()
     if row is None:
@@ -123,7 +123,7 @@ def default_type(call: Call) -> VolumeType:
     return row
 
 
-# Built once, and with the extra specs in one go: every create asks.
+# Built once, and loads the extra specs with the type: every create without a type runs this query.
 _OWN_DEFAULT = select(DefaultType.volume_type_id).where(DefaultType.project_id == bindparam("project"))
 _NAMED = select(VolumeType.id).where(VolumeType.name == bindparam("name"))
 _DEFAULT = (
@@ -134,13 +134,13 @@ _DEFAULT = (
 
 
 def ensure_default_type(session: Session, name: str) -> None:
-    """Make the default type if it is not there."""
+    """Create the default type if it does not exist."""
     if session.execute(select(VolumeType.id).where(VolumeType.name == name)).scalar() is None:
         insert_if_absent(session, VolumeType, id=new_id(), name=name, description="Default Volume Type", is_public=True)
 
 
 def size_bounds(row: VolumeType, size_gib: int) -> None:
-    """Raise InvalidInput when a type's extra specs forbid a size."""
+    """Raise InvalidInput if a type's extra specs forbid a size."""
     for key, word in (("provisioning:min_vol_size", "least"), ("provisioning:max_vol_size", "most")):
         text = row.extra_specs.get(key) or ""
         if not (text.isascii() and text.isdigit()):
@@ -161,7 +161,7 @@ def _visible(call: Call) -> Select[Any]:
         return usable
     asked = call.query.get("is_public", "True")
     if asked in TRUE:
-        return usable  # compat: private types that the administrator's own project may use are among the public ones
+        return usable  # compat: the public types include private types that the administrator's own project may use
     if asked in FALSE:
         return statement.where(VolumeType.is_public.is_(False))
     if asked.lower() == "none":
@@ -174,7 +174,7 @@ def _visible(call: Call) -> Select[Any]:
 
 @routes.post("/types", policy="volume_extension:type_create", body=schemas.CreateTypeBody, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a type."""
+    """Create a type."""
     asked = body["volume_type"]
     _refuse_taken(call, asked["name"])
     specs = asked.get("extra_specs") or {}
@@ -213,7 +213,7 @@ def change(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 @routes.delete("/types/<type_id>", policy="volume_extension:type_delete")
 def remove(call: Call, type_id: str) -> None:
-    """Remove a type that no volume has."""
+    """Remove a type that no volume uses."""
     row = find_type(call, type_id, by_name=False, lock=True)
     if row.name == call.core.config.service.default_volume_type:
         raise BadRequest(f"Volume type {row.name} is the default type, which cannot be deleted.")
@@ -247,7 +247,7 @@ def show_spec(call: Call, type_id: str, key: str) -> dict[str, Any]:
 
 @routes.post(SPECS, policy="volume_extension:types_extra_specs:create", body=schemas.ExtraSpecsBody, status=200)
 def add_specs(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Add extra specs to those that are there."""
+    """Add or change extra specs."""
     _write_specs(call, type_id, body["extra_specs"])
     return {"extra_specs": body["extra_specs"]}
 
@@ -319,7 +319,7 @@ def add_access(call: Call, type_id: str, body: Mapping[str, Any]) -> None:
     body=schemas.RemoveProjectAccessBody,
 )  # fmt: skip
 def remove_access(call: Call, type_id: str, body: Mapping[str, Any]) -> None:
-    """Take a private type away from a project."""
+    """Remove a project's access to a private type."""
     row, project = _private(call, type_id), body["access"]["project"]
     access = call.session.get(TypeAccess, (row.id, project))
     if access is None:
@@ -340,7 +340,7 @@ def _refuse_taken(call: Call, name: str) -> None:
 
 
 def refuse_used(call: Call, row: VolumeType, sentence: str) -> None:
-    """Raise BadRequest if volumes of a type exist. ``sentence`` is Cinder's, which clients look for."""
+    """Raise BadRequest if volumes of a type exist. ``sentence`` is Cinder's text, which clients look for."""
     if call.session.execute(select(Volume.id).where(Volume.volume_type_id == row.id).limit(1)).scalar() is not None:
         raise BadRequest(f"{sentence} Volumes of type {row.name} exist.")
 
