@@ -1,5 +1,5 @@
 """Shapes of requests and replies, one file per noun.
 
-Requests are marshmallow schemas: they say what is accepted since which microversion, and every refusal names field,
-value and limit. Replies are tables of fields. Used by the API component only; nothing here reads the database.
+Requests are marshmallow schemas. They define which fields are accepted since which microversion; every refusal names
+field, value and limit. Replies are tables of fields. Only the API component uses them; nothing here reads the database.
 """

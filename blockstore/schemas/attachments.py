@@ -1,4 +1,4 @@
-"""Shapes of attachments, and of the older actions of a volume that do the same."""
+"""Shapes of attachments, and of the older attach actions of a volume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODES = ("rw", "ro")
 
 
 class Connector(fields.Field[dict[str, Any]]):
-    """What an initiator says of itself: an object of plain values and lists, bounded, stored as it is."""
+    """An initiator's description of itself: a bounded object of plain values and lists, stored unchanged."""
 
     def __init__(self, *, least: int = 0, **kw: Any):
         super().__init__(**kw)
@@ -167,7 +167,7 @@ DETAILED_ATTACHMENT = Reply(
     # compat: empty, not null
     ("attached_at", lambda a: timestamp(a.row.attached_at) or ""),
     ("detached_at", lambda a: ""),
-    # compat: the word null
+    # compat: the string null
     ("attach_mode", lambda a: a.row.attach_mode or "null"),
     ("connection_info", lambda a: a.connection_info),
 )

@@ -22,7 +22,7 @@ MOST_KEYS = 1000
 
 TRUE = frozenset({"True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t"})
 FALSE = frozenset({"False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f"})
-# compat: these are what Cinder's bool_like takes; JSON integers are refused
+# compat: these are the values that Cinder's bool_like accepts; JSON integers are refused
 
 METADATA_KEY = re.compile(r"[a-zA-Z0-9\-_:. /]{1,255}")
 SNAPSHOT_METADATA_KEY = re.compile(r"[a-zA-Z0-9\-_:. ]{1,255}")
@@ -30,7 +30,7 @@ SPEC_KEY = re.compile(r"[a-zA-Z0-9\-_:.]{1,255}")
 
 
 class Schema(MarshmallowSchema):
-    """A body, or a part of one. Fields carry ``since=`` in their metadata; older requests do not know them."""
+    """A body, or a part of one. Fields have ``since=`` in their metadata; older requests do not know these fields."""
 
     open_until: Version | None = None
     """Below this microversion unknown fields are ignored, as Cinder does."""
@@ -39,21 +39,21 @@ class Schema(MarshmallowSchema):
         unknown = RAISE
 
     def handle_error(self, error: ValidationError, data: Any, **_more: Any) -> NoReturn:
-        """Raise what marshmallow is about to raise.
+        """Raise the error that marshmallow is about to raise.
 
-        Its own function keeps the error in a local variable, and the error that function, with the body: such a cycle
-        is freed by Python's collector only, which runs rarely here.
+        marshmallow's function keeps the error in a local variable, and the error keeps the function's frame with the
+        body. Only Python's cyclic garbage collector frees such a cycle, and it runs rarely here.
         """
         raise ValidationError(error.messages, data=data, valid_data=error.valid_data)
 
 
 def field(cls: type[fields.Field[Any]], *args: Any, since: Version = MINIMUM, required: bool = False, **kw: Any) -> Any:
-    """Make a field that exists since a microversion."""
+    """Return a field that exists since a microversion."""
     return cls(*args, required=required, metadata={"since": since}, **kw)
 
 
 def load(schema: type[Schema], data: Any, version: Version) -> dict[str, Any]:
-    """Return what a body says. Raises InvalidInput naming the field, its value if it is no secret, and the limit."""
+    """Return the content of a body. Raise InvalidInput with the field, its value unless it is secret, and the limit."""
     try:
         return _loaded(schema, version, data)
     except ValidationError as exc:
@@ -66,13 +66,13 @@ def load(schema: type[Schema], data: Any, version: Version) -> dict[str, Any]:
 
 
 def _loaded(schema: type[Schema], version: Version, data: Any) -> dict[str, Any]:
-    if isinstance(data, Mapping) and len(data) > MOST_KEYS:  # each unknown key would cost
+    if isinstance(data, Mapping) and len(data) > MOST_KEYS:  # each unknown key costs time
         raise ValidationError(f"It has {len(data)} keys; at most {MOST_KEYS} are allowed.")
     return _instance(schema, version).load(data)  # type: ignore[no-any-return]
 
 
 def _shows(schema: type[Schema], path: Sequence[Any]) -> bool:
-    """Return True if a refusal may show the value at a path: of a field that is known, and is to hold a plain value."""
+    """Return True if a refusal may show the value at a path: the field must be known and made for a plain value."""
     for place, step in enumerate(path):
         found = next((f for name, f in schema._declared_fields.items() if step in (name, f.data_key)), None)
         if not isinstance(found, Part):
@@ -86,7 +86,7 @@ def _shows(schema: type[Schema], path: Sequence[Any]) -> bool:
 def _instance(schema: type[Schema], version: Version) -> Schema:
     newer = [name for name, f in schema._declared_fields.items() if f.metadata.get("since", MINIMUM) > version]
     is_open = schema.open_until is not None and version < schema.open_until
-    # Left out, not let through: nobody has looked at what an unknown field says. None: as its Meta says.
+    # Unknown fields are dropped, not passed on: they were not validated. None: as the schema's Meta says.
     instance = schema(exclude=newer, unknown=EXCLUDE if is_open else None)
     instance.context_version = version  # type: ignore[attr-defined]
     for f in instance.fields.values():
@@ -113,7 +113,7 @@ def _value_at(value: Any, step: Any) -> Any:
 
 
 def in_one_word(data: dict[str, Any], **words: str) -> dict[str, Any]:
-    """Fold older words for a field into the present one, which wins when both are there."""
+    """Rename the older names of a field to the present name. If both are given, the present name wins."""
     for old, new in words.items():
         if old in data:
             value = data.pop(old)
@@ -141,7 +141,7 @@ class TextField(fields.Field[str]):
     """A string: bounded, without NUL, stripped if the API strips it."""
 
     shows_value = True
-    """A refusal may show its value; a secret is known by its name."""
+    """A refusal may show its value; secrets are recognized by their names."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class Uuid(fields.Field[str]):
 
 
 def is_uuid(text: str) -> bool:
-    """Say whether a string is a uuid, canonical or without dashes."""
+    """Return True if a string is a uuid, canonical or without dashes."""
     try:
         return str(uuid.UUID(text)).replace("-", "") == text.lower().replace("-", "")
     except ValueError:
@@ -212,7 +212,7 @@ class SizeGib(fields.Field[int]):
 
 
 class BoolLike(fields.Field[bool]):
-    """A boolean, or one of the words for it."""
+    """A boolean, or one of the strings for it."""
 
     shows_value = True
 
@@ -221,7 +221,7 @@ class BoolLike(fields.Field[bool]):
 
 
 def bool_like(value: Any) -> bool:
-    """Return the boolean a value stands for, or raise ValidationError."""
+    """Return the boolean that a value stands for, or raise ValidationError."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value in TRUE:
@@ -277,7 +277,7 @@ def check_pairs(
 
 
 class AnyValue(fields.Field[Any]):
-    """Any JSON value; what it says is not read."""
+    """Any JSON value; its content is ignored."""
 
 
 # --- replies -----------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ Getter = Callable[[Any], Any]
 
 
 class Reply:
-    """A table of the fields of a reply: name, how to get it from a row, since when, and who may see it."""
+    """A table of the fields of a reply: name, getter, first microversion, and visibility rule."""
 
     def __init__(self, *rows: tuple[str, Getter] | tuple[str, Getter, Version] | tuple[str, Getter, Version, str]):
         self._rows = rows
@@ -302,7 +302,7 @@ class Reply:
         )
 
     def rules(self) -> frozenset[str]:
-        """Return the visibility rules that fields of this reply ask for."""
+        """Return the visibility rules of the fields of this reply."""
         return self._rules
 
 

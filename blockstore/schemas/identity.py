@@ -1,4 +1,4 @@
-"""Shapes of the Identity API. What it does not know it leaves aside, as Keystone does."""
+"""Shapes of the Identity API. Unknown fields are ignored, as in Keystone."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class CredentialProofBody(IdentitySchema):
 
 
 class Methods(fields.Field[list[str]]):
-    """The methods of a login; their number is looked at before any of them."""
+    """The methods of a login; their number is checked before the methods themselves."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> list[str]:
         if not isinstance(value, list):

@@ -14,7 +14,7 @@ MOST_BYTES = 65535
 
 
 class ImagePairs(fields.Field[dict[str, str]]):
-    """A map of strings to texts that may be long."""
+    """A map of strings to strings; the values may be long."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> dict[str, str]:
         if not isinstance(value, Mapping) or len(value) > MOST_PAIRS:

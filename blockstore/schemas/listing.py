@@ -1,4 +1,4 @@
-"""What every list takes in its query."""
+"""Query parameters of every list."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PageQuery(Schema):
 
 
 class CountedQuery(PageQuery):
-    """A page whose total may be asked for."""
+    """A page query that may ask for the total number of items."""
 
     with_count = field(BoolLike)
 

@@ -1,4 +1,4 @@
-"""Bodies of what manages, and lets go of, volumes and snapshots that others made."""
+"""Bodies of the requests that manage and unmanage existing volumes and snapshots."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from blockstore.schemas.base import AnyValue, BoolLike, Pairs, Part, Schema, Tex
 
 
 class Reference(fields.Field[str]):
-    """What a volume is called on its backend: a name, or an object with ``source-name``.
+    """The name of a volume on its backend: a string, or an object with ``source-name``.
 
-    compat: other keys are passed over, as those of Cinder do that know a volume by its name.
+    compat: other keys are ignored, as in Cinder's drivers that identify a volume by its name.
     """
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:

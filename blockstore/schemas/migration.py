@@ -1,4 +1,4 @@
-"""Bodies of what moves volumes between pools."""
+"""Bodies of the requests that migrate volumes between pools."""
 
 from __future__ import annotations
 

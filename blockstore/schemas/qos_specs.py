@@ -23,7 +23,7 @@ class NewSpecsBody(Schema):
     @post_load
     def _the_rest_is_specs(self, data: dict[str, Any], **_kw: Any) -> dict[str, Any]:
         own = {"name": data.pop("name"), "consumer": data.pop("consumer", "back-end")}
-        # compat: numbers are taken, and kept as text
+        # compat: numbers are accepted and stored as text
         plain = {key: str(value) if isinstance(value, int | float) else value for key, value in data.items()}
         return {**own, "specs": check_pairs(plain, METADATA_KEY, null_values=True)}
 
@@ -33,7 +33,7 @@ class CreateSpecsBody(Schema):
 
 
 class Changes(Pairs):
-    """Specs, and among them the consumer."""
+    """Specs, which may include the consumer."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> dict[str, Any]:
         if isinstance(value, Mapping) and value.get("consumer", "both") not in CONSUMERS:

@@ -11,7 +11,7 @@ from marshmallow import ValidationError, fields
 from blockstore.schemas.base import MAX_SIZE_GIB, Schema, field
 
 IGNORED = ("tenant_id", "project_id", "id", "force")
-"""compat: older clients send them along."""
+"""compat: older clients send these keys."""
 MOST_KEYS = 5000
 
 

@@ -27,7 +27,7 @@ from blockstore.schemas.volumes import Word
 
 class NewSnapshotBody(Schema):
     volume_id = field(Uuid, required=True, allow_none=True)
-    # compat: null is a volume that cannot be found
+    # compat: null is accepted, and answered like a volume that does not exist
     name = field(TextField, strip=True, allow_none=True)
     display_name = field(TextField, strip=True, allow_none=True)
     description = field(TextField, printable=True, allow_none=True)
@@ -74,7 +74,7 @@ class SnapshotMetadataItemBody(Schema):
     class Meta:
         unknown = "exclude"
 
-    # Cinder allows no slash here, but when a snapshot is created: such a pair could never be changed.
+    # Cinder allows a slash only when a snapshot is created, not here: such a pair could never be changed.
     meta = field(Pairs, required=True, key=METADATA_KEY, least=1, most=1)
 
 

@@ -28,7 +28,7 @@ class CreateTransferBody(Schema):
 
 
 class Key(fields.Field[str]):
-    """The key of a transfer; compat: one of digits only may come as a number."""
+    """The key of a transfer. compat: a key of digits only may be sent as a number."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value)) > 255:
@@ -55,4 +55,4 @@ TRANSFER = Reply(
     ("destination_project_id", lambda t: None, TRANSFER_PROJECTS),
     ("accepted", lambda t: False, TRANSFER_PROJECTS),
 )
-"""A transfer that was accepted is gone, so the last two are what they are before."""
+"""An accepted transfer no longer exists, so the last two fields never change."""

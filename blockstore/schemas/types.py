@@ -59,5 +59,5 @@ class OneSpecBody(Schema):
 
     @validates_schema(pass_original=True)
     def _one_pair(self, data: Any, original: Any, **_kw: Any) -> None:
-        # Cinder allows no slash here, but when a type is created: such a pair could never be changed.
+        # Cinder allows a slash only when a type is created, not here: such a pair could never be changed.
         check_pairs(original, METADATA_KEY, null_values=True, least=1, most=1)

@@ -1,4 +1,4 @@
-"""The body of what is not offered yet: anything."""
+"""The body of requests that are not supported yet: any object."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from blockstore.schemas.base import (
 
 
 class NamedVolumeBody(Schema):
-    """Name and description, with the older words for them."""
+    """Name and description, with their older names."""
 
     name = field(TextField, strip=True, allow_none=True)
     description = field(TextField, strip=True, allow_none=True)
@@ -69,7 +69,7 @@ class NewVolumeBody(NamedVolumeBody):
 
 
 class Hints(fields.Field[dict[str, Any]]):
-    """Scheduler hints: two of them name volumes, the others are free."""
+    """Scheduler hints: ``same_host`` and ``different_host`` name volumes; other hints are ignored."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kw: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -154,7 +154,7 @@ class ForceDeleteVolumeBody(Schema):
 
 
 class Word(fields.Field[str]):
-    """One of some words, in any case."""
+    """One of a set of words, in upper or lower case."""
 
     shows_value = True
 
@@ -251,5 +251,5 @@ VOLUME = Reply(
 
 
 def shared_targets(value: bool | None, version: Version) -> bool | None:
-    """Return the field as a microversion knows it: null became possible late."""
+    """Return the value for a microversion: older microversions have no null and get True."""
     return True if value is None and version < SHARED_TARGETS_NULL else value
