@@ -1,14 +1,15 @@
-"""Volumes as files in one private directory: the embedded default, needs no root and, for raw, no tool.
+"""Volumes as files in one private directory: the embedded default. It needs no root and, for raw, no tool.
 
-    PATH/VOLUME.raw or .qcow2               a volume; the suffix is its format, for ever, and bytes are never asked
+    PATH/VOLUME.raw or .qcow2               a volume; only the suffix tells the format, which never changes
     PATH/snapshots/VOLUME/SNAPSHOT.raw      a snapshot: a full, independent copy, sharing blocks where possible
-    PATH/snapshots/SNAPSHOT.of              says whose snapshot this name is, so that no name is given twice
-    .NAME.tmp                               something unfinished, replaced or removed by the next call for NAME
+    PATH/snapshots/SNAPSHOT.of              the volume of this snapshot, so that no name is used twice
+    .NAME.tmp                               an unfinished file; the next call for NAME replaces or removes it
     .blockstore-owner                       the id of the installation that uses the directory
-    .blockstore-identity                    what this directory is, also on another disk or at another place
+    .blockstore-identity                    the identity of this directory, also on another disk or path
 
-A thing exists when its file is under its final name; files get there by rename, finished and flushed. No operation
-reads a whole directory, except the two that list it. ``store.py`` knows the files, ``file_backend.py`` the volumes.
+A volume or snapshot exists if its file has its final name. Files get this name by a rename, finished and flushed. Only
+the operations that list volumes or snapshots read a whole directory. ``store.py`` handles the files,
+``file_backend.py`` the volumes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from blockstore.backends.options import of_type
 
 @dataclass(frozen=True, kw_only=True)
 class DirectoryOptions(BackendOptions):
-    """What can be set for a directory of volumes."""
+    """Options for a directory of volumes."""
 
     path: Path | None = option("Directory for the volumes; by default one in the state directory.", None)  # noqa: RUF009
     format: str = option(
@@ -50,8 +51,8 @@ class DirectoryBackend(FileBackend):
         if self.file_format == "qcow2":
             commands.need_qemu_img()
         with self.store.explained():
-            if not self.recognised:  # else what is missing is a disk not mounted
-                # Of a path somebody chose only the last part is made: a parent that is missing is one, too.
+            if not self.recognised:  # otherwise a missing path is an unmounted disk
+                # Of a configured path make only the last part: a missing parent may also be an unmounted disk.
                 files.make_root(self.path, parents=self._parents)
             with self.store.root() as root:
                 root.prove_writable()

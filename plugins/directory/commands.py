@@ -1,7 +1,7 @@
-"""qemu-img, the one tool for qcow2: its argv, its errors, and the first bytes of its files.
+"""Calls of qemu-img, the only tool for qcow2: its argv, its errors and the headers of its files.
 
-Every call names the format, so that nothing is ever guessed from bytes a guest wrote (CVE-2014-3641). Files are given
-as open descriptors, so that no name in the directory is looked up twice.
+Every call names the format, so that qemu never guesses it from bytes that a guest wrote (CVE-2014-3641). Files are
+passed as open descriptors, so that no name in the directory is looked up twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blockstore.errors import BackendError, NoSpace, ToolFailed, Unreachable
 PACKAGE = "qemu-utils"
 
 HEADER_LENGTH = 4096
-"""How much of a file ``read_header`` wants to see."""
+"""The number of bytes that ``read_header`` needs."""
 _LEAST = 80
 _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA_FILE = 1 << 2
@@ -37,7 +37,7 @@ def create_qcow2(fd: int, size_gib: int) -> None:
 
 
 def create_overlay(fd: int, backing: str, size: int) -> None:
-    """Make an image of ``size`` bytes in a new file that reads as another image where it was not written."""
+    """Make an image of ``size`` bytes in a new file; unwritten parts read from the image ``backing``."""
     _qemu_img("create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, path_of(fd), str(size))
 
 
@@ -57,31 +57,33 @@ def raw_to_qcow2(source: int, target: int) -> None:
 
 
 def rebase(path: str, backing: str, tell: Callable[[int], None]) -> None:
-    """Have an image read the same over another backing file, or none when empty, by taking in what that lacks."""
+    """Change the backing file of an image, and copy the missing bytes so that it reads the same. Empty: no backing
+    file."""
     named = ("-F", "qcow2", "-b", backing) if backing else ("-b", "")
     _qemu_img("rebase", "-p", "-f", "qcow2", *named, path, tell=tell)
 
 
 def prove_equal(path: str, other: str) -> None:
-    """Raise BackendError unless two images read alike."""
+    """Raise BackendError unless two images have equal bytes."""
     _qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", path, other)
 
 
 class Header(NamedTuple):
-    """What the first bytes of a qcow2 image say."""
+    """Fields of the header of a qcow2 image."""
 
     size: int
-    """Bytes, as its reader sees them."""
+    """Size in bytes, as seen by a reader."""
     backing: str | None
-    """The name of the file below it."""
+    """Name of the backing file; None if there is none."""
     backing_format: str | None
     map_offset: int
     map_length: int
-    """Where the table lies that is all zeros while nothing was written, in bytes."""
+    """Length in bytes of the table at ``map_offset``, which is all zeros until the image is written."""
 
 
 def read_header(start: bytes, shown: str) -> Header:
-    """Read a header, given the file's first bytes; refuse one that has its bytes in a file of another kind."""
+    """Parse a header from the first bytes of a file. Raise BackendError if it is damaged or has an external data
+    file."""
     if len(start) < _LEAST or start[:4] != _MAGIC:
         raise BackendError(f"{shown} is not a qcow2 image; it was damaged or replaced.")
     version, backing_offset, backing_length = struct.unpack_from(">IQI", start, 4)
@@ -111,12 +113,13 @@ def _backing_format(start: bytes, version: int) -> str | None:
 
 
 def names_another(shown: str) -> BackendError:
-    """Return the error for a header that sends its reader elsewhere."""
+    """Return the error for a header that names another file."""
     return BackendError(f"{shown} names another file as the source of its bytes, which blockstore never does.")
 
 
 def path_of(fd: int) -> str:
-    """Return a path under which a child can open exactly this file; it holds nothing qemu gives a meaning to."""
+    """Return a path by which a child process can open exactly this file; it has no characters that are special to
+    qemu."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 

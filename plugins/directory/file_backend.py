@@ -1,7 +1,7 @@
 """Volumes as files over a store: every operation of the contract that does not depend on the kind of storage.
 
-Used by ``DirectoryBackend``; other plugins that keep volumes as files may extend the class. What differs between a
-local disk and a share is in the store (``FileStore``), never here.
+Used by ``DirectoryBackend``; other plugins that keep volumes as files may extend the class. Differences between a local
+disk and a share are in the store (``FileStore``), never here.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class FileBackend(Backend):
     """Volumes as files."""
 
     storage_protocol: ClassVar[str] = "file"
-    """The API's word for how a consumer reaches the files."""
+    """The storage protocol that the API reports."""
 
     def __init__(self, name: str, options: BackendOptions, state_dir: Path, store: FileStore, new_format: Format):
-        """Keep the store, and the format of new volumes; touch nothing."""
+        """Keep the store and the format of new volumes; access no files."""
         super().__init__(name, options, state_dir)
         self.store = store
         self._format: Format = new_format
@@ -52,7 +52,7 @@ class FileBackend(Backend):
     def file_format(self) -> Format:
         return self._format
 
-    # --- health and figures ------------------------------------------------------------------------------
+    # --- health and capacity -----------------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:
         raw = self._format == "raw"
@@ -72,7 +72,7 @@ class FileBackend(Backend):
         with self.store.explained(), self.store.root() as root:
             total, free = root.space()
             kept = self.store.kept(root, total)
-        # No provisioned_gib: it would cost a stat of every file, and the service knows it anyway.
+        # No provisioned_gib: it would need a stat of every file, and the service knows it anyway.
         return Capacity(total_gib=(total - kept) / GIB, free_gib=max(0, free - kept) / GIB)
 
     def list_volumes(self) -> Mapping[str, float]:
@@ -152,7 +152,8 @@ class FileBackend(Backend):
 
     @contextmanager
     def open_volume(self, name: str, mode: Mode) -> Iterator[BinaryIO]:
-        """Open the bytes. A qcow2 volume is unpacked for it and, when opened for writing, packed again in the end."""
+        """Open the bytes. A qcow2 volume is unpacked to a raw file and, if opened for writing, packed again at the
+        end."""
         with ExitStack() as stack:
             with self.store.explained():
                 root = stack.enter_context(self.store.root())
@@ -251,7 +252,7 @@ class FileBackend(Backend):
                 self.store.refuse_open(image)
                 self.store.copy(image, source, progress=progress)
 
-    # --- taking over -------------------------------------------------------------------------------------
+    # --- managing existing volumes -----------------------------------------------------------------------
 
     def list_manageable(self) -> Sequence[Manageable]:
         with self.store.explained(), self.store.root() as root:
@@ -277,7 +278,8 @@ class FileBackend(Backend):
         return Manageable(reference=image.file, name=image.name, size_bytes=size, volume=volume, reason=reason)
 
     def manage_volume(self, reference: str, name: str) -> int:
-        """Manage a file of the pool's directory; its suffix says the format, and it must be private and ours."""
+        """Manage a file of the pool's directory. Its suffix tells the format; the file must be private and this user's
+        own."""
         with self.store.named(name) as root:
             image = self.store.find(root, name)
             if image is None:

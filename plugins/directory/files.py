@@ -1,6 +1,7 @@
-"""Files without trust: every name is used relative to an open directory, never followed, and proved before use.
+"""File access without trust: each name is relative to an open directory; links are not followed; files are checked
+before use.
 
-Used by the directory plugin. The only file of the plugin that calls the operating system; knows no volumes.
+Used by the directory plugin. It is the plugin's only file that calls the operating system, and knows no volumes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _TRIES = 3
 
 
 class Folder:
-    """An open directory of our own; leaving the context closes it."""
+    """An open directory that belongs to this user; leaving the context closes it."""
 
     def __init__(self, fd: int, shown: Path):
         self.fd = fd
@@ -39,17 +40,18 @@ class Folder:
 
     @classmethod
     def open_root(cls, path: Path, *, may_enter: bool = False) -> Folder:
-        """Open the pool's directory, and refuse one that other users can change, or look into unless they may."""
+        """Open the pool's directory. Raise PermissionError if other users can change it, or enter it without
+        ``may_enter``."""
         forbidden = 0o022 if may_enter else 0o077
         return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path)._proved(forbidden)
 
     @classmethod
     def open_any(cls, path: Path) -> Folder:
-        """Open a directory that may be somebody else's, to look at one file of it."""
+        """Open a directory that may belong to another user, to read one of its files."""
         return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), path)
 
     def open_sub(self, name: str) -> Folder | None:
-        """Open a directory inside this one; None when it is not there."""
+        """Open a directory inside this one; return None if it is missing."""
         try:
             folder = self._enter(name)
         except FileNotFoundError:
@@ -57,10 +59,10 @@ class Folder:
         return folder._proved()
 
     def make_sub(self, name: str) -> Folder:
-        """Open a directory inside this one, and make it first when it is not there."""
+        """Open a directory inside this one; make it first if it is missing."""
         try:
             os.mkdir(name, 0o700, dir_fd=self.fd)
-            os.chmod(name, 0o700, dir_fd=self.fd)  # whatever the umask took
+            os.chmod(name, 0o700, dir_fd=self.fd)  # independent of the umask
             self.sync()
         except FileExistsError:
             pass
@@ -74,7 +76,8 @@ class Folder:
             raise BackendError(f"{self.shown / name} must be a directory, and is something else. Remove it.") from None
 
     def _proved(self, forbidden: int = 0o077) -> Folder:
-        """Return the folder, or close it when other users can change it or look into it."""
+        """Return the folder. Close it and raise PermissionError if it belongs to another user or has a ``forbidden``
+        mode bit."""
         try:
             found = os.fstat(self.fd)
             if found.st_uid != os.geteuid():
@@ -96,22 +99,23 @@ class Folder:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    # --- looking
+    # --- reading
 
     def entries(self) -> Iterator[os.DirEntry[str]]:
-        """Yield what is in the directory, hidden names excluded."""
+        """Yield the entries of the directory without hidden names."""
         with os.scandir(self.fd) as found:
             for entry in found:
                 if not entry.name.startswith("."):
                     yield entry
 
     def hidden(self, prefix: str) -> list[str]:
-        """Return the names of a kind that ``entries`` passes over."""
+        """Return the names with a prefix, also hidden ones."""
         with os.scandir(self.fd) as found:
             return [entry.name for entry in found if entry.name.startswith(prefix)]
 
     def stat(self, name: str, *, names: int = 1) -> os.stat_result | None:
-        """Return what is known of a file of ours, or None when it is not there."""
+        """Return the stat of a private plain file; None if it is missing. Raise BackendError if the file is another
+        kind."""
         try:
             found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -120,30 +124,30 @@ class Folder:
         return found
 
     def read_fresh(self, name: str, length: int, *, names: int = 1) -> bytes:
-        """Read the first bytes of a file from the storage, where this node may remember what another server wrote.
+        """Read the first bytes of a file from the storage, not from this node's cache, which may be outdated.
 
-        NFS answers a stat, an open and a read without asking the server while it holds a delegation of the file.
+        While NFS holds a delegation of a file, it answers stat, open and read without asking the server.
         """
         try:
-            os.fstatvfs(self.fd)  # asks the server, and ends when that is silent; an open may wait for it for ever
+            os.fstatvfs(self.fd)  # asks the server, with a timeout; an open may wait for ever
         except OSError as exc:
-            if exc.errno != errno.ESTALE:  # of another disk in the place of the one that was there: the file tells
+            if exc.errno != errno.ESTALE:  # ESTALE: the share has another disk now; reading the file shows it
                 raise
         try:
             with closing(self.open(name, names=names, flags=os.O_DIRECT)) as fd:
                 return read_start(fd, length)
         except OSError as exc:
-            if exc.errno != errno.EINVAL:  # local file systems want aligned memory, and remember nothing wrong
+            if exc.errno != errno.EINVAL:  # local file systems need aligned memory, and their cache is right
                 raise
         with closing(self.open(name, names=names)) as fd:
             return read_start(fd, length)
 
     def open(self, name: str, *, write: bool = False, names: int = 1, flags: int = 0) -> int:
-        """Open a file of ours. Raises FileNotFoundError, and BackendError for anything but a private plain file.
+        """Open a private plain file. Raise FileNotFoundError if it is missing, BackendError if it is anything else.
 
-        ``names``: how many names the file may have.
+        ``names``: the highest allowed number of hard links of the file.
         """
-        if self.stat(name, names=names) is None:  # before the open, which would wait for ever on a pipe
+        if self.stat(name, names=names) is None:  # checked before the open, which would block on a pipe
             raise FileNotFoundError(errno.ENOENT, "No such file", str(self.shown / name))
         flags |= (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -153,14 +157,15 @@ class Folder:
                 raise self._planted(name, "a symbolic link") from None
             raise
         try:
-            self._prove_file(name, os.fstat(fd), names)  # again, on what was really opened
+            self._prove_file(name, os.fstat(fd), names)  # again, for the file that was opened
         except BaseException:
             os.close(fd)
             raise
         return fd
 
     def _prove_file(self, name: str, found: os.stat_result, names: int) -> None:
-        """Refuse what this plugin never makes: somebody put it there to have us read or write another file."""
+        """Raise BackendError for files that this plugin never makes: they could be planted to redirect reads and
+        writes."""
         if stat.S_ISLNK(found.st_mode):
             raise self._planted(name, "a symbolic link")
         if not stat.S_ISREG(found.st_mode):
@@ -182,9 +187,9 @@ class Folder:
 
     @contextmanager
     def building(self, name: str, temporary: str) -> Iterator[int]:
-        """Give a new private file; when the block ends well it appears under its name, durably, else not at all.
+        """Give a new private file; it gets its name, durably, only if the block succeeds.
 
-        A file already under the name is replaced in one instant.
+        An existing file of that name is replaced atomically.
         """
         fresh = self.stat(name) is None
         self.remove(temporary)
@@ -192,7 +197,7 @@ class Folder:
         fd = os.open(temporary, flags, 0o600, dir_fd=self.fd)
         made = temporary
         try:
-            os.fchmod(fd, 0o600)  # whatever the umask took
+            os.fchmod(fd, 0o600)  # independent of the umask
             yield fd
             os.fsync(fd)
             os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
@@ -207,7 +212,7 @@ class Folder:
             os.close(fd)
 
     def nameless(self, name: str) -> int:
-        """Return a new private file that has no name any more, so that nothing is left when the process dies."""
+        """Return a new private file whose name is removed already, so that it vanishes if the process dies."""
         self.remove(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=self.fd)
@@ -220,7 +225,7 @@ class Folder:
         return fd
 
     def rename(self, name: str, to: str, folder: Folder | None = None) -> None:
-        """Give a file another name, which nothing has, here or in another directory; it survives a power cut."""
+        """Rename a file to an unused name, here or in another directory; the rename survives a power cut."""
         os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=folder.fd if folder else self.fd)
         self.sync()
         if folder and folder is not self:
@@ -231,7 +236,7 @@ class Folder:
         os.link(name, also, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
 
     def remove(self, name: str) -> bool:
-        """Remove a file; say whether it was there."""
+        """Remove a file; return False if it was missing."""
         try:
             os.unlink(name, dir_fd=self.fd)
         except FileNotFoundError:
@@ -239,7 +244,7 @@ class Folder:
         return True
 
     def remove_sub(self, name: str) -> None:
-        """Remove a directory and the unfinished files in it; one that is not there is a success."""
+        """Remove a directory and the unfinished files in it; do nothing if it is missing."""
         folder = self.open_sub(name)
         if folder is None:
             return
@@ -252,7 +257,7 @@ class Folder:
                             folder.remove(entry.name)
                     os.rmdir(name, dir_fd=self.fd)
                 except OSError as exc:
-                    # A client of NFS keeps what was removed while it was open, as .nfsXXXX, until it is closed.
+                    # An NFS client keeps a file that was removed while open as .nfsXXXX, until it is closed.
                     if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
@@ -264,13 +269,13 @@ class Folder:
         os.fsync(self.fd)
 
     def space(self) -> tuple[int, int]:
-        """Return total and free bytes, as df does: what is reserved for root counts as neither."""
+        """Return total and free bytes, as df does: space reserved for root is in neither."""
         now = os.fstatvfs(self.fd)
         free = now.f_bavail * now.f_frsize
         return (now.f_blocks - now.f_bfree) * now.f_frsize + free, free
 
     def prove_writable(self) -> None:
-        """Raise the error that making a file would meet."""
+        """Raise the OSError that making a file would raise."""
         if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, "its file system is read-only")
         if not os.access(f"/proc/self/fd/{self.fd}", os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
@@ -278,12 +283,12 @@ class Folder:
 
 
 def temporary_name(name: str) -> str:
-    """Return the name of what is unfinished of ``name``."""
+    """Return the name of the unfinished file of ``name``."""
     return f".{name}.tmp"
 
 
 def make_root(path: Path, *, parents: bool) -> None:
-    """Make the pool's directory, unless it is there."""
+    """Make the pool's directory if it is missing."""
     if not path.exists():
         if parents:
             private_files.make_directory(path)
@@ -294,7 +299,8 @@ def make_root(path: Path, *, parents: bool) -> None:
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """Close a file descriptor in the end; what closing it meets was told by flushing it, or is told otherwise now."""
+    """Close a file descriptor at the end. Errors of the close are ignored: a flush or a present error reports them
+    already."""
     try:
         yield fd
     finally:
@@ -308,7 +314,7 @@ def size_of(fd: int) -> int:
 
 
 def set_size(fd: int, size: int) -> None:
-    """Set the size of an open file; what is added is a hole, which reads as zeros."""
+    """Set the size of an open file; an added part is a hole, which reads as zeros."""
     os.ftruncate(fd, size)
 
 
@@ -328,34 +334,38 @@ def flush(fd: int) -> None:
 
 
 def forget_cached(fd: int) -> None:
-    """Have the bytes of a file that is flushed read from the storage, not from this node's memory."""
+    """Drop a flushed file from this node's cache, so that its bytes are read from the storage."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def is_open_elsewhere(fd: int) -> bool:
-    """Return True if anything else on this machine has the file open; False where the file system cannot tell."""
+    """Return True if the file is open elsewhere on this machine; False if it is not, or if the file system cannot
+    tell."""
     for patience in range(_TRIES, -1, -1):
         if file_locks.is_sole_opener(fd) is not False:
             return False
         if patience:
-            # A process another thread is just starting holds our closed files for a moment, until its exec.
+            # A process that another thread is starting holds our closed files until its exec.
             time.sleep(0.01)
     return True
 
 
-# QEMU's own protocol: whoever has an image open holds locks within these bytes; on NFS the server keeps them.
+# QEMU's own protocol: a QEMU with an open image locks some of these bytes; on NFS the server keeps the locks.
 _LOCKED_BYTES = (100, 200)
 _NO_WRITERS = 201
-"""Who holds this byte bears no writer beside it."""
+"""Lock byte 201: its holder does not share the image with writers."""
 
 
 def is_image_open(fd: int) -> bool:
-    """Say whether a QEMU, on this machine or another one, has an image open."""
+    """Return True if a QEMU, on this machine or another one, has an image open."""
     return file_locks.is_locked(fd, *_LOCKED_BYTES)
 
 
 def lock_image(fd: int) -> bool:
-    """Keep every QEMU from opening an image until ``fd``, open for writing, is closed; say whether none has it open."""
+    """Keep every QEMU from opening an image until ``fd``, which must be open for writing, is closed.
+
+    Return False if a QEMU has the image open.
+    """
     try:
         file_locks.lock(fd, fcntl.F_WRLCK, *_LOCKED_BYTES)
     except OSError as exc:
@@ -366,7 +376,7 @@ def lock_image(fd: int) -> bool:
 
 
 def let_read(fd: int) -> None:
-    """Let QEMUs open an image again that is locked, but not for writing."""
+    """Allow QEMUs to open a locked image again, but not for writing."""
     first, count = _LOCKED_BYTES
     file_locks.lock(fd, fcntl.F_RDLCK, _NO_WRITERS, 1)
     file_locks.lock(fd, fcntl.F_UNLCK, first, _NO_WRITERS - first)
@@ -377,14 +387,15 @@ def let_read(fd: int) -> None:
 
 
 def _any(_length: int) -> None:
-    """Let so many bytes be written, without a look at the disk."""
+    """Allow any number of bytes to be written, without checking the disk."""
 
 
 def copy(source: int, target: int, shown: str, progress: Progress, prove_space: Callable[[int], None] = _any) -> None:
-    """Copy one instant of a file to a new, empty one: blocks are shared where the file system can, holes stay holes.
+    """Copy a consistent state of a file to a new, empty file. Blocks are shared if the file system can; holes stay
+    holes.
 
-    A copy that takes time is begun again when the source was written meanwhile. ``prove_space`` is asked before so many
-    bytes are written. Raises: InUse when it never rests.
+    If the source was written while its bytes were copied, the copy starts again. ``prove_space`` is called with the
+    number of bytes before they are written. Raise InUse if the source is written during every try.
     """
     progress(0)
     if _reflink(source, target):
@@ -419,18 +430,18 @@ def _reflink(source: int, target: int) -> bool:
 
 
 def _stamp(fd: int) -> tuple[int, int, int]:
-    """Return what changes whenever the file is written."""
+    """Return size and times of a file; they change whenever the file is written."""
     found = os.fstat(fd)
     age = time.time_ns() - found.st_mtime_ns
     if 0 <= age < _COARSE_CLOCK_NS:
-        # Before Linux 6.13 two writes within one tick of the clock leave the same time.
+        # Before Linux 6.13, two writes within one clock tick leave the same time.
         time.sleep((_COARSE_CLOCK_NS - age) / 1e9)
         found = os.fstat(fd)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _copy_sparse(source: int, target: int, progress: Progress, prove_space: Callable[[int], None]) -> None:
-    """Copy what is data; the target is new and empty, so that what is skipped reads as zeros."""
+    """Copy the data without holes; the target is new and empty, so that the holes read as zeros."""
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     for start, end in data_of(source, size):
@@ -441,20 +452,20 @@ def _copy_sparse(source: int, target: int, progress: Progress, prove_space: Call
             prove_space(length)
             copied = _copy_range(source, target, position, length)
             if not copied:
-                break  # the source was cut meanwhile; its stamp tells
+                break  # the source was truncated meanwhile; its stamp will differ
             position += copied
     progress(100)
 
 
 def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield start and end of what is no hole."""
+    """Yield start and end of each region of data between the holes."""
     end = 0
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as exc:
             if exc.errno == errno.ENXIO:
-                return  # a hole up to the end
+                return  # only a hole is left
             raise
         end = min(size, os.lseek(fd, start, os.SEEK_HOLE))
         yield start, end
@@ -472,11 +483,11 @@ def _copy_range(source: int, target: int, position: int, length: int) -> int:
     return os.pwrite(target, os.pread(source, min(length, 2**20), position), position)
 
 
-# --- what a consumer gets ----------------------------------------------------------------------------------
+# --- an open volume ----------------------------------------------------------------------------------------
 
 
 class VolumeFile(io.FileIO):
-    """An open volume: an ordinary unbuffered file, except that writing cannot make it larger."""
+    """An open volume: an unbuffered file that writing cannot make larger."""
 
     def __init__(self, fd: int, *, write: bool, no_space: Callable[[], BackendError]):
         super().__init__(fd, "r+b" if write else "rb", closefd=False)
@@ -495,11 +506,11 @@ class VolumeFile(io.FileIO):
             raise
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Read at a position; several threads may, at once."""
+        """Read at a position; safe for several threads at once."""
         return os.pread(self.fileno(), length, offset)
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> int:
-        """Write at a position, within the size; several threads may, at once."""
+        """Write at a position, within the size; safe for several threads at once."""
         part = memoryview(data).cast("B")
         space = os.fstat(self.fileno()).st_size - offset
         if part.nbytes and space <= 0:

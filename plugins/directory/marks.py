@@ -1,9 +1,9 @@
-"""The marks of a directory of volumes: what it is, and which installation uses it.
+"""The mark files of a directory of volumes: its identity, and the installation that uses it.
 
-    .blockstore-identity    what the directory is, also on another disk or at another place; made once
+    .blockstore-identity    the identity, also on another disk or path; made once
     .blockstore-owner       the id of the installation
 
-Each mark is the first word of a small file. A mark that a kill interrupts may keep two names for a while.
+A mark is the first word of a small file. If a kill interrupts its creation, the file may have two names for a while.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ OWNER = ".blockstore-owner"
 IDENTITY = ".blockstore-identity"
 
 _marking = threading.Lock()
-"""Held while a mark is made: several sections of one installation may have the same directory."""
+"""Held while a mark is changed: several sections of one installation may use the same directory."""
 
 
 def read(root: Folder, name: str) -> str | None:
-    """Return the word of a mark, read from the storage; None if the mark is missing."""
+    """Return the value of a mark, read from the storage; None if the mark is missing."""
     try:
         return next(iter(root.read_fresh(name, 64, names=2).decode("ascii", "replace").split()), None)
     except FileNotFoundError:
@@ -42,12 +42,12 @@ def change_owner(root: Folder, former: str | None, owner: str | None) -> None:
             root.remove(OWNER)
             root.sync()
             return
-        if read(root, IDENTITY) is None:  # first: an owner's mark may come with a takeover, too
+        if read(root, IDENTITY) is None:  # before the owner: a former owner may exist without an identity
             _make_once(root, IDENTITY, f".identity-{owner}", _identity(secrets.token_hex(8)))
         if former is None:
             _make_once(root, OWNER, f".owner-{owner}", _owner(owner))
         elif former != owner:
-            for left in (*root.hidden(".owner-"), *root.hidden(".identity-")):  # by a kill; with two names
+            for left in (*root.hidden(".owner-"), *root.hidden(".identity-")):  # left by a kill, with two names
                 root.remove(left)
             with root.building(OWNER, temporary_name(f"owner-{owner}")) as fd:
                 files.write_start(fd, _owner(owner))
@@ -55,7 +55,7 @@ def change_owner(root: Folder, former: str | None, owner: str | None) -> None:
 
 
 def _make_once(root: Folder, name: str, fresh: str, text: bytes) -> None:
-    """Make a mark unless it exists: of two that write at once, the first stays."""
+    """Make a mark unless it exists; if two processes make it at once, the first mark stays."""
     with root.building(fresh, temporary_name(fresh.removeprefix("."))) as fd:
         files.write_start(fd, text)
     with suppress(FileExistsError):

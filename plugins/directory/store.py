@@ -1,7 +1,7 @@
-"""A directory of images: finds them, opens them, makes them whole or not at all, and explains what goes wrong.
+"""A directory of images: finds and opens images, creates each completely or not at all, and translates errors.
 
-Knows files and formats; ``FileBackend`` makes volumes of them. The hooks say what differs between kinds of storage:
-a plugin for another kind extends the class by these, and uses nothing else of it than its public members.
+Handles files and formats; ``FileBackend`` uses them as volumes. The hooks are the differences between kinds of storage:
+a plugin for another kind overrides the hooks, and uses only public members of the class.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ FORMATS: tuple[Format, ...] = ("raw", "qcow2")
 SNAPSHOTS = "snapshots"
 """The directory below the volumes that holds their snapshots."""
 _ELSEWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
-"""What the directory below a mount point answers, when nothing is mounted."""
+"""Errors of a mount point's own directory, when nothing is mounted."""
 
 MIB = 2**20
 _KEPT = 256 * MIB
 _KEPT_PART = 16
-"""Of a disk that the service's own files share, so much is kept for them: of a small one at most this part."""
+"""``_KEPT`` bytes are kept for the service's own files on a disk that they share; at most 1/``_KEPT_PART`` of the
+disk."""
 
 
 class StoredVolume(NamedTuple):
@@ -59,7 +60,7 @@ class StoredVolume(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The path, for people."""
+        """The path, for messages."""
         return str(self.folder.shown / self.file)
 
 
@@ -75,16 +76,16 @@ class FileStore:
         self._recognised = ""
         self._unpacking = threading.Lock()
         self._proved: tuple[int, ...] | None = None
-        """The file that held the recorded identity when it was read last."""
+        """Device, inode and ctime of the identity's file when it was last checked."""
 
-    # --- hooks: what another kind of storage does otherwise ------------------------------------------------
+    # --- hooks: overridden for other kinds of storage ------------------------------------------------------
 
     def open_root(self) -> Folder:
-        """Open the directory as it is now; refuse one that others may change."""
+        """Open the directory. Raise PermissionError if other users may change it."""
         return Folder.open_root(self.path)
 
     def prepare(self, root: Folder) -> None:
-        """Do what must come before names are used in the directory."""
+        """Prepare the directory before names in it are used."""
 
     @contextmanager
     def opened(self, image: StoredVolume, *, write: bool = False) -> Iterator[int]:
@@ -97,7 +98,8 @@ class FileStore:
             yield fd
 
     def refuse_open(self, image: StoredVolume, fd: int | None = None) -> None:
-        """Raise InUse if anybody has a volume open, as far as this node can tell; ``fd``: our own descriptor of it."""
+        """Raise InUse if a volume is open anywhere, as far as this node can tell; ``fd``: this process's descriptor of
+        it."""
         is_open = self.openers.is_open(image.name)
         if not is_open and fd is None:
             with self.opened(image, write=True) as own:
@@ -108,7 +110,7 @@ class FileStore:
             raise InUse(f"Volume {image.name} is open: something on this machine uses {image.shown}.")
 
     def header(self, image: StoredVolume, fd: int) -> commands.Header:
-        """Read a qcow2 header; refuse one that sends its reader to another file."""
+        """Read a qcow2 header. Raise BackendError if it names another file."""
         header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), image.shown)
         if header.backing is not None:
             raise commands.names_another(image.shown)
@@ -116,14 +118,14 @@ class FileStore:
 
     @contextmanager
     def readable(self, image: StoredVolume, fd: int) -> Iterator[str]:
-        """Give the path under which qemu-img may open a qcow2 image."""
+        """Give a path by which qemu-img may open a qcow2 image."""
         self.header(image, fd)
         yield commands.path_of(fd)
 
     def copy(
         self, image: StoredVolume, source: StoredVolume, size_gib: int | None = None, progress: Progress = no_progress
     ) -> None:
-        """Build a copy of an image, larger if wished."""
+        """Build a copy of an image, grown to ``size_gib`` if given."""
         with self.opened(source) as source_fd:
             size = self.size(source, source_fd)
             if size_gib is not None and size > size_gib * GIB:
@@ -142,7 +144,7 @@ class FileStore:
             self.build(image, make)
 
     def explain(self, exc: OSError) -> BackendError:
-        """Return what an error of the operating system means here, and what to do."""
+        """Return the backend's error for an OSError: what it means here, and what to do."""
         said = exc.strerror or str(exc)
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             return self.no_space(f"{said}.")
@@ -160,7 +162,7 @@ class FileStore:
         return Unreachable(f"Directory {self.path} cannot be used: {said}. {hint}")
 
     def no_space(self, said: str) -> NoSpace:
-        """Return the error for a full disk: what is said, and how full it is."""
+        """Return the error for a full disk: ``said``, and the free space."""
         try:
             with self.root() as root:
                 total, free = root.space()
@@ -168,30 +170,30 @@ class FileStore:
             return NoSpace(said)
         return NoSpace(f"{said} {self.path} has {free / GIB:.1f} of {total / GIB:.1f} GiB free.")
 
-    # --- what the directory is ---------------------------------------------------------------------------
+    # --- identity ----------------------------------------------------------------------------------------
 
     def recognise(self, identity: str) -> None:
-        """Learn which identity is recorded; an empty one: none is."""
+        """Set the recorded identity; empty if none is recorded."""
         if identity != self._recognised:
             self._proved = None
         self._recognised = identity
 
     def identity(self) -> str:
-        """Return the identity that the directory has now; nothing if it has none, or is missing."""
+        """Return the present identity of the directory; empty if it has none, or if the directory is missing."""
         try:
-            with Folder.open_any(self.path) as root:  # a mount point without its disk is somebody else's
+            with Folder.open_any(self.path) as root:  # an unmounted mount point may belong to another user
                 return marks.read(root, marks.IDENTITY) or ""
         except (FileNotFoundError, NotADirectoryError):
             return ""
 
     def prove_identity(self, root: Folder) -> None:
-        """Raise NotRecognised unless the directory has the recorded identity; read from the storage."""
+        """Raise NotRecognised unless the directory has the recorded identity; the identity is read from the storage."""
         identity = marks.read(root, marks.IDENTITY) or ""
         if self._recognised and identity != self._recognised:
             raise self._not_recognised(identity)
 
     def kept(self, root: Folder, total: int) -> int:
-        """Return the bytes that no copy may take, because the service's own files are on the same disk."""
+        """Return the number of bytes kept free for the service's own files; 0 if they are on another disk."""
         with suppress(OSError):
             if os.fstat(root.fd).st_dev == self._state_dir.parent.stat().st_dev:
                 return min(_KEPT, total // _KEPT_PART)
@@ -200,9 +202,9 @@ class FileStore:
     # --- finding -----------------------------------------------------------------------------------------
 
     def root(self) -> Folder:
-        """Open the pool's directory. Raises Unreachable when it is another one than is recorded.
+        """Open the pool's directory. Raise NotRecognised if its identity is not the recorded one.
 
-        One stat of the mark: what was unmounted since the last look would else be taken for deleted.
+        This costs one stat of the mark. Without it, volumes of an unmounted disk would be taken for deleted.
         """
         try:
             root = self.open_root()
@@ -225,7 +227,7 @@ class FileStore:
 
     @contextmanager
     def named(self, *names: str) -> Iterator[Folder]:
-        """Check names, then give the pool's directory; errors of the operating system become sentences."""
+        """Check names, then give the pool's directory; translate an OSError of the block."""
         for name in names:
             check_name(name)
         with self.explained(), self.root() as root:
@@ -268,7 +270,7 @@ class FileStore:
             yield image
 
     def images(self, folder: Folder) -> Iterator[tuple[StoredVolume, os.DirEntry[str]]]:
-        """Yield the images in a directory; what has another kind of name is not ours and is passed over."""
+        """Yield the images in a directory; skip files with other kinds of names."""
         for entry in folder.entries():
             name, _dot, kind = entry.name.partition(".")
             for known in FORMATS:
@@ -276,7 +278,8 @@ class FileStore:
                     yield StoredVolume(folder, name, known), entry
 
     def is_there(self, root: Folder, name: str, size_gib: int) -> bool:
-        """Say whether a volume exists with this size; one of another size, or a snapshot, raises NameTaken."""
+        """Return True if a volume exists with this size. Raise NameTaken if it has another size or the name is a
+        snapshot's."""
         with self.sub(root, SNAPSHOTS) as snapshots:
             if snapshots and (owner := self.owner_of(snapshots, name)):
                 raise NameTaken(f"{name} is a snapshot of volume {owner}.")
@@ -288,11 +291,12 @@ class FileStore:
         if size != size_gib * GIB:
             raise NameTaken(f"Volume {name} exists with {size / GIB:g} GiB.")
         root.remove(temporary_name(name))
-        root.sync()  # a former call may have been killed before it did
+        root.sync()  # an earlier call may have been killed before its sync
         return True
 
     def claimed_by(self, snapshots: Folder, snapshot: str) -> str:
-        """Return the volume that this snapshot name was given to, even when the snapshot was never finished."""
+        """Return the volume that has claimed this snapshot name, even if the snapshot was never finished; empty if
+        none."""
         try:
             with files.closing(snapshots.open(f"{snapshot}.of")) as fd:
                 return check_name(files.read_start(fd, 64).decode("ascii", "replace"))
@@ -300,7 +304,7 @@ class FileStore:
             return ""
 
     def owner_of(self, snapshots: Folder, snapshot: str) -> str:
-        """Return the volume whose finished snapshot has this name, or nothing."""
+        """Return the volume whose finished snapshot has this name; empty if there is none."""
         owner = self.claimed_by(snapshots, snapshot)
         with self.sub(snapshots if owner else None, owner) as shots:
             return owner if shots and self.find(shots, snapshot) else ""
@@ -308,7 +312,7 @@ class FileStore:
     # --- bytes -------------------------------------------------------------------------------------------
 
     def size(self, image: StoredVolume, fd: int) -> int:
-        """Return an open image's size in bytes, as its reader sees it."""
+        """Return an open image's size in bytes, as seen by a reader."""
         if image.format == "raw":
             return files.size_of(fd)
         return self.header(image, fd).size
@@ -321,17 +325,17 @@ class FileStore:
             with self.opened(image) as fd:
                 return self.size(image, fd)
         except (FileNotFoundError, BackendError):
-            return 0  # one file that is damaged, or was just deleted, does not hide the others
+            return 0  # a damaged or just deleted file does not hide the others
 
     def build(self, image: StoredVolume, make: Callable[[int], None]) -> None:
-        """Put what ``make`` writes under the image's name, whole or not at all."""
+        """Create an image with the bytes that ``make`` writes, completely or not at all."""
         self._refuse_full(image)
         with image.folder.building(image.file, temporary_name(image.name)) as fd:
             make(fd)
 
     @contextmanager
     def unpacked(self, image: StoredVolume, fd: int) -> Iterator[int]:
-        """Give the bytes of a qcow2 image in a raw file without a name, gone when closed."""
+        """Give the bytes of a qcow2 image in a raw file without a name, which is deleted when closed."""
         with self._unpacking:
             raw = image.folder.nameless(unpacked_name(image.name))
         with files.closing(raw):
@@ -348,7 +352,7 @@ class FileStore:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn an error of the operating system into a sentence that says what to do."""
+        """Translate an OSError to a backend error that says what to do."""
         try:
             yield
         except RefusedForSpace:
@@ -359,7 +363,7 @@ class FileStore:
             raise self.explain(exc) from exc
 
     def _refuse_full(self, image: StoredVolume, length: int = 0) -> None:
-        """Raise RefusedForSpace when so many bytes would leave less than what is kept for the service."""
+        """Raise RefusedForSpace if writing ``length`` bytes leaves less than the space kept for the service."""
         total, free = image.folder.space()
         kept = self.kept(image.folder, total)
         if kept and free - length < kept:
@@ -370,5 +374,5 @@ class FileStore:
 
 
 def unpacked_name(name: str) -> str:
-    """Return the name under which a qcow2 volume is unpacked, for an instant."""
+    """Return the name that the unpacked file of a qcow2 volume has for a moment."""
     return f".{name}.open"

@@ -1,13 +1,14 @@
 """Volumes exported by the kernel's own iSCSI target, LIO.
 
-Each export is a target with one LUN, one initiator and one password; targets of one volume share a storage object.
-Says what is offered and in which order; ``backstores.py`` and ``targets.py`` say how, ``iscsi.py`` how initiators and
-portals are called. The configuration is in the kernel alone, and the service exports again what a reboot took away.
+Each export is a target with one LUN, one initiator and one password; targets of one volume share a storage object. This
+file implements the target plugin. ``backstores.py`` and ``targets.py`` configure the kernel, ``iscsi.py`` checks names
+of initiators and portals. The configuration is only in the kernel; after a reboot the service exports again.
 
-* **Nothing of ours is restored by others.** What targetcli saved is taken out of its file (``saved.py``). What
-  target.service restored nevertheless leads to storage objects with other indexes, and is ended before it is made
-  again: by then the volume, or its right to it, may be another's.
-* **Whatever another tool took away** is found at each look, by reading the directories of our targets, and made again.
+* **Other tools must not restore our exports.** Entries saved by targetcli are removed from its file (``saved.py``). If
+target.service restores an export nevertheless, its storage objects have other indexes. Its sessions are ended before
+the export is made again: by then the volume, or the right to it, may belong to another owner.
+* **Objects removed by other tools** are found at each health check, by reading our targets' directories, and made
+again.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class LioOptions(TargetOptions):
 
 
 class LioTarget(Target):
-    """The node's LIO, of which this instance touches only what carries its owner's name."""
+    """The node's LIO; this instance changes only objects with its owner's name."""
 
     Options = LioOptions
 
@@ -72,20 +73,20 @@ class LioTarget(Target):
         self._at_work: Counter[str] = Counter()
 
     def capabilities(self) -> TargetCapabilities:
-        """Return what LIO offers."""
+        """Return the capabilities of LIO."""
         return TargetCapabilities(
             protocol="iSCSI", multiattach=True, online_extend=True, connector_needs=("initiator",)
         )
 
     def check_connector(self, connector: Mapping[str, Any]) -> None:
-        """Refuse a connector without the name of an iSCSI initiator."""
+        """Raise InvalidConnector if a connector lacks the name of an iSCSI initiator."""
         super().check_connector(connector)
         iscsi.initiator(connector)
 
     # --- health ---------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Prove that there are root's rights, rtslib, the kernel's modules, and the portals' addresses."""
+        """Check root's rights, rtslib, the kernel's modules and the portals' addresses."""
         if os.geteuid() != 0:
             raise Unreachable("LIO is configured by root alone: run blockstore as root, or use the target plugin tgt.")
         targets.rtslib()
@@ -98,7 +99,7 @@ class LioTarget(Target):
             for kind in (BLOCK, FILE):
                 probe = CORE / f"{kind}_{Backstore(self.owner, '').index}"
                 probe.mkdir(exist_ok=True)
-                with suppress(FileNotFoundError):  # another thread proves the same
+                with suppress(FileNotFoundError):  # another thread runs the same check
                     probe.rmdir()
             self._sweep()
         for portal in self._portals:
@@ -106,7 +107,7 @@ class LioTarget(Target):
         self._forget_saved()
 
     def _sweep(self) -> None:
-        """Close the volumes of storage objects of ours that no target leads to, since another tool removed that."""
+        """Remove our storage objects whose targets were removed by another tool, and so close their volumes."""
         with self._change:
             used = {IscsiTarget(self.owner, export_id).storage_object for export_id in targets.ids(self.owner)}
             for place in list(backstores.storage_objects(self.owner)):
@@ -115,7 +116,7 @@ class LioTarget(Target):
 
     @contextmanager
     def _working_on(self, backstore: Backstore) -> Iterator[None]:
-        """Keep the sweep from a storage object that a target will lead to, or did until now."""
+        """Exclude a storage object from the sweep while its target is made or removed."""
         with self._change:
             self._at_work[backstore.name] += 1
         try:
@@ -123,10 +124,10 @@ class LioTarget(Target):
         finally:
             with self._change:
                 self._at_work[backstore.name] -= 1
-                self._at_work += Counter()  # which forgets what is 0
+                self._at_work += Counter()  # drops entries of 0
 
     def _forget_saved(self) -> None:
-        """Keep the passwords of exports out of targetcli's file. That it cannot be written stops nothing else."""
+        """Remove our exports with their passwords from targetcli's file. If the file cannot be written, only log it."""
         try:
             self.forget_saved()
         except Unreachable as exc:
@@ -137,7 +138,8 @@ class LioTarget(Target):
             self._unsaved = ""
 
     def forget_saved(self) -> int:
-        """Take our targets and storage objects out of what target.service restores."""
+        """Remove our targets and storage objects from the file that target.service restores; return the number of
+        entries."""
         taken = saved.forget(backstores.beginning(self.owner), targets.beginning(self.owner))
         if taken:
             log.warning("%s: %d entries of this service were saved, and were taken out", saved.SAVED, taken)
@@ -148,7 +150,7 @@ class LioTarget(Target):
         family = socket.AF_INET6 if ":" in portal.address else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                # As the kernel does; but it would also listen at an address that the node does not have.
+                # As the kernel does; but the kernel would also listen at an address that the node lacks.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((portal.address, portal.port))
         except OSError as exc:
@@ -164,7 +166,7 @@ class LioTarget(Target):
     # --- exports --------------------------------------------------------------------------------------------
 
     def export(self, export: Export) -> Connection:
-        """Offer the volume to one initiator, under a name and a password of this export alone."""
+        """Export the volume to one initiator, with a target name and a password of this export only."""
         initiator = iscsi.initiator(export.connector)
         target = IscsiTarget(self.owner, export.id)
         backstore = Backstore(self.owner, export.volume)
@@ -207,7 +209,8 @@ class LioTarget(Target):
             backstore.make(path)
 
     def _end_intruders(self, target: IscsiTarget, backstore: Backstore) -> None:
-        """End the sessions of a target that another tool led elsewhere, or opened to whoever has no password."""
+        """End a target's sessions if another tool mapped it to another storage object or allowed logins without a
+        password."""
         there = target.storage_object
         if there is not None and there not in Backstore(self.owner, target.volume or backstore.volume).places:
             log.warning("%s leads to %s, which another tool made; ending it", target.iqn, there)
@@ -218,9 +221,9 @@ class LioTarget(Target):
             self._cut(target)
 
     def _end_stray(self, stray: Path) -> bool:
-        """End what of ours leads to a storage object that another tool made, and remove that; say whether it is gone.
+        """Unmap our targets from a storage object that another tool made, and remove it. Return True if it is gone.
 
-        Targets of other exports that lost it so have a fault, until their turn comes.
+        Other exports that lose their storage object by this have a fault until they are exported again.
         """
         if not stray.name.startswith(backstores.beginning(self.owner)):
             return False
@@ -235,19 +238,19 @@ class LioTarget(Target):
         self._scissors.cut(target, time.monotonic() + self._session_timeout_s)
 
     def withdraw(self, export_id: str) -> None:
-        """Switch the target off, and so its sessions; then remove it, and the storage object that nobody uses now."""
+        """Disable the target, which ends its sessions; then remove the target and its storage object if unused."""
         target = IscsiTarget(self.owner, export_id)
         with _explained():
             lost_lun = target.storage_object is None
             if target.exists:
                 self._remove(export_id, target)
             if lost_lun:
-                self._sweep()  # nothing says where a target led to that another tool has removed, or its LUN
+                self._sweep()  # without the LUN, the target's storage object is unknown
 
     def _remove(self, export_id: str, target: IscsiTarget) -> None:
         deadline = time.monotonic() + self._session_timeout_s
         self._scissors.cut(target, deadline)
-        # Not before: while the switch waits for a command, whoever reads the target's parameters waits with it.
+        # Not before: while disabling waits for a command, reading the target's parameters blocks as well.
         volume, there = target.volume, target.storage_object
         backstore = Backstore(self.owner, volume)
         with self._working_on(backstore):
@@ -270,23 +273,23 @@ class LioTarget(Target):
         target.remove()
 
     def list_exports(self) -> frozenset[str]:
-        """Return the ids in the names of our targets."""
+        """Return the export ids in the names of our targets."""
         with _explained():
             return frozenset(targets.ids(self.owner))
 
     def faults(self) -> Mapping[str, str]:
-        """Return what another tool took from our targets, or added: only their own directories are read."""
+        """Return changes that other tools made to our targets; only the directories of our targets are read."""
         with _explained():
             there = {export_id: IscsiTarget(self.owner, export_id) for export_id in targets.ids(self.owner)}
             found = {i: targets.STUCK for i, target in there.items() if self._scissors.is_cutting(target)}
             free = [target for i, target in there.items() if i not in found]
             told = self._watch.look(free, lambda target: target.fault(self._portals))
             found.update({i: told[target.iqn] for i, target in there.items() if told.get(target.iqn)})
-            # One without its directories may have been withdrawn meanwhile.
+            # A target without directory may have been withdrawn meanwhile.
             return {export_id: fault for export_id, fault in found.items() if there[export_id].exists}
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the initiators that are logged in."""
+        """Return the logged-in initiators."""
         with _explained():
             found = {
                 export_id: IscsiTarget(self.owner, export_id).initiators() for export_id in targets.ids(self.owner)
@@ -294,7 +297,8 @@ class LioTarget(Target):
         return {export_id: who for export_id, who in found.items() if who}
 
     def resize(self, export_id: str) -> None:
-        """Tell the kernel a file's new size; a device's it sees. Initiators learn it when they scan again."""
+        """Tell the kernel the new size of a file; it detects that of a device. Initiators see the size after a
+        rescan."""
         with _explained():
             volume = IscsiTarget(self.owner, export_id).volume
             if volume:
@@ -303,7 +307,7 @@ class LioTarget(Target):
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Give what the kernel refuses, to us or to rtslib, a sentence."""
+    """Translate errors of the kernel and of rtslib."""
     try:
         yield
     except PermissionError as exc:
@@ -313,6 +317,6 @@ def _explained() -> Iterator[None]:
             f"The kernel's target refused {exc.filename}: {exc.strerror}. Is all loaded? {_MODULES}"
         ) from exc
     except Exception as exc:
-        if type(exc).__module__.partition(".")[0] != "rtslib_fb":  # not imported where it was not needed
+        if type(exc).__module__.partition(".")[0] != "rtslib_fb":  # rtslib may not be imported
             raise
         raise Unreachable(f"The kernel's target refused: {exc}. Its log may say why: dmesg") from exc

@@ -1,13 +1,13 @@
-"""LIO's storage objects: a volume's device or file, opened by the kernel, once for all targets that lead to it.
+"""LIO's storage objects: a volume's device or file, opened by the kernel once for all targets of the volume.
 
-Used by ``__init__.py``. Writes configfs itself, where rtslib
+Used by ``__init__.py``. This module writes configfs itself, because rtslib
 
-* looks for a storage object's index by reading all there are; here it follows from the name;
-* removes with a storage object the LUNs of whoever uses it, and walks all targets for that; the kernel refuses to
-  remove one that is used, and that refusal is the whole bookkeeping of who shares it;
-* sets the directory of the whole node's target database in passing.
+* finds a storage object's index by reading all of them; here the index follows from the name;
+* removes the LUNs of all users together with a storage object, and reads all targets for that. Here the kernel's
+refusal to remove a used storage object is the only record of its users;
+* also sets the directory of the target database of the whole node.
 
-What it makes has the form that rtslib gives it, so that targetcli shows it as its own. Never saves anything.
+The objects have the same form as those of rtslib, so that targetcli can show them. Nothing is ever saved to a file.
 """
 
 from __future__ import annotations
@@ -30,30 +30,31 @@ BLOCK, FILE = "iblock", "fileio"
 
 _PERSISTENT_RESERVATIONS = Path("/sys/kernel/config/target/dbroot")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_MAX_PATH = 511  # SE_UDEV_PATH_LEN, with its end
+_MAX_PATH = 511  # SE_UDEV_PATH_LEN, including the terminating zero
 _POLL_S = 0.02
 _OURS = 1 << 31
-"""The lowest index of ours."""
+"""The lowest index of this plugin's storage objects."""
 
 
 class Backstore:
-    """The storage object of one volume, made or not."""
+    """The storage object of one volume, which need not exist."""
 
     def __init__(self, owner: str, volume: str):
         self.volume = volume
         self.name = f"{beginning(owner)}{volume}"
-        # Above all that rtslib counts up to; and should two names meet, one index simply holds both.
+        # Higher than the indexes that rtslib assigns. If two names have the same index, it holds both objects.
         self.index = zlib.crc32(self.name.encode()) | _OURS
 
     @property
     def serial(self) -> str:
-        """The volume's identity towards initiators, the same on every node: the id in its name, or made from it."""
+        """The volume's identity for initiators, the same on every node: the uuid in its name, or one derived from the
+        name."""
         found = _UUID.search(self.volume)
         return found[0] if found else str(uuid.uuid5(uuid.NAMESPACE_OID, self.volume))
 
     @property
     def places(self) -> tuple[Path, ...]:
-        """Where it is, if it is, and was made by this plugin. What another tool restores gets another index."""
+        """The paths at which this plugin makes it. An object restored by another tool has another index."""
         return tuple(self._at(kind) for kind in (BLOCK, FILE))
 
     def _at(self, kind: str) -> Path:
@@ -61,24 +62,24 @@ class Backstore:
 
     @property
     def kind(self) -> str:
-        """Block or file; empty when there is no storage object."""
+        """Block or file; empty if there is no storage object."""
         return next((kind for kind in (BLOCK, FILE) if self._at(kind).is_dir()), "")
 
     @property
     def path(self) -> str:
-        """The device or file that the kernel has open; empty when there is none."""
+        """The device or file that the kernel has open; empty if there is none."""
         kind = self.kind
         return _read(self._at(kind) / "udev_path") if kind else ""
 
     @property
     def discard(self) -> bool:
-        """Say whether initiators may discard."""
+        """True if initiators may discard."""
         return _read(self._at(self.kind) / "attrib/emulate_tpu") == "1"
 
     # --- making ---------------------------------------------------------------------------------------------
 
     def make(self, path: Path) -> None:
-        """Open the volume, or complete what was half made. Raises VolumeMissing, InUse."""
+        """Open the volume, or complete an incomplete storage object. Raises: VolumeMissing; InUse."""
         kind = kind_of(path)
         there = self.kind
         if there and (there != kind or self.path != str(path) or _read(self._at(there) / "enable") != "1"):
@@ -96,11 +97,11 @@ class Backstore:
         if kind == BLOCK:
             _write(at / "control", f"udev_path={path}")
         else:
-            # As a disk with a write cache that heeds flush and FUA: without it each write would wait for the disk.
+            # Act as a disk with a write cache that honours flush and FUA; otherwise each write would wait for the disk.
             _write(at / "control", f"fd_dev_name={path},fd_dev_size={path.stat().st_size}")
             _write(at / "control", "fd_buffered_io=1")
         _write(at / "udev_path", str(path))
-        _write(at / "wwn/vpd_unit_serial", self.serial)  # first, so that none is ever enabled without
+        _write(at / "wwn/vpd_unit_serial", self.serial)  # before enabling, so that no enabled object lacks it
         try:
             _write(at / "enable", "1")
         except OSError as exc:
@@ -111,14 +112,14 @@ class Backstore:
 
     def _set_attributes(self, kind: str) -> None:
         attributes = self._at(kind) / "attrib"
-        # Copies between LUNs, found by their serial on the whole node, are nothing that an export of one volume needs.
+        # An export of one volume needs no copies between LUNs, which the kernel finds by serial on the whole node.
         _set(attributes / "emulate_3pc", "0")
         for name in ("emulate_tpu", "emulate_tpws"):
-            with suppress(OSError):  # the kernel refuses where the device cannot discard
+            with suppress(OSError):  # the kernel refuses if the device cannot discard
                 _set(attributes / name, "1")
 
     def grow(self) -> None:
-        """Take notice of a new size. The kernel asks a block device itself, but was told the size of a file."""
+        """Update the size of a file. The kernel reads the size of a block device itself."""
         if self.kind == FILE:
             size = Path(self.path).stat().st_size
             _write(self._at(FILE) / "control", f"fd_dev_size={size}")
@@ -126,22 +127,22 @@ class Backstore:
     # --- removing -------------------------------------------------------------------------------------------
 
     def remove(self) -> bool:
-        """Close the volume unless another target leads to it; say whether no storage object is left."""
+        """Close the volume unless another target uses it. Return True if no storage object is left."""
         if not all(remove_at(place) for place in self.places):
             return False
-        # What an initiator wanted remembered over a power failure; nobody can claim it any more.
+        # Persistent reservations that an initiator stored for power failures; no initiator can use them any more.
         with suppress(OSError):
             Path(_read(_PERSISTENT_RESERVATIONS), "pr", f"aptpl_{self.serial}").unlink()
         return True
 
 
 def beginning(owner: str) -> str:
-    """Return how the names of an owner's storage objects begin."""
+    """Return the prefix of the names of an owner's storage objects."""
     return f"blockstore.{owner}."
 
 
 def storage_objects(owner: str, *, strays: bool = False) -> Iterator[Path]:
-    """Yield this owner's storage objects; ``strays``: only those that another tool made, and gave another index."""
+    """Yield this owner's storage objects; ``strays``: only those that another tool made with another index."""
     with suppress(FileNotFoundError):
         for adapter in CORE.iterdir():
             kind, _, index = adapter.name.rpartition("_")
@@ -151,7 +152,7 @@ def storage_objects(owner: str, *, strays: bool = False) -> Iterator[Path]:
 
 
 def opened_at(place: Path) -> str:
-    """Return the device or file that a storage object has open; empty when it is gone."""
+    """Return the device or file that a storage object has open; empty if the object is gone."""
     try:
         return _read(place / "udev_path")
     except FileNotFoundError:
@@ -159,7 +160,7 @@ def opened_at(place: Path) -> str:
 
 
 def remove_at(place: Path) -> bool:
-    """Remove a storage object, whoever made it, and close its volume; False when a target leads to it."""
+    """Remove a storage object of any tool, and close its volume; return False if a target uses it."""
     try:
         place.rmdir()
     except FileNotFoundError:
@@ -174,7 +175,7 @@ def remove_at(place: Path) -> bool:
 
 
 def kind_of(path: Path) -> str:
-    """Say how the kernel can open a volume. Raises VolumeMissing."""
+    """Return the kind of storage object for a volume. Raise VolumeMissing if the path is missing."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -189,14 +190,17 @@ def kind_of(path: Path) -> str:
 
 
 def closed(path: str, deadline: float) -> bool:
-    """Prove that nobody holds a block device, and so not the kernel's target; a file it closes while we wait."""
+    """Return True once nothing holds a block device, so that the kernel's target has closed it; False on timeout.
+
+    Files need no check: the kernel closes them before the removal returns.
+    """
     while True:
         try:
             if stat.S_ISBLK(Path(path).stat().st_mode):
                 os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
             return True
         except OSError as exc:
-            if exc.errno != errno.EBUSY:  # the device is gone, and so is who held it
+            if exc.errno != errno.EBUSY:  # the device is gone, so nothing holds it
                 return True
             if time.monotonic() >= deadline:
                 return False

@@ -1,4 +1,4 @@
-"""What iSCSI initiators and portals are called: checks names, reads addresses, spells the connection for os-brick.
+"""iSCSI names and portals: checks names of initiators, parses addresses, builds the connection data for os-brick.
 
 Used by ``__init__.py``. Knows nothing of LIO.
 """
@@ -17,7 +17,7 @@ PORT = 3260
 LUN = 0
 MAX_NAME = 223
 
-# RFC 3720, 3.2.6, and RFC 3722: what a name may be made of. It becomes the name of a directory.
+# The characters of names by RFC 3720, 3.2.6, and RFC 3722. The name becomes the name of a directory.
 _NAME = re.compile(
     r"iqn\.[0-9]{4}-(?:0[1-9]|1[0-2])\.[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::[a-z0-9.:-]+)?"
     r"|eui\.[0-9a-f]{16}"
@@ -34,7 +34,7 @@ class Portal:
 
     @property
     def host(self) -> str:
-        """The address as it stands before a port: IPv6 in brackets."""
+        """The address as written before a port: IPv6 in brackets."""
         return f"[{self.address}]" if ":" in self.address else self.address
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Portal:
 
 
 def portals(text: str, where: str) -> tuple[Portal, ...]:
-    """Return the portals of a comma list. Raises ConfigError."""
+    """Return the portals of a comma-separated list. Raise ConfigError if one is invalid or named twice."""
     found = tuple(_portal(part.strip(), where) for part in text.split(","))
     if len(set(found)) < len(found):
         raise ConfigError(f"{where} names a portal twice: {text}")
@@ -67,7 +67,8 @@ def _portal(text: str, where: str) -> Portal:
 
 
 def initiator(connector: Mapping[str, Any]) -> str:
-    """Return the initiator's name as targets compare it, in small letters. Raises InvalidConnector."""
+    """Return the initiator's name in lower case, as targets compare it. Raise InvalidConnector if it is not an iSCSI
+    name."""
     said = connector.get("initiator")
     name = said.lower() if isinstance(said, str) and said.isascii() else ""
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
@@ -81,7 +82,7 @@ def initiator(connector: Mapping[str, Any]) -> str:
 def connection(
     iqn: str, at: Sequence[Portal], user: str, *, discard: bool, connector: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what os-brick's iSCSI connector needs, without the password."""
+    """Return the connection data for os-brick's iSCSI connector, without the password."""
     data: dict[str, Any] = {
         "target_discovered": False,
         "target_portal": str(at[0]),

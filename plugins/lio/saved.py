@@ -1,7 +1,7 @@
-"""What ``targetcli saveconfig`` wrote down for the next boot, without what is ours.
+"""Removes our entries from the file that ``targetcli saveconfig`` writes for the next boot.
 
-Used by ``__init__.py``. An export of ours that was saved would come back with its former volume and password, whoever
-has the volume then. Touches nothing of others, and writes the file only when something of ours stands in it.
+Used by ``__init__.py``. A saved export of ours would return with its former volume and password, even if the volume has
+another owner then. Entries of others are not changed, and the file is written only if it has entries of ours.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from blockstore import private_files
 from blockstore.errors import Unreachable
 
 SAVED = Path("/etc/target/saveconfig.json")
-"""What target.service restores; targetcli writes it when it is told, and when a person leaves its shell."""
+"""The file that target.service restores; targetcli writes it on request, and when its shell is left."""
 
 _TRIES = 5
 
 
 def forget(storage_objects: str, targets: str) -> int:
-    """Take out what has these beginnings of names; return how many there were. Raises Unreachable."""
+    """Remove entries whose names have these prefixes; return their number. Raise Unreachable if the file cannot be
+    changed."""
     for _ in range(_TRIES):
         before = _stamp()
         if before is None:
@@ -29,7 +30,7 @@ def forget(storage_objects: str, targets: str) -> int:
             saved = json.loads(SAVED.read_text())
             taken = _take_out(saved, storage_objects, targets)
         except (ValueError, TypeError, AttributeError, KeyError):
-            return 0  # damaged, or another program's: target.service restores nothing from it
+            return 0  # damaged, or of another program: target.service restores nothing from it
         except OSError as exc:
             raise Unreachable(f"{SAVED} cannot be read: {exc.strerror}.") from exc
         if not taken:
@@ -51,7 +52,7 @@ def _take_out(saved: dict[str, Any], storage_objects: str, targets: str) -> int:
 
 
 def _replace(saved: dict[str, Any], before: tuple[int, int, int]) -> bool:
-    """Write the file as rtslib does, whole or not at all; False when somebody else wrote it meanwhile."""
+    """Write the file as rtslib does, completely or not at all; return False if the file was changed meanwhile."""
     data = json.dumps(saved, sort_keys=True, indent=2).encode() + b"\n"
     try:
         return private_files.write(SAVED, data, temporary=f"{SAVED.name}.blockstore", is_due=lambda: _stamp() == before)
@@ -63,7 +64,7 @@ def _replace(saved: dict[str, Any], before: tuple[int, int, int]) -> bool:
 
 
 def _stamp() -> tuple[int, int, int] | None:
-    """Return what tells one writing of the file from the next; None when there is no file."""
+    """Return inode, time and size, which change with every write of the file; None if there is no file."""
     try:
         found = SAVED.stat()
     except FileNotFoundError:

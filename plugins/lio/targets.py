@@ -1,11 +1,11 @@
-"""LIO's iSCSI targets, one for each export, through rtslib, which is imported when it is first needed.
+"""LIO's iSCSI targets, one for each export, through rtslib, which is imported on first use.
 
-Used by ``__init__.py``. Every call names its objects, so that rtslib walks nothing beside the one target: no ``Target``
-without a name, no ``RTSRoot``, no lists above the target portal group. Its objects are made anew in each call and its
-one global, a cache of indexes, is not used when the index is given; so threads need no lock.
+Used by ``__init__.py``. Every call names its objects, so that rtslib reads only the one target: no ``Target`` without a
+name, no ``RTSRoot``, no lists above the target portal group. rtslib's objects are made again in each call. Its one
+global, a cache of indexes, is not used if the index is given. So threads need no lock.
 
-A target is made and removed so that at every instant its directory says what else there is: its name holds the
-export's id, and its alias, set before the storage object is made and gone after it, the volume.
+At every step of making and removing a target, its directory tells the export and the volume. The export's id is in the
+name of the directory. The volume is the alias, which is set before the storage object is made and removed after it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _ALIAS = "TargetAlias"
 _NO_ALIAS = "LIO Target"  # the kernel's default
 _POLL_S = 0.02
 _PATIENCE_S = 5.0
-"""Seconds that the files of one target may take to be read."""
+"""Seconds that reading the files of one target may take."""
 STUCK = "it is being switched off, and waits for its storage"
-"""The fault of a target that cannot be looked at."""
+"""The fault of a target that cannot be checked."""
 
 _TPG_ATTRIBUTES = {
     "authentication": "1",
     "generate_node_acls": "0",
     "cache_dynamic_acls": "0",
     "demo_mode_write_protect": "1",
-    "demo_mode_discovery": "0",  # else a discovery shows every target to everybody
+    "demo_mode_discovery": "0",  # otherwise a discovery shows every target to every initiator
 }
 
 
 def rtslib() -> Any:
-    """Return rtslib, which takes some 0.1 s to import. Raises Unreachable."""
+    """Return rtslib, whose import takes about 0.1 s. Raise Unreachable if it is not installed."""
     try:
         import rtslib_fb  # type: ignore[import-untyped]
     except ImportError as exc:
@@ -52,7 +52,7 @@ def rtslib() -> Any:
 
 
 def ids(owner: str) -> Iterator[str]:
-    """Yield the ids of this owner's exports, half-made ones too."""
+    """Yield the ids of this owner's exports, including incomplete ones."""
     prefix = beginning(owner)
     with suppress(FileNotFoundError):
         for entry in FABRIC.iterdir():
@@ -62,23 +62,23 @@ def ids(owner: str) -> Iterator[str]:
 
 
 def listening(portal: Portal) -> bool:
-    """Say whether LIO listens at a portal, for any target of any owner."""
+    """Return True if LIO listens at a portal, for any target of any owner."""
     return next(FABRIC.glob(f"*/tpgt_*/np/{portal.host.replace('[', '[[]')}:{portal.port}"), None) is not None
 
 
 def beginning(owner: str) -> str:
-    """Return how the names of an owner's targets begin."""
+    """Return the prefix of the names of an owner's targets."""
     return f"iqn.2010-10.org.openstack:blockstore.{owner}."
 
 
 class IscsiTarget:
-    """The target of one export, made or not."""
+    """The target of one export, which need not exist."""
 
     def __init__(self, owner: str, export_id: str):
         if not _UUID.fullmatch(export_id):
             raise BackendError(f"{export_id!r} is not the id of an export; a uuid in small letters is expected.")
         self._owner = owner
-        # Not the bare id: the kernel takes a name that begins with 0b or 0x for a number, and refuses the login.
+        # Not only the id: the kernel takes a name that begins with 0b or 0x for a number, and refuses the login.
         self.user = f"blockstore-{export_id}"
         self.iqn = beginning(owner) + export_id
         self._path = FABRIC / self.iqn
@@ -86,12 +86,12 @@ class IscsiTarget:
 
     @property
     def exists(self) -> bool:
-        """Say whether anything of it is there."""
+        """True if the target exists, even incomplete."""
         return self._path.is_dir()
 
     @property
     def enabled(self) -> bool:
-        """Say whether initiators may log in, which is the last step of making it."""
+        """True if initiators may log in; enabling is the last step of making a target."""
         try:
             return (self._tpg_path / "enable").read_text().strip() == "1"
         except FileNotFoundError:
@@ -99,7 +99,7 @@ class IscsiTarget:
 
     @property
     def volume(self) -> str:
-        """The volume it leads to; empty when it was not made so far."""
+        """The volume of the target; empty if it was not recorded yet."""
         try:
             alias = (self._tpg_path / "param" / _ALIAS).read_text().strip()
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class IscsiTarget:
 
     @property
     def storage_object(self) -> Path | None:
-        """Where its LUN leads to, whoever made that; None when there is no LUN."""
+        """The storage object of its LUN, even if another tool made it; None if there is no LUN."""
         with suppress(OSError):
             for part in (self._tpg_path / "lun" / f"lun_{LUN}").iterdir():
                 if part.is_symlink():
@@ -117,11 +117,11 @@ class IscsiTarget:
 
     @property
     def lets_in_without_password(self) -> bool:
-        """Say whether somebody may have logged in without one, since a tool changed what ``begin`` set."""
+        """True if another tool changed the settings of ``begin``, so that logins without a password were possible."""
         try:
             return self.enabled and not self._is_guarded()
         except FileNotFoundError:
-            return False  # it is removed at this moment
+            return False  # the target is being removed
 
     def _is_guarded(self) -> bool:
         attributes = self._tpg_path / "attrib"
@@ -130,7 +130,8 @@ class IscsiTarget:
         )
 
     def fault(self, portals: Sequence[Portal]) -> str:
-        """Return what keeps its initiator out, or lets others in; nothing when it serves. Reads its directory alone."""
+        """Return the reason why its initiator cannot log in or others can; empty if all is well. Only its directory is
+        read."""
         try:
             return self._fault(portals)
         except FileNotFoundError as exc:
@@ -160,7 +161,7 @@ class IscsiTarget:
         return ""
 
     def initiators(self) -> tuple[str, ...]:
-        """Return who is logged in."""
+        """Return the logged-in initiators."""
         found = []
         with suppress(FileNotFoundError):
             for acl in (self._tpg_path / "acls").iterdir():
@@ -175,7 +176,7 @@ class IscsiTarget:
     # --- making ---------------------------------------------------------------------------------------------
 
     def begin(self, volume: str) -> None:
-        """Make the target, closed to everybody, and write down its volume."""
+        """Make the target, without access for any initiator, and record its volume."""
         tpg = self._tpg()
         if self.volume != volume:
             if self.volume:
@@ -186,7 +187,7 @@ class IscsiTarget:
                 tpg.set_attribute(name, value)
 
     def let_in(self, backstore: Backstore, initiator: str, user: str, password: str, *, read_only: bool) -> None:
-        """Lead one initiator, and no other, to the storage object."""
+        """Give one initiator, and no other, access to the storage object."""
         r = rtslib()
         tpg = self._tpg()
         lun = self._lun(tpg, backstore)
@@ -198,13 +199,13 @@ class IscsiTarget:
         acl.chap_password = password
         try:
             mapped = r.MappedLUN(acl, LUN)
-            mapped.alias  # noqa: B018 - raises when the kill came between directory and link
+            mapped.alias  # noqa: B018 - raises if a kill came between directory and link
         except r.RTSLibNotInCFSError:
             mapped = r.MappedLUN(acl, LUN, lun, read_only)
         except r.utils.RTSLibBrokenLink:
             mapped.delete()
             mapped = r.MappedLUN(acl, LUN, lun, read_only)
-        # Again, since rtslib makes it writable when it fails to protect it.
+        # Set it again, since rtslib leaves it writable if the write protection fails.
         if mapped.write_protect != read_only:
             mapped.write_protect = read_only
 
@@ -215,7 +216,7 @@ class IscsiTarget:
             lun.alias  # noqa: B018 - as above
             if self.storage_object in backstore.places:
                 return lun
-            lun.delete()  # a tool led it elsewhere
+            lun.delete()  # another tool mapped it elsewhere
         except r.RTSLibNotInCFSError:
             pass
         except r.utils.RTSLibBrokenLink:
@@ -224,7 +225,7 @@ class IscsiTarget:
         return r.LUN(tpg, LUN, kind(backstore.name, index=backstore.index))
 
     def listen(self, portals: Sequence[Portal]) -> None:
-        """Open the target to its initiator, at these portals alone."""
+        """Enable the target at exactly these portals."""
         r = rtslib()
         tpg = self._tpg()
         wanted = {str(portal) for portal in portals}
@@ -239,21 +240,21 @@ class IscsiTarget:
     # --- removing -------------------------------------------------------------------------------------------
 
     def unmap(self) -> None:
-        """Remove what leads to the storage object, when nobody is logged in any more."""
+        """Remove the ACLs and LUNs; call this after all sessions ended."""
         if self._tpg_path.is_dir():
             tpg = self._tpg()
             for part in (*tpg.node_acls, *tpg.luns):
                 part.delete()
 
     def remove(self) -> None:
-        """Remove the rest."""
+        """Remove the target."""
         if self._path.is_dir():
             r = rtslib()
             r.Target(r.FabricModule("iscsi"), self.iqn, "lookup").delete()
 
 
 def _asks_for_no_password(acl: Path) -> bool:
-    """Say whether an initiator's entry says so, against what holds for all; older kernels have no such switch."""
+    """Return True if an initiator's ACL disables the password; older kernels have no such attribute."""
     try:
         return _read(acl / "attrib/authentication") == "0"
     except FileNotFoundError:
@@ -265,23 +266,23 @@ def _read(path: Path) -> str:
 
 
 class Watch:
-    """Looks for faults on a thread that may be left behind.
+    """Checks targets for faults in a thread, which is abandoned if it blocks.
 
-    While a target is being switched off, and waits for a command that hangs, its parameters can be read by nobody.
+    While disabling a target waits for a hanging command, reading the target's parameters blocks.
     """
 
     def __init__(self) -> None:
         self._stuck: dict[str, threading.Thread] = {}
 
     def is_stuck(self, target: IscsiTarget) -> bool:
-        """Say whether a look at a target has not ended yet."""
+        """Return True if an earlier check of a target still blocks."""
         thread = self._stuck.get(target.iqn)
         if thread is not None and not thread.is_alive():
             del self._stuck[target.iqn]
         return target.iqn in self._stuck
 
     def look(self, found: Sequence[IscsiTarget], fault: Callable[[IscsiTarget], str]) -> dict[str, str]:
-        """Return the fault of each target by its name, also an empty one."""
+        """Return the fault of each target by its name; empty for a target without fault."""
         told = {target.iqn: STUCK for target in found if self.is_stuck(target)}
         left = [target for target in found if target.iqn not in told]
         while left:
@@ -294,7 +295,7 @@ class Watch:
                 thread.join(_PATIENCE_S)
             if errors:
                 raise errors[0]
-            if thread.is_alive():  # at the same target as a while ago
+            if thread.is_alive():  # still at the same target
                 stuck, *left = left
                 self._stuck[stuck.iqn], told[stuck.iqn] = thread, STUCK
         return told
@@ -312,24 +313,24 @@ def _look(
 
 
 class Scissors:
-    """Cuts sessions off, within a time.
+    """Ends the sessions of targets, with a deadline.
 
-    Switching a target off makes the kernel end its sessions, and wait for their last command in a way that nothing can
-    interrupt, not even the end of this process: for ever, if the storage hangs. So a thread of its own waits, and who
-    asked gets an answer. This switch is the one to wait at, since while it is stuck the target can still be looked at;
-    removing the initiator's ACL waits just so, but with a lock that stops whoever reads its directory.
+    Disabling a target makes the kernel end its sessions and wait for their last command. Nothing can interrupt this
+    wait, not even the end of this process; if the storage hangs, it lasts for ever. So a separate thread waits, and the
+    caller gets an answer. While disabling blocks, the target can still be checked. Removing the initiator's ACL would
+    block in the same way, but with a lock that blocks all readers of its directory.
     """
 
     def __init__(self) -> None:
         self._cutting: dict[str, threading.Thread] = {}
 
     def is_cutting(self, target: IscsiTarget) -> bool:
-        """Say whether a switch that was thrown still waits for a command."""
+        """Return True if disabling a target still waits for a command."""
         thread = self._cutting.get(target.iqn)
         return thread is not None and thread.is_alive()
 
     def cut(self, target: IscsiTarget, deadline: float) -> None:
-        """Refuse new sessions and end those that live. Raises SessionAlive."""
+        """Refuse new sessions and end existing ones. Raise SessionAlive if one does not end before the deadline."""
         thread = self._cutting.get(target.iqn)
         if thread is None and target.enabled:
             thread = self._cutting[target.iqn] = threading.Thread(target=_switch_off, args=(target,), daemon=True)
@@ -338,7 +339,7 @@ class Scissors:
             thread.join(max(0.0, deadline - time.monotonic()))
             if not thread.is_alive():
                 del self._cutting[target.iqn]
-        # The kernel shows a session until its last command is done.
+        # The kernel lists a session until its last command is done.
         while target.enabled or target.initiators() or target.iqn in self._cutting:
             if time.monotonic() >= deadline:
                 who = ", ".join(target.initiators()) or "an initiator"
@@ -350,5 +351,5 @@ class Scissors:
 
 
 def _switch_off(target: IscsiTarget) -> None:
-    with suppress(OSError):  # it is off already; what matters is looked at afterwards
+    with suppress(OSError):  # it may be disabled already; ``cut`` checks the result
         (target._tpg_path / "enable").write_text("0")

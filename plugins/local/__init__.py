@@ -1,14 +1,16 @@
-"""The path itself, for a consumer on the same node: nothing is served, the exports are only written down.
+"""Returns the path of a volume to a consumer on the same node: nothing is served, the exports are only recorded.
 
     STATE_DIR/EXPORT_ID         one export: its owner, its volume and path, and the boot it belongs to
 
-What it cannot promise, since a path is no door: who may open the file or device opens it, before and after; and a
-volume given read-only says so (``access_mode``) and can be written, for a device has one read-only switch for all its
-users, and a file none. What it does promise: ``withdraw`` refuses while anything on this node holds the volume
-(``backends/holders.py``), so that no volume is deleted or attached elsewhere under a consumer.
+Not guaranteed: a path gives no access control. Users with permission for the file or device can open it before and
+after the export. A read-only export (``access_mode``) can still be written: a device has one read-only switch for all
+its users, and a file has none.
 
-An export lives as long as the boot in which it was made: a reboot takes every holder away, and the service then asks
-again, which also brings a device back that is not activated at boot.
+Guaranteed: ``withdraw`` refuses while anything on this node holds the volume (``backends/holders.py``). So no volume is
+deleted or attached elsewhere while a consumer uses it.
+
+An export ends with the boot in which it was made, because a reboot ends every holder. The service then exports again,
+which also activates devices that are not activated at boot.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from blockstore.errors import BackendError, DiskFull, InUse, InvalidConnector, N
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
 PATIENCE_S = 1.0
-"""How long a holder may take to let go: udev looks into a device whenever its last writer has closed it."""
+"""Seconds for which holders may still close a device: udev opens a device whenever its last writer has closed it."""
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 _HOST = re.compile(r"[0-9A-Za-z._:-]{1,255}")
@@ -40,14 +42,14 @@ _HOST = re.compile(r"[0-9A-Za-z._:-]{1,255}")
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOptions(TargetOptions):
-    """What can be set for consumers on this node."""
+    """Options for consumers on this node."""
 
     hosts: str = option("Further names of this node that consumers use besides its host name, separated by commas.", "")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is written down of an export."""
+    """The record of an export."""
 
     owner: str
     boot: str
@@ -56,7 +58,7 @@ class Record:
 
 
 class LocalTarget(Target):
-    """Paths of this node."""
+    """Exports by path on this node."""
 
     Options: ClassVar[type[TargetOptions]] = LocalOptions
 
@@ -66,7 +68,7 @@ class LocalTarget(Target):
         self._hosts = frozenset(name.strip().lower() for name in names if name.strip())
 
     def check(self) -> None:
-        """Prove that exports can be written down, and that holders can be found."""
+        """Check that exports can be recorded and that holders can be found."""
         with self._explained():
             private_files.make_directory(self.state_dir)
             if not os.access(self.state_dir, os.R_OK | os.W_OK | os.X_OK):
@@ -76,11 +78,11 @@ class LocalTarget(Target):
             holders.prove()
 
     def capabilities(self) -> TargetCapabilities:
-        """Return what a path can do."""
+        """Return the capabilities of exports by path."""
         return TargetCapabilities(protocol="local", multiattach=True, online_extend=True)
 
     def check_connector(self, connector: Mapping[str, Any]) -> None:
-        """Refuse a consumer on another node, to whom the path would mean another file or none."""
+        """Raise InvalidConnector for a consumer on another node, where the path is another file or none."""
         super().check_connector(connector)
         host = connector.get("host")
         if host is None:
@@ -96,7 +98,7 @@ class LocalTarget(Target):
             )
 
     def export(self, export: Export) -> Connection:
-        """Write the export down and return the volume's path."""
+        """Record the export and return the volume's path."""
         self.check_connector(export.connector)
         if not _ID.fullmatch(export.id):
             raise BackendError(f"{export.id[:64]!r} is not the id of an export.")
@@ -114,26 +116,26 @@ class LocalTarget(Target):
         )
 
     def withdraw(self, export_id: str) -> None:
-        """Forget an export; while anything on this node holds the volume, refuse and say who."""
+        """Remove an export. Raise InUse, naming the holders, while anything on this node holds the volume."""
         with self._explained():
             record = self._read(export_id)
             if record is None:
                 return
             who = _held(Path(record.path))
-            # One holder's export cannot be told from another's of the same volume; the last one is not let go.
+            # Holders of two exports of one volume cannot be told apart: only the last withdrawal is refused.
             if who and not any(self._others(export_id, record)):
                 raise InUse(f"{record.path} is still in use on this node, by {', '.join(who)}. Let go of it first.")
             self._file(export_id).unlink(missing_ok=True)
 
     def list_exports(self) -> frozenset[str]:
-        """Return the exports that are written down."""
+        """Return the recorded exports."""
         with self._explained():
             return frozenset(self._records())
 
     def faults(self) -> Mapping[str, str]:
-        """Return which devices are not there, such as a logical volume that was deactivated.
+        """Return the exports with a missing device, such as a deactivated logical volume.
 
-        Files are not looked at: one on a share whose server hangs would hold up the look.
+        Files are not checked: a file on a share whose server hangs would block the check.
         """
         with self._explained():
             return {
@@ -143,7 +145,7 @@ class LocalTarget(Target):
             }
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
-        """Return who holds each export's volume; of two exports of one volume each has the holders of both."""
+        """Return the holders of each export's volume; two exports of one volume both have all its holders."""
         with self._explained():
             found = ((i, holders.identity(Path(record.path))) for i, record in self._records().items())
             things = {i: thing for i, thing in found if thing is not None}
@@ -151,9 +153,9 @@ class LocalTarget(Target):
         return {i: held[thing] for i, thing in things.items() if thing in held}
 
     def resize(self, export_id: str) -> None:
-        """Do nothing: a path shows its file's size. A loop device that was made of it needs ``losetup -c``."""
+        """Do nothing: a path shows the size of its file. A loop device on the file needs ``losetup -c``."""
 
-    # --- what is written down -------------------------------------------------------------------------------
+    # --- records --------------------------------------------------------------------------------------------
 
     def _others(self, export_id: str, record: Record) -> Iterator[str]:
         return (i for i, other in self._records().items() if i != export_id and other.path == record.path)
@@ -167,7 +169,7 @@ class LocalTarget(Target):
         return {name: record for name, record in found.items() if record is not None}
 
     def _read(self, export_id: str) -> Record | None:
-        """Return our export of this boot; None when there is none. One of an earlier boot is removed."""
+        """Return this owner's export of this boot; None if there is none. Remove a record of an earlier boot."""
         if not _ID.fullmatch(export_id):
             return None
         file = self._file(export_id)
@@ -185,10 +187,10 @@ class LocalTarget(Target):
         return record
 
     def _write(self, export_id: str, record: Record) -> None:
-        """Write a record whole or not at all."""
+        """Write a record completely or not at all."""
         private_files.make_directory(self.state_dir)
         data = json.dumps(asdict(record)).encode()
-        private_files.write(self._file(export_id), data, temporary=f".{export_id}")  # which is no export's name
+        private_files.write(self._file(export_id), data, temporary=f".{export_id}")  # no export has this name
 
     def _file(self, export_id: str) -> Path:
         return self.state_dir / export_id
@@ -204,11 +206,11 @@ class LocalTarget(Target):
 
 
 def _check_path(path: Path) -> None:
-    """Refuse what is not a volume: gone, a directory, a pipe, or a link that somebody planted."""
+    """Raise VolumeMissing if the path is missing; BackendError for a directory, a pipe or a planted link."""
     try:
         found = os.lstat(path)
         if stat.S_ISLNK(found.st_mode):
-            # Device-mapper's names are links, within /dev, to devices; nothing else is.
+            # Only names of device-mapper are links, within /dev, to devices.
             there = path.resolve(strict=True)
             found = os.lstat(there)
             if not (_in_dev(path) and _in_dev(there) and stat.S_ISBLK(found.st_mode)):
@@ -226,7 +228,7 @@ def _in_dev(path: Path) -> bool:
 
 
 def _held(path: Path) -> tuple[str, ...]:
-    """Return who holds a file or device and does not let go within a moment; nobody holds what is gone."""
+    """Return the holders of a file or device that do not close it within ``PATIENCE_S``; none if it is missing."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         thing = holders.identity(path)

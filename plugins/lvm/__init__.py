@@ -1,7 +1,7 @@
 """Volumes as logical volumes of an LVM volume group, in a thin pool or thick.
 
-Says what is offered and decides which of the two; ``thin.py`` and ``thick.py`` say how, ``commands.py`` spells the
-commands, ``devices.py`` clears and copies bytes.
+This file implements the backend and chooses thin or thick. ``thin.py`` and ``thick.py`` implement the operations,
+``commands.py`` runs LVM's commands, ``devices.py`` clears and copies bytes.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from .thin import Thin
 log = logging.getLogger(__name__)
 
 METADATA_RESERVE_PERCENT = 5
-"""Of the area for a group's metadata: nothing new is taken when less is free, so that deletes never lack it."""
+"""Part of a group's metadata area that is kept for deletes: nothing new is accepted if less is free."""
 LEAST_METADATA_FREE = 2048
-"""Bytes: some four logical volumes."""
+"""In bytes: the metadata of about four logical volumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +107,14 @@ class LvmBackend(Backend):
         self._chosen: Thin | Thick | None = None
         self._choosing = threading.Lock()
         self._looked: Group | None = None
-        """What ``identity`` found, for the ``check`` that follows."""
+        """The group found by ``identity``, for the ``check`` that follows."""
         self._replaced_on = ""
 
-    # --- health and figures ---------------------------------------------------------------------------------
+    # --- health and capacity --------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Prove that the volume group is ours to use, that LVM may activate it, and that its thin pool zeroes."""
+        """Check that the volume group can be used, that LVM may activate its volumes, and that its thin pool zeroes new
+        blocks."""
         looked, self._looked = self._looked, None
         group = looked or self._lvm.group()
         vg = self._lvm.vg
@@ -124,11 +125,12 @@ class LvmBackend(Backend):
         self._check_activation(group)
         if self._kind() is self._thin:
             self._check_pool(group)
-        if self._block_size is None:  # LVM lets no disk into the group that has another
+        if self._block_size is None:  # LVM adds no disk with another block size
             self._block_size = block_size.of_disks(self._lvm.disks())
 
     def _check_activation(self, group: Group) -> None:
-        """Raise Unreachable if lvm.conf keeps LVM from activating the group's volumes, of which LVM says nothing."""
+        """Raise Unreachable if lvm.conf keeps LVM from activating the group's volumes; LVM itself does not report
+        this."""
         lists = self._lvm.activation_lists()
         vg = self._lvm.vg
         if "volume_list" in lists and not _is_listed(group, vg, lists["volume_list"]):
@@ -169,17 +171,17 @@ class LvmBackend(Backend):
         if not pool.active:
             self._lvm.activate(self._pool)
         if mark not in group.tags:
-            with suppress(BackendError):  # the group has no space for it
+            with suppress(BackendError):  # the group has no space for the tag
                 self._lvm.tag_group(add=[mark], remove=[])
         if self._options.discard and pool.discards and pool.discards != "passdown":
             log.info("thin pool %s keeps discards to itself; the disk below is not told: --discards passdown", what)
 
     def _made_pool(self) -> Lv | None:
-        """Make the pool and return it; None when ``auto`` has to be thick for want of a thin target."""
+        """Make the pool and return it; return None if ``auto`` falls back to thick because there is no thin target."""
         try:
             self._lvm.create_pool(self._pool, self._options.thin_pool_size)
         except NameTaken:
-            pass  # another process made it at this moment
+            pass  # another process made it meanwhile
         except NoThinTarget:
             if self._options.lvm_type != "auto":
                 raise
@@ -192,7 +194,8 @@ class LvmBackend(Backend):
         return made
 
     def _kind(self) -> Thin | Thick:
-        """Return thin or thick; ``auto`` is decided once, else an emptied volume group would change its nature."""
+        """Return the thin or thick operations. ``auto`` is decided once: otherwise an emptied volume group would become
+        thin."""
         with self._choosing:
             if self._chosen is None:
                 self._chosen = self._thin if self._is_to_be_thin() else self._thick
@@ -206,7 +209,7 @@ class LvmBackend(Backend):
         return not lvs or (pool is not None and pool.kind == "pool")
 
     def capabilities(self) -> Capabilities:
-        """Return what LVM offers; thin or thick is the difference."""
+        """Return the capabilities; they differ between thin and thick."""
         thin = self._kind() is self._thin
         return Capabilities(
             snapshots=True,
@@ -222,7 +225,7 @@ class LvmBackend(Backend):
         )
 
     def capacity(self) -> Capacity:
-        """Return the figures of the pool, or of the volume group, and why nothing new is taken."""
+        """Return the capacity of the pool or volume group, and the reason if nothing new is accepted."""
         group = self._lvm.group()
         capacity = self._kind().capacity(group)
         filled = 100 * (1 - group.metadata_free / group.metadata_size) if group.metadata_size else 0.0
@@ -254,7 +257,7 @@ class LvmBackend(Backend):
         return None
 
     def _missing(self, group: Group) -> str:
-        """Return the sentences for a group of which a disk is missing."""
+        """Return the message for a group with a missing disk."""
         vg = self._lvm.vg
         disks = ", ".join(f"{uuid} (last on {last or 'an unknown device'})" for uuid, last in group.missing.items())
         return (
@@ -265,7 +268,7 @@ class LvmBackend(Backend):
         )
 
     def list_volumes(self) -> Mapping[str, float]:
-        """Return the volumes, also those that are not the service's."""
+        """Return the volumes, also those that the service did not make."""
         lvs, kind = self._lvm.lvs(), self._kind()
         listed = {
             lv.name: lv.size / GIB
@@ -274,7 +277,7 @@ class LvmBackend(Backend):
         }
         for lv in lvs.values():
             if lv.name.startswith(names.WAS) and kind.owns(lv):
-                # In the middle of a revert, by which the volume does not cease to be.
+                # The volume is being reverted; it still exists.
                 listed.setdefault(lv.name.removeprefix(names.WAS), lv.size / GIB)
         return listed
 
@@ -292,15 +295,15 @@ class LvmBackend(Backend):
                 listed[lv.name] = volume if there else ""
         return listed
 
-    # --- what the storage is, and whose -----------------------------------------------------------------------
+    # --- identity and owner -----------------------------------------------------------------------------------
 
     def recognise(self, identity: str) -> None:
-        """Know the volume group by its UUID from now on."""
+        """Identify the volume group by its UUID from now on."""
         super().recognise(identity)
         self._lvm.recognise(identity or None)
 
     def identity(self) -> str:
-        """Return the UUID of the volume group; of another one of its name, if that is all that is there."""
+        """Return the UUID of the volume group, or that of another group with its name if only that one exists."""
         try:
             self._looked = self._lvm.group()
         except Replaced as exc:
@@ -309,7 +312,7 @@ class LvmBackend(Backend):
         return self._looked.uuid
 
     def not_recognised(self, found: str) -> NotRecognised:
-        """Name the devices, too, on which the other volume group is."""
+        """Return the error; it also names the devices of the other volume group."""
         error = super().not_recognised(found)
         if not self._replaced_on:
             return error
@@ -319,8 +322,8 @@ class LvmBackend(Backend):
         )
 
     def owner(self) -> str | None:
-        """Return the installation whose tag the volume group carries."""
-        return min(self._owners(), default=None)  # of two that wrote at once, both see the same
+        """Return the installation in the tag of the volume group."""
+        return min(self._owners(), default=None)  # after two concurrent writes, both installations see the same owner
 
     def change_owner(self, former: str | None, owner: str | None) -> None:
         """Replace the tag of the volume group."""
@@ -343,14 +346,14 @@ class LvmBackend(Backend):
         self._kind().create_volume(check_name(name), _size(size_gib))
 
     def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
-        """Remove a volume and what an unfinished action on it left."""
+        """Remove a volume and the remains of unfinished operations on it."""
         self._kind().delete_volume(check_name(name), progress)
 
     def extend_volume(self, name: str, size_gib: int) -> None:
         """Grow a volume; the new part reads as zeros."""
         try:
             self._kind().extend_volume(check_name(name), _size(size_gib))
-        except NoSpace as exc:  # LVM grows a volume by all or nothing
+        except NoSpace as exc:  # LVM grows a volume completely or not at all
             raise RefusedForSpace(str(exc)) from exc
 
     @contextmanager
@@ -367,7 +370,7 @@ class LvmBackend(Backend):
     # --- snapshots and clones -------------------------------------------------------------------------------
 
     def create_snapshot(self, volume: str, snapshot: str) -> None:
-        """Freeze the volume's present bytes."""
+        """Snapshot the volume's present bytes."""
         self._kind().create_snapshot(check_name(volume), check_name(snapshot))
 
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
@@ -394,13 +397,13 @@ class LvmBackend(Backend):
         self._kind().clone_volume(check_name(name), _size(size_gib), check_name(source), progress)
 
     def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
-        """Give the volume the bytes and size of its snapshot."""
+        """Restore the bytes and size of a volume from its snapshot."""
         self._kind().revert_volume(check_name(volume), check_name(snapshot), progress)
 
-    # --- taking over ----------------------------------------------------------------------------------------
+    # --- managing existing volumes --------------------------------------------------------------------------
 
     def list_manageable(self) -> Sequence[Manageable]:
-        """Return the volumes; a thin snapshot that others made is one of them, too."""
+        """Return the volumes, including thin snapshots that the service did not make."""
         lvs, kind = self._lvm.lvs(), self._kind()
         return [
             Manageable(reference=lv.name, size_bytes=lv.size, reason="Its device is open." if lv.open else None)
@@ -409,7 +412,7 @@ class LvmBackend(Backend):
         ]
 
     def list_manageable_snapshots(self) -> Sequence[Manageable]:
-        """Return the snapshots whose volume is there."""
+        """Return the snapshots whose volume exists."""
         lvs, kind = self._lvm.lvs(), self._kind()
         found = []
         for lv in lvs.values():
@@ -450,7 +453,7 @@ class LvmBackend(Backend):
         return whole
 
     def manage_snapshot(self, volume: str, reference: str, snapshot: str) -> None:
-        """Rename a snapshot and mark it as one."""
+        """Rename a snapshot and tag it as a snapshot."""
         check_name(volume)
         check_name(snapshot)
         lvs, kind = self._lvm.lvs(), self._kind()
@@ -473,7 +476,7 @@ class LvmBackend(Backend):
 
 
 def _is_listed(group: Group, vg: str, entries: Sequence[str]) -> bool:
-    """Return True if an entry of a list of lvm.conf means the whole group; ``@*`` is taken to mean it."""
+    """Return True if an entry of a list of lvm.conf covers the whole group; ``@*`` counts as covering it."""
     return any(entry in (vg, "@*") or entry.removeprefix("@") in group.tags for entry in entries)
 
 

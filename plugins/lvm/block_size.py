@@ -1,4 +1,4 @@
-"""The logical block size of disks: what a consumer of a volume on them sees as its sector size."""
+"""The logical block size of disks, which is the sector size of volumes on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SYSFS = Path("/sys/dev/block")
 
 
 def of_disks(paths: Iterable[str]) -> int | None:
-    """Return the largest logical block size of these disks, as LVM gives it to volumes; None when none is there."""
+    """Return the largest logical block size of the disks, as LVM uses it for volumes; None if no disk exists."""
     found = [size for path in paths if (size := _of_disk(path)) is not None]
     return max(found, default=None)
 
@@ -24,7 +24,7 @@ def _of_disk(path: str) -> int | None:
         if not stat.S_ISBLK(status.st_mode):
             return None
         device = _SYSFS / f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        for holder in (device, device / ".."):  # a partition has its disk's
+        for holder in (device, device / ".."):  # a partition has the block size of its disk
             queue = holder / "queue" / "logical_block_size"
             if queue.exists():
                 return int(queue.read_text())

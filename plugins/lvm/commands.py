@@ -1,7 +1,7 @@
-"""The only place that spells LVM's commands, reads their JSON, and gives their errors a name.
+"""Runs LVM's commands, parses their JSON and translates their errors; no other file does.
 
-Knows nothing of volumes, snapshots or policy: it speaks of logical volumes in one volume group. Every method is one
-process, so the number of calls in ``thin.py`` and ``thick.py`` is the number of processes.
+It knows logical volumes of one volume group, but no volumes, snapshots or policy. Every method runs one process, so the
+number of calls in ``thin.py`` and ``thick.py`` is the number of processes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LV_FIELDS = (
     "kernel_discards,lv_health_status,lv_check_needed"
 )
 _PROOF_FIELDS = "vg_uuid,vg_missing_pv_count"
-"""In each report, so that it proves of which group it is."""
+"""Fields in every report that identify its group."""
 _PV_FIELDS = (
     "pv_name,pv_uuid,pv_missing,pv_duplicate,vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_exported,vg_tags,"
     "vg_mda_size,vg_mda_free"
@@ -52,21 +52,21 @@ _REPORT_CONFIG = (
     ' report{compact_output=0 compact_output_cols="" binary_values_as_numeric=0 prefixes=0 quoted=1 columns_as_rows=0'
     ' list_item_separator="," two_word_unknown_device=0}'
 )
-"""A report is read as LVM prints it by itself, whatever lvm.conf makes of it for people."""
+"""LVM's default format of reports, independent of the settings in lvm.conf."""
 _NO_LVS = "devices/scan_lvs=0"
-"""Volumes belong to guests: what is written in them is not looked at for volume groups."""
+"""Volumes belong to guests: their contents are not scanned for volume groups."""
 
 _ELSEWHERE = re.compile(r"Volume group \"[^\"]*\" not found|PVs are missing|is missing PV|of partial LV")
 _LAST_DEVICE = re.compile(r"is missing PV (\S+) \(last written to (/\S+)\)")
 _NO_BACKUPS = "backup{backup=0 archive=0}"
-"""As ``-A n``, which not every command has."""
+"""The same as ``-A n``, which not every command has."""
 _NO_BACKUP = re.compile(r"(/\S+): (?:write error failed|\S+ failed): (?:No space left on device|Read-only file system)")
 _NO_OPTION = re.compile(r"(?:unrecognized|unknown) option.*--devices", re.IGNORECASE)
 _FREEING = frozenset({"lvremove", "lvrename", "lvconvert", "lvreduce", "lvchange"})
-"""Commands of which deletes are made: they do without LVM's backup of metadata when that cannot be written."""
+"""Commands that deletes need: they run without LVM's backup of metadata if it cannot be written."""
 
 CHUNK = 64 * 1024
-"""Copy-on-write unit of thick snapshots: at LVM's 4 KiB the kernel would keep 8 GiB of tables for 1 TiB."""
+"""Copy-on-write unit of thick snapshots. With LVM's 4 KiB the kernel would need 8 GiB of tables for 1 TiB."""
 
 _EXCEPTION_BYTES = 16
 
@@ -78,20 +78,20 @@ class NoThinTarget(NotSupported):
 
 
 class MetadataFull(NoSpace):
-    """The text that describes the volume group has outgrown its area."""
+    """The volume group's metadata text does not fit into its area any more."""
 
 
 class PoolFull(NoSpace):
-    """The thin pool has no data blocks left, or no space for its own tables."""
+    """The thin pool has no free data blocks, or no space for its own tables."""
 
 
 class Incomplete(Unreachable):
-    """A disk of the group is missing, which keeps LVM from what was asked."""
+    """A disk of the group is missing, and LVM refuses the operation because of it."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A volume group's figures, in bytes."""
+    """The state of a volume group; sizes are in bytes."""
 
     uuid: str
     size: int
@@ -100,15 +100,16 @@ class Group:
     exported: bool
     tags: frozenset[str]
     metadata_size: int
-    """What its description in text may take."""
+    """The largest size of the metadata text."""
     metadata_free: int
     missing: Mapping[str, str]
-    """UUIDs of physical volumes without a device, and the device that each had, if that is known."""
+    """UUIDs of physical volumes without a device, and the last known device of each; empty if unknown."""
 
 
 @dataclass(frozen=True)
 class Lv:
-    """One logical volume, as ``lvs`` tells it. ``size`` is what its consumer sees, also of a thick snapshot."""
+    """One logical volume, as reported by ``lvs``. ``size`` is the size that its consumer sees, also for a thick
+    snapshot."""
 
     name: str
     kind: Kind
@@ -127,29 +128,29 @@ class Lv:
 
 
 def check_group_name(vg: str, where: str) -> str:
-    """Return a volume group's name if it is safe on a command line and in a path, else raise ConfigError."""
+    """Return a volume group's name. Raise ConfigError if it is not safe on a command line and in a path."""
     if not _GROUP_NAME.fullmatch(vg):
         raise ConfigError(f"{where} is {vg!r}; a name of letters, digits, _, +, . and - is expected.")
     return vg
 
 
 def check_pool_size(size: str, where: str) -> str:
-    """Return a size that ``lvcreate`` takes for a pool, else raise ConfigError."""
+    """Return the size of a pool. Raise ConfigError if ``lvcreate`` would not accept it."""
     if not _POOL_SIZE.fullmatch(size):
         raise ConfigError(f"{where} is {size!r}; a size such as 500G, 2T or 95%FREE is expected.")
     return size
 
 
 def cow_bytes(size: int) -> int:
-    """Return the space in which a thick snapshot of this size can never overflow: all its chunks, and their table."""
+    """Return the space with which a thick snapshot of this size can never overflow: all its chunks and their table."""
     chunks = -(-size // CHUNK)
     tables = -(-chunks // (CHUNK // _EXCEPTION_BYTES))
-    # One chunk for the header, and one more table because the next is begun when the last is full.
+    # One chunk for the header, and one for the next table, which begins when the last one is full.
     return (chunks + tables + 2) * CHUNK
 
 
 class Lvm:
-    """LVM's commands on one volume group, each given the devices of that group and no others."""
+    """LVM's commands on one volume group; each sees only the devices of that group."""
 
     def __init__(self, vg: str, *, use_sudo: bool, timeout_s: float):
         self.vg = vg
@@ -163,7 +164,7 @@ class Lvm:
         self._has_devices_option = True
 
     def recognise(self, uuid: str | None) -> None:
-        """Know the group by its UUID; None: by its name, as long as one group has it."""
+        """Identify the group by its UUID; None: by its name, while only one group has that name."""
         if uuid != self._recorded:
             self._recorded, self._members = uuid, None
 
@@ -171,10 +172,10 @@ class Lvm:
         """Return the device of a logical volume."""
         return Path("/dev") / self.vg / lv
 
-    # --- looking --------------------------------------------------------------------------------------------
+    # --- reading --------------------------------------------------------------------------------------------
 
     def group(self) -> Group:
-        """Find the group's devices, and return its figures. Raises Unreachable."""
+        """Find the group's devices, and return its data. Raise Unreachable if the group is not found."""
         with self._finding:
             return self._found()
 
@@ -190,7 +191,7 @@ class Lvm:
         row = next(row for row in rows if row["vg_uuid"] == self._members.vg_uuid)
         known = {pv.uuid: pv.device for pv in pvs if pv.vg_uuid == self._members.vg_uuid and not pv.missing}
         self._last_devices |= known
-        size = _int(row["vg_mda_size"]) // 2  # LVM keeps the former text until the new one is whole
+        size = _int(row["vg_mda_size"]) // 2  # LVM keeps the former text until the new one is complete
         return Group(
             uuid=self._members.vg_uuid,
             size=_int(row["vg_size"]),
@@ -204,7 +205,8 @@ class Lvm:
         )
 
     def _scanned(self) -> Sequence[Mapping[str, str]]:
-        """Return what is on all devices that LVM looks at; on logical volumes only if the group is nowhere else."""
+        """Return the physical volumes on all devices that LVM scans; on logical volumes only if the group is not found
+        elsewhere."""
         words = ("-a", *_REPORT_WORDS, "-o", _PV_FIELDS)
         rows: Sequence[Mapping[str, str]] = ()
         for config in ((_REPORT_CONFIG, _NO_LVS), (_REPORT_CONFIG,)):
@@ -238,7 +240,8 @@ class Lvm:
         return [piece for row in rows if row["lv_name"] == lv for piece in row["seg_pe_ranges"].split()]
 
     def activation_lists(self) -> Mapping[str, Sequence[str]]:
-        """Return the lists of lvm.conf that say what may be activated, and what only for reading, if there are."""
+        """Return the lists of lvm.conf of volumes that may be activated, and of those only for reading, where
+        configured."""
         try:
             said = process.run(
                 ("lvmconfig", "--typeconfig", "full", "activation"), timeout_s=self._timeout_s, package="lvm2"
@@ -252,34 +255,35 @@ class Lvm:
     # --- making ---------------------------------------------------------------------------------------------
 
     def create_pool(self, pool: str, size: str) -> None:
-        """Make a thin pool that zeroes what it hands out and passes discards down. Raises NoThinTarget, NoSpace."""
+        """Make a thin pool that zeroes new blocks and passes discards down. Raises: NoThinTarget, NoSpace."""
         amount = ("-l" if "%" in size else "-L", size)
         self._run(
             "lvcreate", "-y", "--type", "thin-pool", *amount, "-Zy", "--discards", "passdown", "-n", pool, "--", self.vg
         )
 
     def create_thin(self, lv: str, gib: int, pool: str) -> None:
-        """Make a thin volume. Raises NameTaken, NoSpace."""
+        """Make a thin volume. Raises: NameTaken, NoSpace."""
         self._run("lvcreate", "-y", "-Wn", "-V", f"{gib}g", "-T", "-n", lv, "--", f"{self.vg}/{pool}")
 
     def create_plain(self, lv: str, size: int) -> None:
-        """Make a linear volume, with whatever its extents held before. Raises NameTaken, NoSpace."""
+        """Make a linear volume that still has the former bytes of its extents. Raises: NameTaken, NoSpace."""
         self._run("lvcreate", "-y", "-Wn", "-Zn", "-L", f"{size}b", "-n", lv, "--", self.vg)
 
     def snapshot_thin(self, origin: str, lv: str, *, tag: str = "", active: bool) -> None:
-        """Make a thin volume that shares the origin's blocks. An inactive one stays so until activated with -K."""
+        """Make a thin volume that shares the origin's blocks. An inactive volume stays inactive until activated with
+        -K."""
         activation = ("-kn", "-ay") if active else ("-ky",)
         self._run("lvcreate", "-y", "-s", *activation, *_tagged(tag), "-n", lv, "--", f"{self.vg}/{origin}")
 
     def snapshot_thick(self, origin: str, lv: str, stored: int, *, tag: str = "") -> None:
-        """Make a copy-on-write snapshot with this much space. Raises NameTaken, NoSpace, VolumeMissing."""
+        """Make a copy-on-write snapshot with this much space. Raises: NameTaken, NoSpace, VolumeMissing."""
         amount = ("-c", f"{CHUNK // 1024}k", "-L", f"{stored}b")
         self._run("lvcreate", "-y", "-s", *amount, *_tagged(tag), "-n", lv, "--", f"{self.vg}/{origin}")
 
     # --- changing -------------------------------------------------------------------------------------------
 
     def extend(self, lv: str, gib: int, extents: Sequence[str] = ()) -> None:
-        """Grow to a size, onto these extents if given; a volume that has the size is a success."""
+        """Grow to a size, onto ``extents`` if given; do nothing if the volume has that size."""
         try:
             self._run("lvextend", "-L", f"{gib}g", "--", f"{self.vg}/{lv}", *extents)
         except ToolFailed as exc:
@@ -287,19 +291,19 @@ class Lvm:
                 raise
 
     def reduce(self, lv: str, size: int, *, discard: bool) -> None:
-        """Cut a volume to a size in bytes."""
+        """Reduce a volume to a size in bytes."""
         self._run("lvreduce", "-f", "-y", "-L", f"{size}b", "--", f"{self.vg}/{lv}", config=_discarding(discard))
 
     def rename(self, lv: str, to: str) -> None:
-        """Rename, also while open. Raises VolumeMissing, NameTaken."""
+        """Rename, also while open. Raises: VolumeMissing, NameTaken."""
         self._run("lvrename", "--", self.vg, lv, to)
 
     def activate(self, lv: str) -> None:
-        """Make the device appear, also that of a thin snapshot, which is skipped otherwise (-K)."""
+        """Activate a logical volume, which makes its device; without -K LVM would skip a thin snapshot."""
         self._run("lvchange", "-ay", "-K", "--", f"{self.vg}/{lv}")
 
     def deactivate(self, lv: str) -> None:
-        """Make the device disappear. Raises InUse."""
+        """Deactivate a logical volume, which removes its device. Raises: InUse."""
         self._run("lvchange", "-an", "--", f"{self.vg}/{lv}")
 
     def tag(self, lv: str, tag: str) -> None:
@@ -307,7 +311,7 @@ class Lvm:
         self._run("lvchange", "--addtag", tag, "--", f"{self.vg}/{lv}")
 
     def untag(self, lv: str, tag: str) -> None:
-        """Remove a tag; one that is not there is a success."""
+        """Remove a tag; do nothing if it is missing."""
         self._run("lvchange", "--deltag", tag, "--", f"{self.vg}/{lv}")
 
     def tag_group(self, add: Collection[str], remove: Collection[str]) -> None:
@@ -318,35 +322,36 @@ class Lvm:
             self._run("vgchange", *words, "--", self.vg)
 
     def split(self, snapshot: str) -> None:
-        """Turn a thick snapshot into a plain volume that holds its copy-on-write area. Raises InUse."""
+        """Detach a thick snapshot: it becomes a plain volume with the bytes of its copy-on-write area. Raises:
+        InUse."""
         self._run("lvconvert", "-y", "--splitsnapshot", "--", f"{self.vg}/{snapshot}")
 
     def join(self, origin: str, snapshot: str) -> None:
-        """Undo ``split``, while the origin's bytes are the same."""
+        """Attach a split snapshot again; the origin's bytes must not have changed since."""
         chunk = ("-c", f"{CHUNK // 1024}k")
         self._run("lvconvert", "-y", "-Zn", *chunk, "--type", "snapshot", "--", f"{self.vg}/{origin}", snapshot)
 
     def remove(self, lv: str, *, discard: bool) -> None:
-        """Remove; one that is not there is a success. Removes its thick snapshots too. Raises InUse."""
+        """Remove a logical volume with its thick snapshots; do nothing if it is missing. Raises: InUse."""
         with suppress(VolumeMissing):
             self._run("lvremove", "-f", "-y", "--", f"{self.vg}/{lv}", config=_discarding(discard))
 
-    # --- running and understanding ----------------------------------------------------------------------------
+    # --- running commands, parsing results --------------------------------------------------------------------
 
     def _report(self, fields: str) -> Sequence[Mapping[str, str]]:
-        """Return what ``lvs`` tells of the group that was found, and of no other."""
+        """Return the rows of ``lvs`` for the group that was found, and verify that they belong to no other group."""
         words = (*_REPORT_WORDS, "-o", f"{fields},{_PROOF_FIELDS}", "--", self.vg)
         for _ in range(2):
             members = self._there()
             rows = _rows("lvs", "lv", self._run("lvs", *words, config=(_REPORT_CONFIG,)))
-            if not rows:  # an empty group proves nothing by its volumes
+            if not rows:  # an empty report does not identify its group
                 self.group()
             if all(_proof(row) == (members.vg_uuid, len(members.missing)) for row in rows):
                 return rows
             self.group()
         if any(row["vg_uuid"] != self._there().vg_uuid for row in rows):
             raise Unreachable(f"The volume group {self.vg} was replaced by another while it was looked at.")
-        return rows  # its disks come and go, which each command finds out for itself
+        return rows  # its disks appear and disappear; each command detects that by itself
 
     def _run(self, verb: str, *args: str, config: Sequence[str] = ()) -> str:
         members = self._there()
@@ -365,7 +370,7 @@ class Lvm:
                 raise self._named(exc) from exc
 
     def _there(self) -> Members:
-        """Return the group's devices, found anew if the kernel knows one of them as another disk now."""
+        """Return the group's devices; find them again if a device name now belongs to another disk."""
         with self._finding:
             if self._members is None or not self._members.are_there():
                 self._found()
@@ -381,7 +386,8 @@ class Lvm:
         members: Members | None = None,
         complaints: list[str] | None = None,
     ) -> str:
-        """Run a tool on a group's devices, or on all; a delete does without LVM's backup if that has no space."""
+        """Run a tool on the devices of ``members``, or on all devices. A delete runs without LVM's backup if the backup
+        has no space."""
         where: tuple[str, ...] = ()
         if members is not None and self._has_devices_option:
             where = ("--devices", ",".join(members.devices))
@@ -419,7 +425,7 @@ class Lvm:
         )
 
     def _named(self, exc: ToolFailed) -> BackendError:
-        """Return the error with a name of its own that LVM's words mean, else the error itself."""
+        """Return the specific error for LVM's message; if there is none, return a ToolFailed with only the errors."""
         complaint = "\n".join(_complaints(exc.stderr))
         for words, error, sentence in _MEANINGS:
             if words.search(complaint):
@@ -428,7 +434,7 @@ class Lvm:
         return ToolFailed(exc.argv, exc.code, complaint)
 
 
-# In this order: what prevents everything else comes first, since LVM often adds a consequence or two.
+# The order matters: root causes come first, since LVM often also reports consequences.
 _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
     (re.compile(words), error, sentence)
     for words, error, sentence in (
@@ -522,7 +528,7 @@ _REPORT_WORDS = ("-qq", "--reportformat", "json", "--units", "b", "--nosuffix")
 
 
 def _complaints(stderr: str) -> Sequence[str]:
-    """Return the lines that are errors; warnings only if there is nothing else."""
+    """Return the lines with errors; if there are none, the warnings."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return [line for line in lines if "WARNING: " not in line] or lines
 
@@ -551,7 +557,7 @@ def _proof(row: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _filter(devices: Iterable[str]) -> str:
-    """Return a setting that shows LVM these devices only, as ``--devices`` does."""
+    """Return a setting by which LVM sees only these devices, as with ``--devices``."""
     accepted = ", ".join(f'"a|^{re.escape(device)}$|"' for device in devices)
     return f'devices/global_filter=[{accepted}, "r|.*|"]'
 
@@ -595,5 +601,6 @@ def _tagged(tag: str) -> tuple[str, ...]:
 
 
 def _discarding(discard: bool) -> tuple[str, ...]:
-    """Say it both ways, since lvm.conf may have either and an extent to be used again must keep its zeros."""
+    """Return an explicit setting for on and off: lvm.conf may have either, and an extent that is used again must keep
+    its zeros."""
     return (f"devices/issue_discards={int(discard)}",)

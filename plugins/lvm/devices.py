@@ -1,7 +1,7 @@
-"""Bytes on a block device: open it, make it zero, copy it. Never starts a process.
+"""Opens, zeroes and copies block devices. Never starts a process.
 
-Zeroing asks the kernel, which hands the work to the device where the device can (write-zeroes, unmap) and writes
-zeros itself where it cannot. A mere discard is never trusted to have made zeros.
+The kernel zeroes: by commands of the device if it has them (write-zeroes, unmap), otherwise by writing zeros. A discard
+alone is never trusted to produce zeros.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from blockstore.errors import BackendError, InUse, NoSpace, Unreachable
 
 COPY_BYTES = 4 * 2**20
 CLEAR_BYTES = 256 * 2**20
-"""Large enough to be quick, small enough that progress moves on a slow disk."""
+"""Large enough to be fast, small enough to report progress on a slow disk."""
 
 _ZEROS = bytes(COPY_BYTES)
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
@@ -33,12 +33,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def opened(path: Path, mode: Mode) -> Iterator[BinaryIO]:
-    """Open a device as a raw file; what was written is on the device when this ends."""
+    """Open a device as a raw file; at the end all writes are flushed to the device."""
     with _explained(path):
         file = path.open(mode, buffering=0)
     with file:
         with suppress(OSError):
-            # Something else may have written below our page cache, such as an iSCSI target.
+            # Others, such as an iSCSI target, may have written past our page cache.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         yield file
         if mode != "rb":
@@ -47,13 +47,13 @@ def opened(path: Path, mode: Mode) -> Iterator[BinaryIO]:
 
 
 class Exclusive:
-    """A device that nothing else holds: not mounted, not exported, no part of another device."""
+    """A device opened exclusively: not mounted, not exported, no part of another device."""
 
     def __init__(self, fd: int):
         self.fd = fd
 
     def clear(self, start: int, end: int, progress: Progress = no_progress) -> None:
-        """Make a region read as zeros, surely and lastingly."""
+        """Zero a region, and flush it to the device."""
         for at in range(start, end, CLEAR_BYTES):
             progress((at - start) * 100 // (end - start))
             _zero(self.fd, at, min(CLEAR_BYTES, end - at))
@@ -63,28 +63,28 @@ class Exclusive:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[Exclusive]:
-    """Open for writing past the page cache. Raises InUse when something holds the device."""
+    """Open a device for writing past the page cache. Raise InUse if something holds the device."""
     with _explained(path), _direct(path, os.O_RDWR | os.O_EXCL) as fd:
         yield Exclusive(fd)
 
 
 def clear(path: Path, start: int, end: int, progress: Progress = no_progress) -> None:
-    """Make a region of a device read as zeros. Raises InUse when something holds it."""
+    """Zero a region of a device. Raise InUse if something holds the device."""
     with exclusive(path) as device:
         device.clear(start, end, progress)
 
 
 def discard(path: Path, size: int) -> None:
-    """Tell the storage below that these bytes are not needed; harmless where it cannot use that."""
+    """Tell the underlying storage that these bytes are unused; ignore errors."""
     with suppress(OSError, BackendError), exclusive(path) as device:
         fcntl.ioctl(device.fd, _BLKDISCARD, struct.pack("QQ", 0, size))
 
 
 def copy(source: Path, target: Path, length: int, progress: Progress = no_progress, *, compare: bool = False) -> None:
-    """Make the start of a device equal another's.
+    """Copy the start of a device to another device.
 
-    Zeros are not skipped but cleared on the target, which may hold anything. With ``compare`` only what differs is
-    written, because each write to the origin of a snapshot costs a copy.
+    Zeros are not skipped but zeroed on the target, which may have other bytes. With ``compare`` only differing parts
+    are written, because each write to the origin of a snapshot causes a copy.
     """
     with _explained(source), _direct(source, os.O_RDONLY) as src, exclusive(target) as device:
         dst = device.fd
@@ -108,8 +108,9 @@ def copy(source: Path, target: Path, length: int, progress: Progress = no_progre
 
 
 def _zero(fd: int, at: int, size: int) -> None:
-    """Zero by the device's own means, which may free the space; else by zeros written by the kernel."""
-    # Both modes promise zeros afterwards: the first fails where the device cannot promise them.
+    """Zero a region by the device's own commands, which may free the space; otherwise by zeros that the kernel
+    writes."""
+    # Both modes guarantee zeros afterwards; the first fails if the device cannot guarantee them.
     for mode in (_PUNCH_HOLE | _KEEP_SIZE, _ZERO_RANGE | _KEEP_SIZE):
         if _libc.fallocate(fd, mode, ctypes.c_longlong(at), ctypes.c_longlong(size)) == 0:
             return
@@ -136,7 +137,7 @@ def _write(fd: int, buffer: mmap.mmap, size: int, at: int) -> None:
 
 @contextmanager
 def _direct(path: Path, flags: int) -> Iterator[int]:
-    """Open past the page cache, which a copy of the size of a disk would only empty."""
+    """Open a device past the page cache: copying a whole disk would evict everything else from it."""
     fd = os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
     try:
         yield fd

@@ -1,6 +1,6 @@
-"""Which devices hold the volume group: chosen by UUID, since its name is one that a guest may give to its disk, too.
+"""Finds the devices of the volume group: by UUID, since a guest may make a volume group of the same name on its disk.
 
-Decides, by what ``pvs`` reported and by what the kernel says of devices. Runs no tool, and reads nothing from a disk.
+It uses the report of ``pvs`` and the kernel's data on devices. It runs no tool, and reads nothing from a disk.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ class Pv:
     vg_uuid: str
     missing: bool = False
     is_copy: bool = False
-    """LVM found the same physical volume on another device, and took that one."""
+    """True if LVM found the same physical volume on another device and uses that device."""
 
 
 @dataclass(frozen=True)
 class Members:
-    """The devices of a volume group, and how the kernel knew each when it was found."""
+    """The devices of a volume group, and the kernel's identity of each when it was found."""
 
     vg_uuid: str
     devices: Mapping[str, str]
-    """The kernel's words for each device: they change when another disk gets its name."""
+    """By device: its identity as returned by ``standing``, which changes if another disk gets the device's name."""
     missing: Sequence[str]
     """UUIDs of physical volumes without a device."""
 
     def are_there(self) -> bool:
-        """Return True if each name still leads to the device that was found."""
+        """Return True if each device name still belongs to the same disk."""
         return all(standing(device) == before for device, before in self.devices.items())
 
 
 class Replaced(Unreachable):
-    """Another group bears the name, and the one that is recorded is not there."""
+    """The recorded group is missing, and another group has its name."""
 
     def __init__(self, message: str, pvs: Collection[Pv]):
         super().__init__(message)
@@ -52,9 +52,9 @@ class Replaced(Unreachable):
 
 
 def choose(vg: str, recorded: str | None, pvs: Collection[Pv], *, no_group: str) -> tuple[Members, Sequence[Pv]]:
-    """Return the group's devices, and devices of others that bear its name.
+    """Return the group's devices, and the devices of other groups with its name.
 
-    Raises Unreachable if the group is not there, if it cannot be told from another, or if a device may be a copy.
+    Raise Unreachable if the group is missing, if it cannot be told from another group, or if a device may be a copy.
     """
     named: dict[str, list[Pv]] = {}
     for pv in pvs:
@@ -87,7 +87,8 @@ def choose(vg: str, recorded: str | None, pvs: Collection[Pv], *, no_group: str)
 
 
 def _refuse_copies(uuid: str, ours: Collection[Pv]) -> None:
-    """Raise Unreachable if one physical volume is on two devices, and the kernel does not show which is in use."""
+    """Raise Unreachable if one physical volume is on two devices and the kernel does not show which of them is in
+    use."""
     for copy in ours:
         if copy.is_copy:
             chosen = next((pv for pv in ours if pv.uuid == copy.uuid and not pv.is_copy), copy)
@@ -100,15 +101,15 @@ def _refuse_copies(uuid: str, ours: Collection[Pv]) -> None:
 
 
 def standing(device: str) -> str:
-    """Return how the kernel knows a device; empty if there is no such device.
+    """Return the kernel's identity of a device; empty if there is no such device.
 
-    ``diskseq`` rises with every disk that appears, so that a name or a number that is used again is noticed.
+    ``diskseq`` increases with every disk that appears, so that a reused name or number is detected.
     """
     try:
         folder = _folder(device)
     except OSError:
         return ""
-    for place in (folder, folder / ".."):  # a partition has that of its disk
+    for place in (folder, folder / ".."):  # a partition has the diskseq of its disk
         try:
             return f"{folder.name} {(place / 'diskseq').read_text().strip()}"
         except OSError:

@@ -1,7 +1,7 @@
-"""What logical volumes are called and how they are marked; shared by thin and thick.
+"""Names and tags of logical volumes; shared by thin and thick.
 
-The names of the contract have no dot, so a name with one is never the service's: it is something unfinished. A
-snapshot carries a tag with its volume's name, because LVM forgets the origin of a thin snapshot when that is removed.
+Names of the contract have no dot: a name with a dot is not a volume or snapshot, but part of an unfinished operation. A
+snapshot has a tag with its volume's name, because LVM forgets the origin of a thin snapshot when the origin is removed.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from blockstore.errors import BackendError, InUse, NameTaken, VolumeMissing
 from .commands import Kind, Lv, Lvm
 
 NEW = "new."
-"""Being filled; takes its name by a rename when it is whole."""
+"""Prefix of a volume that is being filled; it is renamed when it is complete."""
 OLD = "old."
-"""Deleted; its bytes are being cleared. Only where ``old`` has no shorter name."""
+"""Prefix of a deleted volume whose bytes are being cleared, if ``old`` finds no shorter name."""
 WAS = "was."
-"""What a volume was before a revert that is not finished."""
+"""Prefix of the former volume during an unfinished revert."""
 GROW = "grow."
-"""Extents being zeroed before a volume gets them."""
+"""Prefix of extents that are zeroed before a volume gets them."""
 COPY = "copy."
-"""The snapshot from which a clone is copied."""
+"""Prefix of the snapshot from which a clone is copied."""
 _MARKS = (NEW, OLD, WAS, GROW, COPY)
 
 OWNER = "blockstore.owner="
-"""What the tag of a volume group begins with that names the installation using it."""
+"""Prefix of the volume group's tag with the installation that uses it."""
 POOL = "blockstore.pool="
-"""What the tag of a volume group begins with that names a thin pool which holds, or held, volumes of ours."""
+"""Prefix of the volume group's tag with a thin pool that holds, or held, volumes of the service."""
 _SNAPSHOT_OF = "blockstore.snapshot-of="
 _RESIZING = "blockstore.resizing-to="
 
@@ -44,12 +44,12 @@ def snapshot_tag(volume: str) -> str:
 
 
 def resizing_tag(size: int) -> str:
-    """Return the tag of a volume whose snapshots are detached while it is cut to this many bytes."""
+    """Return the tag of a volume whose snapshots are detached while it is reduced to ``size`` bytes."""
     return f"{_RESIZING}{size}"
 
 
 def resizing_to(volume: Lv | None) -> int | None:
-    """Return the size to which a volume is being cut, if it is."""
+    """Return the size to which a volume is being reduced; None if it is not."""
     for tag in volume.tags if volume else ():
         if tag.startswith(_RESIZING):
             return int(tag.removeprefix(_RESIZING))
@@ -57,41 +57,42 @@ def resizing_to(volume: Lv | None) -> int | None:
 
 
 def is_unfinished(lv: Lv) -> bool:
-    """Say whether it is a piece of something that was not finished."""
+    """Return True if a logical volume belongs to an unfinished operation."""
     return "." in lv.name
 
 
 def old(name: str) -> str:
-    """Return what a deleted volume is called: no longer than before, since a full metadata area takes no more."""
+    """Return the name of a deleted volume. It is not longer than ``name`` if possible: a full metadata area takes no
+    more."""
     begin, hyphen, end = name.partition("-")
     return f"{begin}.{end}" if hyphen and f"{begin}." not in _MARKS else OLD + name
 
 
 def is_old(lv: Lv) -> bool:
-    """Say whether it is deleted, and its bytes are being cleared."""
+    """Return True if a logical volume is deleted and its bytes are being cleared."""
     return is_unfinished(lv) and (lv.name.startswith(OLD) or not lv.name.startswith(_MARKS))
 
 
 def pieces(name: str) -> tuple[str, ...]:
-    """Return what unfinished actions on a volume or snapshot may have left."""
+    """Return the names that unfinished operations on a volume or snapshot may have left."""
     return (NEW + name, old(name), OLD + name, GROW + name, COPY + name)
 
 
 MOST_DEVICE_NAME = 127
-"""Characters that device-mapper takes."""
+"""Longest device name that device-mapper accepts."""
 _LONGEST = COPY + "volume-" + str(uuid.UUID(int=0))
 
 
 def longest_device_name(vg: str, pool: str) -> int:
-    """Return the length of the longest name that device-mapper would get for the service's volumes, and the pool."""
-    # A hyphen is doubled there. Below a thick snapshot and its volume LVM makes devices with endings of their own.
+    """Return the length of the longest device-mapper name for the service's volumes and the pool."""
+    # Device-mapper names double hyphens. LVM adds suffixes to devices below a thick snapshot and its volume.
     lengths = [len(pool.replace("-", "--")) + len("_tdata")] if pool else []
     lengths.append(len(_LONGEST.replace("-", "--")) + (0 if pool else len("-cow")))
     return len(vg.replace("-", "--")) + 1 + max(lengths)
 
 
 def snapshot_of(lv: Lv) -> str | None:
-    """Return the volume that this is a snapshot of, also if that is gone; None if it is no snapshot."""
+    """Return the volume of a snapshot, even if the volume is gone; None if ``lv`` is no snapshot."""
     for tag in lv.tags:
         if tag.startswith(_SNAPSHOT_OF):
             return tag.removeprefix(_SNAPSHOT_OF)
@@ -99,12 +100,12 @@ def snapshot_of(lv: Lv) -> str | None:
 
 
 def dependants(lvs: Lvs, volume: str) -> list[str]:
-    """Return what would be lost or orphaned if the volume went; ``lvremove`` would not ask."""
+    """Return the snapshots that would be lost or orphaned without the volume; ``lvremove`` would not ask."""
     return [lv.name for lv in lvs.values() if snapshot_of(lv) == volume]
 
 
 def find_volume(lvs: Lvs, name: str, kind: Kind, pool: str) -> Lv:
-    """Return a volume. Raises VolumeMissing."""
+    """Return a volume. Raise VolumeMissing if there is none."""
     lv = lvs.get(name)
     if lv is None or lv.kind != kind or lv.pool != pool or snapshot_of(lv) is not None:
         raise VolumeMissing(f"The volume {name} is not there.")
@@ -112,7 +113,7 @@ def find_volume(lvs: Lvs, name: str, kind: Kind, pool: str) -> Lv:
 
 
 def find_snapshot(lvs: Lvs, volume: str, snapshot: str, kind: Kind) -> Lv:
-    """Return a snapshot of this volume. Raises VolumeMissing."""
+    """Return a snapshot of a volume. Raise VolumeMissing if there is none."""
     lv = lvs.get(snapshot)
     if lv is None or lv.kind != kind or snapshot_of(lv) != volume:
         raise VolumeMissing(f"The snapshot {snapshot} of volume {volume} is not there.")
@@ -120,7 +121,7 @@ def find_snapshot(lvs: Lvs, volume: str, snapshot: str, kind: Kind) -> Lv:
 
 
 def is_made(lvs: Lvs, name: str, gib: int, kind: Kind, pool: str) -> Lv | None:
-    """Return the volume if it is there already. Raises NameTaken when the name is another thing."""
+    """Return the volume if it exists; None if not. Raise NameTaken if something else has the name."""
     lv = lvs.get(name)
     if lv is None:
         return None
@@ -134,7 +135,7 @@ def is_made(lvs: Lvs, name: str, gib: int, kind: Kind, pool: str) -> Lv | None:
 
 
 def refuse_smaller(gib: int, source: Lv) -> None:
-    """Raise BackendError if a copy would not fit."""
+    """Raise BackendError if a copy of the source would not fit."""
     if gib * GIB < source.size:
         raise BackendError(f"{gib} GiB are too few for a copy of {source.name}, which has {source.size / GIB:g} GiB.")
 
@@ -146,7 +147,7 @@ def refuse_dependants(lvs: Lvs, volume: str) -> None:
 
 
 def refuse_open(lvm: Lvm, name: str, lvs: Lvs) -> None:
-    """Raise InUse if the device stays open: udev looks into each device for a moment after it was written."""
+    """Raise InUse if a device stays open. udev opens each device for a moment after it was written."""
     for _ in range(4):
         lv = lvs.get(name)
         if lv is None or not lv.open:

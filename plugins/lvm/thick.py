@@ -1,8 +1,8 @@
-"""Linear volumes, whose extents hold what their last owner wrote: here zeroing is our work.
+"""Linear volumes: their extents hold the bytes of a former owner, so this module must zero them.
 
-The rule that keeps old bytes unreadable: extents get zeroed, or overwritten, under a name that is not the service's,
-and become a volume or part of one only afterwards. That holds whatever else leaves bytes in the volume group.
-Clearing what is deleted comes on top, so that the disk holds no bytes of anything that is gone.
+One rule keeps old bytes unreadable: extents are zeroed or overwritten under a temporary name, and only then become a
+volume or part of one. The rule holds no matter who left bytes in the volume group. In addition deleted volumes are
+cleared, so that the disk keeps no bytes of deleted data.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Thick:
         self._clear = clear
         self._clear_bytes = clear_bytes
         self._discard = discard
-        # Between giving zeroed extents back and growing onto them, no other thread may take them.
+        # No other thread may allocate zeroed extents between their release and the growth of the volume.
         self._allocating = threading.Lock()
 
     def owns(self, lv: Lv) -> bool:
-        """Say whether a logical volume may be a volume or snapshot here."""
+        """Return True if a logical volume may be a thick volume or snapshot."""
         return lv.kind in ("plain", "cow")
 
     def capacity(self, group: Group) -> Capacity:
-        """Return the volume group's figures."""
+        """Return the capacity of the volume group."""
         return Capacity(
             total_gib=group.size / GIB, free_gib=group.free / GIB, provisioned_gib=(group.size - group.free) / GIB
         )
@@ -54,7 +54,7 @@ class Thick:
             devices.clear(device, 0, gib * GIB)
 
     def delete_volume(self, name: str, progress: Progress) -> None:
-        """Take the volume's name away, then clear its bytes and give the extents back."""
+        """Rename the volume, then clear its bytes and free its extents."""
         lvs = self._recovered(name)
         for lv in lvs.values():
             if lv.name in names.pieces(name) or (names.is_old(lv) and names.snapshot_of(lv) == name):
@@ -68,7 +68,7 @@ class Thick:
         self._delete(volume, progress)
 
     def extend_volume(self, name: str, gib: int) -> None:
-        """Grow a volume onto extents that were zeroed as a volume of their own."""
+        """Grow a volume onto extents that were zeroed before in a separate logical volume."""
         lvs = self._recovered(name)
         lv = names.find_volume(lvs, name, "plain", "")
         if lv.size > gib * GIB:
@@ -93,7 +93,7 @@ class Thick:
             if offline:
                 self._lvm.deactivate(name)
             with self._allocating:
-                # No discard: on some disks a discard gives old or random bytes back.
+                # No discard: on some disks discarded extents read as old or random bytes.
                 self._lvm.remove(piece, discard=False)
                 self._lvm.extend(name, gib, extents)
         except Exception:
@@ -105,13 +105,13 @@ class Thick:
                 self._lvm.activate(name)
 
     def open_volume(self, name: str) -> Path:
-        """Return the device of a volume, active."""
+        """Activate a volume and return its device."""
         return self._active(names.find_volume(self._lvm.lvs(), name, "plain", ""))
 
     # --- snapshots ------------------------------------------------------------------------------------------
 
     def create_snapshot(self, volume: str, snapshot: str) -> None:
-        """Freeze a volume, with space to copy all of it away, so that the snapshot can never be lost by overflow."""
+        """Snapshot a volume, with space for a copy of all its chunks, so that the snapshot can never overflow."""
         lvs = self._recovered(volume)
         origin = names.find_volume(lvs, volume, "plain", "")
         if taken := lvs.get(snapshot):
@@ -120,12 +120,12 @@ class Thick:
             if taken.kind == "cow":
                 self._active(origin)
                 return
-            self._drop(taken)  # lvcreate was killed between making the space and attaching it
+            self._drop(taken)  # lvcreate was killed before it attached the snapshot's space
         with self._allocating:
             self._lvm.snapshot_thick(volume, snapshot, cow_bytes(origin.size), tag=names.snapshot_tag(volume))
 
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress) -> None:
-        """Remove a snapshot and clear the area that holds what its volume overwrote since."""
+        """Remove a snapshot and clear its area, which holds the bytes that its volume has overwritten."""
         lvs = self._recovered(volume)
         for piece in sorted({names.old(snapshot), names.OLD + snapshot}):
             if piece in lvs:
@@ -136,7 +136,7 @@ class Thick:
             self._delete(lv, progress)
 
     def open_snapshot(self, volume: str, snapshot: str) -> Path:
-        """Return the device of a snapshot; it is active whenever its volume is."""
+        """Return the device of a snapshot; it is active if its volume is."""
         lvs = self._recovered(volume)
         lv = names.find_snapshot(lvs, volume, snapshot, "cow")
         self._active(names.find_volume(lvs, volume, "plain", ""))
@@ -155,7 +155,7 @@ class Thick:
             self._fill(device, gib, source.name, source.size, progress)
 
     def clone_volume(self, name: str, gib: int, source: str, progress: Progress) -> None:
-        """Make a volume and copy the source onto it, by way of a snapshot because the source may be written."""
+        """Make a volume and copy the source through a snapshot, because the source may be written meanwhile."""
         if self._is_made(lvs := self._recovered(source), name, gib):
             return
         origin = names.find_volume(lvs, source, "plain", "")
@@ -183,7 +183,7 @@ class Thick:
 
     @contextmanager
     def _unnamed(self, lvs: Lvs, name: str, gib: int) -> Iterator[Path]:
-        """Make a volume that gets its name when the block ends well, and is cleared and removed when it does not."""
+        """Make a volume that is renamed to ``name`` if the block succeeds, and cleared and removed if it fails."""
         for piece in (NEW + name, COPY + name):
             if piece in lvs:
                 self._drop(lvs[piece])
@@ -200,11 +200,11 @@ class Thick:
     # --- revert ---------------------------------------------------------------------------------------------
 
     def revert_volume(self, volume: str, snapshot: str, progress: Progress) -> None:
-        """Copy back what differs from the snapshot.
+        """Copy the differing bytes back from the snapshot.
 
-        ``lvconvert --merge`` would take the snapshot away; between that and a new one a kill, or another thread that
-        takes the extents, would lose it. The snapshot has space for all that this copying makes it keep, and can be
-        copied again after a kill at any instant.
+        ``lvconvert --merge`` would remove the snapshot. It could not be made again after a kill, or if another thread
+        took the extents. The snapshot has space for all bytes that the copying overwrites, and can be copied again
+        after a kill at any time.
         """
         lvs = self._recovered(volume)
         present = names.find_volume(lvs, volume, "plain", "")
@@ -219,11 +219,12 @@ class Thick:
             self._lvm.tag(volume, names.resizing_tag(source.size))
             try:
                 self._recovered(volume)
-            except InUse as exc:  # opened since; it is no refusal any more
+            except InUse as exc:  # opened meanwhile; InUse would mean that nothing was changed
                 raise BackendError(f"{volume} has its snapshot's bytes, and could not be cut: {exc}") from exc
 
     def _refuse_to_cut(self, lvs: Lvs, volume: str, source: Lv) -> None:
-        """Raise InUse unless all snapshots fit the smaller volume, to which they will be attached again."""
+        """Raise InUse unless all snapshots have the smaller size of the volume, to which they will be attached
+        again."""
         for half_made in self._snapshots(lvs, volume, "plain"):
             self._drop(lvs[half_made])
         for lv in lvs.values():
@@ -234,10 +235,10 @@ class Thick:
                 )
 
     def _recovered(self, volume: str) -> Lvs:
-        """Return the logical volumes, after finishing to cut the volume if that was begun.
+        """Finish an unfinished reduction of the volume, and return the logical volumes.
 
-        LVM cuts a volume with snapshots only while they are detached. A tag on the volume says to which size, because
-        a snapshot attached again to a volume that was not cut yet would take on that volume's size.
+        LVM reduces a volume with snapshots only while they are detached. A tag on the volume holds the new size. A
+        snapshot must not be attached before the reduction, because it would take the size of the volume.
         """
         lvs = self._lvm.lvs()
         size = names.resizing_to(lvs.get(volume))
@@ -256,14 +257,14 @@ class Thick:
         return self._lvm.lvs()
 
     def _snapshots(self, lvs: Lvs, volume: str, kind: Kind) -> list[str]:
-        """Return a volume's snapshots that are attached (cow) or not (plain)."""
+        """Return the attached (cow) or detached (plain) snapshots of a volume."""
         return [
             lv.name
             for lv in lvs.values()
             if lv.kind == kind and not names.is_unfinished(lv) and names.snapshot_of(lv) == volume
         ]
 
-    # --- pieces ---------------------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------------
 
     def _is_made(self, lvs: Lvs, name: str, gib: int) -> bool:
         lv = names.is_made(lvs, name, gib, "plain", "")
@@ -275,8 +276,8 @@ class Thick:
         return True
 
     def _delete(self, lv: Lv, progress: Progress) -> None:
-        """Take the name away and clear; whatever is refused is refused while all bytes are there."""
-        progress(0)  # the last moment for a cancellation that keeps it whole
+        """Rename, clear and remove a logical volume; every refusal comes before the first byte is cleared."""
+        progress(0)  # the last moment for a cancellation without loss of bytes
         if lv.kind == "plain" and self._clear:
             with devices.exclusive(self._active(lv)) as device:
                 name = self._set_aside(lv.name)
@@ -297,9 +298,9 @@ class Thick:
         self._drop_named(name, progress)
 
     def _set_aside(self, name: str) -> str:
-        """Rename what is deleted, and return its new name; the old one where LVM cannot rename now.
+        """Rename a deleted volume and return its new name; return the old name if LVM cannot rename it now.
 
-        That must not keep anything from being deleted: a row that says ``deleting`` finds it under either name.
+        A failed rename must not prevent the deletion: a retry of the delete finds the volume under either name.
         """
         try:
             self._lvm.rename(name, names.old(name))
@@ -341,7 +342,7 @@ class Thick:
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
-        """Let an error of cleaning up not hide the one that made it necessary; what stays is swept by the next call."""
+        """Log errors of a clean-up, so that they do not hide the original error; the next call removes the remains."""
         try:
             yield
         except BackendError as exc:

@@ -1,4 +1,4 @@
-"""Volumes in a thin pool: snapshots and clones share blocks, and the pool zeroes each block it hands out."""
+"""Volumes in a thin pool: snapshots and clones share blocks, and the pool zeroes each newly allocated block."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Thin:
         self._discard = discard
 
     def owns(self, lv: Lv) -> bool:
-        """Say whether a logical volume is a volume or snapshot of this pool."""
+        """Return True if a logical volume is a volume or snapshot of this pool."""
         return lv.kind == "thin" and lv.pool == self._pool
 
     def capacity(self, _group: Group) -> Capacity:
-        """Return the pool's figures."""
+        """Return the capacity of the pool."""
         lvs = self._lvm.lvs()
         pool = lvs.get(self._pool)
         size = pool.stored if pool else 0
@@ -42,7 +42,7 @@ class Thin:
     # --- volumes --------------------------------------------------------------------------------------------
 
     def create_volume(self, name: str, gib: int) -> None:
-        """Make a volume with one process; only when the name is taken look what has it."""
+        """Make a volume with one process; only if the name is taken, check which logical volume has it."""
         try:
             with self._fullness():
                 self._lvm.create_thin(name, gib, self._pool)
@@ -51,7 +51,7 @@ class Thin:
                 raise
 
     def delete_volume(self, name: str, progress: Progress) -> None:
-        """Remove a volume; its blocks are zeroed when they are handed out again."""
+        """Remove a volume; its blocks are zeroed when they are allocated again."""
         lvs = self._recovered(name)
         lv = lvs.get(name)
         if lv is None or not self.owns(lv) or names.snapshot_of(lv) is not None:
@@ -67,14 +67,14 @@ class Thin:
             self._lvm.extend(name, gib)
 
     def open_volume(self, name: str) -> Path:
-        """Return the device of a volume, active."""
+        """Activate a volume and return its device."""
         lv = names.find_volume(self._lvm.lvs(), name, "thin", self._pool)
         return self._active(lv)
 
     # --- snapshots and clones -------------------------------------------------------------------------------
 
     def create_snapshot(self, volume: str, snapshot: str) -> None:
-        """Freeze a volume with one process; LVM suspends it for the moment, so that it is consistent."""
+        """Snapshot a volume with one process; LVM suspends the volume meanwhile, so that the snapshot is consistent."""
         tag = names.snapshot_tag(volume)
         try:
             with self._fullness():
@@ -85,7 +85,7 @@ class Thin:
                 raise
 
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress) -> None:
-        """Remove a snapshot; clones of it share its blocks and live on."""
+        """Remove a snapshot; its clones keep the shared blocks."""
         lvs = self._lvm.lvs()
         lv = lvs.get(snapshot)
         if lv is None or not self.owns(lv) or names.snapshot_of(lv) != volume:
@@ -95,7 +95,7 @@ class Thin:
         self._lvm.remove(snapshot, discard=self._discard)
 
     def open_snapshot(self, volume: str, snapshot: str) -> Path:
-        """Return the device of a snapshot, which is active only from the first time that it is read."""
+        """Activate a snapshot, which is inactive until its first use, and return its device."""
         return self._active(names.find_snapshot(self._lvm.lvs(), volume, snapshot, "thin"))
 
     def create_volume_from_snapshot(self, name: str, gib: int, volume: str, snapshot: str, progress: Progress) -> None:
@@ -105,7 +105,7 @@ class Thin:
             self._derive(lvs, name, gib, names.find_snapshot(lvs, volume, snapshot, "thin"), progress)
 
     def clone_volume(self, name: str, gib: int, source: str, progress: Progress) -> None:
-        """Make a volume that shares another's blocks; needs no helper."""
+        """Make a volume that shares another volume's blocks; no snapshot is needed."""
         lvs = self._lvm.lvs()
         if not self._is_made(lvs, name, gib):
             self._derive(lvs, name, gib, names.find_volume(lvs, source, "thin", self._pool), progress)
@@ -130,10 +130,10 @@ class Thin:
     # --- revert ---------------------------------------------------------------------------------------------
 
     def revert_volume(self, volume: str, snapshot: str, progress: Progress) -> None:
-        """Put a new snapshot of the snapshot in the volume's place.
+        """Replace the volume by a new snapshot of the snapshot.
 
-        ``lvconvert --merge`` would take the snapshot away, and a kill before it is made anew would lose it. Here it is
-        never touched; whatever a kill leaves is taken back by ``_recovered`` and the whole is done again.
+        ``lvconvert --merge`` would remove the snapshot, and a kill before it is made again would lose it. Here the
+        snapshot is never changed. After a kill ``_recovered`` undoes the remains, and the revert is repeated.
         """
         lvs = self._recovered(volume)
         present = names.find_volume(lvs, volume, "thin", self._pool)
@@ -150,12 +150,12 @@ class Thin:
             raise
         try:
             self._remove(present, WAS + volume)
-        except InUse as exc:  # opened since; it is no refusal any more
+        except InUse as exc:  # opened meanwhile; InUse would mean that nothing was changed
             raise BackendError(f"{volume} was reverted, and its former device cannot be removed: {exc}") from exc
         progress(100)
 
     def _recovered(self, volume: str) -> Lvs:
-        """Return the logical volumes after undoing what an unfinished action on the volume left."""
+        """Undo the remains of unfinished operations on the volume, and return the logical volumes."""
         lvs = dict(self._lvm.lvs())
         if was := lvs.pop(WAS + volume, None):
             if volume in lvs:
@@ -167,7 +167,7 @@ class Thin:
             del lvs[NEW + volume]
         return lvs
 
-    # --- pieces ---------------------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------------
 
     def _is_made(self, lvs: Lvs, name: str, gib: int) -> bool:
         lv = names.is_made(lvs, name, gib, "thin", self._pool)
@@ -184,7 +184,7 @@ class Thin:
         return True
 
     def _remove(self, lv: Lv, name: str = "") -> None:
-        """Remove a volume, after telling the disk below that its blocks are free: ``lvremove`` tells only the pool."""
+        """Discard a volume's blocks on the disk, then remove the volume: ``lvremove`` frees them only in the pool."""
         name = name or lv.name
         if self._discard and lv.active:
             devices.discard(self._lvm.path(name), lv.size)
@@ -197,7 +197,7 @@ class Thin:
 
     @contextmanager
     def _fullness(self) -> Iterator[None]:
-        """Add to a refusal for want of space which space it is, and how to get some."""
+        """Add to PoolFull which space is missing, and how to extend it."""
         try:
             yield
         except PoolFull as exc:

@@ -1,29 +1,28 @@
-"""Volumes over NBD: one ``qemu-nbd`` for each export, for QEMU, libnbd and people; raw and qcow2.
+"""Volumes over NBD: one ``qemu-nbd`` for each export of a raw or qcow2 volume, for QEMU, libnbd and users.
 
-Says what is offered and in which order things are done. ``folder.py`` keeps what is known of an export and ends its
-server, ``commands.py`` spells the one command, ``images.py`` says what it may open, ``tls.py`` writes keys, and
-``peers.py`` reads who is connected.
+This file implements the target plugin. ``folder.py`` stores the state of an export and ends its server. ``commands.py``
+runs qemu-nbd, ``images.py`` describes its images, ``tls.py`` writes keys, and ``peers.py`` lists connections.
 
-A server is a process of its own and outlives the service. Under systemd the service's unit therefore needs
-``KillMode=process``, else a restart of the service ends every machine's disk.
+A server is a separate process and outlives the service. Under systemd the service's unit therefore needs
+``KillMode=process``: otherwise a restart of the service disconnects the disks of all virtual machines.
 
-*Unix socket* (``listen`` empty): who may open the socket has the volume. By default that is the service's user alone;
-for QEMU under another user make a directory that its group may enter, such as
+*Unix socket* (``listen`` empty): permission to open the socket gives access to the volume. By default only the
+service's user has it. For QEMU under another user, make a directory that its group may enter, such as
 ``install -d -m 2750 -o blockstore -g libvirt-qemu /run/blockstore-nbd``, and name it as ``socket_dir``.
 
-*TCP* (``listen`` is an address): TLS with a pre-shared key is required. The identity is the export's id; the key is the
-export's secret itself, which key files spell in hexadecimal, byte by byte::
+*TCP* (``listen`` is an address): TLS with a pre-shared key is required. The identity is the export's id. The key is the
+export's secret, written in key files in hexadecimal, byte by byte::
 
     echo "$ID:$(printf %s "$SECRET" | od -An -tx1 | tr -d ' \\n')" > keys.psk
     nbdinfo "nbds://$ID@$HOST:$PORT/$ID?tls-psk-file=keys.psk"
     qemu-img info --object tls-creds-psk,id=t,endpoint=client,dir=.,username=$ID --image-opts \\
         driver=nbd,host=$HOST,port=$PORT,export=$ID,tls-creds=t
 
-(libnbd 1.14 cannot do TLS with an IPv6 address in the place of a host name; QEMU can.) A port may serve another volume
-one day, but id and key never do.
+(libnbd 1.14 does not support TLS with an IPv6 address instead of a host name; QEMU does.) A port may be reused for
+another volume later; id and key are never reused.
 
-Several exports of one raw volume are safe: all servers write through the kernel's one page cache, without rounding
-requests up. A second export of a qcow2 volume is refused by the lock that QEMU takes on the file: InUse.
+Several exports of one raw volume are safe: all servers write through the kernel's page cache, without rounding requests
+up. A second export of a qcow2 volume raises InUse, because QEMU locks the file.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,35}")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _LONGEST_ID = 36
 _LONGEST_SOCKET = 107
-"""Bytes that the kernel lets the path of a socket have."""
+"""The kernel's limit for the path of a socket, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class NbdOptions(TargetOptions):
 
 
 class NbdTarget(Target):
-    """A set of NBD exports on one unix directory or one TCP address."""
+    """A set of NBD exports in one directory of unix sockets or on one TCP address."""
 
     Options = NbdOptions
 
@@ -92,7 +91,7 @@ class NbdTarget(Target):
             )
 
     def check(self) -> None:
-        """Prove that qemu-nbd is there with what is needed, and that sockets or ports can be made."""
+        """Check that a suitable qemu-nbd is installed, and that sockets can be made or the address can be used."""
         commands.prove(tls=bool(self._host))
         with self._explained():
             private_files.make_directory(self.state_dir)
@@ -119,13 +118,13 @@ class NbdTarget(Target):
             raise Unreachable(f"Others could replace the sockets in {path}: chmod go-w {path}")
 
     def capabilities(self) -> TargetCapabilities:
-        """Return what NBD offers. The size is fixed when a server starts, so growth needs a new export."""
+        """Return the capabilities of NBD. A server's size is fixed at its start, so growth needs a new export."""
         return TargetCapabilities(protocol="nbd", formats=frozenset({"raw", "qcow2"}), multiattach=True, block_size=512)
 
     # --- exports --------------------------------------------------------------------------------------------
 
     def export(self, export: Export) -> Connection:
-        """Start the export's server, unless it serves."""
+        """Start the export's server, unless it is running and can be reached."""
         with self._explained():
             folder = self._folder(export.id)
             folder.make()
@@ -144,7 +143,7 @@ class NbdTarget(Target):
             return _connection(export, address)
 
     def _serve(self, folder: ExportFolder, export: Export) -> None:
-        folder.stop()  # one that nobody can reach, or that is not ready in time
+        folder.stop()  # a server that cannot be reached, or was not ready in time
         image = images.blockdev(export.path, export.format, export.layers)
         if self._host:
             tls.write_keys(folder.path, export.id, export.secret)
@@ -162,7 +161,7 @@ class NbdTarget(Target):
             self._release(folder)
         for port in self._ports.candidates(export.id, remembered):
             address = Address(host=self._host, port=port)
-            folder.remember(address)  # first, so that what is claimed is known
+            folder.remember(address)  # before the claim, so that a claimed port is known
             if not self._ports.claim(port, export.id):
                 continue
             try:
@@ -191,7 +190,7 @@ class NbdTarget(Target):
             )
 
     def withdraw(self, export_id: str) -> None:
-        """End the export's server, and prove that it is gone; then forget the export."""
+        """End the export's server and verify that it is gone; then remove the export."""
         with self._explained():
             folder = self._folder(export_id)
             if folder.path.exists():
@@ -206,7 +205,7 @@ class NbdTarget(Target):
         folder.remove()
 
     def _release(self, folder: ExportFolder) -> None:
-        """Give back what an address occupies that is not used any more."""
+        """Remove the socket or release the port of an address that is not used any more."""
         address = folder.address()
         if address and address.socket:
             Path(address.socket).unlink(missing_ok=True)
@@ -214,7 +213,7 @@ class NbdTarget(Target):
             self._ports.release(address.port, folder.id)
 
     def list_exports(self) -> frozenset[str]:
-        """Return the ids that have a directory, whether or not a server lives."""
+        """Return the ids of exports that have a directory, even if their server has ended."""
         with self._explained():
             try:
                 return frozenset(path.name for path in self.state_dir.iterdir() if _ID.fullmatch(path.name))
@@ -222,13 +221,14 @@ class NbdTarget(Target):
                 return frozenset()
 
     def faults(self) -> Mapping[str, str]:
-        """Return which servers have ended, or lost what initiators reach them by; the kernel's locks tell."""
+        """Return the exports whose server has ended, or lost its socket or keys; the kernel's locks identify the
+        servers."""
         with self._explained():
             found = {export_id: self._folder(export_id).fault() for export_id in self.list_exports()}
             return {export_id: fault for export_id, fault in found.items() if fault}
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the connections as the kernel lists them; one by TCP is there before it has shown its key."""
+        """Return the connections listed by the kernel; a TCP connection is listed even before it has proved its key."""
         with self._explained():
             by_socket, by_port = peers.of_sockets(), peers.of_ports()
             found = {}
@@ -257,7 +257,7 @@ class NbdTarget(Target):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn an error of the operating system into a sentence."""
+        """Translate an OSError to an error of the service."""
         try:
             yield
         except OSError as exc:
@@ -269,7 +269,7 @@ class NbdTarget(Target):
 def _connection(export: Export, address: Address) -> Connection:
     data: dict[str, Any] = {
         "export": export.id,
-        "format": "raw",  # of what the initiator sees; to be named to QEMU, which else would ask the guest's bytes
+        "format": "raw",  # the initiator sees raw bytes; must be passed to QEMU, which else probes the guest's bytes
         "read_only": export.read_only,
         "discard": not export.read_only,
     }
@@ -288,7 +288,7 @@ def _connection(export: Export, address: Address) -> Connection:
 
 
 def _address(text: str, where: str) -> str:
-    """Return an address in its shortest form; empty text is none. Raises ConfigError."""
+    """Return an address in its shortest form; empty for empty text. Raise ConfigError if it is invalid."""
     if not text:
         return ""
     try:

@@ -1,6 +1,6 @@
-"""The only place that spells qemu-nbd's command and gives its errors a name.
+"""Runs qemu-nbd and translates its errors; no other file does.
 
-Called by ``NbdTarget``. Knows no directories and no processes; no secret comes near it: keys are in files.
+Called by ``NbdTarget``. It knows no directories, processes or secrets: keys are in files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from blockstore.errors import BackendError, InUse, ToolFailed, Unreachable, Volu
 PACKAGE = "qemu-utils"
 
 CLIENTS = 256
-"""Connections at once: QEMU comes back before its lost connection is noticed, and nbdcopy takes four."""
+"""Most concurrent connections: QEMU reconnects before its lost connection is noticed, and nbdcopy uses four."""
 
 _START_S = 30
 
@@ -24,7 +24,7 @@ class PortTaken(Unreachable):
 
 
 def prove(*, tls: bool) -> None:
-    """Raise Unreachable unless qemu-nbd is there and can do what is asked of it."""
+    """Raise Unreachable unless qemu-nbd is installed, recent enough, and supports TLS-PSK if needed."""
     if "--pid-file" not in process.run(("qemu-nbd", "--help"), package=PACKAGE):
         raise Unreachable(f"This qemu-nbd is too old; 4.1 or later is needed. Upgrade the package {PACKAGE}.")
     if tls and "tls-creds-psk" not in process.run(("qemu-nbd", "--object", "help"), package=PACKAGE):
@@ -43,12 +43,12 @@ def serve(
     read_only: bool,
     lock: int,
 ) -> None:
-    """Start a server and return when it listens. It keeps the descriptor ``lock`` for as long as it lives.
+    """Start a server and return when it listens. The server keeps the descriptor ``lock`` open until it ends.
 
-    ``image`` is a block device description, as ``images.py`` makes it. Raises: PortTaken, InUse, VolumeMissing.
+    ``image`` is a block device description made by ``images.py``. Raises: PortTaken, InUse, VolumeMissing.
     """
-    # Through the page cache, the default, and kept by the initiator's flushes: with O_DIRECT a request smaller than
-    # the disk's sectors would be rounded up, and two exports of one volume could undo each other's writes.
+    # Use the page cache, the default; flushes of the initiator make writes durable. With O_DIRECT, requests smaller
+    # than a sector are rounded up, and two exports of one volume could undo each other's writes.
     rights = ("--read-only",) if read_only else ("--discard=unmap", "--detect-zeroes=unmap")
     where: tuple[str, ...] = (f"--socket={socket}",)
     if host:
@@ -63,7 +63,7 @@ def serve(
 
 
 def _named(exc: ToolFailed) -> BackendError:
-    """Return the error with a name of its own that qemu-nbd's words mean, else the error itself."""
+    """Return the specific error for qemu-nbd's message; the error itself if there is none."""
     for words, error, sentence in _MEANINGS:
         if words.search(exc.stderr):
             return error(f"{sentence} ({' '.join(exc.stderr.split())[:300].rstrip('.')})")

@@ -1,14 +1,14 @@
-"""What is known of an export: its directory, the server that lives for it, its address, and the claim on its port.
+"""The state of an export: its directory, its server process, its address, and the claim on its port.
 
-    STATE_DIR/ID/lock          locked by the server, which inherits the descriptor, from before its first step
-    STATE_DIR/ID/pid           locked by qemu-nbd itself, for which the kernel tells the process
-    STATE_DIR/ID/address       where it listens; written before the server is started
+    STATE_DIR/ID/lock          locked by the server, which inherits the locked descriptor at its start
+    STATE_DIR/ID/pid           locked by qemu-nbd itself; the kernel tells the process that holds the lock
+    STATE_DIR/ID/address       the address of the server; written before the server is started
     STATE_DIR/ID/keys.psk      and dh-params.pem, for TLS
-    STATE_DIR/ID/nbd           the unix socket, unless there is a directory for sockets
-    STATE_DIR/.ports/PORT      a link that names the export that has the port, whether or not its server lives
+    STATE_DIR/ID/nbd           the unix socket, unless ``socket_dir`` is set
+    STATE_DIR/.ports/PORT      a link that names the export that owns the port, even if its server has ended
 
-Used by ``NbdTarget``. An export exists while its directory does. No number in a file is ever taken for a process:
-only who holds a lock is, and through a descriptor that cannot come to mean another process.
+Used by ``NbdTarget``. An export exists while its directory does. A process is identified by the lock that it holds,
+never by a number in a file. Signals go through a descriptor, which cannot refer to another process.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from blockstore.errors import SessionAlive
 from .tls import KEYS
 
 TERM_S = 10.0
-"""Seconds in which a server ends by itself: it finishes requests and flushes."""
+"""Seconds for a server to end by itself: it finishes requests and flushes."""
 TELL_AGAIN_S = 0.5
-"""Seconds after which it is told again: qemu-nbd misses a signal in the instant after it says that it is ready."""
+"""Seconds until the signal is sent again: qemu-nbd may miss a signal just after it reports to be ready."""
 KILL_S = 10.0
-"""Seconds that the kernel is given to end a killed server: requests that are on their way to a disk come first."""
+"""Seconds for the kernel to end a killed server: it finishes requests to the disk first."""
 READY_S = 10.0
-"""Seconds that a server, started by a service that was killed meanwhile, has until it listens."""
+"""Seconds for a server to listen that was started by a service which was killed meanwhile."""
 
 _POLL_S = 0.001
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens: at a unix socket, or at a host's port."""
+    """The address of a server: a unix socket, or a host and port."""
 
     socket: str = ""
     host: str = ""
@@ -66,7 +66,7 @@ class ExportFolder:
         return self.path.name
 
     def make(self) -> None:
-        """Make the directory, unless it is there."""
+        """Make the directory if it is missing."""
         private_files.make_directory(self.path)
 
     def remove(self) -> None:
@@ -76,14 +76,14 @@ class ExportFolder:
     # --- the address ----------------------------------------------------------------------------------------
 
     def address(self) -> Address | None:
-        """Return where the server listens, or would; None when that was not decided."""
+        """Return the address recorded for the server; None if there is none."""
         try:
             return Address(**json.loads(private_files.read(self.path / "address")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def remember(self, address: Address) -> None:
-        """Write down the address, so that it survives a power cut."""
+        """Record the address, so that it survives a power cut."""
         if self.address() == address:
             return
         data = json.dumps(asdict(address)).encode()
@@ -93,20 +93,21 @@ class ExportFolder:
 
     @contextmanager
     def locked(self) -> Iterator[int]:
-        """Give a locked descriptor for a server to inherit; the lock is free when all who have it have ended."""
+        """Give a locked descriptor for a server to inherit; it is unlocked when all processes that have it open have
+        ended."""
         end = time.monotonic() + READY_S
         lock = self._open_lock()
         try:
-            while not _try_lock(lock):  # for a moment: one that has just failed, or another child before its exec
+            while not _try_lock(lock):  # a failed server, or another child before its exec
                 if time.monotonic() > end:
                     raise SessionAlive(f"Something holds {self.path / 'lock'}, so that no second server is started.")
                 time.sleep(_POLL_S)
             yield lock
         finally:
-            os.close(lock)  # and never LOCK_UN, which would unlock the server's as well
+            os.close(lock)  # never LOCK_UN, which would also release the server's lock
 
     def serves(self) -> bool:
-        """Say whether a server lives and can be reached, after waiting for one that is just starting."""
+        """Return True if a server runs and can be reached; wait for a server that is starting."""
         end = time.monotonic() + READY_S
         while self._is_alive() and time.monotonic() < end:
             if self._server() is not None:
@@ -115,7 +116,7 @@ class ExportFolder:
         return False
 
     def fault(self) -> str:
-        """Return what keeps the initiator out, and nothing when it is served. Waits for nobody, takes no lock."""
+        """Return the reason why the export is not served; empty if it is served. Does not wait, and takes no lock."""
         address = self.address()
         if address is None:
             return "it was not finished"
@@ -128,7 +129,7 @@ class ExportFolder:
         return ""
 
     def stop(self) -> None:
-        """End the server, and return when it is proved to be gone; none is a success. Raises SessionAlive."""
+        """End the server, if there is one, and return when it is gone. Raise SessionAlive if it does not end."""
         for number, patience in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
             end = time.monotonic() + patience
             while self._is_alive():
@@ -145,14 +146,14 @@ class ExportFolder:
         )
 
     def _tell(self, number: signal.Signals, patience_s: float) -> None:
-        """Send the server a signal, and wait until it has ended or patience has."""
+        """Send the server a signal, and wait until it has ended or ``patience_s`` is over."""
         server = self._server()
         if server is None:
             return
         with suppress(ProcessLookupError):
             descriptor = os.pidfd_open(server)
             try:
-                # The lock is still its own, so the descriptor is that process's and not a later one's of its number.
+                # If it still holds the lock, the descriptor refers to this process and not to a later one with its pid.
                 if self._server() != server:
                     return
                 signal.pidfd_send_signal(descriptor, number)
@@ -163,20 +164,20 @@ class ExportFolder:
                 os.close(descriptor)
 
     def _is_alive(self) -> bool:
-        """Say whether a server lives, be it one that is only starting."""
+        """Return True if a server runs or is starting."""
         if not self.path.exists():
             return False
         lock = self._open_lock()
         try:
             if not _try_lock(lock):
                 return True
-            fcntl.flock(lock, fcntl.LOCK_UN)  # at once, also for a child of another thread that has not closed it yet
+            fcntl.flock(lock, fcntl.LOCK_UN)  # at once, even if another thread's child has it open
             return False
         finally:
             os.close(lock)
 
     def _server(self) -> int | None:
-        """Return the process that holds the lock on the pid file, whatever the file says."""
+        """Return the process that holds the lock on the pid file; the file's content is ignored."""
         try:
             file = private_files.open_file(self.pid_file)
         except FileNotFoundError:
@@ -199,14 +200,15 @@ def _try_lock(lock: int) -> bool:
 
 
 class Ports:
-    """Which export has which port, for as long as the export is there."""
+    """The ports of exports, for the life of each export."""
 
     def __init__(self, path: Path, ports: range):
         self._path = path
         self._ports = ports
 
     def candidates(self, export_id: str, remembered: int) -> Iterator[int]:
-        """Yield the ports that no other export has: the remembered one first, then from a place made from the id."""
+        """Yield the ports that no other export has: the remembered port first, then all from an offset derived from the
+        id."""
         start = int.from_bytes(hashlib.sha256(export_id.encode()).digest()[:8])
         operation = (self._ports[(start + step) % len(self._ports)] for step in range(len(self._ports)))
         for port in (remembered, *operation) if remembered else operation:
@@ -214,7 +216,7 @@ class Ports:
                 yield port
 
     def claim(self, port: int, export_id: str) -> bool:
-        """Take a port; False when another export has it. One's own is a success."""
+        """Claim a port; return False if another export has it, True if this export has it already."""
         private_files.make_directory(self._path)
         try:
             (self._path / str(port)).symlink_to(export_id)
@@ -223,7 +225,7 @@ class Ports:
         return True
 
     def release(self, port: int, export_id: str) -> None:
-        """Give a port back; one that is another export's, or nobody's, is left alone."""
+        """Release a port if this export has it."""
         if self._holder(port) == export_id:
             (self._path / str(port)).unlink(missing_ok=True)
 

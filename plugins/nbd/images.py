@@ -1,6 +1,7 @@
-"""What qemu-nbd may open: a volume's file or device in the format that was recorded, and no file that it names.
+"""Describes images for qemu-nbd: a volume's file or device in the recorded format. Files named in headers are not
+opened.
 
-Called by ``NbdTarget`` before a server starts. Never guesses a format from bytes (CVE-2014-3641), never writes.
+Called by ``NbdTarget`` before a server starts. It never guesses a format from bytes (CVE-2014-3641), and never writes.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from typing import Any
 from blockstore.errors import BackendError, NotSupported, Unreachable, VolumeMissing
 
 _HEADER = struct.Struct(">4sIQ56xQ")
-"""The magic, the version, the place of a backing file's name, and the features one must know, of a qcow2 file."""
+"""Fields of a qcow2 header: magic, version, offset of the backing file's name, incompatible features."""
 _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA_FILE = 1 << 2
 
 
 def blockdev(path: Path, image_format: str, layers: Sequence[Path] = ()) -> str:
-    """Return the description by which QEMU opens a volume: as JSON, since a path may hold any character.
+    """Return the description by which QEMU opens a volume, as JSON, since a path may have any character.
 
-    ``layers`` lie below it, the nearest first; they are opened by these paths, whatever the files say of each other.
+    ``layers`` are the images below the volume, the nearest first. They are opened by these paths; names in headers are
+    ignored.
 
-    Raises: VolumeMissing; BackendError for an image whose bytes are said to lie in another file.
+    Raises: VolumeMissing; BackendError for an image that names an unexpected other file for its bytes.
     """
     described: dict[str, Any] | None = None
     for file, on in zip((*reversed(layers), path), (None, *reversed(layers)), strict=True):
@@ -54,7 +56,8 @@ def _node(path: Path, image_format: str, backing: dict[str, Any] | None, *, belo
 
 
 def _prove(path: Path, below: Path | None) -> None:
-    """Refuse a header that sends its reader to another file than it lies on; ``backing`` alone would hide that."""
+    """Raise BackendError if a header names a file although no layer is expected, lacks one, or has an external data
+    file."""
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or header[:4] != _MAGIC:

@@ -1,6 +1,6 @@
-"""Who is connected, as the kernel lists it: one read for all exports, whatever their number.
+"""Lists connected clients from the kernel's tables: one read for all exports.
 
-Called by ``NbdTarget.sessions``. Sees the network namespace of the service, in which its servers live too.
+Called by ``NbdTarget.sessions``. It reads the network namespace of the service, in which its servers also run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _ESTABLISHED = "01"
 
 
 def of_sockets() -> Mapping[str, Sequence[str]]:
-    """Return the connections to each unix socket, by its path; the kernel's list does not say whose they are."""
+    """Return the connections to each unix socket, by its path; the kernel's list does not name the processes."""
     found = defaultdict(list)
     for line in _lines("unix"):
-        # Num RefCount Protocol Flags Type State Inode Path; the last may hold blanks, and clients' ends have none.
+        # Num RefCount Protocol Flags Type State Inode Path; a path may have blanks, and clients' ends have no path.
         fields = line.split(maxsplit=7)
         if len(fields) == 8 and fields[5] == _CONNECTED:
             found[fields[7]].append("a process on this node")
@@ -27,7 +27,7 @@ def of_sockets() -> Mapping[str, Sequence[str]]:
 
 
 def of_ports() -> Mapping[tuple[str, int], Sequence[str]]:
-    """Return the other ends of the connections of each local address and TCP port."""
+    """Return the remote ends of the connections of each local address and TCP port."""
     found: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
     for table in ("tcp", "tcp6"):
         for line in _lines(table):
@@ -35,7 +35,7 @@ def of_ports() -> Mapping[tuple[str, int], Sequence[str]]:
             if state == _ESTABLISHED:
                 host, port = _end(remote)
                 end = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                if end not in found[_end(local)]:  # the kernel may repeat a line of a list that changes meanwhile
+                if end not in found[_end(local)]:  # the kernel may repeat a line if the list changes
                     found[_end(local)].append(end)
     return found
 
@@ -49,7 +49,7 @@ def _lines(table: str) -> Iterator[str]:
 
 
 def _end(text: str) -> tuple[str, int]:
-    """Return the address and port that the kernel prints as words of 32 bits in its own byte order."""
+    """Parse an address and port, which the kernel prints as words of 32 bits in host byte order."""
     words, port = text.split(":")
     packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
     return str(ipaddress.ip_address(packed)), int(port, 16)

@@ -1,6 +1,6 @@
-"""The files from which qemu-nbd takes its TLS credentials; it reads the keys anew for each connection.
+"""Writes the TLS credentials of qemu-nbd, which reads the keys again for each connection.
 
-Called by ``NbdTarget`` before a server starts. The one place where a secret is written; it never returns or logs it.
+Called by ``NbdTarget`` before a server starts. Only this module writes the secret; it never returns or logs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KEYS = "keys.psk"
 
 _SECRET = re.compile(r"[0-9A-Za-z]{16,}", re.ASCII)
 
-# The group ffdhe2048 of RFC 7919. Without this file qemu-nbd makes a group of its own, which takes up to seconds.
+# The group ffdhe2048 of RFC 7919. Without this file qemu-nbd generates a group, which may take seconds.
 _GROUP = """\
 -----BEGIN DH PARAMETERS-----
 MIIBDAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
@@ -31,7 +31,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=
 
 
 def write_keys(directory: Path, identity: str, secret: str) -> None:
-    """Write the credentials of one identity, for the service's user alone."""
+    """Write the credentials of one identity, readable only for the service's user."""
     if not _SECRET.fullmatch(secret):
         raise BackendError(f"Export {identity} has no usable secret, so that nothing could be proved to its server.")
     _write(directory / KEYS, f"{identity}:{secret.encode().hex()}\n")

@@ -1,11 +1,11 @@
 """Volumes as files on NFS exports, which this plugin mounts; consumers mount them themselves.
 
-    STATE_DIR/NAME/mnt/HASH     where an export is mounted; what lies in it is laid out as the directory plugin does it
+    STATE_DIR/NAME/mnt/HASH     mount point of an export; its files have the layout of the directory plugin
 
-Copies are made by the server where it can: shared blocks (btrfs, xfs), or a copy that does not pass the network (NFS
-4.2). Where it cannot, qcow2 volumes are not copied: they and their snapshots lie on layers (``layers.py``), of which
-few are left in the background (``merge.py``). Nothing waits long for a dead server: the mounts are soft, and report
-what they could not write.
+The server makes copies if it can: by shared blocks (btrfs, xfs), or without passing the network (NFS 4.2). If it
+cannot, qcow2 volumes are not copied: they and their snapshots are put on layers (``layers.py``). A background task
+merges layers to keep chains short (``merge.py``). No call waits long for a dead server: the mounts are soft, and report
+failed writes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OPTIONS = re.compile(r"([0-9A-Za-z_]+(=[0-9A-Za-z_.:/-]+)?(,|$))*")
 
 @dataclass(frozen=True, kw_only=True)
 class NfsOptions(BackendOptions):
-    """What can be set for NFS exports."""
+    """Options for NFS exports."""
 
     exports: str = option("Exports, HOST:/PATH, separated by commas. Each is a pool of the scheduler.")
     mount_options: str = option("Options of mount(8). The service adds the timeouts.", "vers=4.2")
@@ -76,7 +76,7 @@ class NfsBackend(FileBackend):
         settings = of_type(NfsOptions, options, f"[backend:{name}]")
         self.export = export or _exports(name, settings)[0]
         self._base = state_dir / "mnt"
-        # compat: the reference names its mount points by the MD5 of the export, and so do consumers
+        # compat: Cinder and consumers name their mount points by the MD5 of the export
         mount_point = self._base / hashlib.md5(self.export.encode(), usedforsecurity=False).hexdigest()
         self._share = ShareStore(
             self.export,
@@ -91,7 +91,7 @@ class NfsBackend(FileBackend):
         self._settings = settings
         self._mounting = threading.Lock()
         self._tried: int | None = None
-        """The device of which it is known whether the share copies by itself."""
+        """Device number for which server-side copy was last probed."""
         self._layers = self._share.layers
         self._share.is_layered = settings.layers == "yes"
         self._merger = LayerMerger(self._layers, self._share.layered_files, self._share.is_used, settings.max_layers)
@@ -99,7 +99,7 @@ class NfsBackend(FileBackend):
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
-        """Return an instance for each export; the only one is named as the section."""
+        """Return an instance for each export; a single export keeps the name of the section."""
         exports = _exports(name, of_type(NfsOptions, options, f"[backend:{name}]"))
         made = [cls(name, options, state_dir, export) for export in exports]
         if len(made) > 1:
@@ -110,7 +110,8 @@ class NfsBackend(FileBackend):
     # --- the mount -----------------------------------------------------------------------------------------
 
     def identity(self) -> str:
-        """Return what the share is now: a server that lost its disk may answer to the mount that is there."""
+        """Return the present identity of the share. Mount it again if the mount is stale, as after the server lost its
+        disk."""
         with self._mounting, self.store.explained():
             self._mount()
             try:
@@ -149,13 +150,13 @@ class NfsBackend(FileBackend):
         return mounts.mounted(self.export, self.path, self._mount_options(), self._settings.timeout_s)
 
     def _mount_options(self) -> str:
-        # Tenths of a second until the first of two repetitions; each waits longer.
+        # Tenths of a second until the first of two retransmissions; each waits longer.
         timeo = max(5, self._settings.timeout_s * 10 // 4)
-        # A name that was looked up before the server went away tells nothing about what it did meanwhile.
+        # Cached names would hide changes made while the server could not be reached.
         bounds = f"softerr,timeo={timeo},retrans=1,retry=0,lookupcache=none,nosuid,nodev,noexec"
         return ",".join(word for word in (self._settings.mount_options, bounds) if word)
 
-    # --- figures, and where consumers find a volume ---------------------------------------------------------
+    # --- capacity, and access for consumers -----------------------------------------------------------------
 
     def capacity(self) -> Capacity:
         deepest = self._merger.deepest if self.file_format == "qcow2" else None
@@ -176,7 +177,7 @@ class NfsBackend(FileBackend):
     def direct(self, name: str) -> Direct:
         with self.store.named(name) as root:
             image = self.store.need(root, name)
-        # A name that a consumer has cached may have become a layer's.
+        # A name in a consumer's cache may have become the name of a layer.
         words = [self._settings.mount_options, "lookupcache=none" if image.format == "qcow2" else ""]
         options = f"-o {','.join(filter(None, words))}" if any(words) else None
         data = {"export": self.export, "name": image.file, "options": options, "format": image.format, "discard": True}
@@ -205,7 +206,7 @@ class NfsBackend(FileBackend):
             super().manage_snapshot(volume, reference, snapshot)
 
     def _tend(self) -> None:
-        """Have chains shortened soon; what has no layers never has any."""
+        """Start the background task that shortens chains; do nothing if the share cannot have layers."""
         if self.file_format == "qcow2" or self._merger.waits:
             self._background_tasks.add("layers", f"layers on {self.export} are merged", self._tend_now)
 

@@ -1,15 +1,15 @@
-"""Snapshots and clones without copies, for shares that copy nothing by themselves: qcow2 files on frozen layers.
+"""Snapshots and clones without copies, for shares without server-side copy: qcow2 files on frozen layers.
 
-    PATH/.layer-ID.qcow2    a layer: never written again; what lies on it reads it wherever it holds nothing itself
-    PATH/.spent-ID.qcow2    a layer whose place a shorter equal has taken, should somebody still have it open
-    PATH/.tender            locked by the one process that merges and removes layers; see ``merge.py``
-    PATH/.NAME.qcow2.next   what takes the place of a volume that is being renamed to a layer
+    PATH/.layer-ID.qcow2    a layer: never written again; images on it read their unwritten parts from it
+    PATH/.spent-ID.qcow2    a layer replaced by an equal one with a shorter chain, kept for consumers that have it open
+    PATH/.tender            lock file of the process that merges and removes layers; see ``merge.py``
+    PATH/.NAME.qcow2.next   the new file of a volume whose old file is being renamed to a layer
 
-A volume that is frozen gets the name of a layer, and an empty file on that layer takes its place; a snapshot or clone
-is another such file. (A second name would spare the instant without a volume, but NFS keeps what is open under a third
-one.) Files name the layer below them without a path, which is right for consumers, who open volumes only, in PATH; this
-process gives ``qemu-img`` a private folder of links to files that it has opened and proved itself, so that no name on
-the share is followed.
+To freeze a volume, its file is renamed to a layer, and an empty file on that layer takes its place. A snapshot or clone
+is another empty file on the layer. (A hard link would avoid the moment without a volume, but NFS keeps a removed open
+file under a third name.) Files name the layer below them without a path. This is right for consumers: they open only
+volumes, which are in PATH. For ``qemu-img`` this process makes a private folder of links to files that it has opened
+and checked, so that no name on the share is followed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _LEFT = re.compile(r"\.layer-.*\.tmp|.*\.next\.tmp")
 _WAITING = re.compile(r"\.([A-Za-z][^.]*\.qcow2)\.next")
 _NAME = re.compile(r"\.layer-[0-9a-f]{16}\.qcow2")
 GUARDED_S = 120
-"""How long a new layer is kept from writers: a client that caches names may take it for the volume for so long."""
+"""Seconds for which a new layer is locked against writers: a client with cached names may take it for the volume."""
 _DEEPEST = 100
-"""More layers than merging ever leaves: such a chain leads in a circle."""
+"""More layers than merging ever leaves: a longer chain is circular."""
 
 
 class Chain(NamedTuple):
@@ -56,25 +56,25 @@ class Layers:
     """The layers of one share."""
 
     def __init__(self, views: Path):
-        """``views``: a directory of this node's, for links to what ``qemu-img`` is to open."""
+        """``views``: a directory on this node for the links that ``qemu-img`` opens."""
         self._views = views
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
         self._touched: set[str] = set()
         self._renames = 0
         self._changing = threading.Lock()
-        """Held while names are exchanged: nobody opens a layer by its name then, or mends what is not broken."""
+        """Held while names are exchanged. Meanwhile no layer is opened by name, and ``mend`` repairs nothing."""
         self._guarded: list[tuple[float, int]] = []
-        """Until when, on the clock that never turns back, and what holds the lock."""
+        """Monotonic time at which each lock ends, and the descriptor that holds the lock."""
         self.in_doubt = True
-        """A kill or a server that went away may have left names half-way exchanged."""
+        """True if a kill or a lost server may have interrupted an exchange of names."""
         self._is_new = True
 
     def header(self, fd: int, shown: str) -> Header:
-        """Read a header; refuse one that sends its reader to anything but a layer."""
+        """Read a header. Raise BackendError if its backing file is not a layer."""
         header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), shown)
         if header.backing is not None and (
-            not _NAME.fullmatch(header.backing) or header.backing_format != "qcow2"  # else qemu would guess
+            not _NAME.fullmatch(header.backing) or header.backing_format != "qcow2"  # else qemu would guess it
         ):
             raise commands.names_another(shown)
         return header
@@ -83,10 +83,11 @@ class Layers:
 
     @contextmanager
     def frozen(self, root: Folder, source: Chain, *, is_open: bool) -> Iterator[tuple[str, int]]:
-        """Give the layer that holds an image's present bytes, and the image's size in bytes.
+        """Give a layer with the image's present bytes, and the image's size in bytes.
 
-        ``is_open``: somebody may have it open. What may be written at any moment is copied, for nobody can be made to
-        go on in another file. Raises: InUse when such a file never rests.
+        ``is_open``: a consumer may have the image open. Such a file may be written at any moment, and its consumer
+        cannot be moved to another file: so it is copied. Raise InUse if the file is written during every try of the
+        copy.
         """
         new = new_layer()
         with self.holding(new), ExitStack() as below:
@@ -112,14 +113,15 @@ class Layers:
                 commands.create_overlay(overlay, layer, size)
             source.folder.rename(source.file, layer, root)
             source.folder.rename(waiting, source.file)
-        # Whoever opened it under the volume's name just before has no lock yet, and gets none to write with.
+        # A consumer that just opened the file by the volume's name has no lock yet; it can get none for writing.
         kept = os.dup(fd)  # shares the lock
         files.let_read(kept)
         with self._lock:
             self._guarded.append((time.monotonic() + GUARDED_S, kept))
 
     def unguard(self, *, everything: bool = False) -> None:
-        """Give up the locks of layers that everybody knows as such by now, or those of a mount that went away."""
+        """Release the locks of layers after ``GUARDED_S``; with ``everything``, release all, as after the mount is
+        lost."""
         with self._lock:
             due = [fd for until, fd in self._guarded if everything or until <= time.monotonic()]
             self._guarded = [one for one in self._guarded if one[1] not in due]
@@ -128,7 +130,7 @@ class Layers:
 
     @contextmanager
     def _doubting(self) -> Iterator[None]:
-        """Remember, if the block fails, that nobody knows how far it came: an unanswered rename may have happened."""
+        """Set ``in_doubt`` if the block fails: a rename without an answer may have happened."""
         try:
             yield
         except BaseException:
@@ -136,9 +138,9 @@ class Layers:
             raise
 
     def replace(self, root: Folder, layer: str, backing: str, tell: Progress, is_busy: Callable[[], bool]) -> None:
-        """Put in a layer's place one that reads the same and lies on ``backing``, or on nothing when that is empty.
+        """Replace a layer by one that reads the same and lies on ``backing``; empty: no backing layer.
 
-        Raises: InUse when somebody wants it as it is, in the end.
+        Raise InUse if the layer came into use before the exchange.
         """
         shown = str(root.shown / layer)
         with self._doubting(), ExitStack() as swap, root.building(layer, f"{layer}.tmp") as new:
@@ -148,7 +150,7 @@ class Layers:
                     commands.rebase(f"{view}/new.qcow2", backing, tell)
                     files.flush(new)
                     commands.prove_equal(f"{view}/old.qcow2", f"{view}/new.qcow2")
-            swap.enter_context(self._changing)  # until it has its name
+            swap.enter_context(self._changing)  # held until the new layer has its name
             if is_busy():
                 raise InUse(f"{shown} is in use again.")
             root.link(layer, layer.replace(LAYER, SUPERSEDED))
@@ -173,7 +175,7 @@ class Layers:
 
     @contextmanager
     def readable(self, root: Folder, fd: int, shown: str) -> Iterator[str]:
-        """Give the path under which qemu-img may open an image, with what lies below it."""
+        """Give a path by which qemu-img may open an image and the layers below it."""
         if self.header(fd, shown).backing is None:
             yield commands.path_of(fd)
             return
@@ -192,11 +194,11 @@ class Layers:
                         (view / link).symlink_to(commands.path_of(below))
             yield view
 
-    # --- what must not go --------------------------------------------------------------------------------
+    # --- removing layers ---------------------------------------------------------------------------------
 
     @contextmanager
     def holding(self, layer: str) -> Iterator[None]:
-        """Keep a layer while something is put on it."""
+        """Keep a layer from being removed while a file is put on it."""
         with self._lock:
             self._held[layer] += 1
             self._touched.add(layer)
@@ -208,7 +210,8 @@ class Layers:
 
     @contextmanager
     def renaming(self) -> Iterator[None]:
-        """Have nothing removed because of a list in which a file that gets another name was missed."""
+        """Mark a rename of a file: a list made meanwhile may miss the file, and no layer is removed because of that
+        list."""
         with self._lock:
             self._renames += 1
         try:
@@ -218,13 +221,14 @@ class Layers:
                 self._renames += 1
 
     def began(self) -> int:
-        """Note that a list is being made; what is touched from now on is not removed because of it."""
+        """Note the start of a list. Layers held now or later are not removed because of it. Return the count of
+        renames."""
         with self._lock:
             self._touched = {layer for layer, count in self._held.items() if count}
             return self._renames
 
     def remove(self, root: Folder, layer: str, began: int) -> bool:
-        """Remove a layer on which, by the list that was begun then, nothing lies; say whether it is gone."""
+        """Remove a layer that is unused by the list started at ``began``. Return True if the layer is gone."""
         with self._lock:
             if layer in self._touched or self._renames != began or self.in_doubt:
                 return False
@@ -237,7 +241,8 @@ class Layers:
             return root.remove(layer)
 
     def mend(self, root: Folder, folders: Iterable[Folder]) -> None:
-        """Complete, or take back, what a kill or a server that went away left half-way; ``folders`` hold images."""
+        """Complete or undo exchanges that a kill or a lost server interrupted; ``folders`` are the directories of
+        images."""
         with self._changing:
             if not self.in_doubt:
                 return
@@ -250,13 +255,14 @@ class Layers:
             superseded = {_number(root, name): name for name in root.hidden(SUPERSEDED)}
             for layer in root.hidden(LAYER):
                 if not layer.endswith(".tmp") and (twin := superseded.get(_number(root, layer))):
-                    root.remove(twin)  # the shorter one has not taken the layer's place
+                    root.remove(twin)  # the replacement has not taken the layer's place
             if self._is_new:
                 shutil.rmtree(self._views, ignore_errors=True)
             self.in_doubt = self._is_new = False
 
     def _mend_frozen(self, root: Folder, folder: Folder, waiting: str, file: str) -> None:
-        """Put in its place what waits for that of a volume which is a layer already."""
+        """Complete an interrupted freeze: give the waiting file the volume's name. Remove it if the volume was not
+        renamed."""
         with files.closing(folder.open(waiting)) as fd:
             layer = self.header(fd, waiting).backing
         if layer is not None and root.stat(layer) is not None and folder.stat(file) is None:
@@ -271,11 +277,11 @@ def new_layer() -> str:
 
 
 def _number(folder: Folder, name: str) -> int:
-    """Return which file the server has under a name, asked anew; it may have another name."""
+    """Return the inode number of a file, asked of the server; the file may have several names."""
     with files.closing(folder.open(name, names=3)) as fd:
         return os.fstat(fd).st_ino
 
 
 def _is_written(fd: int, header: Header) -> bool:
-    """Say whether anything was written since the image was put on its layer; else its table is all zeros."""
+    """Return True if the image was written since it was put on its layer; otherwise its table is all zeros."""
     return any(os.pread(fd, header.map_length, header.map_offset))

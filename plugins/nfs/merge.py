@@ -1,8 +1,8 @@
-"""Keeps chains of layers short, in the background: removes what nothing lies on, merges what only one layer lies on.
+"""Keeps chains of layers short, in the background: removes unused layers, and merges a layer into its only child layer.
 
-A layer is only ever replaced by one that reads the same, files of volumes are never touched, and what lies below a
-volume that is in use stays as it is until that ends. Should somebody open it just then, the old layer is kept for them
-under another name.
+A layer is only replaced by one that reads the same. Files of volumes are never changed. Layers below a volume in use
+are not changed until the use ends. If a consumer opens a layer while it is replaced, the old layer is kept under
+another name.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _TENDER = ".tender"
 
 @dataclass(frozen=True)
 class Graph:
-    """What lies on what."""
+    """The files and layers of a share, and the layer below each."""
 
     below: Mapping[str, str | None]
-    """By file: the layer that it lies on."""
+    """By file: the layer directly below it."""
     referenced: Sequence[str]
     """The files of volumes and snapshots."""
     used: Sequence[str]
-    """Those of volumes that somebody may have open."""
+    """The files of volumes that may be open."""
     layers: Sequence[str]
 
     def on_top(self) -> Mapping[str, Sequence[str]]:
-        """Return by layer what lies on it."""
+        """Return the files and layers directly on each layer."""
         found: dict[str, list[str]] = defaultdict(list)
         for file, layer in self.below.items():
             if layer is not None:
@@ -53,22 +53,22 @@ class Graph:
         return found
 
     def deepest(self) -> int:
-        """Return how many layers lie below a volume or snapshot at most."""
+        """Return the largest number of layers below a volume or snapshot."""
         return max((len(self.chain(file)) for file in self.referenced), default=0)
 
     def unused(self) -> set[str]:
-        """Return the layers on which nothing lies."""
+        """Return the layers with no file or layer on them."""
         return set(self.layers) - set(self.on_top())
 
     def busy(self) -> set[str]:
-        """Return the layers that somebody may have open."""
+        """Return the layers below volumes that may be open."""
         return {layer for file in self.used for layer in self.chain(file)}
 
     def steps(self, most: int) -> Iterator[tuple[str, str]]:
-        """Yield layers that are to be replaced, each with what it is to lie on then; an empty word is nothing.
+        """Yield each layer to replace and its new backing layer; empty: no backing layer.
 
-        A layer takes in the one below it if nothing else lies on that; half-way down a chain of more than ``most``,
-        one is to stand alone.
+        A layer is merged with the layer below if it is the only one on that layer. In a chain of more than ``most``
+        layers, the middle layer gets no backing layer.
         """
         on_top = self.on_top()
         for layer in self.layers:
@@ -82,7 +82,7 @@ class Graph:
 
 
 class LayerMerger:
-    """Tends the layers of one share."""
+    """Merges and removes the layers of one share."""
 
     def __init__(
         self,
@@ -91,8 +91,10 @@ class LayerMerger:
         is_used: Callable[[Chain, int], bool],
         most: int,
     ):
-        """``referenced`` gives the files of volumes and snapshots that may lie on layers; ``is_used`` says of one,
-        which is open, whether somebody else may have it open; ``most`` is the depth to keep to.
+        """``referenced`` returns the files of volumes and snapshots that may have layers.
+
+        ``is_used`` takes a file and its open descriptor, and returns True if a consumer may have the file open.
+        ``most`` is the largest allowed depth of a chain.
         """
         self._layers = layers
         self._named = referenced
@@ -101,15 +103,15 @@ class LayerMerger:
         self._lock: int | None = None
         self.deepest = 0
         self.waits = True
-        """Something is left to do, which nobody will ask for; or nobody has looked yet."""
+        """True if work is left that nothing else will start, or if the share was not examined yet."""
 
     def merge(self, root: Folder, progress: Progress) -> None:
-        """Do what there is to do."""
+        """Remove unused layers and merge chains until nothing is left that can be done now."""
         if not root.hidden(LAYER) and not root.hidden(SUPERSEDED):
             self.deepest, self.waits = 0, False
             return
         if not self._is_mine(root):
-            self.waits = True  # another process tends this share, and may end
+            self.waits = True  # another process merges the layers of this share, and may end
             return
         while True:
             progress(0)
@@ -129,14 +131,14 @@ class LayerMerger:
         return layer in self._look(root).busy()
 
     def leave(self) -> None:
-        """Let others tend the share, which is mounted anew."""
+        """Release the lock of the share, because it was mounted again."""
         if self._lock is not None:
             with suppress(OSError):
                 os.close(self._lock)
         self._lock, self.waits = None, True
 
     def _is_mine(self, root: Folder) -> bool:
-        """Say whether this is the one process that tends the share."""
+        """Return True if this process holds, or just got, the lock for merging layers of the share."""
         if self._lock is None:
             if root.stat(_TENDER) is None:
                 with root.building(_TENDER, f"{_TENDER}.tmp"):
@@ -149,20 +151,20 @@ class LayerMerger:
         return self._lock is not None
 
     def _remove(self, root: Folder) -> tuple[bool, bool]:
-        """Remove what nobody needs; say whether something went, and so may what it lay on, and whether some waits."""
+        """Remove unreferenced layers. Return (removed any, deferred any); a removal may free the layer below."""
         went = waits = False
         self._layers.unguard()
         began = self._layers.began()
         graph = self._look(root)
         busy = graph.busy()
         for spent in root.hidden(SUPERSEDED):
-            with files.closing(root.open(spent, write=True, names=3)) as fd:  # one is NFS's, while it is open here
+            with files.closing(root.open(spent, write=True, names=3)) as fd:  # NFS adds a name to an open file
                 closed = spent.replace(SUPERSEDED, LAYER) not in busy and files.lock_image(fd)
             went |= closed and root.remove(spent)
             waits |= not closed
         unused = graph.unused()
         if unused:
-            # Looked at twice: a list that is made while others rename must not be what a layer's end hangs on.
+            # Read the graph twice: files renamed during one listing may be missing from it.
             for layer in unused & self._look(root).unused():
                 removed = self._layers.remove(root, layer, began)
                 went |= removed
@@ -170,18 +172,18 @@ class LayerMerger:
         return went, waits
 
     def _look(self, root: Folder) -> Graph:
-        """Read what lies on what. Raises BackendError when a file cannot be read: it may lie on anything."""
+        """Read the graph of the share. Raise BackendError if a file cannot be read: its layers would be unknown."""
         below: dict[str, str | None] = {}
         used: list[str] = []
 
         def look(one: Chain, shown: str, *, is_image: bool) -> None:
-            # One that is gone was deleted meanwhile; what gets another name is looked out for.
+            # A missing file was deleted meanwhile; ``Layers.remove`` detects renamed files.
             with suppress(FileNotFoundError), files.closing(one.folder.open(one.file, names=3)) as fd:
                 below[shown] = self._layers.header(fd, shown).backing
                 if is_image and below[shown] is not None and self._is_used(one, fd):
                     used.append(shown)
 
-        for one in self._named(root):  # each is looked at while its folder is open
+        for one in self._named(root):  # each file is read while its folder is open
             look(one, str(one.folder.shown / one.file), is_image=True)
         referenced = list(below)
         layers, spent = (

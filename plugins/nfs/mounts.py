@@ -1,4 +1,4 @@
-"""Mounts an export, and proves that what is mounted is that export: mount(8), umount(8), /proc/self/mountinfo."""
+"""Mounts an export, and verifies the mount: mount(8), umount(8), /proc/self/mountinfo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _DELEGATIONS = Path("/sys/module/nfsv4/parameters/delegation_watermark")
 
 
 def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
-    """Return the device number of an export's mount, which is made, or made again, if need be. Raises Unreachable."""
+    """Mount an export if it is not mounted or its mount is stale; return the device number. Raise Unreachable if this
+    fails."""
     source = source_of(at)
     if source is not None and source != export:
         raise Unreachable(f"{source} is mounted at {at}, where {export} is to be. Unmount it: umount {at}")
@@ -45,22 +46,22 @@ def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
 
 
 def unmount(at: Path, timeout_s: int) -> None:
-    """Take a mount away that leads nowhere any more, though somebody may have files of it open."""
+    """Unmount a stale mount lazily, even if files on it are open."""
     _run("umount", "-l", str(at), timeout_s=timeout_s)
 
 
 def prove_writable(root: Folder) -> None:
-    """Raise the error that making a file meets; what the client remembers of its rights may be a minute old."""
+    """Make a file, and raise the OSError of a failure. The client's cached permissions may be a minute old."""
     try:
         with closing(root.nameless(".probe")):
             pass
     except OSError as exc:
-        if exc.errno not in (errno.EEXIST, errno.ENOSPC, errno.EDQUOT):  # another service's; full, and can be emptied
+        if exc.errno not in (errno.EEXIST, errno.ENOSPC, errno.EDQUOT):  # another service's probe; a full share
             raise
 
 
 def copies_by_itself(at: Path, root: Folder) -> bool:
-    """Say whether a share's server copies files, so that their bytes do not pass the network; tried on a small one."""
+    """Return True if the server copies files without passing the network; tested with a small file."""
     with closing(root.nameless(".probe-from")) as source, closing(root.nameless(".probe-to")) as target:
         files.write_start(source, b"probe")
         files.flush(source)
@@ -71,7 +72,7 @@ def copies_by_itself(at: Path, root: Folder) -> bool:
 
 
 def _copies_made(at: Path) -> int:
-    """Count what the kernel had the server copy: a copy that the kernel itself had to make does not count."""
+    """Return the number of copies made by the server. Failed ones, which the kernel made itself, do not count."""
     count, ours = 0, False
     for line in Path("/proc/self/mountstats").read_text().splitlines():
         words = line.split()
@@ -83,10 +84,10 @@ def _copies_made(at: Path) -> int:
 
 
 def refuse_others(export: str, at: Path) -> None:
-    """Refuse a share that this machine has mounted a second time with other options. Raises Unreachable.
+    """Raise Unreachable if this machine has mounted the share a second time with other options.
 
-    To the server both are one client, to which it delegates its files; the kernel then reads by the one mount what it
-    remembers, not what was written by the other. Mounts that share all options share what they remember.
+    For the server both mounts are one client, to which it delegates files. The kernel then reads outdated bytes from
+    the cache of one mount after a write through the other. Mounts with the same options share one cache.
     """
     if not _DELEGATIONS.exists() or _DELEGATIONS.read_text().strip() == "0":
         return
@@ -105,14 +106,14 @@ class _Mount(NamedTuple):
     at: Path
     device: str
     source: str
-    """HOST:/PATH; of another kind of file system, that kind."""
+    """HOST:/PATH for NFS; otherwise the type of the file system."""
     path: str
     address: str
     version: str
 
 
 def _mounts() -> Iterator[_Mount]:
-    """Yield what is mounted; asks no server."""
+    """Yield all mounts without asking a server."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, source, options = after.split()[:3]
@@ -123,9 +124,9 @@ def _mounts() -> Iterator[_Mount]:
 
 
 def source_of(at: Path) -> str | None:
-    """Return what is mounted at a place by NFS or otherwise, or None."""
+    """Return the source of the mount at a path: HOST:/PATH or a file system type; None if nothing is mounted there."""
     found = None
-    for one in _mounts():  # the last one covers the others
+    for one in _mounts():  # the last mount covers the others
         if one.at == at:
             found = one.source
     return found
@@ -153,7 +154,7 @@ def _run(*argv: str, timeout_s: int) -> None:
 
 
 def _hint(said: str) -> str:
-    """Return what to look at, where the server refused the mount."""
+    """Return advice for the error of a refused mount; empty if there is none."""
     if "access denied" in said:
         return " Is this machine among those that the server exports it to? There: exportfs -v"
     if "No such file or directory" in said:

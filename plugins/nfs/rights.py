@@ -1,7 +1,7 @@
-"""Why this machine may not write to a share: a sentence that names the export and the option of its server.
+"""Explains why this machine may not write to a share; the error names the export and the server's option to change.
 
-To the server root may be another user (root_squash, its default), or everybody is (all_squash); or only the directory
-belongs to somebody else.
+The server may map root to another user (root_squash, its default), or map every user to one (all_squash). Or only the
+directory belongs to another user.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from blockstore.errors import BackendError, Unreachable
 
 _PROBE = ".blockstore-whose"
 _STRANGER = 4_294_900_001
-"""A user whom no directory belongs to."""
+"""A user id that owns no directory."""
 
 
 def refused(export: str, at: Path, said: str) -> Unreachable:
-    """Return the error for a share on which this user may not do what it must."""
+    """Return the error for a share on which this user lacks permissions that it needs."""
     try:
         with closing(_Directory(at)) as directory:
             why = _why(export, directory)
     except OSError as exc:
         if exc.errno == errno.EROFS:
             return read_only(export, at)
-        # It may not even be looked into.
+        # The directory cannot even be opened.
         found = None
         with suppress(OSError):
             found = at.stat()
@@ -37,7 +37,7 @@ def refused(export: str, at: Path, said: str) -> Unreachable:
 
 
 def read_only(export: str, at: Path) -> Unreachable:
-    """Return the error for a share that takes no writes."""
+    """Return the error for a read-only share."""
     server, path = parts(export)
     return Unreachable(
         f"{export} is read-only. Export it read-write on its server: the option rw, not ro, for {path} in /etc/exports"
@@ -63,7 +63,8 @@ class _Directory:
         os.close(self.fd)
 
     def owner_of_new_file(self) -> int | None:
-        """Return whom a new file belongs to; None if none may be made. Raises OSError: the share is read-only."""
+        """Return the owner of a newly made file; None if this user may not make one. Raise OSError if the share is
+        read-only."""
         with suppress(OSError):
             os.unlink(_PROBE, dir_fd=self.fd)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,7 +80,7 @@ class _Directory:
                 os.unlink(_PROBE, dir_fd=self.fd)
 
     def is_a_stranger_let_in(self) -> bool:
-        """Return True if a user whom nothing belongs to may write, without a file being made."""
+        """Return True if a user who owns nothing may write to the directory; tested without making a file."""
         who = ("setpriv", f"--reuid={_STRANGER}", f"--regid={_STRANGER}", "--clear-groups")
         try:
             run((*who, "test", "-w", f"/proc/self/fd/{self.fd}"), pass_fds=(self.fd,), package="util-linux")

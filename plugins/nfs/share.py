@@ -1,6 +1,6 @@
-"""The files on a mounted export: the hooks of ``FileStore`` that are different on a share, and the joint to the layers.
+"""The files on a mounted export: overrides the hooks of ``FileStore``, and connects them with the layers.
 
-Used by ``NfsBackend``, which mounts the export and says on which device it is.
+Used by ``NfsBackend``, which mounts the export and sets its device number.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class ShareStore(FileStore):
         is_attached: Callable[[str], bool],
         layer_made: Callable[[], None],
     ):
-        """``mount`` mounts the export, and sets ``device``; ``layer_made`` is called after each copy by layers."""
+        """``mount`` mounts the export and sets ``device``; ``layer_made`` is called after each copy by layers."""
         super().__init__(path, state_dir, not_recognised)
         self.layers = Layers(state_dir / "views" / path.name)
         self.device: int | None = None
-        """Of the mounted file system; anything else at the mount point is a local directory."""
+        """Device number of the mounted file system; a mount point with another device is a local directory."""
         self.is_layered = False
-        """Qcow2 volumes are frozen as layers, not copied."""
+        """True if qcow2 volumes are frozen as layers instead of copied."""
         self._export = export
         self._mount = mount
         self._is_attached = is_attached
@@ -52,7 +52,7 @@ class ShareStore(FileStore):
     def open_root(self) -> Folder:
         if self.device is None:
             self._mount()
-        # Consumers on other nodes enter it, each as a user of its own; what is in it is private all the same.
+        # Consumers on other nodes enter the directory as different users; the files in it are private all the same.
         root = Folder.open_root(self.path, may_enter=True)
         if os.fstat(root.fd).st_dev != self.device:
             root.close()
@@ -60,18 +60,18 @@ class ShareStore(FileStore):
         return root
 
     def prepare(self, root: Folder) -> None:
-        self.prove_identity(root)  # what the mount remembers of the mark proves nothing
+        self.prove_identity(root)  # read from the server: the mount's cache of the mark may be outdated
         self.mend(root)
 
     @contextmanager
     def opened(self, image: StoredVolume, *, write: bool = False) -> Iterator[int]:
         with super().opened(image, write=write) as fd:
-            # To the server all mounts of this machine are one client, whom it need not tell what another one wrote.
+            # For the server all mounts of this machine are one client: it reports no writes of one mount to another.
             files.forget_cached(fd)
             yield fd
 
     def refuse_open(self, image: StoredVolume, fd: int | None = None) -> None:
-        """Refuse what this process has open, and what a QEMU has, here or elsewhere; NFS knows of no others."""
+        """Raise InUse if this process or any QEMU, here or elsewhere, has a volume open. NFS shows no other users."""
         if self.openers.is_open(image.name):
             raise InUse(f"Volume {image.name} is open in this process.")
         with ExitStack() as kept:
@@ -97,7 +97,7 @@ class ShareStore(FileStore):
             self._layer_made()
         else:
             with self.opened(source) as fd, ExitStack() as kept:
-                if backing := self.header(source, fd).backing:  # it was made when this share was layered
+                if backing := self.header(source, fd).backing:  # made when this share used layers
                     kept.enter_context(self.layers.holding(backing))
                 super().copy(image, source, size_gib, progress)
 
@@ -127,7 +127,7 @@ class ShareStore(FileStore):
     # --- layers ------------------------------------------------------------------------------------------
 
     def mend(self, root: Folder) -> None:
-        """Complete, or take back, an exchange of names that was interrupted."""
+        """Complete or undo an interrupted exchange of names."""
         if self.layers.in_doubt:
             self.layers.mend(root, self._folders(root))
 
@@ -137,11 +137,11 @@ class ShareStore(FileStore):
             yield from (Chain(folder, image.file) for image, _ in self.images(folder) if image.format == "qcow2")
 
     def is_used(self, file: Chain, fd: int) -> bool:
-        """Return True if somebody may have a volume open. QEMU's locks are not all: NFS hides those of this machine."""
+        """Return True if a volume may be open. QEMU's locks alone do not tell: NFS hides those of this machine."""
         return self._is_attached(file.file.removesuffix(".qcow2")) or files.is_image_open(fd)
 
     def _folders(self, root: Folder) -> Iterator[Folder]:
-        """Yield the directories that hold images; each is open until the next one is asked for."""
+        """Yield the directories that hold images; each is open until the next is requested."""
         yield root
         with self.sub(root, SNAPSHOTS) as snapshots:
             for entry in snapshots.entries() if snapshots else ():

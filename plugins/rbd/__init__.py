@@ -1,17 +1,17 @@
-"""Volumes as images of a Ceph pool; consumers reach the cluster themselves.
+"""Volumes as images of a Ceph pool; consumers connect to the cluster directly.
 
     POOL/[NAMESPACE/]VOLUME             a volume
     POOL/VOLUME@SNAPSHOT                a snapshot
-    POOL/VOLUME@clone-OTHER             for the moment in which OTHER is cloned from VOLUME
-    trash: blockstore-gone-VOLUME-...   a volume that was deleted while clones still need bytes of it
+    POOL/VOLUME@clone-OTHER             while OTHER is being cloned from VOLUME
+    trash: blockstore-gone-VOLUME-...   a deleted volume whose bytes clones still need
     object blockstore-owner             the id of the installation that uses the pool
 
-Clones are layered (format 2, Ceph 13 or newer), so snapshots and parents may go before their clones: their remains wait
-in the trash, and a background task removes them with the last clone. It also flattens clones that would make a chain
-too long.
+Clones are layered (format 2, Ceph 13 or newer), so snapshots and parents may be deleted before their clones. Their data
+stays in the trash until a background task removes it after the last clone. Another task flattens clones whose chains
+are too long.
 
-Group snapshots are not declared. Who keeps the locks of images while it freezes them makes the writes of their users
-fail, not wait (tried with Ceph 16: EROFS); Ceph's own groups can do it, but nothing can be cloned from their snapshots.
+Group snapshots are not supported. Holding the locks of images to freeze them makes their users' writes fail instead of
+wait (tried with Ceph 16: EROFS). Ceph's own groups can freeze images, but their snapshots cannot be cloned.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RbdBackend(Backend):
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
-        """Return an instance for each pool of the cluster; the only one is named as the section."""
+        """Return an instance for each configured pool; a single pool keeps the name of the section."""
         pools = pools_of(of_type(RbdOptions, options, f"[backend:{name}]"))
         made = [cls(name, options, state_dir, pool) for pool in pools]
         if len(made) > 1:
@@ -88,7 +88,7 @@ class RbdBackend(Backend):
                 self._made = open_cluster(self._settings, self._ceph_pool)
             return self._made
 
-    # --- health and figures ------------------------------------------------------------------------------
+    # --- health and capacity -----------------------------------------------------------------------------
 
     def check(self) -> None:
         cluster = self._cluster
@@ -161,7 +161,7 @@ class RbdBackend(Backend):
                 self._users.patiently(lambda: self._cluster.remove(name))
             except VolumeMissing:
                 if self._size(name) is not None:
-                    # In a full pool rbd says that what it cannot remove is not there.
+                    # If the pool is full, rbd reports ENOENT for images that it cannot remove.
                     raise Stuck(f"{name} is there and cannot be removed; is the pool full?") from None
                 self.prove_identity()
             except HasSnapshots:
@@ -170,7 +170,7 @@ class RbdBackend(Backend):
         self._trash.empty_trash()
 
     def _bury(self, name: str) -> None:
-        """Remove an image with snapshots: if they are only what clones need, it waits in the trash for their end."""
+        """Move an image to the trash if it has only snapshots that clones need. Raise InUse if it has others."""
         cluster = self._cluster
         own = cluster.snapshots(name)
         if others := [snapshot for snapshot in own if not manageable.is_helper(snapshot)]:
@@ -178,8 +178,8 @@ class RbdBackend(Backend):
                 f"Volume {name} has snapshots: {', '.join(others)}. Delete them first; those that the API does not show"
                 " are managed by `cinder snapshot-manage`, or removed by `rbd snap rm`."
             )
-        self._users.refuse_watched(name)  # the trash would take it from under them
-        for snapshot in own:  # of a clone that was never finished, or of one that Cinder made
+        self._users.refuse_watched(name)  # moving it to the trash would break their access
+        for snapshot in own:  # left by an unfinished clone, or by a clone that Cinder made
             with suppress(VolumeMissing):
                 self._remove_snapshot(name, snapshot)
         self._trash.move_to_trash(name)
@@ -257,7 +257,8 @@ class RbdBackend(Backend):
             self._cluster.remove_snapshot(volume, snapshot)
 
     def _unprotect(self, volume: str, snapshot: str) -> None:
-        """Take the protection from a snapshot that was managed: Cinder protects all of its. Raises InUse."""
+        """Unprotect a managed snapshot: Cinder protects all its snapshots. Raise InUse if clones of format 1 need
+        it."""
         try:
             self._cluster.unprotect(volume, snapshot)
         except InUse as exc:
@@ -332,7 +333,7 @@ class RbdBackend(Backend):
         progress(100)
 
     def _freeze(self, source: str, helper: str, name: str) -> None:
-        """Make the snapshot to clone from; one that a kill left holds old bytes, unless it is in use already."""
+        """Make the snapshot to clone from. Replace one left by a kill, which has old bytes, unless the clone exists."""
         try:
             self._cluster.snapshot(source, helper)
         except NameTaken:
@@ -341,7 +342,7 @@ class RbdBackend(Backend):
                 self._cluster.snapshot(source, helper)
 
     def _complete(self, name: str, size_gib: int, origin: tuple[str, str]) -> None:
-        """Finish a clone that is there already; raise NameTaken when it is something else."""
+        """Finish an existing clone. Raise NameTaken if the image is another one."""
         found = self._cluster.info(name)
         if found.size < size_gib * GIB and found.parent == origin:
             self._cluster.resize(name, size_gib * GIB)
@@ -354,7 +355,7 @@ class RbdBackend(Backend):
         if source.size < size_gib * GIB:
             self._cluster.resize(name, size_gib * GIB)
 
-    # --- taking over -------------------------------------------------------------------------------------
+    # --- managing existing volumes -----------------------------------------------------------------------
 
     def list_manageable(self) -> Sequence[Manageable]:
         return manageable.volumes(self._cluster)
@@ -366,7 +367,7 @@ class RbdBackend(Backend):
         check_name(name)
         self._names.refuse_for_volume(name)
         with self._explained():
-            # Grown before it is renamed: when there is no space it stays what it was.
+            # Grow it before the rename: if space is missing, the image keeps its name and size.
             if reference != name and self._may_take(reference, name):
                 whole = self._grow_to_whole(reference)
                 self._cluster.rename(reference, name)
@@ -384,7 +385,7 @@ class RbdBackend(Backend):
         return whole
 
     def _may_take(self, reference: str, name: str) -> bool:
-        """Say whether it waits to be renamed; False when a former life has done that."""
+        """Return True if the image must be renamed; False if a call before a crash did that."""
         if reason := manageable.why_not(reference):
             raise BackendError(reason)
         taken = self._size(name) is not None
@@ -420,7 +421,8 @@ class RbdBackend(Backend):
             return None
 
     def _is_there(self, name: str, size_gib: int) -> bool:
-        """Say whether a volume exists with this size; what a kill left of one is removed. Raises NameTaken."""
+        """Return True if a volume exists with this size. Remove remains of a killed creation. Raise NameTaken if the
+        size differs."""
         size = self._size(name)
         if size is None:
             with suppress(VolumeMissing):
@@ -434,7 +436,7 @@ class RbdBackend(Backend):
 
     @contextmanager
     def _undoing(self, undo: Callable[[], Any]) -> Iterator[None]:
-        """Take back what was made when the rest fails, as far as the cluster lets us."""
+        """Call ``undo`` if the block fails, and ignore its errors."""
         try:
             yield
         except BaseException:
@@ -444,7 +446,8 @@ class RbdBackend(Backend):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Tell a full pool from a cluster that is away: both let calls wait until they are given up."""
+        """Raise NoSpace instead of Stuck if the pool is full: calls time out both in a full pool and without a
+        cluster."""
         started = time.monotonic()
         try:
             yield

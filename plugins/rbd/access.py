@@ -1,6 +1,6 @@
-"""What the way to a pool needs: configuration, keyring, pools, caps; a sentence for each that is missing.
+"""Checks the requirements for access to a pool: configuration, keyring, pools and caps; explains each one missing.
 
-The same for both ways to ask a cluster.
+Used by ``librbd.py`` and ``commands.py``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from blockstore_plugins.rbd.cluster import PoolAccess, explain
 from blockstore.errors import BackendError, Unreachable
 
 UNPARSABLE = "[::1.2.3.4]:0/1"
-"""An address that programs and caps let pass and monitors cannot parse: they refuse to blocklist it with EINVAL, and
-with EACCES whoever may not blocklist at all. Nothing is blocklisted by it; a monitor that could parse it would
-blocklist nobody, for a second."""
+"""An address that Ceph's programs and caps accept but monitors cannot parse. Monitors refuse to blocklist it with
+EINVAL, or with EACCES if the user may not blocklist at all. Nothing is blocklisted; a monitor that could parse the
+address would blocklist no real client, for one second."""
 BLOCKLIST = ("osd blocklist", "osd blacklist")
 """The monitors' command, and its name before Ceph 16."""
 
@@ -28,21 +28,21 @@ def is_unknown(said: str) -> bool:
 
 
 def need_conf(place: PoolAccess) -> None:
-    """Raise Unreachable unless the cluster's configuration is there."""
+    """Raise Unreachable if the cluster's configuration file is missing."""
     if not place.conf.is_file():
         raise Unreachable(f"{place.conf} is not there; the option ceph_conf names the cluster's configuration.")
 
 
 def need_keyring(place: PoolAccess) -> None:
-    """Raise Unreachable unless the keyring that the options name can be read."""
+    """Raise Unreachable if the configured keyring cannot be read."""
     if place.keyring is not None and not _is_readable(place.keyring):
         raise _no_key(place, [str(place.keyring)])
 
 
 def not_connected(place: PoolAccess, code: int, said: str, searched: Sequence[str] = ()) -> BackendError:
-    """Return the error for a connection that was refused: never that an image or a pool is not there.
+    """Return the error for a refused connection. It never says that an image or a pool is missing.
 
-    ``searched`` are the files in which Ceph looked for the key.
+    ``searched``: the keyring files that Ceph tried.
     """
     paths = [str(place.keyring)] if place.keyring is not None else [path.strip() for path in searched]
     paths = [path for path in paths if path]
@@ -78,7 +78,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def no_pool(place: PoolAccess) -> Unreachable:
-    """Return the error for a pool or namespace that is not there."""
+    """Return the error for a missing pool or namespace."""
     make = f"ceph osd pool create {place.pool}; rbd pool init {place.pool}"
     if place.namespace:
         make += f"; rbd namespace create {place.spec}"
@@ -86,7 +86,7 @@ def no_pool(place: PoolAccess) -> Unreachable:
 
 
 def no_data_pool(place: PoolAccess, data_pool: str) -> Unreachable:
-    """Return the error for a pool for data that is not there, or not the user's."""
+    """Return the error for a data pool that is missing or that the user may not use."""
     return Unreachable(
         f"The pool {data_pool}, for the data of new images in {place.pool}, is not there or may not be used by"
         f" client.{place.user}. Make it: ceph osd pool create {data_pool}; ceph osd pool application enable"
@@ -95,7 +95,7 @@ def no_data_pool(place: PoolAccess, data_pool: str) -> Unreachable:
 
 
 def may_not_blocklist(place: PoolAccess) -> Unreachable:
-    """Return the error for a user that could not take a lock from a client that died."""
+    """Return the error for a user without the cap to blocklist dead clients, which breaking their locks needs."""
     pools = ", ".join(f"profile rbd pool={pool}" for pool in (place.pool, place.data_pool) if pool)
     return Unreachable(
         f"The Ceph user client.{place.user} may not `osd blocklist`: the lock of a client that died would stay for"

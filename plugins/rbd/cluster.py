@@ -1,6 +1,6 @@
-"""What the backend asks of a Ceph cluster, and in which errors the answer comes; the same for both ways to ask.
+"""The interface of the backend to a Ceph cluster, and its errors. It has two implementations.
 
-``commands.py`` asks through the programs of ceph-common, ``librbd.py`` through Ceph's own Python bindings.
+``commands.py`` runs the programs of ceph-common; ``librbd.py`` calls Ceph's own Python bindings.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, InUse, NameTaken, NoSpace, ToolTimeout, Unreachable, VolumeMissing
 
 LONG_S = 7 * 24 * 3600
-"""Time for what copies all data of an image; each single step of it is bounded by the cluster's own limits."""
+"""Timeout of an operation that copies all data of an image; the cluster's own limits bound each single step."""
 
 
 TRASH = "rbd_trash"
-"""The object that lists what is in the trash. Removing an image passes through it, and a full pool takes no new object:
-so it is made while there is space."""
+"""The object that lists the images in the trash. Removing an image needs it, and a full pool takes no new objects: so
+it is made while the pool has space."""
 OWNER = "blockstore-owner"
 """The object of a pool that holds the id of the installation using it."""
 
 
 class HasSnapshots(InUse):
-    """An image that cannot go, because of its snapshots, be they only what clones still need."""
+    """An image cannot be removed because it has snapshots; these may be snapshots that only clones still need."""
 
 
 class Stuck(ToolTimeout):
-    """The cluster did not answer in time, or has shut us out: what was asked may have happened or not."""
+    """The cluster did not answer in time, or shut this client out: the operation may have happened or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolAccess:
-    """Whom to ask, about which pool."""
+    """The address of a pool: its cluster, and the user and timeout to access it with."""
 
     pool: str
     namespace: str
@@ -48,55 +48,58 @@ class PoolAccess:
     keyring: Path | None
     timeout_s: int
     data_pool: str = ""
-    """Pool for the data of new images; without one, what the cluster's configuration or the pool's says."""
+    """Pool for the data of new images; if empty, the configuration of the cluster or of the pool decides."""
 
     @property
     def spec(self) -> str:
-        """Return what stands before an image's name."""
+        """Return the prefix of image names: POOL or POOL/NAMESPACE."""
         return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
 
     def limits(self) -> dict[str, str]:
-        """Return the cluster options by which a call that is not answered ends."""
+        """Return the cluster options that end unanswered calls."""
         seconds = str(self.timeout_s)
         return {"rados_osd_op_timeout": seconds, "rados_mon_op_timeout": seconds, "client_mount_timeout": seconds}
 
 
 @dataclass(frozen=True)
 class Info:
-    """What is known of an image or snapshot."""
+    """Size and parent of an image or snapshot."""
 
     size: int
     """Bytes."""
     parent: tuple[str, str] | None
-    """Image and snapshot of which it is a clone, within the same pool and namespace; the image may be in the trash."""
+    """Parent image and snapshot of a clone, if in the same pool and namespace; the image may be in the trash."""
     is_clone: bool
-    """Whether it has a parent, here or elsewhere."""
+    """True if it has a parent, in this or another pool."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the pool has, in bytes, as its users may fill it: divided by the number of copies already."""
+    """Capacity of a pool in bytes, as usable by clients: already divided by the number of copies."""
 
     total: int
     free: int
     pool: str = field(default="", compare=False)
-    """The pool that has it, when that is the one for data."""
+    """The data pool, if the capacity is that of the data pool."""
 
 
 class Cluster(Protocol):
-    """One pool of a cluster. Every method may block, for as long as ``Place.timeout_s`` at most for each step."""
+    """One pool of a cluster. Every method may block for at most ``PoolAccess.timeout_s`` in each step."""
 
     def prove(self) -> None:
-        """Raise Unreachable unless the pool, its namespace and the pool for data can be used, and the user may
-        blocklist clients that died. Prepare that a full pool can be emptied."""
+        """Raise Unreachable unless the pool, its namespace and the data pool can be used and the user may blocklist
+        dead clients.
+
+        Also make the objects that removing images from a full pool needs.
+        """
 
     def figures(self) -> Figures:
-        """Return what the pool has; if new images have their data in another pool, what that one has."""
+        """Return the capacity of the pool, or of the data pool if new images have their data there."""
 
     def identity(self) -> tuple[str, int]:
-        """Return the cluster's id and the pool's: one that is removed and made anew gets another. Raises Unreachable.
+        """Return the cluster's id and the pool's id; a pool made again gets a new id. Raises: Unreachable.
 
-        What is asked from then on goes to that pool.
+        Later calls go to the pool with this id.
         """
 
     def monitors(self) -> tuple[str, Sequence[tuple[str, str]]]:
@@ -115,19 +118,19 @@ class Cluster(Protocol):
         """Make an image. Raises: NameTaken."""
 
     def info(self, image: str, snapshot: str = "") -> Info:
-        """Return what is known. Raises: VolumeMissing."""
+        """Return size and parent. Raises: VolumeMissing."""
 
     def resize(self, image: str, size: int) -> None:
         """Grow an image. Raises: VolumeMissing."""
 
     def remove(self, image: str) -> None:
-        """Remove an image. Raises: VolumeMissing, which may be a lie when the pool is full; InUse; HasSnapshots."""
+        """Remove an image. Raises: VolumeMissing, which may be wrong if the pool is full; InUse; HasSnapshots."""
 
     def rename(self, image: str, to: str) -> None:
         """Rename an image. Raises: VolumeMissing; NameTaken."""
 
     def watchers(self, image: str) -> Sequence[str]:
-        """Return the addresses of who has an image open for writing."""
+        """Return the addresses of the clients that have an image open for writing."""
 
     def snapshots(self, image: str) -> Sequence[str]:
         """Return the snapshots of an image, without those that only clones still need."""
@@ -139,13 +142,16 @@ class Cluster(Protocol):
         """Remove a snapshot; clones keep what they need. Raises: VolumeMissing; InUse."""
 
     def ask_to_remove_snapshot(self, image: str, snapshot: str) -> None:
-        """Remove a snapshot, as far as Ceph's answer is to be believed; as ``remove_snapshot``."""
+        """Ask Ceph once to remove a snapshot; a reported success may be wrong, see ``remove_for_good``.
+
+        Raises: as ``remove_snapshot``.
+        """
 
     def is_protected(self, image: str, snapshot: str) -> bool:
-        """Return True if a snapshot is protected: then it cannot be removed. Raises: VolumeMissing."""
+        """Return True if a snapshot is protected and so cannot be removed. Raises: VolumeMissing."""
 
     def unprotect(self, image: str, snapshot: str) -> None:
-        """Take the protection from a snapshot. Raises: VolumeMissing; InUse, if a clone of format 1 needs it."""
+        """Unprotect a snapshot. Raises: VolumeMissing; InUse, if a clone of format 1 needs the snapshot."""
 
     def old_clones(self, image: str, snapshot: str) -> Sequence[str]:
         """Return the clones of format 1 of a snapshot, as POOL/IMAGE. Raises: VolumeMissing."""
@@ -154,25 +160,27 @@ class Cluster(Protocol):
         """Rename a snapshot. Raises: VolumeMissing; NameTaken."""
 
     def rollback(self, image: str, snapshot: str, progress: Progress) -> None:
-        """Give an image the bytes and size of its snapshot. Raises: VolumeMissing."""
+        """Restore the bytes and size of an image from its snapshot. Raises: VolumeMissing."""
 
     def clone(self, image: str, snapshot: str, to: str) -> None:
-        """Make an image of a snapshot, which it needs from then on. Raises: VolumeMissing; NameTaken."""
+        """Make an image from a snapshot; the image depends on the snapshot. Raises: VolumeMissing; NameTaken."""
 
     def parents(self) -> Mapping[str, str]:
-        """Return the clones, those in the trash included, and the image below each; no name: one of another pool."""
+        """Return the parent image of each clone, also of clones in the trash; empty for a parent in another pool or
+        namespace."""
 
     def parent(self, image: str) -> str | None:
-        """Return the image below one, which may be in the trash, as ``parents`` does; None when there is none."""
+        """Return the parent of an image, which may be in the trash, as ``parents`` does; None if the image is no
+        clone."""
 
     def flatten(self, image: str, progress: Progress) -> None:
-        """Copy into a clone what it still has of its parent. Raises: VolumeMissing."""
+        """Copy the data that a clone shares with its parent into the clone. Raises: VolumeMissing."""
 
     def trash(self) -> Mapping[str, str]:
-        """Return id and name of what is in the trash."""
+        """Return id and name of each image in the trash."""
 
     def alone_in_trash(self) -> AbstractContextManager[None]:
-        """Keep off who else removes what is in the trash. Raises: InUse."""
+        """Exclude other processes and threads from removing images from the trash. Raises: InUse."""
 
     def to_trash(self, image: str) -> None:
         """Move an image to the trash. Raises: VolumeMissing."""
@@ -181,32 +189,33 @@ class Cluster(Protocol):
         """Remove an image that is in the trash. Raises: InUse; HasSnapshots."""
 
     def set_options(self, image: str, options: Mapping[str, str | None]) -> None:
-        """Set options of an image; None takes one back. Raises: VolumeMissing."""
+        """Set options of an image; None removes an option. Raises: VolumeMissing."""
 
     def owner(self) -> str | None:
-        """Return what the object OWNER holds; None when it is not there, or empty."""
+        """Return the content of the object OWNER; None if the object is missing or empty."""
 
     def set_owner(self, owner: str | None, *, replace: bool) -> None:
-        """Write the object OWNER, or remove it; without ``replace`` one that holds something stays as it is."""
+        """Write the object OWNER, or remove it if ``owner`` is None. Without ``replace``, keep an object that is not
+        empty."""
 
     def regions(self, image: str, size: int) -> Sequence[tuple[int, int]]:
-        """Return offset and length of what may hold data."""
+        """Return offset and length of the regions that may hold data."""
 
     def open(self, image: str, snapshot: str, *, write: bool) -> AbstractContextManager[BinaryIO]:
         """Open the bytes. Raises: VolumeMissing."""
 
 
 def clone_name(pool: str, namespace: str, clone: Mapping[str, Any]) -> str:
-    """Return how people know a clone, of what Ceph tells of the children of a snapshot."""
+    """Return a clone's name for messages; ``clone`` is Ceph's description of a snapshot's child."""
     name = "/".join(filter(None, (pool, namespace, str(clone["image"]))))
     return f"{name} (in the trash, as {clone['id']})" if clone["trash"] else name
 
 
 def remove_for_good(cluster: Cluster, image: str, snapshot: str) -> None:
-    """Ask for the removal of a snapshot until it is gone.
+    """Remove a snapshot; retry until it is gone. Raise InUse if it stays.
 
-    While an image is flattened, its snapshots are removed by whoever flattens it; asked for one that it has not heard
-    of yet, it answers that nothing is there, which librbd takes for a removal that was asked for twice.
+    While an image is being flattened, the flattening client removes its snapshots. Asked for a snapshot that it does
+    not know yet, that client answers ENOENT. librbd takes this for a repeated removal and reports success.
     """
     for _ in range(_TRIES):
         cluster.ask_to_remove_snapshot(image, snapshot)
@@ -222,7 +231,7 @@ _SHUT_OUT = frozenset({errno.ETIMEDOUT, errno.ESHUTDOWN, errno.ENOTCONN, errno.E
 
 
 def explain(code: int, what: str, said: str) -> BackendError:
-    """Return the error for a number of errno.h, which is also what Ceph's programs exit with."""
+    """Return the error for a number of errno.h, which is also the exit code of Ceph's programs."""
     words = " ".join(said.split())[-300:]
     told = f" ({words})" if words else ""
     if code in _MISSING:

@@ -1,6 +1,6 @@
-"""Asks a cluster through ``rbd`` and ``ceph`` of ceph-common: argv, and what their exit codes and JSON mean.
+"""Accesses a cluster through ``rbd`` and ``ceph`` of ceph-common: builds argv, interprets exit codes and JSON.
 
-About 60 ms for each call; where Ceph's Python bindings are installed, ``librbd.py`` takes this file's place.
+A call takes about 60 ms. Where Ceph's Python bindings are installed, ``librbd.py`` is used instead.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KEYRINGS = re.compile(r"unable to find a keyring on ([^:\n]+):")
 
 
 class Commands:
-    """A pool, asked through programs."""
+    """A pool, accessed through programs."""
 
     def __init__(self, place: PoolAccess):
         self._place = place
@@ -57,7 +57,7 @@ class Commands:
         ]
         self._is_prepared = False
         self._data_pool: str | None = None
-        """As the last look found it."""
+        """The data pool as found by the last health check."""
 
     # --- the pool
 
@@ -66,7 +66,7 @@ class Commands:
         _need_tools()
         access.need_conf(self._place)
         access.need_keyring(self._place)
-        with ThreadPoolExecutor(4) as threads:  # each asks by a program of its own, which takes its time to start
+        with ThreadPoolExecutor(4) as threads:  # each check runs a program, which is slow to start
             asked: list[Future[str | None]] = [threads.submit(self._prove_pool), threads.submit(self._find_data_pool)]
             if not self._is_prepared:
                 asked += [threads.submit(self._prepare_for_full), threads.submit(self._prove_may_blocklist)]
@@ -83,7 +83,7 @@ class Commands:
             raise access.no_pool(self._place) from exc
 
     def _prepare_for_full(self) -> None:
-        with suppress(NameTaken, Stuck):  # it is full already
+        with suppress(NameTaken, Stuck):  # Stuck: the pool is full already
             self._rados(TRASH, "create")
 
     def _prove_data_pool(self, data_pool: str) -> None:
@@ -107,14 +107,14 @@ class Commands:
             return
 
     def _find_data_pool(self) -> str:
-        """Return the pool in which new images have their data; empty, when it is the same."""
+        """Return the data pool of new images; empty if the data is in the pool itself."""
         if self._place.data_pool:
             return self._place.data_pool
         options = self._json("config", "pool", "ls", self._place.pool, what=f"pool {self._place.pool}")
         return data_pool_of(self._place.pool, options)
 
     def figures(self) -> Figures:
-        """Return what the pool has, or that for data."""
+        """Return the capacity of the pool, or of the data pool if there is one."""
         return figures_with(
             self._place.pool,
             self._find_data_pool() if self._data_pool is None else self._data_pool,
@@ -123,7 +123,7 @@ class Commands:
         )
 
     def identity(self) -> tuple[str, int]:
-        """Return the cluster's id and the pool's."""
+        """Return the cluster's id and the pool's id."""
         _need_tools()
         access.need_conf(self._place)
         dump = self._ceph("osd", "dump")
@@ -166,7 +166,7 @@ class Commands:
         return ("--data-pool", self._place.data_pool) if self._place.data_pool else ()
 
     def info(self, image: str, snapshot: str = "") -> Info:
-        """Return what is known of an image or snapshot."""
+        """Return size and parent of an image or snapshot."""
         return self._info(self._json("info", self._at(image, snapshot), what=_name(image, snapshot)))
 
     def _info(self, found: Mapping[str, Any]) -> Info:
@@ -189,7 +189,7 @@ class Commands:
         self._rbd("rename", self._at(image), self._at(to), what=f"image {image} to {to}")
 
     def watchers(self, image: str) -> Sequence[str]:
-        """Return who has an image open for writing."""
+        """Return the addresses of the clients that have an image open for writing."""
         found = self._json("status", self._at(image), what=f"image {image}")
         return [str(watcher["address"]) for watcher in found.get("watchers", ())]
 
@@ -217,7 +217,7 @@ class Commands:
         return str(found.get("protected")).lower() == "true"
 
     def unprotect(self, image: str, snapshot: str) -> None:
-        """Take the protection from a snapshot."""
+        """Unprotect a snapshot."""
         self._rbd("snap", "unprotect", self._at(image, snapshot), what=_name(image, snapshot))
 
     def old_clones(self, image: str, snapshot: str) -> Sequence[str]:
@@ -228,7 +228,7 @@ class Commands:
     def _old_clone(self, clone: Mapping[str, Any]) -> str | None:
         pool, namespace = str(clone["pool"]), str(clone.get("pool_namespace") or "")
         where = ("--pool", pool, "--namespace", namespace, "--image-id", str(clone["id"]))
-        with suppress(BackendError):  # of a pool that this user may not read
+        with suppress(BackendError):  # the user may not be allowed to read the clone's pool
             if "clone-child" in self._json("info", *where, what=f"image {clone['image']}").get("op_features", ()):
                 return None
         return clone_name(pool, namespace, clone)
@@ -238,7 +238,7 @@ class Commands:
         self._rbd("snap", "rename", self._at(image, snapshot), self._at(image, to), what=_name(image, snapshot))
 
     def rollback(self, image: str, snapshot: str, progress: Progress) -> None:
-        """Give an image the bytes of its snapshot."""
+        """Restore an image from its snapshot."""
         self._follow("snap", "rollback", self._at(image, snapshot), what=_name(image, snapshot), progress=progress)
 
     def _snap(self, verb: str, image: str, snapshot: str, *, timeout_s: float | None = None) -> None:
@@ -248,12 +248,12 @@ class Commands:
     # --- clones
 
     def clone(self, image: str, snapshot: str, to: str) -> None:
-        """Make an image of a snapshot."""
+        """Make an image from a snapshot."""
         words = ("clone", "--rbd-default-clone-format", "2", *self._data(), self._at(image, snapshot), self._at(to))
         self._rbd(*words, what=f"{to}, a clone of {_name(image, snapshot)}")
 
     def parents(self) -> Mapping[str, str]:
-        """Return the clones and what is below each."""
+        """Return the parent image of each clone."""
         found = {str(row["image"]): self._info(row) for row in self._long() if "snapshot" not in row}
         for image_id, name in self.trash().items():
             with suppress(VolumeMissing):
@@ -261,7 +261,7 @@ class Commands:
         return {name: one.parent[0] if one.parent else "" for name, one in found.items() if one.is_clone}
 
     def parent(self, image: str) -> str | None:
-        """Return the image below a clone."""
+        """Return the parent image of a clone."""
         try:
             found = self.info(image)
         except VolumeMissing:
@@ -272,11 +272,11 @@ class Commands:
         return found.parent[0] if found.parent else "" if found.is_clone else None
 
     def flatten(self, image: str, progress: Progress) -> None:
-        """Copy into a clone what it has of its parent."""
+        """Copy the data that a clone shares with its parent into the clone."""
         self._follow("flatten", self._at(image), what=f"image {image}", progress=progress)
 
     def trash(self) -> Mapping[str, str]:
-        """Return what is in the trash."""
+        """Return id and name of each image in the trash."""
         rows = self._json("trash", "ls", self._place.spec, what="the trash")
         return {str(row["id"]): str(row["name"]) for row in rows}
 
@@ -286,7 +286,7 @@ class Commands:
         return self._info(self._json("info", "--image-id", image_id, *where, what=what))
 
     def alone_in_trash(self) -> AbstractContextManager[None]:
-        """Do nothing: of two programs that remove the same image, one fails."""
+        """Do nothing: if two programs remove the same image, one of them fails."""
         return nullcontext()
 
     def to_trash(self, image: str) -> None:
@@ -310,7 +310,7 @@ class Commands:
                 self._rbd("config", "image", "rm", self._at(image), name, what=f"image {image}")
 
     def owner(self) -> str | None:
-        """Return what the object OWNER holds."""
+        """Return the content of the object OWNER."""
         try:
             return self._rados(OWNER, "get", "-").strip() or None
         except VolumeMissing:
@@ -345,7 +345,7 @@ class Commands:
     # --- bytes
 
     def regions(self, image: str, size: int) -> Sequence[tuple[int, int]]:
-        """Return what may hold data."""
+        """Return the regions that may hold data."""
         rows = self._json("diff", "--whole-object", self._at(image), what=f"image {image}", timeout_s=LONG_S)
         # compat: "exists" comes as the string "true" or "false"
         data = [(int(row["offset"]), int(row["length"])) for row in rows if str(row["exists"]).lower() == "true"]
@@ -353,11 +353,11 @@ class Commands:
 
     @contextmanager
     def open(self, image: str, snapshot: str, *, write: bool) -> Iterator[BinaryIO]:
-        """Open the bytes by a qemu-nbd of our own, which ends when we let go or die.
+        """Open the bytes through a new qemu-nbd, which ends when its socket is closed or this process dies.
 
-        qemu opens an image as a writer even to read it, so what lies in a full pool cannot be opened; librbd can.
+        qemu opens an image as a writer even to read it: images in a full pool cannot be opened. librbd can open them.
         """
-        self.info(image, snapshot)  # qemu's words for what is missing are no words to go by
+        self.info(image, snapshot)  # qemu's errors do not tell what is missing
         with tempfile.TemporaryDirectory(prefix="blockstore-") as folder:
             socket = Path(folder) / "nbd"
             mode = () if write else ("--read-only",)
@@ -417,7 +417,7 @@ class Commands:
         lines = [line.rpartition(": ")[2] if " -1 " in line else line for line in exc.stderr.splitlines()]
         said = " ".join(lines)
         code = exc.code
-        if code == 1:  # `ceph` and `rados` exit with 1 whatever it was
+        if code == 1:  # `ceph` and `rados` exit with 1 for every error
             told = _ERRNO.search(exc.stderr)
             code = int(told[1] or told[2]) if told else 0
         if refused := _NOT_CONNECTED.search(exc.stderr):
@@ -446,5 +446,5 @@ def _name(image: str, snapshot: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return a word for qemu's ``rbd:`` form, in which these signs have a meaning."""
+    """Return a text escaped for qemu's ``rbd:`` syntax, in which these characters have a meaning."""
     return "".join("\\" + sign if sign in ":@=\\" else sign for sign in os.fspath(text))

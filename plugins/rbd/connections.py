@@ -1,7 +1,8 @@
-"""Connections to Ceph clusters through librados: one for each cluster and user, shared by all pools of the process.
+"""Connections to Ceph clusters through librados: one per cluster and user, shared by all pools of the process.
 
-librbd works on in threads of its own after an image is closed, and takes the process down when its connection has ended
-meanwhile. So a connection stays for the life of the process; one that is stuck is left, and ended when it is quiet.
+librbd works on in its own threads after an image is closed, and crashes the process if the connection has ended
+meanwhile. So a connection stays for the life of the process. A stuck connection is not used again, and is ended when it
+is idle.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 _QUIET_S = 120.0
-"""How long after its last use a connection that was left is ended: librbd gives up what it does after closing an image,
-release a lock and stop watching, one step after the other, each in ``Place.timeout_s``."""
+"""Seconds from the last use of an abandoned connection until it is ended. After closing an image librbd releases a lock
+and stops watching; it gives up each step after ``PoolAccess.timeout_s``."""
 _EXIT_S = 5.0
 
 
@@ -29,24 +30,24 @@ class ClusterConnection:
         self.is_left = False
 
     def pool(self, name: str, namespace: str) -> Any:
-        """Return the ``rados.Ioctx`` of a pool, which stays that of the pool that had the name when it was opened."""
+        """Return the ``rados.Ioctx`` of a pool; it stays bound to the pool that had the name when it was opened."""
         found = self._pools.get((name, namespace))
         if found is None:
             found = self.cluster.open_ioctx(name)
             found.set_namespace(namespace)
-            # A full pool then lets go of what is removed, and refuses writes; else both wait until they are given up.
+            # Then a full pool allows removals and refuses writes; otherwise both block until their timeout.
             found.set_osdmap_full_try()
             self._pools[name, namespace] = found
         return found
 
     def keep_pool(self, name: str, pool_id: int) -> None:
-        """Let go of what leads to a pool of this name with another id; who uses it keeps it to the end."""
+        """Forget open pools of this name with another id; operations that use them keep them until they end."""
         self._pools = {
             key: pool for key, pool in self._pools.items() if key[0] != name or pool.get_pool_id() == pool_id
         }
 
     def end(self) -> None:
-        """End it; may block where the cluster does not answer."""
+        """End the connection; may block if the cluster does not answer."""
         with suppress(Exception):
             for pool in self._pools.values():
                 pool.close()
@@ -59,12 +60,12 @@ class ClusterConnections:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connecting: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
-        """A lock for each key: a cluster that does not answer holds up no other."""
+        """A lock for each key, so that a cluster that does not answer does not block the others."""
         self._made: dict[Hashable, ClusterConnection] = {}
 
     @contextmanager
     def use(self, key: Hashable, connect: Callable[[], Any]) -> Iterator[ClusterConnection]:
-        """Give the connection of a key, made by ``connect`` when there is none."""
+        """Give the connection of a key; ``connect`` makes a missing one."""
         with self._lock:
             connecting = self._connecting[key]
         with connecting:
@@ -82,7 +83,7 @@ class ClusterConnections:
                 self._end_later(connection)
 
     def leave(self, connection: ClusterConnection) -> None:
-        """Give this connection to nobody any more; call it while it is in use."""
+        """Abandon a connection: it is not used again, and is ended later. Call this while the connection is in use."""
         with self._lock:
             connection.is_left = True
             self._made = {key: one for key, one in self._made.items() if one is not connection}
@@ -93,7 +94,7 @@ class ClusterConnections:
         timer.start()
 
     def end(self) -> None:
-        """End what nobody uses, before the interpreter does so in the order it likes."""
+        """End unused connections, before the interpreter ends them in arbitrary order."""
         with self._lock:
             idle = [one for one in self._made.values() if not one.users]
         threads = [threading.Thread(target=one.end, daemon=True) for one in idle]

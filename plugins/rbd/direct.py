@@ -1,4 +1,4 @@
-"""What a consumer needs to reach an image on the cluster itself: the words of os-brick's connector for rbd."""
+"""Builds the data by which consumers connect to an image, in the form of os-brick's rbd connector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Monitors = tuple[str, Sequence[tuple[str, str]]]
 
 
 def of_image(settings: RbdOptions, pool: str, image: str, monitors: Monitors) -> Direct:
-    """Return how consumers reach an image of a pool."""
+    """Return the connection data of an image of a pool."""
     fsid, addresses = monitors
     where = f"{pool}/{settings.namespace}" if settings.namespace else pool
     return Direct(

@@ -1,4 +1,4 @@
-"""What the cluster's JSON means: capacity of a pool, where its images have their data, addresses of the monitors."""
+"""Interprets the cluster's JSON: capacity of a pool, data pool of its images, addresses of the monitors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DATA_POOL = "rbd_default_data_pool"
 
 
 def data_pool_of(pool: str, options: Iterable[Mapping[str, Any]]) -> str:
-    """Return in which other pool new images have their data, by the options of a pool; empty for none."""
+    """Return the data pool of new images according to the options of a pool; empty if it is the pool itself."""
     found = next((str(option["value"]) for option in options if option["name"] == _DATA_POOL), "")
     return "" if found == pool else found
 
@@ -21,8 +21,10 @@ def data_pool_of(pool: str, options: Iterable[Mapping[str, Any]]) -> str:
 def figures_with(
     pool: str, data_pool: str, df: Mapping[str, Any], quota: Callable[[str], Mapping[str, Any]]
 ) -> Figures:
-    """Return what a pool has whose images may have their data in another one: what that has, as long as the pool
-    itself takes their headers."""
+    """Return the capacity of a pool, or of its data pool if it has one.
+
+    Nothing is free in the data pool if the pool itself, which holds the headers of images, is full.
+    """
     own = figures_of(pool, df, quota(pool))
     if not data_pool:
         return own
@@ -31,10 +33,10 @@ def figures_with(
 
 
 def figures_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> Figures:
-    """Return what a pool has.
+    """Return the capacity of a pool.
 
-    compat: free is max_avail, which Ceph has divided by the copies and cut to the fullest disk; used is what clients
-    stored, not what the copies take; the pool's quota is a total.
+    compat: free is max_avail, which Ceph divides by the number of copies and limits by the fullest disk. Used is the
+    data stored by clients, without copies. The pool's quota is a total.
     """
     for row in df["pools"]:
         if row["name"] == pool:
@@ -49,8 +51,10 @@ def figures_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> Fi
 
 
 def monitors_of(dump: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, str]]]:
-    """Return the cluster's id, and host and port of each monitor: its v1 address, where it has one, for every client
-    speaks that."""
+    """Return the cluster's id, and host and port of each monitor.
+
+    The address is the v1 address if there is one, because every client supports v1.
+    """
     found = []
     for monitor in dump["mons"]:
         vector = {one["type"]: str(one["addr"]) for one in monitor.get("public_addrs", {}).get("addrvec", ())}

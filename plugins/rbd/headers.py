@@ -1,7 +1,8 @@
-"""Reads what the header object of an image holds, by the object class ``rbd`` of the OSD, without opening the image.
+"""Reads the header object of an image through the object class ``rbd`` of the OSD, without opening the image.
 
-An image that goes while librbd opens it can take the process down, and an open image tells what it last heard. The
-header tells what is. Encodings: ``cls_rbd.cc`` and ``cls_rbd_types.cc`` of Ceph, which the kernel's client speaks, too.
+librbd can crash when an image is removed while it opens the image, and an open image may return outdated values. The
+header holds the present values. Encodings: ``cls_rbd.cc`` and ``cls_rbd_types.cc`` of Ceph; the kernel's client uses
+them as well.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _HEAD = struct.pack("<Q", 2**64 - 2)
-"""CEPH_NOSNAP: what is asked of the image itself, not of a snapshot."""
+"""CEPH_NOSNAP: addresses the image itself, not a snapshot."""
 _MOST_BYTES = 2**20
 _USERS = 0
-"""The namespace of the snapshots that somebody made; another is of what only clones still need."""
+"""The namespace of users' snapshots; snapshots that only clones still need are in another one."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Headers:
     """The headers of the images of one pool."""
 
     def __init__(self, pool: Any):
-        """``pool`` is a ``rados.Ioctx``, whose errors all methods raise; ObjectNotFound for an image that is not there.
+        """``pool`` is a ``rados.Ioctx``. All methods raise its errors, and ObjectNotFound for a missing image.
 
-        An image of the first format has no such header: it is not there.
+        An image of format 1 has no such header and counts as missing.
         """
         self._pool = pool
 
@@ -54,26 +55,26 @@ class Headers:
         return reader.number("Q")
 
     def parent(self, image_id: str) -> Parent | None:
-        """Return the parent of a clone; None of what is none."""
+        """Return the parent of a clone; None if the image is no clone."""
         reader = _Reader(self._ask(f"rbd_header.{image_id}", "parent_get"))
         reader.skip_version()
         found = Parent(reader.number("q"), reader.text(), reader.text())
         return found if found.pool_id >= 0 else None
 
     def snapshots(self, image_id: str) -> Iterator[tuple[str, int]]:
-        """Give name and size in bytes of the snapshots of an image, without those that only clones still need."""
+        """Yield name and size in bytes of the snapshots of an image, without those that only clones still need."""
         header = f"rbd_header.{image_id}"
         reader = _Reader(self._ask(header, "get_snapcontext"))
-        reader.number("Q")  # the newest one's number
+        reader.number("Q")  # the number of the newest snapshot
         for number in [reader.number("Q") for _ in range(reader.number("I"))]:
             try:
                 one = _Reader(self._ask(header, "snapshot_get", struct.pack("<Q", number)))
-            except Exception as exc:  # of rados
+            except Exception as exc:  # an error of rados
                 if getattr(exc, "errno", None) != errno.ENOENT:
                     raise
-                continue  # it went meanwhile; the others are there
+                continue  # this snapshot was removed meanwhile
             one.skip_version()
-            one.number("Q")  # its number
+            one.number("Q")  # the snapshot's number
             if one.part().number("I") == _USERS:
                 yield one.text(), one.number("Q")
 
@@ -86,14 +87,14 @@ class Headers:
         while True:
             try:
                 return bytes(self._pool.execute(key, "rbd", method, words, length)[1])
-            except Exception as exc:  # of rados, which may not be there to be imported
+            except Exception as exc:  # an error of rados, which may not be installed
                 if getattr(exc, "errno", None) != errno.ERANGE or length >= _MOST_BYTES:
                     raise
                 length *= 8
 
 
 class _Reader:
-    """Takes one value after the other from what Ceph has encoded."""
+    """Decodes one value after the other from Ceph's encoding."""
 
     def __init__(self, data: bytes):
         self._data = data
@@ -106,15 +107,15 @@ class _Reader:
         return int(found)
 
     def text(self) -> str:
-        """Take a text, behind its length."""
+        """Take a text, which follows its length."""
         return self._bytes(self.number("I")).decode("utf-8", "replace")
 
     def skip_version(self) -> None:
-        """Pass over the version of a structure, the oldest that can read it, and its length."""
+        """Skip the version of a structure, the oldest version that can read it, and its length."""
         self._at += 6
 
     def part(self) -> _Reader:
-        """Take a structure within, as a reader of its own."""
+        """Take a nested structure, and return a reader for it."""
         self._at += 2
         return _Reader(self._bytes(self.number("I")))
 

@@ -1,7 +1,7 @@
-"""Asks a cluster through librbd, by the Python bindings that Ceph's packages bring: one connection, no processes.
+"""Accesses a cluster through librbd, by Ceph's own Python bindings: one connection, no processes.
 
-The bindings are not on PyPI. Those of the distribution are for its own Python; they are loaded from where they lie
-when this interpreter has the same ABI, without letting in anything else that lies there.
+The bindings are not on PyPI. The distribution packages them for its own Python. If this interpreter has the same ABI,
+they are loaded from the distribution's directory; no other module of that directory becomes importable.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from blockstore.errors import BackendError, VolumeMissing
 DISTRIBUTION = Path("/usr/lib/python3/dist-packages")
 
 _GARDENER = ("blockstore-gardener", "alone", secrets.token_hex(8), "blockstore empties the trash")
-"""The lock of who removes what is in the trash: object, name, cookie and description."""
+"""The lock for removing images from the trash: object, name, cookie and description."""
 _GARDENER_S = 120
-"""How long it outlives a kill; longer than any removal should take."""
+"""Duration of the lock, in seconds, after its holder was killed; longer than any removal should take."""
 _RENEW = 1
 """LIBRADOS_LOCK_FLAG_RENEW, which the bindings do not name."""
 _FULL_FORCE = 128
-"""LIBRADOS_OPERATION_FULL_FORCE, which the bindings do not name, either."""
+"""LIBRADOS_OPERATION_FULL_FORCE, which the bindings do not name."""
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
-"""What is refused for want of caps; the cluster gives new ones to new connections only."""
+"""Errors for missing caps; only a new connection gets new caps from the cluster."""
 _gardening: defaultdict[PoolAccess, threading.Lock] = defaultdict(threading.Lock)
-"""The same, within this process."""
+"""The same lock within this process, by pool."""
 
 _lock = threading.Lock()
 
 
 def bindings() -> tuple[Any, Any] | None:
-    """Return the modules rados and rbd; None where there are none for this Python."""
+    """Return the modules rados and rbd; None if this Python cannot load them."""
     with _lock:
-        found = [_module(name) for name in ("rados", "rbd")]  # rbd needs rados to be there
+        found = [_module(name) for name in ("rados", "rbd")]  # rbd needs rados to be loaded
     return None if None in found else (found[0], found[1])
 
 
@@ -88,7 +88,7 @@ def _module(name: str) -> Any:
 
 
 class Librbd:
-    """A pool, asked through librbd."""
+    """A pool, accessed through librbd."""
 
     def __init__(self, place: PoolAccess, modules: tuple[Any, Any]):
         self._place = place
@@ -103,7 +103,7 @@ class Librbd:
         access.need_keyring(self._place)
         with self._asking(f"pool {self._place.spec}") as pool:
             self._rbd.RBD().list(pool)
-            # librbd finds a namespace that is not there empty.
+            # librbd lists a missing namespace as empty.
             if self._place.namespace and not self._rbd.RBD().namespace_exists(pool, self._place.namespace):
                 raise access.no_pool(self._place)
             self._prepare_for_full(pool)
@@ -115,7 +115,8 @@ class Librbd:
             self._may_blocklist = True
 
     def _prepare_for_full(self, pool: Any) -> None:
-        """Make the objects that removing images needs, in a full pool, too: it takes no new ones."""
+        """Make the objects that removing images needs, even if the pool is full already: a full pool takes no new
+        objects."""
         for name in (TRASH, _GARDENER[0]):
             try:
                 pool.stat(name)
@@ -148,14 +149,14 @@ class Librbd:
                 return
 
     def _data_pool(self) -> str:
-        """Return the pool in which new images have their data; empty, when it is the same."""
+        """Return the data pool of new images; empty if the data is in the pool itself."""
         if self._place.data_pool:
             return self._place.data_pool
         with self._asking(f"pool {self._place.spec}") as pool:
             return data_pool_of(self._place.pool, self._rbd.RBD().config_list(pool))
 
     def figures(self) -> Figures:
-        """Return what the pool has, or that for data."""
+        """Return the capacity of the pool, or of the data pool if there is one."""
         return figures_with(
             self._place.pool,
             self._data_pool(),
@@ -164,7 +165,7 @@ class Librbd:
         )
 
     def identity(self) -> tuple[str, int]:
-        """Return the cluster's id and the pool's."""
+        """Return the cluster's id and the pool's id."""
         access.need_conf(self._place)
         what = f"pool {self._place.spec}"
         with self._connected(what) as connection, self._explained(what):
@@ -189,7 +190,7 @@ class Librbd:
         """Return the images with their sizes."""
         found = {}
         for name, image_id in self._ids().items():
-            with suppress(VolumeMissing), self._headers(f"image {name}") as headers:  # it went meanwhile
+            with suppress(VolumeMissing), self._headers(f"image {name}") as headers:  # removed meanwhile
                 found[name] = headers.size(image_id) if image_id else self.info(name).size
         return found
 
@@ -203,7 +204,7 @@ class Librbd:
         return found
 
     def _ids(self) -> Mapping[str, str]:
-        """Return the images with their ids; an empty one for an image of the first format."""
+        """Return the images with their ids; the id is empty for an image of format 1."""
         with self._asking(f"pool {self._place.spec}") as pool:
             return {str(row["name"]): str(row["id"]) for row in self._rbd.RBD().list2(pool)}
 
@@ -220,7 +221,7 @@ class Librbd:
             self._rbd.RBD().create(pool, image, size, data_pool=self._place.data_pool or None)
 
     def info(self, image: str, snapshot: str = "") -> Info:
-        """Return what is known of an image or snapshot."""
+        """Return size and parent of an image or snapshot."""
         with self._image(image, snapshot) as opened:
             return self._info(opened)
 
@@ -254,7 +255,7 @@ class Librbd:
             self._rbd.RBD().rename(pool, image, to)
 
     def watchers(self, image: str) -> Sequence[str]:
-        """Return who has an image open for writing."""
+        """Return the addresses of the clients that have an image open for writing."""
         with self._image(image) as opened:
             return [str(watcher["addr"]) for watcher in opened.watchers_list()]
 
@@ -293,7 +294,7 @@ class Librbd:
             return bool(opened.is_protected_snap(snapshot))
 
     def unprotect(self, image: str, snapshot: str) -> None:
-        """Take the protection from a snapshot."""
+        """Unprotect a snapshot."""
         with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
             opened.unprotect_snap(snapshot)
 
@@ -306,7 +307,7 @@ class Librbd:
     def _old_clone(self, clone: Mapping[str, Any]) -> str | None:
         pool, namespace = str(clone["pool"]), str(clone.get("pool_namespace") or "")
         what = f"pool {pool}"
-        # The user may not read each pool.
+        # The user may not be allowed to read the clone's pool.
         with suppress(BackendError), self._connected(what) as connection, self._explained(what):
             if Headers(connection.pool(pool, namespace)).is_of_new_format(str(clone["id"])):
                 return None
@@ -318,7 +319,7 @@ class Librbd:
             opened.rename_snap(snapshot, to)
 
     def rollback(self, image: str, snapshot: str, progress: Progress) -> None:
-        """Give an image the bytes of its snapshot."""
+        """Restore an image from its snapshot."""
         with self._image(image, write=True, what=f"snapshot {snapshot} of {image}") as opened:
             opened.rollback_to_snap(snapshot)
         progress(100)
@@ -326,12 +327,12 @@ class Librbd:
     # --- clones
 
     def clone(self, image: str, snapshot: str, to: str) -> None:
-        """Make an image of a snapshot."""
+        """Make an image from a snapshot."""
         with self._asking(f"{to}, a clone of snapshot {snapshot} of {image}") as pool:
             self._rbd.RBD().clone(pool, image, snapshot, pool, to, data_pool=self._place.data_pool or None)
 
     def parents(self) -> Mapping[str, str]:
-        """Return the clones and what is below each."""
+        """Return the parent image of each clone."""
         trash = self.trash()
         names = {**{image_id: name for name, image_id in self._ids().items() if image_id}, **trash}
         found = {}
@@ -342,7 +343,7 @@ class Librbd:
         return found
 
     def parent(self, image: str) -> str | None:
-        """Return the image below a clone."""
+        """Return the parent image of a clone."""
         with self._headers(f"image {image}") as headers:
             try:
                 image_id = headers.image_id(image)
@@ -356,7 +357,7 @@ class Librbd:
                 if parent is None:
                     return None
                 return self._name(headers, parent.image_id) if self._is_here(parent) else ""
-            except self._rados.ObjectNotFound:  # it went meanwhile
+            except self._rados.ObjectNotFound:  # removed meanwhile
                 return None
 
     def _name(self, headers: Headers, image_id: str) -> str:
@@ -370,13 +371,13 @@ class Librbd:
             return (parent.pool_id, parent.namespace) == (pool.get_pool_id(), self._place.namespace)
 
     def flatten(self, image: str, progress: Progress) -> None:
-        """Copy into a clone what it has of its parent."""
+        """Copy the data that a clone shares with its parent into the clone."""
         stopped: list[BaseException] = []
 
         def tell(done: int, total: int) -> int:
             try:
                 progress(min(100, done * 100 // max(1, total)))
-            except BaseException as exc:  # it must not pass through librbd
+            except BaseException as exc:  # exceptions must not pass through librbd
                 stopped[:] = [exc]
                 return -errno.ECANCELED
             return 0
@@ -391,16 +392,16 @@ class Librbd:
             raise stopped[0]
 
     def trash(self) -> Mapping[str, str]:
-        """Return what is in the trash."""
+        """Return id and name of each image in the trash."""
         with self._asking("the trash") as pool:
             return {str(row["id"]): str(row["name"]) for row in self._rbd.RBD().trash_list(pool)}
 
     @contextmanager
     def alone_in_trash(self) -> Iterator[None]:
-        """Keep others off: librbd takes its process down when two remove the same image at once."""
+        """Hold the lock of the trash: librbd crashes its process when two clients remove the same image at once."""
         what = "the trash"
         with _gardening[self._place]:
-            with self._asking(what) as pool, suppress(self._rados.ObjectExists):  # left by a thread that failed
+            with self._asking(what) as pool, suppress(self._rados.ObjectExists):  # left by a failed thread
                 pool.lock_exclusive(*_GARDENER, duration=_GARDENER_S)
             try:
                 yield
@@ -433,7 +434,7 @@ class Librbd:
     # --- bytes
 
     def owner(self) -> str | None:
-        """Return what the object OWNER holds."""
+        """Return the content of the object OWNER."""
         with suppress(VolumeMissing), self._asking(f"object {OWNER}") as pool:
             return pool.read(OWNER, 64).decode("ascii", "replace").strip() or None
         return None
@@ -456,10 +457,10 @@ class Librbd:
                 except self._rados.ObjectExists:
                     if pool.read(OWNER, 64):
                         return
-            pool.write_full(OWNER, text)  # an empty one was left by programs that were killed
+            pool.write_full(OWNER, text)  # an empty object was left by killed programs
 
     def regions(self, image: str, size: int) -> Sequence[tuple[int, int]]:
-        """Return what may hold data."""
+        """Return the regions that may hold data."""
         found: list[tuple[int, int]] = []
 
         def note(offset: int, length: int, exists: bool) -> None:
@@ -494,9 +495,10 @@ class Librbd:
                 opened.close()
 
     def _prove_there(self, pool: Any, *objects: str) -> None:
-        """Raise what opening an image would that is not there, by the objects that each has one of.
+        """Raise ObjectNotFound if an image is missing; each image has one of these objects.
 
-        Of a failed opening librbd 16 may free what another of its threads still holds: the process hangs, or aborts.
+        If opening an image fails, librbd 16 may free memory that another of its threads still uses: the process hangs
+        or aborts.
         """
         for name in objects:
             try:
@@ -517,7 +519,7 @@ class Librbd:
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:
-        """Give the pool; errors of Ceph's become ours, and a connection that is stuck is not used again."""
+        """Give the pool; translate Ceph's errors, and do not use a stuck connection again."""
         with self._connected(what) as connection, self._explained(what):
             try:
                 pool = connection.pool(self._place.pool, self._place.namespace)
@@ -547,7 +549,7 @@ class Librbd:
         conf = {
             **place.limits(),
             "rbd_default_clone_format": "2",
-            "rbd_cache": "false",  # several may have a volume open, and each sees what the others wrote
+            "rbd_cache": "false",  # several clients may have a volume open and must see each other's writes
         }
         if place.keyring is not None:
             conf["keyring"] = str(place.keyring)
@@ -582,7 +584,7 @@ def _said(exc: Any) -> str:
 
 
 class ImageFile(io.RawIOBase):
-    """An open image, as an unbuffered file that writing cannot make larger."""
+    """An open image, as an unbuffered file of fixed size."""
 
     def __init__(self, image: Any, explained: Any, *, write: bool):
         self._image = image
@@ -624,14 +626,14 @@ class ImageFile(io.RawIOBase):
         return written
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Read at a position; several threads may, at once."""
+        """Read at a position; safe for several threads at once."""
         with self._explained("an open image"):
             length = min(length, max(0, self._image.size() - offset))
             data: bytes = self._image.read(offset, length) if length else b""
         return data
 
     def pwrite(self, data: Any, offset: int) -> int:
-        """Write at a position; several threads may, at once."""
+        """Write at a position; safe for several threads at once."""
         if not self._write:
             raise io.UnsupportedOperation("It is open for reading only.")
         with self._explained("an open image"):

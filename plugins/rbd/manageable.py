@@ -1,4 +1,4 @@
-"""The images and snapshots of a pool that can be managed, and why others cannot."""
+"""Lists the images and snapshots of a pool that can be managed, and explains why others cannot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOREIGN = re.compile(r"[^-/@\0][^/@\0]{0,127}")
 
 
 def volumes(cluster: Cluster) -> Sequence[Manageable]:
-    """Return every image that is, or could be, a volume."""
+    """Return every image that is a volume or could become one."""
     return [
         Manageable(reference=name, size_bytes=size, reason=why_not(name))
         for name, size in cluster.sizes().items()
@@ -25,7 +25,7 @@ def volumes(cluster: Cluster) -> Sequence[Manageable]:
 
 
 def snapshots(cluster: Cluster) -> Sequence[Manageable]:
-    """Return every snapshot of such images."""
+    """Return every snapshot of these images."""
     return [
         Manageable(reference=name, size_bytes=size, volume=image, reason=why_not(name))
         for image, name, size in cluster.all_snapshots()
@@ -34,7 +34,7 @@ def snapshots(cluster: Cluster) -> Sequence[Manageable]:
 
 
 def is_helper(snapshot: str) -> bool:
-    """Return True if a snapshot is nobody's, and made only to clone a volume: by us, or by Cinder before us."""
+    """Return True if blockstore or Cinder made a snapshot only to clone a volume."""
     return snapshot.startswith(HELPER) or bool(_HELPER_OF_CINDER.fullmatch(snapshot))
 
 

@@ -1,6 +1,6 @@
-"""The names in a pool, as this process knows them: no name is given twice, to a volume or to a snapshot.
+"""This process's cache of the names in a pool: no two volumes or snapshots get the same name.
 
-Read from the cluster once, at the first question; kept up to date by what this process makes and removes.
+It is read from the cluster on first use; every volume and snapshot made or removed by this process updates it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from blockstore_plugins.rbd.trash import GONE
 from blockstore.errors import BackendError, NameTaken
 
 HELPER = "clone-"
-"""How the name of a snapshot begins that is nobody's, and made only to clone a volume."""
+"""Prefix of the names of snapshots that are made only to clone a volume."""
 
 
 class Names:
@@ -24,33 +24,34 @@ class Names:
         self._cluster = cluster
         self._lock = threading.Lock()
         self._known: dict[str, str] | None = None
-        """Volumes (to nothing) and snapshots (to their volume)."""
+        """By name: the volume of a snapshot; empty for a volume."""
 
     def load(self) -> None:
-        """Read the names, unless they are known."""
+        """Read the names, unless they are cached."""
         self._all()
 
     def owner(self, name: str) -> str | None:
-        """Return the volume whose snapshot has the name; nothing if a volume has it, None if it is free."""
+        """Return the volume whose snapshot has the name; empty if a volume has the name, None if the name is free."""
         return self._all().get(name)
 
     def note(self, name: str, volume: str = "") -> None:
-        """Remember a new volume, or a new snapshot of a volume."""
+        """Add a new volume, or a new snapshot of a volume."""
         self._all()[name] = volume
 
     def forget(self, name: str) -> None:
-        """Remember that a name is free again."""
+        """Remove a name that is free again."""
         self._all().pop(name, None)
 
     def refuse_for_volume(self, name: str) -> None:
-        """Raise NameTaken if a snapshot has the name; BackendError if no volume may have it."""
+        """Raise NameTaken if a snapshot has the name; BackendError if the name is reserved."""
         if name.startswith(GONE):
             raise BackendError(f"Names of volumes do not begin with {GONE}.")
         if volume := self.owner(name):
             raise NameTaken(f"{name} is a snapshot of volume {volume}.")
 
     def refuse_for_snapshot(self, name: str, volume: str) -> None:
-        """Raise NameTaken if a volume, or another volume's snapshot, has the name."""
+        """Raise NameTaken if a volume, or another volume's snapshot, has the name; BackendError if the name is
+        reserved."""
         if name.startswith(HELPER):
             raise BackendError(f"Names of snapshots do not begin with {HELPER}.")
         owner = self.owner(name)
@@ -65,7 +66,7 @@ class Names:
         if known is None:
             known = dict.fromkeys(self._cluster().names(), "")
             known |= {name: image for image, name, _size in self._cluster().all_snapshots()}
-            with self._lock:  # another thread may have been quicker, and have noted something since
+            with self._lock:  # another thread may have loaded the names first, and noted changes since
                 self._known = known if self._known is None else self._known
                 return self._known
         return known

@@ -1,6 +1,6 @@
-"""A file on the other side of an NBD socket: the few words of the protocol that reading and writing needs.
+"""A file behind an NBD socket: the part of the protocol that reading and writing needs.
 
-Used by ``commands.py``, for ``rbd`` itself reads and writes whole images only.
+Used by ``commands.py``, because ``rbd`` itself reads and writes whole images only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _READ, _WRITE, _DISCONNECT, _FLUSH = range(4)
 _REQUEST, _REPLY = 0x25609513, 0x67446698
 _MOST = 4 * 2**20
 _NO_WORD = (errno.EINVAL, errno.EIO, errno.ESHUTDOWN)
-"""What qemu says of a call that the cluster did not answer: NBD has no word for it. Ours are never invalid."""
+"""qemu's errors for a request that the cluster did not answer, for which NBD has no code. Our requests are never
+invalid."""
 _SILENT = "The Ceph cluster does not answer: an open image can be neither read nor written."
 
 
@@ -107,7 +108,7 @@ class NbdFile(io.RawIOBase):
             self._socket.close()
 
     def _ask(self, what: int, offset: int, length: int, data: bytes = b"") -> bytes:
-        if self._is_lost:  # what comes next may be the answer to an earlier question
+        if self._is_lost:  # the next reply may belong to an earlier request
             raise Stuck(_SILENT)
         try:
             self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, what, 0, offset, length) + data)

@@ -1,4 +1,4 @@
-"""What can be set for pools of a Ceph cluster, and the way to one that follows from it."""
+"""The options for pools of a Ceph cluster; opens a pool by them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blockstore.errors import Unreachable
 
 @dataclass(frozen=True, kw_only=True)
 class RbdOptions(BackendOptions):
-    """What can be set for pools of a Ceph cluster."""
+    """Options for pools of a Ceph cluster."""
 
     pools: str = option("Ceph pools for volumes, separated by commas. Each is a pool of the scheduler.", "volumes")
     data_pool: str = option(
@@ -48,7 +48,8 @@ def pools_of(settings: RbdOptions) -> list[str]:
 
 
 def open_cluster(settings: RbdOptions, pool: str) -> Cluster:
-    """Return the way to a pool: Ceph's bindings, or its programs. Raise Unreachable without wanted bindings."""
+    """Return the access to a pool: by Ceph's bindings, or by its programs. Raise Unreachable if required bindings are
+    missing."""
     place = PoolAccess(
         pool=pool,
         namespace=settings.namespace,

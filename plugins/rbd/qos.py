@@ -1,4 +1,4 @@
-"""The options of an image by which Ceph limits its users, and the words of QoS specs that set them."""
+"""Translates the limits of QoS specs to the image options by which Ceph enforces them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ _OPTIONS = {
 
 
 def image_options(limits: Mapping[str, int]) -> Mapping[str, str | None]:
-    """Return every option for limits as ``Backend.limit_volume`` has them; None lifts the limit."""
+    """Return every QoS option of an image for the limits of ``Backend.limit_volume``; None lifts a limit."""
     wanted = {ceph: limits.get(word) for word, ceph in _OPTIONS.items()}
     return {ceph: None if value is None else str(value) for ceph, value in wanted.items()}

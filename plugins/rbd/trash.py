@@ -1,7 +1,7 @@
-"""Work in the background of an rbd pool: the trash of parents whose clones are gone, and clones that are too deep.
+"""Background tasks of an rbd pool: purges deleted parents whose clones are gone, and flattens clones of long chains.
 
-What a kill or a cluster that is away leaves undone is found again on the storage, at the next start or look; nothing
-here is needed for a volume to be whole.
+Work left undone by a kill or an unreachable cluster is found on the storage at the next start or health check. No
+volume depends on it to be complete.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from blockstore.errors import BackendError, NoSpace, VolumeMissing
 log = logging.getLogger(__name__)
 
 GONE = "blockstore-gone-"
-"""How the name of an image begins that was deleted and is still needed by its clones."""
+"""Prefix of the names of deleted images that clones still need."""
 
 _TRASH, _CHAINS = "", "*"
-"""Subjects of background tasks that are no image's."""
+"""Subjects of the background tasks that do not belong to one image."""
 
 
 class Trash:
-    """Keeps one pool tidy."""
+    """Purges the trash and shortens the chains of clones of one pool."""
 
     def __init__(self, name: str, cluster: Callable[[], Cluster], max_depth: int):
         self.background_tasks = BackgroundTasks(name)
@@ -36,12 +36,12 @@ class Trash:
         self._max_depth = max_depth
         self._must_look = True
         self._must_empty = False
-        """Something could not be removed from the trash that no clone needs."""
+        """True if an image that no clone needs could not be removed from the trash."""
         self._burying = threading.Lock()
         self._is_any_there = False
 
     def look(self) -> None:
-        """Look for all that is left to do, unless that has been done and nothing failed since."""
+        """Find all work left to do, unless this was done and nothing failed since."""
         if self._must_look or self._must_empty:
             self._must_empty = False
             self._begin_to_empty()
@@ -52,7 +52,7 @@ class Trash:
             )
 
     def empty_trash(self) -> None:
-        """Remove soon what no clone needs any more, if anything lies there."""
+        """Begin to remove images that no clone needs any more, if the trash is not known to be empty."""
         if self._is_any_there:
             self._begin_to_empty()
 
@@ -60,26 +60,26 @@ class Trash:
         self.background_tasks.add(_TRASH, "emptying the trash", self._kept(self._empty))
 
     def shorten(self, image: str) -> None:
-        """Make a clone independent soon, if its chain of parents is too long."""
+        """Begin to flatten a clone if its chain of parents is too long."""
         what = f"making {image} independent of its parents"
         self.background_tasks.add(image, what, self._kept(lambda progress: self._shorten(image, progress)))
 
     @contextmanager
     def leaving(self, image: str) -> Iterator[None]:
-        """Keep off an image that is being deleted: a flatten of it is stopped first."""
+        """Exclude background tasks from an image that is being deleted: a running flatten is stopped first."""
         with self.background_tasks.leaving(image):
             try:
                 yield
             except BaseException:
-                self._must_look = True  # it stays, and its flatten was given up
+                self._must_look = True  # the image stays, and its flatten was stopped
                 raise
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until there is nothing to do; say whether that came true in time."""
+        """Wait until no task is left; return False on timeout."""
         return self.background_tasks.wait_idle(timeout_s)
 
     def _kept(self, work: Callable[[Progress], None]) -> Callable[[Progress], None]:
-        """Return work that is looked for again when the cluster did not let it be done."""
+        """Return ``work`` so that the next health check looks for it again if it fails."""
 
         def do(progress: Progress) -> None:
             try:
@@ -104,10 +104,10 @@ class Trash:
                 self._cluster().flatten(image, progress)
             except VolumeMissing:
                 return
-            self.empty_trash()  # it may have been the last that needed its parent
+            self.empty_trash()  # this may have been the last clone of its parent
 
     def _is_deep(self, image: str, parent: Callable[[str], str | None]) -> bool:
-        """Say whether more images lie below one than may; those of other pools count as one."""
+        """Return True if an image has more ancestors than allowed; an ancestor in another pool ends the chain."""
         below = parent(image)
         depth = 0
         while below is not None and depth <= self._max_depth:
@@ -118,7 +118,7 @@ class Trash:
     # --- the trash
 
     def move_to_trash(self, image: str) -> None:
-        """Put an image into the trash, where it waits for the end of its clones."""
+        """Move an image to the trash, where it stays until its clones are gone."""
         cluster = self._cluster()
         gone = f"{GONE}{image}-{secrets.token_hex(4)}"
         with self._burying:
@@ -133,19 +133,19 @@ class Trash:
             try:
                 cluster.to_trash(gone)
             except BackendError:
-                if gone in cluster.trash().values():  # the trash of another process was quicker
+                if gone in cluster.trash().values():  # another process moved it to the trash first
                     return
                 with suppress(BackendError):
                     cluster.rename(gone, image)
                 raise
 
     def _empty(self, _progress: Progress) -> None:
-        """Remove what no clone needs any more; each that goes may free its own parent."""
+        """Remove the images that no clone needs any more; each removal may free the image's own parent."""
         cluster = self._cluster()
-        self._is_any_there = False  # a burial while this goes on counts
+        self._is_any_there = False  # set again by a deletion that happens meanwhile
         with self._burying:
             for name in cluster.names():
-                if name.startswith(GONE):  # a kill came between the two steps of a burial
+                if name.startswith(GONE):  # a kill came between the two steps of move_to_trash
                     self._is_any_there = True
                     with self._left_behind(name):
                         cluster.to_trash(name)
@@ -165,7 +165,7 @@ class Trash:
 
     @contextmanager
     def _left_behind(self, name: str) -> Iterator[None]:
-        """Let the others go on where one cannot go; unless the cluster does not answer."""
+        """Log it if an image cannot be removed, so that the others are removed; re-raise Stuck."""
         try:
             yield
         except Stuck:
@@ -173,5 +173,5 @@ class Trash:
         except HasSnapshots:
             log.debug("rbd: %s stays: clones need it", name)
         except BackendError as exc:
-            self._must_empty = True  # Ceph lets go of what a killed process had open after half a minute
+            self._must_empty = True  # Ceph releases images of a killed process after half a minute
             log.info("rbd: %s is left for later: %s", name, exc)

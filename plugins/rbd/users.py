@@ -1,4 +1,4 @@
-"""Who uses an image: this process, or a client that watches it; and how long to wait for one that lets go soon."""
+"""Checks if an image is open in this process or watched by a client; waits for users that close it soon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blockstore.backends.openers import Openers
 from blockstore.errors import InUse
 
 _LINGERS_S = 35.0
-"""How long the cluster may take a client for alive that was killed."""
+"""How long the cluster may count a killed client as alive, in seconds."""
 _LETS_GO_S = 3.0
 
 
@@ -22,7 +22,7 @@ class Users:
         self._cluster = cluster
         self._born = time.monotonic()
         self.openers = Openers()
-        """What this process has open: the cluster does not know of readers."""
+        """Images that this process has open: the cluster does not know of readers."""
 
     def refuse_open(self, name: str) -> None:
         """Raise InUse if this process has an image open."""
@@ -30,7 +30,7 @@ class Users:
             raise InUse(f"Volume {name} is open in this process.")
 
     def refuse_watched(self, name: str) -> None:
-        """Raise InUse if an image is open for writing, anywhere."""
+        """Raise InUse if any client has an image open for writing."""
 
         def look() -> None:
             if who := self._cluster().watchers(name):
@@ -39,9 +39,12 @@ class Users:
         self.patiently(look)
 
     def patiently(self, ask: Callable[[], None]) -> None:
-        """Ask; ask again for a moment while an image is in use: a clone that is made independent in the background lets
-        go of its parent, and has that open. Soon after our start longer: the cluster takes a client that was killed,
-        which may be ourselves in a former life, for alive for half a minute."""
+        """Call ``ask``; repeat the call for a few seconds while it raises InUse.
+
+        A background flatten keeps the parent of its clone open, and closes it soon. Shortly after the start of this
+        process the wait is longer: the cluster counts a killed client as alive for half a minute, and that client may
+        be this service's previous process.
+        """
         until = max(self._born + _LINGERS_S, time.monotonic() + _LETS_GO_S)
         while True:
             try:

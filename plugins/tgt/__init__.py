@@ -1,22 +1,22 @@
-"""Volumes over iSCSI by tgtd, an iSCSI target in user space: block devices and raw files, without the kernel's help.
+"""Volumes over iSCSI by tgtd, an iSCSI target in user space: block devices and raw files, without a kernel target.
 
-Says what an export is and in which order it is made and taken away; ``management.py`` speaks with tgtd. It starts no
-process and keeps no state of its own: what is exported is what tgtd says.
+This file makes and removes exports in a safe order; ``management.py`` calls tgtd. The plugin starts no process and
+stores no state: tgtd's own list is the list of exports.
 
-One export is one target with one LUN. Its name (IQN), its account and its tid are its own and are never used again.
+One export is one target with one LUN. Its name (IQN), account and tid belong to it alone and are never used again.
 
-* **Before it is whole, nobody gets in.** A new target admits no initiator; the one of the connector is admitted last,
-  when account and LUN are there. Accounts are only unbound by removing them, when the LUN is gone: tgtd asks for no
-  password where no account is bound.
-* **tids are random.** tgtd lets a login that has passed its checks wait for as long as the initiator likes, and then
-  attaches the session to whatever target has the tid that it found at the beginning.
-* **An offline target** refuses logins, and commands of its sessions never reach the LUN.
-* **A connection is listed until its last command has ended**, so an offline target without connections has no command
-  under way, and gets none.
+* **An incomplete target admits no initiator.** A new target admits none; the connector's initiator is admitted last,
+after account and LUN exist. An account is unbound only by removing it, after the LUN is gone: tgtd asks for no password
+if no account is bound.
+* **tids are random.** A login that passed tgtd's checks may be delayed by the initiator for any time. tgtd then
+attaches the session to the target that has the tid found at the beginning of the login.
+* **An offline target** refuses logins, and keeps the commands of its sessions from the LUN.
+* **A connection is listed until its last command has ended**, so an offline target without connections has no running
+command, and gets none.
 
-Backing stores are ``rdwr``, never ``aio``: aio of tgtd 1.0.85 answers SYNCHRONIZE CACHE and WRITE AND VERIFY with
-success and does nothing, and fails UNMAP. rdwr writes through the page cache, says so (WCE), and calls fdatasync for
-SYNCHRONIZE CACHE and FUA.
+Backing stores are ``rdwr``, never ``aio``. aio of tgtd 1.0.85 reports success for SYNCHRONIZE CACHE and WRITE AND
+VERIFY without doing anything, and fails UNMAP. rdwr writes through the page cache, reports this (WCE), and calls
+fdatasync for SYNCHRONIZE CACHE and FUA.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from .management import LUN, Code, Shown, Stale, Tgtd, TgtPortal, TgtRefused
 
 log = logging.getLogger(__name__)
 
-# tgt-admin counts tids up from 1. Above 2^28 a tid would spill into the type of the identifier that tgtd makes of it.
+# tgt-admin assigns tids from 1. Above 2^28 a tid would overflow into the type of the identifier derived by tgtd.
 _TIDS = range(1 << 16, 1 << 28)
 
-# RFC 3720 has only lower case and no underscore; open-iscsi sends what the administrator wrote, and tgtd compares that.
+# RFC 3720 allows only lower case and no underscore. But open-iscsi sends the name as configured, and tgtd compares it.
 _INITIATOR = re.compile(
     r"iqn\.[0-9]{4}-(?:0[1-9]|1[0-2])\.[A-Za-z0-9](?:[A-Za-z0-9._:-]*[A-Za-z0-9])?"
     r"|eui\.[0-9A-Fa-f]{16}"
@@ -86,7 +86,7 @@ class TgtOptions(TargetOptions):
 
 @dataclass(frozen=True)
 class _Made:
-    """What is known of a target of ours in the present tgtd."""
+    """The cached state of one of our targets in the running tgtd."""
 
     tid: int
     path: str
@@ -115,12 +115,12 @@ class TgtTarget(Target):
         self._is_stale = False
         self._made: dict[str, _Made] = {}
         self._broken: dict[str, Shown] = {}
-        """How the last list showed targets that do not serve, unless somebody worked on them meanwhile."""
+        """Targets with a fault in the last list, without those that another thread worked on meanwhile."""
         self._at_work: set[str] = set()
         self._worked_on: set[str] = set()
 
     def check(self) -> None:
-        """Prove that a tgtd answers which can serve volumes, and that it listens on each portal."""
+        """Check that tgtd answers and can serve volumes, and make it listen on each portal."""
         tgtd = Tgtd.find(self._socket)
         system = tgtd.system()
         for needed in ("State: ready", "iscsi: ready", "rdwr"):
@@ -146,7 +146,7 @@ class TgtTarget(Target):
             log.info("tgtd was told to listen on %s", portal)
 
     def capabilities(self) -> TargetCapabilities:
-        """Return what tgtd offers."""
+        """Return the capabilities of tgtd."""
         return TargetCapabilities(
             protocol="iSCSI", multiattach=True, online_extend=True, connector_needs=("initiator",), block_size=512
         )
@@ -154,7 +154,7 @@ class TgtTarget(Target):
     # --- exports --------------------------------------------------------------------------------------------
 
     def check_connector(self, connector: Mapping[str, Any]) -> None:
-        """Refuse an initiator without a name by which tgtd can admit it."""
+        """Raise InvalidConnector if tgtd cannot admit an initiator by its name."""
         _check_initiator(connector)
 
     def export(self, export: Export) -> Connection:
@@ -183,17 +183,17 @@ class TgtTarget(Target):
         with self._lock:
             broken = self._broken.pop(export.id, None)
         if made and broken:
-            # Of what is there only a target that was switched off is kept: who came in without the password must go.
+            # Keep a broken target only if it is just offline: sessions without the password must end.
             is_guarded = broken.accounts == {_account(export.id)}
             path = broken.path if broken.is_online else ""
             made = _Made(broken.tid, path, broken.admitted if is_guarded else frozenset())
         if made and (made.admitted != {initiator} or made.path != str(export.path)):
-            # Half made, half withdrawn, or for somebody else, who must not keep a session.
+            # It is incomplete, or was made for another initiator, whose session must end.
             self._end(tgtd, export.id, made)
             made = None
         fresh = made is None
         if made is None:
-            # Remembered before it is there, so that a call without an answer is no riddle.
+            # Record the tid first, so that a lost reply can be resolved.
             made = _Made(secrets.choice(_TIDS), str(export.path), frozenset({initiator}))
             self._remember(export.id, made)
         try:
@@ -202,7 +202,7 @@ class TgtTarget(Target):
             self._complete(tgtd, made.tid, export, initiator, discard)
         except BackendError as exc:
             if isinstance(exc, TgtRefused) and exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
-                self._forget(export.id)  # the tid may be somebody else's
+                self._forget(export.id)  # the tid may be another target's
                 raise Stale(f"The targets of tgtd on {self._socket} were changed by somebody else; try again.") from exc
             if fresh:
                 with suppress(BackendError):
@@ -210,9 +210,9 @@ class TgtTarget(Target):
             raise
 
     def _complete(self, tgtd: Tgtd, tid: int, export: Export, initiator: str, discard: bool) -> None:
-        """Give a target all that it lacks. The order is the point: see the docstring of the module."""
+        """Complete a target. The order matters: see the docstring of the module."""
         account = _account(export.id)
-        # Ends connections whose initiator is gone or reads no more; tgtd cannot close the latter in any other way.
+        # Ends connections whose initiator is gone or does not read; tgtd cannot close the latter in any other way.
         tgtd.update_target(tid, "nop_interval", int(self._timeout_s / 5))
         tgtd.update_target(tid, "nop_count", 2)
         with _unless(Code.USER_EXISTS):
@@ -225,11 +225,11 @@ class TgtTarget(Target):
         tgtd.update_lun(tid, f"{identity},readonly={export.read_only:d},thin_provisioning={discard:d}")
         with _unless(Code.RULE_EXISTS):
             tgtd.admit(tid, initiator)
-        # An unfinished withdraw or resize left it offline.
+        # An unfinished withdraw or resize may have left it offline.
         tgtd.update_target(tid, "state", "ready")
 
     def withdraw(self, export_id: str) -> None:
-        """Take a target away."""
+        """Remove the target of an export."""
         self._again(export_id, lambda tgtd: self._withdraw(tgtd, export_id))
 
     def _withdraw(self, tgtd: Tgtd, export_id: str) -> None:
@@ -243,13 +243,13 @@ class TgtTarget(Target):
         try:
             tgtd.update_target(made.tid, "state", "offline")
             for initiator in made.admitted:
-                # Offline is what refuses it; this says, to whoever lists the target, that the offer has ended.
+                # The offline state refuses logins; this also shows the end of the export in lists.
                 with _unless(Code.NO_RULE):
                     tgtd.expel(made.tid, initiator)
             self._remember(export_id, _Made(made.tid, made.path, frozenset()))
             self._cut(tgtd, export_id, made, deadline)
             while not self._removed(tgtd, made.tid, account):
-                # A login that was under way has ended meanwhile: one more session to cut.
+                # A login in progress has completed meanwhile: its session must be cut.
                 self._cut(tgtd, export_id, made, deadline)
                 _check_deadline(deadline, export_id, made)
                 time.sleep(_PAUSE_S)
@@ -261,7 +261,7 @@ class TgtTarget(Target):
         self._forget(export_id)
 
     def _removed(self, tgtd: Tgtd, tid: int, account: str) -> bool:
-        """Remove an offline target from the volume outwards, and say whether that was possible."""
+        """Remove an offline target: LUN, account, then target. Return False if commands or sessions prevent it."""
         try:
             with _unless(Code.NO_LUN):
                 tgtd.delete_lun(tid)
@@ -275,7 +275,7 @@ class TgtTarget(Target):
         return True
 
     def _cut(self, tgtd: Tgtd, export_id: str, made: _Made, deadline: float) -> None:
-        """Close the connections of an offline target, and wait until the last command has ended."""
+        """Close the connections of an offline target, and wait until their last command has ended."""
         told: set[tuple[int, int]] = set()
         while connections := tgtd.connections(made.tid):
             _check_deadline(deadline, export_id, made)
@@ -286,18 +286,18 @@ class TgtTarget(Target):
             time.sleep(_PAUSE_S)
 
     def resize(self, export_id: str) -> None:
-        """Let tgtd open the volume once more, for it looks at the size only then.
+        """Make tgtd open the volume again, since it reads the size only then.
 
-        While it does, no command may run: a worker thread of tgtd would write to the closed file's number, or to 0. So
-        the target goes offline and its connections are closed; the initiators come back at once by themselves and send
-        again what was not answered, as after a fault of the network.
+        No command may run meanwhile: a worker thread of tgtd would write to the number of the closed file, or to 0. So
+        the target goes offline and its connections are closed. The initiators reconnect at once by themselves and
+        repeat unanswered commands, as after a network fault.
         """
         self._again(export_id, lambda tgtd: self._resize(tgtd, export_id))
 
     def _resize(self, tgtd: Tgtd, export_id: str) -> None:
         made = self._known(export_id)
         if made is None or not made.path or not made.admitted:
-            # Also one that is half withdrawn, and must not come to life again.
+            # A partly withdrawn target must not go online again.
             raise VolumeMissing(f"tgtd has no whole export {export_id}, so it cannot take notice of a new size.")
         tgtd.update_target(made.tid, "state", "offline")
         try:
@@ -305,19 +305,19 @@ class TgtTarget(Target):
         except SessionAlive:
             tgtd.update_target(made.tid, "state", "ready")
             raise
-        # If it cannot be opened, the target stays offline: initiators wait, instead of seeing errors.
+        # If the volume cannot be opened, the target stays offline: initiators wait instead of seeing errors.
         tgtd.update_lun(made.tid, f"online=0,path={made.path}")
         tgtd.update_target(made.tid, "state", "ready")
 
-    # --- what is there --------------------------------------------------------------------------------------
+    # --- state of exports -----------------------------------------------------------------------------------
 
     def list_exports(self) -> frozenset[str]:
-        """Return the ids of our targets."""
+        """Return the export ids of our targets."""
         tgtd = Tgtd.find(self._socket)
         return frozenset(self._ours(tgtd))
 
     def faults(self) -> Mapping[str, str]:
-        """Return what ``tgtadm`` took from our targets, or added to them: one list tells all."""
+        """Return changes made to our targets by ``tgtadm``; one list of tgtd shows them all."""
         with self._lock:
             self._worked_on = set(self._at_work)
         tgtd = Tgtd.find(self._socket)
@@ -334,7 +334,7 @@ class TgtTarget(Target):
         return found
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the initiators that are logged in to our targets."""
+        """Return the initiators logged in to our targets."""
         tgtd = Tgtd.find(self._socket)
         return {export_id: shown.connected for export_id, shown in self._ours(tgtd).items() if shown.connected}
 
@@ -345,10 +345,10 @@ class TgtTarget(Target):
             if shown.name.startswith(self._prefix)
         }
 
-    # --- what is remembered: which tid has which export, for as long as this tgtd lives ----------------------
+    # --- cache: the tid of each export, for the life of this tgtd --------------------------------------------
 
     def _again(self, export_id: str, work: Callable[[Tgtd], None]) -> None:
-        """Do something with the tgtd that runs, and once more when it turns out to be another, or changed."""
+        """Call ``work`` with the running tgtd; repeat it once if tgtd was restarted or its targets were changed."""
         with self._at_work_on(export_id):
             try:
                 work(self._found())
@@ -359,7 +359,7 @@ class TgtTarget(Target):
 
     @contextmanager
     def _at_work_on(self, export_id: str) -> Iterator[None]:
-        """Keep ``faults`` from taking what is half made, or what it saw before, for what somebody broke."""
+        """Keep ``faults`` from reporting an export while it is changed, or by an older list."""
         with self._lock:
             self._at_work.add(export_id)
         try:
@@ -371,12 +371,12 @@ class TgtTarget(Target):
                 self._broken.pop(export_id, None)
 
     def _found(self) -> Tgtd:
-        """Return the tgtd that runs. One not met before is asked what it has: the only list in an attach or detach."""
+        """Return the running tgtd. List the targets of a new tgtd: this is the only list in an attach or detach."""
         with self._lock:
             tgtd = Tgtd.find(self._socket)
             if tgtd != self._tgtd or self._is_stale:
                 self._listen(tgtd)
-                # What others make at this moment may not be there yet.
+                # Targets that other threads are making may not be listed yet.
                 under_way = self._at_work & self._made.keys() if tgtd == self._tgtd else set()
                 kept = {export_id: self._made[export_id] for export_id in under_way}
                 ours = self._ours(tgtd)
@@ -399,7 +399,7 @@ class TgtTarget(Target):
             self._made.pop(export_id, None)
 
 
-# --- what may be handed to tgtd, whose parameters are separated by commas ------------------------------------
+# --- checks of values for tgtd, whose parameters are separated by commas -------------------------------------
 
 
 def _parse_portals(text: str, where: str) -> tuple[TgtPortal, ...]:
@@ -427,7 +427,7 @@ def _parse_socket(text: str, where: str) -> Path:
 
 
 def _check_initiator(connector: Mapping[str, Any]) -> str:
-    """Return the initiator's name. Raises InvalidConnector."""
+    """Return the initiator's name. Raise InvalidConnector if it is not an iSCSI name."""
     name = connector.get("initiator")
     if not isinstance(name, str) or len(name) > _LONGEST_INITIATOR or not _INITIATOR.fullmatch(name):
         raise InvalidConnector.for_everybody(
@@ -447,7 +447,7 @@ def _check_export(export: Export) -> None:
 
 
 def _check_path(path: Path) -> bool:
-    """Return whether what a volume's initiator discards can be given back. Raises: VolumeMissing; NotSupported."""
+    """Return True if discarded space of a volume can be freed. Raises: VolumeMissing; NotSupported."""
     text = str(path)
     if not path.is_absolute() or len(os.fsencode(text)) > 1000 or "," in text or not text.isprintable():
         raise NotSupported(f"tgtd cannot open {text!r}: an absolute path without a comma is expected.")
@@ -459,7 +459,7 @@ def _check_path(path: Path) -> bool:
         return True
     if not stat.S_ISBLK(found.st_mode):
         raise VolumeMissing(f"{path} is neither a regular file nor a block device.")
-    # tgtd punches holes, which is to read as zeros; on a device that needs more than discard.
+    # tgtd punches holes, which must read as zeros; a device needs write-zeroes for that, not only discard.
     device = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
     try:
         return int(Path(f"/sys/dev/block/{device}/queue/write_zeroes_max_bytes").read_text()) > 0
@@ -468,7 +468,7 @@ def _check_path(path: Path) -> bool:
 
 
 def _fault(export_id: str, shown: Shown, made: _Made | None) -> str:
-    """Return what keeps the initiator out, or lets another in; nothing when the target serves."""
+    """Return the reason why the initiator cannot log in or another one can; empty if the target serves."""
     if shown.accounts != {_account(export_id)}:
         return "its account is not bound, or another is, too"
     if len(shown.admitted) != 1 or (made and made.admitted != shown.admitted):
@@ -485,16 +485,16 @@ def _account(export_id: str) -> str:
 
 
 def _identity(volume: str) -> str:
-    """Return the parameters by which an initiator knows a volume again, in whichever export it meets it."""
+    """Return the parameters that identify a volume to initiators, the same in all its exports."""
     digest = hashlib.sha256(volume.encode()).hexdigest()
     found = _VOLUME.fullmatch(volume)
     serial = found[1] if found else digest[:36]
-    # tgtd makes the identifier of type NAA from the hexadecimal digits of scsi_id.
+    # tgtd derives the NAA identifier from the hexadecimal digits of scsi_id.
     return f"scsi_id={digest[:32]},scsi_sn={serial},vendor_id=BLKSTORE,product_id=VOLUME,product_rev=1"
 
 
 def _check_deadline(deadline: float, export_id: str, made: _Made) -> None:
-    """Raise SessionAlive when it is too late."""
+    """Raise SessionAlive after the deadline."""
     if time.monotonic() > deadline:
         raise SessionAlive(
             f"{' and '.join(sorted(made.admitted)) or 'An initiator'} still has a session of the export {export_id}: a"
@@ -505,7 +505,7 @@ def _check_deadline(deadline: float, export_id: str, made: _Made) -> None:
 
 @contextmanager
 def _unless(*codes: Code) -> Iterator[None]:
-    """Go on when tgtd refuses for one of these reasons."""
+    """Ignore a refusal of tgtd with one of these codes."""
     try:
         yield
     except TgtRefused as exc:

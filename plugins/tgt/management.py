@@ -1,11 +1,11 @@
-"""The management protocol of tgtd, spoken on its unix socket: calls, listings, and the names of its errors.
+"""The management protocol of tgtd on its unix socket: calls, lists and errors.
 
-Called by this plugin's ``__init__.py`` and nobody else. Knows targets, LUNs, accounts and connections; knows nothing of
-exports or policy. It never runs ``tgtadm``: a password on a command line can be read by every user of the machine, and
-a process takes longer than all calls of an export together.
+Called only by this plugin's ``__init__.py``. It knows targets, LUNs, accounts and connections, but no exports or
+policy. It never runs ``tgtadm``: every user of the machine can read a password on a command line, and a process takes
+longer than all calls of an export together.
 
-Each call is one connection: a request of fixed size, parameters as text, an error number, text. tgtd answers one call
-after the other, in the thread in which it also accepts logins and takes in commands.
+Each call is one connection: a request of fixed size, parameters as text, an error number, text. tgtd answers calls one
+by one, in the thread that also accepts logins and receives commands.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from blockstore.errors import BackendError, Unreachable
 log = logging.getLogger(__name__)
 
 LUN = 1
-"""LUN 0 is the controller that tgtd gives to each target."""
+"""The volume's LUN; LUN 0 is the controller that tgtd adds to each target."""
 
 # mode, operation, driver, length, tid, session, lun, connection, host, device type, direction of CHAP, pack, force
 _REQUEST = struct.Struct("@ii64sIiQQIIIIII")
@@ -36,7 +36,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Mode(IntEnum):
-    """What a call is about."""
+    """The kind of object that a call addresses."""
 
     SYSTEM = 0
     TARGET = 1
@@ -47,7 +47,7 @@ class Mode(IntEnum):
 
 
 class Op(IntEnum):
-    """What a call does."""
+    """The action of a call."""
 
     NEW = 0
     DELETE = 1
@@ -110,7 +110,7 @@ _SENTENCES = {
 
 
 class TgtRefused(BackendError):
-    """tgtd answered with an error. ``code`` is its number, which may be none of ``Code``."""
+    """tgtd answered with an error. ``code`` is its number, which may be missing in ``Code``."""
 
     def __init__(self, what: str, code: int):
         self.code = code
@@ -119,7 +119,7 @@ class TgtRefused(BackendError):
 
 
 class Stale(Unreachable):
-    """What was known of tgtd is not true any more; nothing was changed. Look again."""
+    """The cached state of tgtd is outdated. Nothing was changed; read the state again."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class TgtPortal:
 
     @classmethod
     def parse(cls, text: str) -> TgtPortal:
-        """Read ADDRESS:PORT, IPv6 in brackets. Raises ValueError."""
+        """Parse ADDRESS:PORT, IPv6 in brackets. Raise ValueError if the text is anything else."""
         found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", text)
         if found is None:
             raise ValueError(f"{text!r} is not ADDRESS:PORT")
@@ -141,13 +141,13 @@ class TgtPortal:
         return cls(ipaddress.IPv6Address(v6) if v6 else ipaddress.IPv4Address(v4), int(port))
 
     def covers(self, other: TgtPortal) -> bool:
-        """Say whether who listens here listens there, too."""
+        """Return True if listening at this portal includes ``other``."""
         same_family = self.address.version == other.address.version
         return self.port == other.port and same_family and (self.address == other.address or self.is_wildcard)
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it stands for all addresses."""
+        """True if the portal covers all addresses."""
         return self.address.is_unspecified
 
     def __str__(self) -> str:
@@ -156,66 +156,66 @@ class TgtPortal:
 
 @dataclass(frozen=True)
 class Shown:
-    """A target, as tgtd lists it."""
+    """A target as listed by tgtd."""
 
     tid: int
     name: str
     path: str
-    """What LUN 1 is backed by; empty when there is no LUN 1."""
+    """Backing store of LUN 1; empty if there is no LUN 1."""
     admitted: frozenset[str]
     """Initiators that may log in."""
     connected: tuple[str, ...]
-    """Initiators that are logged in."""
+    """Logged-in initiators."""
     accounts: frozenset[str] = frozenset()
-    """Accounts that are bound to it; without any it asks for no password."""
+    """Accounts bound to the target; without any, tgtd asks for no password."""
     is_ready: bool = True
-    """Whether it lets anybody log in; else it is offline."""
+    """False if the target is offline and refuses all logins."""
     is_online: bool = True
-    """Whether LUN 1 takes commands."""
+    """True if LUN 1 accepts commands."""
 
 
 @dataclass(frozen=True)
 class Tgtd:
     """One running tgtd.
 
-    A tid is a number that dies with the process and may mean another target in the next one. So each call compares
-    who answers with whom ``find`` met, before it sends anything. Raises: Stale; Refused; Unreachable.
+    A tid is valid only for one process; the next tgtd may use it for another target. So each call first compares the
+    answering process with the one that ``find`` found. Raises: Stale; TgtRefused; Unreachable.
     """
 
     socket_path: Path
     pid: int
     started: int
-    """Its start in clock ticks, since the kernel uses a pid again."""
+    """Start time of the process in clock ticks, since the kernel reuses pids."""
 
     @classmethod
     def find(cls, socket_path: Path) -> Tgtd:
-        """Return the tgtd that listens now. Raises Unreachable."""
+        """Return the tgtd that listens now. Raise Unreachable if there is none."""
         with _connected(socket_path) as connection:
             return cls(socket_path, *_peer(connection))
 
     # --- the daemon -----------------------------------------------------------------------------------------
 
     def system(self) -> str:
-        """Return its state, drivers and backing stores, as text."""
+        """Return the state, drivers and backing stores of tgtd, as text."""
         return self._call("tell its state", Mode.SYSTEM, Op.SHOW)
 
     def portals(self) -> tuple[TgtPortal, ...]:
-        """Return where it listens."""
+        """Return the portals on which tgtd listens."""
         text = self._call("tell its portals", Mode.PORTAL, Op.SHOW)
         return tuple(TgtPortal.parse(found) for found in re.findall(r"^Portal: (\S+),\d+$", text, re.M))
 
     def add_portal(self, portal: TgtPortal) -> None:
-        """Listen there, too."""
+        """Make tgtd listen on another portal."""
         self._call(f"listen on {portal}", Mode.PORTAL, Op.NEW, params=f"portal={portal}")
 
     # --- targets --------------------------------------------------------------------------------------------
 
     def targets(self) -> tuple[Shown, ...]:
-        """Return all targets: the one call whose cost grows with their number."""
+        """Return all targets; only this call's cost grows with their number."""
         return tuple(_parse_targets(self._call("list its targets", Mode.TARGET, Op.SHOW, tid=_ALL)))
 
     def create_target(self, tid: int, name: str) -> None:
-        """Make a target with neither LUN nor account, and that admits nobody."""
+        """Make a target without LUN and account, which admits no initiator."""
         self._call(f"make the target {name}", Mode.TARGET, Op.NEW, tid=tid, params=f"targetname={name}")
 
     def delete_target(self, tid: int) -> None:
@@ -223,16 +223,16 @@ class Tgtd:
         self._call(f"remove the target {tid}", Mode.TARGET, Op.DELETE, tid=tid)
 
     def update_target(self, tid: int, name: str, value: str | int) -> None:
-        """Set one parameter. ``state=offline`` refuses logins and keeps commands of living sessions from the LUN."""
+        """Set one parameter. ``state=offline`` refuses logins and keeps commands of existing sessions from the LUN."""
         self._call(f"set {name} of the target {tid}", Mode.TARGET, Op.UPDATE, tid=tid, params=f"{name}={value}")
 
     def admit(self, tid: int, initiator: str) -> None:
-        """Let an initiator of this name log in."""
+        """Allow an initiator to log in."""
         what = f"admit {initiator} to the target {tid}"
         self._call(what, Mode.TARGET, Op.BIND, tid=tid, params=f"initiator-name={initiator}")
 
     def expel(self, tid: int, initiator: str) -> None:
-        """Let an initiator of this name log in no more; sessions that it has stay."""
+        """Refuse new logins of an initiator; its existing sessions stay."""
         what = f"expel {initiator} from the target {tid}"
         self._call(what, Mode.TARGET, Op.UNBIND, tid=tid, params=f"initiator-name={initiator}")
 
@@ -243,11 +243,11 @@ class Tgtd:
         self._call(f"make the account {user}", Mode.ACCOUNT, Op.NEW, params=f"user={user},password={password}")
 
     def bind_account(self, tid: int, user: str) -> None:
-        """Ask who logs in to a target for this account."""
+        """Require this account for logins to a target."""
         self._call(f"bind the account {user}", Mode.ACCOUNT, Op.BIND, tid=tid, params=f"user={user}")
 
     def delete_account(self, user: str) -> None:
-        """Remove an account. A target left without any asks for no password."""
+        """Remove an account. A target without accounts asks for no password."""
         self._call(f"remove the account {user}", Mode.ACCOUNT, Op.DELETE, params=f"user={user}")
 
     # --- LUNs and connections -------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Tgtd:
     def connections(self, tid: int) -> frozenset[tuple[int, int]]:
         """Return the connections of a target as (session, connection).
 
-        A connection is on this list until its last command has ended, also when its TCP connection is long gone.
+        A connection is listed until its last command has ended, even if its TCP connection is gone.
         """
         text = self._call(f"list the connections of the target {tid}", Mode.CONNECTION, Op.SHOW, tid=tid)
         found = re.findall(r"^Session: (\d+)\n +Connection: (\d+)$", text, re.M)
@@ -278,7 +278,7 @@ class Tgtd:
         what = f"close a connection of the target {tid}"
         self._call(what, Mode.CONNECTION, Op.DELETE, tid=tid, session=session, connection=connection)
 
-    # --- the API -------------------------------------------------------------------------------------------
+    # --- the protocol --------------------------------------------------------------------------------------
 
     def _call(
         self,
@@ -318,7 +318,7 @@ class Tgtd:
 
 def _connected(socket_path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    # Blocking, with a limit: one that does not block is refused at once while tgtd has others in its line.
+    # Blocking, with a timeout: a non-blocking connect is refused at once while others are queued at tgtd.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
     try:
         connection.connect(str(socket_path))
@@ -333,15 +333,15 @@ def _connected(socket_path: Path) -> socket.socket:
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:
-    """Return pid and start of who listens at the other end."""
+    """Return pid and start time of the listening process."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid = struct.unpack("3i", credentials)[0]
     try:
-        # Of its first thread: for the stat of the process the kernel visits all threads, and tgtd has 16 for each LUN.
+        # The stat of the first thread: for that of the process the kernel visits all threads, and tgtd has 16 per LUN.
         stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
     except OSError as exc:
         raise Unreachable(f"tgtd, process {pid}, ended at this moment.") from exc
-    # The second field, the command's name, may hold anything; the start is the twentieth after it.
+    # The second field, the name of the command, may contain anything; the start is the twentieth field after it.
     return pid, int(stat.rpartition(")")[2].split()[19])
 
 
@@ -361,7 +361,7 @@ def _parse_targets(text: str) -> Iterator[Shown]:
         if head is None:
             continue
         sections = dict(re.findall(r"^    (\S[^\n]*) information:\n((?: {8}[^\n]*\n)*)", block, re.M))
-        # The controller comes first, and is left out.
+        # Skip the controller, which comes first.
         lun = sections.get("LUN", "").partition(f" LUN: {LUN}\n")[2]
         path = re.search(r"^ +Backing store path: (.*)$", lun, re.M)
         yield Shown(
