@@ -19,7 +19,7 @@ WEIGHERS = "blockstore.scheduler.weighers"
 
 
 def load(group: str, names: Sequence[str]) -> list[tuple[str, Callable[..., Any]]]:
-    """Return the functions of the entry points with these names, in their order. Raise ConfigError if one is unknown."""
+    """Return the functions of the named entry points, in their order. Raise ConfigError if a name is unknown."""
     kind = "scheduler " + group.rpartition(".")[2].removesuffix("s")
     installed = entry_points(group=group)
     loaded: list[tuple[str, Callable[..., Any]]] = []

@@ -79,11 +79,11 @@ class Pool:
         return 1 + self.provisioned_gib / (used_gib + 1)
 
     def is_over_subscribed(self, wants_thick: bool) -> bool:
-        """Return True if more than the physical capacity may be promised: a thin volume on a pool that supports thin."""
+        """Return True if more than the physical capacity may be promised: for a thin volume on a thin pool."""
         return self.thin and not wants_thick
 
     def virtual_free(self, wants_thick: bool) -> float:
-        """Return the GiB that may still be promised; math.inf if the pool sets no bound, negative if it is overdrawn."""
+        """Return the GiB that may still be promised; math.inf if the pool sets no bound, negative if overdrawn."""
         if not is_finite(self.free_gib):
             return math.inf
         if not is_finite(self.total_gib):
