@@ -69,7 +69,7 @@ class Workers:
     def _grant(self) -> None:
         while (turn := self._waiting.take(self._may_run)) is not None:
             project, granted = turn
-            if not granted.done():  # done already: cancelled because the service stops
+            if not granted.done():  # otherwise it was cancelled, because the service stops
                 self._running[project] += 1
                 granted.set_result(None)
 

@@ -93,7 +93,7 @@ class Handler:
     """Whether a failure restores the status that the row had before the operation."""
 
     def __call__(self, context: HandlerContext, operation: Operation) -> None:
-        """Call the function. If the row is gone or has another status, only close the operation."""
+        """Call the function. If the row is gone or has another status, give the operation up instead."""
         row = self._begin(context, operation)
         if row is not None:
             try:
