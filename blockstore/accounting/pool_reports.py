@@ -32,7 +32,7 @@ def other_block_size(present: int, there: int) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolReport:
-    """What one pool reported about itself, and when."""
+    """One pool's report about itself, with its time."""
 
     name: str
     """NODE@BACKEND#POOL."""
