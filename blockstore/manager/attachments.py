@@ -78,7 +78,7 @@ def disconnect_attachment(context: ManagerContext, operation: DisconnectAttachme
 
 
 def end_all(context: ManagerContext, volume_id: str) -> None:
-    """Withdraw every export of a volume that is being deleted, and delete its attachment."""
+    """Withdraw every export of a volume that is being deleted, and delete the export's attachment."""
     here = select(Attachment).where(Attachment.volume_id == volume_id, Attachment.target.is_not(None))
     with context.db.read() as session:
         rows = session.scalars(here).all()

@@ -46,7 +46,10 @@ class ManageableItem:
 
 
 class ManageableLister:
-    """Lists the volumes and snapshots of pools, each on its own thread: a pool that hangs does not delay the others."""
+    """Lists the volumes and snapshots of pools, each pool on a thread of its own.
+
+    A pool that hangs does not delay the others, and gets no second request meanwhile.
+    """
 
     def __init__(self, context: ManagerContext) -> None:
         self._context = context

@@ -2,7 +2,7 @@
 
 The new copy has its own name, so that two sections may lead to the same storage. The row names the old copy until the
 transaction of the switch, and from then on the new copy. A ``RemoveCopy`` deletes the other one; it is enqueued in the
-transaction that decides which one that is.
+transaction that decides which copy is the volume.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from blockstore.operations.states import V
 
 @dataclass(frozen=True)
 class Accepted:
-    """What an administrator is told about storage that replaced the recorded storage."""
+    """The report to an administrator about storage that replaced the recorded storage."""
 
     former: str
     identity: str
