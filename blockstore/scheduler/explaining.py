@@ -78,7 +78,7 @@ def _finite(figure: float | None) -> float | None:
 
 
 def plan_drain(context: SchedulerContext, session: Session, backend: str) -> list[dict[str, Any]]:
-    """Return the destination of each volume of a backend, or why it stays. Later volumes see the space it takes."""
+    """Return the destination of each volume of a backend, or why it stays. Later volumes of the plan see less space."""
     found, _absent = candidates(context.pool_reports, session)
     pools = {pool.name: pool for pool in found if pool.backend != backend}
     volumes = session.scalars(
