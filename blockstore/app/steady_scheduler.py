@@ -40,7 +40,7 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]
         self._ahead = _ahead()
 
     def start(self, *args: Any, **kwargs: Any) -> None:
-        """Start the scheduler. The jobs added before are first moved by a step of the clock."""
+        """Start the scheduler, after moving the jobs by any step of the clock since they were added."""
         self._follow_clock()
         super().start(*args, **kwargs)
 
