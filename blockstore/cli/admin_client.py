@@ -33,7 +33,7 @@ def admin_client(config: Config) -> Callable[..., Any]:
 
 
 def _admin_token(config: Config) -> str | None:
-    """Return a token for one command, or None without authentication. Its user can write the database anyway."""
+    """Return a token for one command, or None without authentication. The caller can write the database anyway."""
     import os
 
     if config.service.auth == "none":

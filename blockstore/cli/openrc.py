@@ -51,7 +51,7 @@ def _without_identity(config: Config) -> dict[str, str]:
     url = _endpoint(config)
     return {
         # compat: the command cinder cannot start with OS_AUTH_TYPE=none, because that plugin's option --os-endpoint
-        # collides with its own. The command openstack needs the variable. openstacksdk lowers the names it reads, and
+        # collides with its own. The command openstack needs that plugin. openstacksdk lowers the names it reads, and
         # cinder does not.
         "OS_auth_type": "none",
         "OS_ENDPOINT": url,
