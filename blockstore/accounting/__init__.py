@@ -1,1 +1,1 @@
-"""What projects and pools hold: quota, reservations, and what the pools report."""
+"""Quota of projects, reservations and reports of pools."""

@@ -1,6 +1,6 @@
-"""The last report of each pool: what the manager knows of a pool, for the scheduler and the API.
+"""The last report of each pool: the manager's knowledge of a pool, for the scheduler and the API.
 
-Reports are facts about now, so they live in memory only. What is reserved on a pool lives in
+Reports describe the present, so they are in memory only. The reservations on a pool are in
 ``accounting/reservations.py``.
 """
 
@@ -21,7 +21,7 @@ NO_USAGE = PoolUsage(pool="", volumes=0, volume_gib=0, snapshot_gib=0)
 
 
 def other_block_size(present: int, there: int) -> str | None:
-    """Return why a volume cannot go where blocks have another size, or None; the end of a sentence."""
+    """Return why a volume cannot move to another block size, as the end of a sentence; None if the sizes are equal."""
     if present == there:
         return None
     return (
@@ -32,7 +32,7 @@ def other_block_size(present: int, there: int) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolReport:
-    """What one pool said of itself, and when."""
+    """One pool's report about itself, with its time."""
 
     name: str
     """NODE@BACKEND#POOL."""
@@ -44,15 +44,15 @@ class PoolReport:
     capabilities: Capabilities
     capacity: Capacity
     background_tasks: Sequence[BackgroundTask] = ()
-    """What goes on in the background."""
+    """The backend's background tasks."""
     ours_gib: int
-    """What was reserved when the figures were read: tells how much of them is not ours."""
+    """Our reservations when the capacity was read; the rest of the used capacity is not ours."""
     at: datetime.datetime
     looked_at: float = field(default_factory=time.monotonic)
-    """When it was said, by the monotonic clock."""
+    """When the report was made, by the monotonic clock."""
 
     def is_older_than(self, seconds: float) -> bool:
-        """Return True if the pool has said nothing for so long, whatever the system's clock did meanwhile."""
+        """Return True if the report is older than this. Changes of the system's clock have no effect."""
         return time.monotonic() - self.looked_at > seconds
 
     @property
@@ -61,20 +61,20 @@ class PoolReport:
         return self.name.partition("#")[0]
 
     def free_gib(self, usage: PoolUsage) -> float:
-        """Return free space less what was reserved since the report."""
+        """Return the free space; for a thick pool, less the reservations since the report."""
         since = usage.volume_gib + usage.snapshot_gib - self.ours_gib
         free = self.capacity.free_gib
         return free if self.capabilities.thin else max(0.0, free - since)
 
     def provisioned_gib(self, usage: PoolUsage) -> float:
-        """Return what is promised: ours by the reservations, and what others had on the pool at the report."""
+        """Return the provisioned capacity: our reservations, and that of others at the time of the report."""
         ours = usage.volume_gib + usage.snapshot_gib
         if self.capacity.provisioned_gib is None:
             return float(ours)
         return ours + max(0.0, self.capacity.provisioned_gib - self.ours_gib)
 
     def other_block_size(self, other: PoolReport) -> str | None:
-        """Return why a volume cannot be moved to another pool without its partitions being lost to sight, or None."""
+        """Return why a volume's partitions would not be found after a move to another pool, or None."""
         return other_block_size(self.capabilities.block_size, other.capabilities.block_size)
 
     def wire(self, usage: PoolUsage) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Quota: charged in the transaction that inserts a row, refunded in the one that removes it, so it cannot drift.
 
-Used by every component inside its own transaction. The check and the charge are one UPDATE, so two requests cannot both
-take the last place. Volumes, snapshots and gigabytes count twice: for the project, and for the volume type in the
+Used by every component inside its own transaction. The check and the charge are one UPDATE, so two requests cannot
+exceed a limit together. Volumes, snapshots and gigabytes count twice: for the project, and for the volume type in the
 project. A limit is the project's own, else that of the class ``default``, else the configuration's.
 """
 
@@ -22,7 +22,7 @@ from blockstore.errors import OverQuota
 PROJECT, CLASS = "project", "class"
 DEFAULT_CLASS = "default"
 PER_TYPE = ("volumes", "gigabytes", "snapshots")
-"""Resources that count for each volume type, too; kept as RESOURCE_ID, so that a type can be renamed."""
+"""Resources that also count per volume type; stored as RESOURCE_ID, so that a type can be renamed."""
 PER_VOLUME = "per_volume_gigabytes"
 UNLIMITED = -1
 
@@ -38,9 +38,9 @@ def charge(
     gigabytes: int = 0,
     volume_size_gib: int = 0,
 ) -> None:
-    """Take from a project's quota. Raises OverQuota naming the limit and what is used; nothing is charged then.
+    """Charge a project's quota. Raise OverQuota with the limit and the usage if exceeded; nothing is charged then.
 
-    ``volume_size_gib``: that of a new volume, for which there is a limit, too.
+    ``volume_size_gib`` is the size of a new volume, which has a limit of its own.
     """
     wanted = dict(_amounts(type_id, volumes=volumes, snapshots=snapshots, gigabytes=gigabytes))
     limits = _limits_in_force(session, config, project_id, [*wanted, PER_VOLUME])
@@ -52,7 +52,7 @@ def charge(
 def refund(
     session: Session, project_id: str, type_id: str, *, volumes: int = 0, snapshots: int = 0, gigabytes: int = 0
 ) -> None:
-    """Give back to a project's quota."""
+    """Refund a project's quota."""
     given = _amounts(type_id, volumes=volumes, snapshots=snapshots, gigabytes=gigabytes)
     values = [_values(project_id, resource, -amount, UNLIMITED) for resource, amount in given]
     if values:
@@ -60,7 +60,7 @@ def refund(
 
 
 def refund_growth(session: Session, project_id: str, volume_id: str, gigabytes: int) -> None:
-    """Give back what a volume that did not grow was charged; nothing if it is gone, for then all was given back."""
+    """Refund the growth of a volume that did not grow. Do nothing if its row is gone: all was refunded then."""
     type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == volume_id)).scalar()
     if type_id is not None:
         refund(session, project_id, type_id, gigabytes=gigabytes)
@@ -69,7 +69,7 @@ def refund_growth(session: Session, project_id: str, volume_id: str, gigabytes: 
 def charge_type(
     session: Session, config: QuotaConfig, project_id: str, type_id: str, *, volumes: int, gigabytes: int
 ) -> None:
-    """Take what a volume that gets another type counts for with that type. Raises OverQuota."""
+    """Charge the quota of the new type of a volume. Raises OverQuota."""
     wanted = {f"volumes_{type_id}": volumes, f"gigabytes_{type_id}": gigabytes}
     limits = _limits_in_force(session, config, project_id, [*wanted])
     for resource, amount in wanted.items():
@@ -79,14 +79,14 @@ def charge_type(
 def refund_type(
     session: Session, project_id: str, type_id: str, *, volumes: int = 0, gigabytes: int = 0, snapshots: int = 0
 ) -> None:
-    """Give back what counts for one type, and leave what counts for all; less than nothing takes, without a limit."""
+    """Refund the quota of one type, not the project's total. A negative amount charges without a limit."""
     for resource, amount in (("volumes", volumes), ("gigabytes", gigabytes), ("snapshots", snapshots)):
         if amount:
             _charge(session, project_id, f"{resource}_{type_id}", -amount, UNLIMITED)
 
 
 def check_volume_size(session: Session, config: QuotaConfig, project_id: str, size_gib: int) -> None:
-    """Raise OverQuota when one volume may not be that large."""
+    """Raise OverQuota if a single volume may not have this size."""
     _check_volume_size(_limits_in_force(session, config, project_id, [PER_VOLUME])[PER_VOLUME], size_gib)
 
 
@@ -98,13 +98,13 @@ def _check_volume_size(limit: int, size_gib: int) -> None:
 
 
 def usage(session: Session, project_id: str) -> dict[str, int]:
-    """Return what a project uses, by resource."""
+    """Return a project's usage by resource."""
     rows = session.execute(select(QuotaUsage.resource, QuotaUsage.in_use).where(QuotaUsage.project_id == project_id))
     return dict(rows.all())
 
 
 def limits_of(session: Session, config: QuotaConfig, project_id: str | None, class_name: str) -> dict[str, int]:
-    """Return what is not unlimited by nature: the limits of a class, and over them those of a project, by resource."""
+    """Return the limits in force, by resource: the project's own, else the class's, else the configured default."""
     found: dict[str, int] = asdict(config)
     for scope, scope_id in ((CLASS, class_name), (PROJECT, project_id)):
         if scope_id is not None:
@@ -129,12 +129,12 @@ def set_limits(session: Session, scope: str, scope_id: str, limits: Mapping[str,
 
 
 def forget_limits(session: Session, project_id: str) -> None:
-    """Let a project have the default limits again."""
+    """Delete a project's own limits, so that the default limits apply."""
     session.execute(delete(QuotaLimit).where(QuotaLimit.scope == PROJECT, QuotaLimit.scope_id == project_id))
 
 
 def forget_type(session: Session, type_id: str) -> None:
-    """Remove the limits and the (zero) usage of a type that is removed."""
+    """Delete the limits and the (zero) usage of a type that is deleted."""
     resources = [f"{resource}_{type_id}" for resource in PER_TYPE]
     session.execute(delete(QuotaLimit).where(QuotaLimit.resource.in_(resources)))
     session.execute(delete(QuotaUsage).where(QuotaUsage.resource.in_(resources)))
@@ -195,7 +195,7 @@ _LIMITS = select(_LIMITED.c.scope, _LIMITED.c.resource, _LIMITED.c.most).where(
 
 
 def _public_name(session: Session, resource: str) -> str:
-    """Return what the API calls a resource: that of a volume type carries the type's name."""
+    """Return the API's name of a resource. A resource of a volume type is named after the type."""
     kind, _, type_id = resource.partition("_")
     name = session.execute(select(VolumeType.name).where(VolumeType.id == type_id)).scalar() if type_id else None
     return resource if name is None else f"{kind}_{name}"
@@ -207,7 +207,7 @@ def _refusal(quota: str, amount: int, limit: int, used: int) -> str:
     if kind == "volumes":
         return f"VolumeLimitExceeded: Maximum number of volumes allowed ({limit}) exceeded for quota '{quota}'."
     if kind == "snapshots":
-        of_type = f" for quota '{quota}'" if quota != kind else ""  # compat: of all types, it is not named
+        of_type = f" for quota '{quota}'" if quota != kind else ""  # compat: without a type, Cinder names no quota
         return f"SnapshotLimitExceeded: Maximum number of snapshots allowed ({limit}) exceeded{of_type}"
     return (
         f"VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed {quota} quota."

@@ -1,7 +1,7 @@
-"""Capacity reservations: how much of each pool our rows take, changed in the transaction that changes the rows.
+"""Capacity reservations: how much of each pool our rows use, changed in the transaction that changes the rows.
 
-The scheduler reserves in the same breath as it decides; who removes or fails a row releases. Like quota, it cannot
-drift.
+The scheduler reserves in the transaction of its decision. Deleting or failing a row releases its capacity. Like quota,
+reservations cannot drift.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blockstore.db.session import insert_if_absent
 
 
 def reserve(session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0) -> None:
-    """Take capacity on a pool."""
+    """Reserve capacity on a pool."""
     if not _add(session, pool, volumes, volume_gib, snapshot_gib):
         insert_if_absent(session, PoolUsage, pool=pool, volumes=0, volume_gib=0, snapshot_gib=0)
         _add(session, pool, volumes, volume_gib, snapshot_gib)
@@ -26,7 +26,7 @@ def reserve(session: Session, pool: str, *, volumes: int = 0, volume_gib: int = 
 def release_capacity(
     session: Session, pool: str | None, *, volumes: int = 0, volume_gib: int = 0, snapshot_gib: int = 0
 ) -> None:
-    """Give capacity back; nothing to do for a row that was never placed."""
+    """Release capacity on a pool. Do nothing for a row that was never placed."""
     if pool is not None:
         _add(session, pool, -volumes, -volume_gib, -snapshot_gib)
 

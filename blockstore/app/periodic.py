@@ -1,4 +1,4 @@
-"""What happens by the (monotonic) clock: the job table. Each job is short, or runs on threads of its own."""
+"""The periodic jobs, by the monotonic clock. Each job is short or runs on threads of its own."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 DAY_S = 86400
 TRIM_S = 600
 ROWS_AT_ONCE = 200
-"""Rows that one transaction of the purge removes: some milliseconds, in which others cannot write to SQLite."""
+"""Rows that one transaction of the purge deletes; other writers to SQLite wait some milliseconds for it."""
 PAUSE_S = 0.01
 
 
 def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[[], None]) -> SteadyScheduler:
-    """Return the clock, not yet started."""
+    """Return the scheduler with its jobs, not yet started."""
     clock = SteadyScheduler(timezone=datetime.UTC, daemon=True)
-    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also where it runs for hours only
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also if it runs only for hours
     facts = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
     clock.add_job(lambda: unless_away(report), Every(seconds=config.report_interval_s), id="report", **facts)
     clock.add_job(
@@ -52,7 +52,7 @@ def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[
 
 
 def unless_away(job: Callable[[], None]) -> None:
-    """Do a job that the next time will do as well; a database that is away is one line in the log."""
+    """Run a job that may wait until its next time. An outage of the database is one line in the log."""
     try:
         job()
     except DatabaseAway as exc:
@@ -60,16 +60,16 @@ def unless_away(job: Callable[[], None]) -> None:
 
 
 def tidy(db: Database, config: ServiceConfig, state_dir: Path, may_go_on: Callable[[], bool]) -> None:
-    """Remove what has had its time."""
+    """Delete expired rows, and the file of an administrator's password that is no longer in use."""
     purge(db, config.operation_keep_days, may_go_on)
     if config.auth == "builtin":
         bootstrap.forget_former_password(db, state_dir)
 
 
 def purge(db: Database, keep_days: int, may_go_on: Callable[[], bool] = lambda: True) -> None:
-    """Remove operations and messages that are older than they are kept, and tokens that have expired.
+    """Delete operations and messages past their retention time, and expired tokens.
 
-    In small transactions with pauses between them, so that nobody waits for one; ``may_go_on`` ends it when the
+    It uses small transactions with pauses between them, so that others need not wait. ``may_go_on`` ends it when the
     service stops.
     """
     kept_since = now() - datetime.timedelta(days=keep_days)
@@ -87,7 +87,7 @@ def _purge(
     before: datetime.datetime,
     may_go_on: Callable[[], bool],
 ) -> int:
-    """Remove the rows that ended before a time; return how many they were."""
+    """Delete the rows that ended before a time. Return their number."""
     found = select(key).where(ended_at <= before).order_by(ended_at).limit(ROWS_AT_ONCE)
     removed = 0
     while may_go_on():

@@ -1,6 +1,6 @@
-"""The process that serves: its lock, its signals, its greeting, and what it refuses to serve.
+"""The serving process: its lock, its signals, its greeting, and its refusal of unsafe configurations.
 
-Beside ``app/service.py`` and not in ``server/``, because it puts a service and an HTTP server together.
+Beside ``app/service.py`` and not in ``server/``, because it combines a service and an HTTP server.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S, BUSY_SWITCH_INTERVAL_S = 0.0005, 0.00005
-"""Seconds after which a thread that works gives Python's lock to one that waits; the interpreter's 5 ms would let one
-hold up an answer. An operation gives the lock up at each statement, and waits for it behind those who answer: while
-operations run, it changes hands sooner. (Always so soon, 64 clients get a third less.)"""
+"""Seconds after which a working thread gives Python's lock to a waiting one. The interpreter's 5 ms would delay
+answers. An operation gives the lock up at each statement, and waits for it behind the answering threads. So the lock
+changes hands sooner while operations run. (If it always did, 64 clients would get a third fewer answers.)"""
 
 
 def serve(config: Config, *, new_database: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status.
 
-    ``new_database``: begin with an empty database, although the state directory has served before.
+    ``new_database`` allows an empty database although the state directory has served before.
     """
     from blockstore.server.http import raise_file_limit  # commands that do not serve need not import it
 
-    os.umask(0o077)  # also for what plugins and their programs make
+    os.umask(0o077)  # also for files made by plugins and their programs
     logs.configure(config.log)
     _hurry(False)
     host, port = parse_listen(config.service.listen, "--listen")
@@ -64,7 +64,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
         service.bus.on_busy = _hurry
         with private_files.explained(config.state_dir):
             service.start(new_database=new_database)
-        gc.freeze()  # what is here now stays; looking through it again and again would only take time
+        gc.freeze()  # the present objects stay; checking them at each collection would only take time
         gc.set_threshold(10_000, 10, 10)
         return _run(service, server)
 
@@ -75,7 +75,7 @@ def _hurry(is_busy: bool) -> None:
 
 def _costly_handshakes(config: Config) -> str:
     section = config.service
-    with suppress(OSError):  # what cannot be read is told when it is used
+    with suppress(OSError):  # an unreadable file is reported when it is used
         if section.tls_certificate and section.tls_key:
             return certificate.costly(section.tls_certificate, section.tls_key)
     return ""
@@ -100,7 +100,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
 
 
 class StateLock:
-    """Held while a process serves from a state directory: two would run each other's operations."""
+    """Held while a process serves from a state directory: two processes would run each other's operations."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = private_files.prepare_state_dir(state_dir) / "lock"
@@ -123,7 +123,7 @@ class StateLock:
 
 
 def refuse_open_door(config: Config, host: str) -> None:
-    """Raise ConfigError when strangers could reach a service that asks nobody who they are; warn of plain HTTP."""
+    """Raise ConfigError if other hosts can reach a service without authentication. Warn of plain HTTP."""
     if config.service.auth == "none" and not config.service.insecure and not _is_loopback(host):
         raise ConfigError(
             f"{host} can be reached by others, and without authentication everybody is an administrator."
@@ -165,14 +165,14 @@ def _run(service: Service, server: HttpServer) -> int:
     clean = service.stop()
     log.info("stopped; %s", "nothing was cut off" if clean else "what was cut off is resumed at the next start")
     if not clean:
-        # Else the interpreter waits for the threads, whose work would go on after the state lock was given up.
+        # Otherwise the interpreter waits for the threads, which would work on after the state lock was released.
         logging.shutdown()
         os._exit(0)
     return 0
 
 
 def _stop(server: HttpServer, service: Service, _signal: int, _frame: object) -> None:
-    for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut off the stop that has begun
+    for again in (signal.SIGTERM, signal.SIGINT):  # a second signal must not cut off the stop
         signal.signal(again, signal.SIG_IGN)
     service.hurry()
     server.stop()

@@ -1,7 +1,8 @@
-"""How many finished operations and messages of one project are kept, beside for how long (``app/periodic.py``).
+"""Limits the number of finished operations and messages of each project; ``app/periodic.py`` limits their age.
 
 Every accepted request leaves a finished operation, and every failure a message: without a bound, one project that
-creates and deletes in a loop fills the disk. The oldest go, in small steps, so that other writers come in between.
+creates and deletes in a loop fills the disk. The oldest are deleted in small steps, so that others can write between
+them.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from blockstore.db.session import Database
 log = logging.getLogger(__name__)
 
 MOST_FINISHED = 10_000
-"""Finished operations of one project."""
+"""Most finished operations of one project."""
 MOST_MESSAGES = 1_000
-"""Messages of one project: one page of a list."""
+"""Most messages of one project: one page of a list."""
 STEP = 200
-"""Rows that one transaction removes."""
+"""Rows that one transaction deletes."""
 PAUSE_S = 0.01
 MOST_STEPS = 2_000
-"""Steps for one project at one call; the next call goes on."""
+"""Most steps for one project in one call; the next call goes on."""
 
 
 def trim(db: Database, may_go_on: Callable[[], bool] = lambda: True) -> None:
-    """Remove the oldest finished operations and messages of every project that has too many.
+    """Delete the oldest finished operations and messages of every project that has too many.
 
     ``may_go_on`` ends it when the service stops.
     """

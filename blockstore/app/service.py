@@ -43,14 +43,14 @@ from blockstore.server.lines import Lines
 log = logging.getLogger(__name__)
 
 HANDLERS = {**scheduler.HANDLERS, **manager.HANDLERS, **manager.MIGRATION_HANDLERS}
-"""What carries out each kind of operation, in whatever component."""
+"""The handler of each kind of operation, of all components."""
 
 FIRST_REPORT_S = 5.0
-"""How long a start waits for slow backends before it answers without them."""
+"""Longest wait of a start for slow backends; then it answers without them."""
 
 
 class Service:
-    """Everything but HTTP: what tests of journeys start without a socket."""
+    """The service without its HTTP server. Tests of journeys start it without a socket."""
 
     def __init__(self, config: Config) -> None:
         """Build every part; touches no storage yet. Raises ConfigError."""
@@ -60,7 +60,7 @@ class Service:
         url = database_url(config)
         self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
         self.backends = load_backends(config, self.state_dir)
-        places = len(self.backends) + 1  # one more for what is on no pool, or on a former one
+        places = len(self.backends) + 1  # one more for operations on no pool or on a former pool
         workers = (service.workers + 1) * places + service.moves + 1
         self.db = Database(url, connections=self.api_threads + workers + 4, timeout_s=config.database.timeout_s)
         self.pool_reports = PoolReports()
@@ -85,7 +85,7 @@ class Service:
             message_days=service.operation_keep_days,
         )
         self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
-        # One worker: each decision sees the reservations of those before it.
+        # One worker: each decision sees the reservations of all earlier decisions.
         self.bus.add_component("scheduler", _bound(scheduler.HANDLERS, context), workers=1)
         self.bus.add_component(
             "manager",
@@ -124,7 +124,7 @@ class Service:
             self.login,
         )
         self.application: Any = self.app
-        """What the HTTP server calls."""
+        """The application that the HTTP server calls."""
         if service.auth == "keystone":
             from blockstore.api.http.keystone import guard
 
@@ -133,7 +133,7 @@ class Service:
         self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 
     def start(self, *, new_database: bool = False) -> None:
-        """Open the database and bring it up to date, look at the backends, resume what was left, and begin to work."""
+        """Open and upgrade the database, check the backends, resume unfinished operations, and start to work."""
         opening.open_database(self.db, self.state_dir, new=new_database)
         self._register()
         zones.warn_of_empty_default(self.config)
@@ -141,23 +141,23 @@ class Service:
         unfinished = recovery.resume(
             self.db, HANDLERS, attempts=service.operation_attempts, message_days=service.operation_keep_days
         )
-        self.reporter.look(wait_s=FIRST_REPORT_S)  # also ends what operations that were given up have exported
+        self.reporter.look(wait_s=FIRST_REPORT_S)  # also withdraws the exports of operations that were given up
         self.bus.start()
         for operation in unfinished:
             self.bus.enqueue(operation)
         self.clock.start()
 
     def report(self) -> None:
-        """Look at every backend."""
+        """Check every backend."""
         self.reporter.look(wait_s=self.config.service.report_interval_s)
 
     def hurry(self) -> None:
-        """Turn away those who wait to be let in, so that a stop need not wait for them."""
+        """Refuse waiting logins, so that a stop need not wait for them."""
         if self.login is not None:
             self.login.close()
 
     def stop(self) -> bool:
-        """Let what runs come to its end, leave the rest to the next start; say whether all that ran did end."""
+        """Wait for running operations and leave the rest to the next start. Return True if all running ones ended."""
         if not self.clock.running:
             return True  # stopped before
         self.hurry()
@@ -189,7 +189,7 @@ def _authenticator(config: Config, policy: Policy, db: Database, lines: Lines) -
 
 
 def _own_names(config: Config) -> frozenset[str]:
-    """Return the names by which this service may be asked for, beside addresses."""
+    """Return the host names by which clients may address this service, beside IP addresses."""
     named = (f"//{config.service.listen}", config.service.public_endpoint)
     asked = {(urlsplit(url).hostname or "").lower() for url in named}
     return frozenset({"localhost", socket.gethostname().lower(), *asked} - {""})

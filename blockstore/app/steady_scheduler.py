@@ -1,7 +1,7 @@
-"""APScheduler by the monotonic clock: a step of the system's clock moves no job, and makes up for none.
+"""APScheduler by the monotonic clock: a step of the system's clock neither delays jobs nor runs missed ones.
 
 APScheduler compares the times of jobs with the system's clock. After a step back by a day nothing would run for a day;
-a step forward would count all that was missed. So a step is found out before each round, and the jobs are moved by it.
+a step forward would count all missed runs. So each round first detects a step and moves the jobs by it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from apscheduler.triggers.interval import IntervalTrigger
 log = logging.getLogger(__name__)
 
 LEAST_STEP_S = 0.5
-"""Less than this is no step: it is how a clock is made right little by little."""
+"""A smaller difference is no step: clocks are also corrected gradually."""
 
 
 class Every(IntervalTrigger):  # type: ignore[misc]
-    """Fires after each interval; what was missed is not made up for, so it costs nothing to count."""
+    """Fires after each interval. Missed runs are skipped without counting them."""
 
     def get_next_fire_time(
         self, previous_fire_time: datetime.datetime | None, now: datetime.datetime
     ) -> datetime.datetime:
-        """Return the next time, which is after ``now`` if there was one before."""
+        """Return the next time, which is after ``now`` if the job has run before."""
         interval: datetime.timedelta = self.interval
         following = (previous_fire_time or now) + interval
         return following if following > now else now + interval
@@ -40,7 +40,7 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]
         self._ahead = _ahead()
 
     def start(self, *args: Any, **kwargs: Any) -> None:
-        """Begin, unless that was done; jobs were added before."""
+        """Start the scheduler, after moving the jobs by any step of the clock since they were added."""
         self._follow_clock()
         super().start(*args, **kwargs)
 
@@ -49,7 +49,7 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]
         return super()._process_jobs()
 
     def _follow_clock(self) -> None:
-        """Move all jobs by what the system's clock was stepped since the last round."""
+        """Move all jobs by the step of the system's clock since the last round."""
         step_s = _ahead() - self._ahead
         if abs(step_s) < LEAST_STEP_S:
             return
@@ -62,5 +62,5 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]
 
 
 def _ahead() -> float:
-    """Return what the system's clock is ahead of the monotonic clock, in seconds."""
+    """Return by how many seconds the system's clock is ahead of the monotonic clock."""
     return time.time() - time.monotonic()

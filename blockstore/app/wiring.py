@@ -21,7 +21,7 @@ from blockstore.targets.contract import Target
 
 
 def policy_file(config: Config) -> Path:
-    """Return where the policies of this site are, or would be. Raises ConfigError when a named file is not there."""
+    """Return the path of the site's policy file, which may not exist. Raise ConfigError if a named file is missing."""
     named = config.service.policy_file
     if named is not None and not named.exists():
         raise ConfigError(f"{config.source}: [service] policy_file: there is no {named}.")
@@ -48,7 +48,7 @@ def load_policy(config: Config) -> Policy:
 
 
 def database_url(config: Config) -> str:
-    """Return the database to use. Raises ConfigError when somebody planted one in the state directory."""
+    """Return the URL of the database. Raise ConfigError if another user has planted a file in the state directory."""
     if config.database.url:
         return config.database.url
     file = private_files.prove_state_dir(config.state_dir) / "blockstore.db"
@@ -69,7 +69,7 @@ def load_backends(config: Config, state_dir: Path) -> dict[str, Backend]:
 def load_targets(
     config: Config, backends: Mapping[str, Backend], state_dir: Path, keyring: Keyring
 ) -> tuple[dict[str, Target], dict[str, str | None]]:
-    """Return every target in use by name, and the name of each pool's, None where there is none. Raises ConfigError."""
+    """Return the targets by name, and the target's name of each pool, None without a target. Raises ConfigError."""
     targets: dict[str, Target] = {}
     serving: dict[str, str | None] = {}
     chosen = {section.name: section.pool.target for section in config.backends}
@@ -79,9 +79,9 @@ def load_targets(
             targets[name] = target_loader.load(config.target(name), state_dir / "targets" / name, keyring.owner)
         return targets[name]
 
-    target(LOCAL)  # for consumers on this node, whatever the backends have
+    target(LOCAL)  # for consumers on this node, regardless of the backends
     for section in config.targets:
-        target(section.name)  # also what no backend names any more: its exports are to be ended
+        target(section.name)  # also targets that no backend names any more, to withdraw their exports
     for pool, backend in backends.items():
         if backend.is_direct and chosen[backend.name] in ("", "direct"):
             serving[pool] = None
@@ -111,7 +111,7 @@ def configured_targets(config: Config) -> dict[str, Target]:
 
 
 def probe_sessions(config: Config) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Return who is connected by attachment id, and why a target cannot tell, by its name. Raises ConfigError."""
+    """Return the connected initiators by attachment id, and errors by target name. Raises ConfigError."""
     connected: dict[str, tuple[str, ...]] = {}
     untold: dict[str, str] = {}
     for name, target in configured_targets(config).items():
@@ -123,5 +123,5 @@ def probe_sessions(config: Config) -> tuple[dict[str, tuple[str, ...]], dict[str
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a comma separated list."""
+    """Return the items of a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]

@@ -51,7 +51,7 @@ for _command in (
 )
 def serve(config: Config, listen: str | None, insecure: bool, new_database: bool) -> None:
     """Serve the API until SIGTERM."""
-    gc.disable()  # what is imported stays: looking through it again and again is a tenth of a start
+    gc.disable()  # imported objects stay: collections that check them take a tenth of a start
     from blockstore.app import process
 
     gc.freeze()

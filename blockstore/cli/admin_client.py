@@ -13,7 +13,7 @@ from blockstore.errors import BlockstoreError
 
 
 def admin_client(config: Config) -> Callable[..., Any]:
-    """Return what asks the running service, as an administrator; a refusal is its own sentence."""
+    """Return a client of the running service with an administrator's rights."""
     from blockstore.cli.local_client import LocalClient
 
     service = config.service
@@ -33,7 +33,7 @@ def admin_client(config: Config) -> Callable[..., Any]:
 
 
 def _admin_token(config: Config) -> str | None:
-    """Return a token for one command of somebody who can write the database anyway; None where none is asked for."""
+    """Return a token for one command, or None without authentication. The caller can write the database anyway."""
     import os
 
     if config.service.auth == "none":

@@ -163,7 +163,7 @@ def _installation(config: Config) -> str:
 
 
 def _chosen(config: Config, name: str) -> dict[str, Any]:
-    """Return the pools of a backend, or the one of that name. Raises BlockstoreError when there is none."""
+    """Return the pools of a backend, or the pool of that name. Raise BlockstoreError if there is none."""
     chosen = {pool: b for pool, b in _backends(config).items() if name in (b.name, f"{b.name}#{b.pool}", pool)}
     if not chosen:
         known = ", ".join(b.name for b in config.backends)
@@ -173,7 +173,7 @@ def _chosen(config: Config, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _target_on_trial(config: Config, pool: str, instance: Any) -> Iterator[Any]:
-    """Give the target of a pool as an installation of its own has it, beside the one that may be serving."""
+    """Give a pool's target as a separate installation would have it, beside the target that may be serving."""
     import secrets
     import tempfile
 
@@ -203,7 +203,7 @@ def _backends(config: Config) -> dict[str, Any]:
 
 
 def _recorded(config: Config) -> dict[str, str]:
-    """Return the recorded identities by pool; none where no service has made the database yet, or brought it here."""
+    """Return the recorded identities by pool; none if the database is missing or not at the present version."""
     from blockstore.app.wiring import database_url
     from blockstore.db import migrations
     from blockstore.manager.recognition import recorded_identities

@@ -1,7 +1,7 @@
-"""clouds.yaml: the text of one cloud, and its place in a file that has others.
+"""clouds.yaml: the text of one cloud, and its place in a file with other clouds.
 
-The file is edited as text, so that comments and other clouds stay as they are, to the letter. A file that is written in
-a way that this module does not understand is refused and left alone.
+The file is edited as text, so that comments and other clouds stay exactly as they are. A file in a form that this
+module does not understand is refused and not changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def entry(name: str, cloud: Mapping[str, Any], indent: str = "  ") -> list[str]:
 
 
 def document(name: str, cloud: Mapping[str, Any]) -> str:
-    """Return the text of a file that has one cloud."""
+    """Return the text of a file with one cloud."""
     return "\n".join(["clouds:", *entry(name, cloud), ""])
 
 
@@ -88,7 +88,7 @@ def merged(text: str, name: str, cloud: Mapping[str, Any], where: str) -> str:
 
 
 def merge_into(path: Path, name: str, cloud: Mapping[str, Any]) -> None:
-    """Put a cloud into a file, which is replaced whole or not at all. Raises ConfigError."""
+    """Put a cloud into a file, which is replaced completely or not at all. Raises ConfigError."""
     try:
         path = path.expanduser().resolve()
         try:

@@ -1,4 +1,4 @@
-"""What every command has: --config, --state-dir, and mistakes as one sentence."""
+"""Common parts of all commands: --config, --state-dir, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _state_option = click.option(
 
 
 def configured(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command --config and --state-dir, and turn mistakes into one sentence."""
+    """Give a command --config and --state-dir, and turn errors into one sentence."""
 
     @_config_option
     @_state_option
@@ -57,7 +57,7 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _database_errors() -> type[Exception]:
-    # Evaluated when something was raised, so that a command without a database does not import this for nothing.
+    # Evaluated only when an error was raised, so that a command without a database need not import this.
     from sqlalchemy.exc import DBAPIError
 
     return DBAPIError

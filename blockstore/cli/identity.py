@@ -148,7 +148,7 @@ def _granted(session: Any, name: str, role: str, project: str) -> tuple[str, str
 
 
 def _checked(schema: Any, noun: str, **values: Any) -> dict[str, Any]:
-    """Return values as the Identity API would take them. Raises InvalidInput in the API's words."""
+    """Return values as the Identity API would accept them. Raise InvalidInput with the API's text."""
     from blockstore.microversions import MINIMUM
     from blockstore.schemas.base import load
 

@@ -1,7 +1,7 @@
-"""Speaks to the service that serves from a state directory on this node; for commands.
+"""The HTTP client of commands, for the service that serves from a state directory on this node.
 
-It connects to the address that the service listens on, and checks the certificate for the name in the endpoint file: so
-commands need neither a name service nor a proxy.
+It connects to the address on which the service listens, and checks the certificate for the name in the endpoint file.
+So commands need neither a name service nor a proxy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from blockstore.errors import BlockstoreError
 from blockstore.microversions import HEADER, MAXIMUM
 
 PROBE_S = 2.0
-"""Seconds in which a service on this node takes a connection."""
+"""Seconds within which a service on this node accepts a connection."""
 
 
 class LocalClient:
-    """Asks the service; a refusal is its own sentence."""
+    """Sends requests to the service. A refusal is raised with the service's own text."""
 
     def __init__(self, url: str, listen: str, *, ca: Path | None, token: str | None, timeout_s: float) -> None:
         """Take the base URL of the service, and the host that its configuration listens on."""
@@ -82,7 +82,7 @@ class LocalClient:
 
 
 def is_answering(url: str, listen: str) -> bool:
-    """Return True if something takes connections where the service last served."""
+    """Return True if the address where the service last served accepts connections."""
     parts = urlsplit(url)
     try:
         _connect(_hosts(url, listen), parts.port or address.DEFAULT_PORTS[parts.scheme], PROBE_S).close()
@@ -99,7 +99,7 @@ def _hosts(url: str, listen: str) -> list[str]:
 
 
 def _connect(hosts: list[str], port: int, timeout_s: float) -> socket.socket:
-    """Return a connection to the first of some hosts that takes it. Raises OSError of the last."""
+    """Return a connection to the first host that accepts it. Raise the OSError of the last host if none does."""
     for host in hosts[:-1]:
         with contextlib.suppress(OSError):
             return socket.create_connection((host, port), timeout_s)

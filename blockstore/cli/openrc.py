@@ -13,7 +13,7 @@ from blockstore.cli.command import configured
 from blockstore.config import Config, parse_listen
 from blockstore.errors import BlockstoreError
 
-# What a shell may have from another cloud, and what one of the clients would prefer to the exports below.
+# Variables that a shell may have from another cloud, and variables that clients would prefer to the exports below.
 _FOREIGN = (
     "OS_CLOUD OS_AUTH_TYPE OS_AUTH_PLUGIN OS_AUTH_STRATEGY OS_AUTH_URL OS_URL OS_TOKEN OS_USERNAME OS_USER_ID"
     " OS_PASSWORD OS_PASSCODE OS_USER_DOMAIN_ID OS_USER_DOMAIN_NAME OS_PROJECT_ID OS_PROJECT_NAME OS_PROJECT_DOMAIN_ID"
@@ -42,7 +42,7 @@ def openrc(config: Config) -> None:
     from blockstore.microversions import CLIENTS
 
     values = _without_identity(config) if config.service.auth == "none" else _with_password(config)
-    click.echo(f"unset {_FOREIGN};")  # each line ends in a semicolon for those who eval without quotes
+    click.echo(f"unset {_FOREIGN};")  # each line ends in a semicolon for an eval without quotes
     for name, value in {**values, "OS_VOLUME_API_VERSION": str(CLIENTS)}.items():
         click.echo(f"export {name}={shlex.quote(value)};")
 
@@ -50,13 +50,14 @@ def openrc(config: Config) -> None:
 def _without_identity(config: Config) -> dict[str, str]:
     url = _endpoint(config)
     return {
-        # compat: cinder cannot start with OS_AUTH_TYPE=none, for that plugin's option --os-endpoint collides with
-        # its own, and openstack cannot do without it. openstacksdk lowers the names it reads and cinder does not.
+        # compat: the command cinder cannot start with OS_AUTH_TYPE=none, because that plugin's option --os-endpoint
+        # collides with its own. The command openstack needs that plugin. openstacksdk lowers the names it reads, and
+        # cinder does not.
         "OS_auth_type": "none",
         "OS_ENDPOINT": url,
         "OS_AUTH_SYSTEM": "noauth",
         "CINDER_ENDPOINT": url,
-        # compat: not OS_PROJECT_ID, which openstacksdk would hand to a plugin that does not take it
+        # compat: not OS_PROJECT_ID, which openstacksdk would pass to a plugin that does not accept it
         "CINDER_PROJECT_ID": "admin",
     }
 
@@ -122,7 +123,7 @@ def clouds_yaml(config: Config, name: str, merge: str | None) -> None:
 
 
 def _endpoint(config: Config) -> str:
-    """Return the URL by which clients reach the service; say so if it does not serve now."""
+    """Return the URL by which clients reach the service. Print a note if it does not serve now."""
     from blockstore.cli.local_client import is_answering
 
     service = config.service

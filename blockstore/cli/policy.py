@@ -1,4 +1,4 @@
-"""The command group policy: who may do what."""
+"""The command group policy: the policy rules in force."""
 
 from __future__ import annotations
 

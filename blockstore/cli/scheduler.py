@@ -1,4 +1,4 @@
-"""The command group schedule: what the scheduler would decide."""
+"""The command group schedule: explanations of the scheduler's decisions."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The tables and the sessions on them. Holds what must survive: rows, operations, usages. Decides nothing."""
+"""Tables and sessions for all data that must survive: rows, operations, usages. Decides nothing."""

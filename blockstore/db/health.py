@@ -1,7 +1,7 @@
-"""Whether the database takes a write: asked by anybody, found out at most once a second, on a thread of its own.
+"""The health check of the database: a test write at most once a second, on a thread of its own.
 
-Who asks is answered from the last look, so that strangers make no load. Only the one who finds that a look is due
-waits for it, while another thread answers the others.
+Callers get the last result, so that strangers cause no load. Only the caller that finds a check due waits for it,
+while another thread answers the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ repeats = Repeats(log)
 
 FRESH_S = 1.0
 WAIT_S = 1.0
-"""A look that takes longer says by that alone that the database is not well."""
+"""A check that takes longer shows by its duration that the database is not well."""
 
 SLOW = "The database has not taken a write for a second."
 EMPTIED = "The database is not the one that the service was started with. An administrator has to bring back a copy."
@@ -31,32 +31,32 @@ FAILED = "The database cannot be written. The log says why."
 
 
 class Health:
-    """The last look at the database."""
+    """The last check of the database."""
 
     def __init__(self, db: Database, aside: patience.Aside) -> None:
-        """``aside`` is entered by the one who waits for a look."""
+        """``aside`` is entered by the caller that waits for a check."""
         self._db, self._aside = db, aside
         self._lock = threading.Lock()
         self._look: threading.Event | None = None
-        """Set when the look that goes on has ended."""
+        """The running check's event, set when the check has ended."""
         self._begun = 0.0
         self._ended = 0.0
         self._complaint: str | None = None
 
     def complaint(self) -> str | None:
-        """Return what is wrong, as a sentence; None if the database takes writes."""
+        """Return the problem as a sentence, or None if the database takes writes."""
         with self._lock:
             now = time.monotonic()
             if self._ended and now - self._ended < FRESH_S and self._look is None:
                 return self._complaint
             if self._look is not None:
-                # Somebody else waits for it, or has given up.
+                # Another caller waits for the check, or has given up.
                 return SLOW if now - self._begun > WAIT_S else self._complaint
             look = self._look = threading.Event()
             self._begun = now
             well_before = self._complaint is None
         threading.Thread(target=self._find_out, args=(look,), name="health", daemon=True).start()
-        if well_before:  # else it is known to be away, and the next who asks is told when it is back
+        if well_before:  # else the outage is known, and a later caller learns of its end
             if not look.wait(0.05):
                 with self._aside() as may_wait:
                     look.wait(WAIT_S if may_wait else 0)
@@ -89,7 +89,7 @@ class Health:
     def _write(self) -> None:
         self._db.prove_file()
         with self._db.write() as session:
-            # Changes nothing that anybody sees. PostgreSQL writes it all the same; SQLite would not.
+            # Changes no visible data. PostgreSQL writes the unchanged rows; SQLite would not, so it writes a pragma.
             if self._db.is_sqlite:
                 session.execute(text(f"PRAGMA user_version = {time.time_ns() // 10**8 % 2**31}"))
             found = session.execute(

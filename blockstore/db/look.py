@@ -1,6 +1,6 @@
-"""A session that only looks: a connection, and the ORM around it once that is asked for.
+"""A session for reading: a connection, with an ORM session that is made at its first use.
 
-Most requests ask two statements on the connection, and to make a ``Session`` costs as much as both.
+Most requests run two statements on the connection. Making a ``Session`` costs as much as both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 
 class Look:
-    """What a ``Session`` is, for those who look."""
+    """Stands in for a ``Session`` that only reads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -20,7 +20,7 @@ class Look:
         self._session: Session | None = None
 
     def connection(self) -> Connection:
-        """Return the connection, which the ORM uses, too."""
+        """Return the connection, which the ORM session uses too."""
         if self._connection is None:
             self._connection = self._engine.connect()
         return self._connection

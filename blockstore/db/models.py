@@ -1,7 +1,7 @@
-"""All tables on one page.
+"""All tables.
 
-Rows are removed when their resource is gone; the ``operations`` table keeps the story. Times are UTC without zone.
-Statuses are written by ``operations/states.py`` only.
+Rows are deleted with their resource; the ``operations`` table keeps the history. Times are UTC without zone.
+Only ``operations/states.py`` writes statuses.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class VolumeType(Base):
 
     @property
     def multiattach(self) -> bool:
-        """Say whether volumes of this type may be attached several times at once."""
+        """Return True if volumes of this type may be attached several times at once."""
         return (self.extra_specs.get("multiattach") or "").strip() == "<is> True"
 
     @property
@@ -103,7 +103,7 @@ class TypeEncryption(Base):
 
 
 class DefaultType(Base):
-    """The type of a project's volumes that ask for none."""
+    """The type of a project's volumes that are created without a type."""
 
     __tablename__ = "default_types"
 
@@ -156,20 +156,20 @@ class Volume(Base):
     """GiB."""
     status: Mapped[str] = mapped_column(String(32))
     previous_status: Mapped[str | None] = mapped_column(String(32))
-    """Where a transitional status came from, for operations that go back to it."""
+    """The status before a transitional status, for operations that restore it."""
     attach_status: Mapped[str] = mapped_column(String(32), default="detached")
     migration_status: Mapped[str | None] = mapped_column(Name)
     availability_zone: Mapped[str | None] = mapped_column(Name)
     host: Mapped[str | None] = mapped_column(Name)
     """The pool, NODE@BACKEND#POOL, once placed."""
     name_id: Mapped[str | None] = mapped_column(Id)
-    """What it is called on the pool in the place of its id, since it was moved there."""
+    """The id in the volume's name on its pool, instead of its own id, after a migration."""
     volume_type_id: Mapped[str] = mapped_column(ForeignKey("volume_types.id"))
     snapshot_id: Mapped[str | None] = mapped_column(Id)
     source_volid: Mapped[str | None] = mapped_column(Id)
     bootable: Mapped[bool] = mapped_column(default=False)
     has_image_metadata: Mapped[bool] = mapped_column(default=False, server_default=false())
-    """Spares those without it the question."""
+    """Avoids a query for volumes without image metadata."""
     multiattach: Mapped[bool] = mapped_column(default=False)
     admin_metadata: Mapped[dict[str, Any]] = mapped_column(default=dict)
     replication_status: Mapped[str | None] = mapped_column(Name)
@@ -213,7 +213,7 @@ class VolumeMetadata(Base):
 
 
 class VolumeImageMetadata(Base):
-    """What is known of the image that a volume was made from."""
+    """Metadata of the image from which a volume was made."""
 
     __tablename__ = "volume_image_metadata"
 
@@ -225,19 +225,19 @@ class VolumeImageMetadata(Base):
 
 
 class Transfer(Base):
-    """An offer of a volume to whoever knows its key."""
+    """An offer of a volume to another project, which needs the key to accept it."""
 
     __tablename__ = "transfers"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
     volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id", ondelete="CASCADE"), unique=True)
     project_id: Mapped[str] = mapped_column(Name)
-    """Who gives it away."""
+    """The project that gives the volume away."""
     name: Mapped[str | None] = mapped_column(Name)
     no_snapshots: Mapped[bool] = mapped_column(default=False)
     salt: Mapped[str] = mapped_column(String(64))
     key_hash: Mapped[str] = mapped_column(String(64))
-    """The key itself is told once, and kept nowhere."""
+    """The key itself is shown once and stored nowhere."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
 
     __table_args__ = (
@@ -260,17 +260,17 @@ class Attachment(Base):
     legacy: Mapped[bool] = mapped_column(default=False)
     """Made by os-initialize_connection: an export that no list of the API shows."""
     by_service: Mapped[bool] = mapped_column(default=False, server_default=false())
-    """A server's own service connected it last: users keep their hands off it."""
+    """Last connected by a server's own service, so users may not take or delete it."""
     instance_uuid: Mapped[str | None] = mapped_column(Id)
     host_name: Mapped[str | None] = mapped_column(Name)
     mountpoint: Mapped[str | None] = mapped_column(Name)
     attach_mode: Mapped[str | None] = mapped_column(String(4))
     connector: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """What the initiator said of itself."""
+    """The initiator's description of itself."""
     target: Mapped[str | None] = mapped_column(Name)
-    """The target that was asked to export it; set before anything is exported."""
+    """The target that exports the volume; set before the export is made."""
     connection: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """How the initiator reaches it, without the secret, which is in no table (``keys/keyring.py``)."""
+    """How the initiator reaches the volume, without the secret, which is in no table (``keys/keyring.py``)."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime.datetime | None]
     attached_at: Mapped[datetime.datetime | None]
@@ -294,18 +294,18 @@ class Snapshot(Base):
     name: Mapped[str | None] = mapped_column(Name)
     description: Mapped[str | None] = mapped_column(Name)
     volume_size: Mapped[int]
-    """GiB of the volume at the time."""
+    """GiB of the volume when the snapshot was made."""
     number: Mapped[int] = mapped_column(default=0, server_default=text("0"))
-    """Grows from each snapshot of a volume to the next, whatever the clock says: the largest is the newest."""
+    """Grows with each snapshot of a volume, independently of the clock: the largest is the newest."""
     status: Mapped[str] = mapped_column(String(32))
     progress: Mapped[str | None] = mapped_column(Name)
     host: Mapped[str | None] = mapped_column(Name)
-    """The pool on which it is reserved; set in the transaction that reserves the capacity."""
+    """The pool on which its capacity is reserved; set in the transaction that reserves it."""
     volume_type_id: Mapped[str | None] = mapped_column(Id)
-    """That of the volume when it was taken, like what follows."""
+    """The volume's type when the snapshot was made; likewise the next two columns."""
     bootable: Mapped[bool] = mapped_column(default=False, server_default=false())
     image_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
-    """Up to a megabyte, read by nothing but a volume that is made of the snapshot."""
+    """Up to a megabyte; read only to create a volume from the snapshot."""
     group_snapshot_id: Mapped[str | None] = mapped_column(Id)
     encryption_key_id: Mapped[str | None] = mapped_column(Id)
     consumes_quota: Mapped[bool] = mapped_column(default=True)
@@ -348,7 +348,7 @@ class OperationRow(Base):
     state: Mapped[str] = mapped_column(String(16), default="open")
     attempt: Mapped[int] = mapped_column(default=1)
     progress: Mapped[int | None]
-    """Percent; set for operations that run long enough to be asked about."""
+    """Percent; set only for long operations."""
     cancel_asked: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str | None] = mapped_column(Text)
     """Why it did not succeed, for the operator."""
@@ -356,7 +356,7 @@ class OperationRow(Base):
     """The same for the user: without pools, nodes, paths and tools."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     started_at: Mapped[datetime.datetime | None]
-    """When it was first seen to run for long; short operations finish without telling."""
+    """When it was first seen to run for long; null for short operations."""
     finished_at: Mapped[datetime.datetime | None]
 
     __table_args__ = (
@@ -367,7 +367,7 @@ class OperationRow(Base):
 
 
 class Message(Base):
-    """What a user is told of an operation that failed after it was accepted."""
+    """A message to users about an operation that failed after it was accepted."""
 
     __tablename__ = "messages"
 
@@ -383,7 +383,7 @@ class Message(Base):
     user_message: Mapped[str] = mapped_column(Text)
     """Without pools, nodes, paths and tools."""
     operator_message: Mapped[str | None] = mapped_column(Text)
-    """The same for administrators, with them; null: there is nothing to add."""
+    """The same for administrators, with these details; null if there is nothing to add."""
     created_at: Mapped[datetime.datetime] = mapped_column(default=now)
     expires_at: Mapped[datetime.datetime | None]
 
@@ -395,7 +395,7 @@ class Message(Base):
 
 
 class QuotaUsage(Base):
-    """What a project uses of one resource; changed in the transaction that changes the rows it counts."""
+    """A project's usage of one resource; changed in the transaction that changes the counted rows."""
 
     __tablename__ = "quota_usages"
 
@@ -405,7 +405,7 @@ class QuotaUsage(Base):
 
 
 class QuotaLimit(Base):
-    """A limit that an administrator has set, for one project or for a class of them."""
+    """A limit that an administrator has set, for one project or for a quota class."""
 
     __tablename__ = "quota_limits"
 
@@ -420,7 +420,7 @@ class QuotaLimit(Base):
 
 
 class PoolUsage(Base):
-    """What our rows take of one pool: the capacity reservations. Reserved by the transaction that writes ``host``."""
+    """The capacity that our rows reserve on one pool. Reserved in the transaction that writes ``host``."""
 
     __tablename__ = "pool_usages"
 
@@ -431,7 +431,7 @@ class PoolUsage(Base):
 
 
 class PoolIdentity(Base):
-    """What the storage of a pool is, whatever it is called: compared at every look."""
+    """The identity of a pool's storage, independent of its name; compared at every health check."""
 
     __tablename__ = "pool_identities"
 
@@ -440,7 +440,7 @@ class PoolIdentity(Base):
 
 
 class ServiceRow(Base):
-    """What an administrator has said of one service: on or off, and why."""
+    """An administrator's settings of one service: enabled, disabled or frozen, and why."""
 
     __tablename__ = "services"
 
@@ -454,7 +454,7 @@ class ServiceRow(Base):
     updated_at: Mapped[datetime.datetime | None]
 
 
-# --- identity: who there is, with `auth = builtin` ---------------------------------------------------------
+# --- identity: users, projects and roles, with `auth = builtin` --------------------------------------------
 
 
 class Domain(Base):
@@ -511,7 +511,7 @@ class Grant(Base):
     scope: Mapped[str] = mapped_column(String(8), primary_key=True)
     """project, domain or system."""
     scope_id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Of the system: all."""
+    """``all`` for the system."""
     role_id: Mapped[str] = mapped_column(ForeignKey("roles.id", ondelete="CASCADE"), primary_key=True)
 
     __table_args__ = (Index("ix_grants_scope", "scope", "scope_id"), Index("ix_grants_role", "role_id"))
@@ -531,7 +531,7 @@ class ApplicationCredential(Base):
     secret_hash: Mapped[str] = mapped_column(Name)
     """Argon2."""
     unrestricted: Mapped[bool] = mapped_column(default=False)
-    """It may make and remove application credentials."""
+    """Whether it may create and delete application credentials."""
     expires_at: Mapped[datetime.datetime | None]
 
     __table_args__ = (
@@ -541,7 +541,7 @@ class ApplicationCredential(Base):
 
 
 class Token(Base):
-    """A token that was issued. Its own words are in no table: ``id`` is their SHA-256."""
+    """An issued token. Its text is in no table: ``id`` is its SHA-256."""
 
     __tablename__ = "tokens"
 

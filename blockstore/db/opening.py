@@ -1,6 +1,6 @@
-"""Opens the database at start: it is not somebody else's, not damaged, not suddenly empty, and of the present shape.
+"""Opens the database at start: checks that it is not in use, damaged or suddenly empty, and upgrades its schema.
 
-Each refusal is a ConfigError of one sentence or two, which says what to do and holds no password.
+Each refusal is a ConfigError of one sentence or two, which says what to do and contains no password.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from blockstore.errors import ConfigError, DatabaseAway
 log = logging.getLogger(__name__)
 
 CHECK_WAIT_S = 0.5
-"""What a start waits for the check of the file. A larger file is checked to its end while requests are answered."""
+"""Longest wait of a start for the check of the file. The check of a larger file goes on beside the service."""
 
 LOCK_WAIT_S = 10.0
 
@@ -33,13 +33,13 @@ NEW_DATABASE = "--new-database"
 SERVED = ("endpoint", "admin-password")
 """Files that a start writes to the state directory after it has made the database.
 
-``attachments.key`` is not among them: commands make it, too, and a start that was cut off."""
+``attachments.key`` is not among them: commands and interrupted starts make it too."""
 
 
 def open_database(db: Database, state_dir: Path, *, new: bool = False) -> None:
     """Take the database for this process and bring it up to date. Raises ConfigError.
 
-    ``new``: an empty database is meant, although the state directory has served before.
+    ``new`` allows an empty database although the state directory has served before.
     """
     with _explained(db), patience.limited(LOCK_WAIT_S):
         db.take_sole_use()
@@ -51,13 +51,13 @@ def open_database(db: Database, state_dir: Path, *, new: bool = False) -> None:
             check.wait(CHECK_WAIT_S)
         _prove_encoding(db)
         if check is not None and migrations.current(db) not in (None, migrations.HEAD):
-            check.wait(None)  # a damaged file is not worked over
+            check.wait(None)  # a damaged file is not migrated
         migrations.upgrade(db)
         db.note_file()
 
 
 def refuse_emptied(db: Database, state_dir: Path) -> None:
-    """Raise ConfigError if the database is empty and the state directory is not that of a first start."""
+    """Raise ConfigError if the database is empty although an earlier start has used the state directory."""
     if db.path is not None and db.path.exists() and db.path.stat().st_size > 0:
         empty = migrations.current(db) is None
     elif db.path is not None:
@@ -99,7 +99,7 @@ class _Check:
         self._thread.start()
 
     def wait(self, timeout_s: float | None) -> None:
-        """Wait for its end, or for so long. Raises ConfigError when the file is damaged."""
+        """Wait for the end of the check, at most until the timeout. Raise ConfigError if the file is damaged."""
         self._thread.join(timeout_s)
         if self._complaint is not None:
             raise ConfigError(damaged(self._path, self._complaint))
@@ -117,7 +117,7 @@ class _Check:
 
 
 def quick_check(path: Path) -> str | None:
-    """Return what is wrong with a SQLite file, by its first complaint; None if it is whole. Raises sqlite3.Error."""
+    """Return SQLite's first complaint about a file, or None if the file is undamaged. Raises sqlite3.Error."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5)) as connection:
         connection.execute("PRAGMA query_only=ON")
         said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
@@ -125,7 +125,7 @@ def quick_check(path: Path) -> str | None:
 
 
 def damaged(path: Path, said: str) -> str:
-    """Return the sentence for a file that is damaged."""
+    """Return the error text for a damaged file."""
     return (
         f"The database {path} is damaged ({said}). Keep a copy of it, then bring back a good one; what can be read of"
         f" it is shown by: sqlite3 {path} .recover"
@@ -133,7 +133,7 @@ def damaged(path: Path, said: str) -> str:
 
 
 def _prove_encoding(db: Database) -> None:
-    """Raise ConfigError for a PostgreSQL database that does not keep text as UTF-8."""
+    """Raise ConfigError if a PostgreSQL database does not store text as UTF-8."""
     if db.is_sqlite:
         return
     with db.engine.connect() as connection:
@@ -174,7 +174,7 @@ POSTGRESQL_HINTS = (
 
 
 def explanation(db: Database, exc: BaseException) -> str:
-    """Return the sentence for an error of a driver at start."""
+    """Return the error text for a driver's error at start."""
     away = outage(exc, db.path)
     if db.path is not None:
         if away is None:

@@ -1,7 +1,7 @@
-"""The errors of the drivers that say "the database is the matter": the one place that knows them.
+"""The driver errors that mean an outage of the database. No other module knows them.
 
 ``session.py`` turns each of them into ``DatabaseAway``, also those that SQLAlchemy does not wrap (of BEGIN, COMMIT,
-PRAGMA and connecting). Every other error of a driver is a bug of ours, and stays what it is.
+PRAGMA and connecting). Every other driver error is a bug of ours, and is not changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ READ_ONLY = "The database cannot be written. An administrator has to find out wh
 NO_FILES = "The service has too many files open. Try again in a moment."
 
 SOON_S, LATER_S = 5, 60
-"""What a client is asked to wait: for what ends by itself, and for what an administrator has to end."""
+"""Seconds that a client should wait: for outages that end by themselves, and for those that need an administrator."""
 
 SQLITE = {
     sqlite3.SQLITE_BUSY: BUSY,
@@ -68,7 +68,7 @@ NO_TABLE = "no such table"
 
 
 def outage(exc: BaseException, path: Path | None = None) -> DatabaseAway | None:
-    """Return what an error says of the database; None if it says nothing. ``path`` is the SQLite file."""
+    """Return the outage that an error means, or None if it means none. ``path`` is the SQLite file."""
     if isinstance(exc, DatabaseAway):
         return exc
     if isinstance(exc, PoolTimeout | DisconnectionError):
@@ -76,7 +76,7 @@ def outage(exc: BaseException, path: Path | None = None) -> DatabaseAway | None:
     driver = exc.orig if isinstance(exc, DBAPIError) else exc
     if isinstance(driver, sqlite3.Error):
         return _of_sqlite(driver, path)
-    if type(driver).__module__.partition(".")[0] == "psycopg":  # it is imported only where it is used
+    if type(driver).__module__.partition(".")[0] == "psycopg":  # the driver is imported only if it is used
         return _of_postgresql(driver, disconnected=isinstance(exc, DBAPIError) and exc.connection_invalidated)
     if isinstance(exc, OperationalError | InterfaceError) or getattr(exc, "connection_invalidated", False):
         return DatabaseAway(NO_ANSWER, f"the database does not answer: {_line(driver)}", SOON_S)
@@ -86,7 +86,7 @@ def outage(exc: BaseException, path: Path | None = None) -> DatabaseAway | None:
 def _of_sqlite(error: sqlite3.Error, path: Path | None) -> DatabaseAway | None:
     where, said = path or "the database", _line(error)
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # of Python's module: a connection that was closed, a value that cannot be bound
+    if code is None:  # an error of Python's module: a closed connection, a value that cannot be bound
         return None
     message = SQLITE.get(code & 0xFF)
     if message is None and code == sqlite3.SQLITE_ERROR and said.startswith(NO_TABLE):
@@ -106,7 +106,7 @@ def _of_sqlite(error: sqlite3.Error, path: Path | None) -> DatabaseAway | None:
 
 
 def out_of_files() -> bool:
-    """Return True if this process can open no file now: SQLite does not tell why it cannot."""
+    """Return True if this process cannot open a file now. SQLite does not report this reason."""
     try:
         with Path("/dev/null").open("rb"):
             return False
@@ -130,5 +130,5 @@ def _is_operational(error: BaseException | None) -> bool:
 
 
 def _line(error: BaseException | None) -> str:
-    """Return the first line of what a driver says; it holds no password."""
+    """Return the first line of a driver's error text, which contains no password."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

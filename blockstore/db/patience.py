@@ -1,7 +1,7 @@
-"""How long the thread at work waits for the right to write, for whom, and who answers requests meanwhile.
+"""How long a thread waits for the right to write, for which project, and how another thread answers meanwhile.
 
-An operation has a thread of its own, and may wait. A request may hold the only thread that answers: it waits for a
-moment, and longer only while another thread answers.
+An operation has its own thread and may wait. A request may hold the only answering thread: it waits for a moment, and
+longer only while another thread answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OPERATION_S = 30.0
 REQUEST_S = 5.0
 
 Aside = Callable[[], contextlib.AbstractContextManager[bool]]
-"""Has another thread answer while it is entered. Gives False when there is none left: then nobody may wait."""
+"""Lets another thread answer while it is entered. Gives False if no thread is left: then the caller may not wait."""
 
 
 def _alone() -> contextlib.AbstractContextManager[bool]:
@@ -24,7 +24,7 @@ def _alone() -> contextlib.AbstractContextManager[bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """The longest wait of one thread, and what it enters before it waits."""
+    """The longest wait of one thread, and the context that it enters to wait."""
 
     wait_s: float = OPERATION_S
     aside: Aside = _alone
@@ -58,7 +58,7 @@ def acting_for(project: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def limited(wait_s: float, aside: Aside = _alone) -> Iterator[None]:
-    """Wait no longer than this for the right to write, inside the block."""
+    """Limit the wait for the right to write inside the block."""
     token = _PATIENCE.set(Patience(wait_s=wait_s, aside=aside))
     try:
         yield

@@ -1,7 +1,7 @@
-"""Time limits of PostgreSQL connections: no request and no operation waits longer for a server that is gone.
+"""Time limits of PostgreSQL connections: they bound the wait of requests and operations for a server that is gone.
 
-The server's own limits (``lock_timeout``, ``statement_timeout``) need a server that runs and is reached, and those of
-TCP do not see a server that was stopped, or a forwarder that still acknowledges. So the client has a limit, too.
+The server's own limits (``lock_timeout``, ``statement_timeout``) need a server that runs and can be reached. TCP's
+limits do not detect a suspended server, or a forwarder that still acknowledges. So the client has a limit too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sqlalchemy import Connection, Engine, event, text
 TIMEOUT_S = 10.0
 
 PING_S = 2.0
-"""What a connection of the pool may take to show that it lives, before it is used again."""
+"""Longest time for the ping of a pooled connection before it is used again."""
 
 GRACE_S = 1.0
-"""How much longer the client waits than the server may take, so that it hears the server's own refusal."""
+"""The client waits so much longer than the server's limit, so that it receives the server's own refusal."""
 
 REFUSAL_S = 1.0
 
@@ -29,9 +29,9 @@ _LIMIT: ContextVar[float | None] = ContextVar("limit", default=None)
 
 
 def limit(engine: Engine, timeout_s: float) -> None:
-    """Give every connection of an engine its limits."""
+    """Set the time limits of every connection of an engine."""
     if engine.dialect.driver != "psycopg":
-        return  # a driver of the site's own choice, which takes other parameters
+        return  # a driver chosen by the site takes other parameters
     timed = _timed_connection(timeout_s + GRACE_S)
     parameters = parameters_of(dict(engine.url.query), timeout_s)
     ping = engine.dialect.do_ping
@@ -53,7 +53,7 @@ def limit(engine: Engine, timeout_s: float) -> None:
 
 
 class _Refusal:
-    """A connection that could not be made in time: who comes in the second after it need not find out again."""
+    """Remembers a slow failure to connect, so that attempts within the next second fail at once."""
 
     def __init__(self) -> None:
         self._until = 0.0
@@ -61,7 +61,7 @@ class _Refusal:
 
     @contextlib.contextmanager
     def remembered(self) -> Iterator[None]:
-        """Make a connection inside the block. Raises the last error again, as new, where that is fresh."""
+        """Make a connection inside the block. If the last error is recent, raise a copy of it at once."""
         started = time.monotonic()
         if self._error is not None and started < self._until:
             raise type(self._error)(str(self._error))
@@ -75,10 +75,10 @@ class _Refusal:
 
 
 def parameters_of(given: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """Return the parameters of a connection; what the URL gives is left as it is."""
+    """Return the parameters of a connection. Parameters in the URL take precedence."""
     milliseconds = int(timeout_s * 1000)
     ours = {
-        "client_encoding": "UTF8",  # else a database in SQL_ASCII answers in bytes, before it can be refused
+        "client_encoding": "UTF8",  # otherwise a SQL_ASCII database answers in bytes before it can be refused
         "connect_timeout": max(2, math.ceil(timeout_s / 2)),  # libpq takes whole seconds, from 2
         "tcp_user_timeout": milliseconds,
         "keepalives": 1,
@@ -89,7 +89,7 @@ def parameters_of(given: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     settings = {
         "lock_timeout": milliseconds // 2,
         "statement_timeout": milliseconds,
-        # The server lets go of what a client that is gone holds: its rows, and the sole use of the database.
+        # The server releases the locks of a lost client: on rows, and on the sole use of the database.
         "idle_in_transaction_session_timeout": 6 * milliseconds,
         "tcp_user_timeout": 3 * milliseconds,
         "tcp_keepalives_idle": 10,
@@ -104,7 +104,7 @@ def parameters_of(given: dict[str, Any], timeout_s: float) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def unlimited(connection: Connection) -> Iterator[None]:
-    """Let the statements of the transaction take as long as they need, inside the block: a migration is not cut off."""
+    """Remove the time limits of a transaction inside the block, so that a migration is not cut off."""
     if connection.dialect.driver != "psycopg":
         yield
         return
@@ -122,7 +122,7 @@ def _timed_connection(limit_s: float) -> Any:
     import psycopg
 
     class TimedConnection(psycopg.Connection[Any]):
-        """A connection that is closed when the server does not answer in time."""
+        """A connection that is closed if the server does not answer in time."""
 
         limit_s: float | None = None
 
@@ -133,14 +133,14 @@ def _timed_connection(limit_s: float) -> Any:
             return super().wait(self._limited(gen, seconds), *arguments, **named)
 
         def _limited(self, gen: Any, seconds: float) -> Generator[Any, Any, Any]:
-            """Hand on a generator of psycopg's, which is sent 0 ten times a second while nothing is received."""
+            """Drive a generator of psycopg with a deadline. It is sent 0 ten times a second while no data arrives."""
             deadline = time.monotonic() + seconds
             try:
                 state = next(gen)
                 while True:
                     ready = yield state
                     if not ready and time.monotonic() > deadline:
-                        self.pgconn.finish()  # else a rollback would wait, too
+                        self.pgconn.finish()  # otherwise a rollback would wait too
                         raise psycopg.OperationalError(f"the server did not answer within {seconds:g} s")
                     state = gen.send(ready)
             except StopIteration as end:

@@ -1,8 +1,9 @@
-"""Space on the disk of a SQLite database that only those may use who free some: a full disk can always be emptied.
+"""Reserved space on the disk of a SQLite database for writes that free space: a full disk can always be emptied.
 
-A file beside the database holds the space. When the disk is full the file goes, and is made again when there is space.
-Meanwhile requests that make something are refused; deletions, logins and operations that were accepted may write.
-The write-ahead log is as long from the start as some deletions need: whoever fills the disk takes what the file frees.
+A file beside the database holds the space. It is deleted when the disk is full, and made again when there is space.
+Meanwhile requests that create something are refused; deletions, logins and accepted operations may write.
+The write-ahead log has the length for some deletions from the start, because other programs may take the space that
+the file frees.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ log = logging.getLogger(__name__)
 MIB = 2**20
 SIZE = 8 * MIB
 PART = 16
-"""Of a small disk at most the PART-th part is reserved."""
+"""At most 1/PART of a small disk is reserved."""
 LEAST_PART = 8
-"""Less than this part of the reserve is too little for a write by somebody who frees nothing."""
+"""Writes that free nothing need at least 1/LEAST_PART of the reserve's size as free space."""
 LOG_SIZE = MIB
 AGAIN_S = 1.0
-"""How often it is tried to make the file again."""
+"""Shortest time between two attempts to make the file again."""
 
 _MAY_USE: ContextVar[bool] = ContextVar("may use the reserve", default=True)
 
 
 @contextmanager
 def usable(*, by: bool = True) -> Iterator[None]:
-    """Let what is written inside the block use the reserve, or not."""
+    """Allow or forbid writes inside the block to use the reserve."""
     token = _MAY_USE.set(by)
     try:
         yield
@@ -57,7 +58,7 @@ class Reserve:
         """The file cannot be made, for another reason than a full disk."""
 
     def open(self) -> None:
-        """Find out whether the reserve is there; before the database is opened, which needs space itself."""
+        """Check whether the reserve exists. Call it before the database is opened, which needs space itself."""
         try:
             self._is_whole = private_files.check_file(self._path) and self._path.stat().st_size > 0
         except OSError as exc:
@@ -67,9 +68,9 @@ class Reserve:
             self.prove()
 
     def prove(self) -> None:
-        """Make sure of space for a write; called before each, by one thread at a time.
+        """Ensure space for a write. Called before each write, by one thread at a time.
 
-        Raises DatabaseAway when the disk is full and this thread may not use the reserve.
+        Raise DatabaseAway if the disk is full and this thread may not use the reserve.
         """
         total, free = self._space()
         size = min(SIZE, total // PART)
@@ -88,13 +89,13 @@ class Reserve:
         )
 
     def lengthen_log(self) -> None:
-        """Give the write-ahead log blocks of its own; SQLite takes zeros for its end, and never shortens it."""
+        """Allocate blocks for the write-ahead log. SQLite reads zeros as its end, and never shortens it."""
         with suppress(OSError), closing(_File(self._log)) as log_file:
             if os.fstat(log_file.fd).st_size < LOG_SIZE:
                 os.posix_fallocate(log_file.fd, 0, LOG_SIZE)
 
     def _space(self) -> tuple[int, int]:
-        """Return total and free bytes, as df does: what file systems keep for root is not counted on."""
+        """Return total and free bytes as df does, without the space that file systems keep for root."""
         now = os.statvfs(self._path.parent)
         return now.f_blocks * now.f_frsize, now.f_bavail * now.f_frsize
 

@@ -1,7 +1,7 @@
 """Engine and sessions: how every component reads and writes the database.
 
-``read()`` gives a session for looking; ``write()`` one that holds the right to write, commits at its end, and then
-hands over what was put into its outbox (``after_commit``): the commit always comes first.
+``read()`` gives a session for reading. ``write()`` gives a session that holds the right to write, commits at its end,
+and then hands over the items in its outbox (``after_commit``): the commit always comes first.
 No session is held across a backend call.
 """
 
@@ -28,18 +28,18 @@ from blockstore.db.writer import Writer
 from blockstore.errors import ConfigError, DatabaseAway
 
 AFTER_COMMIT = "handed over after the commit"
-"""Where a session that writes has its outbox."""
+"""The key of a writing session's outbox in ``Session.info``."""
 
 WRITER_WAIT_MS = 5
-"""SQLite's own wait for a lock of another process; after that ``writer.py`` waits, while others are answered."""
+"""SQLite's own wait for another process's lock; then ``writer.py`` waits, while other requests are answered."""
 
 LOOKER_WAIT_MS = 500
-"""A looker meets a lock only while another process recovers the file, or keeps it for itself alone."""
+"""A reader meets a lock only while another process recovers the file or locks it exclusively."""
 
 SOLE_USE_WAIT_S = 5.0
-"""The server takes a moment to notice that the last service is gone."""
+"""The server takes a moment to notice that the previous service is gone."""
 PROVED_S = 0.01
-"""For so long a proof of the file serves other writes, too: no longer than a write itself takes."""
+"""A proof of the file also serves later writes for so long: no longer than a write takes."""
 
 SOLE_USE_KEY = 0x626C6F636B
 """Name of the advisory lock: the first letters of blockstore."""
@@ -51,7 +51,7 @@ class Database:
     def __init__(self, url: str, *, connections: int = 16, timeout_s: float = postgresql_limits.TIMEOUT_S):
         """Prepare an engine; connects at the first use. Raises ConfigError for a URL that cannot work.
 
-        ``timeout_s`` is the most that PostgreSQL may take for a connection, a lock or a statement.
+        ``timeout_s`` is the longest time that PostgreSQL may take for a connection, a lock or a statement.
         """
         self.url = make_url_or_explain(url)
         self.timeout_s = timeout_s
@@ -63,9 +63,9 @@ class Database:
         self._writer = Writer(str(self.path)) if self.is_sqlite else None
         self._guard: Connection | None = None
         self.damage: str | None = None
-        """What a check of the file has found, as a sentence; it can take longer than the start."""
+        """The finding of the check of the file, as a sentence. The check can take longer than the start."""
         self._files: dict[Path, tuple[int, int]] = {}
-        """The SQLite file and those beside it, by path: their devices and inodes at the start."""
+        """Device and inode of the SQLite file and of the files beside it, at the start, by path."""
         self._holder: sqlite3.Connection | None = None
         """Keeps SQLite from removing the files beside the database, as it does when the last connection ends."""
         self._proved = 0.0
@@ -83,7 +83,7 @@ class Database:
                 pool_size=connections,
                 max_overflow=connections,
                 pool_pre_ping=not self.is_sqlite,
-                hide_parameters=True,  # among them are secrets, and what fails is logged
+                hide_parameters=True,  # parameters may be secrets, and failures are logged
                 pool_timeout=self.timeout_s,
                 json_serializer=_to_json,
                 json_deserializer=orjson.loads,
@@ -102,18 +102,18 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """Open a session for looking; nothing it changes is kept, and SQLite refuses to change anything.
+        """Open a session for reading. Its changes are not kept, and SQLite refuses them.
 
-        Raises DatabaseAway, whatever the driver raised.
+        Raise DatabaseAway if the driver's error means an outage.
         """
         with self.explained(looking=True), closing(Look(self._lookers)) as look:
             yield cast("Session", look)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """Open a session that may write; commits at the end, or rolls all of it back when the block raises.
+        """Open a session that may write. Commit at the end, or roll everything back if the block raises.
 
-        Raises DatabaseAway, whatever the driver raised; and when what is written would be lost.
+        Raise DatabaseAway if the driver's error means an outage, or if the changes would be lost.
         """
         turn: AbstractContextManager[Any] = self._writer.turn() if self._writer is not None else nullcontext()
         with (
@@ -123,41 +123,41 @@ class Database:
             Session(self.engine, expire_on_commit=False) as session,
             session.begin(),
         ):
-            session.connection()  # begins here, so that nothing was done when the database turns out to be away
+            session.connection()  # begins here, so that an outage is found before any work is done
             yield session
             outbox = session.info.pop(AFTER_COMMIT, ())
             try:
                 session.commit()
             except Exception:
-                # It may have been written and only the answer lost. An operation that was not written ends at once.
+                # The commit may have succeeded without an answer. An operation that was not stored ends at once.
                 self._hand_over(outbox)
                 raise
         self._hand_over(outbox)
 
     def keep_reserve(self) -> None:
-        """Keep space on the disk of a SQLite file for who frees some; before the first write."""
+        """Reserve space on the disk of a SQLite file for writes that free space. Call it before the first write."""
         if self.path is not None:
             self._reserve = Reserve(self.path)
             self._reserve.open()
 
     def note_file(self) -> None:
-        """Remember which SQLite files these are, until ``dispose``."""
+        """Remember the identity of the SQLite files until ``dispose``."""
         if self.path is None:
             return
         if self._holder is None:
             self._holder = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         self._holder.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the files beside it
-        real = self.path.resolve()  # beside it SQLite has its files
+        real = self.path.resolve()  # SQLite has its other files beside the real path
         for suffix in ("", "-wal", "-shm"):
             file = real.with_name(real.name + suffix) if suffix else self.path
-            with suppress(FileNotFoundError):  # where the file system cannot have a write-ahead log
+            with suppress(FileNotFoundError):  # if the file system cannot have a write-ahead log
                 status = file.stat()
                 self._files[file] = (status.st_dev, status.st_ino)
         if self._reserve is not None:
             self._reserve.lengthen_log()
 
     def prove_file(self) -> None:
-        """Raise DatabaseAway if a SQLite file was removed, replaced or emptied: what is written would be lost."""
+        """Raise DatabaseAway if a SQLite file was removed, replaced or emptied: writes to it would be lost."""
         for file, noted in self._files.items():
             try:
                 status = file.stat()
@@ -175,7 +175,7 @@ class Database:
 
     @contextmanager
     def _proved_file(self) -> Iterator[None]:
-        """Prove the file before a connection is made, which would make a new file; writers are here one by one."""
+        """Prove the file before a connection is made, which would make a new file. Writers enter one at a time."""
         if self._files and time.monotonic() - self._proved > PROVED_S:
             self.prove_file()
             self._proved = time.monotonic()
@@ -185,12 +185,12 @@ class Database:
 
     @contextmanager
     def explained(self, *, looking: bool = False) -> Iterator[None]:
-        """Turn what the driver raises inside the block into DatabaseAway, where the database is the matter."""
+        """Turn driver errors inside the block into DatabaseAway if they mean an outage of the database."""
         try:
             yield
         except Exception as exc:
             away = outages.outage(exc, self.path)
-            # A looker is refused by query_only: that is a bug of ours.
+            # query_only has refused a write in a reading session: that is a bug of ours.
             if away is None or away is exc or (looking and away.message == outages.READ_ONLY):
                 raise
             raise away from exc
@@ -230,10 +230,10 @@ class Database:
 
 
 def make_url_or_explain(url: str) -> Any:
-    """Return the parsed URL. Raises ConfigError when it is not one, or of a database that is not supported."""
+    """Return the parsed URL. Raise ConfigError if it is invalid or names an unsupported database."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # from None: their words quote the URL, which may hold a password
+    except (ArgumentError, ValueError):  # from None: the errors quote the URL, which may contain a password
         raise ConfigError(
             "[database] url is not a SQLAlchemy URL such as postgresql+psycopg://USER@HOST/NAME."
         ) from None
@@ -247,28 +247,29 @@ def _to_json(value: Any) -> str:
 
 
 def after_commit(session: Session, item: Any) -> None:
-    """Put an item into the outbox of a session that writes; ``Database.enqueue`` gets it once the commit is done."""
+    """Put an item into the outbox of a writing session. ``Database.enqueue`` gets it after the commit."""
     session.info.setdefault(AFTER_COMMIT, []).append(item)
 
 
 def insert_if_absent(session: Session, model: type[Base], **values: Any) -> None:
-    """Insert a row unless its key is there already."""
-    # The engine has imported the one in use; the other would take 2 MiB and part of each start.
+    """Insert a row unless its key exists already."""
+    # The engine has imported the dialect in use. Importing the other one would cost 2 MiB and part of each start.
     dialect = importlib.import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
     session.execute(dialect.insert(model).values(**values).on_conflict_do_nothing())
 
 
 def hold_name(session: Session, name: str) -> None:
-    """Wait until no other transaction holds a name, and hold it until this one ends.
+    """Wait until no other transaction holds a name, and hold it until this transaction ends.
 
-    For what no row stands for, such as a count over rows that others insert. (On SQLite every writer is alone anyhow.)
+    For facts that no row represents, such as a count of rows that others insert. SQLite has one writer at a time and
+    needs no lock.
     """
     if session.get_bind().dialect.name != "sqlite":
         session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
 
 
 def _tune_sqlite(engine: Engine, writer: Writer | None) -> None:
-    """Prepare connections: those of a writer, or of lookers, who wait for nobody but a recovery of the file."""
+    """Prepare connections, for a writer or for readers. Readers wait only while the file is recovered or locked."""
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
@@ -277,7 +278,7 @@ def _tune_sqlite(engine: Engine, writer: Writer | None) -> None:
             f"busy_timeout={LOOKER_WAIT_MS}",
             "journal_mode=WAL",
             "foreign_keys=ON",
-            # What was answered survives a power loss, not only a crash of the process.
+            # Answered requests survive a power loss, not only a crash of the process.
             "synchronous=FULL",
             f"query_only={'ON' if writer is None else 'OFF'}",
             f"busy_timeout={LOOKER_WAIT_MS if writer is None else WRITER_WAIT_MS}",
@@ -287,9 +288,9 @@ def _tune_sqlite(engine: Engine, writer: Writer | None) -> None:
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
         # IMMEDIATE for writers: a transaction that reads first and writes later could not be promoted under WAL.
-        # Who only looks begins nothing: each of its statements sees one state of the database, which is enough.
+        # Readers begin no transaction: each statement sees one state of the database, which is enough.
         if writer is not None:
-            # Straight to the driver: this runs often and needs nothing of what SQLAlchemy does around it.
+            # Directly on the driver: this runs often and needs nothing that SQLAlchemy does around it.
             cursor = connection.connection.cursor()
             try:
                 writer.begin(cursor)

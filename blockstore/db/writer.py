@@ -1,8 +1,8 @@
 """The right to write a SQLite database: a turn in this process, and then the lock of the file.
 
-SQLite has one writer. Whoever waits in the process is woken at once, where SQLite's own busy handler sleeps; projects
-take turns, so that one with many writers delays another's by one. The lock of the file is waited for only when another
-process holds it.
+SQLite has one writer. A thread that waits in this process is woken at once; SQLite's own busy handler would sleep.
+Projects take turns, so that a project with many writers delays another project's writer by one. A thread waits for the
+lock of the file only if another process holds it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from blockstore.errors import DatabaseAway
 from blockstore.turns import Turns
 
 AT_ONCE_S = 0.1
-"""How long one writer may take before the others do not expect him to end soon: most write for milliseconds."""
+"""A writer that takes longer is not expected to end soon: most write for milliseconds."""
 
 STEP_S = 0.02
 
 
 class Writer:
-    """The right to write of one database file."""
+    """The right to write one database file."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._guard = threading.Lock()
         self._held = False
         self._since = 0.0
-        """When somebody took the turn."""
+        """When the present turn began."""
         self._is_file_locked = False
         """Another process has the lock of the file."""
         self._waiting: Turns[threading.Lock] = Turns()
-        """By project; each is locked, and released when its turn has come."""
+        """By project. Each lock is held until the turn of its waiter."""
         self._deadline: float | None = None
-        """Of the one whose turn it is."""
+        """The deadline of the thread that has the turn."""
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Hold the turn of this process. Raises DatabaseAway when another thread keeps it for too long."""
+        """Hold the turn of this process. Raise DatabaseAway if another thread keeps it for too long."""
         deadline = time.monotonic() + patience.current().wait_s
         with self._guard:
             ticket = threading.Lock() if self._held else None
@@ -62,7 +62,7 @@ class Writer:
             self._pass_on()
 
     def _waited(self, ticket: threading.Lock, deadline: float) -> bool:
-        """Wait for a turn; return False when it has not come in time, and does not come any more."""
+        """Wait for a turn; return False if it has not come in time and was given up."""
         while not self._is_stuck() and time.monotonic() < deadline:
             if ticket.acquire(timeout=AT_ONCE_S):
                 return True
@@ -84,7 +84,7 @@ class Writer:
                 next_one[1].release()
 
     def begin(self, cursor: Any) -> None:
-        """Begin a transaction that writes. Raises DatabaseAway when another process keeps the file for too long."""
+        """Begin a writing transaction. Raise DatabaseAway if another process locks the file for too long."""
         if _begun(cursor):
             return
         wait = patience.current()

@@ -1,1 +1,1 @@
-"""Secrets: the key of attachments, and files with secrets that others can read."""
+"""Secrets: the key of attachments, and warnings about files whose secrets others can read."""

@@ -1,6 +1,6 @@
-"""Secrets of the configuration that every user of this machine can read; the start warns of them.
+"""Finds secrets of the configuration that every user of this machine can read; the start warns of them.
 
-Looks at options that are secret, at passwords inside URLs, and at files that options name because they hold a key.
+Checks secret options, passwords inside URLs, and the key files that options name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def warnings(config: Config) -> list[str]:
 
 
 def _options(config: Config) -> Iterator[tuple[str, Any, object]]:
-    """Yield each option's section and name, what is known of it, and its value."""
+    """Yield each option's section and name, its metadata, and its value."""
     parts: list[tuple[str, object]] = [(section, getattr(config, section)) for section in SECTIONS]
     parts += [(f"backend:{section.name}", loader.options(section)) for section in config.backends]
     parts += [(f"target:{section.name}", target_loader.options(section)) for section in config.targets]
@@ -57,7 +57,7 @@ def _is_open(file: Path) -> bool:
     try:
         return bool(file.stat().st_mode & stat.S_IROTH)
     except OSError:
-        return False  # whoever opens it says so
+        return False  # the code that opens the file reports this
 
 
 def _sentence(file: Path, what: str) -> str:

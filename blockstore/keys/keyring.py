@@ -1,8 +1,8 @@
 """The secrets of attachments, made from one key file and stored nowhere.
 
-An attachment's secret is a function of the key and the attachment's id, so the database, its copies and its backups
-hold none of them, not even encrypted, and a restored export has the secret that its initiator knows.
-Made by ``app/service.py``; used by the manager for exports and by the API for the one reply that tells it.
+An attachment's secret is a function of the key and the attachment's id. So the database, its copies and its backups
+contain no secrets, not even encrypted, and a restored export has the secret that its initiator knows.
+Made by ``app/service.py``; used by the manager for exports and by the API for the one reply that has the secret.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from blockstore.errors import ConfigError
 
 KEY_BYTES = 32
 SECRET_LENGTH = 16
-"""Letters and digits: 95 bits; initiators exist that take no more, and none that takes less than 12."""
+"""Letters and digits: 95 bits. Some initiators take no more characters, and none takes fewer than 12."""
 
 
 class Keyring:
@@ -32,12 +32,12 @@ class Keyring:
 
     @property
     def owner(self) -> str:
-        """Return a word that is this installation's alone; it says nothing of the key."""
+        """Return the unique id of this installation. It reveals nothing about the key."""
         return self._derive("owner").hex()[:8]
 
     def secret(self, attachment_id: str) -> str:
-        """Return the secret of an attachment: 16 letters and digits. Raises ConfigError when the key cannot be read."""
-        # A third of a base64 text at most is + and /, so that 64 bytes leave more than enough.
+        """Return the secret of an attachment: 16 letters and digits. Raise ConfigError if the key cannot be read."""
+        # At most a third of a base64 text is + and /, so 64 bytes leave more than enough.
         text = base64.b64encode(self._derive(f"attachment {attachment_id}")).decode()
         return "".join(c for c in text if c.isalnum())[:SECRET_LENGTH]
 
@@ -52,7 +52,7 @@ class Keyring:
             return self._read()
 
     def _read(self) -> bytes:
-        fd = private_files.open_file(self._path, names=2)  # another process may be just about to finish it
+        fd = private_files.open_file(self._path, names=2)  # another process may be about to finish the file
         try:
             if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
                 raise ConfigError(f"{self._path} holds the key of all secrets and can be read by others: chmod 600 it.")

@@ -1,6 +1,6 @@
-"""The component that lets backends do the work. ``HANDLERS`` and ``MIGRATION_HANDLERS`` are its contents page.
+"""The component that carries out operations on backends. ``HANDLERS`` and ``MIGRATION_HANDLERS`` list its handlers.
 
-Its operations come from the scheduler and the API; what it cannot do it explains, and settles.
+Its operations come from the scheduler and the API. A failure is recorded with its reason.
 """
 
 from __future__ import annotations
@@ -23,4 +23,4 @@ HANDLERS = by_kind(
 )
 
 MIGRATION_HANDLERS = by_kind(migration.migrate_volume, migration.migrate_to_type)
-"""What takes hours when a backend is drained, and so has workers of its own: nothing else waits for it."""
+"""Handlers with workers of their own: draining a backend takes hours, and no other operation waits for it."""

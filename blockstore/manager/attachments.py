@@ -1,7 +1,7 @@
-"""Attachments: a volume is exported to an initiator, and the export is ended.
+"""Attachments: export a volume to an initiator, and withdraw the export.
 
-Handlers of the operations that the API enqueues while its caller waits. Each is idempotent. Decides nothing about who
-may attach or detach.
+Handlers of the operations that the API enqueues while its caller waits. Each is idempotent. Permissions are checked
+elsewhere.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _note_reason(session: Session, operation: AttachmentOperation, failure: Fail
 def _undo_connection(session: Session, operation: ConnectAttachment, failure: Failure) -> None:
     _note_reason(session, operation, failure)
     states.fail_rows(session, operation, to=failure.to)
-    # No list shows what os-initialize_connection makes, so nobody could remove what is left of it.
+    # No list shows attachments of os-initialize_connection, so users could not find and remove failed ones.
     session.execute(
         delete(Attachment).where(
             Attachment.id == operation.attachment_id, Attachment.legacy, Attachment.status == A.ERROR_ATTACHING
@@ -38,7 +38,7 @@ def _undo_connection(session: Session, operation: ConnectAttachment, failure: Fa
 
 @handles(ConnectAttachment, action=Action.ATTACH, undo=_undo_connection)
 def connect_attachment(context: ManagerContext, operation: ConnectAttachment, attachment: Attachment) -> None:
-    """Export the volume to the attachment's initiator, and write down how it is reached."""
+    """Export the volume to the attachment's initiator, and store the connection."""
     with context.db.read() as session:
         pool = session.execute(select(Volume.host).where(Volume.id == attachment.volume_id)).scalar()
     if pool is None:
@@ -64,7 +64,7 @@ def _keep_attachment(session: Session, operation: DisconnectAttachment, failure:
 
 @handles(DisconnectAttachment, action=Action.DETACH, undo=_keep_attachment)
 def disconnect_attachment(context: ManagerContext, operation: DisconnectAttachment, attachment: Attachment) -> None:
-    """End the export, then remove the attachment; with the last one, what os-initialize_connection left goes too."""
+    """Withdraw the export, then delete the attachment; with the last one, also those of os-initialize_connection."""
     left_over = _left_over(context, attachment)
     try:
         with context.exports.withdrawn([*left_over, attachment]), context.db.write() as session:
@@ -78,7 +78,7 @@ def disconnect_attachment(context: ManagerContext, operation: DisconnectAttachme
 
 
 def end_all(context: ManagerContext, volume_id: str) -> None:
-    """End every export of a volume that is going away, and the attachment that it was made for."""
+    """Withdraw every export of a volume that is being deleted, and delete the export's attachment."""
     here = select(Attachment).where(Attachment.volume_id == volume_id, Attachment.target.is_not(None))
     with context.db.read() as session:
         rows = session.scalars(here).all()
@@ -90,7 +90,7 @@ def end_all(context: ManagerContext, volume_id: str) -> None:
 
 
 def _left_over(context: ManagerContext, attachment: Attachment) -> list[Attachment]:
-    """Return the exports that no attachment stands for once this one is gone."""
+    """Return the volume's legacy attachments if this attachment is its last regular one."""
     if attachment.legacy:
         return []
     here = Attachment.volume_id == attachment.volume_id

@@ -1,6 +1,6 @@
-"""What every handler of the manager works with: the database, the configured backends, the pool reports.
+"""The context of the manager's handlers: the database, the configured backends, the pool reports.
 
-Made once by ``app/service.py``. Knows which backend holds a row, and what rows are called there.
+Made once by ``app/service.py``. Finds the backend of a row, and the names of rows on their backends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ManagerContext:
     config: Config
     exports: Exports
     installation: str = ""
-    """The word that is this installation's alone, by which it marks its pools; none: it marks none."""
+    """The unique id with which this installation marks its pools; empty: it marks none."""
 
     @property
     def message_days(self) -> int:
@@ -42,9 +42,9 @@ class ManagerContext:
         return self.config.service.operation_keep_days
 
     def backend(self, pool: str | None) -> Backend:
-        """Return the backend of a pool. Raises PoolDown when it is down or no longer configured.
+        """Return the backend of a pool. Raise PoolDown if the pool is down or no longer configured.
 
-        Raises Unreachable when it is another installation's.
+        Raise Unreachable if it is another installation's.
         """
         backend = self.backends.get(pool or "")
         if backend is None:
@@ -53,14 +53,12 @@ class ManagerContext:
         if report is not None and not report.up:
             raise PoolDown(f"The pool {pool} is down: {report.reason}")
         if report is None and self.installation:
-            prove(self.db, str(pool), backend, self.installation)  # it did not answer the first look in time
+            prove(self.db, str(pool), backend, self.installation)  # it did not answer the first health check in time
         return backend
 
 
 class UsableBackends(Mapping[str, Backend]):
-    """The backends by pool, for what is done without an operation: one that is down, or not ours,
-    raises Unreachable.
-    """
+    """The backends by pool, for work without an operation. Raises Unreachable if a backend is down or not ours."""
 
     def __init__(self, context: ManagerContext) -> None:
         self._context = context
@@ -76,12 +74,12 @@ class UsableBackends(Mapping[str, Backend]):
 
 
 def volume_name(volume: Any) -> str:
-    """Return what a volume's row is called on its backend: by its id, or by the id that a move gave it there."""
+    """Return a volume's name on its backend: by its id, or by the id that a migration gave it there."""
     return f"volume-{volume.name_id or volume.id}"
 
 
 def name_of(db: Database, volume_id: str) -> str:
-    """Return what a volume is called on its backend. Raises VolumeMissing when there is no such row."""
+    """Return a volume's name on its backend. Raise VolumeMissing if it has no row."""
     with db.read() as session:
         found = session.execute(select(Volume.id, Volume.name_id).where(Volume.id == volume_id)).one_or_none()
     if found is None:
@@ -90,7 +88,7 @@ def name_of(db: Database, volume_id: str) -> str:
 
 
 def pool_of(db: Database, operation: Operation) -> str:
-    """Return the pool that an operation of the manager works on; nothing when its volume is gone, or on none."""
+    """Return the pool that an operation of the manager works on; empty if its volume is gone or not placed."""
     if operation.place:
         return operation.place
     with db.read() as session:
@@ -100,7 +98,7 @@ def pool_of(db: Database, operation: Operation) -> str:
 
 
 def is_attached(db: Database, name: str) -> bool:
-    """Say whether a volume, as its backend calls it, was connected to somebody, and may still be."""
+    """Return True if a volume, given by its backend's name for it, has been connected and may still be."""
     row_id = name.removeprefix("volume-")
     connected = (
         select(Attachment.id)
@@ -112,5 +110,5 @@ def is_attached(db: Database, name: str) -> bool:
 
 
 def snapshot_name(snapshot_id: str) -> str:
-    """Return what a snapshot is called on its backend."""
+    """Return a snapshot's name on its backend."""
     return f"snap-{snapshot_id}"

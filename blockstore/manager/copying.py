@@ -1,7 +1,7 @@
-"""Copies a volume's bytes from one backend to another: sparse in and out, and proved equal before anybody relies on it.
+"""Copies a volume's bytes from one backend to another, keeps zeros sparse, and verifies the copy before it is used.
 
-Used by ``migration.py``. A few threads each take a chunk through all its steps, so that reading, reckoning checksums
-and writing go on at once, also where each of them waits for a network.
+Used by ``migration.py``. A few threads each take a chunk through all its steps. So reading, checksums and writing run
+at the same time, even if each of them waits for a network.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ U = TypeVar("U")
 MIB = 2**20
 CHUNK = 4 * MIB
 BLOCK = 64 * 2**10
-"""What is all zeros, in whole blocks of so many bytes, is not written."""
+"""Blocks of this size that are all zeros are not written."""
 THREADS = 8
 COPY_SHARE = 70
-"""Percent of the progress that copying takes; the rest is for the proof."""
+"""Percent of the progress for copying; the rest is for verifying."""
 
 _ZEROS = bytes(BLOCK)
 
@@ -41,9 +41,9 @@ class _Piece:
 
 
 def copy_volume(source: Backend, name: str, target: Backend, to: str, size: int, progress: Progress) -> None:
-    """Copy ``size`` bytes of a volume nobody writes into a new one, which reads as zeros.
+    """Copy ``size`` bytes of a volume without writers into a new volume, which reads as zeros.
 
-    Raises: BackendError of either side, also when what was written does not read as it should.
+    Raise BackendError if either side fails, or if the copy does not read as it was written.
     """
     progress(0)
     here, there = f"{name} on {source.pool}", f"{to} on {target.pool}"
@@ -73,7 +73,7 @@ def _copied(come_from: _Side, go_to: _Side, chunks: Sequence[tuple[int, int]], p
 
 
 def _prove(side: _Side, pieces: Sequence[_Piece], progress: Progress) -> None:
-    """Read what was written and compare checksums with those of the source."""
+    """Read the copy and compare its checksums with those of the source."""
 
     def check(piece: _Piece) -> None:
         if _digest(side.read(piece.offset, piece.length)) != piece.digest:
@@ -87,7 +87,7 @@ def _prove(side: _Side, pieces: Sequence[_Piece], progress: Progress) -> None:
 
 
 def _all(work: Callable[[T], U], items: Sequence[T], progress: Progress) -> Iterator[U]:
-    """Yield what ``work`` makes of each, in order, a few at a time; nothing works any more when this ends."""
+    """Yield ``work(item)`` for each item, in order, a few at a time. No thread works any more when this ends."""
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="move")
     under_way: deque[Future[U]] = deque()
     try:
@@ -104,7 +104,7 @@ def _all(work: Callable[[T], U], items: Sequence[T], progress: Progress) -> Iter
 
 
 class _Side:
-    """An open volume that several threads use: in turns, unless its file can be read and written at a position."""
+    """An open volume that several threads use. They take turns unless its file has ``pread`` and ``pwrite``."""
 
     def __init__(self, file: BinaryIO, what: str):
         self._file = file
@@ -114,7 +114,7 @@ class _Side:
         self._pwrite: Any = getattr(file, "pwrite", None)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read exactly so many bytes."""
+        """Read exactly ``length`` bytes."""
         parts = []
         with self._named("read"):
             while length:
@@ -131,7 +131,7 @@ class _Side:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, offset: int, data: bytes, runs: Iterable[tuple[int, int]]) -> None:
-        """Write the runs of a chunk that lies at an offset."""
+        """Write the given runs of the chunk at an offset."""
         with self._named("written"):
             for start, end in runs:
                 while start < end:
@@ -159,7 +159,7 @@ def _chunks(regions: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _runs(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield start and end of what is not zeros, in whole blocks."""
+    """Yield start and end of each run that is not zeros, in whole blocks."""
     start: int | None = None
     for offset in range(0, len(data), BLOCK):
         block = min(BLOCK, len(data) - offset)
@@ -174,12 +174,12 @@ def _runs(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _digest(data: bytes) -> bytes:
-    """Return a checksum for each MiB: against storage that errs, not against forgers, so that it may be quick."""
+    """Return a checksum of each MiB. It detects storage errors, not forgery, so a fast checksum is enough."""
     view = memoryview(data)
     return b"".join(zlib.crc32(view[at : at + MIB]).to_bytes(4) for at in range(0, len(view), MIB))
 
 
 def _forget_cached(file: BinaryIO) -> None:
-    """Have the proof read the storage, not this node's memory, where there is a file to say it of."""
+    """Drop the file from the page cache, so that verifying reads the storage. Do nothing if it is no local file."""
     with suppress(OSError, AttributeError):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

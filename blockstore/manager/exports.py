@@ -1,7 +1,7 @@
-"""What is exported by which target: made, ended, resized, and reconciled with the attachments in the database.
+"""Exports on targets: made, withdrawn, resized, and reconciled with the attachments in the database.
 
-Used by the handlers of this component, and by ``reporting.py`` for the reconciliation at start and at every look.
-Writes no status; the handlers do.
+Used by the handlers of this component, and by ``reporting.py`` to reconcile at start and at every health check.
+It changes a status only to enqueue a ``DisconnectAttachment``; the handlers change the others.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from blockstore.targets.contract import Connection, Export, Target
 log = logging.getLogger(__name__)
 
 LOCAL = "local"
-"""The target for a consumer on this node that asks for the path itself, whatever the backend's target is."""
+"""The target for a consumer on this node that asks for the path itself, regardless of the backend's target."""
 ATTACH_LOCAL = "attach_local"
-"""The key of a connector that asks for it; the API lets administrators set it."""
+"""The connector's key that asks for the target ``local``; the API lets only administrators set it."""
 
 
 class Exports:
-    """The targets, and which of them serves which pool."""
+    """The targets, and the target of each pool."""
 
     def __init__(
         self, db: Database, keyring: Keyring, targets: Mapping[str, Target], serving: Mapping[str, str | None]
     ):
-        """``targets`` by name; ``serving``: the name of each pool's; None: consumers reach the storage itself."""
+        """``targets`` by name; ``serving``: each pool's target name, or None if consumers reach the storage itself."""
         self._db = db
         self._keyring = keyring
         self.targets = targets
         self._serving = serving
         self._down: dict[str, str] = {}
         self._verified: set[str] = set()
-        """Exports that this process has made or asked for again; any other may be half of what a kill left."""
+        """Exports verified by this process; any other may be incomplete after a crash."""
         self._busy: Counter[str] = Counter()
         self._worked_on: set[str] = set()
-        """Exports that somebody has let go of since the reconciliation asked the target what is there."""
+        """Exports on which work has ended since the reconciliation began to list the target's exports."""
         self._change = threading.Condition()
 
     def target_of(self, pool: str) -> Target | None:
-        """Return the target that serves a pool; None: consumers reach the storage itself."""
+        """Return the target that serves a pool, or None if consumers reach the storage itself."""
         name = self._serving[pool]
         return None if name is None else self.targets[name]
 
     def check_connector(self, pool: str, connector: Mapping[str, Any]) -> None:
-        """Raise InvalidConnector when the pool's target cannot use this connector. Reaches for no storage."""
+        """Raise InvalidConnector if the pool's target cannot use this connector. Does not access the storage."""
         name = self._name(pool, connector)
         if name is not None:
             self.targets[name].check_connector(connector)
@@ -70,7 +70,7 @@ class Exports:
     # --- one export -----------------------------------------------------------------------------------------
 
     def make(self, attachment: Attachment, pool: str, backend: Backend, volume_name: str) -> dict[str, Any]:
-        """Export a volume to the initiator of an attachment; return its connection as it is stored."""
+        """Export a volume to the initiator of an attachment. Return the connection to store."""
         connector = attachment.connector or {}
         name = self._name(pool, connector)
         if name is None:
@@ -85,10 +85,10 @@ class Exports:
                 f" {located.format}; the target nbd can export it."
             )
         if attachment.target != name:
-            with self.withdrawn([attachment]):  # the connector asks for another target than the last time
+            with self.withdrawn([attachment]):  # the former connector asked for another target
                 pass
         with self._exclusive(attachment.id):
-            # Written down first, so that what a kill leaves is known to be that target's.
+            # Stored first, so that the target of an export is known after a crash.
             with self._db.write() as session:
                 session.execute(update(Attachment).where(Attachment.id == attachment.id).values(target=name))
             connection = target.export(
@@ -107,9 +107,9 @@ class Exports:
         return _stored(connection)
 
     def _let_through(self, attachment: Attachment, backend: Backend, volume_name: str) -> dict[str, Any]:
-        """Return how the initiator reaches the storage itself: nothing is exported, and there is nothing to end."""
+        """Return how the initiator reaches the storage itself. Nothing is exported, so nothing has to be withdrawn."""
         if attachment.target is not None:
-            with self.withdrawn([attachment]), self._db.write() as session:  # the last connector asked for a target
+            with self.withdrawn([attachment]), self._db.write() as session:  # the former connector asked for a target
                 session.execute(update(Attachment).where(Attachment.id == attachment.id).values(target=None))
         direct = backend.direct(volume_name)
         if direct is None:
@@ -124,9 +124,9 @@ class Exports:
 
     @contextlib.contextmanager
     def withdrawn(self, attachments: Iterable[Attachment]) -> Iterator[None]:
-        """End the exports of attachments, if there are any; inside, where the rows go, nothing restores them.
+        """Withdraw the exports of attachments. Inside, while the rows are deleted, nothing restores the exports.
 
-        Raises InUse or SessionAlive when one cannot be ended.
+        Raise InUse or SessionAlive if an export cannot be withdrawn, Unreachable if its target is not configured.
         """
         with contextlib.ExitStack() as kept:
             for attachment in attachments:
@@ -144,7 +144,7 @@ class Exports:
             yield
 
     def resize(self, volume_id: str) -> None:
-        """Tell every export of a volume that it has grown; a failure only delays what initiators see, and is logged."""
+        """Announce a volume's new size on its exports. A failure is logged; initiators only see the size later."""
         with self._db.read() as session:
             rows = session.execute(
                 select(Attachment.id, Attachment.target).where(
@@ -163,7 +163,7 @@ class Exports:
 
     @contextlib.contextmanager
     def _exclusive(self, attachment_id: str) -> Iterator[None]:
-        """Keep the handlers and the reconciliation apart; the bus keeps the handlers apart."""
+        """Let one thread work on an export: a handler or the reconciliation. The bus keeps handlers apart."""
         with self._change:
             self._change.wait_for(lambda: not self._busy[attachment_id])
             self._busy[attachment_id] = 1
@@ -178,7 +178,7 @@ class Exports:
     # --- all of them ----------------------------------------------------------------------------------------
 
     def reconcile(self, backends: Mapping[str, Backend]) -> None:
-        """Make again what does not serve, end what has no attachment, and try again to end what could not be."""
+        """Restore exports that do not work, withdraw exports without attachment, and retry failed withdrawals."""
         self._withdraw_foreign()
         for name, target in self.targets.items():
             try:
@@ -197,15 +197,15 @@ class Exports:
             self._worked_on.clear()
         wanted = self._rows(name, (A.ATTACHING, A.ATTACHED))
         there, faults = target.list_exports(), target.faults()
-        # Before all else, since nobody may use what another tool restored: who could is not its owner any more. Read
-        # after the list: an export's row is there before the export is, and goes after it.
+        # First, because an export that another tool restored may serve an initiator that no longer owns the volume.
+        # The rows are read after the list: a row exists before its export does, and is deleted after it.
         for attachment_id in sorted(there - self._rows(name, states.EXPORTED)):
             with self._explained(name, attachment_id), self._exclusive(attachment_id):
-                if attachment_id not in self._rows(name, states.EXPORTED):  # or else it is being connected again
+                if attachment_id not in self._rows(name, states.EXPORTED):  # it may be being connected again
                     log.warning("target %s: export %s has no attachment; ending it", name, attachment_id)
                     self._verified.discard(attachment_id)
                     target.withdraw(attachment_id)
-        # After a start all of them: one that is listed may lack what a kill or a reboot took.
+        # After a start, all are restored: a listed export may be incomplete after a crash or a reboot.
         for attachment_id in sorted(wanted - ((there - faults.keys()) & self._verified)):
             fault = faults.get(attachment_id, "") if attachment_id in there else "it is gone"
             self._restore(name, target, attachment_id, backends, fault)
@@ -214,7 +214,7 @@ class Exports:
                 self._withdraw_again(target, attachment_id)
 
     def _withdraw_foreign(self) -> None:
-        """End what a project has on a volume that is another's: versions before 0008 let it go with a transfer."""
+        """End attachments to another project's volume. Versions before schema 0008 kept them in a transfer."""
         foreign = (
             select(Attachment)
             .join(Volume, Volume.id == Attachment.volume_id)
@@ -245,10 +245,10 @@ class Exports:
     def _restore(
         self, name: str, target: Target, attachment_id: str, backends: Mapping[str, Backend], fault: str
     ) -> None:
-        """Make an export again; ``fault`` is why, or empty when it is only asked for after a start."""
+        """Make an export again. ``fault`` is the reason, or empty if the export is only verified after a start."""
         with self._explained(name, attachment_id), self._exclusive(attachment_id):
             if attachment_id in self._verified & self._worked_on:
-                return  # it was just made, or resized, while the target was asked
+                return  # it was made or resized while the target listed its exports
             with self._db.read() as session:
                 attachment = session.get(Attachment, attachment_id)
                 volume = session.get(Volume, attachment.volume_id) if attachment else None
@@ -271,7 +271,7 @@ class Exports:
             )
             if fault:
                 log.warning("target %s: export %s does not serve: %s; making it again", name, attachment_id, fault)
-            # Until it has succeeded it is asked for at each look.
+            # Until this has succeeded, each health check tries it again.
             self._verified.discard(attachment_id)
             connection = _stored(target.export(export))
             self._verified.add(attachment_id)
@@ -285,7 +285,7 @@ class Exports:
         with self._exclusive(attachment_id):
             self._verified.discard(attachment_id)
             target.withdraw(attachment_id)
-        # Who detaches it at this moment has filed an operation of his own.
+        # A detach at this moment has enqueued its own operation.
         with contextlib.suppress(StateConflict), self._db.write() as session:
             attachment = session.get(Attachment, attachment_id)
             if attachment is None:
@@ -294,7 +294,7 @@ class Exports:
 
     @staticmethod
     def _enqueue_disconnect(session: Session, attachment: Attachment, *, only_from: tuple[A, ...] = ()) -> None:
-        """File the operation that ends an attachment. Raises StateConflict."""
+        """Enqueue the operation that ends an attachment. Raises StateConflict."""
         operation = DisconnectAttachment.of(
             attachment,
             "req-recovery",

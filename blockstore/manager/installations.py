@@ -1,7 +1,7 @@
-"""Two installations on one storage notice each other: each pool carries the mark of the one that uses it.
+"""Detects two installations on one storage: each pool carries the mark of the installation that uses it.
 
-Asked at every look, and before the first action on a pool that was not looked at. Storage without a mark is new, or was
-used by a version that made none: it gets ours. Several sections of one installation may share storage.
+Checked at every health check, and before the first action on a pool without a health check. Storage without a mark is
+new, or was used by a version that made none: it gets ours. Several sections of one installation may share storage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def claim(backend: Backend, installation: str) -> None:
-    """Mark a pool as ours unless it is marked. Raises Unreachable when it is another installation's."""
+    """Mark a pool as ours unless it is marked. Raise Unreachable if it is another installation's."""
     if not backend.capabilities().owner_mark:
         return
     owner = backend.owner()
@@ -31,7 +31,7 @@ def claim(backend: Backend, installation: str) -> None:
 
 
 def refuse_foreign(backend: Backend, installation: str, owner: str | None) -> None:
-    """Raise Unreachable when a mark is another installation's."""
+    """Raise Unreachable if a mark is another installation's."""
     if owner not in (None, installation):
         raise Unreachable(
             f"The storage of {backend.pool} is used by another installation of blockstore, {owner}; this one is"

@@ -1,8 +1,8 @@
-"""Volumes that others made, managed: measure, charge, rename. ``ManageableItem`` says what is on a pool already, and
-whose.
+"""Manages existing volumes: measure, charge, rename. Lists the manageable volumes and snapshots of a pool.
 
-The charge and the reservation are written before the backend is asked to rename, so that a kill finds them and goes on.
-No session is held while a backend is asked; rows are read after it, for every volume of ours has its row first.
+The charge and the reservation are stored before the backend renames the volume, so that a restart after a crash finds
+them and goes on. No session is held during a backend call. Rows are read after it, because a volume of ours has its
+row before it exists on the pool.
 """
 
 from __future__ import annotations
@@ -33,20 +33,23 @@ _COPYING = [kind.__name__ for kind in (MigrateVolume, MigrateToType, RemoveCopy)
 
 @dataclass(frozen=True)
 class ManageableItem:
-    """A volume or snapshot on a pool, as an administrator may take it over or not."""
+    """A volume or snapshot on a pool, and whether an administrator may manage it."""
 
     reference: str
     size_gib: int
     volume: str
     """Of a snapshot: the reference of its volume."""
     reason: str | None
-    """Why not."""
+    """Why it cannot be managed, or None."""
     managed_as: str | None
-    """The id of the row that has it."""
+    """The id of the row that manages it already, or None."""
 
 
 class ManageableLister:
-    """Asks pools what is on them, each on a thread of its own: one that hangs holds up no other, and is asked once."""
+    """Lists the volumes and snapshots of pools, each pool on a thread of its own.
+
+    A pool that hangs does not delay the others, and gets no second request meanwhile.
+    """
 
     def __init__(self, context: ManagerContext) -> None:
         self._context = context
@@ -62,10 +65,10 @@ class ManageableLister:
         try:
             return asked.result(timeout_s)
         finally:
-            asked.cancel()  # what has not begun when nobody waits any more
+            asked.cancel()  # a request that has not begun by the timeout
 
     def stop(self) -> bool:
-        """Ask no more; say whether every pool has answered."""
+        """Send no more requests to pools; return True if every pool has answered."""
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
         return not self._asked
@@ -75,7 +78,7 @@ def volumes_on(db: Database, backend: Backend) -> list[ManageableItem]:
     """Return the volumes on a pool, ours included. Raises BackendError."""
     there = backend.list_manageable()
     with db.read() as session:
-        # Of all pools: two of them may lead to the same storage.
+        # Rows of all pools, because two pools may lead to the same storage.
         rows = session.execute(select(Volume.id, Volume.name_id).where(Volume.host.is_not(None)))
         return _found(session, there, {volume_name(row): row.id for row in rows})
 
@@ -88,7 +91,7 @@ def snapshots_on(db: Database, backend: Backend) -> list[ManageableItem]:
 
 
 def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[ManageableItem]:
-    # What an unfinished move copies to, or has left behind, is in no row.
+    # No row names the copy that an unfinished migration makes or has left behind.
     copies = select(OperationRow.body).where(OperationRow.state == "open", OperationRow.kind.in_(_COPYING))
     busy = {body.get("name") or f"volume-{body['name_id']}" for body in session.scalars(copies)}
     found = []
@@ -102,14 +105,14 @@ def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) 
 
 
 def refuse_unsafe(found: ManageableItem) -> None:
-    """Raise BackendError for what must not be managed."""
+    """Raise BackendError if a volume or snapshot must not be managed."""
     if found.reason is not None:
         whose = f", as {found.managed_as}" if found.managed_as else ""
         raise BackendError(f"{found.reference} cannot be managed: {found.reason}{whose}.")
 
 
 def _take_back(session: Session, operation: ManageVolume, _failure: Failure) -> None:
-    """Let a volume that was not managed be nowhere again, and give back what was charged for it."""
+    """Refund the quota and release the capacity of a volume that could not be managed. Clear its pool and size."""
     volume = session.execute(
         select(Volume.host, Volume.size, Volume.volume_type_id, Volume.project_id).where(
             Volume.id == operation.volume_id, Volume.status == operation.status
@@ -126,7 +129,7 @@ def _take_back(session: Session, operation: ManageVolume, _failure: Failure) -> 
 
 @handles(ManageVolume, action=Action.MANAGE, undo=_take_back)
 def manage_volume(context: ManagerContext, operation: ManageVolume, volume: Volume) -> None:
-    """Charge for the volume at the size that it has there, and let the backend give it our name."""
+    """Charge the volume's size on the pool, and let the backend give the volume our name."""
     backend = context.backend(operation.pool)
     size = volume.size if volume.host is not None else _charge(context, operation, volume, backend)
     whole = backend.manage_volume(operation.reference, volume_name(volume))
@@ -138,7 +141,7 @@ def manage_volume(context: ManagerContext, operation: ManageVolume, volume: Volu
 
 
 def _charge(context: ManagerContext, operation: ManageVolume, volume: Volume, backend: Backend) -> int:
-    """Find out the size, and charge quota and pool for it; return it, in GiB."""
+    """Find the volume's size, charge quota and reserve capacity for it. Return the size in GiB."""
     found = {one.reference: one for one in volumes_on(context.db, backend)}.get(operation.reference)
     if found is None:
         raise VolumeMissing(f"There is no volume {operation.reference} on {operation.pool}.")

@@ -1,8 +1,8 @@
-"""Volumes from one pool to another: copy, prove, switch, remove what is left; exactly one of the two is the volume.
+"""Migrates volumes between pools: copy, verify, switch, delete the unused copy. Exactly one copy is the volume.
 
-The copy has a name of its own, so that two sections may lead to the same storage. The row names the old one until the
-transaction of the switch, and from then on the new one; the other goes by a ``RemoveCopy``, filed in the transaction
-that decides which one that is.
+The new copy has its own name, so that two sections may lead to the same storage. The row names the old copy until the
+transaction of the switch, and from then on the new copy. A ``RemoveCopy`` deletes the other one; it is enqueued in the
+transaction that decides which copy is the volume.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def _remove_the_copy(session: Session, operation: MigrateVolume, _failure: Failure) -> None:
-    """Note that the move failed, and file the operation that ends the copy."""
+    """Record that the migration failed, and enqueue the operation that deletes the copy."""
     session.execute(update(Volume).where(Volume.id == operation.volume_id).values(migration_status="error"))
     rest = operation.beside(
         RemoveCopy, pool=operation.destination, name=operation.copy_name, size_gib=operation.volume_gib
@@ -53,7 +53,7 @@ def _remove_the_copy_and_keep_the_type(session: Session, operation: MigrateToTyp
 
 @handles(MigrateToType, action=Action.RETYPE, undo=_remove_the_copy_and_keep_the_type)
 def migrate_to_type(context: ManagerContext, operation: MigrateToType, volume: Volume) -> None:
-    """Move the volume to a pool that serves its new type, which it has from the switch on."""
+    """Migrate the volume to a pool that serves its new type. The switch also changes the type."""
     _migrate(context, operation, volume, operation.type_id)
 
 
@@ -61,10 +61,10 @@ def _migrate(context: ManagerContext, operation: MigrateVolume, volume: Volume, 
     source, target = context.backend(volume.host), context.backend(operation.destination)
     name = operation.copy_name
     reports = context.pool_reports.get(volume.host or ""), context.pool_reports.get(operation.destination)
-    if reports[0] and reports[1] and (reason := reports[0].other_block_size(reports[1])):  # known since it was placed
+    if reports[0] and reports[1] and (reason := reports[0].other_block_size(reports[1])):  # may be known only now
         raise BackendError(f"{operation.destination} cannot take the volume: {reason}.")
     if operation.attempt > 1:
-        target.delete_volume(name)  # half of it, from a former life
+        target.delete_volume(name)  # an incomplete copy of an earlier process
     target.create_volume(name, volume.size)
     apply_qos(context, operation.destination, name, type_id, volume.size)
     copy_volume(source, volume_name(volume), target, name, volume.size * GIB, progress_of(context, operation))
@@ -87,9 +87,9 @@ def _migrate(context: ManagerContext, operation: MigrateVolume, volume: Volume, 
         try:
             states.move(session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(operation.status,), **values)
         except StateConflict as conflict:
-            # Whoever set the status may have written to the volume since.
+            # The volume may have been written to since its status was set.
             raise OperationCancelled(f"the status was reset meanwhile: {conflict.message}") from None
-        refuse_cancelled(session, operation)  # also when it was reset, and another move has begun since
+        refuse_cancelled(session, operation)  # also if the status was reset and another migration has begun since
         states.finish(session, operation)
         left_over = operation.beside(RemoveCopy, pool=volume.host or "", name=volume_name(volume), size_gib=volume.size)
         states.enqueue(session, left_over)
@@ -97,7 +97,7 @@ def _migrate(context: ManagerContext, operation: MigrateVolume, volume: Volume, 
 
 @handles_until_done(RemoveCopy, action=Action.MIGRATE)
 def remove_copy(context: ManagerContext, operation: RemoveCopy) -> None:
-    """Remove what is not the volume any more, or never became it, and releases its capacity. Tried until it is done."""
+    """Delete a migration's leftover copy and release its capacity. Retried until it succeeds."""
     reason = None
     if operation.pool in context.backends:
         try:

@@ -1,6 +1,6 @@
-"""Storage in the place of the recorded one, which an administrator says is new: recorded, and its users told.
+"""Accepts new storage in place of the recorded storage of a pool, and tells the projects whose volumes are lost.
 
-Behind ``blockstore backend accept``, also while the service runs, which notices at its next look.
+Behind ``blockstore backend accept``. It may run beside the service, which notices at its next health check.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from blockstore.operations.states import V
 
 @dataclass(frozen=True)
 class Accepted:
-    """What an administrator is told of storage that took the place of the recorded one."""
+    """The report to an administrator about storage that replaced the recorded storage."""
 
     former: str
     identity: str
     there: Sequence[str]
-    """Ids of the volumes and snapshots that are on the new storage, too."""
+    """Ids of the volumes and snapshots that are also on the new storage."""
     lost: Sequence[str]
-    """Ids of those that are not. Their rows stay, until somebody deletes them."""
+    """Ids of the volumes and snapshots that are not on the new storage. Their rows stay until they are deleted."""
 
 
 def accept(db: Database, pool: str, backend: Backend, installation: str, keep_days: int) -> Accepted:
-    """Record that the storage of a pool is what is there now; tell the projects whose volumes are not on it.
+    """Record the present storage of a pool as its storage. Tell the projects whose volumes are not on it.
 
-    Deletes nothing, on the storage or in the database. What is lost and was available is in error afterwards.
-    Raises BackendError.
+    Deletes nothing, on the storage or in the database. Lost volumes and snapshots that were available are in error
+    afterwards. Raises BackendError.
     """
     former = recorded_identity(db, pool)
     backend.recognise(backend.identity())

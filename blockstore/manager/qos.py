@@ -1,4 +1,4 @@
-"""The limits of a volume that its storage keeps: those of its type's QoS specs, where the backend can."""
+"""Limits that the storage enforces on a volume: the QoS specs of its type, if the backend supports them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PER_GIB = "_per_gb"
 def apply_qos(
     context: ManagerContext, pool: str, name: str, type_id: str, size_gib: int, *, lift: bool = False
 ) -> None:
-    """Let the pool keep a volume within what its type says; ``lift``: those of another type end, if it had some.
+    """Apply the limits of a type to a volume on its pool. ``lift`` also removes the limits of a former type.
 
-    Raises: BackendError.
+    Raises BackendError.
     """
     report = context.pool_reports.get(pool)
     if report is None or not report.capabilities.qos:
@@ -30,9 +30,9 @@ def apply_qos(
 
 
 def limits_of(specs: dict[str, str | None], size_gib: int) -> dict[str, int]:
-    """Return the limits of a volume of this size; words that are not numbers say nothing.
+    """Return the limits of a volume of this size. Values that are not numbers are ignored.
 
-    compat: a key that ends in ``_per_gb`` is multiplied by the size, and ``NAME_per_gb_min`` is the least it gives.
+    compat: a key that ends in ``_per_gb`` is multiplied by the size; ``NAME_per_gb_min`` is the least result.
     """
     numbers = {key: int(value) for key, value in specs.items() if value and value.isascii() and value.isdigit()}
     limits = {key: number for key, number in numbers.items() if _PER_GIB not in key}

@@ -1,10 +1,10 @@
-"""Storage is known by what it is, not by what it is called: the identity of each pool is recorded, and proved.
+"""Recognises storage by its identity, not by its name: the identity of each pool is recorded and proved.
 
-Proved at every look, and before the first action on a pool that was not looked at. A pool whose storage is another one
-than is recorded is down: nothing on it is created, deleted, or given back to quota. ``installations.py`` asks whose
-storage it is; this file asks which.
+Proved at every health check, and before the first action on a pool without a health check. A pool is down if its
+storage is not the recorded storage: nothing on it is created, deleted, or refunded to quota. ``installations.py``
+checks whose storage it is; this module checks which storage it is.
 
-The mark is made before the record, so what a kill between the two leaves is marked and recorded by the next look.
+The mark is made before the record. After a crash between the two, the next health check records the identity.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def prove(db: Database, pool: str, backend: Backend, installation: str) -> None:
-    """Prove that a pool is usable, the storage that is recorded, and ours; record what is new. Raises BackendError."""
+    """Prove that a pool is usable, is the recorded storage, and is ours. Record new storage. Raises BackendError."""
     recorded = recorded_identity(db, pool)
     backend.recognise(recorded)
     if recorded:
@@ -41,32 +41,32 @@ def prove(db: Database, pool: str, backend: Backend, installation: str) -> None:
 
 
 def recorded_identity(db: Database, pool: str) -> str:
-    """Return the identity that is recorded for a pool; an empty text where none is."""
+    """Return the recorded identity of a pool, or an empty text."""
     with db.read() as session:
         return session.scalar(select(PoolIdentity.identity).where(PoolIdentity.pool == pool)) or ""
 
 
 def recorded_identities(db: Database) -> dict[str, str]:
-    """Return what is recorded, by pool."""
+    """Return the recorded identities by pool."""
     with db.read() as session:
         return {row.pool: row.identity for row in session.scalars(select(PoolIdentity))}
 
 
 def record_identity(session: Session, pool: str, identity: str) -> None:
-    """Record what the storage of a pool is, in the place of what was recorded before."""
+    """Record the identity of a pool's storage in place of the former one."""
     insert_if_absent(session, PoolIdentity, pool=pool, identity=identity)
     session.execute(update(PoolIdentity).where(PoolIdentity.pool == pool).values(identity=identity))
 
 
 def known_volumes(db: Database, pool: str) -> dict[str, str]:
-    """Return the ids of the volumes that are on a pool, as the database has it, by their names there."""
+    """Return the ids of the volumes on a pool according to the database, by their names on the pool."""
     with db.read() as session:
         rows = session.execute(select(Volume.id, Volume.name_id).where(Volume.host == pool))
         return {f"volume-{name_id or volume_id}": volume_id for volume_id, name_id in rows}
 
 
 def identified(backend: Backend, installation: str) -> str:
-    """Return the identity of a pool that is ours; storage marked by a version before identities gets one."""
+    """Return the identity of a pool that is ours. Storage marked before identities existed gets one."""
     identity = backend.identity()
     if identity or not backend.capabilities().owner_mark:
         return identity
@@ -78,9 +78,9 @@ def identified(backend: Backend, installation: str) -> str:
 
 
 def _refuse_unknown(db: Database, pool: str, backend: Backend, installation: str) -> None:
-    """Raise Unreachable when volumes are known, and the storage has neither our mark nor one of them.
+    """Raise Unreachable if the database has volumes on a pool, and its storage has neither our mark nor one of them.
 
-    Of a version before identities nothing is recorded: its mark tells, or its volumes do.
+    Versions before identities recorded none: their storage is recognised by its mark or its volumes.
     """
     known = known_volumes(db, pool)
     if not known or not backend.capabilities().owner_mark or backend.owner() == installation:

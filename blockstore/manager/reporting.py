@@ -1,6 +1,6 @@
-"""Looks at each backend's health and figures and updates the pool reports.
+"""Checks the health and capacity of each backend and updates the pool reports.
 
-Called at start and by ``app/periodic.py``. A backend that is down says why; the others go on.
+Called at start and by ``app/periodic.py``. The report of a backend that is down has the reason; the others go on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 repeats = Repeats(log)
 
 EXPORTS = "exports"
-"""Beside the pools' names: the look at the targets."""
+"""The key of the targets' health check, beside the names of the pools."""
 
 
 class Reporter:
-    """Looks at all backends and targets at once, each on a thread of its own: one that hangs holds up no other."""
+    """Checks all backends and targets at once, each on its own thread: one that hangs does not delay the others."""
 
     def __init__(self, context: ManagerContext) -> None:
         self._context = context
@@ -35,10 +35,10 @@ class Reporter:
         self._looks: dict[str, Future[None]] = {}
 
     def look(self, *, wait_s: float) -> None:
-        """Look at every backend, and compare exports with attachments.
+        """Check every backend, and reconcile exports with attachments.
 
-        Returns when all have answered or ``wait_s`` has passed. A backend that has not answered the look before is
-        down until it does, and is not asked twice.
+        Return when all have answered or ``wait_s`` has passed. A backend that has not answered the previous health
+        check is down until it answers, and is not asked twice.
         """
         for pool in self._context.backends:
             before = self._looks.get(pool)
@@ -59,7 +59,7 @@ class Reporter:
                 log.error("a backend's report could not be written down", exc_info=exc)
 
     def stop(self) -> bool:
-        """Look no more; say whether every look has ended."""
+        """Start no more health checks; return True if every one has ended."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         return all(look.done() for look in self._looks.values())
 
@@ -72,7 +72,7 @@ class Reporter:
 
 
 def report(context: ManagerContext, pool: str) -> None:
-    """Look at one backend and pin what it says."""
+    """Check one backend and update its pool report."""
     backend = context.backends[pool]
     section = _section(context, backend)
     before = context.pool_reports.get(pool)
@@ -90,7 +90,7 @@ def report(context: ManagerContext, pool: str) -> None:
         capabilities, capacity = _with_target(context, pool, backend.capabilities()), backend.capacity()
     except Exception as exc:
         if is_out_of_files(exc) and before is not None:
-            # The storage is as well as before; were its pool down, operations would fail.
+            # The storage has not changed. If its pool were marked down, operations would fail.
             repeats.log(logging.ERROR, "files", "backend %s was not looked at: too many open files", pool)
             return
         if isinstance(exc, DatabaseAway):
@@ -126,7 +126,7 @@ def _reason(pool: str, exc: Exception) -> str:
 
 
 def _with_target(context: ManagerContext, pool: str, capabilities: Capabilities) -> Capabilities:
-    """Return what consumers can do: what both the backend and its target can."""
+    """Return the capabilities for consumers: those that both the backend and its target have."""
     serving = context.exports.target_of(pool)
     if serving is None:
         return capabilities

@@ -1,6 +1,6 @@
 """Snapshots on their backends: create, delete.
 
-Handlers of operations; idempotent, as all are.
+Handlers of operations. Each is idempotent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from blockstore.operations.states import S
 
 @handles(CreateSnapshot, action=Action.SNAPSHOT_CREATE)
 def create_snapshot(context: ManagerContext, operation: CreateSnapshot, snapshot: Snapshot) -> None:
-    """Freeze the volume's bytes, or take over a snapshot that is there."""
+    """Create a snapshot of the volume, or manage an existing snapshot."""
     volume, backend = name_of(context.db, operation.volume_id), context.backend(snapshot.host)
     if operation.reference:
         for found in snapshots_on(context.db, backend):
@@ -36,7 +36,7 @@ def create_snapshot(context: ManagerContext, operation: CreateSnapshot, snapshot
 
 @handles(DeleteSnapshot, action=Action.SNAPSHOT_DELETE)
 def delete_snapshot(context: ManagerContext, operation: DeleteSnapshot, snapshot: Snapshot) -> None:
-    """Remove the snapshot from its backend, then its row, quota and claim in one transaction."""
+    """Delete the snapshot from its backend, then its row, quota and reservation in one transaction."""
     if snapshot.host is not None:
         with first_change(operation, whenever=(InUse,)):  # compat: a busy snapshot is available again
             context.backend(snapshot.host).delete_snapshot(

@@ -1,7 +1,7 @@
 """Volumes on their backends: create, delete, extend, retype, revert.
 
 Handlers of the operations that the scheduler and the API enqueue. Each is idempotent: after a crash it runs again from
-the start. Decides nothing about who may ask or where a volume goes.
+the start. Permissions and placement are decided elsewhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @handles(CreateVolume, action=Action.CREATE)
 def create_volume(context: ManagerContext, operation: CreateVolume, volume: Volume) -> None:
-    """Make the volume; when its pool fails, send it back to the scheduler for the next pool."""
+    """Create the volume. If its pool fails, send the volume back to the scheduler for the next pool."""
     backend = None
     try:
         backend = context.backend(volume.host)
@@ -78,9 +78,9 @@ def _may_try_elsewhere(context: ManagerContext, operation: CreateVolume, exc: Ba
 
 
 def _left_nothing(backend: Backend | None, operation: CreateVolume, volume: Volume, exc: BackendError) -> bool:
-    """Say whether the pool that failed holds nothing of the volume; else the row must go on naming that pool.
+    """Return True if the failed pool holds nothing of the volume. Otherwise the row must keep naming that pool.
 
-    A call that raises leaves nothing behind. But a former life may have made it, or a tool that ran out of time.
+    A call that raises leaves nothing behind. But an earlier process, or a tool that timed out, may have made it.
     """
     if operation.attempt == 1 and not isinstance(exc, ToolTimeout):
         return True
@@ -112,12 +112,12 @@ def _send_back(context: ManagerContext, operation: CreateVolume, volume: Volume,
 
 @handles(DeleteVolume, action=Action.DELETE)
 def delete_volume(context: ManagerContext, operation: DeleteVolume, volume: Volume) -> None:
-    """Remove the volume from its backend, then its row, quota and claim in one transaction."""
+    """Delete the volume from its backend, then its row, quota and reservation in one transaction."""
     with context.db.read() as session:
         left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
     with first_change(
         operation, whenever=(InUse,)
-    ):  # compat: a busy volume is what it was, with the reason in a message
+    ):  # compat: a busy volume keeps its former status, and a message has the reason
         if left is not None:
             raise InUse.for_everybody(f"Its snapshot {left} could not be deleted.")
         backend = context.backend(volume.host) if volume.host is not None else None
@@ -144,7 +144,7 @@ def extend_volume(context: ManagerContext, operation: ExtendVolume, volume: Volu
     apply_qos(context, operation.pool, volume_name(volume), volume.volume_type_id, operation.new_size_gib)
     context.exports.resize(volume.id)
     with context.db.write() as session:
-        # The size is a fact now, whatever an administrator did to the status meanwhile.
+        # The volume has grown, even if an administrator reset its status meanwhile.
         session.execute(update(Volume).where(Volume.id == volume.id).values(size=operation.new_size_gib))
         if states.complete(session, operation, V.AVAILABLE):
             states.sync_volume_status(session, volume.id)
@@ -158,7 +158,7 @@ def _refund_type(session: Session, operation: ChangeType, _failure: Failure) -> 
 
 @handles(ChangeType, action=Action.RETYPE, undo=_refund_type, restores=True)
 def change_type(context: ManagerContext, operation: ChangeType, volume: Volume) -> None:
-    """Let the pool keep the volume within the limits of its new type, and give it that type."""
+    """Apply the limits of the new type on the pool, and give the volume that type."""
     apply_qos(context, volume.host or "", volume_name(volume), operation.type_id, volume.size, lift=True)
     with context.db.write() as session:
         kind = session.get(VolumeType, operation.type_id)
@@ -174,7 +174,7 @@ def change_type(context: ManagerContext, operation: ChangeType, volume: Volume) 
 
 
 def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
-    """Count the volume's snapshots for its new type; they are there, so no limit is asked."""
+    """Charge the volume's snapshots to its new type, without a limit, because they exist already."""
     rows = session.execute(
         select(Snapshot.project_id, func.count(), func.sum(Snapshot.volume_size))
         .where(Snapshot.volume_id == volume.id, Snapshot.consumes_quota)

@@ -1,1 +1,1 @@
-"""Operations: what they are, the statuses that they cover, the queue, the runner, recovery."""
+"""Operations: their catalogue, the statuses they cover, the queue, the runner and the recovery."""

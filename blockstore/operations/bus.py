@@ -1,10 +1,10 @@
-"""The corridor between components: enqueues an operation to its handler. The only asyncio in the package.
+"""The queue between components: passes each operation to its handler. The only asyncio in this package.
 
-An operation waits for the resources it names (``Operation.keys``), then for a free worker thread of its room: first
-come, first served for one resource, parallel across resources, a bounded number at once. Workers are given in turns
-over the projects (``turns.py``), so that a project with many operations does not delay those of the others. A component
-may have workers for each place where work is done, so that one that is stuck holds up no other. What is queued here is
-also in the database; losing this process loses no operation.
+An operation waits for the resources it names (``Operation.keys``), then for a free worker thread of its component.
+Operations on one resource run in the order of arrival. Operations on different resources run in parallel, a bounded
+number at once. Workers serve the projects in turns (``turns.py``), so that a project with many operations does not
+delay the others. A component may have separate workers for each place of work, so that a stuck place does not block
+the others. Queued operations are also in the database: losing this process loses no operation.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ repeats = Repeats(log)
 Handler = Callable[[Operation], None]
 
 RETRY_DELAYS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
-"""Waits before an operation whose handler could not even settle it (the database is away) is tried again, for ever."""
+"""Delays before retries of an operation whose handler raised (the database is away); the last repeats for ever."""
 
 LOOKUPS = 4
-"""Operations whose place is looked up at once."""
+"""Number of operations whose place is looked up at the same time."""
 
 
 class Workers:
     """A number of workers, given to operations in turns over their projects. Used on one event loop only."""
 
     def __init__(self, count: int, *, spare: int = 0) -> None:
-        """``spare``: so many more work for projects that have no operation running here.
+        """``spare``: additional workers for projects that have no operation running here.
 
-        Without them a project whose long operations hold every worker would make the others wait for hours.
+        Without them, a project whose long operations hold every worker would delay the others for hours.
         """
         self._count, self._spare = count, spare
         self._running: Counter[str] = Counter()
@@ -52,7 +52,7 @@ class Workers:
 
     @asynccontextmanager
     async def taken(self, project: str) -> AsyncIterator[None]:
-        """Wait for a worker, and hold it inside."""
+        """Wait for a worker and hold it inside."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.put(project, granted)
         self._grant()
@@ -60,7 +60,7 @@ class Workers:
             await granted
             yield
         finally:
-            if not granted.cancelled():  # or else the service stops, and this one never had a worker
+            if not granted.cancelled():  # if cancelled, the service stops and no worker was granted
                 self._running[project] -= 1
                 if not self._running[project]:
                     del self._running[project]
@@ -69,7 +69,7 @@ class Workers:
     def _grant(self) -> None:
         while (turn := self._waiting.take(self._may_run)) is not None:
             project, granted = turn
-            if not granted.done():  # or else the service stops
+            if not granted.done():  # otherwise it was cancelled, because the service stops
                 self._running[project] += 1
                 granted.set_result(None)
 
@@ -89,14 +89,14 @@ class _Component:
 
 @dataclass(eq=False)
 class _Ticket:
-    """An operation's place in the line of every resource it names."""
+    """An operation's place in the queue of each resource it names."""
 
     operation: Operation
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Expectation:
-    """The end of some operations, waited for by a thread that is not the bus's."""
+    """Lets a thread outside the bus wait until some operations have ended."""
 
     def __init__(self, operation_ids: Sequence[str]) -> None:
         self.operation_ids = operation_ids
@@ -104,11 +104,11 @@ class Expectation:
         self._ended = threading.Event()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until all have ended, however; say whether that came true in time."""
+        """Wait until every operation has ended, in whatever state; return False on timeout."""
         return self._ended.wait(timeout_s)
 
     def note(self, operation_id: str | None) -> None:
-        """Take note that an operation has ended; None: nothing more will be told."""
+        """Record that an operation has ended. None: no further end will be reported."""
         self._missing = set() if operation_id is None else self._missing - {operation_id}
         if not self._missing:
             self._ended.set()
@@ -120,7 +120,7 @@ def _run(handler: Handler, operation: Operation) -> None:
 
 
 class Bus:
-    """Lines in front of resources, and worker threads behind them."""
+    """A queue for each resource, and the worker threads that run operations."""
 
     def __init__(self, *, on_slow: Callable[[Operation], None] | None = None, slow_after_s: float = 1.0) -> None:
         """``on_slow`` is called from a worker thread once for an operation that runs longer than ``slow_after_s``."""
@@ -128,7 +128,7 @@ class Bus:
         self._lines: dict[str, deque[_Ticket]] = {}
         self._chains: dict[str, _Ticket] = {}
         self.on_busy: Callable[[bool], None] = lambda _busy: None
-        """Told when the first operation begins to run, and when the last one has ended."""
+        """Called with True when the first operation starts to run, and with False when the last one has ended."""
         self._on_slow = on_slow
         self._slow_after_s = slow_after_s
         self._loop = asyncio.new_event_loop()
@@ -151,10 +151,10 @@ class Bus:
         places: int = 1,
         place_of: Callable[[Operation], str] | None = None,
     ) -> None:
-        """Give a component its handlers and its number of worker threads; before ``start``.
+        """Register a component's handlers and its number of worker threads. Call it before ``start``.
 
-        With ``place_of``, which says where an operation's work is done, each of so many ``places`` has that number.
-        ``spare`` more work for projects that have nothing running there.
+        ``place_of`` returns the place of an operation's work; each of the ``places`` then has ``workers`` threads.
+        Each place has ``spare`` more threads for projects that have nothing running there.
         """
         threads = ThreadPoolExecutor((workers + spare) * places, thread_name_prefix=name)
         by_place: Mapping[str, Workers] = defaultdict(lambda: Workers(workers, spare=spare))
@@ -162,20 +162,20 @@ class Bus:
         self._pending[name] = 0
 
     def start(self) -> None:
-        """Begin to hand out operations."""
+        """Start to pass operations to handlers."""
         self._thread.start()
 
     def enqueue(self, operation: Operation) -> None:
-        """Queue an operation; from any thread; returns at once. After ``drain`` it is left to the next start."""
+        """Queue an operation, from any thread, and return at once. After ``drain`` it is left to the next start."""
         with self._change:
             if self._closing:
                 return
-            self._pending[operation.component] += 1  # raised before the hand-over, so drain has no blind moment
+            self._pending[operation.component] += 1  # counted before the hand-over, so that wait_idle misses none
         self._loop.call_soon_threadsafe(self._begin, operation)
 
     @contextmanager
     def expecting(self, operation_ids: Sequence[str]) -> Iterator[Expectation]:
-        """Hear of the end of operations that are about to be enqueued. Never in a handler: it would wait for itself."""
+        """Observe the end of operations about to be enqueued. Never use it in a handler: it would wait for itself."""
         expectation = Expectation(operation_ids)
         with self._change:
             self._expected.update(dict.fromkeys(operation_ids, expectation))
@@ -189,7 +189,7 @@ class Bus:
                     self._expected.pop(operation_id, None)
 
     def depth(self) -> dict[str, int]:
-        """Return, by component, the operations that wait or run."""
+        """Return the number of waiting and running operations, by component."""
         with self._change:
             return dict(self._pending)
 
@@ -199,12 +199,12 @@ class Bus:
             return list(self._running.values())
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until nothing waits or runs; say whether that came true in time."""
+        """Wait until no operation waits or runs; return False on timeout."""
         with self._change:
             return self._change.wait_for(lambda: not any(self._pending.values()), timeout_s)
 
     def drain(self, timeout_s: float) -> bool:
-        """Start nothing more, and let what runs come to its end; say whether all of it did."""
+        """Start no more operations and wait for the running ones; return False on timeout."""
         with self._change:
             self._closing = True
             return self._change.wait_for(lambda: not self._running, timeout_s)
@@ -223,7 +223,7 @@ class Bus:
         if self._tasks and not self._loop.is_closed():
             self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
         if not self._loop.is_closed():
-            # Those who note that an operation is slow still use the database, which goes next.
+            # The threads that record slow operations still use the database, which is closed next.
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
         for component in self._components.values():
@@ -232,9 +232,10 @@ class Bus:
     # --- on the loop ---------------------------------------------------------------------------------------
 
     def _begin(self, operation: Operation) -> None:
-        # Standing in every line in one step keeps first come, first served, and leaves nothing to deadlock.
-        # Who follows an operation that is about to leave takes its place: in each line it stands right behind it. It
-        # holds exactly what that held (tests/test_house.py); with more, two such operations could wait for each other.
+        # Entering every queue in one step keeps the order of arrival and makes deadlocks impossible.
+        # An operation that continues a chain takes the place of the one about to leave, directly behind it in each
+        # queue. It holds exactly the same keys (tests/test_house.py); with more keys, two such operations could wait
+        # for each other.
         ticket, leaving = _Ticket(operation), self._chains.get(operation.chain)
         self._chains[operation.chain] = ticket
         for name in operation.keys():
@@ -254,7 +255,7 @@ class Bus:
                 async with workers.taken(ticket.operation.project_id):
                     if await self._completed(component, ticket.operation):
                         break
-                await asyncio.sleep(delay_s)  # keeps its place in line, but no worker
+                await asyncio.sleep(delay_s)  # keeps its place in the queue, but no worker
         finally:
             self._leave(ticket)
             with self._change:
@@ -269,10 +270,10 @@ class Bus:
         if operation.place:
             return operation.place
         try:
-            # Else a thousand new operations of one project would be looked up before the next project's one.
+            # Without turns, the look-ups of one project's thousand operations would delay the next project's.
             async with self._lookups.taken(operation.project_id):
                 return await self._loop.run_in_executor(None, component.place_of, operation)
-        except DatabaseAway:  # as its handler will find out
+        except DatabaseAway:  # the handler will meet the same error
             return ""
         except Exception as exc:
             log.warning("it is not known where %s %s is to be done: %s", operation.kind, operation.operation_id, exc)
@@ -293,7 +294,7 @@ class Bus:
                 line[0].turn.set()
 
     async def _completed(self, component: _Component, operation: Operation) -> bool:
-        """Run the handler; say whether there is nothing more to do for this process."""
+        """Run the handler; return False if the operation must be tried again."""
         with self._change:
             if self._closing:
                 return True  # left to the next start
@@ -305,7 +306,7 @@ class Bus:
         try:
             await self._loop.run_in_executor(component.threads, _run, component.handlers[type(operation)], operation)
         except DatabaseAway as exc:
-            # All operations meet it at once.
+            # An outage makes all operations raise this at once.
             repeats.log(
                 logging.WARNING,
                 exc.message,
@@ -338,5 +339,5 @@ class Bus:
 
     def _tell_slow(self, operation: Operation) -> None:
         if self._on_slow is not None and not self._closing:
-            # Not on the room's own threads: all of them may be busy with slow operations.
+            # Not on the component's own threads: all of them may be busy with slow operations.
             self._loop.run_in_executor(None, self._on_slow, operation)

@@ -1,8 +1,8 @@
-"""Everything that can be put on a queue, on one page.
+"""All operations: the dataclasses that can be put on a queue.
 
 An operation is enqueued by one component and handled by exactly one handler in another. It is stored as JSON in the
 ``operations`` table in the same transaction as the status change it stands for, so it survives a crash: treat field
-names as a wire format. It carries ids and small scalars only. Handlers are idempotent.
+names as a storage format. It carries ids and small scalars only. Handlers are idempotent.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Kind = TypeVar("Kind", bound="Operation")
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What one component asks of another. A subclass says where and in which status by the keywords of its class."""
+    """A request from one component to another. A subclass sets its component and status by class keywords."""
 
     component: ClassVar[str]
     resource_type: ClassVar[str]
-    """The noun whose row is in a transitional status while this operation is unfinished."""
+    """The kind of row that is in a transitional status while this operation is unfinished."""
     status: ClassVar[str]
-    """That transitional status; when the row has another, something else has taken over."""
+    """That transitional status. If the row has another status, something else has taken the row over."""
     cancellable: ClassVar[bool] = False
-    """Whether an operator may stop it; what half-destroys data may not be stopped."""
+    """Whether an operator may cancel it. An operation that would leave data half destroyed may not be cancelled."""
 
     operation_id: str
     request_id: str
     project_id: str
     attempt: int = 1
-    """The how-manieth beginning this is; above 1 only after the process died while it was open."""
+    """Start count; above 1 only if the process died while the operation was open."""
 
     def __init_subclass__(
         cls,
@@ -47,7 +47,7 @@ class Operation:
         status: str | None = None,
         cancellable: bool | None = None,
     ) -> None:
-        """Make a dataclass of the class; what a keyword does not say is inherited. One with a component is a kind."""
+        """Make the class a dataclass and register it if it has a component. Omitted keywords are inherited."""
         facts = {"resource_type": resource_type, "component": component, "status": status, "cancellable": cancellable}
         for name, value in facts.items():
             if value is not None:
@@ -62,11 +62,11 @@ class Operation:
         return cls._made(new_operation_id(), request_id, row.project_id, row.id, fields)
 
     def then(self, kind: type[Kind], **fields: Any) -> Kind:
-        """Return the operation that goes on with the row where this one ends."""
+        """Return an operation that continues this one's chain on the same row."""
         return kind._made(following_id(self.operation_id), self.request_id, self.project_id, self.resource_id, fields)
 
     def beside(self, kind: type[Kind], **fields: Any) -> Kind:
-        """Return a new operation of the same request and for the same row, which goes its own way."""
+        """Return an independent operation of the same request on the same row."""
         return kind._made(new_operation_id(), self.request_id, self.project_id, self.resource_id, fields)
 
     @classmethod
@@ -82,12 +82,12 @@ class Operation:
 
     @property
     def chain(self) -> str:
-        """Return what this operation has in common with those that it follows and that follow it."""
+        """Return the id shared by all operations of one chain."""
         return self.operation_id.partition(".")[0]
 
     @property
     def resource_id(self) -> str:
-        """Return the id of the row this operation will settle."""
+        """Return the id of the row whose status this operation ends."""
         return str(getattr(self, f"{self.resource_type}_id"))
 
     @property
@@ -96,11 +96,11 @@ class Operation:
         return str(getattr(self, "pool", ""))
 
     def keys(self) -> tuple[str, ...]:
-        """Return the resources held while it runs: no two operations that share one run at once."""
+        """Return the resources held while it runs. Operations that share a resource run one after the other."""
         return (f"{self.resource_type}:{self.resource_id}",)
 
     def covers(self) -> tuple[tuple[str, str, str], ...]:
-        """Return type, id and transitional status of every row this operation settles."""
+        """Return type, id and transitional status of every row whose status this operation ends."""
         return ((self.resource_type, self.resource_id, self.status),)
 
     def body(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ _newest_lock = threading.Lock()
 
 
 def new_operation_id() -> str:
-    """Return an id that sorts behind all that were made before, by time as long as the clock does not go back."""
+    """Return an id that sorts after all earlier ids. It carries the time unless the clock has gone back."""
     global _newest_ns
     with _newest_lock:
         _newest_ns = max(_newest_ns + 1, time.time_ns())
@@ -124,16 +124,14 @@ def new_operation_id() -> str:
 
 
 def make_ids_after(operation_id: str) -> None:
-    """Let new ids sort behind one that a former life has made, though the clock has gone back since."""
+    """Make new ids sort after an id of an earlier process, even if the clock has gone back since."""
     global _newest_ns
     with _newest_lock:
         _newest_ns = max(_newest_ns, int(operation_id[:16], 16))
 
 
 def following_id(operation_id: str) -> str:
-    """Return the id of the operation that goes on where this one ends: it sorts right behind it,
-    before any later one.
-    """
+    """Return the id of the operation that continues this one. It sorts directly after this id."""
     chain, _, step = operation_id.partition(".")
     return f"{chain}.{int(step or 0) + 1:02d}"
 
@@ -141,49 +139,49 @@ def following_id(operation_id: str) -> str:
 def from_stored(
     kind: str, operation_id: str, request_id: str, project_id: str, body: Mapping[str, Any], *, attempt: int = 1
 ) -> Operation:
-    """Return the operation that a row of the operations table stands for.
+    """Return the operation stored in a row of the operations table.
 
-    Raises KeyError or TypeError for an unknown one.
+    Raise KeyError if its kind is unknown, TypeError if its fields do not fit.
     """
     made = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
     return KINDS[kind](operation_id=operation_id, request_id=request_id, project_id=project_id, attempt=attempt, **made)
 
 
 class VolumeOperation(Operation, resource_type="volume"):
-    """What is asked for a volume."""
+    """An operation on a volume."""
 
     volume_id: str
 
 
 class SnapshotOperation(Operation, resource_type="snapshot"):
-    """What is asked for a snapshot."""
+    """An operation on a snapshot."""
 
     snapshot_id: str
     volume_id: str
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the volume too: one snapshot, revert or delete of it at a time, and some backends touch it."""
+        """Hold the volume too: its snapshots, reverts and deletes run one at a time; some backends touch the volume."""
         return (f"snapshot:{self.snapshot_id}", f"volume:{self.volume_id}")
 
 
 class AttachmentOperation(Operation, resource_type="attachment"):
-    """What is asked for an attachment."""
+    """An operation on an attachment."""
 
     attachment_id: str
     volume_id: str
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the volume's exports: one of them begins or ends at a time."""
+        """Hold the volume's exports, so that they begin and end one at a time."""
         return (f"attachment:{self.attachment_id}", exports_of(self.volume_id))
 
 
 def exports_of(volume_id: str) -> str:
-    """Return the key of a volume's exports, which are not held up by a long copy of the volume."""
+    """Return the key of a volume's exports. It differs from the volume's key, which a long copy holds."""
     return f"exports:{volume_id}"
 
 
 class NewVolumeOperation(VolumeOperation, status="creating", cancellable=True):
-    """What is asked for a volume that is not there yet."""
+    """An operation on a volume that does not exist yet."""
 
     snapshot_id: str | None = None
     source_volume_id: str | None = None
@@ -192,7 +190,7 @@ class NewVolumeOperation(VolumeOperation, status="creating", cancellable=True):
     """Pools that accepted it and then failed, oldest first."""
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the source too: nobody deletes or reverts it before it was copied."""
+        """Hold the source too, so that it cannot be deleted or reverted before it is copied."""
         keys = [f"volume:{self.volume_id}"]
         if self.snapshot_id:
             keys.append(f"snapshot:{self.snapshot_id}")
@@ -208,14 +206,14 @@ class PlaceVolume(NewVolumeOperation, component="scheduler"):
     """Choose a pool for a new volume and reserve its capacity."""
 
     failure: str = ""
-    """What the last of the pools that were tried said."""
+    """The error of the pool that was tried last."""
 
 
 class PlaceSnapshot(SnapshotOperation, component="scheduler", status="creating", cancellable=True):
     """Check that the volume's pool has space for a snapshot and reserve it."""
 
     reference: str = ""
-    """What one that is taken over is called now; a new one is made where there is none."""
+    """The present name of a snapshot to manage; empty for a new snapshot."""
 
 
 class PlaceExtension(VolumeOperation, component="scheduler", status="extending", cancellable=True):
@@ -223,39 +221,39 @@ class PlaceExtension(VolumeOperation, component="scheduler", status="extending",
 
     new_size_gib: int
     growth_gib: int
-    """What quota was charged for; given back when it fails."""
+    """The growth charged to quota; refunded if the operation fails."""
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the volume's exports too, as the operation that follows does."""
+        """Hold the volume's exports too, as the following ExtendVolume does."""
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
 class RetypeVolume(VolumeOperation, component="scheduler", status="retyping", cancellable=True):
-    """Give a volume another type, when its pool serves that one, too."""
+    """Give a volume another type, on its own pool or, if it may move, on another one."""
 
     type_id: str
-    """The new one; its quota was charged for the volume."""
+    """The new type; its quota was charged for the volume."""
     counted: int
-    """1, or 0 for a volume that does not count."""
+    """1, or 0 if the volume does not count towards quota."""
     size_gib: int
-    """What it counts for."""
+    """The gigabytes charged to the new type's quota; 0 if the volume does not count."""
     may_move: bool = False
-    """Whether it may go to another pool when its own does not serve the type."""
+    """Whether the volume may move to another pool if its own pool does not serve the type."""
 
 
 class PlaceMigration(VolumeOperation, component="scheduler", status="maintenance", cancellable=True):
-    """Choose the pool that a volume is migrated to, and reserve it."""
+    """Choose the destination pool of a migration and reserve capacity on it."""
 
     destination: str
     """NODE@BACKEND, or NODE@BACKEND#POOL."""
 
 
 class PlaceManaged(VolumeOperation, component="scheduler", status="managing", cancellable=True):
-    """Check that a pool serves the type of a volume that is to be taken over."""
+    """Check that a pool serves the type of a volume to manage."""
 
     pool: str
     reference: str
-    """What it is called there now."""
+    """The volume's present name on the pool."""
 
 
 # --- manager: let a backend do it ------------------------------------------------------------------------------
@@ -268,24 +266,24 @@ class CreateVolume(NewVolumeOperation, component="manager"):
 
 
 class ManageVolume(VolumeOperation, component="manager", status="managing"):
-    """Take over a volume that is on a pool already."""
+    """Manage a volume that exists on a pool."""
 
     pool: str
     reference: str
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the reference too: one row gets it."""
+        """Hold the reference too, so that only one row gets it."""
         return (f"volume:{self.volume_id}", f"reference:{self.pool}/{self.reference}")
 
 
 class DeleteVolume(VolumeOperation, component="manager", status="deleting"):
-    """Remove a volume. Snapshots that go with it have operations of their own, enqueued before."""
+    """Delete a volume. Snapshots deleted with it have their own operations, enqueued earlier."""
 
     pool: str = ""
-    """Where it was when the delete was accepted; a move that was under way may have taken it elsewhere."""
+    """The pool when the delete was accepted; a migration running then may have moved the volume since."""
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the volume's exports too: what is left of them goes first."""
+        """Hold the volume's exports too, because the remaining ones are ended first."""
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
@@ -295,10 +293,10 @@ class ExtendVolume(VolumeOperation, component="manager", status="extending"):
     new_size_gib: int
     growth_gib: int
     pool: str
-    """Where the growth was reserved."""
+    """The pool on which the growth was reserved."""
 
     def keys(self) -> tuple[str, ...]:
-        """Hold the volume's exports too: initiators are told of the new size."""
+        """Hold the volume's exports too, because initiators are told the new size."""
         return (f"volume:{self.volume_id}", exports_of(self.volume_id))
 
 
@@ -312,30 +310,30 @@ class RevertVolume(VolumeOperation, component="manager", status="reverting"):
         return (f"volume:{self.volume_id}", f"snapshot:{self.snapshot_id}")
 
     def covers(self) -> tuple[tuple[str, str, str], ...]:
-        """Settle the snapshot too."""
+        """Cover the snapshot too."""
         return (("volume", self.volume_id, self.status), ("snapshot", self.snapshot_id, "restoring"))
 
 
 class CreateSnapshot(SnapshotOperation, component="manager", status="creating"):
-    """Freeze a volume's bytes."""
+    """Create a snapshot of a volume, or manage an existing one."""
 
     reference: str = ""
 
 
 class DeleteSnapshot(SnapshotOperation, component="manager", status="deleting"):
-    """Remove a snapshot."""
+    """Delete a snapshot."""
 
     came_from: str = ""
-    """The status that the snapshot had; operations of a former version do not say it."""
+    """The snapshot's former status; empty in operations stored by older versions."""
 
 
 class MigrateVolume(VolumeOperation, component="migration", status="maintenance", cancellable=True):
-    """Copy a volume to another pool, and go on with the copy."""
+    """Copy a volume to another pool and switch to the copy."""
 
     destination: str
-    """The pool, where capacity for it is reserved."""
+    """The destination pool, on which capacity is reserved."""
     name_id: str
-    """What the copy is called there."""
+    """The id in the copy's name on that pool."""
     volume_gib: int
 
     @property
@@ -353,7 +351,7 @@ class MigrateToType(MigrateVolume, status="retyping"):
 
 
 class ChangeType(VolumeOperation, component="manager", status="retyping"):
-    """Give a volume its new type on the pool where it is, which keeps it within that type's limits."""
+    """Give a volume its new type on its present pool, which applies the type's limits."""
 
     type_id: str
     counted: int
@@ -361,18 +359,18 @@ class ChangeType(VolumeOperation, component="manager", status="retyping"):
 
 
 class RemoveCopy(VolumeOperation, component="manager", status=""):
-    """Remove from a pool what is not the volume: left behind by a move, or by one that failed. Covers no row."""
+    """Delete the unused copy after a migration succeeded or failed. Covers no row."""
 
     pool: str
     name: str
     size_gib: int
 
     def keys(self) -> tuple[str, ...]:
-        """Hold up nothing else."""
+        """Hold only the copy, so that no other operation waits."""
         return (f"copy:{self.name}",)
 
     def covers(self) -> tuple[tuple[str, str, str], ...]:
-        """Settle no row."""
+        """Cover no row."""
         return ()
 
 
@@ -384,6 +382,6 @@ class DisconnectAttachment(AttachmentOperation, component="manager", status="dis
     """End the export of an attachment, then the attachment."""
 
     came_from: str
-    """The attachment's status before, to which it goes back when something on this node holds the volume."""
+    """The attachment's former status, restored if something on this node holds the volume."""
     follow: bool = True
-    """Whether the volume's status follows; not when an administrator has set it."""
+    """Whether the volume's status follows; False if an administrator set it, or if the attachment is legacy."""

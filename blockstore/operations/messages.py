@@ -1,6 +1,6 @@
 """The messages about operations that failed after they were accepted: the rows behind GET /messages.
 
-Written in the transaction that settles the failure. Action and detail ids are the API's.
+Written in the transaction that records the failure. The API defines the action and detail ids.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from blockstore.operations.catalogue import Operation
 
 
 class Action(Enum):
-    """What was being done: id and words of the API."""
+    """The action that failed: its id and text in the API."""
 
     SCHEDULE = ("001", "schedule allocate volume")
     ATTACH = ("002", "attach volume")
@@ -24,7 +24,7 @@ class Action(Enum):
     CREATE = ("008", "create volume from backend storage")
     SNAPSHOT_CREATE = ("009", "create snapshot")
     SNAPSHOT_DELETE = ("010", "delete snapshot")
-    # The API has no ids for these; they follow the last one it uses.
+    # The API has no ids for the following actions; these are above the ids it uses.
     DELETE = ("101", "delete volume")
     REVERT = ("102", "revert volume to snapshot")
     DETACH = ("103", "detach volume")

@@ -1,7 +1,7 @@
-"""At start: every open operation is queued again, oldest first; nothing stays in a transitional status.
+"""Recovery at start: every open operation is queued again, oldest first; no row stays in a transitional status.
 
-Called once by ``app/service.py``, before the first request is answered; what it returns is queued when the backends
-have reported.
+``app/service.py`` calls it once, before the first request is answered. It queues the returned operations when the
+backends have reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def resume(
 ) -> list[Operation]:
     """Return the operations to enqueue again.
 
-    The handler of one that was begun ``attempts`` times already gives it up.
+    An operation that was started ``attempts`` times already is given up by its handler.
     """
     again: list[Operation] = []
     given_up = 0
@@ -47,7 +47,7 @@ def resume(
                     row.kind, row.id, row.request_id, row.project_id, row.body, attempt=row.attempt + 1
                 )
             except (KeyError, TypeError):
-                # Its row is settled below, with the stranded ones.
+                # Its row is failed below, with the other stranded rows.
                 row.state, row.finished_at = "failed", now()
                 row.reason = f"given up: this version of the service does not know {row.kind} with these fields"
                 log.error("operation %s: %s", row.id, row.reason)
@@ -72,14 +72,17 @@ def resume(
 
 
 def _fail_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
-    """Settle rows that are in a transitional status which no operation will end, as an administrator may have set."""
+    """Fail the rows whose transitional status no operation will end; an administrator may have set it.
+
+    Return the number of rows.
+    """
     count = 0
     for kind, machine in states.MACHINES.items():
         model: Any = machine.model
         found = session.execute(select(model.id, model.status).where(model.status.in_(sorted(machine.failure)))).all()
         for row_id, status in found:
             if status == states.V.MAINTENANCE and not _was_migrating(session, row_id):
-                continue  # an administrator's doing, who will end it, too
+                continue  # an administrator set it, and will end it
             if (kind, row_id, status) not in covered:
                 states.move(session, machine, row_id, machine.failure[status], only_from=(status,))
                 log.warning(

@@ -1,8 +1,8 @@
-"""Around every handler: load the row, run the handler, and whatever happens inside, the row settles with a reason.
+"""Runs handlers: load the row, call the handler, and complete every failure with a reason.
 
-Used by the components that handle operations. A handler settles its own success. A failure is settled here, in one
-transaction with the handler's undo and the message; what these are stands beside the handler, and no operation is named
-here.
+Used by the components that handle operations. A handler completes its own success. A failure is completed here, in one
+transaction with the handler's undo and the message. Undo and message are defined beside the handler; this module names
+no operation.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 PROGRESS_INTERVAL_S = 1.0
 
 PROGRESS_WAIT_S = 1.0
-"""What telling the progress may hold up the work."""
+"""Longest delay of the work by storing its progress."""
 
 
 class KeepsStatus(BlockstoreError):
-    """A failure that leaves the row as it was: it gets the status it had before, or ``to``."""
+    """A failure that left the resource unchanged: the row gets its former status, or ``to``."""
 
     def __init__(self, cause: BackendError, to: str | None = None):
         self.cause, self.to = cause, to
@@ -55,7 +55,7 @@ class KeepsStatus(BlockstoreError):
 
 
 class HandlerContext(Protocol):
-    """What a handler's component offers to this file."""
+    """The part of a component's context that this module uses."""
 
     @property
     def db(self) -> Database:
@@ -68,16 +68,16 @@ class HandlerContext(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """How an operation ended that did not succeed."""
+    """The outcome of an operation that did not succeed."""
 
     reason: Reason
     state: str = "failed"
     to: str | None = None
-    """The status that its row gets; none: the one that stands for the failure."""
+    """The new status of its row; None: the failure status."""
 
 
 Undo = Callable[[Session, Any, Failure], None]
-"""What a failure does beside the statuses, called before they change: mostly to give back what was charged."""
+"""Called when an operation fails, before the statuses change; mostly to refund charges and release capacity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +87,13 @@ class Handler:
     kind: type[Operation]
     function: Callable[..., None]
     action: Action
-    """What was being done, in the message about a failure."""
+    """The action in the message about a failure."""
     undo: Undo | None = None
     restores: bool = False
-    """Whether the row has the status that it had before the operation when that fails."""
+    """Whether a failure restores the status that the row had before the operation."""
 
     def __call__(self, context: HandlerContext, operation: Operation) -> None:
-        """Call the function, unless the row is gone or something else has taken it over: the operation just ends."""
+        """Call the function. If the row is gone or has another status, give the operation up instead."""
         row = self._begin(context, operation)
         if row is not None:
             try:
@@ -101,7 +101,7 @@ class Handler:
                     raise OperationCancelled("cancelled by the operator before it began")
                 self.function(context, operation, row)
             except TryAgain:
-                raise  # the database or this node is the matter, not the operation: the bus tries again
+                raise  # the database or this node failed, not the operation: the bus tries again
             except Exception as exc:
                 if is_out_of_files(exc):
                     raise OutOfFiles(f"Too many open files: {exc}") from exc
@@ -109,7 +109,7 @@ class Handler:
         _begun.discard(operation.operation_id)
 
     def give_up(self, session: Session, operation: Operation, failure: Failure) -> None:
-        """Close an operation that will not succeed: undo what it had charged, and settle every row it covers."""
+        """Close an operation that will not succeed: call its undo and set the status of every row it covers."""
         if self.undo is not None:
             self.undo(session, operation, failure)
         to = states.before(session, operation) if self.restores else failure.to
@@ -122,7 +122,7 @@ class Handler:
             states.sync_volume_status(session, operation.resource_id)
 
     def _begin(self, context: HandlerContext, operation: Operation) -> Any:
-        """Return the row, or None when there is nothing left to do, or the mark of a cancelled operation."""
+        """Return the row, None if nothing is left to do, or ``_CANCELLED`` for a cancelled operation."""
         with context.db.read() as session:
             row = session.execute(
                 _WITH_ROW[operation.resource_type], {"operation": operation.operation_id}
@@ -131,7 +131,7 @@ class Handler:
             return None
         if row.status == operation.status:
             if operation.attempt > row.operation_attempt:
-                # Noted before it can kill the process again; what only waits in line does not age.
+                # Stored before the operation can kill the process again. Waiting in the queue is no start.
                 with context.db.write() as session:
                     session.execute(
                         update(OperationRow)
@@ -146,7 +146,7 @@ class Handler:
 
     def _fail(self, context: HandlerContext, operation: Operation, exc: Exception) -> None:
         reason, detail, state = _explain(operation, exc)
-        reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL takes none, and tools say anything
+        reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL refuses NUL, and tools may print it
         with context.db.write() as session:
             to = (exc.to or states.before(session, operation)) if isinstance(exc, KeepsStatus) else None
             self.give_up(session, operation, Failure(reason=reason, state=state, to=to))
@@ -166,7 +166,7 @@ class UntilDone(Handler):
     """Carries out operations that cover no row and cannot fail; made by ``handles_until_done``."""
 
     def __call__(self, context: HandlerContext, operation: Operation) -> None:
-        """Call the function while the operation is open; the bus tries again whatever it raises."""
+        """Call the function if the operation is open. The bus tries again after any error."""
         with context.db.read() as session:
             state = session.execute(
                 select(OperationRow.state).where(OperationRow.id == operation.operation_id)
@@ -182,7 +182,7 @@ def handles(
     undo: Callable[[Session, Kind, Failure], None] | None = None,
     restores: bool = False,
 ) -> Callable[[Callable[[Any, Kind, Any], None]], Handler]:
-    """Make a handler of ``function(context, operation, row)``, with what its failure does and tells."""
+    """Make a handler of ``function(context, operation, row)``, with the undo and the message of its failure."""
     return lambda function: Handler(kind=kind, function=function, action=action, undo=undo, restores=restores)
 
 
@@ -192,7 +192,7 @@ def handles_until_done(kind: type[Kind], *, action: Action) -> Callable[[Callabl
 
 
 def by_kind(*handlers: Handler) -> Mapping[type[Operation], Handler]:
-    """Return the handlers of a component by the operations that they carry out."""
+    """Return the handlers of a component by the kind of operation."""
     return {handler.kind: handler for handler in handlers}
 
 
@@ -202,10 +202,10 @@ _begun: set[str] = set()
 
 @contextmanager
 def first_change(operation: Operation, *, whenever: tuple[type[BackendError], ...] = ()) -> Iterator[None]:
-    """Let a refusal inside give the row the status it had before the operation. Nothing may be changed before this.
+    """Restore the row's former status if the backend refuses inside. Nothing may be changed before this.
 
-    The type of an error says that it is a refusal (``BackendError.untouched``). What was begun before may be half done,
-    so that a refusal proves nothing any more, save those that are raised ``whenever`` nothing is lost.
+    The type of an error says that it is a refusal (``BackendError.untouched``). An operation that was started before
+    may be half done, so a refusal proves nothing then. The types in ``whenever`` always prove that nothing is lost.
     """
     is_first = operation.attempt == 1 and operation.operation_id not in _begun
     _begun.add(operation.operation_id)
@@ -218,7 +218,7 @@ def first_change(operation: Operation, *, whenever: tuple[type[BackendError], ..
 
 
 def progress_of(context: HandlerContext, operation: Operation) -> Callable[[int], None]:
-    """Return a callback that writes the percentage down, at most once a second, and stops a cancelled operation."""
+    """Return a callback that stores the percentage at most once a second and stops a cancelled operation."""
     next_at = time.monotonic() + PROGRESS_INTERVAL_S
 
     def tell(percent: int) -> None:
@@ -226,7 +226,7 @@ def progress_of(context: HandlerContext, operation: Operation) -> Callable[[int]
         if time.monotonic() < next_at:
             return
         next_at = time.monotonic() + PROGRESS_INTERVAL_S
-        # A database that is away for a moment must not cost the work that was done.
+        # A short outage of the database must not cost the work done so far.
         with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), context.db.write() as session:
             session.execute(
                 update(OperationRow).where(OperationRow.id == operation.operation_id).values(progress=percent)
@@ -237,8 +237,9 @@ def progress_of(context: HandlerContext, operation: Operation) -> Callable[[int]
 
 
 def refuse_cancelled(session: Session, operation: Operation, when: str = "at the end") -> None:
-    """Raise OperationCancelled for an operation that was asked to stop, or whose row got another status,
-    and may stop.
+    """Raise OperationCancelled if an operation was asked to stop and may be cancelled.
+
+    Resetting the status of its row also asks it to stop.
     """
     asked = session.execute(select(OperationRow.cancel_asked).where(OperationRow.id == operation.operation_id)).scalar()
     if asked and operation.cancellable:
@@ -246,7 +247,7 @@ def refuse_cancelled(session: Session, operation: Operation, when: str = "at the
 
 
 def mark_started(db: Database, operation: Operation) -> None:
-    """Note that an operation runs for long enough to be shown as running, if the database takes it."""
+    """Record that a long operation is running, so that it is shown as such; do nothing if the database is away."""
     with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), db.write() as session:
         session.execute(
             update(OperationRow)
@@ -272,7 +273,7 @@ def _with_row(model: Any) -> Select[Any]:
     )
 
 
-# Built once, and of plain columns: handlers only read, and need no object that knows its session.
+# Built once, and from plain columns: handlers only read, and need no object bound to a session.
 _WITH_ROW = {kind: _with_row(machine.model) for kind, machine in states.MACHINES.items()}
 
 

@@ -1,7 +1,7 @@
-"""Statuses, what each may become, and the doors through which they change; the only writer of a status.
+"""Statuses and their transitions. No other module writes a status.
 
-A row is in a transitional status exactly when an open operation covers it. Operations are therefore filed and finished
-here, in the transaction that changes the status. Used by every component; never calls a backend.
+A row is in a transitional status exactly when an open operation covers it. Operations are therefore enqueued and
+finished here, in the transaction that changes the status. Used by every component; never calls a backend.
 """
 
 from __future__ import annotations
@@ -84,19 +84,19 @@ class A(StrEnum):
 
 
 ANY = frozenset[str]()
-"""In a table of moves: reachable from every status, because a forced delete is."""
+"""In a table of moves: the status is reachable from every status, as by a forced delete."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The statuses of one kind of row. Tables of two machines are never merged: their members hash alike."""
+    """The statuses of one kind of row. Do not merge the tables of two machines: their members have equal hashes."""
 
     name: str
     model: type[Base]
     moves: Mapping[str, frozenset[str]]
-    """For each status, those it may come from; ``ANY`` means all."""
+    """For each status, the statuses from which it may be reached; ``ANY`` means all."""
     failure: Mapping[str, str]
-    """For each transitional status, what it settles to when its operation fails."""
+    """For each transitional status, the status after its operation failed."""
 
 
 FOLLOWS_ATTACHMENTS = frozenset(
@@ -105,7 +105,7 @@ FOLLOWS_ATTACHMENTS = frozenset(
         V.ERROR_RESTORING,
     }
 )  # fmt: skip
-"""Statuses of a volume that give way to what its attachments say; in the others something else goes on with it."""
+"""Statuses of a volume that its attachments may replace. In the other statuses, other work uses the volume."""
 
 VOLUME = Machine(
     name="Volume",
@@ -187,14 +187,14 @@ ATTACHMENT = Machine(
 MACHINES: Mapping[str, Machine] = {"volume": VOLUME, "snapshot": SNAPSHOT, "attachment": ATTACHMENT}
 
 EXPORTED = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETACHING)
-"""Statuses of an attachment for which there may be an export."""
+"""Statuses of an attachment that may have an export."""
 
 
-# --- doors -------------------------------------------------------------------------------------------------
+# --- transitions -------------------------------------------------------------------------------------------
 
 
 def insert_with_operation(session: Session, row: Volume | Snapshot | Attachment, operation: Operation) -> None:
-    """Insert a row together with the operation that will settle it, in that operation's transitional status."""
+    """Insert a row in an operation's transitional status, and enqueue that operation."""
     row.status = operation.status
     session.add(row)
     session.flush()
@@ -202,7 +202,7 @@ def insert_with_operation(session: Session, row: Volume | Snapshot | Attachment,
 
 
 def insert_row(session: Session, attachment: Attachment, status: A) -> None:
-    """Insert an attachment that nothing needs to be done for."""
+    """Insert an attachment that needs no operation."""
     attachment.status = status
     session.add(attachment)
     session.flush()
@@ -219,11 +219,11 @@ def move(
     operation: Operation | None = None,
     **values: Any,
 ) -> None:
-    """Change a status by compare-and-swap, filing the operation that will settle it.
+    """Change a status by compare-and-swap, and enqueue the operation that will end the new status, if there is one.
 
-    ``only_from`` narrows the statuses it may come from; ``where`` adds conditions beyond the status. A volume for which
-    an operation is filed remembers the status it had (``before``).
-    Raises: StateConflict naming the present status; nothing is changed then.
+    ``only_from`` narrows the statuses from which it may change; ``where`` adds conditions beyond the status. A volume
+    for which an operation is enqueued keeps its former status in its row (``before``).
+    Raise StateConflict with the present status if the move is not allowed; nothing is changed then.
     """
     model: Any = machine.model
     statement = _moving(machine.name, to, tuple(only_from), remembers=machine is VOLUME and operation is not None)
@@ -242,7 +242,7 @@ def move(
 
 @functools.cache
 def _moving(machine: str, to: str, only_from: tuple[str, ...], *, remembers: bool) -> Update:
-    """Return the compare-and-swap to a status; kept, because building it takes longer than running it."""
+    """Return the compare-and-swap statement; cached, because building it takes longer than running it."""
     found = MACHINES[machine.lower()]
     table: Any = found.model.__table__
     statement = update(table).where(table.c.id == bindparam("row"))
@@ -256,7 +256,7 @@ def _moving(machine: str, to: str, only_from: tuple[str, ...], *, remembers: boo
 
 _SHOWN_BY = {
     A.ATTACHED: "attached",
-    A.ERROR_DETACHING: "attached",  # somebody may still read and write
+    A.ERROR_DETACHING: "attached",  # the initiator may still read and write
     A.CONNECTING: "attaching",
     A.ATTACHING: "attaching",
     A.DISCONNECTING: "detaching",
@@ -265,20 +265,20 @@ _SHOWN_BY = {
 
 
 def lock(session: Session, volume_id: str) -> None:
-    """Keep others off a volume and its attachments until the transaction ends.
+    """Lock a volume and its attachments until the transaction ends.
 
-    Before an attachment is changed, because the volume's status follows: so two transactions, each of which has what
-    the other needs, never wait for each other. (On SQLite every writer is alone anyhow.)
+    Call it before changing an attachment, because the volume's status changes after it. With this order, two
+    transactions cannot deadlock. SQLite has one writer at a time and needs no lock.
     """
     session.execute(select(Volume.id).where(Volume.id == volume_id).with_for_update())
 
 
 def sync_volume_status(session: Session, volume_id: str) -> None:
-    """Bring a volume's two statuses in line with its attachments; called in the transaction that changed them.
+    """Derive a volume's status and attach status from its attachments, in the transaction that changed them.
 
-    compat: of what the attachments say the alphabetically first word wins, and those in error_attaching say nothing.
-    A volume that something else goes on with keeps its status, and one that is being migrated does not become
-    available.
+    compat: Cinder uses the alphabetically first attach status and ignores error_attaching.
+    A volume that other work uses (not in FOLLOWS_ATTACHMENTS) keeps its status. A volume that is being migrated does
+    not become available.
     """
     rows = session.scalars(
         select(Attachment.status).where(Attachment.volume_id == volume_id, Attachment.legacy.is_(False))
@@ -296,7 +296,7 @@ def sync_volume_status(session: Session, volume_id: str) -> None:
 
 
 def reset_status(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:
-    """Set a status whatever it is now: the administrator's os-reset_status. Asks a running operation to stop."""
+    """Set a status regardless of the present one: the administrator's os-reset_status. Ask open operations to stop."""
     model: Any = machine.model
     session.execute(update(model).where(model.id == row_id).values(status=to, updated_at=now()))
     session.execute(
@@ -308,13 +308,13 @@ def reset_status(session: Session, machine: Machine, row_id: str, to: str, *, by
 
 
 def cancel_transfer(session: Session, volume_id: str) -> None:
-    """Make a volume available whose offer was taken back; one whose status was set meanwhile keeps it."""
+    """Make a volume available after its transfer was cancelled. A status that was set meanwhile stays."""
     with suppress(StateConflict):
         move(session, VOLUME, volume_id, V.AVAILABLE, only_from=(V.AWAITING_TRANSFER,))
 
 
 def delete_now(session: Session, operation: Operation) -> None:
-    """Remove a row that nothing needs to be done for, and note its operation as done: the story stays whole."""
+    """Delete a row that needs no work, and record its operation as done to keep the history complete."""
     _write_down(session, operation)
     complete_and_delete(session, operation)
 
@@ -322,7 +322,10 @@ def delete_now(session: Session, operation: Operation) -> None:
 def unmanage(
     session: Session, machine: Machine, row_id: str, only_from: Sequence[str], where: Sequence[ColumnElement[bool]] = ()
 ) -> None:
-    """Remove a row whose volume or snapshot stays on its backend. Raises StateConflict; nothing is changed then."""
+    """Delete the row of a volume or snapshot that stays on its backend.
+
+    Raise StateConflict if its status or a condition does not allow it; nothing is changed then.
+    """
     model: Any = machine.model
     gone = session.execute(delete(model).where(model.id == row_id, model.status.in_(sorted(only_from)), *where))
     if gone.rowcount != 1:  # type: ignore[attr-defined]
@@ -332,7 +335,7 @@ def unmanage(
 
 
 def is_covered(session: Session, kind: type[Operation], row_id: str) -> bool:
-    """Say whether an operation of a kind is open for a row."""
+    """Return True if an operation of a kind is open for a row."""
     statement = select(OperationRow.id).where(
         OperationRow.resource_id == row_id, OperationRow.state == "open", OperationRow.kind == kind.__name__
     )
@@ -343,7 +346,7 @@ def is_covered(session: Session, kind: type[Operation], row_id: str) -> bool:
 
 
 def enqueue(session: Session, operation: Operation) -> None:
-    """Write an operation down; it is enqueued when the transaction has committed."""
+    """Store an operation. It goes to the bus after the transaction has committed."""
     _write_down(session, operation)
     after_commit(session, operation)
 
@@ -370,7 +373,7 @@ _FINISH = update(_OPERATIONS).where(_OPERATIONS.c.id == bindparam("operation"))
 def complete_and_continue(
     session: Session, operation: Operation, following: Operation, *, failure: str | None = None
 ) -> None:
-    """Finish an operation by filing the one that goes on with its row; ``failure``: why something else is tried."""
+    """Finish an operation and enqueue the one that continues its work. ``failure``: why another attempt is made."""
     finish(session, operation, "failed" if failure else "done", failure)
     enqueue(session, following)
 
@@ -394,7 +397,7 @@ def finish(
 
 
 def complete(session: Session, operation: Operation, to: str, **values: Any) -> bool:
-    """Close an operation as done and bring the row it settles to rest. Says False when the row was reset meanwhile."""
+    """Close an operation as done and move its row to ``to``. Return False if the status was reset meanwhile."""
     machine = MACHINES[operation.resource_type]
     try:
         move(session, machine, operation.resource_id, to, only_from=(operation.status,), **values)
@@ -406,7 +409,7 @@ def complete(session: Session, operation: Operation, to: str, **values: Any) -> 
 
 
 def before(session: Session, operation: Operation) -> str:
-    """Return the status of rest that the row of an operation had before it; available where that is not known."""
+    """Return the stable status that an operation's row had before it, or available if that is unknown."""
     machine = MACHINES[operation.resource_type]
     status = getattr(operation, "came_from", "")
     if operation.resource_type == "volume":
@@ -418,7 +421,7 @@ def before(session: Session, operation: Operation) -> str:
 
 
 def complete_and_delete(session: Session, operation: Operation) -> None:
-    """Close an operation as done and remove the row it settles."""
+    """Close an operation as done and delete its row."""
     model: Any = MACHINES[operation.resource_type].model
     session.execute(delete(model).where(model.id == operation.resource_id))
     finish(session, operation)
@@ -427,15 +430,15 @@ def complete_and_delete(session: Session, operation: Operation) -> None:
 def fail(
     session: Session, operation: Operation, reason: Reason, *, state: str = "failed", to: str | None = None
 ) -> None:
-    """Close an operation as failed and bring every row it covers to its failure status, or its own row to ``to``."""
+    """Close an operation as failed. Set every row it covers to its failure status, or its own row to ``to``."""
     fail_rows(session, operation, to=to)
     finish(session, operation, state, reason.operator, reason.public)
 
 
 def fail_rows(session: Session, operation: Operation, *, to: str | None = None) -> None:
-    """Bring every row that an operation covers, and nothing has taken over, to its failure status.
+    """Set every row that an operation covers to its failure status. A row in another status is left alone.
 
-    ``to`` names another status for the row the operation settles, for failures that left it as it was before.
+    ``to`` is another status for the operation's own row, for failures that left it unchanged.
     """
     for resource_type, row_id, status in operation.covers():
         machine = MACHINES[resource_type]

@@ -1,1 +1,1 @@
-"""Who may do what: the rules, and the policy file of a site."""
+"""Policies: the rules, and the policy file of a site."""

@@ -1,6 +1,6 @@
 """A site's own policies: oslo.policy, with the defaults of ``policy/rules.py`` and the overrides of one YAML file.
 
-Imported only where there is such a file. The defaults decide as ``policy/rules.py`` does; a test compares the two.
+Imported only if there is such a file. The defaults decide as ``policy/rules.py`` does; a test compares the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 repeats = Repeats(log)
 
 REMOTE_TIMEOUT_S = 2.0
-"""What the server of an ``http:`` rule may take of the only thread that answers."""
+"""Longest wait for the server of an ``http:`` rule, which may block the only answering thread."""
 
 HELPERS = {
     "context_is_admin": "role:admin",
@@ -42,10 +42,10 @@ CREATES_CONTEXT = "context_is_admin"
 
 
 class PolicyFile:
-    """What one file says, as it was read."""
+    """The policies of one file, as it was read."""
 
     def __init__(self, file: Path) -> None:
-        """Read a file. Raises ConfigError naming it, and the rule that cannot be used."""
+        """Read a file. Raise ConfigError with the file and the rule if it cannot be used."""
         try:
             from oslo_config import cfg
             from oslo_policy import policy
@@ -55,7 +55,7 @@ class PolicyFile:
             ) from exc
         conf = cfg.ConfigOpts()
         conf([], project="blockstore", default_config_files=[], default_config_dirs=[])
-        # Without use_conf it reads no file: it would do so by the path, within a request, and look for others.
+        # With use_conf it would read files itself: by the path, within a request, and it would look for others.
         self._enforcer: Any = policy.Enforcer(conf, use_conf=False)
         conf.set_override("remote_timeout", REMOTE_TIMEOUT_S, group="oslo_policy")
         defaults = {**HELPERS, **{rule: CHECKS[level] for rule, level in RULES.items()}}
@@ -66,10 +66,10 @@ class PolicyFile:
             with _complaints() as complaints:
                 rules = policy.Rules.from_dict({**defaults, **said})
                 self._enforcer.set_rules(rules)
-                self._enforcer.check_rules()  # a cycle would be met by a request
+                self._enforcer.check_rules()  # otherwise a request would meet a cycle
             if complaints:
                 raise ConfigError(complaints[0])
-        except Exception as exc:  # its parser, YAML's, and the file system each have errors of their own
+        except Exception as exc:  # oslo.policy, YAML and the file system each have their own errors
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             raise ConfigError(f"{file}: it cannot be used as a policy file: {' '.join(why.split())}") from None
         self.overridden = frozenset(said)
@@ -77,16 +77,16 @@ class PolicyFile:
             log.info("%s: the rule %s is not one of this service; only other rules can use it", file, name)
 
     def check_of(self, rule: str) -> str:
-        """Return the check in force for a rule, in the words of oslo.policy."""
+        """Return the check in force for a rule, in oslo.policy's syntax."""
         return str(self._enforcer.rules[rule]) or "(anybody with a valid token)"
 
     def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
-        """Say whether these roles make an administrator: the rule context_is_admin."""
+        """Return True if these roles make an administrator: the rule context_is_admin."""
         creds = {"roles": sorted(roles), "user_id": user_id, "project_id": project_id}
         return self._decide(CREATES_CONTEXT, {"project_id": project_id, "user_id": user_id}, creds)
 
     def allowed(self, ctx: RequestContext, rule: str) -> bool:
-        """Say whether a caller satisfies a rule, on what belongs to the caller's own project."""
+        """Return True if a caller satisfies a rule for resources of the caller's own project."""
         creds = {
             "roles": sorted(with_implied(ctx.roles)),
             "user_id": ctx.user_id,
@@ -97,7 +97,7 @@ class PolicyFile:
         return self._decide(rule, {"project_id": ctx.project_id, "user_id": ctx.user_id}, creds)
 
     def _decide(self, rule: str, target: dict[str, str], creds: dict[str, Any]) -> bool:
-        """Return what a rule says. Raises ServiceUnavailable when it says nothing: a server it asks does not answer."""
+        """Return a rule's decision. Raise ServiceUnavailable if it cannot decide: its server does not answer."""
         try:
             return bool(self._enforcer.enforce(rule, target, creds))
         except Exception as exc:
@@ -111,10 +111,10 @@ class PolicyFile:
 
 
 def _read(file: Path) -> bytes:
-    """Return what a file holds. Raises ConfigError for one that is not plain, or that others could change; OSError."""
+    """Return a file's content. Raise ConfigError if it is no plain file or others could change it. Raises OSError."""
     if reason := weak_place(file, {0, os.geteuid()}):
         raise ConfigError(f"others could change it, for {reason}")
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # an open would wait for ever on a pipe
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe could block for ever
     with os.fdopen(fd, "rb") as opened:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ConfigError("it is not a plain file")
@@ -123,7 +123,7 @@ def _read(file: Path) -> bytes:
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collect what oslo.policy only logs, some of it with a traceback: rules that it does not understand."""
+    """Collect the rules that oslo.policy does not understand. It only logs them, some with a traceback."""
     found: list[str] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -142,5 +142,5 @@ def _complaints() -> Iterator[list[str]]:
 
 
 def with_implied(roles: Collection[str]) -> frozenset[str]:
-    """Return roles with those that come with them."""
+    """Return roles with the roles that they imply."""
     return frozenset(roles).union(*(IMPLIED.get(role, ()) for role in roles))

@@ -1,6 +1,6 @@
-"""Who may do what: every policy rule of this service on one page.
+"""Every policy rule of this service.
 
-Rule names and levels are those of Cinder, so an operator's knowledge carries over; so does a ``policy.yaml``.
+Rule names and levels are Cinder's, so an operator's knowledge and a ``policy.yaml`` carry over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Level(Enum):
-    """Least role a rule asks for."""
+    """The least role that a rule requires."""
 
     ANYONE = "any authenticated caller"
     READER = "reader"
@@ -193,7 +193,7 @@ RULES: Mapping[str, Level] = {
 }
 
 IMPLIED: Mapping[str, tuple[str, ...]] = {"admin": ("member", "reader"), "member": ("reader",)}
-"""Roles that come with a role, as Keystone's bootstrap has it."""
+"""Roles that a role implies, as in Keystone's bootstrap."""
 
 _ROLES: Mapping[Level, frozenset[str]] = {
     READER: frozenset({"reader", "member", "admin"}),
@@ -203,10 +203,10 @@ _ROLES: Mapping[Level, frozenset[str]] = {
 
 
 class Policy:
-    """The rules in force: those above, and what a policy file puts over them, read again when it changes."""
+    """The rules in force: ``RULES``, with the overrides of a policy file, which is read again when it changes."""
 
     def __init__(self, file: Path | None = None, load: Callable[[Path], Overrides | None] | None = None) -> None:
-        """``file`` need not be there; ``load`` reads it, and gives None if it is not. Raises ConfigError."""
+        """``file`` need not exist. ``load`` reads it, and returns None if it is missing. Raises ConfigError."""
         self._file, self._load = file, load
         self._seen: tuple[int, ...] | None = None
         self._overrides: Overrides | None = None
@@ -215,7 +215,7 @@ class Policy:
             self._overrides = load(file)
 
     def look(self) -> None:
-        """Read the policy file again if it has changed: asked at the beginning of a request, which asks many rules."""
+        """Read the policy file again if it has changed. Called once per request, which checks many rules."""
         if self._file is None or self._load is None:
             return
         seen = _signature(self._file)
@@ -224,7 +224,7 @@ class Policy:
         self._seen = seen
         try:
             self._overrides = self._load(self._file)
-        except ConfigError as exc:  # what was right until now is safer than nothing
+        except ConfigError as exc:  # the former policies are safer than none
             log.error("policies not changed: %s", exc)
         except Exception as exc:
             said = " ".join(str(exc).split())
@@ -233,36 +233,36 @@ class Policy:
             log.warning("policies read again: %s", self._file if self._overrides else f"{self._file} is gone")
 
     def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
-        """Say whether these roles make an administrator."""
+        """Return True if these roles make an administrator."""
         if self._overrides is None:
             return "admin" in roles
         return self._overrides.is_admin(roles, user_id, project_id)
 
     def allowed(self, ctx: RequestContext, rule: str) -> bool:
-        """Say whether the caller satisfies a rule."""
+        """Return True if the caller satisfies a rule."""
         if self._overrides is not None:
             return self._overrides.allowed(ctx, rule)
         level = RULES[rule]
         return level is ANYONE or ctx.is_admin or (level is not ADMIN and bool(ctx.roles & _ROLES[level]))
 
     def enforce(self, ctx: RequestContext, rule: str) -> None:
-        """Raise Forbidden naming the rule unless the caller satisfies it."""
+        """Raise Forbidden with the rule's name unless the caller satisfies the rule."""
         if not self.allowed(ctx, rule):
             raise Forbidden(f"Policy doesn't allow {rule} to be performed.")
 
 
 class Overrides(Protocol):
-    """What a policy file says: ``policy/file.py`` has it."""
+    """The overrides of a policy file. ``policy/file.py`` implements this protocol."""
 
     def is_admin(self, roles: Collection[str], user_id: str, project_id: str) -> bool:
-        """Say whether these roles make an administrator."""
+        """Return True if these roles make an administrator."""
 
     def allowed(self, ctx: RequestContext, rule: str) -> bool:
-        """Say whether the caller satisfies a rule."""
+        """Return True if the caller satisfies a rule."""
 
 
 def _signature(file: Path) -> tuple[int, ...] | None:
-    """Return what changes when the file does, its owner and mode included; None if it is not there."""
+    """Return a value that changes with the file, its owner and its mode; None if the file is missing."""
     try:
         found = file.stat()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The component that decides where. ``HANDLERS`` is its contents page.
+"""The component that chooses pools. ``HANDLERS`` lists its handlers.
 
-Knows pools from the pool reports and the reservations only; never sees a backend.
+It knows pools only from the pool reports and the reservations. It never calls a backend.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Choose a pool: request and pools in, a choice or the reason per pool out.
+"""Choose a pool for a request, or return the reason for each pool that cannot take it.
 
-Called by placement.py with what it read and with the configured filters and weighers. Pure: it reads no clock, no
-database and no configuration, so a decision can be repeated from its inputs.
+Called by placement.py with the data it has read and with the configured filters and weighers. Pure: it reads no clock,
+no database and no configuration, so a decision can be repeated from its inputs.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from blockstore.scheduler.pools import Pool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementRequest:
-    """What is to be placed, with everything about it already looked up."""
+    """A request for a pool, with all its facts looked up."""
 
-    size_gib: float  # for an extend the difference; 0 for a volume that is on its pool already
+    size_gib: float  # for an extend the growth; 0 for a volume that is on its pool already
     extra_specs: Mapping[str, str | None] = field(default_factory=dict)
     availability_zones: tuple[str, ...] = ()  # of the request, or of the type's RESKEY:availability_zones; empty: any
     volume: Mapping[str, Any] = field(default_factory=dict)  # volume.* in expressions
-    same_pools: frozenset[str] | None = None  # where the volumes named by the hint same_host are; None: no hint
-    different_pools: frozenset[str] | None = None  # so too for different_host
-    required_pool: str | None = None  # where the source is, when the volume has to be beside it
+    same_pools: frozenset[str] | None = None  # pools of the volumes named by the hint same_host; None: no hint
+    different_pools: frozenset[str] | None = None  # the same for different_host
+    required_pool: str | None = None  # the pool of the source or of the volume itself, if no other will do
     tried: tuple[str, ...] = ()  # pools that failed already
-    exclude_pool: str | None = None  # the pool that it is to be moved away from
-    block_size: int | None = None  # the logical block size of what is to be moved, in bytes; None: not known
-    destination: str | None = None  # the pool, or the backend, that it is to be moved to
+    exclude_pool: str | None = None  # the pool that the volume leaves in a migration
+    block_size: int | None = None  # the logical block size of the volume to migrate, in bytes; None: not known
+    destination: str | None = None  # the pool or the backend to which the volume is migrated
     extends_attached: bool = False
 
     @property
     def wants_thick(self) -> bool:
-        """Tell whether the type rules out over-subscription."""
+        """Return True if the type rules out over-subscription."""
         return self.extra_specs.get("provisioning:type") == "thick"
 
 
 Check = Callable[[PlacementRequest, Pool], str | None]
-"""Return why the pool cannot take the request, or None when it can."""
+"""Return why the pool cannot take the request, or None if it can."""
 
 Weigh = Callable[[PlacementRequest, Pool], float]
-"""Return a number; math.inf says that the pool has no figure to offer."""
+"""Return a number, or math.inf if the pool has no figure."""
 
 
 class Filter(NamedTuple):
@@ -62,7 +62,7 @@ class Weigher(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a pool was not taken."""
+    """Why a pool was refused."""
 
     filter: str
     reason: str
@@ -70,7 +70,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """What one weigher said of one pool."""
+    """The result of one weigher for one pool."""
 
     weigher: str
     raw: float
@@ -79,7 +79,7 @@ class Weight:
 
     @property
     def weighted(self) -> float:
-        """Return what it adds to the total."""
+        """Return the weight's share of the total."""
         return self.normalised * self.multiplier
 
 
@@ -98,7 +98,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The outcome: the winner or None, all that passed from best to worst, and why the others did not."""
+    """The outcome: the winner or None, the pools that passed from best to worst, and the refusals of the others."""
 
     ranking: tuple[Ranked, ...]
     refusals: Mapping[str, Refusal]
@@ -112,7 +112,7 @@ class Choice:
 def choose(
     request: PlacementRequest, pools: Sequence[Pool], filters: Sequence[Filter], weighers: Sequence[Weigher]
 ) -> Choice:
-    """Return the pools that can take the request from best to worst, and the reason for each that cannot."""
+    """Return the pools that can take the request from best to worst, and the reason for each other pool."""
     passed: list[Pool] = []
     refusals: dict[str, Refusal] = {}
     names = frozenset(pool.name for pool in pools)
@@ -143,7 +143,7 @@ def explain_ranking(choice: Choice) -> str:
 
 
 def _refuse_by_history(request: PlacementRequest, pool: Pool, names: frozenset[str]) -> Refusal | None:
-    """Refuse what failed already and what is not beside the source; neither is left to the configuration."""
+    """Refuse pools that failed already or that the request rules out. The configuration cannot change this."""
     if pool.name in request.tried:
         return Refusal("RetryFilter", "tried already")
     if pool.name == request.exclude_pool:
@@ -181,9 +181,9 @@ def _weigh(request: PlacementRequest, pools: Sequence[Pool], weighers: Sequence[
 
 
 def normalise(raws: Sequence[float], multiplier: float) -> list[float]:
-    """Return the numbers spread over 0..1; all equal gives 0."""
-    # compat: a pool without a figure comes last whatever is looked for: where much is good it counts as -1, where
-    # little is good as more than any.
+    """Return the numbers spread over 0..1; equal numbers give 0."""
+    # compat: a pool without a figure always comes last. It counts as -1 if large numbers are good, and as more than the
+    # largest number if small numbers are good.
     known = [raw for raw in raws if _is_figure(raw)]
     if multiplier >= 0 or not known:
         stand_in = -1.0
@@ -195,5 +195,5 @@ def normalise(raws: Sequence[float], multiplier: float) -> list[float]:
 
 
 def _is_figure(raw: float) -> bool:
-    """Tell a number that can be reckoned with from infinity, from NaN and from what would overflow."""
+    """Return True if calculating with a number is safe: it is not infinite, not NaN, and too small to overflow."""
     return abs(raw) < 1e300

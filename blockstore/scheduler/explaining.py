@@ -1,4 +1,4 @@
-"""What the scheduler would decide, without deciding it: for `blockstore schedule explain` and the plan of a drain."""
+"""Shows decisions of the scheduler without making them: for `blockstore schedule explain` and the plan of a drain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from blockstore.zones import zones_of
 def explain_new(
     context: SchedulerContext, session: Session, *, size_gib: int, type_id: str, zone: str = ""
 ) -> dict[str, Any]:
-    """Return what would become of a new volume: per pool the filter that refuses it, or the weights of its rank."""
+    """Return the placement of a new volume: for each pool the filter that refuses it, or its rank and weights."""
     specs = session.get_one(VolumeType, type_id).extra_specs
     request = PlacementRequest(
         size_gib=size_gib,
@@ -78,7 +78,7 @@ def _finite(figure: float | None) -> float | None:
 
 
 def plan_drain(context: SchedulerContext, session: Session, backend: str) -> list[dict[str, Any]]:
-    """Return for each volume of a backend where it would go, or why it stays; each counts for those after it."""
+    """Return the destination of each volume of a backend, or why it stays. Later volumes of the plan see less space."""
     found, _absent = candidates(context.pool_reports, session)
     pools = {pool.name: pool for pool in found if pool.backend != backend}
     volumes = session.scalars(
@@ -115,7 +115,7 @@ def plan_drain(context: SchedulerContext, session: Session, backend: str) -> lis
 
 
 def why_it_stays(session: Session, volume: Volume) -> str | None:
-    """Return why a volume cannot be moved now, or None."""
+    """Return why a volume cannot be migrated now, or None."""
     if volume.status != "available":
         return f"it is {volume.status}; only an available volume is moved"
     return migration_blocker(session, volume)

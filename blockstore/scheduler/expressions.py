@@ -1,8 +1,8 @@
 """Evaluate the filter_function and goodness_function of a pool.
 
 Used by DriverFilter and GoodnessWeigher. The text comes from a backend's configuration or report and is treated as
-hostile: it is parsed by a grammar of its own, never by Python, all numbers are floats (so no power grows beyond
-memory), length and nesting are bounded, and whatever is wrong is an ExpressionError that names the position.
+hostile. It is parsed by its own grammar, never by Python. All numbers are floats, so no power grows beyond memory.
+Length and nesting are bounded. Every mistake is an ExpressionError that names the position.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ExpressionError(BlockstoreError):
 
     @classmethod
     def at(cls, position: int, problem: str) -> ExpressionError:
-        """Return the error for a problem at this offset; people count from 1."""
+        """Return the error for a problem at this offset; the text counts from 1."""
         return cls(f"position {position + 1}: {problem}")
 
 
@@ -50,7 +50,7 @@ class Expression:
     node: Node
 
     def evaluate(self, scope: Scope) -> Value:
-        """Return the value under these variables."""
+        """Return the value for these variables."""
         try:
             return self.node(scope)
         except RecursionError:
@@ -59,7 +59,7 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an expression gave for a pool, and from which values."""
+    """The value of an expression for a pool, and its inputs."""
 
     value: Value
     inputs: str
@@ -75,14 +75,14 @@ def compile_expression(text: str) -> Expression:
 
 
 def evaluate(text: str, scope: Scope) -> Value:
-    """Return the value of the text under these variables."""
+    """Return the value of the text for these variables."""
     return compile_expression(text).evaluate(scope)
 
 
 def evaluate_for_pool(text: str, request: PlacementRequest, pool: Pool) -> list[Outcome]:
-    """Return the value for the pool, one for each spelling of its storage protocol when the expression looks at it.
+    """Return the value for the pool; one for each spelling of its storage protocol if the expression uses that.
 
-    A spelling that gives no value is left out as long as another gives one.
+    A spelling without a value is left out if another spelling has one.
     """
     expression = compile_expression(text)
     outcomes: list[Outcome] = []
@@ -100,7 +100,7 @@ def evaluate_for_pool(text: str, request: PlacementRequest, pool: Pool) -> list[
 
 
 def is_true(value: Value) -> bool:
-    """Read a value as a condition; the texts by which reports spell "no" are not true."""
+    """Return True if a value is true as a condition; the texts with which reports spell "no" are not."""
     if isinstance(value, str):
         return value.strip().lower() not in {"", "0", "f", "false", "off", "n", "no"}
     return bool(value)
@@ -112,7 +112,7 @@ def is_true(value: Value) -> bool:
 def _scopes(expression: Expression, request: PlacementRequest, pool: Pool) -> list[Scope]:
     reported = pool.capabilities
     stats: dict[str, Any] = {
-        # compat: the reference offers the first three to filters only.
+        # compat: Cinder offers the first three to filters only.
         "host": pool.name,
         "cluster_name": None,
         "backend_id": pool.name,
@@ -124,7 +124,7 @@ def _scopes(expression: Expression, request: PlacementRequest, pool: Pool) -> li
     }
     for name in ("volume_backend_name", "vendor_name", "driver_version", "storage_protocol", "QoS_support"):
         stats[name] = reported.get(name)
-    # compat: there are qos.* names; no volume is placed by its QoS specs, so none of them has a value.
+    # compat: qos.* names are accepted, but none has a value, because no volume is placed by its QoS specs.
     base = {"stats": stats, "capabilities": reported, "volume": request.volume, "extra": request.extra_specs, "qos": {}}
     if not {"stats.storage_protocol", "capabilities.storage_protocol"} & set(expression.names):
         return [base]
@@ -160,7 +160,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 
 
 def _number_or_none(value: Value) -> float | None:
-    """Read a number; extra specs and qos specs are texts on the API, so a text that looks like one counts."""
+    """Return a value as a number, or None. A text that looks like a number counts: the API has specs as texts."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value.strip()) else None
     return None if value is None else float(value)
@@ -230,9 +230,9 @@ _FUNCTIONS: Mapping[str, Callable[[Sequence[float]], float]] = {
 _SPACES = ("stats", "capabilities", "volume", "extra", "qos")
 
 
-# --- what the pieces of the grammar mean -------------------------------------------------------------------
-# Each takes what pyparsing gives (text, offset, tokens) and returns a node. Chains are kept flat and walked in a
-# loop, so only brackets and the middle of a ternary nest; a chain of one is the thing itself.
+# --- parse actions of the grammar --------------------------------------------------------------------------
+# Each takes the arguments of pyparsing (text, offset, tokens) and returns a node. Chains are kept flat and walked in a
+# loop, so only brackets and the middle of a ternary nest. A chain of one element is that element.
 
 _Op = tuple[int, str]
 
@@ -296,7 +296,7 @@ def _power_chain(_text: str, _position: int, tokens: pyparsing.ParseResults) -> 
 
     def node(scope: Scope) -> Value:
         value: Value = None
-        raised = False  # whether value is the exponent of the operand that comes next
+        raised = False  # whether value is the exponent of the next operand
         power_at = 0
         for item in reversed(items):
             if not isinstance(item, tuple):
@@ -333,7 +333,7 @@ def _arithmetic_chain(_text: str, _position: int, tokens: pyparsing.ParseResults
 
 
 def _comparison_chain(_text: str, _position: int, tokens: pyparsing.ParseResults) -> Node:
-    """Let each neighbouring pair hold, as in Python: 1 < x <= 5."""
+    """Require each neighbouring pair to hold, as in Python: 1 < x <= 5."""
     first, *rest = tokens
     pairs: list[tuple[_Op, Node]] = list(zip(rest[::2], rest[1::2], strict=True))
     if not pairs:
@@ -386,15 +386,15 @@ def _ternary_chain(_text: str, _position: int, tokens: pyparsing.ParseResults) -
 
 # --- the grammar -------------------------------------------------------------------------------------------
 
-_compiling = Lock()  # pyparsing's elements are tidied up on first use, which two threads must not do at once
+_compiling = Lock()  # pyparsing changes its elements on first use, which two threads must not do at once
 
 
 @cache
 def _grammar() -> pyparsing.ParserElement:
     """Build the grammar, loosest binding last.
 
-    One token decides every alternative and nothing is read twice, so parsing takes time in proportion to the text
-    (infix_notation does not: it doubles with each bracket unless results are cached for the whole process).
+    One token decides every alternative and nothing is read twice, so parsing time is proportional to the text. (With
+    infix_notation it doubles with each bracket unless results are cached for the whole process.)
     """
     import pyparsing as pp  # here, because start-up should not pay for it
 

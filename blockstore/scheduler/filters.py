@@ -1,7 +1,7 @@
-"""The filters: each looks at one pool and says why it cannot take the request, or None when it can.
+"""The filters: each checks one pool and returns why it cannot take the request, or None if it can.
 
-Found by their entry points (`blockstore.scheduler.filters` in setup.cfg) under the names Cinder gives them.
-A reason holds the numbers: what there is and what was needed. Pool and filter are named by choosing.py.
+Found by their entry points (`blockstore.scheduler.filters` in setup.cfg) under Cinder's names.
+A reason has the numbers: available and needed. choosing.py adds the names of pool and filter.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from blockstore.scheduler.pools import Pool, gib, is_finite, protocol_spellings
 
 
 def availability_zone(request: PlacementRequest, pool: Pool) -> str | None:
-    """Refuse a pool outside the zones asked for."""
+    """Refuse a pool outside the requested zones."""
     if not request.availability_zones or pool.availability_zone in request.availability_zones:
         return None
     return f"in zone {pool.availability_zone}, {' or '.join(request.availability_zones)} asked"
 
 
 def capacity(request: PlacementRequest, pool: Pool) -> str | None:
-    """Refuse a pool that has not the space, or whose thin storage is physically too full."""
+    """Refuse a pool without enough space, or with thin storage that is physically too full."""
     if request.size_gib == 0:
         return None
     asked = f"{gib(request.size_gib)} GiB asked"
@@ -32,7 +32,7 @@ def capacity(request: PlacementRequest, pool: Pool) -> str | None:
     if not pool.is_free_reported:
         return f"{asked}, the free capacity is not reported"
     if not is_finite(pool.free_gib):
-        return None  # compat: who says unknown or infinite gets everything
+        return None  # compat: a pool that reports unknown or infinite always passes
     if not is_finite(pool.total_gib):
         if pool.reserved_percentage == 0:
             return None
@@ -42,14 +42,14 @@ def capacity(request: PlacementRequest, pool: Pool) -> str | None:
     ratio = pool.over_subscription
     figures = [f"{gib(pool.total_gib)} GiB in total", f"{pool.reserved_percentage} % reserved"]
     if pool.is_over_subscribed(request.wants_thick):
-        if ratio < 1:  # compat: not even when there is space
+        if ratio < 1:  # compat: refused even if there is space
             return f"{asked}, but max_over_subscription_ratio is {gib(ratio)}, below 1"
         figures.append(f"{gib(ratio)} times over-subscribed at most")
     else:
         figures.append(f"{gib(pool.free_gib)} GiB free")
     figures.append(f"{gib(pool.provisioned_gib)} GiB provisioned")
-    # Cinder also compares (provisioned + asked) / available with the ratio; as the ratio is already in
-    # what is available, that never refuses what this line lets pass (proven by test_filters.py).
+    # Cinder also compares (provisioned + asked) / available with the ratio. The available capacity contains the ratio
+    # already, so that check refuses nothing that passes this one (proved by test_filters.py).
     left_gib = pool.virtual_free(request.wants_thick)
     if left_gib < request.size_gib:
         return f"{asked}, {gib(max(0.0, left_gib))} GiB left ({', '.join(figures)})"
@@ -80,7 +80,7 @@ def capabilities(request: PlacementRequest, pool: Pool) -> str | None:
 
 
 def filter_function(request: PlacementRequest, pool: Pool) -> str | None:
-    """Refuse a pool whose own filter_function says no, or cannot be evaluated."""
+    """Refuse a pool whose own filter_function is false or cannot be evaluated."""
     function = pool.capabilities.get("filter_function")
     if not function:
         return None
@@ -111,7 +111,7 @@ def different_backend(request: PlacementRequest, pool: Pool) -> str | None:
 
 
 def meets(reported: Any, required: str | None) -> bool:
-    """Tell whether one capability value meets the requirement written in an extra spec."""
+    """Return True if a capability value meets the requirement written in an extra spec."""
     if required is None or reported is None:
         return required is None and reported is None
     words = required.split()
@@ -130,7 +130,7 @@ def meets(reported: Any, required: str | None) -> bool:
 
 
 def as_boolean(value: Any) -> bool:
-    """Read a boolean as reports and extra specs spell it; what is not known to be true is false."""
+    """Return a boolean from its spelling in a report or extra spec; any text not known as true is false."""
     return str(value).strip().lower() in {"1", "t", "true", "on", "y", "yes"}
 
 
@@ -143,7 +143,7 @@ def _by_text(compare: Callable[[Any, Any], bool]) -> Callable[[Any, str], bool]:
 
 
 _COMPARISONS: Mapping[str, Callable[[Any, str], bool]] = {
-    "=": _by_number(operator.ge),  # compat: not a slip of the pen
+    "=": _by_number(operator.ge),  # compat: in Cinder, = means >=
     "==": _by_number(operator.eq),
     "!=": _by_number(operator.ne),
     ">=": _by_number(operator.ge),
@@ -162,7 +162,7 @@ _COMPARISONS: Mapping[str, Callable[[Any, str], bool]] = {
 
 def _meets(path: list[str], reported: Any, required: str | None) -> bool:
     if path == ["storage_protocol"]:
-        # One protocol under several spellings: it differs from a word only when every spelling does.
+        # One protocol has several spellings: it differs from a word only if every spelling does.
         quantify = all if required is not None and required.split()[:1] == ["s!="] else any
         return quantify(meets(spelling, required) for spelling in protocol_spellings(reported))
     if isinstance(reported, list | tuple | set | frozenset):

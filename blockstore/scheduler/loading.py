@@ -1,6 +1,6 @@
 """Find the configured filters and weighers by their entry points, so that a site can add its own.
 
-Called once, at start, by whoever builds the scheduler. It never chooses.
+Called once, at start, when the scheduler is built. It chooses no pool.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WEIGHERS = "blockstore.scheduler.weighers"
 
 
 def load(group: str, names: Sequence[str]) -> list[tuple[str, Callable[..., Any]]]:
-    """Return what the entry points of these names point to, in their order; an unknown name is a ConfigError."""
+    """Return the functions of the named entry points, in their order. Raise ConfigError if a name is unknown."""
     kind = "scheduler " + group.rpartition(".")[2].removesuffix("s")
     installed = entry_points(group=group)
     loaded: list[tuple[str, Callable[..., Any]]] = []
@@ -43,7 +43,7 @@ def load(group: str, names: Sequence[str]) -> list[tuple[str, Callable[..., Any]
 
 
 def load_filters(names: Sequence[str]) -> list[Filter]:
-    """Return the filters of these names, in the order in which they are asked."""
+    """Return the filters of these names, in the order in which they are called."""
     return [Filter(name, check) for name, check in load(FILTERS, names)]
 
 

@@ -1,4 +1,4 @@
-"""Decides where: one function per operation. Loads, chooses, reserves and continues, or settles with the reason.
+"""Chooses pools: one function per operation. Loads, chooses, reserves and continues, or fails with the reason.
 
 The decision and its reservation are one transaction, and the component has one worker: a decision sees every
 reservation before it.
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SchedulerContext:
-    """What the handlers of this component work with."""
+    """The context of the scheduler's handlers."""
 
     db: Database
     pool_reports: PoolReports
@@ -102,7 +102,7 @@ def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot
 
 @handles(PlaceManaged, action=Action.MANAGE)
 def place_managed(context: SchedulerContext, operation: PlaceManaged, volume: Volume) -> None:
-    """Check that the pool serves the volume's type, and hand over; its size is known when it is taken over."""
+    """Check that the pool serves the volume's type, and hand over. The manager finds the volume's size."""
     with context.db.write() as session:
         request = PlacementRequest(size_gib=0, required_pool=operation.pool, **confined_facts(session, volume))
         _choose(context, session, request, operation.request_id)
@@ -141,7 +141,7 @@ def _refund_type(session: Session, operation: RetypeVolume, _failure: Failure) -
 
 @handles(RetypeVolume, action=Action.RETYPE, undo=_refund_type, restores=True)
 def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Volume) -> None:
-    """Leave the volume where it is when its pool serves the new type, else move it, if it may; and hand over.
+    """Keep the volume on its pool if that serves the new type; otherwise migrate it if allowed. Hand over.
 
     A refusal changes nothing.
     """
@@ -196,7 +196,7 @@ def _retype_by_migration(
 
 
 def excluding_source(pool_reports: PoolReports, volume: Volume) -> dict[str, Any]:
-    """Return what a request says of the pool that a volume is to be moved away from."""
+    """Return the facts for a request about the pool that a volume leaves: its name and its block size."""
     report = pool_reports.get(volume.host or "")
     return {"exclude_pool": volume.host, "block_size": report.capabilities.block_size if report else None}
 
@@ -206,10 +206,10 @@ def _with(refused: NoBackend, why: str) -> NoBackend:
 
 
 def migration_blocker(session: Session, volume: Volume) -> str | None:
-    """Return what keeps a volume from being moved though it is available, or None."""
+    """Return why an available volume cannot be migrated, or None."""
     if volume.group_id is not None:
         return "it is in a group"
-    # One that os-initialize_connection has exported is available all the same.
+    # A volume that os-initialize_connection has exported is still available.
     for model, words in ((Attachment, "it is attached, or connected"), (Snapshot, "it has snapshots")):
         if session.execute(select(model.id).where(model.volume_id == volume.id).limit(1)).first() is not None:
             return words
@@ -234,11 +234,11 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
         states.complete_and_continue(session, operation, following)
 
 
-# --- what the decision is made of ----------------------------------------------------------------------------
+# --- inputs of a decision ------------------------------------------------------------------------------------
 
 
 def candidates(pool_reports: PoolReports, session: Session) -> tuple[list[Pool], dict[str, str]]:
-    """Return the pools that are up, enabled and not frozen; and why the others are not."""
+    """Return the pools that are up, enabled and not frozen, and for each other pool the reason."""
     usages = reservations.usage_by_pool(session)
     said = {row.host: row for row in session.execute(_SERVICES)}
     pools, absent = [], {}
@@ -256,7 +256,7 @@ def candidates(pool_reports: PoolReports, session: Session) -> tuple[list[Pool],
 
 
 def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
-    """Return a pool as it is at this instant: its report and what is reserved of it."""
+    """Return the present state of a pool: its report and its reservations."""
     caps, config = report.capabilities, report.config
     return Pool(
         name=report.name,
@@ -295,7 +295,7 @@ def _choose(
 
 
 def facts_of(session: Session, volume: Volume) -> dict[str, Any]:
-    """Return what filters and expressions may know of a volume."""
+    """Return the facts about a volume for filters and expressions."""
     return {
         "extra_specs": dict(session.execute(_SPECS, {"type": volume.volume_type_id}).all()),
         "volume": {
@@ -309,7 +309,7 @@ def facts_of(session: Session, volume: Volume) -> dict[str, Any]:
 
 
 def confined_facts(session: Session, volume: Volume, **changed: Any) -> dict[str, Any]:
-    """Return the facts of a volume that goes to another pool, and the zones that its type confines it to."""
+    """Return the facts about a volume, and the zones to which its type confines it."""
     facts = facts_of(session, volume) | changed
     return {**facts, "availability_zones": zones_of(facts["extra_specs"])}
 
@@ -330,7 +330,7 @@ def _request(session: Session, volume: Volume, operation: PlaceVolume) -> Placem
 
 
 def _pools_of(session: Session, hint: Any, project_id: str) -> frozenset[str] | None:
-    """Return the pools that hold the volumes a hint names, of the same project only; the schema checked its form."""
+    """Return the pools of the volumes that a hint names, in the same project only. The schema has checked its form."""
     if hint is None:
         return None
     ids = [hint] if isinstance(hint, str) else list(hint)
@@ -340,7 +340,7 @@ def _pools_of(session: Session, hint: Any, project_id: str) -> frozenset[str] | 
 
 
 def _source_pool(session: Session, volume: Volume) -> str | None:
-    """Return the pool that a copy must be made on: its source's. Raises NoBackend when the source is gone."""
+    """Return the pool on which a copy must be made: its source's pool. Raise NoBackend if the source is gone."""
     if volume.snapshot_id is not None:
         source, host = f"snapshot {volume.snapshot_id}", select(Snapshot.host).where(Snapshot.id == volume.snapshot_id)
     elif volume.source_volid is not None:

@@ -1,6 +1,6 @@
-"""What the scheduler sees of one pool at the instant of a decision, and how much space that leaves.
+"""The scheduler's view of one pool at the time of a decision, and the space left on it.
 
-Built by placement.py from the last report and the claims made since; read by the filters and the weighers.
+Built by placement.py from the last report and the reservations made since; read by the filters and the weighers.
 It never changes.
 """
 
@@ -32,7 +32,7 @@ class Pool:
 
     name: str  # node@backend#pool
     availability_zone: str
-    total_gib: float | None  # None: unknown; math.inf: infinite. So too free_gib
+    total_gib: float | None  # None: unknown; math.inf: infinite. The same for free_gib
     free_gib: float | None
     provisioned_gib: float  # sum of virtual sizes on the pool
     allocated_gib: float  # sum of the sizes of our volumes
@@ -51,24 +51,24 @@ class Pool:
 
     @property
     def is_free_reported(self) -> bool:
-        """Tell a pool that says "unknown" (compat: it passes) from one that says nothing (it fails)."""
+        """Return True if free capacity is reported, even as "unknown" (compat: unknown passes, no report fails)."""
         return self.free_gib is not None or self.capabilities.get("free_capacity_gb") is not None
 
     @property
     def is_measured(self) -> bool:
-        """Tell whether total and free space are both known and finite."""
+        """Return True if total and free space are both known and finite."""
         return is_finite(self.total_gib) and is_finite(self.free_gib)
 
     @property
     def filled_percentage(self) -> float | None:
-        """Return how full the pool physically is, or None when it cannot be told."""
+        """Return how full the pool physically is, or None if it is unknown."""
         if not (is_finite(self.total_gib) and is_finite(self.free_gib)) or self.total_gib <= 0:
             return None
         return 100 * (self.total_gib - self.free_gib) / self.total_gib
 
     @property
     def over_subscription(self) -> float:
-        """Return the ratio that holds now, worked out when it is "auto"."""
+        """Return the ratio in force, calculated if it is "auto"."""
         if not self.thin or not is_finite(self.total_gib) or not is_finite(self.free_gib):
             return 1.0
         if self.max_over_subscription_ratio != "auto":
@@ -79,15 +79,15 @@ class Pool:
         return 1 + self.provisioned_gib / (used_gib + 1)
 
     def is_over_subscribed(self, wants_thick: bool) -> bool:
-        """Tell whether more may be promised than there is: a thin volume on a pool that supports thin."""
+        """Return True if more than the physical capacity may be promised: for a thin volume on a thin pool."""
         return self.thin and not wants_thick
 
     def virtual_free(self, wants_thick: bool) -> float:
-        """Return how many GiB may still be promised; math.inf when the pool sets no bound, negative when overdrawn."""
+        """Return the GiB that may still be promised; math.inf if the pool sets no bound, negative if overdrawn."""
         if not is_finite(self.free_gib):
             return math.inf
         if not is_finite(self.total_gib):
-            # compat: a share of an unknown total cannot be kept in reserve, so with a reserve nothing is left.
+            # compat: a share of an unknown total cannot be reserved, so a pool with a reserve has nothing left.
             return math.inf if self.reserved_percentage == 0 else 0.0
         base_gib = self.total_gib - math.floor(self.total_gib * self.reserved_percentage / 100)
         if self.is_over_subscribed(wants_thick):
@@ -96,12 +96,12 @@ class Pool:
 
 
 def is_finite(figure: float | None) -> TypeGuard[float]:
-    """Tell a number from unknown and from infinite."""
+    """Return True if a number is known and finite."""
     return figure is not None and math.isfinite(figure)
 
 
 def gib(figure: float) -> str:
-    """Return a figure as people write it: at most two decimals, none when there are none."""
+    """Return a number with at most two decimals, without trailing zeros."""
     return f"{figure:.2f}".rstrip("0").rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""Why no pool was found, for users: how much and what, without the names of pools, filters and extra specs.
+"""Why no pool was found, for users: sizes and reasons, without the names of pools, filters and extra specs.
 
 The operator's text, with the figures of each pool, is ``explain`` of choosing.py.
 """
@@ -40,11 +40,11 @@ _BY_FILTER: Mapping[str, Callable[[PlacementRequest], str]] = {
     "RetryFilter": lambda _: "it failed to create the volume",
 }
 _ELSEWHERE = frozenset({"MigrationFilter", "SourcePoolFilter"})
-"""Their refusals say only that another pool was meant."""
+"""Filters that refuse a pool only because another pool was meant."""
 
 
 def public_reason(request: PlacementRequest, refusals: Mapping[str, Refusal], absent: Collection[str]) -> str:
-    """Return what a user is told: the reasons that are left of all pools, and what to do."""
+    """Return the text for users: the combined reasons of all pools, and what to do."""
     found = {refusal.filter for refusal in refusals.values()} - _ELSEWHERE
     reasons = {_BY_FILTER[name](request) if name in _BY_FILTER else _OTHER for name in found}
     is_absent = bool(absent) if request.required_pool is None else request.required_pool in absent

@@ -1,6 +1,6 @@
 """The weighers: each gives one pool a number; choosing.py spreads the numbers over 0..1, multiplies and sums.
 
-Found by their entry points (`blockstore.scheduler.weighers` in setup.cfg) under the names Cinder gives them.
+Found by their entry points (`blockstore.scheduler.weighers` in setup.cfg) under Cinder's names.
 A site's own weigher may be a plain function; its multiplier is then 1.
 """
 
@@ -45,7 +45,7 @@ def capacity(request: PlacementRequest, pool: Pool) -> float:
 
 @weigher("allocated_capacity_weight_multiplier", multiplier=-1.0)
 def allocated_capacity(_request: PlacementRequest, pool: Pool) -> float:
-    """Return the GiB our volumes have on the pool."""
+    """Return the GiB of our volumes on the pool."""
     return pool.allocated_gib
 
 
@@ -57,7 +57,7 @@ def volume_number(_request: PlacementRequest, pool: Pool) -> float:
 
 @weigher("goodness_weight_multiplier")
 def goodness(request: PlacementRequest, pool: Pool) -> float:
-    """Return what the pool's own goodness_function says, 0 to 100; 0 when it says nothing of use."""
+    """Return the value of the pool's own goodness_function, 0 to 100; 0 if it is missing or of no use."""
     function = pool.capabilities.get("goodness_function")
     if not function:
         return 0.0
