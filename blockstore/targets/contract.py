@@ -105,9 +105,9 @@ class Target(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Check that exports work: tool or kernel module present, daemon running, portals open, rights sufficient.
+        """Check that exports can be made: tool or kernel module, running daemon, open portals, sufficient rights.
 
-        Called at start and every report interval. Raise Unreachable, with a sentence that says what to do, if not.
+        Called at start and every report interval. Raise Unreachable if not, with a sentence that says what to do.
         """
 
     @abstractmethod
