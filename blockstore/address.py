@@ -3,7 +3,7 @@
 ``AddressMiddleware`` wraps the application and determines the base URL of each request. This is ``public_endpoint`` if
 configured; else the URL that the client requested, from a trusted proxy's headers or from the request itself.
 Links, the catalogue, the version documents and WWW-Authenticate start with ``base_url`` of the request.
-``own_url`` is the URL where no request tells one: for ``blockstore openrc`` and the endpoint file.
+``own_url`` is the URL outside of requests: for ``blockstore openrc`` and the endpoint file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every microversion that changes what this service does, as a named constant with its sentence.
+"""Every microversion that changes the behaviour of this service, as a named constant with its sentence.
 
 Used as ``since=`` on endpoints and schema fields, so one grep shows all effects of a version.
 Facts: OpenStack Block Storage API v3, 3.0 to 3.71.

@@ -326,8 +326,8 @@ def _cut(by_address: dict[str, list[str]], excess: int, fair: float, worth: Mapp
 def _worth(known: Open) -> _Worth:
     """Return the sort key of a connection; the first in order is closed first.
 
-    Connections without a valid token come first. Of those, connections without a complete request come first, and those
-    that are being answered last.
+    Connections without a valid token come first. Among them, as among the others, connections that never had a complete
+    request come first, and connections with a request that is being answered come last.
     """
     return bool(known.line), bool(known.answering), bool(known.requests), known.last
 

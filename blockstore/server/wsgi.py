@@ -36,7 +36,7 @@ SMALL_BODY_BYTES = 16 << 10
 BODIES = (64 << 20, 4 << 20)
 """Maximum bytes of longer bodies held at once: of all projects together, and of one project."""
 STRANGERS_BODIES = (16 << 20, 2 << 20)
-"""The same for strangers, who have no line because they show no known valid token: of all, and of one address."""
+"""The same for strangers, who show no token that is known to be valid: of all, and of one address."""
 RECEIVED = (1024, 256)
 """Maximum number of strangers' requests whose bodies are being received: of all, and of one address."""
 SOON_S = 0.1
@@ -391,7 +391,7 @@ class Adapter:
             request.done()
 
     async def _sent(self, request: Request, reply: LongReply) -> None:
-        """Send a reply piece by piece, as the caller takes it. Raise RequestRefused if too many replies wait for it."""
+        """Send a reply piece by piece, as the caller takes it. Raise RequestRefused if too many replies wait."""
         task = asyncio.current_task()
         assert task is not None
         line = self._line_of(request.headers)  # again, because the request itself may have made its token known

@@ -96,7 +96,7 @@ class Target(ABC):
         """Keep the configuration; change nothing.
 
         ``state_dir``: the plugin's own directory, which it makes with mode 0700 if it needs it. ``owner``: a short word
-        that is unique to this installation. The plugin marks all that it makes with it, and changes nothing without it.
+        that is unique to this installation. The plugin marks with it all that it makes, and changes nothing else.
         """
         self.name = name
         self.options = options
