@@ -4,13 +4,13 @@ The map of the components::
 
 request -> api/ -> [operation] -> scheduler/ -> [operation] -> manager/ -> backends/contract.py -> plugins/NAME/ -> tool
 
-* ``api/`` accepts or refuses; ``scheduler/`` decides where; ``manager/`` lets a backend do it.
-* ``operations/catalogue.py`` is everything one component can ask of another; ``operations/bus.py`` carries it; the
-table ``operations`` remembers it.
-* ``operations/states.py`` is the only writer of a status; ``operations/runner.py`` ends each transitional one.
-* ``app/service.py`` puts all of it together; ``cli/`` is the command.
+* ``api/`` accepts or refuses a request; ``scheduler/`` chooses the pool; ``manager/`` calls the backend.
+* ``operations/catalogue.py`` declares every operation; ``operations/bus.py`` delivers them; the table ``operations``
+  stores them.
+* ``operations/states.py`` is the only writer of a status; ``operations/runner.py`` ends each transitional status.
+* ``app/service.py`` assembles the components; ``cli/`` is the command ``blockstore``.
 
-docs/architecture.md tells the way of a request, and why the house is built so.
+docs/architecture.md follows a request through the components and explains the design.
 """
 
 __version__ = "0.1.0"

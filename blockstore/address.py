@@ -1,9 +1,9 @@
-"""The address of the service: the only module that knows by which URL clients reach it.
+"""The address of the service: the only module that knows the URL by which clients reach it.
 
-``AddressMiddleware`` stands in front of the application and finds out the URL of each request: ``public_endpoint`` if
-it is configured, else what the caller asked for, as a trusted proxy says or as the request itself does. Links, the
-catalogue, the version documents and WWW-Authenticate start with ``base_url`` of the request.
-``own_url`` is the URL for those who have asked nothing yet: ``blockstore openrc``, the endpoint file.
+``AddressMiddleware`` wraps the application and determines the base URL of each request. This is ``public_endpoint`` if
+configured; else the URL that the client requested, from a trusted proxy's headers or from the request itself.
+Links, the catalogue, the version documents and WWW-Authenticate start with ``base_url`` of the request.
+``own_url`` is the URL outside of requests: for ``blockstore openrc`` and the endpoint file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::(?P<port>[0-
 _PREFIX = re.compile(r"(?:/[0-9A-Za-z_~\-][0-9A-Za-z._~\-]*){1,16}")
 _KEY = "blockstore.address"
 _FORWARDED = ("HTTP_FORWARDED", "HTTP_X_REAL_IP")
-"""Dropped like HTTP_X_FORWARDED_*, and never used: a proxy that sets the others lets these of its clients through."""
+"""Dropped like HTTP_X_FORWARDED_*, and never used: a proxy may pass on the values that its client sent."""
 
 
 # --- hosts and ports ---------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ _FORWARDED = ("HTTP_FORWARDED", "HTTP_X_REAL_IP")
 
 @functools.lru_cache(maxsize=256)
 def authority(text: str) -> str | None:
-    """Return HOST or HOST:PORT as it stands in a URL; None if the text is neither."""
+    """Return HOST or HOST:PORT as written in a URL; None if the text is neither."""
     match = _AUTHORITY.fullmatch(text)
     if match is None:
         return None
@@ -58,13 +58,13 @@ def authority(text: str) -> str | None:
 
 
 def joined(host: str, port: int, scheme: str) -> str:
-    """Return host and port as they stand in a URL, without the port if it is the scheme's own."""
+    """Return host and port as written in a URL, without the port if it is the scheme's default."""
     host = f"[{host}]" if ":" in host else host
     return host if DEFAULT_PORTS[scheme] == port else f"{host}:{port}"
 
 
 def check_base_url(text: str) -> str | None:
-    """Return why a text cannot be what URLs start with; None if it can."""
+    """Return why a text cannot be a base URL; None if it can."""
     try:
         parts = urlsplit(text)
     except ValueError:
@@ -83,7 +83,10 @@ def check_base_url(text: str) -> str | None:
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Return the networks of a comma separated list of addresses and networks. Raises ValueError of the wrong item."""
+    """Return the networks of a comma separated list of addresses and networks.
+
+    Raise ValueError with the first invalid item.
+    """
     found = []
     for item in (part.strip() for part in text.split(",")):
         if not item:
@@ -97,7 +100,7 @@ def parse_networks(text: str) -> tuple[Network, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _parse_address(text: str) -> Address | None:
-    """Return the address of an element of X-Forwarded-For, with or without a port; None if it is not one."""
+    """Return the address of an element of X-Forwarded-For, with or without a port; None if it is no address."""
     match = re.fullmatch(r"\[([^\]]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+", text)
     try:
         found = ipaddress.ip_address((match[1] or match[2]) if match else text)
@@ -116,12 +119,12 @@ def is_trusted(trusted: Sequence[Network], text: str) -> bool:
 
 
 def network_of(address: str) -> str:
-    """Return what counts as one caller: an IPv4 address, or the /64 of an IPv6 address."""
+    """Return the network that counts as one caller: an IPv4 address, or the /64 of an IPv6 address."""
     return networks_of(address)[0]
 
 
 def wide_network_of(caller: str) -> str:
-    """Return what stands for the /16, or the /48 of IPv6, around what ``network_of`` returned; quick, by its text."""
+    """Return a key for the /16 (IPv6: /48) around a result of ``network_of``. Works on its text, which is fast."""
     if ":" not in caller:
         return ".".join(caller.split(".")[:2])
     return ":".join(group or "0" for group in caller.partition("/")[0].split(":")[:3])
@@ -129,7 +132,7 @@ def wide_network_of(caller: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def networks_of(address: str) -> tuple[str, str, str]:
-    """Return what ``network_of`` returns, and two wider networks around it: /24 and /16, or /56 and /48 of IPv6."""
+    """Return the result of ``network_of`` and two wider networks around it: /24 and /16, or /56 and /48 of IPv6."""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -148,8 +151,8 @@ def _network(address: Address, bits: int) -> str:
 def client_of(trusted: Sequence[Network], connected: str, forwarded_for: str) -> tuple[str, int]:
     """Return the address of the client, and how many trusted proxies are between it and this service.
 
-    ``connected`` is the other end of the connection. If that is a trusted proxy, the client is the last element of
-    X-Forwarded-For that is not one.
+    ``connected`` is the peer address of the connection. If the peer is a trusted proxy, the client is the last element
+    of X-Forwarded-For that is not a trusted proxy.
     """
     if not is_trusted(trusted, connected):
         return connected, 0
@@ -179,16 +182,16 @@ class _Requested:
 
 
 class AddressMiddleware:
-    """WSGI middleware: finds out who asks, and by which URL.
+    """WSGI middleware: determines the client's address and the base URL of each request.
 
-    Of a trusted proxy it puts what X-Forwarded-For, -Proto, -Host and -Prefix say into REMOTE_ADDR, wsgi.url_scheme,
-    HTTP_HOST and SCRIPT_NAME; the headers themselves go no further, whoever sent them.
+    It copies a trusted proxy's X-Forwarded-For, -Proto, -Host and -Prefix into REMOTE_ADDR, wsgi.url_scheme, HTTP_HOST
+    and SCRIPT_NAME. The application never sees the headers themselves, whoever sent them.
     """
 
     def __init__(
         self, application: Callable[..., Any], *, own_host: str, public_endpoint: str, trusted: Sequence[Network]
     ) -> None:
-        """Wrap an application; ``own_host`` is what a request without the header Host has asked for."""
+        """Wrap an application; ``own_host`` is the host of a request without the header Host."""
         self._application = application
         self._own_host = own_host
         self._public_endpoint = public_endpoint.rstrip("/")
@@ -209,10 +212,10 @@ class AddressMiddleware:
         return self._application(environ, start_response)
 
     def _believe(self, environ: dict[str, Any]) -> None:
-        """Take what a trusted proxy says. Raises BadRequest.
+        """Apply the headers of a trusted proxy. Raise BadRequest if one is malformed.
 
-        Each proxy may append to the headers, and what stands left of what the outermost trusted one appended was
-        written by the client. X-Forwarded-For tells how many trusted ones there are.
+        Each proxy may append to the headers. Values to the left of the outermost trusted proxy's were written by the
+        client. X-Forwarded-For tells the number of trusted proxies.
         """
         forwarded_for = environ.get("HTTP_X_FORWARDED_FOR", "")
         environ["REMOTE_ADDR"], proxies = client_of(self._trusted, environ["REMOTE_ADDR"], forwarded_for)
@@ -252,20 +255,20 @@ class AddressMiddleware:
 
 
 def names_us(environ: dict[str, Any], names: frozenset[str]) -> bool:
-    """Return True if a request asked for an address, which leads nowhere else, or for one of these names."""
+    """Return True if Host is missing, one of ``names``, or an IP address, which no DNS record can redirect."""
     asked = environ.get("HTTP_HOST", "")
     name = (urlsplit(f"//{asked}").hostname or "").lower()
     return not asked or name in names or _parse_address(name) is not None
 
 
 def base_url(environ: dict[str, Any]) -> str:
-    """Return what the URLs in the reply to a request start with, without a slash at the end."""
+    """Return the base URL for links in the reply to a request, without a slash at the end."""
     requested: _Requested = environ[_KEY]
     return requested.base
 
 
 def check_request(environ: dict[str, Any]) -> None:
-    """Raise BadRequest if the request says where it went in a form that no reply may repeat."""
+    """Raise BadRequest if Host or an X-Forwarded header is malformed, so that no reply repeats it in a URL."""
     requested: _Requested = environ[_KEY]
     if requested.problem:
         raise BadRequest(requested.problem)
@@ -277,9 +280,10 @@ def check_request(environ: dict[str, Any]) -> None:
 def own_host(listen: str, tls_certificate: Path | None, tls_key: Path | None) -> str:
     """Return the host by which clients on this node reach the service.
 
-    With a certificate it is one that the certificate is for: the address listened on; for all addresses (0.0.0.0, ::)
-    loopback; else this machine's name; else the first name, else the first address in the certificate. When the
-    certificate cannot be read or names nothing, as without one, it is the address listened on, or loopback.
+    With a certificate it is the first of these that the certificate covers: the address listened on, or loopback when
+    listening on all addresses (0.0.0.0, ::); this machine's name; the first name, then the first address in the
+    certificate; this machine's short name below a wildcard. Without a certificate, or if it cannot be read or names
+    nothing, it is the address listened on, or loopback.
     """
     everywhere = is_unspecified(listen)
     near = [("::1" if ":" in listen else "127.0.0.1"), "localhost", "127.0.0.1", "::1"] if everywhere else [listen]
@@ -316,7 +320,7 @@ def is_unspecified(listen: str) -> bool:
 
 
 def is_literal(host: str) -> bool:
-    """Return True if a host is an address, and no name."""
+    """Return True if a host is an IP address, not a name."""
     return _parse_address(host) is not None
 
 
@@ -331,18 +335,18 @@ def own_url(host: str, port: int, tls_certificate: Path | None, tls_key: Path | 
 
 
 def endpoint_file(state_dir: Path) -> Path:
-    """Return the file in which a serving process notes its own URL, for commands on this node."""
+    """Return the path of the file in which a running service stores its own URL for commands on this node."""
     return state_dir / "endpoint"
 
 
 def note(state_dir: Path, url: str) -> None:
-    """Write the endpoint file, whole, because commands may read it at any instant. Raises ConfigError."""
+    """Write the endpoint file atomically: commands may read it at any time. Raises ConfigError."""
     with private_files.explained(state_dir):
         private_files.write(endpoint_file(state_dir), f"{url}/v3\n".encode())
 
 
 def noted(state_dir: Path) -> str | None:
-    """Return the base URL that was noted last; None if nothing has served from the directory. Raises ConfigError."""
+    """Return the base URL in the endpoint file; None if no service has used the directory. Raises ConfigError."""
     path = endpoint_file(state_dir)
     try:
         private_files.prove_state_dir(state_dir)

@@ -1,4 +1,4 @@
-"""What a certificate is for, and what it costs, found out with nothing but the standard library."""
+"""Reads the names in a TLS certificate and measures the cost of a handshake, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 COSTLY_S = 0.004
 """Seconds of processor time: both sides of a handshake take 1 to 2 ms with RSA of 2,048 bits, and 5 to 9 with 4,096."""
 _NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which ``ssl`` does not name: an expired certificate has names, too."""
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which ``ssl`` does not name: the names of an expired certificate count."""
 
 
 def names(certificate: Path, key: Path) -> tuple[list[str], list[str]]:
     """Return the DNS names and the IP addresses in the subjectAltName of a certificate. Raises OSError, SSLError.
 
-    ``ssl`` shows the fields of a certificate only to a client that has verified it. So a client and a server shake
-    hands in memory; the client takes the certificate itself for its authority.
+    ``ssl`` shows the fields of a certificate only to a client that has verified it. So a client and a server run a
+    handshake in memory; the client trusts the certificate itself as its CA.
     """
     fields: Any = _shaken(certificate, key).getpeercert()
     found: tuple[tuple[str, str], ...] = (fields or {}).get("subjectAltName", ())
@@ -26,7 +26,7 @@ def names(certificate: Path, key: Path) -> tuple[list[str], list[str]]:
 
 
 def costly(certificate: Path, key: Path) -> str:
-    """Return a warning if a handshake costs this machine so much that many of them hold up everybody, or ''."""
+    """Return a warning if a handshake is so expensive here that many of them delay all callers; else ''."""
     took = []
     for _ in range(5):
         began = time.thread_time()
@@ -44,7 +44,7 @@ def costly(certificate: Path, key: Path) -> str:
 def _shaken(certificate: Path, key: Path) -> ssl.SSLObject:
     """Return the client's side of a handshake in memory. Raises OSError, SSLError."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key, password="")  # without it, it would ask the terminal
+    server.load_cert_chain(certificate, key, password="")  # without a password, OpenSSL would prompt on the terminal
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.load_verify_locations(certificate)

@@ -30,7 +30,7 @@ def option(
 ) -> Any:
     """Declare one option: its sentence for config.example.ini, its default, whether logs must hide it.
 
-    ``secret_file``: it names a file that holds a secret.
+    ``secret_file``: the option names a file that holds a secret.
     """
     metadata = {"help": help, "secret": secret, "secret_file": secret_file, "choices": choices}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
@@ -209,13 +209,13 @@ class SchedulerConfig:
     max_attempts: int = option("Number of pools to try before a create fails.", 3)
 
     def multiplier(self, name: str) -> float:
-        """Return a configured multiplier by option name; 1.0 for a weigher of the site's own."""
+        """Return a configured multiplier by option name; 1.0 for a custom weigher."""
         return float(getattr(self, name, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """Options that every [backend:NAME] section has, whatever its plugin."""
+    """Options that every [backend:NAME] section has, for any plugin."""
 
     plugin: str = option("Name of the plugin: directory, lvm, memory, or one that is installed beside blockstore.")
     target: str = option(
@@ -242,13 +242,13 @@ class PoolConfig:
 
     @property
     def over_subscription(self) -> float | typing.Literal["auto"]:
-        """Return the ratio as the scheduler takes it."""
+        """Return the ratio in the form that the scheduler uses."""
         return "auto" if self.max_over_subscription_ratio == "auto" else float(self.max_over_subscription_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendSection:
-    """One [backend:NAME] section: what is common, and the rest for the plugin."""
+    """One [backend:NAME] section: the common options, and those of the plugin."""
 
     name: str
     pool: PoolConfig
@@ -282,7 +282,7 @@ class Config:
     source: str = "the defaults"
 
     def target(self, name: str) -> TargetSection:
-        """Return the section of a target, or one without options when a plugin is named."""
+        """Return the section of a target; for a name without a section, one of the plugin with no options."""
         for section in self.targets:
             if section.name == name:
                 return section
@@ -312,7 +312,7 @@ def default_state_dir() -> Path:
 
 
 def load(path: Path | None) -> Config:
-    """Read a configuration file, or the defaults: one `directory` backend in the state directory."""
+    """Read a configuration file. Without one, return the defaults: a `directory` backend in the state directory."""
     if path is None:
         return Config(backends=(_default_backend(),))
     parser = configparser.ConfigParser(interpolation=None, strict=True)
@@ -322,7 +322,7 @@ def load(path: Path | None) -> Config:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}.") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: it is not text in UTF-8.") from exc
-    except configparser.ParsingError as exc:  # from None: its own words quote the line, which may hold a password
+    except configparser.ParsingError as exc:  # from None: its text quotes the line, which may hold a password
         line = getattr(exc, "lineno", None) or exc.errors[0][0]
         raise ConfigError(f"{path}: line {line} is neither a [section] nor NAME = VALUE in one.") from None
     except configparser.Error as exc:
@@ -425,7 +425,7 @@ def _convert(text: str, hint: Any, metadata: Mapping[str, Any], where: str) -> A
     if hint in (int, float):
         try:
             number = hint(text)
-            if number - number != 0:  # nan and infinity are no settings
+            if number - number != 0:  # refuse nan and infinity
                 raise ValueError
             return number
         except ValueError:

@@ -1,6 +1,6 @@
-"""Who asks, and in which words: the facts of one request that every component may need.
+"""The caller and the microversion of one request, which every component may need.
 
-Made by ``api/http/authentication.py``. Never holds a secret.
+Created by ``api/http/authentication.py``. Never holds a secret.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class RequestContext:
     roles: frozenset[str]
     is_admin: bool
     is_service: bool = False
-    """Another service of the cloud speaks for the user: Nova with its service token."""
+    """Another service of the cloud acts for the user: Nova with its service token."""
     microversion: Version = MINIMUM
 
     def may_see(self, project_id: str) -> bool:
-        """Say whether resources of a project are visible to the caller."""
+        """Return True if the caller may see the resources of a project."""
         return self.is_admin or self.project_id == project_id
 
 
 def new_request_id() -> str:
-    """Return a fresh request id in the API's form."""
+    """Return a new request id in the API's form."""
     return f"req-{uuid.uuid4()}"

@@ -1,11 +1,11 @@
-"""Every error the service can answer with, each with its HTTP status and the fault name of the wire format.
+"""All errors of the service, each with its HTTP status and the fault name of the API.
 
 Raised by every component; turned into a reply in one place, ``api/http/faults.py``. A message is a full sentence that a
-person can act on: it names the field or the resource, what it is, and what was expected.
-Backend errors are what plugins raise; they never reach a reply unexplained.
+person can act on: it names the field or the resource, the actual value, and the expected one.
+Plugins raise backend errors, which never reach a reply unexplained.
 
-An error has two texts. ``message`` is the operator's: it may name pools, nodes, paths and tools. ``public`` is the
-user's: what happened, with sizes, and what to do. They differ where a class or a caller says so.
+An error has two texts. ``message`` is for operators: it may name pools, nodes, paths and tools. ``public`` is for
+users: what happened, with sizes, and what to do. They differ where a class or a caller gives a public text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Collection
 from typing import ClassVar, NamedTuple, Self
 
 MOST_NAMES = 5
-"""Names in one refusal."""
+"""Maximum number of names in one message."""
 MOST_SHOWN = 80
-"""Characters of a name or a value in one refusal."""
+"""Maximum number of characters of a name or a value in a message."""
 
 
 class Reason(NamedTuple):
@@ -34,7 +34,7 @@ class BlockstoreError(Exception):
     status: ClassVar[int] = 500
     fault: ClassVar[str] = "computeFault"
     public_text: ClassVar[str | None] = None
-    """The user's text of every error of a class; None: it is the operator's."""
+    """The user's text for all errors of the class; None: the same as the operator's."""
 
     def __init__(self, message: str = "", *, public: str | None = None):
         self._public = public
@@ -59,17 +59,17 @@ class BlockstoreError(Exception):
 
     @classmethod
     def for_everybody(cls, message: str) -> Self:
-        """Return an error whose one sentence names nothing that a user may not know."""
+        """Return an error with one sentence for operators and users; it must name nothing that users may not know."""
         return cls(message, public=message)
 
 
 def shortened(text: str, most: int = MOST_SHOWN) -> str:
-    """Return a text for a sentence of a refusal, cut where it is long."""
+    """Return a text for an error message, cut to ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def listed(names: Collection[str]) -> str:
-    """Return names for a sentence of a refusal: five at most, and how many there are besides."""
+    """Return names for an error message: at most five, and the number of the others."""
     shown = [shortened(name) for name in sorted(names)[:MOST_NAMES]]
     left = len(names) - len(shown)
     return ", ".join(shown) + (f" and {left} other{'s' if left > 1 else ''}" if left else "")
@@ -79,7 +79,7 @@ class ConfigError(BlockstoreError):
     """A mistake in the configuration: names file, section and option."""
 
 
-# --- what a request can be refused with --------------------------------------------------------------------
+# --- refusals of requests ----------------------------------------------------------------------------------
 
 
 class BadRequest(BlockstoreError):
@@ -87,14 +87,14 @@ class BadRequest(BlockstoreError):
 
 
 SECRET_NAME = re.compile(r"pass|secret|token|chap|credential|auth(?!or)|(api|private)_?key|cookie", re.IGNORECASE)
-"""Names of fields whose values are shown to nobody, nor the values of fields inside them."""
+"""Names of fields whose values, and the values of fields inside them, are never shown."""
 
 
 class InvalidInput(BadRequest):
     """A value in a body or query that the schema refuses.
 
-    The value is shown only if it is plain and belongs to a field without a secret. ``shows``: the field is known to be
-    such a field; the value of an unknown field may be anything.
+    The value is shown only if it is a scalar of a field without a secret. ``shows``: False for an unknown field, whose
+    value may be a secret.
     """
 
     def __init__(self, field: str, value: object, reason: str, *, shows: bool = True):
@@ -104,7 +104,7 @@ class InvalidInput(BadRequest):
 
 
 def _shown(field: str, value: object, shows: bool) -> str:
-    """Return the part of a refusal that shows a value, or says of which kind it is."""
+    """Return the part of the message that shows the value, or only its type."""
     if value is None or isinstance(value, bool):
         return f"Value: {value}."
     if isinstance(value, dict | list):
@@ -115,22 +115,22 @@ def _shown(field: str, value: object, shows: bool) -> str:
 
 
 def _may_hold_credentials(value: object) -> bool:
-    """Return True for a URL that may have a user and a password before its host."""
+    """Return True if the value may be a URL with a user and a password before the host."""
     return isinstance(value, str) and "//" in value and "@" in value
 
 
 class QueryTooLong(BadRequest):
-    """A query string that is longer than any that a client has a reason to send."""
+    """The query string is longer than any client needs."""
 
     status = 414
 
 
 class InvalidStatus(BadRequest):
-    """The resource is in a status that does not allow what was asked."""
+    """The status of the resource does not allow the request."""
 
 
 class Unauthorized(BlockstoreError):
-    """Nobody knows who asks."""
+    """The caller is not authenticated."""
 
     status, fault = 401, "unauthorized"
 
@@ -154,7 +154,7 @@ class NotFound(BlockstoreError):
 
     @classmethod
     def resource(cls, kind: str, ref: str) -> NotFound:
-        """Return the sentence for a resource that is not there, or not the caller's to see."""
+        """Return the error for a resource that does not exist or that the caller may not see."""
         return cls(f"{kind} {shortened(ref, 255)} could not be found.")
 
 
@@ -179,19 +179,19 @@ class BodyTooLarge(BlockstoreError):
 
 
 class NotOffered(BlockstoreError):
-    """The API has it, and this service does not, yet."""
+    """The API defines it, but this service does not implement it yet."""
 
     status, fault = 501, "notImplemented"
 
 
 class ServiceUnavailable(BlockstoreError):
-    """What was asked for while the caller waits could not be done, by no fault of the caller."""
+    """The service could not do something while the caller waited, by no fault of the caller."""
 
     status, fault = 503, "serviceUnavailable"
 
 
 class Busy(ServiceUnavailable):
-    """Too many ask for the same at this moment; the caller is told when to come back."""
+    """Too many requests ask for the same at this moment; the reply tells the caller when to retry."""
 
     def __init__(self, message: str, wait_s: int):
         self.wait_s = wait_s
@@ -206,7 +206,7 @@ class UnsupportedMediaType(BlockstoreError):
 
 
 class StateConflict(BlockstoreError):
-    """A status door was shut: the row is not in a status from which the move is legal."""
+    """The row's present status does not allow the transition."""
 
     status, fault = 400, "badRequest"
 
@@ -220,19 +220,19 @@ class StateConflict(BlockstoreError):
 
 
 class NoBackend(BlockstoreError):
-    """No pool can take what was asked; carries the reason for each pool."""
+    """No pool can take the volume; the message gives the reason for each pool."""
 
     public_text = "No storage can take it. Ask your administrator."
 
 
 class TryAgain(BlockstoreError):
-    """What an operation asks for cannot be done now, and must be done: the bus tries again."""
+    """An operation cannot be done now, but must be done: the bus retries it."""
 
 
 class DatabaseAway(TryAgain):
-    """The database is locked, full, damaged or not reached. The operation or the request is not the matter.
+    """The database is locked, full, damaged or unreachable. The operation or the request is not the cause.
 
-    Made by ``db/outages.py`` only. The message is for users; ``detail`` is for the log and for the command line.
+    Created by ``db/outages.py`` only. The message is for users; ``detail`` is for the log and for the command line.
     """
 
     status, fault = 503, "serviceUnavailable"
@@ -247,18 +247,18 @@ class OperationCancelled(BlockstoreError):
 
 
 class BackendError(BlockstoreError):
-    """A backend could not do it. ``retry_elsewhere``: another pool may succeed where this one failed."""
+    """A backend failed. ``retry_elsewhere``: another pool may succeed where this one failed."""
 
     public_text = "The storage could not do it. Ask your administrator."
 
     retry_elsewhere: ClassVar[bool] = True
 
     untouched: ClassVar[bool] = False
-    """The operation was refused before its first change: the volume and its bytes are what they were."""
+    """The operation was refused before its first change: the volume and its bytes are unchanged."""
 
 
 class NotSupported(BackendError):
-    """This configured backend does not offer the operation; its capabilities say so too."""
+    """This configured backend does not offer the operation, as its capabilities declare."""
 
     public_text = "The storage of this volume does not offer it."
     untouched = True
@@ -271,7 +271,7 @@ class NoSpace(BackendError):
 
 
 class RefusedForSpace(NoSpace):
-    """The pool has no space left, and said so before anything was changed."""
+    """The pool has no space left, which was found before the first change."""
 
     untouched = True
 
@@ -290,7 +290,7 @@ class NameTaken(BackendError):
 
 
 class InUse(BackendError):
-    """Something still holds the volume: an open device, a dependant. Raised before the first change."""
+    """The volume is still in use by an open device or a dependent volume. Raised before the first change."""
 
     public_text = (
         "The volume or snapshot is still in use: it is open somewhere, or something is made from it. Try again later."
@@ -300,14 +300,14 @@ class InUse(BackendError):
 
 
 class InvalidConnector(BackendError):
-    """What an initiator says of itself is not what the target needs."""
+    """The initiator's connector does not hold what the target needs."""
 
     public_text = "The connector does not say what the storage of this volume needs. Ask your administrator."
     retry_elsewhere = False
 
 
 class SessionAlive(BackendError):
-    """An initiator's session could not be proved to be gone."""
+    """The target could not prove that an initiator's session has ended."""
 
     public_text = "A server still has the volume open. Let go of it there, and try again."
     retry_elsewhere = False
@@ -320,19 +320,19 @@ class Unreachable(BackendError):
 
 
 class NotRecognised(Unreachable):
-    """Another storage is in the place of the one that is recorded; found out before the first change."""
+    """The storage is not the recorded one, which was found before the first change."""
 
     untouched = True
 
 
 class PoolDown(Unreachable):
-    """The pool is known to be down, or is not configured any more: its storage was not asked."""
+    """The pool is known to be down, or is no longer configured. No request was made to its storage."""
 
     untouched = True
 
 
 class DiskFull(BackendError):
-    """The disk of the service's own files is full. The storage is not the matter."""
+    """The disk of the service's own files is full. The storage is not the cause."""
 
     public_text = (
         "The service's own disk is full. Until there is space again, only deletions are accepted. Delete volumes or"
@@ -342,7 +342,7 @@ class DiskFull(BackendError):
 
 
 class OutOfFiles(BackendError, TryAgain):
-    """This process, or the node, has no file descriptor or process left. The storage is not the matter."""
+    """This process, or the node, has no file descriptor or process left. The storage is not the cause."""
 
     public_text = "The service has too many files open at the moment. It is tried again."
 
@@ -350,7 +350,7 @@ class OutOfFiles(BackendError, TryAgain):
 
 
 class ToolFailed(BackendError):
-    """A tool ended with an error that has no name of its own; keeps its words."""
+    """A tool failed with an error that has no class of its own; keeps the tool's output."""
 
     public_text = "The storage reported an error. Ask your administrator."
 
@@ -368,7 +368,7 @@ OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def is_out_of_files(exc: BaseException | None) -> bool:
-    """Return True if an error, or one that it was made of, says "too many open files"."""
+    """Return True if an error, or one of its causes, is "too many open files"."""
     seen: set[int] = set()
     while exc is not None and id(exc) not in seen:
         if isinstance(exc, OutOfFiles) or (isinstance(exc, OSError) and exc.errno in OUT_OF_FILES):

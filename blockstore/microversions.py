@@ -1,4 +1,4 @@
-"""Every microversion that changes what this service does, as a named constant with its sentence.
+"""Every microversion that changes the behaviour of this service, as a named constant with its sentence.
 
 Used as ``since=`` on endpoints and schema fields, so one grep shows all effects of a version.
 Facts: OpenStack Block Storage API v3, 3.0 to 3.71.
@@ -13,7 +13,7 @@ from blockstore.errors import BadRequest, NotAcceptable, shortened
 
 
 class Version(NamedTuple):
-    """A microversion; compares as numbers do."""
+    """A microversion; compares numerically."""
 
     major: int
     minor: int
@@ -36,9 +36,11 @@ SERVICES_CLUSTER = Version(3, 7)
 FILTER_GROUP_ID = Version(3, 10)
 """Volumes are filtered by group_id."""
 MANAGEABLE = Version(3, 8)
+"""Manageable volumes and snapshots have resources of their own."""
 MIGRATE_CLUSTER = Version(3, 16)
+"""A migration, and the management of a volume, may name a cluster."""
 MANAGEABLE_CLUSTER = Version(3, 17)
-"""A volume can be asked to move to a cluster."""
+"""Manageable volumes and snapshots are listed by cluster."""
 VOLUME_SUMMARY = Version(3, 12)
 """Totals of volumes."""
 VOLUME_GROUP = Version(3, 13)
@@ -54,7 +56,7 @@ SNAPSHOT_FILTER_METADATA = Version(3, 22)
 DELETE_FORCE = Version(3, 23)
 """Delete of a volume takes force."""
 WORKERS_CLEANUP = Version(3, 24)
-"""Work that a dead service left is cleaned up."""
+"""The unfinished work of a dead service is cleaned up on request."""
 POOL_FILTERS = Version(3, 28)
 """Pools are filtered."""
 SNAPSHOT_SORT_NAME = Version(3, 30)
@@ -80,9 +82,9 @@ SNAPSHOT_USER = Version(3, 41)
 EXTEND_ATTACHED = Version(3, 42)
 """Volumes in use can be extended."""
 ATTACHMENT_COMPLETE = Version(3, 44)
-"""Attachments are told when they are complete."""
+"""Attachments are marked as complete by an action."""
 WITH_COUNT = Version(3, 45)
-"""Lists tell their total on request."""
+"""Lists contain their total count on request."""
 VOLUME_FROM_BACKUP = Version(3, 47)
 """A volume is created from a backup."""
 SHARED_TARGETS = Version(3, 48)
@@ -100,7 +102,7 @@ TIME_FILTERS = Version(3, 60)
 TRANSFER_PAGING = Version(3, 59)
 """Transfers are paged and sorted."""
 TRANSFER_SNAPSHOTS = Version(3, 55)
-"""Transfers take the snapshots along, or leave them."""
+"""Transfers include the snapshots of the volume, or exclude them."""
 TRANSFER_PROJECTS = Version(3, 57)
 """Transfers show their projects."""
 CLUSTER_NAME = Version(3, 61)
@@ -117,8 +119,8 @@ SHARED_TARGETS_NULL = Version(3, 69)
 """shared_targets may be null."""
 MAXIMUM = Version(3, 71)
 CLIENTS = Version(3, 64)
-"""What ``blockstore openrc`` gives clients: Debian 12's refuse more than 3.70, and the commands of 6.0 to 7.4 send the
-``force`` of a snapshot, which 3.66 took away."""
+"""The version that ``blockstore openrc`` sets for clients. Debian 12's clients refuse more than 3.70. The ``openstack``
+commands 6.0 to 7.4 send the ``force`` of a snapshot, which 3.66 removed."""
 
 SERVICE_TYPE = "volume"
 OTHER_SERVICE_TYPES = frozenset({"block-storage", "block-store"})

@@ -1,8 +1,7 @@
-"""Finds what is behind an entry point, for backends, targets, filters and weighers; each failure is one sentence.
+"""Finds the classes behind entry points, for backends, targets, filters and weighers; each failure is one sentence.
 
-Called by the loaders. What an entry point leads to is imported only after every file of it, and every directory on the
-way to them, was proved to be changed by nobody but root, this user, and the owner of blockstore's own code: that owner
-is believed already, since it is his code that runs.
+Called by the loaders. A plugin is imported only if no untrusted user can change its files or the directories above
+them. Trusted are root, this user, and the owner of blockstore's own code, since that code runs already.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def entry_points(group: str) -> EntryPoints:
 
 @functools.cache
 def _groups(_path: tuple[str, ...]) -> dict[str, EntryPoints]:
-    # Looked for once: each time, a file of every package that is installed would be read.
+    # Cached, because each search reads a file of every installed package.
     found = importlib.metadata.entry_points()
     return {group: found.select(group=group) for group in found.groups if group.startswith("blockstore.")}
 
@@ -41,7 +40,7 @@ def installed(group: str) -> list[str]:
 
 
 def find(group: str, name: str, base: type, where: str) -> Any:
-    """Return the class of a plugin. Raises ConfigError when it is unknown, broken, or lies where others may write."""
+    """Return the class of a plugin. Raise ConfigError if it is unknown, broken, or others may change its files."""
     found = entry_points(group).select(name=name)
     if not found:
         raise ConfigError(f"{where} plugin is {name!r}; installed are {', '.join(installed(group))}.")
@@ -57,21 +56,21 @@ def find(group: str, name: str, base: type, where: str) -> Any:
 
 
 def prove(entry: importlib.metadata.EntryPoint, what: str) -> None:
-    """Raise ConfigError when users who are not believed could change what an entry point leads to. Imports none of it.
+    """Raise ConfigError if an untrusted user could change the code behind an entry point.
 
-    A package is imported only to find what is inside it, after it was proved itself.
+    Does not import the module. Imports the packages above it, to find it, each after its own check.
     """
     owners = believed()
     parts = entry.module.split(".")
     if parts[0] == __package__:
-        return  # it is among the code that runs already
+        return  # it is part of blockstore, which runs already
     if entry.dist is not None:
         _refuse_weak(Path(str(entry.dist.locate_file(""))), owners, what)
     for depth in range(1, len(parts) + 1):
         try:
             spec = importlib.util.find_spec(".".join(parts[:depth]))
         except Exception:
-            return  # importing it tells the reason better
+            return  # the import reports the reason better
         if spec is None:
             return
         for path in _files(spec):
@@ -79,12 +78,12 @@ def prove(entry: importlib.metadata.EntryPoint, what: str) -> None:
 
 
 def believed() -> frozenset[int]:
-    """Return the users whose code may run here: root, this user, and the owner of blockstore's own code."""
+    """Return the ids of the users whose code may run here: root, this user, the owner of blockstore's own code."""
     return frozenset({0, os.geteuid(), CODE.stat().st_uid})
 
 
 def foreign_code() -> str | None:
-    """Return a sentence when this process runs the code of another user, who is then this user in all but name."""
+    """Return a warning if another user owns the code of this process, and so can do all that this user can."""
     owner = CODE.stat().st_uid
     if owner in (0, os.geteuid()):
         return None
@@ -95,13 +94,13 @@ def foreign_code() -> str | None:
 
 
 def _files(spec: Any) -> Iterator[Path]:
-    """Yield the file of a module; of a package, its directory and the files of code in it."""
+    """Yield the file of a module; for a package, its directory and the code files in it."""
     if spec.origin and spec.has_location:
         yield Path(spec.origin)
-        yield Path(spec.origin).with_name("__pycache__")  # read in place of the source
+        yield Path(spec.origin).with_name("__pycache__")  # Python reads bytecode there instead of the source
     for folder in spec.submodule_search_locations or ():
         yield Path(folder)
-        # What it imports from itself; subpackages that an entry point names are asked for in their turn.
+        # The package may import these. Subpackages that an entry point names are checked at their own depth.
         inside = Path(folder).iterdir() if Path(folder).is_dir() else ()
         yield from (path for path in list(inside) if path.suffix in (".py", ".so"))
 

@@ -1,7 +1,7 @@
-"""Directories and files for this user alone: the state directory, and what the service and its plugins keep in it.
+"""Directories and files for this user alone: the state directory, and the files of the service and plugins in it.
 
-Nothing is opened through a link, nothing that another user owns is used, and modes do not depend on the umask.
-Functions raise OSError, whose ``strerror`` says what to do; ``explained`` turns it into the sentence of a start.
+No file is opened through a symbolic link, no file of another user is used, and modes do not depend on the umask.
+Functions raise OSError, whose ``strerror`` says what to do; ``explained`` turns it into a ConfigError.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Files that SQLite opens beside a database, by their paths."""
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of the operating system that say so."""
+"""Error numbers that mean a full disk, a full quota or a file size limit."""
 
 
 # --- directories -------------------------------------------------------------------------------------------
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, and the missing ones above it, for this user alone; prove one that exists."""
+    """Make a directory and its missing parents, for this user alone; check a directory that exists."""
     if not path.exists():
         if path.parent != path and not path.parent.exists():
             make_directory(path.parent)
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
-            path.chmod(0o700)  # whatever the umask took
+            path.chmod(0o700)  # regardless of the umask
     prove_directory(path)
 
 
 def prove_directory(path: Path) -> None:
-    """Raise PermissionError unless a directory is this user's, closed to others, and can be replaced by nobody else."""
+    """Raise PermissionError unless a directory is this user's, closed to others, and others cannot replace it."""
     found = path.stat()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
@@ -61,11 +61,11 @@ def prove_directory(path: Path) -> None:
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY, *, names: int = 1) -> int:
-    """Return a descriptor of a plain file of this user; one that O_CREAT makes has mode 0600.
+    """Return a descriptor of a regular file of this user; a file that O_CREAT makes has mode 0600.
 
-    ``names``: how many hard links the file may have. Raise PermissionError for anything else.
+    ``names``: how many hard links the file may have. Raise PermissionError for any other kind of file.
     """
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # an open would wait for ever on a pipe
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # opening a pipe would block for ever
     if flags & os.O_CREAT:
         try:
             fd = os.open(path, flags | os.O_EXCL, 0o600)
@@ -74,9 +74,9 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, names: int = 1) -> int:
                 raise
             flags &= ~os.O_CREAT
         else:
-            os.fchmod(fd, 0o600)  # whatever the umask took
+            os.fchmod(fd, 0o600)  # regardless of the umask
             return fd
-    check_file(path, names=names)  # before the open, which has effects on some devices
+    check_file(path, names=names)  # before the open, which has side effects on some devices
     try:
         fd = os.open(path, flags)
     except OSError as exc:
@@ -92,9 +92,9 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, names: int = 1) -> int:
 
 
 def check_file(path: Path, *, names: int = 1) -> bool:
-    """Return True if a plain file of this user is there, False if nothing is. Raise PermissionError for anything else.
+    """Return True for a regular file of this user, False if the path is missing. Raise PermissionError otherwise.
 
-    For files that others open by their path.
+    For files that other code opens by their path.
     """
     try:
         found = os.lstat(path)
@@ -111,15 +111,15 @@ def check_database(path: Path) -> None:
 
 
 def create(path: Path) -> bool:
-    """Make an empty file unless it is there; return True if it was made."""
+    """Make an empty file if it is missing; return True if it was made."""
     if check_file(path):
-        return False  # not opened: closing a database would give up the locks that SQLite holds for this process
+        return False  # not opened: closing a database would release the locks that SQLite holds for this process
     os.close(open_file(path, os.O_RDWR | os.O_CREAT))
     return True
 
 
 def read(path: Path, *, names: int = 1) -> bytes:
-    """Return what a file holds."""
+    """Return the content of a file."""
     with os.fdopen(open_file(path, names=names), "rb") as file:
         return file.read()
 
@@ -133,10 +133,10 @@ def write(
     temporary: str = "",
     is_due: Callable[[], bool] = lambda: True,
 ) -> bool:
-    """Write a file, whole or not at all, durably; return True unless ``is_due``, asked last, says False.
+    """Write a file atomically and durably. Return False, and leave it alone, if ``is_due`` finally returns False.
 
-    ``replace``: False leaves an existing file as it is. ``temporary``: the name beside it under which the data are
-    written; one that a killed process left is replaced. By default it is this process's own.
+    ``replace``: False keeps an existing file. ``temporary``: name of the temporary file in the same directory; a file
+    that a killed process left there is replaced. The default name holds the process id.
     """
     fresh = path.with_name(temporary or f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def write(
             with suppress(FileExistsError):
                 os.link(fresh, path)
     except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, str(path)) from exc  # an error of a write names no file
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc  # the error of a write does not name the file
     finally:
         fresh.unlink(missing_ok=True)
     return True
@@ -186,7 +186,7 @@ def _refused(path: Path, sentence: str) -> PermissionError:
 
 
 def prepare_state_dir(path: Path) -> Path:
-    """Make the state directory, for its owner alone. Raises ConfigError, also for one that others may enter."""
+    """Make the state directory, for this user alone. Raise ConfigError if that fails or if others may enter it."""
     try:
         make_directory(path)
     except OSError as exc:
@@ -195,7 +195,7 @@ def prepare_state_dir(path: Path) -> Path:
 
 
 def prove_state_dir(path: Path) -> Path:
-    """Return the state directory, which need not be there. Raises ConfigError when it is not this user's alone."""
+    """Return the state directory, which may be missing. Raise ConfigError if others own it or may enter it."""
     return prepare_state_dir(path) if path.exists() else path
 
 
@@ -206,7 +206,7 @@ def prove_state_dir(path: Path) -> Path:
 def explained(directory: Path, what: str = "") -> Iterator[None]:
     """Turn an error of the operating system, or of SQLite about its disk, into a ConfigError that names the directory.
 
-    ``what``: what the file is, for the sentence.
+    ``what``: a description of the file for the message.
     """
     try:
         yield
@@ -216,7 +216,7 @@ def explained(directory: Path, what: str = "") -> Iterator[None]:
             raise _full(directory, exc.strerror or str(exc), f"{file}," if what else file) from exc
         raise ConfigError(f"{file}: {(exc.strerror or str(exc)).rstrip('.')}.") from exc
     except Exception as exc:
-        import sqlite3  # not for every command
+        import sqlite3  # only here, because most commands do not need it
 
         cause = getattr(exc, "orig", exc)  # SQLAlchemy wraps the driver's own errors
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF if isinstance(cause, sqlite3.Error) else 0

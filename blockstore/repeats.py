@@ -1,6 +1,6 @@
-"""Log lines that many callers write at once: the first is logged, the others are counted.
+"""Limits repeated log lines: the first in an interval is logged, the others are counted.
 
-Used where one fault meets every request and every operation: the database is away, no file can be opened, a bug.
+Used where one fault affects every request and every operation: an unreachable database, no free file descriptor, a bug.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ INTERVAL_S = 10.0
 
 
 class Repeats:
-    """The lines of one module."""
+    """The repeated log lines of one module."""
 
     def __init__(self, log: logging.Logger, interval_s: float = INTERVAL_S) -> None:
         self._log = log
@@ -25,7 +25,7 @@ class Repeats:
     def log(
         self, level: int, subject: str, message: str, *arguments: object, exc_info: BaseException | None = None
     ) -> None:
-        """Log a line, unless one on the same subject was logged in the interval before."""
+        """Log a line, unless a line on the same subject was logged within the interval."""
         with self._lock:
             now = time.monotonic()
             if now < self._next.get(subject, 0.0):

@@ -1,6 +1,6 @@
-"""Who else could change what lies at a path: the owners and modes of every directory and link on the way to it.
+"""Checks whether other users could change a file: the owners and modes of all directories and links on its path.
 
-Used for the state directory and for plugins. Whoever may write to a directory may replace everything below it.
+Used for the state directory and for plugins. A user who may write to a directory may replace everything below it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 MAX_LINKS = 40
-"""As many as the kernel follows."""
+"""Symbolic links that are followed on one path, as many as in the kernel."""
 
 
 def weak_place(path: Path, owners: Collection[int]) -> str | None:
-    """Return why users other than ``owners`` could change what lies at a path: a clause; None when they could not.
+    """Return why users other than ``owners`` could change the file at a path, as a clause; None if they could not.
 
-    A missing part ends the walk. Others may write to a directory with the sticky bit, where they cannot replace what is
-    not theirs. A group may write if all its members are among ``owners``, as in a user's private group.
+    A missing part ends the walk. Others may write to a directory with the sticky bit: there they cannot replace files
+    of other users. A group may write if all its members are among ``owners``, as in a user's private group.
     """
     place = Path("/")
     parts = list(reversed(path.absolute().parts[1:]))
@@ -73,7 +73,7 @@ def _why_weak(place: Path, found: os.stat_result, owners: Collection[int]) -> st
 
 
 def _has_strangers(gid: int, owners: Collection[int]) -> bool:
-    """Return True if a group has members that are not among the owners, or if nobody knows its members."""
+    """Return True if a group has members that are not among the owners, or if its members are unknown."""
     try:
         names = set(grp.getgrgid(gid).gr_mem)
     except KeyError:

@@ -1,8 +1,8 @@
-"""Fair waiting: items of several callers in one queue, taken in turns over the callers.
+"""A fair queue: items of several callers, taken in turns over the callers.
 
-One caller that asks for a thousand things delays another's one thing by one turn, not by a thousand. Callers are
-projects in ``operations/bus.py``, and addresses and tokens in ``server/threads.py``. Not thread-safe: the bus uses it
-on its loop only; others hold a lock of their own.
+A caller with a thousand items delays another caller's single item by one turn, not by a thousand. Callers are projects
+in ``operations/bus.py``; projects, networks and addresses in ``server/threads.py``; addresses in
+``identity/hashing.py``. Not thread-safe: the bus uses it on its event loop only; the others hold a lock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Turns(Generic[T]):
 
     def __init__(self) -> None:
         self._lines: OrderedDict[str, deque[T]] = OrderedDict()
-        """The caller whose turn is next stands first."""
+        """The caller whose turn is next is first."""
 
     def __bool__(self) -> bool:
         return bool(self._lines)
@@ -28,11 +28,11 @@ class Turns(Generic[T]):
         return sum(len(line) for line in self._lines.values())
 
     def put(self, caller: str, item: T) -> None:
-        """Queue an item behind the others of its caller; a caller that had none gets the last turn."""
+        """Queue an item behind the others of its caller; a caller without waiting items gets the last turn."""
         self._lines.setdefault(caller, deque()).append(item)
 
     def remove(self, caller: str, item: T) -> bool:
-        """Remove an item, the last that was put of equal ones; return False if it does not wait."""
+        """Remove an item, of equal items the newest; return False if it is not in the queue."""
         line = self._lines.get(caller)
         if line is None or item not in line:
             return False
@@ -44,16 +44,16 @@ class Turns(Generic[T]):
         return True
 
     def waiting(self, caller: str) -> int:
-        """Return how many items of a caller wait."""
+        """Return the number of waiting items of a caller."""
         return len(self._lines.get(caller, ()))
 
     def longest(self) -> tuple[str, int]:
-        """Return the caller with the most items, and how many. There must be one."""
+        """Return the caller with the most items, and their number. The queue must not be empty."""
         caller = max(self._lines, key=lambda one: len(self._lines[one]))
         return caller, len(self._lines[caller])
 
     def newest(self, caller: str) -> T:
-        """Return the item that a caller put last. There must be one."""
+        """Return the newest item of a caller, who must have one."""
         return self._lines[caller][-1]
 
     def take(self, may: Callable[[str], bool] = lambda _caller: True) -> tuple[str, T] | None:

@@ -1,7 +1,7 @@
-"""Availability zones: where the volumes of a type may be, and where a new volume goes, before it is accepted.
+"""Availability zones: those that a volume type allows, and that of a new volume, chosen before it is accepted.
 
-compat: the order of the decisions is Cinder's, and each refusal begins with its sentence. Cinder takes the default zone
-even if no backend is in it, and lets the create fail later.
+compat: the order of the decisions is Cinder's, and each refusal begins with Cinder's sentence. Cinder takes the default
+zone even if no backend is in it; the create then fails later.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ SPEC = "RESKEY:availability_zones"
 
 
 def zones_of(extra_specs: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Return the zones that a type confines its volumes to; empty means any."""
+    """Return the zones to which a type confines its volumes; empty means any."""
     return tuple(zone.strip() for zone in (extra_specs.get(SPEC) or "").split(",") if zone.strip())
 
 
 def zones_by_backend(config: Config) -> dict[str, str]:
-    """Return the zone of each backend, NODE@BACKEND, even of one that is down now."""
+    """Return the zone of each backend by NODE@BACKEND, including backends that are down now."""
     node, default = config.service.node, config.service.availability_zone
     return {f"{node}@{section.name}": section.pool.availability_zone or default for section in config.backends}
 
@@ -50,7 +50,7 @@ def zone_of_new(
 ) -> str | None:
     """Return the zone of a new volume, or None if the scheduler chooses among those of its type.
 
-    ``source`` is what it is made from: ``snapshot`` or ``source volume``. Raise BadRequest if no zone is allowed.
+    ``source`` is the kind of its source: ``snapshot`` or ``source volume``. Raise BadRequest if no zone is allowed.
     """
     known = set(zones_by_backend(config).values())
     of_type = zones_of(extra_specs)

@@ -1,6 +1,6 @@
-"""What a plugin does in the background: one piece of work after the other, on a thread that ends when none is left.
+"""Runs a plugin's background tasks: one after the other, on a thread that ends when none is left.
 
-Used by plugins. Nothing here survives a kill: a plugin finds out at its next start what is left to be done.
+Used by plugins. Tasks do not survive a kill: at its next start, a plugin finds the remaining work itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Work = Callable[[Progress], None]
 
 
 class _Leave(Exception):
-    """The work is given up."""
+    """The running task is abandoned."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Waiting:
 
 
 class BackgroundTasks:
-    """One thread for one pool."""
+    """The background tasks of one pool, on one thread."""
 
     def __init__(self, name: str):
         self._name = name
@@ -44,9 +44,10 @@ class BackgroundTasks:
         self._leaving: set[str] = set()
 
     def add(self, subject: str, what: str, work: Work) -> None:
-        """Do something soon; what waits for the same subject already is done once.
+        """Queue work on a subject, unless work on the same subject already waits.
 
-        ``what`` goes on in a log after the pool's name. The work may raise BackendError: it is then left for later.
+        ``what`` describes the work in the log, after the pool's name. If the work raises BackendError, it ends, and the
+        plugin may add it again later.
         """
         with self._change:
             if not any(one.subject == subject for one in self._waiting):
@@ -56,14 +57,17 @@ class BackgroundTasks:
                 self._thread.start()
 
     def now(self) -> Sequence[BackgroundTask]:
-        """Return what is being done, and what waits."""
+        """Return the running task and the waiting ones."""
         with self._change:
             busy = [self._busy] if self._busy else []
             return [BackgroundTask(what=one.what, percent=one.percent) for one in (*busy, *self._waiting)]
 
     @contextmanager
     def leaving(self, subject: str) -> Iterator[None]:
-        """Keep off a subject: work on it is given up first, at the next time that it tells its progress."""
+        """Allow no background work on a subject: drop what waits, and wait for running work to stop.
+
+        Running work stops when it next reports its progress.
+        """
         with self._change:
             self._leaving.add(subject)
             self._waiting = [one for one in self._waiting if one.subject != subject]
@@ -75,7 +79,7 @@ class BackgroundTasks:
                 self._leaving.discard(subject)
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until there is nothing to do; say whether that came true in time."""
+        """Wait until no work is left; return False on timeout."""
         with self._change:
             return self._change.wait_for(lambda: self._thread is None, timeout_s)
 

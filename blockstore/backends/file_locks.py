@@ -1,4 +1,4 @@
-"""Locks and leases of the kernel on open files: who else has a file open, or holds a part of it.
+"""Locks and leases of the kernel on open files: tells whether others have a file open or lock a part of it.
 
 Used by plugins and ``holders.py``. The only place that knows the kernel's struct flock and its leases.
 """
@@ -18,8 +18,8 @@ _FLOCK = struct.Struct("hhqqi4x")
 def is_sole_opener(fd: int) -> bool | None:
     """Return True if nothing else on this machine has a file open; None if the file system cannot tell.
 
-    The kernel grants a write lease only on a file that is open once. A process that opens the file in the instant of
-    the lease waits for that instant, and we get SIGURG, which does nothing, in place of a deadly SIGIO.
+    The kernel grants a write lease only on a file that is open once. A process that opens the file during the lease
+    waits until it ends. This process then gets SIGURG, which has no effect, instead of SIGIO, which would kill it.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -51,7 +51,7 @@ def lock(fd: int, kind: int, start: int, length: int) -> None:
 
 
 def _conflict(fd: int, command: int, start: int, length: int) -> tuple[int, int]:
-    """Return type and process of the first lock that keeps a write lock out."""
+    """Return type and process of the first lock that conflicts with a write lock."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
     kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(fd, command, asked))
     return kind, pid

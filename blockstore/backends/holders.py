@@ -1,8 +1,8 @@
-"""Who on this node holds a file or block device: processes, mounts, swap, loop devices, devices on top of it.
+"""Finds the holders of a file or block device on this node: processes, mounts, swap, loop and stacked devices.
 
-Used by plugins. Asks the kernel; knows no exports. Files and devices are known by what they are (device and inode),
-never by their names, of which they may have several. It leaves out the service's own process. Never starts a process,
-never changes anything.
+Used by plugins. Asks the kernel; knows no exports. Files and devices are identified by device and inode numbers, never
+by name, because they may have several names. Leaves out the service's own process. Starts no process and changes
+nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Thing(NamedTuple):
 
 
 def identity(path: Path) -> Thing | None:
-    """Return what a path leads to; None when there is nothing that could be a volume."""
+    """Return the regular file or block device at a path; None if there is none."""
     try:
         return _known_as(path.stat())
     except OSError:
@@ -45,14 +45,14 @@ def _known_as(found: os.stat_result) -> Thing | None:
 
 
 def prove() -> None:
-    """Raise Unreachable when holders cannot be found here."""
+    """Raise Unreachable if holders cannot be found on this system."""
     for path in (_PROC / "self/fd", _PROC / "self/mountinfo", _SYS / "dev/block"):
         if not os.access(path, os.R_OK):
             raise Unreachable(f"{path} cannot be read, without which nobody knows who uses a volume. Mount it.")
 
 
 def find(things: Collection[Thing]) -> Mapping[Thing, tuple[str, ...]]:
-    """Return who holds each thing, as a person would say it; what nobody is known to hold is left out."""
+    """Return the holders of each thing, described for a person; things without a known holder are left out."""
     parts = {part: thing for thing in things for part in _with_partitions(thing)}
     found: dict[Thing, dict[str, None]] = {}
     for source in (_processes(parts), _mounts(), _swaps(), _loops(), _stacked(parts)):
@@ -63,19 +63,20 @@ def find(things: Collection[Thing]) -> Mapping[Thing, tuple[str, ...]]:
 
 
 def of(path: Path) -> str:
-    """Return who holds a file or device, for a sentence."""
+    """Return the holders of a file or device, for a sentence."""
     thing = identity(path)
     who = find({thing}).get(thing, ()) if thing else ()
     return ", ".join(who) or "something that this user cannot see: the kernel, a container, or this service"
 
 
 def is_free(path: Path) -> bool | None:
-    """Ask the kernel, which also knows of other users, containers and itself; None when it cannot tell.
+    """Return True if nothing holds a file, False if something does; None if the kernel cannot tell.
 
-    Of a file it knows all. Of a device only who reserves it alone: a mount, an export, a device on top of it.
+    The kernel also knows of other users, containers and itself. Of a file it knows every holder. Of a device it knows
+    only exclusive holders (a mount, an export, a stacked device), so that a device is never reported as free.
     """
     if _own(path):
-        return None  # the kernel would tell of ourselves
+        return None  # the kernel would count this process
     is_device = path.is_block_device()
     try:
         fd = os.open(path, os.O_RDONLY | os.O_EXCL * is_device | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -94,7 +95,7 @@ def _own(path: Path) -> bool:
     return any(found == thing for found in _open_files(_PROC / "self"))
 
 
-# --- where holders are found: pairs of what is held and who holds it ----------------------------------------------
+# --- sources of holders: each yields pairs of a thing and its holder ----------------------------------------------
 
 
 def _processes(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
@@ -107,7 +108,7 @@ def _processes(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
 
 
 def _open_files(process: Path) -> Iterator[Thing | None]:
-    """Yield what a process has open. Some have a hundred thousand files, so this is done without ceremony."""
+    """Yield the open files of a process. Some have a hundred thousand, so this avoids all overhead."""
     try:
         folder = os.open(process / "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -122,12 +123,12 @@ def _open_files(process: Path) -> Iterator[Thing | None]:
 
 
 def _mapped(process: Path, wanted: Collection[Thing]) -> Iterator[Thing | None]:
-    """Yield what a process has mapped that may be wanted: a mapping outlives the closing of its file."""
+    """Yield the mapped files of a process that may be wanted: a mapping outlives the closing of its file."""
     inodes = {str(thing.second) for thing in wanted if thing.kind == "file"}
     devices = any(thing.kind == "device" for thing in wanted)
     text = _text(process / "maps")
     if not (devices and "/dev/" in text) and not any(f" {inode} " in text for inode in inodes):
-        return  # most processes: no need to look at every line
+        return  # most processes: their lines need no parsing
     seen = set()
     for line in text.splitlines():
         place, _mode, _offset, *known_as, path = (*line.split(maxsplit=5), "")[:6]
@@ -138,7 +139,7 @@ def _mapped(process: Path, wanted: Collection[Thing]) -> Iterator[Thing | None]:
 
 
 def _mounts() -> Iterator[tuple[Thing | None, str]]:
-    """Yield the mounts of every mount namespace, as far as we may look into them."""
+    """Yield the mounts of every mount namespace that this process may read."""
     seen = set()
     for process in (_PROC / "self", *(p for p in _entries(_PROC) if p.name.isdecimal())):
         with suppress(OSError):
@@ -152,7 +153,7 @@ def _mounts() -> Iterator[tuple[Thing | None, str]]:
                 source = words[words.index("-") + 2]
                 who = f"mounted on {_plain(words[4])}"
                 yield Thing("device", os.makedev(int(major), int(minor))), who
-                if major == "0" and source.startswith("/dev/"):  # btrfs has a number of its own
+                if major == "0" and source.startswith("/dev/"):  # btrfs has a device number of its own
                     yield identity(Path(_plain(source))), who
 
 
@@ -175,7 +176,7 @@ def _stacked(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
             yield thing, f"{holder.name} ({name})" if name else holder.name
 
 
-# --- reading what may vanish meanwhile ---------------------------------------------------------------------------
+# --- reading files that may vanish meanwhile ---------------------------------------------------------------------
 
 
 def _with_partitions(thing: Thing) -> Iterator[Thing]:

@@ -1,4 +1,4 @@
-"""From an ini section to backends: reads the options of its plugin, makes its instances.
+"""Makes backends from a configuration section: parses the options of its plugin and makes the instances.
 
 Called by ``app/service.py`` and the command line. Each failure is one sentence naming section, plugin and option.
 """
@@ -21,7 +21,7 @@ def plugins() -> list[str]:
 
 
 def load(section: BackendSection, state_dir: Path) -> Sequence[Backend]:
-    """Return the backends of one section, one for each pool; touches no storage. Raises ConfigError."""
+    """Return the backends of one section, one for each pool; does not access the storage. Raises ConfigError."""
     cls = plugin(section.pool.plugin, section.source)
     return cls.open_pools(section.name, options(section), state_dir)
 
@@ -32,6 +32,6 @@ def options(section: BackendSection) -> BackendOptions:
 
 
 def plugin(name: str, where: str) -> type[Backend]:
-    """Return the class of a plugin. Raises ConfigError when it is unknown, broken, or lies where others may write."""
+    """Return the class of a plugin. Raise ConfigError if it is unknown, broken, or others may change its files."""
     found: type[Backend] = find(GROUP, name, Backend, where)
     return found

@@ -1,7 +1,7 @@
-"""The reference backend: a pool in the memory of the process, for tests and for trying things out.
+"""The memory backend: a pool in the memory of the process, for tests and for experiments.
 
-Configured like any plugin; its bytes are gone when the process ends, and found again by a service that restarts
-inside the process with the same name and state directory. Never touches a disk.
+Configured like any plugin. Its data are lost when the process ends. A service that restarts inside the process with the
+same name and state directory finds them again. Never accesses a disk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ZEROS = bytes(BLOCK)
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions(BackendOptions):
-    """What can be set for a pool in memory."""
+    """The options of a pool in memory."""
 
     size_gib: int = option("Reported size of the pool in GiB.", 1000)
     latency_s: float = option("Seconds that each call takes, to simulate slow storage.", 0.0)
@@ -60,7 +60,7 @@ class MemoryImage:
 
 @dataclass
 class MemoryPool:
-    """What lives in the process: images by name."""
+    """The contents of a pool, kept by the process: images by name."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     volumes: dict[str, MemoryImage] = field(default_factory=dict)
@@ -68,14 +68,14 @@ class MemoryPool:
     openers: Counter[str] = field(default_factory=Counter)
     owner: str | None = None
     identity: str = "memory"
-    """The same for every process, which finds the pool of its name empty."""
+    """The same in every process, although each new process finds the pool empty."""
 
 
 class MemoryBackend(Backend):
     """A pool in memory.
 
     ``fail`` makes the next call of a method raise: ``backend.fail["create_volume"] = NoSpace("full")``. ``calls``
-    lists the actions that were asked of this instance, with their first argument.
+    lists the actions that this instance was called for, with their first argument.
     """
 
     Options: ClassVar[type[BackendOptions]] = MemoryOptions
@@ -90,7 +90,7 @@ class MemoryBackend(Backend):
         self.calls: list[tuple[str, str]] = []
         self._pool = self._pools.setdefault((name, state_dir), MemoryPool())
 
-    # --- health and figures
+    # --- health and capacity
 
     def check(self) -> None:
         self._begin("check")
@@ -194,7 +194,7 @@ class MemoryBackend(Backend):
             self._freeze(snapshots)
 
     def _freeze(self, snapshots: Mapping[str, str]) -> None:
-        """Make snapshots, unless all are there already; what is there of some is not of this instant."""
+        """Make snapshots, unless all exist. If only some exist, replace them: they are of another instant."""
         images = {volume: self._volume(volume) for volume in snapshots}
         if len(set(snapshots.values())) < len(snapshots):
             raise NameTaken("Two volumes cannot have snapshots of one name.")
@@ -246,7 +246,7 @@ class MemoryBackend(Backend):
             self._reserve(frozen.size_gib - image.size_gib)
             self._pool.volumes[volume] = frozen.copy(frozen.size_gib)
 
-    # --- taking over
+    # --- managing
 
     def list_manageable(self) -> Sequence[Manageable]:
         self._begin("list_manageable")
@@ -295,7 +295,7 @@ class MemoryBackend(Backend):
     # --- inside
 
     def _begin(self, method: str, *names: str) -> None:
-        """Do what every action starts with: note it, take its time, fail when a test asked for it, check names."""
+        """Start an action: record it, wait for ``latency_s``, raise the error that a test has set, check names."""
         if names:
             self.calls.append((method, names[0]))
             if self.settings.latency_s:
@@ -318,7 +318,7 @@ class MemoryBackend(Backend):
         return image
 
     def _add(self, name: str, image: MemoryImage) -> None:
-        """Put an image under a name, unless it is there already."""
+        """Store an image under a name, unless it is stored already."""
         if name in self._pool.snapshots:
             raise NameTaken(f"{name} is the name of a snapshot.")
         present = self._pool.volumes.get(name)
@@ -338,7 +338,7 @@ class MemoryBackend(Backend):
             raise InUse(f"Volume {name} is open.")
 
     def _reserve(self, size_gib: int) -> None:
-        """Refuse what a thick pool has no space for, before anything is changed; a thin one promises anything."""
+        """Raise RefusedForSpace, before any change, if a thick pool lacks the space; a thin pool accepts any size."""
         free_gib = self._free_gib()
         if not self.settings.thin and size_gib > free_gib:
             raise RefusedForSpace(
@@ -348,7 +348,7 @@ class MemoryBackend(Backend):
     def _free_gib(self) -> float:
         images = [*self._pool.volumes.values(), *(image for _volume, image in self._pool.snapshots.values())]
         if self.settings.thin:
-            # Blocks that copies share count once, as they do in the process.
+            # Blocks that copies share count once, as they do in memory.
             used = len({id(block) for image in images for block in image.blocks.values()}) * BLOCK / GIB
         else:
             used = float(sum(image.size_gib for image in images))
@@ -412,5 +412,5 @@ class MemoryFile(io.RawIOBase):
             return done
 
     def _space(self, wanted: int) -> int:
-        """Return how many bytes from here are in the same block and before the end."""
+        """Return how many bytes, from the position on, are in the same block and before the end."""
         return max(0, min(wanted, BLOCK - self._position % BLOCK, self._image.size_gib * GIB - self._position))

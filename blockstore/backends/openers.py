@@ -1,6 +1,6 @@
-"""Counts which volumes this process has open, for storage that cannot tell.
+"""Counts the volumes that this process has open, for storage that cannot tell.
 
-Used by plugins. A count lives as long as the process, as every open file does.
+Used by plugins. The counts end with the process, as its open files do.
 """
 
 from __future__ import annotations

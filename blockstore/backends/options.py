@@ -1,6 +1,6 @@
-"""The options of a plugin, as its own class has them.
+"""Returns the options of a plugin as its own class.
 
-Used by plugins, of storage and of targets: the service hands each one the options that it read for it.
+Used by storage and target plugins: the service passes each plugin the options that it parsed for the plugin.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The only place that starts processes: argv lists, no shell, C locale, a time limit, secrets hidden.
 
-Called by plugins. Never interprets what a tool says: that is the plugin's ``commands.py``.
+Called by plugins. Never interprets the output of a tool: the plugin's ``commands.py`` does.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def run(
     pass_fds: Sequence[int] = (),
     complaints: list[str] | None = None,
 ) -> str:
-    """Run a tool and return what it printed.
+    """Run a tool and return its output.
 
     ``secrets`` are replaced in logs and errors. ``package`` is the Debian package named when the tool is missing.
-    ``pass_fds`` stay open in the tool and in what it leaves running: a lock on one tells that it lives.
-    ``complaints`` gets what the tool printed on standard error, also when it succeeded.
-    Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's words.
+    ``pass_fds`` stay open in the tool and in processes that it leaves running: a lock on one shows that they live.
+    ``complaints`` gets the tool's standard error, also when the tool succeeded.
+    Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's output.
     """
     shown = tuple(_hide(word, secrets) for word in argv)
     started = time.monotonic()
@@ -71,9 +71,9 @@ def run(
 def follow(
     argv: Sequence[str], tell: Callable[[int], None], *, timeout_s: float = 60, package: str | None = None
 ) -> None:
-    """Run a tool that prints how far it is, in percent, and tell it; when ``tell`` raises, the tool is stopped.
+    """Run a tool that prints its progress in percent, and pass that to ``tell``; if ``tell`` raises, stop the tool.
 
-    Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's last words.
+    Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's last output.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - argv list, no shell
@@ -112,7 +112,7 @@ def follow(
 
 
 def have(tool: str) -> bool:
-    """Say whether a tool is installed."""
+    """Return True if a tool is installed."""
     return shutil.which(tool, path=_search_path()) is not None
 
 
@@ -142,11 +142,11 @@ def _hide(text: str, secrets: Sequence[str]) -> str:
 
 
 def _search_path() -> str:
-    """PATH with the administrator's directories, which an ordinary user's PATH lacks."""
+    """Return PATH with the administrator's directories, which an ordinary user's PATH lacks."""
     given = [part for part in os.environ.get("PATH", "").split(":") if part]
     return ":".join([*given, *(part for part in ("/usr/sbin", "/usr/bin", "/sbin", "/bin") if part not in given)])
 
 
 def _inherited() -> dict[str, str]:
-    """Pass on what a tool needs from the environment, and nothing that may hold a secret."""
+    """Return the environment variables that a tool needs, and none that may hold a secret."""
     return {key: os.environ[key] for key in ("HOME", "TMPDIR", "DM_DISABLE_UDEV") if key in os.environ}

@@ -1,1 +1,1 @@
-"""The conformance suites: every promise of a backend and of a target, tried on a real one."""
+"""The conformance suites: every promise of a backend and of a target, tested on a real one."""

@@ -1,7 +1,7 @@
-"""The contract as experiments: what every backend must do, tried on a real one.
+"""The conformance suite of backends: tests every promise of ``backends/contract.py`` on a real backend.
 
-Two doors, the same cases. pytest: subclass ``BackendConformance`` and give it a ``backend`` fixture. Command line:
-``blockstore backend check NAME`` calls ``run``. What a case works with is in ``blockstore.conformance.sandbox``.
+The cases run in two ways. With pytest: subclass ``BackendConformance`` and give it a ``backend`` fixture. On the
+command line: ``blockstore backend check NAME`` calls ``run``. The helpers are in ``blockstore.conformance.sandbox``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from blockstore.errors import (
 
 _IDENTITY = re.compile(r"[!-~]{1,200}")
 PATIENCE_S = 10.0
-"""How long a pool's figures may take to follow."""
+"""Time within which a pool's capacity must follow a change."""
 WRITES_WITHIN_S = 30.0
-"""How long two writes may take, beside a snapshot."""
+"""Time within which two writes must end during a snapshot."""
 
 HOSTILE_NAMES = (
     "", ".", "..", "../up", "a/b", "/etc/passwd", "-f", "--config=x", "@tag", "a b", "a\nb", "a\n", "a\0b", "a;reboot",
@@ -55,11 +55,11 @@ HOSTILE_NAMES = (
 )  # fmt: skip
 
 
-# --- what a case works with --------------------------------------------------------------------------------
+# --- helpers of the cases ----------------------------------------------------------------------------------
 
 
 class Cancelled:
-    """A progress callback by which the operator cancels at once."""
+    """A progress callback that cancels the operation at its first call."""
 
     def __init__(self) -> None:
         self.called = False
@@ -72,7 +72,10 @@ class Cancelled:
 def case(
     *needs: str, lacks: str = ""
 ) -> Callable[[Callable[[Any, Sandbox], None]], Callable[[BackendConformance, Backend], None]]:
-    """Turn a method that takes a Bench into one that takes a backend; skip it where the capabilities say so."""
+    """Turn a method that takes a Sandbox into one that takes a backend.
+
+    Skip the case if the backend lacks a capability of ``needs``, or has the capability ``lacks``.
+    """
 
     def wrap(body: Callable[[Any, Sandbox], None]) -> Callable[[BackendConformance, Backend], None]:
         def test(self: BackendConformance, backend: Backend) -> None:
@@ -96,7 +99,7 @@ def case(
 class BackendConformance:
     """Every promise of contract.py, as a case with its sentence."""
 
-    # health and figures
+    # health and capacity
 
     @case()
     def test_check_twice(self, sandbox: Sandbox) -> None:
@@ -151,7 +154,7 @@ class BackendConformance:
             PATIENCE_S,
         )
 
-    # whose it is
+    # owner and identity
 
     @case(lacks="owner_mark")
     def test_undeclared_owner_mark_refuses(self, sandbox: Sandbox) -> None:
@@ -178,7 +181,7 @@ class BackendConformance:
             backend.change_owner("somebody-else", None)
             expect(backend.owner() == first, "A mark must stay when its owner is not named as the former one.")
             sandbox.lists({})
-            if before is None:  # else a service that runs would see it change
+            if before is None:  # else a running service would notice the change
                 second = sandbox.name()
                 backend.change_owner(first, second)
                 expect(backend.owner() == second, "A mark must change when its owner is named as the former one.")
@@ -834,7 +837,7 @@ class BackendConformance:
                     sandbox.backend.create_group_snapshot(group)
             finally:
                 ended.set()
-            writing.result()  # nothing that was written has failed
+            writing.result()  # raises if a write has failed
         for group in groups:
             first, second = (seen(name, shot) for name, shot in group.items())
             expect(
@@ -959,7 +962,7 @@ class BackendConformance:
         sandbox.volume_holds(name, "first")
         sandbox.lists({name: 1}, {shot: name})
 
-    # --- taking over
+    # --- managing
 
     @case(lacks="manage")
     def test_undeclared_manage_refuses(self, sandbox: Sandbox) -> None:
@@ -1032,7 +1035,7 @@ class BackendConformance:
 
 
 class _Thrown(BackendError):
-    """What a case throws through a backend."""
+    """The exception that a case raises while a backend has a volume open."""
 
 
 def _throw_inside(opened: AbstractContextManager[BinaryIO]) -> None:
@@ -1046,18 +1049,18 @@ def _enter(opener: Callable[..., AbstractContextManager[BinaryIO]], *args: Any) 
 
 
 def _goes_on(count: Callable[[], int], has_ended: Callable[[], bool]) -> None:
-    """Wait until something has counted on by two."""
+    """Wait until the count has risen by at least two, or the counting has ended."""
     before = count()
     eventually(lambda: count() > before + 1 or has_ended(), "A volume must take writes.", WRITES_WITHIN_S)
 
 
 def _absurd(backend: Backend) -> int:
-    """Return a size no pool has, within what 63 bits of bytes can say."""
+    """Return a size in GiB that no pool has, and whose number of bytes fits in 63 bits."""
     return min(int(backend.capacity().total_gib) * 1000 + 1000, 2**32)
 
 
 def _cancelled(call: Callable[..., None], *args: Any) -> bool:
-    """Call with a cancelling progress; return whether it was cancelled. A backend may be done before it reports."""
+    """Call with a progress that cancels; return False if the backend was done before it reported any progress."""
     cancel = Cancelled()
     try:
         call(*args, cancel)
@@ -1069,14 +1072,14 @@ def _cancelled(call: Callable[..., None], *args: Any) -> bool:
 
 
 def _steady_progress(call: Callable[..., None], *args: Any) -> None:
-    """Call, and fail unless the percentages are whole, within 0 and 100, and never fall."""
+    """Call, and fail unless the reported percentages are whole numbers from 0 to 100 that never fall."""
     seen: list[int] = []
     call(*args, seen.append)
     good = all(isinstance(percent, int) and 0 <= percent <= 100 for percent in seen) and seen == sorted(seen)
     expect(good, f"Progress must rise from 0 to 100 in whole numbers, but was {seen}.")
 
 
-# --- the second door ---------------------------------------------------------------------------------------
+# --- the command line --------------------------------------------------------------------------------------
 
 
 def cases(suite: BackendConformance | None = None) -> Sequence[tuple[str, Callable[[Backend], None]]]:
@@ -1085,5 +1088,5 @@ def cases(suite: BackendConformance | None = None) -> Sequence[tuple[str, Callab
 
 
 def run(backend: Backend, report: Callable[[str], None] = print, *, only: str = "") -> Sequence[Result]:
-    """Run every case whose name holds ``only`` and report a line for each; failed cases are in the results."""
+    """Run every case whose name contains ``only`` and report a line for each; failed cases are in the results."""
     return run_cases(BackendConformance(), backend, report, only)

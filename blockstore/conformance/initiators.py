@@ -1,8 +1,8 @@
-"""Whoever reaches an export from outside, for the conformance suite: QEMU's own initiators, in processes of their own.
+"""The initiators of the conformance suite of targets: QEMU's own, each in a process of its own.
 
-One ``Initiator`` is one host. It is told what an os-brick would be told, and speaks that protocol in user space:
-qemu-io over iSCSI (libiscsi), NBD (TLS-PSK where there is a key), or on the path itself. Secrets reach qemu by stdin
-or in a private file, never on its command line. Knows no targets and no backends.
+One ``Initiator`` is one host. It gets the same data as os-brick, and speaks the protocol in user space: qemu-io over
+iSCSI (libiscsi), over NBD (TLS-PSK if there is a key), or on the path itself. Secrets reach qemu by stdin or in a
+private file, never on its command line. Knows no targets and no backends.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from blockstore.targets.contract import Connection
 
 PACKAGE = "qemu-utils qemu-block-extra"
 TIMEOUT_S = 20.0
-"""An initiator that is refused may try for ever; it is stopped then."""
+"""Seconds after which an initiator is stopped, because a refused initiator may try for ever."""
 
 
 class InitiatorRefused(BackendError):
-    """The initiator did not get what it asked for; keeps its words."""
+    """The initiator was refused; keeps its output."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What an initiator is told of an export: os-brick's connection_info."""
+    """The data that an initiator gets for an export: os-brick's connection_info."""
 
     type: str
     data: Mapping[str, Any]
 
     @classmethod
     def of(cls, connection: Connection, secret: str) -> Told:
-        """Return a connection with the secret where the initiator expects it."""
+        """Return the data of a connection, with the secret at the key where the initiator expects it."""
         known = {connection.secret_as: secret} if connection.secret_as else {}
         return cls(connection.driver_volume_type, {**connection.data, **known})
 
 
 class Initiator:
-    """One host, by its name; what it needs to keep for a moment is in a private directory."""
+    """One host, by its name; keeps its temporary files in a private directory."""
 
     def __init__(self, name: str, directory: Path):
         self.iqn = f"iqn.2010-10.org.openstack:{name}"
@@ -54,7 +54,7 @@ class Initiator:
 
     @property
     def connector(self) -> dict[str, Any]:
-        """What it says of itself, as os-brick does."""
+        """Return the connector of this host, in the form of os-brick."""
         return {
             "platform": platform.machine(),
             "os_type": "linux",
@@ -73,7 +73,7 @@ class Initiator:
             )
 
     def read(self, told: Told, *offsets: int, length: int) -> Sequence[bytes]:
-        """Return so many bytes at each offset."""
+        """Return ``length`` bytes from each offset."""
         said = self.do(told, *(f"read -v {offset} {length}" for offset in offsets))
         # 00010000:  f4 f5 cf 92 fa 8b 0f 21 d2 cb ef 86 6a b7 a3 f0  ............j...
         lines = (line.partition(":  ")[2][: 16 * 3] for line in said.splitlines() if line[8:11] == ":  ")
@@ -81,7 +81,7 @@ class Initiator:
         return [data[at : at + length] for at in range(0, length * len(offsets), length)]
 
     def write(self, told: Told, pieces: Mapping[int, bytes]) -> None:
-        """Write bytes at offsets, and have them kept."""
+        """Write bytes at offsets, and flush them."""
         with tempfile.TemporaryDirectory(dir=self._directory) as folder:
             commands = []
             for offset, data in pieces.items():
@@ -91,7 +91,7 @@ class Initiator:
             self.do(told, *commands, "flush", write=True)
 
     def do(self, told: Told, *commands: str, write: bool = False, timeout_s: float = TIMEOUT_S) -> str:
-        """Have qemu-io open the disk and do things; return what it printed. Raises Refused when one of them fails."""
+        """Have qemu-io open the disk and run commands; return its output. Raise InitiatorRefused if one fails."""
         words = [word for command in commands for word in ("-c", command)]
         with self._disk(told) as (options, disk, stdin):
             mode = () if write else ("-r",)
@@ -99,7 +99,7 @@ class Initiator:
 
     @contextmanager
     def _disk(self, told: Told) -> Iterator[tuple[Sequence[str], str, bytes | None]]:
-        """Give qemu's options, the disk's name and what stdin must hold."""
+        """Yield qemu's options, the disk's name and the content of stdin."""
         with tempfile.TemporaryDirectory(dir=self._directory) as folder:
             options, node, stdin = _KINDS[told.type](told.data, self.iqn, Path(folder))
             yield options, "json:" + json.dumps({"driver": "raw", "file": node}), stdin
@@ -144,7 +144,7 @@ def _nbd(data: Mapping[str, Any], _iqn: str, folder: Path) -> Disk:
 
 
 _KINDS = {"local": _local, "iscsi": _iscsi, "nbd": _nbd}
-"""By driver_volume_type."""
+"""The function that describes the disk to qemu, by driver_volume_type."""
 
 
 def _qemu(tool: str, *args: str, stdin: bytes | None, timeout_s: float = TIMEOUT_S) -> str:

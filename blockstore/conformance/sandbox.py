@@ -1,7 +1,7 @@
-"""What the conformance suites of backends and of targets stand on: a bench, bytes to look for, cases, results.
+"""The common base of the conformance suites of backends and targets: sandbox, test patterns, cases, results.
 
-Imported by the two, and by nothing else. Never imports pytest, uses no ``assert`` (which -O removes), writes little,
-and removes whatever a case made, also when the case fails.
+Imported by the two suites and their tests only. Never imports pytest, uses no ``assert`` (which -O removes), writes
+little, and removes all that a case made, also when the case fails.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from blockstore.backends.contract import GIB, Backend
 from blockstore.errors import BackendError, NotSupported
 
 S = TypeVar("S")
-"""What a suite is tried on: a backend, or a backend with a target."""
+"""The subject of a suite: a backend, or a backend with a target."""
 
 BLOCK = 64 * 1024
 ZEROS = bytes(BLOCK)
 PREFIX = "conf-"
 
-# The service may be working on the same pool while a person checks it; its names are not our business.
+# The service may work on the same pool during a check; its volumes and snapshots are ignored by their names.
 _SERVICE_NAME = re.compile(r"(volume|snap)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-# --- what a case works with --------------------------------------------------------------------------------
+# --- helpers of the cases ----------------------------------------------------------------------------------
 
 
 def expect(true: object, sentence: str) -> None:
@@ -55,7 +55,7 @@ def refuses(error: type[BackendError], call: Callable[..., object], *args: Any) 
 
 
 def eventually(true: Callable[[], bool], sentence: str, patience_s: float) -> None:
-    """Fail the case unless it becomes true within some seconds: what others do too may come late or be disturbed."""
+    """Fail the case unless ``true`` becomes true within ``patience_s``: others may delay or disturb the effect."""
     deadline = time.monotonic() + patience_s
     while not true():
         expect(time.monotonic() < deadline, sentence)
@@ -63,12 +63,12 @@ def eventually(true: Callable[[], bool], sentence: str, patience_s: float) -> No
 
 
 def pattern(tag: str) -> bytes:
-    """Return a block of bytes that no other tag has."""
+    """Return a block of bytes that is unique to the tag."""
     return hashlib.sha256(tag.encode()).digest() * (BLOCK // 32)
 
 
 def places(start: int, end: int) -> tuple[int, ...]:
-    """Return the few offsets of a region at which cases write and look: its start, its middle, its end."""
+    """Return the offsets in a region at which cases write and read: its start, its middle, its end."""
     return (start, start + (end - start) // 2, end - BLOCK)
 
 
@@ -90,7 +90,7 @@ def write_at(file: BinaryIO, offset: int, data: bytes) -> None:
 
 
 class Sandbox:
-    """The backend under test and what one case made on it; leaving it removes everything and looks for leftovers."""
+    """The backend under test, and all that one case made on it. Its exit removes that and checks for leftovers."""
 
     def __init__(self, backend: Backend):
         self.backend = backend
@@ -102,7 +102,7 @@ class Sandbox:
         self._volumes_before = set(backend.list_volumes())
         self._snapshots_before = set(backend.list_snapshots())
 
-    # names and things
+    # names, volumes and snapshots
 
     def name(self) -> str:
         """Return a new name for a volume and remember to delete it."""
@@ -132,7 +132,7 @@ class Sandbox:
         return name
 
     def dirty(self, size_gib: int = 1) -> None:
-        """Leave bytes on the pool: a volume is written in many places and deleted."""
+        """Leave old bytes on the pool: write a volume in many places and delete it."""
         name = self.volume(size_gib=size_gib)
         with self.backend.open_volume(name, "r+b") as file:
             for offset in range(0, size_gib * GIB, GIB // 16):
@@ -191,7 +191,7 @@ class Sandbox:
             exc.add_note("Cleaning up failed too: " + " ".join(problems))
 
     def clean(self) -> list[str]:
-        """Delete what was made, twice over, since a volume may wait for another's snapshot to go."""
+        """Delete all that was made, in two rounds, since a volume may depend on another volume's snapshot."""
         problems: list[str] = []
         for _round in range(2):
             problems = []
@@ -205,7 +205,7 @@ class Sandbox:
 
 
 def attempt(problems: list[str], call: Callable[[], object]) -> None:
-    """Call, and add what goes wrong to a list of sentences."""
+    """Call a function, and add its failure to a list of sentences."""
     try:
         call()
     except NotSupported:
@@ -215,7 +215,7 @@ def attempt(problems: list[str], call: Callable[[], object]) -> None:
 
 
 def _ours(listing: Mapping[str, Any], before: set[str], prefix: str) -> dict[str, Any]:
-    """Return what was added by this case; another check of the same pool and the service's own work do not count."""
+    """Return the entries that this case added, without those of other checks of the pool and of the service."""
     return {
         name: value
         for name, value in listing.items()
@@ -241,7 +241,7 @@ def holds(file: BinaryIO, what: str, tag: str, size_gib: int, of_gib: int) -> No
 
 
 def shown(data: bytes) -> str:
-    """Return bytes as a person may read them."""
+    """Return bytes in a readable form."""
     return "zeros" if data == bytes(len(data)) else f"{data[:16].hex()}..."
 
 
@@ -249,7 +249,7 @@ def shown(data: bytes) -> str:
 
 
 def named_after(body: Callable[..., None], test: Callable[[Any, S], None]) -> Callable[[Any, S], None]:
-    """Return the test with its body's name and sentence, but with its own arguments, which pytest looks at."""
+    """Return the test with the name and the docstring of its body, but its own arguments, which pytest inspects."""
     test.__name__, test.__qualname__, test.__doc__ = body.__name__, body.__qualname__, body.__doc__
     return test
 
@@ -272,7 +272,7 @@ def cases_of(suite: object) -> Sequence[tuple[str, Callable[[Any], None]]]:
 
 
 def run_cases(suite: object, subject: object, report: Callable[[str], None], only: str) -> Sequence[Result]:
-    """Run every case whose name holds ``only`` and report a line for each; failed cases are in the results."""
+    """Run every case whose name contains ``only`` and report a line for each; failed cases are in the results."""
     return [_run_one(subject, report, name, call) for name, call in cases_of(suite) if only in name]
 
 

@@ -1,8 +1,8 @@
-"""The contract of targets as experiments, on a backend and a target together: what every such pair must do.
+"""The conformance suite of targets: tests every promise of ``targets/contract.py`` on a backend with a target.
 
-Two doors, the same cases. pytest: subclass ``TargetConformance`` and give it a ``pair`` fixture. Command line:
-``blockstore backend check NAME`` calls ``run``. What a case works with is in ``sandbox.py``, and the
-initiators that reach the exports are in ``initiators.py``.
+The cases run in two ways. With pytest: subclass ``TargetConformance`` and give it a ``pair`` fixture. On the command
+line: ``blockstore backend check NAME`` calls ``run``. The helpers are in ``sandbox.py``, the initiators that use the
+exports are in ``initiators.py``.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from blockstore.errors import BackendError, InUse, InvalidConnector, NotSupporte
 from blockstore.targets.contract import Connection, Export, Target
 
 PATIENCE_S = 10.0
-"""How long a session may take to be seen."""
+"""Time within which the target must show a session."""
 HOLDS_S: Sequence[float] = (4.0, 15.0, 60.0)
-"""How long an initiator waits before it uses its old session; longer, when the machine is so slow that it did so
-before its export was withdrawn."""
+"""Times that an initiator waits before it uses its old session. The next one is tried if the machine is so slow that
+the session was used before its export was withdrawn."""
 LATE_S = 6.0
-"""How long after that it tries; one that was cut off would do so for ever."""
+"""Time for which it then tries; a disconnected initiator would try for ever."""
 
 MARK = 0xEE
-"""The byte of what no old session may ever read."""
+"""The byte in the data that no old session may ever read."""
 READ_MARK = f"read -P {MARK} 0 {BLOCK}"
-"""For qemu-io: succeeds only where it reads the mark."""
+"""A qemu-io command that succeeds only if it reads the mark."""
 SCRATCH = 8 * BLOCK
-"""Where an old session tries to write."""
+"""The offset at which an old session tries to write."""
 
 HOSTILE_VALUES = (
     "", "a\0b", "a\nb", "\n", "x" * 10_000, "../../etc/passwd", "a/b", "a b", "a,b", "a;b", "*", "ALL", "ünicode",
@@ -70,7 +70,7 @@ HOSTILE_VALUES = (
 
 @dataclass(frozen=True)
 class Made:
-    """An export, and what its initiator was told."""
+    """An export, and the connection that its initiator was given."""
 
     export: Export
     connection: Connection
@@ -82,24 +82,24 @@ class Made:
 
     @property
     def told(self) -> Told:
-        """Return all that its initiator knows."""
+        """Return all that the initiator knows of the export."""
         return Told.of(self.connection, self.export.secret)
 
 
 class Pair(NamedTuple):
-    """A configured backend, and a configured target that nobody else uses with this owner and state directory."""
+    """A configured backend, and a configured target with an owner and state directory of its own."""
 
     backend: Backend
     target: Target
     damages: Mapping[str, Callable[[Made], object]] = {}
-    """Ways in which an administrator's tool, or a fault, breaks one export of this target; only tests name them."""
+    """Ways in which an administrator's tool, or a fault, breaks one export of this target; set only by tests."""
 
 
-# --- what a case works with --------------------------------------------------------------------------------
+# --- helpers of the cases ----------------------------------------------------------------------------------
 
 
 class PairSandbox(Sandbox):
-    """A bench with a target and two initiators; leaving it withdraws every export and looks for leftovers."""
+    """A sandbox with a target and two initiators. Its exit withdraws every export and checks for leftovers."""
 
     def __init__(self, pair: Pair):
         super().__init__(pair.backend)
@@ -113,11 +113,11 @@ class PairSandbox(Sandbox):
 
     @property
     def has_doors(self) -> bool:
-        """Whether the target can refuse anybody; a path cannot."""
+        """Return True if the target can refuse an initiator; a path cannot."""
         return self.target.capabilities().protocol != "local"
 
     def needs_doors(self) -> None:
-        """Skip the case where nobody can be refused."""
+        """Skip the case if the target cannot refuse an initiator."""
         if not self.has_doors:
             raise SkipTest(f"{self.target.name} gives paths, and who has a path cannot be refused.")
 
@@ -143,7 +143,7 @@ class PairSandbox(Sandbox):
         return replace(made, **fields)
 
     def makes(self, export: Export) -> Made:
-        """Export."""
+        """Make an export."""
         return Made(export, self.target.export(export))
 
     def exported(self, volume: str, host: Initiator | None = None, **fields: Any) -> Made:
@@ -161,16 +161,16 @@ class PairSandbox(Sandbox):
         self.lists_exports(*there)
 
     def again(self) -> Target:
-        """Return the target as a restarted service makes it."""
+        """Return a new instance of the target, as a restarted service makes it."""
         return type(self.target)(self.target.name, self.target.options, self.target.state_dir, self.target.owner)
 
     def stranger(self) -> Target:
-        """Return the same target of another installation."""
+        """Return an instance of the target that belongs to another installation."""
         directory, owner = self._directory / "stranger", f"x{secrets.token_hex(4)}"
         return type(self.target)(self.target.name, self.target.options, directory, owner)
 
     def broken(self, made: Made, target: Target | None = None) -> bool:
-        """Say whether a look notices that an export does not serve: it is not listed, or has a fault."""
+        """Return True if a health check notices that an export does not work: it is not listed, or has a fault."""
         asked = target or self.target
         fault = asked.faults().get(made.id)
         expect(fault is None or fault.strip(), "A fault must say in words what is wrong.")
@@ -185,7 +185,7 @@ class PairSandbox(Sandbox):
     # bytes
 
     def reads(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
-        """Fail unless the initiator finds this size and tag, and zeros beside it."""
+        """Fail unless the initiator sees this size and tag, and zeros beside the tag."""
         size = (host or self.host).size(made.told)
         expect(size == size_gib * GIB, f"The initiator must see {size_gib * GIB} bytes, but sees {size}.")
         offsets = places(0, size)
@@ -196,12 +196,12 @@ class PairSandbox(Sandbox):
         expect(found[-1] == ZEROS, f"The initiator must read zeros at {BLOCK}, but reads {shown(found[-1])}.")
 
     def writes(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
-        """Have the initiator fill its disk with a tag, as ``fill`` does from inside."""
+        """Have the initiator fill its disk with a tag, as ``fill`` does through the backend."""
         offsets = places(0, size_gib * GIB)
         (host or self.host).write(made.told, {offset: pattern(f"{tag} at {offset}") for offset in offsets})
 
     def keeps_out(self, told: Told, who: str, *, host: Initiator | None = None) -> None:
-        """Fail unless an initiator that knows this cannot read."""
+        """Fail if an initiator that knows ``told`` can read."""
         try:
             (host or self.host).read(told, 0, length=BLOCK)
         except InitiatorRefused:
@@ -209,30 +209,30 @@ class PairSandbox(Sandbox):
         raise AssertionError(f"{who} must be refused, but can read.")
 
     def marks(self, volume: str) -> None:
-        """Fill the first block with the mark, from inside."""
+        """Fill the first block with the mark, through the backend."""
         with self.backend.open_volume(volume, "r+b") as file:
             write_at(file, 0, bytes([MARK]) * BLOCK)
 
     def scratch_is_clean(self, volume: str) -> bool:
-        """Say whether nobody wrote where an old session tries to."""
+        """Return True if the place where an old session tries to write is unwritten."""
         with self.backend.open_volume(volume, "rb") as file:
             return read_at(file, SCRATCH) == ZEROS
 
     # sessions
 
     def connected(self, made: Made, target: Target | None = None) -> None:
-        """Fail unless the target soon says that somebody is connected to this export."""
+        """Fail unless the target soon reports a session of this export."""
         asked = target or self.target
         eventually(lambda: bool(asked.sessions().get(made.id)), "sessions() must tell who is connected.", PATIENCE_S)
 
     def gone(self, made: Made) -> None:
-        """Fail unless the target soon says that nobody is connected to this export."""
+        """Fail unless the target soon reports no session of this export."""
         eventually(lambda: not self.target.sessions().get(made.id), "sessions() must tell who has left.", PATIENCE_S)
 
     def held_over(
         self, command: str, meanwhile: Callable[[Made], object], *, marked: bool = False, write: bool = False
     ) -> tuple[bool, Made]:
-        """Hold a session of a new volume while something happens; return whether it can then still do its command."""
+        """Hold a session of a new volume while ``meanwhile`` runs; return True if it can then still run ``command``."""
         for seconds in HOLDS_S:
             volume = self.volume()
             if marked:
@@ -247,14 +247,14 @@ class PairSandbox(Sandbox):
                     meanwhile(made)
                 except (AssertionError, BackendError):
                     if time.monotonic() < began + seconds:
-                        raise  # else the session was over before: once more, with a longer one
+                        raise  # else the session ended before: repeat with a longer one
                 in_time = time.monotonic() < began + seconds
                 refusal = session.exception()
             if refusal is not None and not isinstance(refusal, InitiatorRefused):
                 raise refusal
             if in_time:
                 return refusal is None, made
-            for export_id in self._ids:  # once more, from the beginning
+            for export_id in self._ids:  # repeat from the beginning
                 self.target.withdraw(export_id)
         raise AssertionError(f"What happened while a session was held took longer than {HOLDS_S[-1]:g} s.")
 
@@ -281,9 +281,9 @@ def _keeps_secret(said: object, secret: str) -> None:
 def case(
     *needs: str, lacks: str = ""
 ) -> Callable[[Callable[[Any, PairSandbox], None]], Callable[[TargetConformance, Pair], None]]:
-    """Turn a method that takes a PairSandbox into one that takes a pair; skip it where the capabilities say so.
+    """Turn a method that takes a PairSandbox into one that takes a pair.
 
-    ``needs`` are capabilities of both, ``lacks`` is one of the target.
+    Skip the case if the backend or the target lacks a capability of ``needs``, or the target has ``lacks``.
     """
 
     def wrap(body: Callable[[Any, PairSandbox], None]) -> Callable[[TargetConformance, Pair], None]:
@@ -316,7 +316,7 @@ def case(
 class TargetConformance:
     """Every promise of contract.py, as a case with its sentence."""
 
-    # health, and what is said
+    # health, and answers
 
     @case()
     def test_check_twice(self, sandbox: PairSandbox) -> None:
@@ -465,7 +465,7 @@ class TargetConformance:
         sandbox.lists_exports(made[0])
         sandbox.reads(made[0], "")
 
-    # whole, or made again
+    # faults and repair
 
     @case()
     def test_what_was_exported_has_no_fault(self, sandbox: PairSandbox) -> None:
@@ -493,7 +493,7 @@ class TargetConformance:
             sandbox.serves(made, other)
             damage(made)
             eventually(partial(sandbox.broken, made), f"A look must notice: {what}.", PATIENCE_S)
-            sandbox.backend.locate(name)  # which makes a device appear again
+            sandbox.backend.locate(name)  # this makes a device appear again
             answer = sandbox.target.export(made.export)
             expect(answer == made.connection, f"Made again, it must answer {made.connection}, but answers {answer}.")
             sandbox.serves(made, other)
@@ -518,7 +518,7 @@ class TargetConformance:
             again.withdraw(made.id)
             sandbox.lists_exports()
 
-    # gone means gone
+    # after withdraw
 
     @case()
     def test_after_withdraw_nobody_gets_in(self, sandbox: PairSandbox) -> None:
@@ -586,7 +586,7 @@ class TargetConformance:
             expect(got == pattern("mine at 0"), "An old connection led to another volume.")
             expect(not sandbox.has_doors, "An old connection must lead nowhere.")
 
-    # who gets in
+    # access control
 
     @case()
     def test_the_secret_is_needed(self, sandbox: PairSandbox) -> None:
@@ -766,7 +766,7 @@ class TargetConformance:
 
 
 def _withdrawn(sandbox: PairSandbox, made: Made) -> bool:
-    """Withdraw an export that somebody uses; return whether it is gone. If it is not, what is promised then is true."""
+    """Withdraw an export in use; return True if it is gone. If not, check what the contract promises for that case."""
     try:
         sandbox.target.withdraw(made.id)
     except InUse as exc:
@@ -784,7 +784,7 @@ def _withdrawn(sandbox: PairSandbox, made: Made) -> bool:
 
 @contextmanager
 def _logged() -> Iterator[list[str]]:
-    """Collect what blockstore logs, down to the last detail."""
+    """Collect the log messages of blockstore and its plugins, from level DEBUG."""
     lines: list[str] = []
     handler = logging.Handler(logging.DEBUG)
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -810,7 +810,7 @@ def _command_lines() -> Iterator[str]:
                 continue
 
 
-# --- the second door ---------------------------------------------------------------------------------------
+# --- the command line --------------------------------------------------------------------------------------
 
 
 def cases(suite: TargetConformance | None = None) -> Sequence[tuple[str, Callable[[Pair], None]]]:
@@ -819,5 +819,5 @@ def cases(suite: TargetConformance | None = None) -> Sequence[tuple[str, Callabl
 
 
 def run(pair: Pair, report: Callable[[str], None] = print, *, only: str = "") -> Sequence[Result]:
-    """Run every case whose name holds ``only`` and report a line for each; failed cases are in the results."""
+    """Run every case whose name contains ``only`` and report a line for each; failed cases are in the results."""
     return run_cases(TargetConformance(), pair, report, only)

@@ -1,6 +1,6 @@
-"""Who there is: domains, projects, users, roles, and who has which role where.
+"""The accounts: domains, projects, users and roles, and the grants of roles to users.
 
-Used by ``api/identity/`` and by the command, each inside its own transaction.
+Used by ``api/identity/`` and by the command line, each inside its own transaction.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from blockstore.errors import Conflict, Forbidden, NotFound
 
 DEFAULT_DOMAIN = "default"
 ADMIN = "admin"
-"""Id of the first project and the first user: what ``auth = none`` calls everybody, so that nothing changes hands."""
+"""Id of the first project and the first user. ``auth = none`` uses it for all callers, so that later the owner of their
+volumes stays the same."""
 PROJECT, DOMAIN, SYSTEM, NO_SCOPE = "project", "domain", "system", "none"
 ALL = "all"
-"""What stands for the system where an id is asked for."""
+"""The id of the scope ``system``."""
 
 Row = TypeVar("Row", Domain, Project, User, Role)
 
 
 def new_account_id() -> str:
-    """Return a fresh id in the form of Keystone's."""
+    """Return a new id in Keystone's form."""
     return uuid.uuid4().hex
 
 
@@ -55,7 +56,7 @@ def by_name(session: Session, model: type[Row], name: str, domain_id: str = DEFA
 
 
 def add(session: Session, row: Row) -> Row:
-    """Add a row. Raises Conflict when its name is taken, NotFound for a domain that is not there."""
+    """Add a row. Raise Conflict if its name is taken, NotFound if its domain does not exist."""
     if isinstance(row, Project | User):
         find(session, Domain, row.domain_id)
     _refuse_taken(session, row)
@@ -65,7 +66,7 @@ def add(session: Session, row: Row) -> Row:
 
 
 def change(session: Session, row: Row, **values: Any) -> Row:
-    """Change what is given. Raises Conflict when a new name is taken, Forbidden for what must stay."""
+    """Change the given values. Raise Conflict if a new name is taken, Forbidden if the row must stay enabled."""
     if values.get("enabled") is False and row.id in (ADMIN, DEFAULT_DOMAIN):
         raise Forbidden(f"The {type(row).__name__.lower()} {row.id} keeps this service manageable; it stays enabled.")
     renamed = values.get("name") not in (None, row.name)
@@ -74,7 +75,7 @@ def change(session: Session, row: Row, **values: Any) -> Row:
             setattr(row, name, value)
         if renamed:
             _refuse_taken(session, row)
-    session.flush()  # first: a login that is going on holds the row, and its token must be seen below
+    session.flush()  # first: this waits for a login that holds the row, whose token is deleted below
     if values.get("enabled") is False:
         _end_access(session, row)
     elif "password_hash" in values:
@@ -83,7 +84,7 @@ def change(session: Session, row: Row, **values: Any) -> Row:
 
 
 def remove_user(session: Session, row: User) -> None:
-    """Remove a user with grants, tokens and application credentials. Raises Forbidden for the first one."""
+    """Remove a user with grants, tokens and application credentials. Raise Forbidden for the first user."""
     if row.id == ADMIN:
         raise Forbidden("The user admin was here first and cannot be deleted; disable others instead.")
     session.delete(row)
@@ -91,7 +92,7 @@ def remove_user(session: Session, row: User) -> None:
 
 
 def remove_project(session: Session, row: Project) -> None:
-    """Remove a project. Raises Conflict while it has volumes or snapshots, Forbidden for the first one."""
+    """Remove a project. Raise Conflict if it has volumes or snapshots, Forbidden for the first project."""
     if row.id == ADMIN:
         raise Forbidden("The project admin was here first and cannot be deleted.")
     _hold(session, row)
@@ -119,7 +120,7 @@ def remove_domain(session: Session, row: Domain) -> None:
 
 
 def remove_role(session: Session, row: Role) -> None:
-    """Remove a role from everybody. Raises Forbidden for those that policies are made of."""
+    """Remove a role and all its grants. Raise Forbidden for the roles that the policies use."""
     if row.name in ("admin", "member", "reader", "service"):
         raise Forbidden(f"The role {row.name} stands in the policies and cannot be deleted.")
     granted = select(Grant.user_id, Grant.scope, Grant.scope_id).where(Grant.role_id == row.id).with_for_update()
@@ -132,12 +133,12 @@ def remove_role(session: Session, row: Role) -> None:
 
 
 def grant(session: Session, user_id: str, scope: str, scope_id: str, role_id: str) -> None:
-    """Give a role to a user; nothing changes when it is there already."""
+    """Give a role to a user; without effect if the user has it already."""
     insert_if_absent(session, Grant, user_id=user_id, scope=scope, scope_id=scope_id, role_id=role_id)
 
 
 def revoke(session: Session, user_id: str, scope: str, scope_id: str, role_id: str) -> None:
-    """Take a role from a user. Raises NotFound when it was not given, Forbidden for the last key to the house."""
+    """Take a role from a user. Raise NotFound if it was not granted, Forbidden for the first administrator's."""
     if user_id == ADMIN and scope_id == ADMIN and session.get_one(Role, role_id).name == "admin":
         raise Forbidden("The user admin stays administrator of the project admin.")
     row = session.get(Grant, (user_id, scope, scope_id, role_id))
@@ -149,7 +150,7 @@ def revoke(session: Session, user_id: str, scope: str, scope_id: str, role_id: s
 
 
 def roles_on(session: Session, user_id: str, scope: str, scope_id: str, *, hold: bool = False) -> list[Role]:
-    """Return the roles that were given to a user there, by name; with ``hold``, nobody takes them meanwhile."""
+    """Return the roles of a user on a scope, by name; ``hold`` locks the grants until the transaction ends."""
     statement = (
         select(Role)
         .join(Grant, Grant.role_id == Role.id)
@@ -160,20 +161,21 @@ def roles_on(session: Session, user_id: str, scope: str, scope_id: str, *, hold:
 
 
 def hold(session: Session, model: type[Row], ref: str) -> Row | None:
-    """Return a row as it is now, which nobody changes until this transaction ends; None where there is none.
+    """Return the present row, locked against changes until this transaction ends; None if it does not exist.
 
-    What a token or a credential rests on is held while it is made: else one could be made of a project that is being
-    disabled, and live when that is enabled again. In the order domain, user, project, so that nobody waits in a ring.
+    The rows behind a token or a credential are held while it is made. Otherwise one could be made for a project that is
+    being disabled, and be valid when the project is enabled again. The order is domain, user, project, to avoid
+    deadlocks.
     """
     return session.get(model, ref, with_for_update={"read": True}, populate_existing=True)
 
 
 def hold_project(session: Session, project_id: str) -> bool:
-    """Hold a project as ``hold`` does, where nothing of it is needed; return False if it has gone."""
+    """Hold a project as ``hold`` does, without reading it; return False if it does not exist."""
     return session.execute(_HELD_PROJECT, {"project": project_id}).first() is not None
 
 
-# Built once, and of a plain column: everything that is made asks.
+# Built once, and of a plain column, because every create runs it.
 _HELD_PROJECT = select(Project.id).where(Project.id == bindparam("project")).with_for_update(read=True)
 
 
@@ -191,7 +193,7 @@ def domains_of(session: Session, user_id: str) -> list[Domain]:
 
 
 def _end_access(session: Session, row: Domain | Project | User | Role) -> None:
-    """End for good the tokens and application credentials of what was disabled: enabling it brings none back."""
+    """Delete the tokens and application credentials of a disabled row: enabling it again restores none."""
     if isinstance(row, User):
         users, projects = [row.id], []
     elif isinstance(row, Project):
@@ -209,7 +211,7 @@ def _end_access(session: Session, row: Domain | Project | User | Role) -> None:
 
 
 def _end_access_there(session: Session, user_id: str, scope: str, scope_id: str) -> None:
-    """End for good what a user has in one place, because a role there was taken away."""
+    """Delete a user's tokens and application credentials for one scope, because a role there was taken away."""
     session.execute(delete(Token).where(Token.user_id == user_id, Token.scope == scope, Token.scope_id == scope_id))
     if scope == PROJECT:
         session.execute(

@@ -1,19 +1,19 @@
-"""Wrong secrets, counted by the account that was meant: after some, the next logins have to wait, longer each time.
+"""Delays logins after wrong secrets, which are counted by account; the delay grows with each failure.
 
-An attempt is counted before its secret is compared, so that parallel ones cannot pass uncounted. It is slowed down by
-two counts of wrong secrets for the account: those from its own address, and those from all addresses that are strange
-to the account. An address from which the right secret came lately is not strange: what others guess does not slow it.
+An attempt is counted before its secret is compared, so that parallel attempts cannot pass uncounted. Two counts of
+wrong secrets for the account slow it down: those from its own address, and those from all unfamiliar addresses. An
+address is familiar if the account's right secret came from it lately: the failures of others do not slow it down.
 
-- Beyond the limit of its own address, one attempt at a time goes on, after a delay that doubles with each failure.
-- Beyond the limit of all strange addresses, each address is in a lane, by how often it has failed for the account:
-  never, once, twice ... In each lane one attempt at a time goes on, so many seconds after the last failure in that
-  lane, twice as many as in the lane before. So nobody who has not failed waits for those who have, and all lanes
-  together bound the guesses at an account, from however many addresses they come.
+- Above the limit of its own address, one attempt at a time proceeds, after a delay that doubles with each failure.
+- Above the limit of all unfamiliar addresses, each address is in a lane, by the number of its failures for the
+  account: none, one, two ... In each lane one attempt at a time proceeds, some time after the last failure in the
+  lane. Each lane waits twice as long as the lane before it. So addresses without failures never wait for addresses
+  with failures. All lanes together bound the guesses at an account, from any number of addresses.
 
-Some wait in the request; the rest are told when to come back. Who is next in a lane, and who keeps a place to wait,
-is decided by what the address and the networks around it have failed lately, at whatever account: an attacker may have
-a new address for each guess, and seldom a new network. In memory: a restart forgets, and strangers have no way to
-restart the service.
+Some attempts wait within the request; the others are refused with a time to retry. The next attempt of a lane, and the
+attempts that keep a place to wait, are chosen by recent failures of the address and the networks around it, for any
+account: an attacker may have a new address for each guess, but seldom a new network. Counts are kept in memory: a
+restart forgets them, and strangers cannot restart the service.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from blockstore.errors import Busy, TooManyRequests
 from blockstore.identity.hashing import too_many_logins
 
 EVERYWHERE = 10
-"""So many times as many failures are free for all strange addresses together as for one."""
+"""Free failures of all unfamiliar addresses together, in multiples of those of one address."""
 FIRST_LANE_S = 2.0
-"""Seconds between two attempts of addresses that have not failed for the account, when there is a limit on all."""
+"""Seconds between two attempts in the lane of addresses without failures for the account."""
 LONGEST_FAMILIAR_S = 4.0
-"""Longest delay of an address from which the right secret came lately."""
+"""Longest delay of a familiar address."""
 LATELY_S = 86400.0
 FORGOTTEN_S = 900.0
-"""Quiet time after which failures no longer count."""
+"""Time without failures after which earlier failures no longer count."""
 MOST = 20_000
-"""Counts and familiar addresses that are remembered; the oldest are forgotten first."""
+"""Maximum number of counts, and of familiar addresses; the oldest are forgotten first."""
 MOST_HELD = 32
 MOST_HELD_PER_ADDRESS = 16
 
 Key = tuple[str, ...]
 Standing = tuple[int, ...]
-"""Failures of the networks around an address, at all accounts, the widest first, each at most ``free``."""
+"""Failures of the networks around an address, for all accounts, the widest network first, each at most ``free``."""
 
 
 @dataclass(slots=True)
@@ -60,29 +60,29 @@ class _Count:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt; whoever makes it says whether the secret was right."""
+    """One attempt; its maker sets ``right`` after the comparison of the secret."""
 
     account: str
     networks: tuple[str, ...]
-    """Its address, or the /64, and wider networks."""
+    """Its address (of IPv6 the /64), and wider networks."""
     familiar: bool = False
-    """The right secret came from this address lately."""
+    """The account's right secret came from this address lately."""
     standing: Standing = ()
     right: bool | None = None
-    """None: it was not compared."""
+    """None: the secret was not compared."""
     given_up: bool = False
-    """Its place to wait was given to another."""
+    """Its place to wait was given to another attempt."""
     luck: float = field(default_factory=random.random)
-    """Decides between equals."""
+    """Random number that decides between equals."""
 
     @property
     def own(self) -> Key:
-        """The key of the count of its account from its address."""
+        """The key of the count for its account from its address."""
         return self.account, self.networks[0]
 
 
 class Attempts:
-    """The attempts at all secrets."""
+    """Counts and delays the attempts at all secrets."""
 
     def __init__(self, free: int, longest_s: float) -> None:
         """``free`` failures in a row cost nothing; ``longest_s`` is the longest delay."""
@@ -98,7 +98,7 @@ class Attempts:
     def made(self, account: str, address: str) -> Iterator[Attempt]:
         """Wait until the account may be tried from the address, and count the attempt while it is being made.
 
-        Raises TooManyRequests when it would have to wait for too long, or among too many.
+        Raise TooManyRequests or Busy if the attempt would have to wait for too long, or with too many others.
         """
         attempt = Attempt(account, networks_of(address))
         with self._changed:
@@ -115,7 +115,7 @@ class Attempts:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Turn away those who wait."""
+        """Refuse all waiting attempts."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -129,7 +129,7 @@ class Attempts:
                 if self._closed:
                     raise Busy("The service stops. Try again when it has started again.", 5)
                 left_s = until - monotonic()
-                # What an attempt that runs comes to (inf) is known in a moment. A delay must end in time.
+                # A running attempt (inf) ends in a moment. A delay must end before ``until``.
                 if attempt.given_up or left_s <= 0 or left_s + 1 < wait_s < math.inf:
                     raise self._refusal(wait_s)
                 if attempt not in self._held:
@@ -141,7 +141,7 @@ class Attempts:
                 self._changed.notify_all()  # it may have been the next of its lane
 
     def _hold(self, attempt: Attempt, wait_s: float) -> None:
-        """Give an attempt a place to wait, if need be that of another, which then is told to come back."""
+        """Give an attempt a place to wait, if need be that of another attempt, which is then refused."""
         rivals = [one for one in self._held if one.networks[0] == attempt.networks[0]]
         if len(rivals) < MOST_HELD_PER_ADDRESS:
             rivals = self._held if len(self._held) >= MOST_HELD else []
@@ -155,7 +155,7 @@ class Attempts:
             self._changed.notify_all()
 
     def _last(self, among: set[Attempt]) -> Attempt:
-        """Return the attempt of ``among`` that is furthest from its turn: no lane of an account takes all places."""
+        """Return the attempt of ``among`` that is furthest from its turn, so that no lane takes all places."""
         before: Counter[Key] = Counter()
         last, furthest = None, None
         for one in sorted(self._held, key=self._rank):
@@ -164,11 +164,11 @@ class Attempts:
             place = (before[lane], self._standing(one), one.luck)
             if one in among and (furthest is None or place > furthest):
                 last, furthest = one, place
-        assert last is not None  # what is asked about is held
+        assert last is not None  # all of ``among`` are held
         return last
 
     def _delay_s(self, attempt: Attempt) -> float:
-        """Return how long an attempt has to wait now; inf: until another has ended."""
+        """Return the seconds that an attempt has to wait now; inf: until another attempt has ended."""
         delay_s = self._own_delay_s(attempt)
         if self._is_familiar(attempt) or self._is_free((attempt.account,), self._free * EVERYWHERE):
             return delay_s
@@ -189,23 +189,23 @@ class Attempts:
         return max(0.0, count.failed_at + min(longest_s, growing_s) - monotonic())
 
     def _goes_first(self, one: Attempt, other: Attempt) -> bool:
-        """Return True if one attempt waits for nothing but its lane, and has the turn before another there."""
+        """Return True if one attempt waits only for its lane, and comes before another attempt in it."""
         return (
             self._lane(one) == self._lane(other) and self._rank(one) < self._rank(other) and self._own_delay_s(one) <= 0
         )
 
     def _rank(self, attempt: Attempt) -> tuple[int, Standing, float]:
-        """Return what is less for an attempt that has its turn earlier."""
+        """Return the sort key of an attempt in its lane; the smallest comes first."""
         return self._failures(attempt.own), self._standing(attempt), attempt.luck
 
     def _lane(self, attempt: Attempt) -> Key:
-        """Return among whom an attempt has its turn; a familiar address waits for nobody but itself."""
+        """Return the lane of an attempt; a familiar address has a lane of its own."""
         if self._is_familiar(attempt):
             return attempt.own
         return attempt.account, "lane", str(self._lane_s(attempt))
 
     def _lane_s(self, attempt: Attempt) -> float:
-        """Return the seconds between two attempts of the addresses that have failed as often."""
+        """Return the seconds between two attempts in the lane of the addresses with as many failures."""
         return float(min(self._longest_s, FIRST_LANE_S * 2 ** min(self._failures(attempt.own), 30)))
 
     def _refusal(self, wait_s: float) -> Busy | TooManyRequests:
@@ -230,7 +230,7 @@ class Attempts:
         return count.failures if count is not None and monotonic() - count.failed_at < FORGOTTEN_S else 0
 
     def _is_free(self, key: Key, free: int) -> bool:
-        """Return True if there were less failures than ``free``, also when all that run fail."""
+        """Return True if the failures stay below ``free`` even if all running attempts fail."""
         count = self._counts.get(key)
         return count is None or self._failures(key) + count.running < free
 

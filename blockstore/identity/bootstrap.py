@@ -27,7 +27,7 @@ ROLES = {
 
 
 def ensure_admin(session: Session, state_dir: Path) -> bool:
-    """Make what the first start needs; say whether the administrator is new. Raises ConfigError."""
+    """Make the accounts of the first start; return True if the administrator is new. Raises ConfigError."""
     if session.get(User, accounts.ADMIN) is not None:
         return False
     insert_if_absent(session, Domain, id=accounts.DEFAULT_DOMAIN, name="Default", description="", enabled=True)
@@ -55,18 +55,18 @@ def ensure_admin(session: Session, state_dir: Path) -> bool:
 
 
 def write_password(state_dir: Path, password: str) -> None:
-    """Keep the administrator's password for ``blockstore openrc``; whole or not at all. Raises ConfigError."""
+    """Store the administrator's password for ``blockstore openrc``, atomically. Raises ConfigError."""
     with private_files.explained(state_dir, "which keeps the administrator's password"):
         private_files.write(state_dir / PASSWORD_FILE, f"{password}\n".encode())
 
 
 def forget_password(state_dir: Path, password: str) -> None:
-    """Remove the file of the administrator's first password, unless it holds the one that was set now."""
+    """Remove the file of the administrator's first password, unless ``password``, the new one, is the same."""
     _forget(state_dir, lambda first: first != password)
 
 
 def forget_former_password(db: Database, state_dir: Path) -> None:
-    """Remove that file when its password is not the administrator's any more, however that was changed."""
+    """Remove that file if its password is no longer the administrator's, by whatever way it was changed."""
     with db.read() as session:
         user = session.get(User, accounts.ADMIN)
     if user is not None:

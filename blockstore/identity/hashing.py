@@ -1,8 +1,8 @@
 """The threads that hash passwords, and the short queue in front of them.
 
-A hash takes some 20 ms of a processor and 19 MiB. However many people log in at once, no more than ``THREADS`` hashes
-run; some wait, in turns over the addresses they come from; and when the queue is full, one is told when to come back:
-of the address or the user with the most in it, then of the networks that have failed most lately.
+A hash takes some 20 ms of a processor and 19 MiB. However many users log in at once, at most ``THREADS`` hashes run.
+Others wait, in turns over their addresses. When the queue is full, one login is refused with a time to retry: one of
+the address or the user with the most waiting logins, then one of the networks with the most recent failures.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from blockstore.turns import Turns
 
 T = TypeVar("T")
 
-# One core is left to those who only look; a hash takes more memory bandwidth than anything else here.
+# One core is left to other requests; a hash takes more memory bandwidth than anything else here.
 THREADS = 1 if (os.cpu_count() or 1) <= 2 else 2
 MOST_WAITING = 32
 KEPT = MOST_WAITING // 4
-"""Places of those that are kept for callers who have logged in from their address lately."""
+"""Number of these places reserved for callers who have logged in from their address lately."""
 MOST_WAITING_PER_ACCOUNT = MOST_WAITING // 2
 RETRY_AFTER_S = 2
-"""By then a full queue has been worked off, also on a slow machine."""
+"""Time in which a full queue is processed, also on a slow machine."""
 
 _M_MMAP_THRESHOLD = -3
-"""The number by which mallopt(3) knows the option."""
+"""The number of the option in mallopt(3)."""
 _MMAP_BYTES = 1 << 20
 
 
@@ -44,7 +44,7 @@ class _Job:
     familiar: bool
     standing: tuple[int, ...]
     luck: float = field(default_factory=random.random)
-    """Decides between equals."""
+    """Random number that decides between equals."""
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -52,14 +52,14 @@ class HashingPool:
     """Runs hashes; each caller waits for its own."""
 
     def __init__(self, threads: int = THREADS, most_waiting: int = MOST_WAITING, kept: int = KEPT) -> None:
-        """Start no thread yet: a service that nobody logs in to needs none."""
+        """Start no thread yet: a service without logins needs none."""
         give_memory_back()
         self._threads, self._most_waiting, self._kept = threads, most_waiting, kept
         self._changed = threading.Condition()
         self._turns: Turns[_Job] = Turns()
-        """What waits, by address."""
+        """The waiting jobs, by address."""
         self._waiting: list[_Job] = []
-        """The same, as it came."""
+        """The waiting jobs, in the order of their arrival."""
         self._running: list[threading.Thread] = []
         self._closed = False
 
@@ -72,11 +72,11 @@ class HashingPool:
         familiar: bool = False,
         standing: tuple[int, ...] = (0, 0, 0),
     ) -> T:
-        """Return what ``work`` returns. Raises Busy when too many wait, and what ``work`` raises.
+        """Return the result of ``work``. Raise Busy if too many jobs wait, and any exception of ``work``.
 
-        ``account``: the user who is meant. ``familiar``: the caller has proved lately who it is, and has places that
-        strangers cannot fill. ``standing``: what the networks around the address have failed lately, as
-        ``attempts.Attempt`` has it.
+        ``account``: the user of the login. ``familiar``: the caller has logged in from the address lately, and has
+        places that strangers cannot take. ``standing``: recent failures of the networks around the address, as in
+        ``attempts.Attempt``.
         """
         job = _Job(work=work, address=address, account=account, familiar=familiar, standing=standing)
         with self._changed:
@@ -88,7 +88,7 @@ class HashingPool:
         return job.result.result()  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Refuse what waits and what comes; what runs ends by itself in a moment."""
+        """Refuse waiting and new jobs; running jobs end by themselves in a moment."""
         with self._changed:
             self._closed = True
             for job in [*self._waiting]:
@@ -105,7 +105,7 @@ class HashingPool:
         self._waiting.append(job)
 
     def _rivals(self, job: _Job) -> list[_Job] | None:
-        """Return those of whom one has to go if a job comes; None if there is space."""
+        """Return the waiting jobs that compete with a new job for its place; None if there is space."""
         same = [one for one in self._waiting if one.account == job.account]
         if len(same) >= min(MOST_WAITING_PER_ACCOUNT, self._most_waiting):
             return same
@@ -115,12 +115,12 @@ class HashingPool:
         return self._waiting if len(self._waiting) >= self._most_waiting else None
 
     def _last(self, rivals: list[_Job] | None, job: _Job) -> _Job | None:
-        """Return who of the rivals and a job that comes has the least claim to wait; None if there is space."""
+        """Return the job, of the rivals and the new one, with the least claim to wait; None if there is space."""
         if rivals is None:
             return None
         all_of_them = (*self._waiting, job)
         of_address = _numbers(all_of_them, lambda one: one.address)
-        # Within one account by claim: whose password is tried from everywhere has the first place of it.
+        # Within an account by claim: a user whose password is guessed from everywhere comes first in it.
         by_claim = sorted(all_of_them, key=lambda one: (not one.familiar, one.standing, one.luck))
         of_account = _numbers(by_claim, lambda one: one.account)
         return max((*rivals, job), key=lambda one: (max(of_address[one], of_account[one]), one.standing, one.luck))
@@ -151,7 +151,7 @@ class HashingPool:
 
 
 def _numbers(jobs: Iterable[_Job], of: Callable[[_Job], str]) -> dict[_Job, int]:
-    """Return for each job the how manyth it is of the same address, or account."""
+    """Return the number of each job among the jobs of the same address, or account."""
     counts: Counter[str] = Counter()
     numbers = {}
     for one in jobs:
@@ -163,13 +163,13 @@ def _numbers(jobs: Iterable[_Job], of: Callable[[_Job], str]) -> dict[_Job, int]
 def give_memory_back() -> None:
     """Have the C library return large blocks to the system as soon as they are free.
 
-    By itself glibc does so only until it has freed one: then it takes such sizes from its arenas, and each arena keeps
-    the 19 MiB of a hash. An allocator without this option (musl) returns them anyway.
+    By default glibc does so only for the first such block: then it takes blocks of that size from its arenas, and each
+    arena keeps the 19 MiB of a hash. An allocator without this option (musl) returns them anyway.
     """
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
 def too_many_logins() -> Busy:
-    """Return the refusal of who finds every place taken."""
+    """Return the refusal of a login for which there is no place."""
     return Busy(f"Too many logins wait at this moment. Try again in {RETRY_AFTER_S} s.", RETRY_AFTER_S)

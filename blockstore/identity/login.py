@@ -1,7 +1,7 @@
-"""From proof to token: password, token or application credential, and the scope that is asked for.
+"""Exchanges a proof (password, token or application credential) for a token of the requested scope.
 
-Who fails too often has to wait (``attempts.py``). A wrong name, a wrong password and a disabled user are told alike,
-and take as long; also the waiting is the same, for an unknown name is counted as a known one is.
+Callers who fail too often have to wait (``attempts.py``). A wrong name, a wrong password and a disabled user get the
+same reply after the same time. The delays are the same too, because unknown names are counted like known ones.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ Aside = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(kw_only=True)
 class _Proved:
-    """What the proofs of one login came to."""
+    """The result of the proofs of one login."""
 
     user_id: str
     password_hash: str | None = None
-    """What the password was compared with."""
+    """The hash with which the password was compared."""
     credential: ApplicationCredential | None = None
     earlier: tokens.Caller | None = None
     """The caller of the token that was presented."""
 
 
 class Login:
-    """Where tokens are asked for."""
+    """Issues tokens for logins."""
 
     def __init__(self, db: Database, config: IdentityConfig, aside: Aside) -> None:
-        """``aside`` is entered while a password is hashed, so that others are answered meanwhile."""
+        """``aside`` is entered while a password is hashed, so that other requests are answered meanwhile."""
         self._db, self._config, self._aside = db, config, aside
         self._attempts = Attempts(config.login_failures, config.login_pause_s)
         self._pool = HashingPool()
 
     def close(self) -> None:
-        """Turn away those who wait to be let in."""
+        """Refuse all waiting logins."""
         self._attempts.close()
         self._pool.close()
 
     def token(self, asked: Mapping[str, Any], address: str) -> str:
-        """Return the words of a new token for the body ``auth``. Raises Unauthorized, TooManyRequests."""
+        """Return the text of a new token for the body ``auth``. Raises Unauthorized, TooManyRequests, Busy."""
         proved: _Proved | None = None
         methods = list(dict.fromkeys(asked["identity"]["methods"]))
         for method in methods:
@@ -73,13 +73,13 @@ class Login:
                 raise Unauthorized(REFUSED)
             proved = found
         assert proved is not None  # the schema asks for at least one method
-        with reserve.usable(), self._db.write() as session:  # without a token nobody could delete anything
+        with reserve.usable(), self._db.write() as session:  # without a token, no user could delete anything
             self._still_true(session, proved)
             scope, scope_id = self._scope(session, asked.get("scope"), proved)
             expires_at = now() + datetime.timedelta(seconds=self._config.token_lifetime_s)
             if proved.earlier is not None:
                 methods = list(dict.fromkeys([*proved.earlier.methods, *methods]))
-                expires_at = min(expires_at, proved.earlier.expires_at)  # else a token would never end
+                expires_at = min(expires_at, proved.earlier.expires_at)  # else a token could be renewed for ever
             if proved.credential is not None and proved.credential.expires_at is not None:
                 expires_at = min(expires_at, proved.credential.expires_at)
             return tokens.issue(
@@ -94,12 +94,12 @@ class Login:
             )
 
     def check_password(self, user_id: str, password: str, address: str) -> str:
-        """Return the hash that a user's password was compared with. Raises Unauthorized, TooManyRequests."""
+        """Return the hash that a user's password matches. Raises Unauthorized, TooManyRequests, Busy."""
         proved = self._by_password({"user": {"id": user_id, "password": password}}, address)
         return proved.password_hash or ""
 
     def hashed(self, password: str, address: str, user_id: str) -> str:
-        """Return what to keep of a password or a secret. Raises Busy."""
+        """Return the hash to store for a password or a secret. Raises Busy."""
         with self._aside():
             return self._pool.run(
                 lambda: passwords.hashed(password),
@@ -116,7 +116,7 @@ class Login:
             user = _user(session, who)
             account = _account(session, who, user)
         self._compare(address, account, account, user.password_hash if user else None, who["password"])
-        assert user is not None  # else nothing would have matched
+        assert user is not None  # else no password would have matched
         return _Proved(user_id=user.id, password_hash=user.password_hash)
 
     def _by_token(self, proof: Mapping[str, Any], _address: str) -> _Proved:
@@ -155,7 +155,8 @@ class Login:
     def _compare(self, address: str, account: str, user_account: str, kept: str | None, password: str) -> None:
         """Raise Unauthorized unless a password is right.
 
-        Attempts are counted by ``account``; places in the line by ``user_account``, which all credentials of one share.
+        Attempts are counted by ``account``. Places in the hashing queue are counted by ``user_account``, which all
+        credentials of one user share.
         """
         with self._aside(), self._attempts.made(account, address) as attempt:
             attempt.right = self._pool.run(
@@ -172,7 +173,7 @@ class Login:
     # --- scope ---------------------------------------------------------------------------------------------
 
     def _still_true(self, session: Session, proved: _Proved) -> None:
-        """Look again, inside the transaction that makes the token: a password may have been changed meanwhile."""
+        """Raise Unauthorized unless the proofs still hold, inside the transaction that makes the token."""
         found = session.get(User, proved.user_id)
         domain = accounts.hold(session, Domain, found.domain_id) if found is not None else None
         user = accounts.hold(session, User, proved.user_id)
@@ -234,10 +235,10 @@ def _open(session: Session, scope: str, scope_id: str) -> bool:
 
 
 def _account(session: Session, who: Mapping[str, Any], user: User | None) -> str:
-    """Return by what the attempts at a user's password are counted.
+    """Return the key by which the attempts at a user's password are counted.
 
-    It is made of what ``_user`` finds a user by and of nothing else, so that no two bodies that mean the same user
-    are counted apart, whether there is such a user or not.
+    The key is made only of the fields by which ``_user`` finds a user. So all bodies that mean the same user share one
+    count, whether or not the user exists.
     """
     if user is not None:
         return f"user {user.id}"
@@ -250,7 +251,7 @@ def _account(session: Session, who: Mapping[str, Any], user: User | None) -> str
 
 
 def _credential_account(session: Session, proof: Mapping[str, Any], credential: ApplicationCredential | None) -> str:
-    """Return by what the attempts at the secret of an application credential are counted."""
+    """Return the key by which the attempts at the secret of an application credential are counted."""
     if credential is not None:
         return f"credential {credential.id}"
     if proof.get("id"):
@@ -260,7 +261,7 @@ def _credential_account(session: Session, proof: Mapping[str, Any], credential: 
 
 
 def _digest(*words: Any) -> str:
-    """Return words of a caller's in a bounded size."""
+    """Return a digest, of bounded size, of values from the caller."""
     return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
 
 

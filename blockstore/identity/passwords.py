@@ -10,17 +10,17 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 MAX_LENGTH = 4096
 
-# The first choice of OWASP's password storage cheat sheet: some 20 ms, and 19 MiB for each login that runs.
+# The first choice of OWASP's password storage cheat sheet: some 20 ms, and 19 MiB for each running login.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
 
 
 def hashed(password: str) -> str:
-    """Return what to keep of a password."""
+    """Return the hash to store for a password."""
     return _HASHER.hash(password)
 
 
 def matches(kept: str | None, password: str) -> bool:
-    """Say whether a password is the one that was kept; where none was, that takes as long."""
+    """Return True if a password matches the stored hash; False, after as long a time, if there is none."""
     try:
         return _HASHER.verify(kept or _NOBODY, password) and kept is not None
     except (VerificationError, InvalidHashError):
@@ -28,7 +28,7 @@ def matches(kept: str | None, password: str) -> bool:
 
 
 def _unmatched() -> str:
-    """Return a hash of no password, which takes as long to compare as one of a password."""
+    """Return a hash that no password matches, and that takes as long to compare as any other."""
     salt, digest = (base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (16, 32))
     cost = f"m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}"
     return f"$argon2id$v=19${cost}${salt}${digest}"

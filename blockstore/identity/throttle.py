@@ -1,6 +1,6 @@
-"""Counts failed attempts at a secret, and makes who fails too often wait. Used for logins and for transfer keys.
+"""Counts failed attempts at a secret, and makes callers wait after too many failures. Used for transfer keys.
 
-In memory: a restart forgets, and strangers have no way to restart the service.
+Counts are kept in memory: a restart forgets them, and strangers cannot restart the service.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections import OrderedDict
 from blockstore.errors import TooManyRequests
 
 MOST = 10_000
-"""Subjects that are remembered; the oldest are forgotten first."""
+"""Maximum number of subjects; the oldest are forgotten first."""
 
 
 class Throttle:
     """The failures of each subject."""
 
     def __init__(self, failures: int, pause_s: float) -> None:
-        """``failures`` in a row make a subject wait for ``pause_s``."""
+        """After ``failures`` in a row, a subject has to wait for ``pause_s``."""
         self._failures, self._pause_s = failures, pause_s
         self._lock = threading.Lock()
         self._seen: OrderedDict[tuple[str, ...], tuple[int, float]] = OrderedDict()

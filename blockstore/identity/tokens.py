@@ -1,7 +1,7 @@
-"""Tokens: 256 random bits, of which only a SHA-256 is kept; checked against what is true at the moment of the check.
+"""Tokens: 256 random bits, stored only as their SHA-256, and checked against the present state of the database.
 
-One indexed query finds the token together with its user, its scope and the roles there, so that nothing stays valid
-beyond a change: there is no cache that could be behind.
+One indexed query finds the token with its user, its scope and the user's roles there. There is no cache that could be
+outdated, so every change takes effect at once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from blockstore.policy.rules import IMPLIED
 MOST_LENGTH = 255
 """Longer than any token of ours."""
 MOST_DROPPED = 100
-"""Tokens of one user that a login removes at most; the rest waits for the next login, and for the purge."""
+"""Maximum number of a user's tokens that one login removes; the next login or the purge removes the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedRow:
-    """Something by id and name."""
+    """The id and the name of a row."""
 
     id: str
     name: str
@@ -35,24 +35,24 @@ class NamedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """What a valid token says."""
+    """The contents of a valid token."""
 
     token_id: str
     user: NamedRow
     user_domain: NamedRow
     scope: str
     project: NamedRow | None
-    """Set when the scope is a project; ``domain`` is then the project's."""
+    """Set if the scope is a project; ``domain`` is then the project's domain."""
     domain: NamedRow | None
     roles: tuple[NamedRow, ...]
-    """With the implied ones."""
+    """Including implied roles."""
     methods: tuple[str, ...]
     audit_id: str
     issued_at: datetime.datetime
     expires_at: datetime.datetime
     credential: NamedRow | None
     restricted: bool
-    """It came from an application credential that may not make others."""
+    """The token came from an application credential that may not make others."""
 
     def role_names(self) -> frozenset[str]:
         """Return the names of the roles."""
@@ -60,7 +60,7 @@ class Caller:
 
     @property
     def is_admin(self) -> bool:
-        """Say whether the caller is an administrator."""
+        """Return True if the caller is an administrator."""
         return any(role.name == "admin" for role in self.roles)
 
 
@@ -75,9 +75,10 @@ def issue(
     most: int,
     credential_id: str | None = None,
 ) -> str:
-    """Keep a new token and return its words: the only time that they are known.
+    """Store a new token and return its text, which is known only now.
 
-    A user has ``most`` tokens. Beyond them those go that would end first: whoever logs in is never refused.
+    A user has at most ``most`` tokens. Above that, the tokens that expire first are removed, so that no login is
+    refused.
     """
     words = secrets.token_urlsafe(32)
     _make_room(session, user_id, most)
@@ -98,20 +99,20 @@ def issue(
 
 
 def check(session: Session, words: str) -> Caller | None:
-    """Return who presents a token, or None when it is not, or no longer, a valid one."""
+    """Return the caller of a token, or None if the token is not, or no longer, valid."""
     if not words or len(words) > MOST_LENGTH:
         return None
-    # On the connection: the ORM around it costs as much again, and every request asks this.
+    # On the connection: the ORM would double the cost, and every request runs this.
     return _caller(session.connection().execute(_CHECK, {"token": _kept(words), "now": now()}).all())
 
 
 def revoke(session: Session, token_id: str) -> None:
-    """Forget a token."""
+    """Delete a token."""
     session.execute(delete(Token).where(Token.id == token_id))
 
 
 def is_there(session: Session, token_id: str) -> bool:
-    """Return True if a token has not been revoked; nobody revokes it until this transaction ends."""
+    """Return True if a token has not been revoked; lock it against that until this transaction ends."""
     return session.get(Token, token_id, with_for_update={"read": True}, populate_existing=True) is not None
 
 
@@ -120,7 +121,7 @@ def _make_room(session: Session, user_id: str, most: int) -> None:
     counted = select(func.count()).select_from(own.order_by(None).limit(most + MOST_DROPPED).subquery())
     excess = session.execute(counted).scalar_one() - most + 1
     if excess > 0:
-        # SKIP LOCKED: logins of one user at the same moment take different ones instead of waiting in a ring.
+        # SKIP LOCKED: simultaneous logins of one user remove different tokens instead of deadlocking.
         ended = session.scalars(own.limit(min(excess, MOST_DROPPED)).with_for_update(skip_locked=True)).all()
         session.execute(delete(Token).where(Token.id.in_(ended)))
 
@@ -171,7 +172,7 @@ def _caller(rows: Any) -> Caller | None:
 
 
 def with_implied(roles: dict[str, str]) -> dict[str, str]:
-    """Return roles, id by name, with those that come with them."""
+    """Return roles, id by name, with the roles that they imply."""
     names = dict(roles)
     for name in roles:
         for implied in IMPLIED.get(name, ()):
@@ -180,7 +181,7 @@ def with_implied(roles: dict[str, str]) -> dict[str, str]:
 
 
 _USER_DOMAIN, _PROJECT_DOMAIN, _DOMAIN = aliased(Domain), aliased(Domain), aliased(Domain)
-# Built once: every request asks it.
+# Built once, because every request runs it.
 _CHECK = (
     select(
         Token.id,

@@ -1,4 +1,4 @@
-"""The bodies of requests: received whole before a thread is asked, or piece by piece while a thread reads."""
+"""The bodies of requests: received completely before a thread is used, or streamed while a thread reads."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from blockstore.server.refusals import RequestRefused
 
 MAX_BODY_BYTES = 128 << 10
-"""Bytes of a body that is read before a thread is asked; the API allows less, with a sentence."""
+"""Maximum bytes of a body that is received before a thread is used. The API allows less, and explains the refusal."""
 WINDOW_S = 10.0
 LEAST_RATE = 1024
 """Bytes per second at which a body must arrive, in each window of ``WINDOW_S`` seconds."""
 PIECE_S = 60.0
-"""Seconds that a caller has for the next piece of a body that passes piece by piece."""
+"""Seconds that a caller has for the next piece of a streamed body."""
 
 
 class Buffered:
-    """A body that has arrived, or that is refused by its length."""
+    """A body that has arrived, or that the application refuses for its length."""
 
     def __init__(self, content: bytes, length: int, counted: int) -> None:
         self.content, self.length, self.counted = content, length, counted
 
     def file(self) -> Any:
-        """Return the body as WSGI reads it."""
+        """Return the body as a file for WSGI."""
         return io.BytesIO(self.content)
 
 
@@ -50,7 +50,7 @@ class Streamed(io.RawIOBase):
         self._ended = False
 
     def file(self) -> Any:
-        """Return the body as WSGI reads it."""
+        """Return the body as a file for WSGI."""
         return self
 
     def readable(self) -> bool:
@@ -58,7 +58,7 @@ class Streamed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` with what has arrived; 0 is the end. Raises OSError when the caller stalls, or has gone."""
+        """Fill ``buffer`` with received bytes; return 0 at the end. Raise OSError if the caller stalls or has gone."""
         if not self._rest and not self._ended:
             self._rest = memoryview(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result())
         count = min(len(buffer), len(self._rest))
@@ -76,7 +76,7 @@ class Streamed(io.RawIOBase):
             return bytes(piece)
         except StopAsyncIteration:
             self._ended = True
-            if await self._has_left():  # granian ends a body that is cut off like any other
+            if await self._has_left():  # granian reports a truncated body as complete
                 raise ConnectionError("The caller closed the connection before the end of the body.") from None
             return b""
         except ProtocolClosed as exc:
@@ -89,28 +89,29 @@ class BodyPlace:
 
     caller: str
     cut: asyncio.Future[None]
-    """Done when the place has been given to another."""
+    """Done when the place has been given to another request."""
     since: float = field(default_factory=time.monotonic)
 
 
 class Places:
     """A bounded number of requests whose bodies are being received; used on the event loop only.
 
-    Who takes long makes space for who comes: a login arrives whole, and whoever holds places against others does not.
+    A slow body gives its place to a new request: a login arrives at once, and a body that is sent to occupy a place
+    does not.
     """
 
     QUICK_S = 0.1
-    """Seconds that a body has before its place may be given away."""
+    """Seconds that a body has before its place may be given to another request."""
 
     def __init__(self, total: int, share: int) -> None:
-        """``total`` may be received at once, ``share`` of one caller."""
+        """``total`` bodies may be received at once, ``share`` of one caller."""
         self._total, self._share = total, share
         self._taken: set[BodyPlace] = set()
         self._counts: Counter[str] = Counter()
-        """How many of each caller."""
+        """Number of places by caller."""
 
     def take(self, caller: str) -> BodyPlace:
-        """Return a place, which may be that of the body that has taken longest. Raises Refused when all are quick."""
+        """Return a place, if need be that of the body that has taken longest. Raise RequestRefused if all are quick."""
         rivals = self._rivals(caller)
         if rivals:
             slowest = min(rivals, key=lambda one: one.since)
@@ -124,7 +125,7 @@ class Places:
         return place
 
     def give_back(self, place: BodyPlace) -> None:
-        """End a place, if it has not ended."""
+        """Release a place, if it is still held."""
         if place in self._taken:
             self._taken.remove(place)
             self._counts[place.caller] -= 1
@@ -132,7 +133,7 @@ class Places:
                 del self._counts[place.caller]
 
     def _rivals(self, caller: str) -> list[BodyPlace]:
-        """Return those of whom one gives way: the caller's own, or those of the caller with the most; or none."""
+        """Return the places of which one must be released: the caller's, or those of the caller with the most."""
         if self._counts[caller] < self._share:
             if len(self._taken) < self._total:
                 return []
@@ -141,9 +142,9 @@ class Places:
 
 
 async def received(proto: HTTPProtocol, cut: asyncio.Future[None] | None = None) -> bytes:
-    """Return a body, or what exceeds ``MAX_BODY_BYTES`` of it. Raises Refused when it arrives too slowly.
+    """Return a body; of one longer than ``MAX_BODY_BYTES``, a first part that is longer than that as well.
 
-    ``cut``: as of ``Place``.
+    ``cut``: that of its ``BodyPlace``. Raise RequestRefused if the body arrives too slowly or in too small pieces.
     """
     loop = asyncio.get_running_loop()
     pieces, size, window_ends, in_window = [], 0, loop.time() + WINDOW_S, 0
@@ -162,7 +163,7 @@ async def received(proto: HTTPProtocol, cut: asyncio.Future[None] | None = None)
                         raise RequestRefused(408, f"The body arrived more slowly than {LEAST_RATE} bytes per second.")
                     window_ends, in_window = loop.time() + WINDOW_S, 0
         finally:
-            read.cancel()  # nothing, if it is done
+            read.cancel()  # without effect if it is done
         piece = read.result()
         if piece is None:
             break
@@ -183,7 +184,7 @@ def is_crumbled(pieces: int, size: int) -> bool:
 
 
 async def _next(stream: Any) -> bytes | None:
-    # Not anext(stream, None): CPython 3.11 crashes on it, for granian's iterator awaits in a way of its own.
+    # Not anext(stream, None): CPython 3.11 crashes on it with the awaitables of granian's iterator.
     try:
         return bytes(await anext(stream))
     except StopAsyncIteration:

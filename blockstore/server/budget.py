@@ -1,4 +1,4 @@
-"""Bytes that the server holds for callers: a bound for all together, and a share for each.
+"""Limits the bytes that the server holds for callers: in total, and for each caller.
 
 Used on the event loop only.
 """
@@ -15,38 +15,38 @@ class Budget:
     """Bytes held, by caller."""
 
     def __init__(self, total: int, share: int) -> None:
-        """``total`` bytes may be held, ``share`` of one caller."""
+        """``total`` bytes may be held for all callers, ``share`` for one caller."""
         self.total, self.share = total, share
         self._held: Counter[str] = Counter()
         self._sum = 0
 
     def has_space(self, caller: str, size: int) -> bool:
-        """Return True if so many bytes more of a caller fit."""
+        """Return True if ``size`` more bytes of a caller fit."""
         return self._held[caller] + size <= self.share and self._sum + size <= self.total
 
     def is_over_share(self, caller: str, size: int) -> bool:
-        """Return True if so many bytes more are too much of the caller, whatever the others hold."""
+        """Return True if ``size`` more bytes exceed the caller's share, whatever the others hold."""
         return self._held[caller] + size > self.share
 
     def is_over_total(self, size: int) -> bool:
-        """Return True if so many bytes more are too much for all together."""
+        """Return True if ``size`` more bytes exceed the total."""
         return self._sum + size > self.total
 
     def largest(self) -> tuple[str, int]:
-        """Return who holds the most, and how much that is."""
+        """Return the caller who holds the most, and the number of bytes."""
         return max(self._held.items(), key=lambda held: held[1], default=("", 0))
 
     def callers(self) -> int:
-        """Return how many callers hold something."""
+        """Return the number of callers who hold bytes."""
         return len(self._held)
 
     def take(self, caller: str, size: int) -> None:
-        """Count bytes."""
+        """Count bytes as held by a caller."""
         self._held[caller] += size
         self._sum += size
 
     def give_back(self, caller: str, size: int) -> None:
-        """Count them no longer."""
+        """Count bytes as no longer held by a caller."""
         self._sum -= size
         self._held[caller] -= size
         if self._held[caller] <= 0:
@@ -55,43 +55,43 @@ class Budget:
 
 @dataclass(eq=False)
 class Sending:
-    """A reply that its caller has not taken yet."""
+    """A reply that its caller has not taken completely."""
 
     task: asyncio.Task[None]
     caller: str
     size: int
     since: float
     taken: int = 0
-    """Bytes that its caller has confirmed."""
+    """Bytes that the caller has acknowledged."""
 
     def rate(self, now: float) -> float:
-        """Return the bytes per second at which it is taken."""
+        """Return the bytes per second at which the caller takes it."""
         return self.taken / max(now - self.since, 0.001)
 
 
 class Replies:
-    """The long replies that are being sent. A caller who takes one too slowly makes space for others."""
+    """The long replies that are being sent. Replies that are taken too slowly are cut to make space for others."""
 
     GRACE_S = 2.0
-    """Seconds that a reply has before it may be cut to make room."""
+    """Seconds before a slow reply may be cut to make space."""
     SLOW_RATE = 64 << 10
-    """Bytes per second below which a reply may be cut to make room; the slowest first."""
+    """Bytes per second below which a reply may be cut to make space; the slowest first."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._sending: set[Sending] = set()
 
     def admit(self, task: asyncio.Task[None], caller: str, size: int, *, must: bool) -> Sending | None:
-        """Return the place of a reply. Cuts the slowest ones when there is no space; None when that makes none.
+        """Reserve space for a reply, and cut slow replies if there is none. Return None if that makes no space.
 
-        ``must``: the request has changed something, so that its reply is sent in any case.
+        ``must``: send the reply in any case, because the request has changed something.
         """
         while not self._budget.has_space(caller, size):
             over_share = self._budget.is_over_share(caller, size)
             if not (self._cut_slow(caller if over_share else None) or (not over_share and self._cut_largest(caller))):
                 break
         if not must and not self._budget.has_space(caller, size):
-            # A single reply that is larger than the share is sent all the same, when nothing else of its caller waits.
+            # A reply that is larger than the share is sent all the same, if no other reply of its caller waits.
             is_first = not any(one.caller == caller for one in self._sending)
             if not is_first or (self._sending and self._budget.is_over_total(size)):
                 return None
@@ -101,13 +101,13 @@ class Replies:
         return sending
 
     def end(self, sending: Sending) -> None:
-        """Give the place back."""
+        """Release the space of a reply."""
         if sending in self._sending:
             self._sending.remove(sending)
             self._budget.give_back(sending.caller, sending.size)
 
     def _cut_largest(self, caller: str) -> bool:
-        """Cut a reply of the caller who holds the most; return False if that is no more than his part of the total."""
+        """Cut a reply of the caller who holds the most; return False if that is within its part of the total."""
         largest, held = self._budget.largest()
         those = [one for one in self._sending if one.caller == largest]
         if largest == caller or not those or held <= self._budget.total / (self._budget.callers() + 1):
@@ -116,7 +116,7 @@ class Replies:
         return True
 
     def _cut_slow(self, caller: str | None) -> bool:
-        """Cut the reply, of a caller or of all, that is taken most slowly; return False if none is slow."""
+        """Cut the slowest reply of a caller, or of all for None; return False if none is slow."""
         now = time.monotonic()
         slow = [
             one

@@ -1,8 +1,8 @@
-"""What callers may hold open: connections are counted per address, and the idle ones are closed when many are open.
+"""Limits open connections: their number per address, and, when many are open, the idle ones.
 
-granian accepts connections and reads heads with a deadline, and has no bound per address. The kernel knows every
-connection of this process: a sweep reads them from the table of open files and shuts those that are too many or too
-slow. A sweep follows an arrival, and is repeated while connections are open.
+granian accepts connections and reads heads with a deadline, but has no limit per address. A sweep reads the connections
+of this process from the table of open files, and shuts those that are too many or too slow. A sweep follows an arrival,
+and is repeated while connections are open.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from blockstore.server.pace import acked, silent_s
 HEAD_S = 10.0
 """Seconds in which the head of a request must arrive, and after which a connection without requests is closed."""
 STALLED_S = 30.0
-"""Seconds after which a connection is closed whose caller does not take its reply."""
+"""Seconds after which a connection is closed if its caller does not take the reply."""
 LEAST_RATE = 1024
-"""Bytes per second at which a reply must be taken."""
+"""Bytes per second at which a caller must take a reply."""
 AFTER_ARRIVAL_S = 0.25
 WHILE_OPEN_S = 5.0
 JUST_S = 0.1
 FEW = 64
-"""So many connections are looked through for one; among more, one look serves all who wait for one."""
+"""Up to this number, each search for a connection reads them all; above it, one sweep serves all waiting searches."""
 CROWDED, ROOMY = 0.8, 0.7
-"""When more than the first part of the limit is open, connections are closed down to the second part of it."""
+"""When more than the first fraction of the limit is open, connections are closed down to the second fraction."""
 
 _DESCRIPTORS = Path("/proc/self/fd")
 _Worth = tuple[bool, bool, bool, float]
@@ -49,17 +49,17 @@ class Open:
     last: float
     """When its last request began or ended, or when bytes of its reply were last taken."""
     requests: int = 0
-    """Requests of it that arrived whole."""
+    """Number of its requests that arrived completely."""
     busy: int = 0
-    """Requests of it that are being read or answered."""
+    """Number of its requests that are being read or answered."""
     answering: int = 0
-    """Those of them that arrived whole."""
+    """Number of those that arrived completely."""
     line: str = ""
-    """The project whose token the last of them showed, if that is known to be good."""
+    """The project of the token in the last request, if the token is known to be valid."""
     descriptor: int | None = None
-    """Its number at the last sweep."""
+    """Its file descriptor at the last sweep."""
     network: str = ""
-    """What counts as one address, once a sweep has seen it: it costs 60 µs to find out."""
+    """The network that counts as one address. Set by the first sweep, since finding it takes 60 µs."""
     acked: int = 0
     acked_at: float = 0.0
 
@@ -74,16 +74,16 @@ class Connections:
         per_address: int,
         is_proxy: Callable[[str], bool] = lambda _address: False,
     ) -> None:
-        """At most ``limit`` are open, ``per_address`` of one address; a trusted proxy has only the first bound."""
+        """Allow ``limit`` connections, ``per_address`` of one address; a trusted proxy has only the first limit."""
         self._listener, self._limit, self._per_address, self._is_proxy = listener, limit, per_address, is_proxy
         self._port = listener.getsockname()[1]
         self._open: dict[str, Open] = {}
         self._noting = threading.Lock()
-        """Held while connections get their places in ``_open``, and lose them; by granian's thread, too: briefly."""
+        """Held briefly to read and change ``_open`` and its entries; granian's thread takes it as well."""
         self._arrivals = select.epoll()
         self._sweep: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        """While arrivals are watched."""
+        """Set while arrivals are watched."""
         self._look: asyncio.Future[None] | None = None
         self._next_look = self._next_sweep = 0.0
 
@@ -99,11 +99,11 @@ class Connections:
             known.last = now
         if is_new and (loop := self._loop) is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                # The kernel may have told nothing: granian had accepted it before anybody looked.
+                # The listener may have had no event: granian may accept a connection before epoll looks.
                 loop.call_soon_threadsafe(self._sweep_soon)
 
     def arrive(self, peer: str, line: str = "") -> None:
-        """Note that a request of ADDRESS:PORT has arrived whole; ``line``: the project, if its token is known."""
+        """Note that a request of ADDRESS:PORT has arrived completely; ``line``: the project, if its token is known."""
         with self._noting:
             if (known := self._open.get(peer)) is not None:
                 known.requests += 1
@@ -111,7 +111,7 @@ class Connections:
                 known.line = line
 
     def end(self, peer: str, *, arrived: bool) -> None:
-        """Note that a request of ADDRESS:PORT has ended; ``arrived``: whole."""
+        """Note that a request of ADDRESS:PORT has ended; ``arrived``: it had arrived completely."""
         with self._noting:
             if (known := self._open.get(peer)) is not None:
                 known.busy -= 1
@@ -122,7 +122,7 @@ class Connections:
 
     def watch(self) -> None:
         """Sweep after each arrival, from now on, on the running event loop."""
-        # Edge-triggered: it tells that somebody has come, while granian accepts him.
+        # Edge-triggered: it reports an arrival, while granian accepts the connection.
         self._arrivals.register(self._listener, select.EPOLLIN | select.EPOLLET)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._arrivals.fileno(), self._arrived)
@@ -136,7 +136,7 @@ class Connections:
             self._sweep.cancel()
 
     async def locate(self, peer: str) -> socket.socket | None:
-        """Return a copy of the connection to ADDRESS:PORT, to be closed; None if it has ended."""
+        """Return a copy of the socket connected to ADDRESS:PORT, for the caller to close; None if it has ended."""
         for _ in range(2):
             known = self._open.get(peer)
             if known is not None and known.descriptor is not None and (found := self._copy(peer, known.descriptor)):
@@ -148,7 +148,7 @@ class Connections:
         return None
 
     async def _looked(self) -> None:
-        """Wait for a look at all connections that begins after this call; who waits at the same time shares it."""
+        """Wait for a sweep that begins after this call. All who wait at the same time share one sweep."""
         loop = asyncio.get_running_loop()
         if self._look is None:
             self._look = loop.create_future()
@@ -189,7 +189,7 @@ class Connections:
                 self._sweep = loop.call_at(max(loop.time() + pause_s, self._next_sweep), self._swept)
 
     def shut_idle(self) -> None:
-        """Shut every connection of which no request is being answered: for a stop, which waits for the others."""
+        """Shut every connection without a request that is being answered. A stop waits for the others."""
         for peer, descriptor in dict(self._present()).items():
             known = self._open.get(peer)
             if known is None or not known.answering:
@@ -200,17 +200,17 @@ class Connections:
     def sweep(self) -> bool:
         """Shut the connections that are too slow, and those that are too many; return True if some were too many.
 
-        One that no earlier sweep has seen and that has just come or spoken is left, since its first request may be on
-        the way.
+        A connection that no earlier sweep has seen never counts as too many just after it was made or sent data: its
+        first request may be on the way.
         """
         now = time.monotonic()
         present = dict(self._present())
-        # Of the processor, looks for one connection take a tenth at most, and so do other sweeps.
+        # Searches for one connection use at most a tenth of the processor, and so do other sweeps.
         self._next_look = time.monotonic() + 10 * (time.monotonic() - now)
         silent = {peer: _asked(present[peer], silent_s) for peer in present.keys() - self._open.keys()}
         young = {peer for peer, seconds in silent.items() if seconds < JUST_S}
         with self._noting:
-            # A request that began after the table was read is of a connection that is not in it.
+            # A busy connection is kept: its request may have begun after the table was read, without it.
             for peer in [peer for peer, known in self._open.items() if peer not in present and not known.busy]:
                 del self._open[peer]
             held = {peer: self._open.setdefault(peer, Open(last=now - silent.get(peer, 0.0))) for peer in present}
@@ -227,10 +227,10 @@ class Connections:
         return bool(too_many)
 
     def _too_many(self, held: dict[str, Open]) -> set[str]:
-        """Return what is over the bound of its address, and, when all are many, some of the addresses with the most.
+        """Return the connections above the limit of their address and, near the total limit, further ones to close.
 
-        When all are many, strangers go first, by address; then those with a good token, by project over all addresses;
-        a trusted proxy's go last.
+        Near the total limit, strangers' connections go first, by address. Then go those with a valid token, by project
+        over all addresses; those of trusted proxies go last. In each group the largest address or project goes first.
         """
         by_address = defaultdict(list)
         worth = {peer: _worth(known) for peer, known in held.items()}
@@ -252,7 +252,7 @@ class Connections:
             for peer in those:
                 line = held[peer].line
                 (proxies[address] if is_proxy else projects[line] if line else strangers[address]).append(peer)
-        for those in projects.values():  # of several addresses, each of which is in order
+        for those in projects.values():  # from several addresses, each of them sorted by itself
             those.sort(key=worth.__getitem__)
         fair = self._limit * ROOMY / (len(strangers) + len(projects) + len(proxies))
         for group in strangers, projects, proxies:
@@ -277,7 +277,7 @@ class Connections:
                     yield peer, descriptor
 
     def _peer(self, descriptor: int) -> str | None:
-        """Return ADDRESS:PORT of the other end; None when this is no connection to the listening socket."""
+        """Return ADDRESS:PORT of the peer; None if the socket is no connection to the listening socket."""
         one = socket.socket(fileno=descriptor)
         try:
             if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getsockname()[1] != self._port:
@@ -308,14 +308,14 @@ class Connections:
 
 
 def _cut(by_address: dict[str, list[str]], excess: int, fair: float, worth: Mapping[str, _Worth]) -> set[str]:
-    """Return ``excess`` connections to close: of the address with the most first; of equal ones, the worth decides."""
+    """Return ``excess`` connections to close: those of the largest address first; of equals, the least worth."""
     ending: set[str] = set()
     most = [(-len(those), worth[those[0]], address) for address, those in by_address.items() if those]
     heapq.heapify(most)
     while len(ending) < excess and most:
         _, (_, is_answered, *_rest), address = heapq.heappop(most)
         those = by_address[address]
-        # Who has more than his part is cut off in mid-answer, too: else whole requests would be a shield.
+        # An address above its fair part also loses connections that are being answered, or requests would protect them.
         if len(those) > fair or not is_answered:
             ending.add(those.pop(0))
             if those:
@@ -324,9 +324,10 @@ def _cut(by_address: dict[str, list[str]], excess: int, fair: float, worth: Mapp
 
 
 def _worth(known: Open) -> _Worth:
-    """Return what sorts connections: first those without a whole request, last those that are being answered.
+    """Return the sort key of a connection; the first in order is closed first.
 
-    One that showed no good token comes before those that did.
+    Connections without a valid token come first. Among them, as among the others, connections that never had a complete
+    request come first, and connections with a request that is being answered come last.
     """
     return bool(known.line), bool(known.answering), bool(known.requests), known.last
 
@@ -334,12 +335,12 @@ def _worth(known: Open) -> _Worth:
 def _is_slow(known: Open, now: float) -> bool:
     if known.busy:
         return False  # its body and its reply have deadlines of their own
-    # granian ends these itself, when nothing keeps it from looking; the grace leaves it the time.
+    # granian closes these itself, unless it is held up; the extra second leaves it the time.
     return now - known.last > (STALLED_S if known.requests else HEAD_S + 1)
 
 
 def _asked(descriptor: int, question: Callable[[socket.socket], float]) -> float:
-    """Return what the kernel says of a connection; 0 for one that has just ended."""
+    """Return the kernel's answer about a connection; 0 if it has just ended."""
     with contextlib.suppress(OSError):
         one = socket.socket(fileno=descriptor)
         try:

@@ -1,7 +1,8 @@
-"""granian as this service runs it: inside the process, on a socket that listens already.
+"""Runs granian inside this process, on a socket that already listens.
 
-Its own embedded server makes the socket, and hands every request to the event loop. This one offers each to ``take``
-first, on granian's thread. Where it uses what granian does not document, setup.cfg keeps the version.
+granian's own embedded server makes the socket itself, and passes every request to the event loop. This one offers each
+request to ``Adapter.take`` first, on granian's thread. It uses undocumented parts of granian, so setup.cfg limits the
+version.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class EmbeddedServer(Server):
     """granian's embedded server, for an ``Adapter``."""
 
     holder: Any
-    """The listening socket, which it would otherwise make itself, on a port that nobody knows."""
+    """The listening socket; granian would otherwise make one itself, on an unknown port."""
 
     def _init_shared_socket(self) -> None:
         self._shd = self.holder
@@ -39,20 +40,20 @@ class EmbeddedServer(Server):
         stopped = loop.create_future()
         stop.add_cb(lambda: loop.call_soon_threadsafe(stopped.set_result, None))
         adapter.start(loop)
-        made: Any = RSGIWorker  # the stubs of granian describe another one
+        made: Any = RSGIWorker  # the stubs of granian describe another signature
         worker = made(worker_id, socket, None, *settings, http, http1, http2, websockets, static, *tls, (None, None))
         worker.serve_async(_Scheduler.made(loop, adapter), loop, stop)
         await stopped
 
 
 class _Scheduler(CallbackScheduler):
-    """Where granian brings each request, with its watcher, on a thread of its own."""
+    """Receives each request from granian, with its watcher, on granian's thread."""
 
     @classmethod
     def made(cls, loop: asyncio.AbstractEventLoop, adapter: Any) -> Any:
-        """Return a scheduler that asks the adapter to take a request, and else has the event loop call it."""
+        """Return a scheduler that offers each request to ``adapter.take``, and else has the event loop call it."""
         call = _future_watcher_wrapper(adapter)  # type: ignore[no-untyped-call]
-        made: Any = cls  # the same
+        made: Any = cls  # as above
         scheduler = made(loop, call, None, partial(_enter_task, loop), partial(_leave_task, loop))
         on_loop = _cbsched_aioschedule(loop, scheduler._ctx, call)  # type: ignore[no-untyped-call]
 

@@ -1,4 +1,4 @@
-"""The head of a request: which are refused before the application is asked, and what the application is told."""
+"""Checks the head of a request before the application is called, and makes the WSGI environment from it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MAX_PATH_BYTES = 8 << 10
 MAX_HEAD_BYTES = 32 << 10
 """Bytes of a request line and its headers together."""
 MAX_TYPE_BYTES = 255
-"""Bytes of Content-Type. To read the parameters of a long one takes Werkzeug many milliseconds."""
+"""Bytes of Content-Type. Werkzeug needs many milliseconds to parse the parameters of a long one."""
 
 
 def checked(scope: Scope) -> dict[str, str]:
-    """Return the headers of a request by lower-case name. Raises Refused for a head that has two meanings.
+    """Return the headers of a request by lower-case name. Raise RequestRefused if the head is ambiguous or too long.
 
-    A name with an underscore is left out: in a WSGI environment it would be the same as one with a hyphen. Of a header
-    that stands twice, the values are joined by a comma, as RFC 9110 does.
+    A header with an underscore in its name is left out: in a WSGI environment it would equal the one with a hyphen.
+    The values of a repeated header are joined by a comma, as in RFC 9110.
     """
     headers: dict[str, str] = {}
     readable = set()
@@ -39,7 +39,7 @@ def checked(scope: Scope) -> dict[str, str]:
             headers[name] += f",{value}"
         else:
             headers[name] = value
-    if len(readable) < len(scope.headers.keys()):  # granian leaves those out
+    if len(readable) < len(scope.headers.keys()):  # granian leaves out headers with other values
         raise RequestRefused(400, "The value of a header may hold visible ASCII characters only.")
     if not scope.method.isupper():
         raise RequestRefused(400, "The method of a request is written in capital letters.")
@@ -87,7 +87,7 @@ def environ_of(scope: Scope, headers: dict[str, str], body: Buffered | Streamed)
     if (content_type := environ.pop("HTTP_CONTENT_TYPE", None)) is not None:
         environ["CONTENT_TYPE"] = content_type
     if scope.authority:
-        environ["HTTP_HOST"] = quote(scope.authority, safe=":[]@")  # RFC 9112: the request line counts, not Host
+        environ["HTTP_HOST"] = quote(scope.authority, safe=":[]@")  # RFC 9112: the request line overrides Host
     return environ
 
 

@@ -31,24 +31,24 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 MOST_CONNECTIONS = 4096
 RESERVED_FILES = 512
-"""Open files that are kept from connections: the database, operations, tools."""
+"""File descriptors that are reserved for the database, operations and tools."""
 MOST_FILES = 65536
 BUFFER_BYTES = 128 << 10
-"""What the kernel may hold of a connection, each way (it takes twice that). By itself it grows this to some MiB, for a
-reader that does not read as well."""
+"""Socket buffer size in each direction (the kernel uses twice that). By default the kernel grows it to some MiB, even
+for a caller that does not read."""
 TRANSFERS = 8
-"""Requests whose bodies pass piece by piece at once."""
+"""Requests with streamed bodies that run at once."""
 STOP_S = 5
 """Seconds that a stop waits for requests that are being answered."""
 UNACKED_MS = 30_000
-"""Milliseconds after which a connection is dropped whose caller confirms no byte."""
+"""Milliseconds after which a connection is dropped if its peer acknowledges no data."""
 
 _LOGGING = {"incremental": True, "handlers": {}, "formatters": {}, "loggers": {"_granian": {"propagate": True}}}
 """Only levels: the handlers are the service's own."""
 
 
 class HttpServer:
-    """A server that listens already, and answers once it runs."""
+    """An HTTP server on a listening socket, which answers requests while ``run`` runs."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class HttpServer:
         client_of: Callable[[str, str], str] = lambda connected, _forwarded_for: connected,
         line_of: Callable[[Mapping[str, str]], str] = lambda _headers: "",
     ) -> None:
-        """Prepare to answer by ``threads`` threads; HTTPS with a certificate and its key. Raises ConfigError."""
+        """Prepare to answer on ``threads`` threads, over HTTPS if ``certificate`` is given. Raises ConfigError."""
         self.address: tuple[str, int] = listener.getsockname()[:2]
         self._listener = listener
         self._threads = Threads(threads, "answer")
@@ -80,7 +80,7 @@ class HttpServer:
                 interface=Interfaces.RSGI,
                 http=HTTPModes.http1,  # no client of the API asks for more, and HTTP/2 has attacks of its own
                 websockets=False,
-                # Of handshakes, each costs some ms with an RSA key; those that are answered go on meanwhile.
+                # A TLS handshake with an RSA key takes some ms: a second thread serves other connections.
                 runtime_threads=min(os.cpu_count() or 1, 2 if certificate else 1),
                 backpressure=limit,
                 http1_settings=HTTP1Settings(header_read_timeout=int(HEAD_S * 1000), max_buffer_size=40 << 10),
@@ -94,14 +94,14 @@ class HttpServer:
             raise ConfigError(
                 f"tls_certificate {certificate} and tls_key {key} cannot be used: {exc.strerror or exc}."
             ) from exc
-        # A copy, because granian closes what it is given.
+        # A copy, because granian closes the socket that it is given.
         self._server.holder = SocketHolder(listener.dup().detach(), False, BACKLOG)  # type: ignore[call-arg]
         self._server.workers_kill_timeout = STOP_S
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopping = False
 
     def set_thread_count(self, count: int) -> None:
-        """Have so many threads answer."""
+        """Set the number of threads that answer requests."""
         self._threads.set_count(count)
 
     def run(self) -> None:
@@ -117,21 +117,21 @@ class HttpServer:
             self._stop()
         try:
             await self._server.serve()
-        except TimeoutError:  # granian waited for a connection that does not end: the process does
+        except TimeoutError:  # a connection does not end; it ends with the process
             log.warning("connections were still open %d s after the stop", STOP_S)
         finally:
             self._connections.close()
             self._listener.close()
 
     def stop(self) -> None:
-        """Take no more requests; from any thread and from a signal handler, also before ``run``."""
+        """Accept no more requests. May be called on any thread, in a signal handler, and before ``run``."""
         self._is_stopping = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
         self._server.stop()  # type: ignore[no-untyped-call]
-        self._connections.shut_idle()  # granian would wait for each that has begun a request
+        self._connections.shut_idle()  # granian would wait for each connection with a request begun
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -164,7 +164,7 @@ def raise_file_limit() -> None:
 
 
 def connection_limit() -> int:
-    """Return how many connections may be open: what open files leave, less a reserve for the service's own work."""
+    """Return how many connections may be open: the limit of open files, less a reserve for the service itself."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS

@@ -1,4 +1,4 @@
-"""The log: one line per event with the request id, for people or for machines, on standard error."""
+"""The log: one line per event with the request id, for people or for programs, on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 from blockstore.config import LogConfig
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line ends of every kind, and halves of characters, which cannot be written."""
+"""Control characters, line ends of every kind, and lone surrogates, which cannot be encoded."""
 
 
 MAX_EVENT = 4000
@@ -23,7 +23,7 @@ MAX_PATH = 200
 
 
 def bounded(text: str, most: int) -> str:
-    """Return a text of at most so many characters; of a longer one the middle is left out."""
+    """Return a text of at most ``most`` characters; a longer text loses its middle."""
     if len(text) <= most:
         return text
     end = most // 4
@@ -31,7 +31,7 @@ def bounded(text: str, most: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text with the characters escaped that forge lines or speak to a terminal."""
+    """Return a text with all characters escaped that could forge lines or control a terminal."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -59,7 +59,7 @@ class Plain(logging.Formatter):
         line = f"{when}.{int(record.msecs):03d}Z {record.levelname} {record.name}{about} {text}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        # One event, one line: nothing a client sends can forge another, or speak to the reader's terminal.
+        # One event, one line: no text from a client can forge another line or control the reader's terminal.
         return printable(line)
 
 

@@ -1,6 +1,6 @@
-"""How fast a caller takes a reply: granian queues whatever it is given, so that what is sent is held back here.
+"""Sends a reply at the pace of its caller: granian queues without a limit, so this module holds data back.
 
-The kernel knows how many bytes the other end of a connection has confirmed.
+The kernel knows how many bytes the peer of a connection has acknowledged.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 AHEAD_BYTES = 256 << 10
-"""Bytes that may be on their way: in granian's queue, in the kernel, in the network."""
+"""Bytes that may be in flight: in granian's queue, in the kernel, in the network."""
 LEAST_RATE = 1024
-"""Bytes per second at which a reply must be taken, in each window of ``WINDOW_S`` seconds."""
+"""Bytes per second at which the caller must take a reply, in each window of ``WINDOW_S`` seconds."""
 WINDOW_S = 10.0
 FIRST_LOOK_S, LAST_LOOK_S = 0.001, 0.1
 
@@ -30,20 +30,20 @@ _SILENT_MS_AT = 52
 
 
 def acked(one: socket.socket) -> int:
-    """Return the bytes that the other end of a connection has confirmed; 0 for one that has ended."""
+    """Return the number of bytes that the peer has acknowledged; 0 if the connection has ended."""
     with contextlib.suppress(OSError, struct.error):
         return int(_ACKED.unpack_from(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
     return 0
 
 
 def silent_s(one: socket.socket) -> float:
-    """Return the seconds since a connection was made, or since the other end last sent something."""
+    """Return the seconds since the peer last sent data, or since the connection was made."""
     info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
     return int(_SILENT_MS.unpack_from(info, _SILENT_MS_AT)[0]) / 1000
 
 
 def has_left(connection: socket.socket) -> bool:
-    """Return True if the other end of a connection sends no more."""
+    """Return True if the peer has closed its side of a connection."""
     with contextlib.suppress(OSError):
         return _state(connection) != _ESTABLISHED
     return True
@@ -54,25 +54,25 @@ def _state(one: socket.socket) -> int:
 
 
 class Pace:
-    """The pace at which one reply is taken. Holds a copy of the connection's descriptor until it is closed."""
+    """Paces one reply. Holds a copy of the connection's descriptor until ``close``."""
 
     def __init__(self, connection: socket.socket | None) -> None:
-        """``connection``: a copy, which is closed with this; None: it was not found, and its reply is not held back."""
+        """``connection``: a copy of the socket, closed by ``close``; None if it was not found: nothing is held back."""
         self._socket = connection
         self._base = 0 if self._socket is None else acked(self._socket)
         self._sent = 0
 
     async def send(self, transport: Any, piece: bytes, taken: Callable[[int], None] = lambda _bytes: None) -> None:
-        """Send a piece, and return when more may follow. Raises TimeoutError for a caller who takes too little.
+        """Send a piece, and return when more may follow. Raise TimeoutError if the caller takes it too slowly.
 
-        ``taken`` is told how many bytes of the reply the caller has confirmed.
+        ``taken`` is called with the number of bytes of the reply that the caller has acknowledged.
         """
         await transport.send_bytes(piece)
         self._sent += len(piece)
         await self._until(self._sent - AHEAD_BYTES, taken)
 
     async def finish(self, taken: Callable[[int], None] = lambda _bytes: None) -> None:
-        """Return when all that was sent has been confirmed. Raises TimeoutError."""
+        """Return when the caller has acknowledged all that was sent. Raises TimeoutError."""
         await self._until(self._sent, taken)
 
     async def _until(self, wanted: int, taken: Callable[[int], None]) -> None:
@@ -85,7 +85,7 @@ class Pace:
                 if now_taken - before < LEAST_RATE * WINDOW_S:
                     raise TimeoutError
                 window_ends, before = time.monotonic() + WINDOW_S, now_taken
-            await asyncio.sleep(look_s)  # the kernel tells nobody when bytes are confirmed
+            await asyncio.sleep(look_s)  # the kernel has no event for acknowledged bytes
             look_s = min(look_s * 2, LAST_LOOK_S)
         taken(now_taken)
 
@@ -96,16 +96,16 @@ class Pace:
         return acked(self._socket) - self._base
 
     def close(self) -> None:
-        """Give the copy of the descriptor back."""
+        """Close the copy of the descriptor."""
         if self._socket is not None:
             self._socket.close()
 
     def cut(self) -> None:
-        """End the connection: its reply has no end that the caller could take for one."""
+        """Shut the connection, so that the caller cannot take the truncated reply for a complete one."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
 _ESTABLISHED, _CLOSE_WAIT = 1, 8
-"""States of a connection in which the other end may still take bytes (linux/tcp_states.h)."""
+"""States of a connection in which the peer may still receive bytes (linux/tcp_states.h)."""

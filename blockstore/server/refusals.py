@@ -1,4 +1,4 @@
-"""Requests that are refused before the application is asked."""
+"""Refuses requests before the application is called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 
 class RequestRefused(Exception):
-    """A request that the application is not asked about: status and sentence of the reply."""
+    """A request is refused without calling the application; holds status and sentence of the reply."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -17,12 +17,12 @@ class RequestRefused(Exception):
 
 
 def too_many_wait() -> RequestRefused:
-    """Return the refusal of a request that finds no place in its line."""
+    """Return the refusal of a request whose line is full."""
     return RequestRefused(503, "Too many requests wait to be answered. Try again in a moment.")
 
 
 def refuse(proto: HTTPProtocol, exc: RequestRefused) -> None:
-    """Send the reply to a request that is refused, in plain text, and have the connection closed."""
+    """Refuse a request with a plain-text reply, and have the connection closed."""
     also = [("retry-after", "1")] if exc.status == 503 else []
     with contextlib.suppress(ProtocolClosed):  # the caller has gone
         proto.response_str(

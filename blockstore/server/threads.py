@@ -1,4 +1,4 @@
-"""The threads that answer requests: callers are served in turns, so that one with many requests delays only itself."""
+"""The threads that answer requests: callers take turns, so that a caller with many requests delays only itself."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from blockstore.address import wide_network_of
 from blockstore.turns import Turns
 
 MOST_WAITING, MOST_STRANGERS_WAITING, MOST_WAITING_OF_ONE = 4096, 1024, 256
-"""Tasks that may wait: of all projects, of all strangers, and of one project or one address of strangers."""
+"""Maximum numbers of waiting tasks: of all projects, of all strangers, and of one project or stranger's address."""
 
 Task = Callable[[], None]
 
 
 class Callers:
-    """A queue of tasks: the lines of projects take turns, over all their addresses; strangers have no line.
+    """A queue of tasks. Each project has one line for all its addresses, and takes turns; strangers have no line.
 
-    Who shows no token that was good lately may come from as many addresses as a network has. Strangers take turns over
-    wide networks and over the addresses in each, and together they get every second turn at most.
+    A stranger is a caller without a recently valid token, and may use every address of a network. Strangers take turns
+    over wide networks and over the addresses in each. Together they get at most every second turn.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Callers:
         return len(self._known) + len(self._strangers)
 
     def is_full(self, line: str) -> bool:
-        """Return True if there is no place: for projects with a line, or for strangers, without."""
+        """Return True if there is no place: for projects if ``line`` is set, else for strangers."""
         return len(self._known) >= MOST_WAITING if line else len(self._strangers) >= MOST_STRANGERS_WAITING
 
     def waiting(self, address: str, line: str) -> int:
-        """Return how many tasks wait of a line; of an address, for a stranger."""
+        """Return the number of waiting tasks of a line or, without a line, of a stranger's address."""
         return self._known.waiting(line) if line else self._strangers.waiting_of(wide_network_of(address), address)
 
     def put(self, address: str, line: str, task: Task) -> None:
@@ -44,23 +44,23 @@ class Callers:
             self._strangers.put(wide_network_of(address), address, task)
 
     def remove(self, address: str, line: str, task: Task) -> bool:
-        """Remove a task; return False if it does not wait any more."""
+        """Remove a task; return False if it is no longer in the queue."""
         if line:
             return self._known.remove(line, address, task)
         return self._strangers.remove(wide_network_of(address), address, task)
 
     def gives_way(self, address: str, line: str) -> tuple[str, Task] | None:
-        """Return the task, with its address, that gives way to one that comes and finds its line full.
+        """Return the address and the task that lose their place to a new task whose line is full.
 
-        It is the newest of the address that has the most: in a project's line; among strangers, of the wide network
-        that has the most. None if the one that comes has as many.
+        It is the newest task of the address with the most tasks: in the project's line, or, for strangers, in the wide
+        network with the most tasks. None if the new task's address would then have as many.
         """
         if line:
             return self._known.gives_way(line, address)
         return self._strangers.last_of_most(wide_network_of(address), address)
 
     def take(self) -> Task:
-        """Remove and return the task whose turn it is. There must be one."""
+        """Remove and return the next task. The queue must not be empty."""
         is_known = bool(self._known) and not (self._strangers and self._was_known)
         self._was_known = is_known
         return (self._known if is_known else self._strangers).take()
@@ -113,7 +113,7 @@ class _Queue:
         assert turn is not None
         lines = self._lines[turn[0]]
         found = lines.take()
-        assert found is not None  # an owner is in line once for each of its tasks
+        assert found is not None  # an owner is queued once for each of its tasks
         self._left(turn[0], lines)
         return found[1]
 
@@ -131,17 +131,17 @@ class Threads:
         self._count, self._name = count, name
         self._callers = Callers()
         self._give_way: dict[Task, Callable[[], None]] = {}
-        """The refusal of each waiting task, called when another takes the place of the task."""
+        """By waiting task, the function that refuses it, called if another task takes its place."""
         self._change = threading.Condition()
         self._started = 0
         self._working = 0
         self._closed = False
 
     def submit(self, address: str, line: str, task: Task, give_way: Callable[[], None] | None = None) -> bool:
-        """Have a thread run ``task``, which must not raise, when it is its turn. Return False if too many wait.
+        """Queue ``task``, which must not raise, to be run by a thread. Return False if too many tasks wait.
 
-        ``give_way`` is called instead of the task, by any thread, if another address of a full line needs its place;
-        a task without it keeps its place.
+        ``give_way`` is called instead of the task, on any thread, if another address of a full line gets its place.
+        A task without ``give_way`` keeps its place.
         """
         instead: Callable[[], None] | None = None
         with self._change:
@@ -167,7 +167,7 @@ class Threads:
         return True
 
     def withdraw(self, address: str, line: str, task: Task) -> bool:
-        """Forget a task that nobody waits for any more; return False if it runs already."""
+        """Remove a task whose caller has gone; return False if it already runs."""
         with self._change:
             self._give_way.pop(task, None)
             return self._callers.remove(address, line, task)
@@ -190,7 +190,7 @@ class Threads:
 
     def _start(self) -> None:
         self._started += 1
-        # Daemons: the service has waited for what must end before the process does.
+        # Daemons: the service itself waits for the work that must end before the process.
         threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
 
     def _work(self) -> None:
@@ -206,6 +206,6 @@ class Threads:
             try:
                 task()
             finally:
-                del task  # and with it what it refers to, before the next one comes
+                del task  # frees what it refers to, before the wait for the next task
                 with self._change:
                     self._working -= 1

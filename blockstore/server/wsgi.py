@@ -1,8 +1,8 @@
-"""From a request of granian (RSGI) to a call of the WSGI application on a thread, and back.
+"""Turns requests of granian (RSGI) into calls of the WSGI application on threads, and sends the replies.
 
-A request without a body goes from granian's thread to the line of its caller. A body that is small enough is read on
-the event loop before that, so that a slow caller holds no thread. Requests that ``is_transfer`` names (images, backups)
-read and write their bodies piece by piece, on threads of their own.
+A request without a body goes from granian's thread to the line of its caller. A body that is small enough is first
+received on the event loop, so that a slow caller holds no thread. Transfers (``is_transfer``: images, backups) stream
+their bodies on threads of their own.
 """
 
 from __future__ import annotations
@@ -32,54 +32,54 @@ from blockstore.server.threads import Threads
 log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 16 << 10
-"""A body of at most so many bytes is always received: connections bound how many there are."""
+"""Bodies up to this size are always received: the limit of connections bounds their number."""
 BODIES = (64 << 20, 4 << 20)
-"""Bytes of longer bodies that are held at once: of all projects together, and of one."""
+"""Maximum bytes of longer bodies held at once: of all projects together, and of one project."""
 STRANGERS_BODIES = (16 << 20, 2 << 20)
-"""The same for those who have no line, because no token of theirs is known to be good, and of one address."""
+"""The same for strangers, who show no token that is known to be valid: of all, and of one address."""
 RECEIVED = (1024, 256)
-"""Requests of strangers whose bodies are being received: of all together, and of one address."""
+"""Maximum number of strangers' requests whose bodies are being received: of all, and of one address."""
 SOON_S = 0.1
-"""Seconds after which a request that is not answered yet is looked at: its caller may have gone."""
+"""Seconds after which the caller of a request without a reply is watched, because it may disconnect."""
 PIECE_BYTES = 64 << 10
 SMALL_REPLY_BYTES = 128 << 10
-"""A reply of at most so many bytes is handed over whole, and not counted: connections bound how many there are."""
+"""Replies up to this size are sent at once and not counted: the limit of connections bounds their number."""
 REPLIES = (128 << 20, 16 << 20)
-"""Bytes of longer replies that wait to be taken: of all projects together, and of one."""
+"""Maximum bytes of longer replies that wait for their callers: of all projects together, and of one project."""
 STRANGERS_REPLIES = (32 << 20, 16 << 20)
-"""The same for strangers, and of one address."""
+"""The same for strangers: of all, and of one address."""
 
 Headers = list[tuple[str, str]]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request:
-    """A request whose body has arrived, or that has none, until it has ended."""
+    """A request until it has ended."""
 
     scope: Scope
     proto: HTTPProtocol
     headers: dict[str, str]
     caller: str
-    """What counts as one address."""
+    """The network that counts as one address."""
     line: str
-    """In which line of that address it waits."""
+    """The line in which it waits: the project of its token; empty for a stranger."""
     body: Buffered | Streamed
     done: Callable[[], None]
-    """Called when it has ended, on any thread."""
+    """Called on any thread when the request has ended."""
     began: float = field(default_factory=time.monotonic)
     task: Callable[[], None] | None = None
-    """What stands in the line for it; it refers to the request, so that this is removed when the request has ended."""
+    """Its task in the line. The task refers to the request, so this is cleared when the request has ended."""
     watch: asyncio.Task[None] | None = None
-    """Waits for its caller to go."""
+    """Waits for the caller to disconnect."""
 
     @property
     def owner(self) -> str:
-        """Return who the bytes of its body count for: a project over all its addresses, or a stranger's address."""
+        """Return the owner of the body's bytes: a project with all its addresses, or a stranger's address."""
         return self.line or self.caller
 
 
 class LongReply(NamedTuple):
-    """A reply that its caller takes piece by piece."""
+    """A long reply, which is sent piece by piece."""
 
     status: int
     headers: Headers
@@ -99,10 +99,10 @@ class Adapter:
         client_of: Callable[[str, str], str],
         line_of: Callable[[Mapping[str, str]], str],
     ) -> None:
-        """``is_transfer`` is asked with method and path whether bodies pass piece by piece.
+        """``is_transfer`` returns True if the bodies of a method and path are streamed.
 
-        ``client_of`` is asked who the caller is, with the address of the connection and what a proxy says; ``line_of``
-        in which line of that caller a request waits, with its headers.
+        ``client_of`` returns the client's address, given the address of the connection and X-Forwarded-For.
+        ``line_of`` returns the line of a request, given its headers.
         """
         self._application = application
         self._threads, self._transfers = threads, transfers
@@ -116,15 +116,15 @@ class Adapter:
         self._will_look = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use an event loop, before the first request."""
+        """Set the event loop, before the first request."""
         self._loop = loop
 
     # --- requests without a body: on granian's thread -------------------------------------------------------
 
     def take(self, scope: Scope, proto: HTTPProtocol, done: Callable[[], None]) -> bool:
-        """Put a request without a body into its line; return False if it may have one, and was not touched.
+        """Put a request without a body into its line; return False, and do nothing, if it may have a body.
 
-        The event loop has no part in it: each change of threads costs a GET a tenth of its time, and most are such.
+        The event loop takes no part: each change of threads costs a GET a tenth of its time, and most requests are GET.
         """
         if not self._has_no_body(scope):
             return False
@@ -192,11 +192,11 @@ class Adapter:
             self._loop.call_soon_threadsafe(tell)
 
     async def _body(self, request: Request) -> Buffered | Streamed:
-        """Return the body of a request. Raises Refused when it arrives too slowly, or too many are held."""
+        """Return the body of a request. Raise RequestRefused if it arrives too slowly, or if too many are held."""
         scope, headers = request.scope, request.headers
         if self._is_transfer(scope.method, scope.path):
             return Streamed(request.proto, self._loop, functools.partial(self._has_left, scope.client))
-        if "transfer-encoding" in headers:  # of a body that is cut off granian says that it has ended
+        if "transfer-encoding" in headers:  # granian reports a truncated body as complete
             raise RequestRefused(411, "A request has a Content-Length.")
         length = int(headers.get("content-length") or 0)
         if not 0 < length <= MAX_BODY_BYTES:
@@ -257,7 +257,7 @@ class Adapter:
         )
 
     def _hand_over(self, request: Request) -> None:
-        """Put a request into its line. Raises Refused when too many wait."""
+        """Put a request into its line. Raise RequestRefused if too many wait."""
         streams = isinstance(request.body, Streamed)
         request.task = functools.partial(self._answer, request)
         if not streams:
@@ -271,7 +271,7 @@ class Adapter:
             self._look_soon()
 
     def _give_way(self, request: Request) -> None:
-        """Refuse a request that is removed from its line for one of another address."""
+        """Refuse a request that lost its place in the line to another address."""
         self._watch_no_more(request)
         refuse(request.proto, too_many_wait())
         request.done()
@@ -283,9 +283,9 @@ class Adapter:
                 self._loop.call_soon_threadsafe(self._loop.call_later, SOON_S, self._look)
 
     def _look(self) -> None:
-        """Watch for the callers of those who have waited for a while.
+        """Watch the callers of requests that have waited for a while, in case they disconnect.
 
-        granian cancels nothing when a connection ends, so that who asks and leaves would stay in line.
+        granian cancels nothing when a connection ends, so the requests of callers who left would stay in line.
         """
         self._will_look = False
         now = time.monotonic()
@@ -307,7 +307,7 @@ class Adapter:
 
     def _watch_no_more(self, request: Request) -> None:
         self._waiting.discard(request)
-        # What refers to the request is let go: else its body would stay until Python looks for cycles, which is rare.
+        # Break the reference cycle: else the body would stay until Python collects cycles, which is rare.
         request.task = None
         watch, request.watch = request.watch, None
         if watch is not None:
@@ -365,7 +365,7 @@ class Adapter:
         return None
 
     def _stream(self, request: Request, status: int, headers: Headers, pieces: Iterable[bytes]) -> None:
-        """Send a transfer's reply from the thread that makes it, no faster than its caller takes it."""
+        """Send a transfer's reply on the thread that makes it, no faster than the caller takes it."""
         located = asyncio.run_coroutine_threadsafe(self._connections.locate(request.scope.client), self._loop)
         pace = Pace(located.result())
         transport = request.proto.response_stream(status, headers)
@@ -391,12 +391,12 @@ class Adapter:
             request.done()
 
     async def _sent(self, request: Request, reply: LongReply) -> None:
-        """Send a reply piece by piece, as its caller takes it. Raises Refused when the caller has too many to take."""
+        """Send a reply piece by piece, as the caller takes it. Raise RequestRefused if too many replies wait."""
         task = asyncio.current_task()
         assert task is not None
-        line = self._line_of(request.headers)  # the first request of a token has made it known
+        line = self._line_of(request.headers)  # again, because the request itself may have made its token known
         replies = self._replies if line else self._strangers_replies
-        # By project where there is one, for a member may have any number of addresses.
+        # By project if there is one, because a member may have any number of addresses.
         caller, must = line or request.caller, request.scope.method not in ("GET", "HEAD")
         sending = replies.admit(task, caller, len(reply.content), must=must)
         if sending is None:

@@ -1,1 +1,1 @@
-"""What exports a local device: the contract of target plugins, their loader, and their conformance suite."""
+"""Targets, which export local volumes: the contract of target plugins, and their loader."""

@@ -1,25 +1,23 @@
-"""The promise between blockstore and a target plugin, which lets a volume leave the node; the plugin author's manual.
+"""The contract between blockstore and a target plugin, which exports volumes; the plugin author's manual.
 
 A plugin is a subclass of ``Target`` registered under the entry-point group ``blockstore.targets``. One instance serves
 every backend that names it. It sees paths, names and ids, never rows, requests or tenants.
 
 A plugin imports this module, ``blockstore.errors``, ``blockstore.private_files``, and of ``blockstore.backends``
-``process`` (commands), ``options`` (its own options), ``background_tasks`` (work in the background), ``openers`` (what
-is open),
-``file_locks`` and ``holders`` (who uses a file); nothing else of blockstore.
+``process`` (commands), ``options`` (its own options), ``background`` (background tasks), ``openers`` (open volumes),
+``file_locks`` and ``holders`` (users of a file); nothing else of blockstore.
 
 Rules for every method:
 
-* **Idempotent.** The service may be killed at any instant and asks again after the restart.
-* **One export, one initiator, one id.** An export's id is an attachment's; it is never given twice. Whatever an
-  initiator remembers of an export (target name, LUN, port and path) must be made from that id, so that nothing an old
-  session knows can ever lead to another volume.
-* **Gone means gone.** When ``withdraw`` returns, no initiator can read or write through that export, not even by a
-  session or a command that had begun, and the volume's file or device is closed.
+* **Idempotent.** The service may be killed at any instant, and repeats the call after the restart.
+* **One export, one initiator, one id.** The id of an export is that of its attachment, and is never reused. All that
+  an initiator remembers of an export (target name, LUN, port and path) must be made from that id, so that an old
+  session can never reach another volume.
+* **Gone means gone.** When ``withdraw`` returns, no initiator can read or write through that export, not even in a
+  session or by a command that had begun, and the volume's file or device is closed.
 * **Blocking and thread-safe.** Called from several threads at once; never twice at once for the same volume.
 * **Its cost does not grow** with the number of exports (``list_exports``, ``faults`` and ``sessions`` excepted).
-* **Raises only** subclasses of ``errors.BackendError``; secrets stand in none of them, in no log, on no command
-  line.
+* **Raises only** subclasses of ``errors.BackendError``. Secrets are in no error, no log and no command line.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ class TargetCapabilities:
     multiattach: bool = False
     """One volume may have several exports at once."""
     online_extend: bool = False
-    """Initiators of an export see the new size after ``resize``."""
+    """The initiator of an export sees the new size after ``resize``."""
     connector_needs: tuple[str, ...] = ()
     """Keys that a connector must have, as non-empty strings."""
     block_size: int | None = None
@@ -71,10 +69,10 @@ class Export:
     layers: Sequence[Path] = ()
     """Files of the same format that lie below it, the nearest first."""
     connector: Mapping[str, Any] = field(default_factory=dict)
-    """What the initiator said of itself; hostile until checked."""
+    """The initiator's description of itself; untrusted until checked."""
     read_only: bool = False
     secret: str = field(default="", repr=False)
-    """16 letters and digits that only this export's initiator is told; the same whenever it is exported again."""
+    """16 letters and digits, given to this export's initiator only; the same whenever it is exported again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +80,23 @@ class Connection:
     """How an initiator reaches an export."""
 
     driver_volume_type: str
-    """Which of os-brick's connectors it takes: iscsi, local; or nbd."""
+    """The os-brick connector to use: iscsi, local; or nbd."""
     data: Mapping[str, Any]
-    """What that connector needs, without the secret; stored, so JSON."""
+    """The data for that connector, without the secret. Must be JSON, because it is stored."""
     secret_as: str = ""
-    """The key of ``data`` under which the initiator expects the export's secret; none when empty."""
+    """The key of ``data`` under which the initiator expects the export's secret; empty: there is no secret."""
 
 
 class Target(ABC):
-    """One configured way in which volumes leave the node."""
+    """One configured target."""
 
     Options: ClassVar[type[TargetOptions]] = TargetOptions
 
     def __init__(self, name: str, options: TargetOptions, state_dir: Path, owner: str):
-        """Keep the configuration; touch nothing.
+        """Keep the configuration; change nothing.
 
-        ``state_dir``: a directory of its own, which it makes, mode 0700, if it needs it. ``owner``: a short word that
-        is this installation's alone; what the plugin makes carries it, and what does not carry it is left alone.
+        ``state_dir``: the plugin's own directory, which it makes with mode 0700 if it needs it. ``owner``: a short word
+        that is unique to this installation. The plugin marks with it all that it makes, and changes nothing else.
         """
         self.name = name
         self.options = options
@@ -107,9 +105,9 @@ class Target(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Prove that exports can be made: tool or kernel module present, daemon there, portals open, rights sufficient.
+        """Check that exports can be made: tool or kernel module, running daemon, open portals, sufficient rights.
 
-        Called at start and every report interval. Raises Unreachable with a sentence that says what to do.
+        Called at start and every report interval. Raise Unreachable if not, with a sentence that says what to do.
         """
 
     @abstractmethod
@@ -117,10 +115,9 @@ class Target(ABC):
         """Return what this instance can do. Cheap, and valid before ``check``."""
 
     def check_connector(self, connector: Mapping[str, Any]) -> None:
-        """Refuse a connector that does not say what an export needs; called before anything is accepted.
+        """Raise InvalidConnector, naming the key, if a connector lacks what an export needs.
 
-        Touches nothing. Extend it where more than ``connector_needs`` can be wrong. Raises: InvalidConnector naming the
-        key.
+        Called before a request is accepted; changes nothing. Extend it to check more than ``connector_needs``.
         """
         for key in self.capabilities().connector_needs:
             value = connector.get(key)
@@ -134,46 +131,46 @@ class Target(ABC):
     def export(self, export: Export) -> Connection:
         """Offer the volume to the initiator that ``export.connector`` describes, and to no other.
 
-        Called again with the same id, it completes what was half made, mends what ``faults`` names, keeps sessions that
-        live, and returns the same. Where somebody may have come in without the secret, it ends the sessions first.
-        Raises: InvalidConnector when the connector does not say what is needed; VolumeMissing when the path is gone;
-        Unreachable. Leaves nothing behind when it raises.
+        Called again with the same id, it completes an unfinished export, repairs what ``faults`` names, keeps live
+        sessions, and returns the same connection. If an initiator may have logged in without the secret, it ends the
+        sessions first. Raises: InvalidConnector when the connector lacks something; VolumeMissing when the path is
+        gone; Unreachable. Leaves nothing behind when it raises.
         """
 
     @abstractmethod
     def withdraw(self, export_id: str) -> None:
-        """End an export: refuse new sessions first, then cut those that live, then close the volume.
+        """End an export: refuse new sessions first, then end the live ones, then close the volume.
 
-        An export that is not there is a success. Raises: InUse, naming who, when something on this node holds the
-        volume and cannot be cut off (the export stays whole then); SessionAlive when it could not be proved that the
-        last session is gone (new sessions stay refused, and a later call goes on).
+        A missing export is a success. Raises: InUse, naming the holder, when something on this node holds the volume
+        and cannot be cut off (the export then stays complete); SessionAlive when the end of the last session cannot be
+        proved (new sessions stay refused, and a later call continues).
         """
 
     @abstractmethod
     def list_exports(self) -> frozenset[str]:
-        """Return the ids of all exports that carry ``owner``, half-made ones included. Raises: Unreachable."""
+        """Return the ids of all exports that carry ``owner``, unfinished ones included. Raises: Unreachable."""
 
     @abstractmethod
     def faults(self) -> Mapping[str, str]:
-        """Return why listed exports do not serve, in a few words for the log, by export id; whole ones are left out.
+        """Return by export id why listed exports do not work, in a few words for the log; leave out those that work.
 
-        An export serves when its initiator can log in with its secret, nobody else can, and the volume is reached.
-        Called at every look: it asks the daemon or the kernel once for all exports, changes nothing, and waits for
-        no storage. Raises: Unreachable.
+        An export works if its initiator can log in with its secret, no other initiator can, and the volume is
+        reachable. Called at every health check: it asks the daemon or the kernel once for all exports, changes
+        nothing, and waits for no storage. Raises: Unreachable.
         """
 
     @abstractmethod
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
-        """Return who is connected now, by export id; an export without anybody may be left out. Raises: Unreachable."""
+        """Return the connected initiators by export id; exports without any may be left out. Raises: Unreachable."""
 
     def resize(self, export_id: str) -> None:  # noqa: ARG002 - for those who override it
-        """Take notice that the volume has grown; only called when ``online_extend`` is declared."""
+        """Show the new size of a volume that has grown; called only if ``online_extend`` is declared."""
         raise NotSupported(f"The target {self.name} does not show a new size to those who are connected.")
 
     def forget_saved(self) -> int:
-        """Take what carries ``owner`` out of whatever restores the node's exports at boot; return how many there were.
+        """Remove the exports of ``owner`` from the configuration that is restored at boot; return their number.
 
-        Only for targets whose configuration another tool may save. Changes no export that is there, needs neither
-        daemon nor kernel module, and is called before they are started. Raises: Unreachable.
+        Only for targets whose configuration another tool may save. Changes no present export, needs neither daemon nor
+        kernel module, and is called before these are started. Raises: Unreachable.
         """
         return 0

@@ -1,4 +1,4 @@
-"""From an ini section to a target: reads the options of its plugin, makes its instance.
+"""Makes a target from its configuration section: parses the options of its plugin and makes the instance.
 
 Called by ``app/service.py`` and the command line. Each failure is one sentence naming section, plugin and option.
 """
@@ -15,7 +15,7 @@ GROUP = "blockstore.targets"
 
 
 def load(section: TargetSection, state_dir: Path, owner: str) -> Target:
-    """Return the target of one section; touches nothing. Raises ConfigError."""
+    """Return the target of one section; change nothing. Raises ConfigError."""
     cls = plugin(section.plugin, section.source)
     return cls(section.name, options(section), state_dir, owner)
 
@@ -26,6 +26,6 @@ def options(section: TargetSection) -> TargetOptions:
 
 
 def plugin(name: str, where: str) -> type[Target]:
-    """Return the class of a plugin. Raises ConfigError when it is unknown, broken, or lies where others may write."""
+    """Return the class of a plugin. Raise ConfigError if it is unknown, broken, or others may change its files."""
     found: type[Target] = find(GROUP, name, Target, where)
     return found
