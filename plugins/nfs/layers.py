@@ -45,7 +45,7 @@ _DEEPEST = 100
 """More layers than merging ever leaves: a longer chain is circular."""
 
 
-class Chain(NamedTuple):
+class ShareFile(NamedTuple):
     """A file that holds a volume or snapshot, or a layer."""
 
     folder: Folder
@@ -82,7 +82,7 @@ class Layers:
     # --- freezing ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def frozen(self, root: Folder, source: Chain, *, is_open: bool) -> Iterator[tuple[str, int]]:
+    def frozen(self, root: Folder, source: ShareFile, *, is_open: bool) -> Iterator[tuple[str, int]]:
         """Give a layer with the image's present bytes, and the image's size in bytes.
 
         ``is_open``: a consumer may have the image open. Such a file may be written at any moment, and its consumer
@@ -102,7 +102,7 @@ class Layers:
                     self._freeze(root, source, fd, new, header.size, is_open=is_open)
             yield layer, header.size
 
-    def _freeze(self, root: Folder, source: Chain, fd: int, layer: str, size: int, *, is_open: bool) -> None:
+    def _freeze(self, root: Folder, source: ShareFile, fd: int, layer: str, size: int, *, is_open: bool) -> None:
         if is_open or not files.lock_image(fd):
             with root.building(layer, f"{layer}.tmp") as copy:
                 files.copy(fd, copy, str(source.folder.shown / source.file), no_progress)

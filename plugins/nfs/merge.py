@@ -16,7 +16,7 @@ from functools import partial
 
 from blockstore_plugins.directory import files
 from blockstore_plugins.directory.files import Folder
-from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, Chain, Layers
+from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, ShareFile, Layers
 
 from blockstore.backends.contract import Progress
 
@@ -87,8 +87,8 @@ class LayerMerger:
     def __init__(
         self,
         layers: Layers,
-        referenced: Callable[[Folder], Iterable[Chain]],
-        is_used: Callable[[Chain, int], bool],
+        referenced: Callable[[Folder], Iterable[ShareFile]],
+        is_used: Callable[[ShareFile, int], bool],
         most: int,
     ):
         """``referenced`` returns the files of volumes and snapshots that may have layers.
@@ -176,7 +176,7 @@ class LayerMerger:
         below: dict[str, str | None] = {}
         used: list[str] = []
 
-        def look(one: Chain, shown: str, *, is_image: bool) -> None:
+        def look(one: ShareFile, shown: str, *, is_image: bool) -> None:
             # A missing file was deleted meanwhile; ``Layers.remove`` detects renamed files.
             with suppress(FileNotFoundError), files.closing(one.folder.open(one.file, names=3)) as fd:
                 below[shown] = self._layers.header(fd, shown).backing
@@ -190,5 +190,5 @@ class LayerMerger:
             [name for name in root.hidden(kind) if not name.endswith(".tmp")] for kind in (LAYER, SUPERSEDED)
         )
         for name in (*layers, *spent):
-            look(Chain(root, name), name, is_image=False)
+            look(ShareFile(root, name), name, is_image=False)
         return Graph(below, referenced, used, layers)

@@ -15,7 +15,7 @@ from blockstore_plugins.directory import commands, files
 from blockstore_plugins.directory.files import Folder
 from blockstore_plugins.directory.store import SNAPSHOTS, FileStore, StoredVolume
 from blockstore_plugins.nfs import mounts, rights
-from blockstore_plugins.nfs.layers import Chain, Layers
+from blockstore_plugins.nfs.layers import ShareFile, Layers
 
 from blockstore.backends.contract import GIB, Progress, no_progress
 from blockstore.errors import BackendError, InUse, NoSpace, NotRecognised, Unreachable
@@ -102,7 +102,7 @@ class ShareStore(FileStore):
                 super().copy(image, source, size_gib, progress)
 
     def _put_on_layer(self, image: StoredVolume, source: StoredVolume, size_gib: int | None) -> None:
-        frozen = Chain(source.folder, source.file)
+        frozen = ShareFile(source.folder, source.file)
         is_open = self.openers.is_open(source.name) or self._is_attached(source.name)
         with self.root() as root, self.layers.frozen(root, frozen, is_open=is_open) as (layer, size):
             if size_gib is not None and size > size_gib * GIB:
@@ -131,12 +131,12 @@ class ShareStore(FileStore):
         if self.layers.in_doubt:
             self.layers.mend(root, self._folders(root))
 
-    def layered_files(self, root: Folder) -> Iterator[Chain]:
+    def layered_files(self, root: Folder) -> Iterator[ShareFile]:
         """Yield the qcow2 files of volumes and snapshots."""
         for folder in self._folders(root):
-            yield from (Chain(folder, image.file) for image, _ in self.images(folder) if image.format == "qcow2")
+            yield from (ShareFile(folder, image.file) for image, _ in self.images(folder) if image.format == "qcow2")
 
-    def is_used(self, file: Chain, fd: int) -> bool:
+    def is_used(self, file: ShareFile, fd: int) -> bool:
         """Return True if a volume may be open. QEMU's locks alone do not tell: NFS hides those of this machine."""
         return self._is_attached(file.file.removesuffix(".qcow2")) or files.is_image_open(fd)
 
