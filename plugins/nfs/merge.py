@@ -16,7 +16,7 @@ from functools import partial
 
 from blockstore_plugins.directory import files
 from blockstore_plugins.directory.files import Folder
-from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, ShareFile, Layers
+from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, Layers, ShareFile
 
 from blockstore.backends.contract import Progress
 

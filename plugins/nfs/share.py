@@ -15,7 +15,7 @@ from blockstore_plugins.directory import commands, files
 from blockstore_plugins.directory.files import Folder
 from blockstore_plugins.directory.store import SNAPSHOTS, FileStore, StoredVolume
 from blockstore_plugins.nfs import mounts, rights
-from blockstore_plugins.nfs.layers import ShareFile, Layers
+from blockstore_plugins.nfs.layers import Layers, ShareFile
 
 from blockstore.backends.contract import GIB, Progress, no_progress
 from blockstore.errors import BackendError, InUse, NoSpace, NotRecognised, Unreachable
