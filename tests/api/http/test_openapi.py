@@ -59,10 +59,10 @@ def test_every_route_is_in_it(sqlite_service: SharedService) -> None:
 
 def test_bodies_say_what_the_schemas_say(sqlite_service: SharedService) -> None:
     schemas = document(sqlite_service)["components"]["schemas"]
-    volume = schemas["volumes_NewVolume"]["properties"]
+    volume = schemas["volumes_NewVolumeBody"]["properties"]
     assert volume["name"] == {"anyOf": [{"type": "string", "minLength": 0, "maxLength": 255}, {"type": "null"}]}
     assert volume["backup_id"]["x-openstack"] == {"min-ver": "3.47"}
-    assert schemas["volumes_CreateVolume"]["required"] == ["volume"]
+    assert schemas["volumes_CreateVolumeBody"]["required"] == ["volume"]
 
 
 # --- schemathesis ------------------------------------------------------------------------------------------
