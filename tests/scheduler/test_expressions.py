@@ -190,6 +190,7 @@ def test_stats_follow_the_pool_not_the_wire(make_pool, make_placement_request):
 # --- bounds ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "text",
     [
