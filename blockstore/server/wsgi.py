@@ -101,7 +101,7 @@ class Adapter:
     ) -> None:
         """``is_transfer`` returns True if the bodies of a method and path are streamed.
 
-        ``client_of`` returns the client's address, given the address of the connection and X-Forwarded-For.
+        ``client_of`` returns the client's address, given the address of the connection and what the proxy says.
         ``line_of`` returns the line of a request, given its headers.
         """
         self._application = application
