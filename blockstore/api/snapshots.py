@@ -22,7 +22,7 @@ from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE, SNAPSHOT_SORT_NAME
 from blockstore.operations import states
-from blockstore.operations.catalogue import DeleteSnapshot, PlaceSnapshot
+from blockstore.operations.catalogue import CreateSnapshot, DeleteSnapshot, PlaceSnapshot
 from blockstore.operations.states import S, V
 from blockstore.schemas import snapshots as schemas
 
@@ -264,6 +264,8 @@ def force_delete(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     delete_snapshot(call, snapshot_id, force=True)
 
 
+OURS = (PlaceSnapshot, CreateSnapshot, DeleteSnapshot)
+"""Operations whose snapshot no hypervisor creates or deletes: a report on it would leave it stuck."""
 MAY_BECOME = {
     S.CREATING: (S.CREATING, S.AVAILABLE, S.ERROR),
     S.DELETING: (S.DELETING, S.ERROR_DELETING),
@@ -285,6 +287,11 @@ def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a hypervisor may not make it"
             f" {asked['status']}."
+        )
+    if asked["status"] != snapshot.status and any(states.is_covered(call.session, kind, snapshot_id) for kind in OURS):
+        raise InvalidStatus(
+            f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status} by this service; a hypervisor may not"
+            " change that."
         )
     touch(call, snapshot, progress=asked.get("progress", snapshot.progress))
     if asked["status"] != snapshot.status:
