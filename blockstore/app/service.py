@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from blockstore import manager, private_files, scheduler, zones
 from blockstore.accounting.pool_reports import PoolReports
+from blockstore.address import parse_networks
 from blockstore.api import create_app
 from blockstore.api.http import authentication
 from blockstore.api.http.authentication import Authenticator
@@ -128,7 +129,10 @@ class Service:
         if service.auth == "keystone":
             from blockstore.api.http.keystone import guard
 
-            self.application = guard(self.app, config.keystone, config.source, self.lines.of, self.thread_reserve)
+            trusted = parse_networks(service.trusted_proxies)
+            self.application = guard(
+                self.app, config.keystone, config.source, trusted, self.lines.of, self.thread_reserve
+            )
         self.reporter = reporting.Reporter(self.context)
         self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
 

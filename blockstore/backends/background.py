@@ -53,7 +53,7 @@ class BackgroundTasks:
             if not any(one.subject == subject for one in self._waiting):
                 self._waiting.append(_Waiting(subject, what, work))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"{self._name}-background tasks", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=f"{self._name}-background", daemon=True)
                 self._thread.start()
 
     def now(self) -> Sequence[BackgroundTask]:

@@ -14,11 +14,19 @@ from blockstore.errors import BlockstoreError
 
 def served_database(config: Config) -> Any:
     """Return the database of a service that has been started before. Raise BlockstoreError if there is none."""
+    from blockstore.db import migrations
     from blockstore.private_files import prove_state_dir
 
     if not config.database.url and not (prove_state_dir(config.state_dir) / "blockstore.db").exists():
         raise BlockstoreError(f"There is no database in {config.state_dir} yet; has blockstore served from there?")
-    return open_database(config)
+    db = open_database(config)
+    found = migrations.current(db)
+    if found != migrations.HEAD:
+        raise BlockstoreError(
+            f"The database is at revision {found or 'nothing'}, and this version of blockstore needs {migrations.HEAD}."
+            " Restart the service: its start brings the database up to date."
+        )
+    return db
 
 
 def open_database(config: Config) -> Any:

@@ -210,8 +210,8 @@ class Ports:
         """Yield the ports that no other export has: the remembered port first, then all from an offset derived from the
         id."""
         start = int.from_bytes(hashlib.sha256(export_id.encode()).digest()[:8])
-        operation = (self._ports[(start + step) % len(self._ports)] for step in range(len(self._ports)))
-        for port in (remembered, *operation) if remembered else operation:
+        sequence = (self._ports[(start + step) % len(self._ports)] for step in range(len(self._ports)))
+        for port in (remembered, *sequence) if remembered else sequence:
             if self._holder(port) in ("", export_id):
                 yield port
 

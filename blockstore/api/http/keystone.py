@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from blockstore.address import network_of
+from blockstore.address import Network, client_of, network_of
 from blockstore.api.http.authentication import KEYSTONE_AWAY
 from blockstore.api.http.waiting import ThreadReserve
 from blockstore.config import KeystoneConfig
@@ -35,6 +36,10 @@ ANSWER_S = 10
 """Seconds within which Keystone must accept a connection, and answer; each request is tried twice."""
 STRANGERS, STRANGERS_OF_ONE = 64, 32
 """Strangers' requests that may wait for Keystone at once: in total, and from one address."""
+AWAY_S = 3
+"""Seconds for which nothing is asked after this service could not log in."""
+MOST_CACHED, MAX_TOKEN = 10_000, 8 << 10
+"""Tokens in the cache, and characters of a token: more than the token of any provider has."""
 AWAY = "Keystone does not answer. Try again later."
 CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again later."
 
@@ -43,7 +48,7 @@ class Strangers:
     """Counts the requests of strangers that wait for Keystone."""
 
     def __init__(self, thread_reserve: ThreadReserve) -> None:
-        self._waiting_room = thread_reserve
+        self._thread_reserve = thread_reserve
         self._waiting: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -58,7 +63,7 @@ class Strangers:
             yield False
             return
         try:
-            with self._waiting_room.lent():
+            with self._thread_reserve.lent():
                 yield True
         finally:
             with self._lock:
@@ -70,58 +75,117 @@ class Away(Exception):
     """Keystone was not asked, or gave no answer."""
 
 
+class Cache:
+    """What Keystone said of tokens lately. All threads share it: the middleware has a cache for each thread."""
+
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
+        self._entries: dict[tuple[str, bool], tuple[float, Any]] = {}
+
+    def get(self, key: tuple[str, bool]) -> Any:
+        """Return what Keystone said of a token; None if it was not asked lately."""
+        until, said = self._entries.get(key, (0.0, None))
+        return said if time.monotonic() < until else None
+
+    def put(self, key: tuple[str, bool], said: Any) -> None:
+        """Keep what Keystone said of a good token."""
+        if len(self._entries) >= MOST_CACHED:
+            self._entries = {}  # each is asked about again
+        if self._seconds > 0:
+            self._entries[key] = time.monotonic() + self._seconds, said
+
+
 class Guard(AuthProtocol):  # type: ignore[misc]
-    """keystonemiddleware that tells the application if Keystone is away; the original would call the token invalid."""
+    """The middleware. It tells the application if Keystone is away; by itself it would call the token bad."""
 
     def __init__(
         self,
         application: Any,
         settings: Mapping[str, Any],
+        cache: Cache,
+        trusted: Sequence[Network],
         project_of: Callable[[Mapping[str, str]], str],
         thread_reserve: ThreadReserve,
     ) -> None:
-        """``project_of`` returns the project for a request's headers if the token was found valid lately."""
+        """``trusted``: the proxies whose X-Forwarded-For counts.
+
+        ``project_of`` is asked for the project of a request whose token was good lately, by its headers.
+        """
         super().__init__(application, settings)
-        self._project_of, self._waiting_room = project_of, thread_reserve
+        self._cache, self._trusted, self._project_of = cache, trusted, project_of
+        self._thread_reserve = thread_reserve
         self._strangers = Strangers(thread_reserve)
         self._asking = threading.local()
+        self._login, self._away_until = threading.Lock(), 0.0
 
     def process_request(self, request: Any) -> Any:
-        """Check the tokens of a request with Keystone, and write the caller's identity into its headers."""
+        """Ask about the tokens of a request, and write into its headers who the caller is."""
         self._asking.environ = request.environ
         try:
             return super().process_request(request)
         except Away as exc:
             request.environ[KEYSTONE_AWAY] = str(exc)
             return None
+        finally:
+            del self._asking.environ  # the thread must not keep the body of its last request
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """Return the data of a token, from the cache or from Keystone. Raises Away and InvalidToken."""
+        """Return what is known of a token, from the cache or from Keystone. Raises Away and InvalidToken."""
+        key = token, bool(kwargs.get("allow_expired"))
+        if (known := self._cache.get(key)) is not None:
+            return known
+        if len(token) > MAX_TOKEN:
+            raise InvalidToken(f"A token has at most {MAX_TOKEN} characters.")
         with self._place() as has_place:
             if not has_place:
                 raise Away(CROWDED)
             try:
-                return super().fetch_token(token, **kwargs)
+                self._log_in()
+                said = super().fetch_token(token, **kwargs)
             except InvalidToken as exc:
                 if isinstance(exc.__context__, ConnectFailure | DiscoveryFailure | RequestTimeout | ServiceError):
                     raise Away(AWAY) from exc
                 raise
-            except Exception as exc:  # Keystone was too slow, or another service answers at its address
+            except Away:
+                raise
+            except Exception as exc:  # it was too slow, or something else answers at its address
                 repeats.log(logging.ERROR, AWAY, "Keystone did not say whether a token is good: %r", exc)
                 raise Away(AWAY) from exc
+        self._cache.put(key, said)
+        return said
+
+    def _log_in(self) -> None:
+        """Have a token of this service's own. keystoneauth lets threads wait for that one after the other, without end.
+
+        What a caller sends has no part in it, so its failure is noted for the others that wait.
+        """
+        if not self._login.acquire(timeout=2 * ANSWER_S):
+            raise Away(AWAY)
+        try:
+            if time.monotonic() < self._away_until:
+                raise Away(AWAY)
+            try:
+                self._session.get_token(self._auth)
+            except Exception:
+                self._away_until = time.monotonic() + AWAY_S
+                raise
+        finally:
+            self._login.release()
 
     def _place(self) -> AbstractContextManager[bool]:
         environ = self._asking.environ
         project = self._project_of({"x-auth-token": environ.get("HTTP_X_AUTH_TOKEN", "")})
         if project:
-            return self._waiting_room.entered(project)
-        return self._strangers.entered(network_of(environ["REMOTE_ADDR"]))
+            return self._thread_reserve.entered(project)
+        client, _proxies = client_of(self._trusted, environ["REMOTE_ADDR"], environ.get("HTTP_X_FORWARDED_FOR", ""))
+        return self._strangers.entered(network_of(client))
 
 
 def guard(
     application: Any,
     config: KeystoneConfig,
     source: str,
+    trusted: Sequence[Network],
     project_of: Callable[[Mapping[str, str]], str],
     thread_reserve: ThreadReserve,
 ) -> Guard:
@@ -146,7 +210,7 @@ def guard(
         "service_token_roles": config.service_token_roles,
         "service_token_roles_required": True,
         "delay_auth_decision": True,  # the service itself refuses requests: / and /healthcheck need no token
-        "token_cache_time": config.token_cache_s,
+        "token_cache_time": config.token_cache_s if config.memcached_servers else -1,
         "include_service_catalog": False,
     }
     if config.memcached_servers:
@@ -154,4 +218,4 @@ def guard(
     if config.region_name:
         settings["region_name"] = config.region_name
     given = {name: value for name, value in settings.items() if value is not None}
-    return Guard(application, given, project_of, thread_reserve)
+    return Guard(application, given, Cache(config.token_cache_s), trusted, project_of, thread_reserve)
