@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,15 @@ def test_openrc_without_a_server_names_the_configured_address(tmp_path: Path) ->
 
 
 # --- operation -------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_waits_for_its_migration(state: Path) -> None:
+    """The package is new, and the service was not restarted yet: nothing is wrong with the file."""
+    with closing(sqlite3.connect(state / "blockstore.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0010'")
+    line = refused("operation", "list", "--state-dir", state)
+    assert "The database is at revision 0010" in line
+    assert "Restart the service" in line
 
 
 def test_operation_list_shows_what_is_open(state: Path) -> None:
