@@ -115,9 +115,8 @@ def delete_volume(context: ManagerContext, operation: DeleteVolume, volume: Volu
     """Delete the volume from its backend, then its row, quota and reservation in one transaction."""
     with context.db.read() as session:
         left = session.execute(select(Snapshot.id).where(Snapshot.volume_id == volume.id).limit(1)).scalar()
-    with first_change(
-        operation, whenever=(InUse,)
-    ):  # compat: a busy volume keeps its former status, and a message has the reason
+    # compat: a busy volume keeps its former status, and a message has the reason
+    with first_change(operation, whenever=(InUse,)):
         if left is not None:
             raise InUse.for_everybody(f"Its snapshot {left} could not be deleted.")
         backend = context.backend(volume.host) if volume.host is not None else None

@@ -38,8 +38,10 @@ STRANGERS, STRANGERS_OF_ONE = 64, 32
 """Strangers' requests that may wait for Keystone at once: in total, and from one address."""
 AWAY_S = 3
 """Seconds for which nothing is asked after this service could not log in."""
-MOST_CACHED, MAX_TOKEN = 10_000, 8 << 10
-"""Tokens in the cache, and characters of a token: more than the token of any provider has."""
+MOST_CACHED = 2_000
+"""Tokens in the cache. Keystone says some 4 KiB of each."""
+MAX_TOKEN = 8 << 10
+"""Characters of a token: more than any token provider of Keystone uses."""
 AWAY = "Keystone does not answer. Try again later."
 CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again later."
 
@@ -76,19 +78,19 @@ class Away(Exception):
 
 
 class Cache:
-    """What Keystone said of tokens lately. All threads share it: the middleware has a cache for each thread."""
+    """Keystone's data of valid tokens, for some seconds. All threads share it; the middleware's cache is per thread."""
 
     def __init__(self, seconds: int) -> None:
         self._seconds = seconds
         self._entries: dict[tuple[str, bool], tuple[float, Any]] = {}
 
     def get(self, key: tuple[str, bool]) -> Any:
-        """Return what Keystone said of a token; None if it was not asked lately."""
+        """Return Keystone's data of a token; None if the cache has none."""
         until, said = self._entries.get(key, (0.0, None))
         return said if time.monotonic() < until else None
 
     def put(self, key: tuple[str, bool], said: Any) -> None:
-        """Keep what Keystone said of a good token."""
+        """Keep Keystone's data of a valid token."""
         if len(self._entries) >= MOST_CACHED:
             self._entries = {}  # each is asked about again
         if self._seconds > 0:
@@ -130,7 +132,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             del self._asking.environ  # the thread must not keep the body of its last request
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """Return what is known of a token, from the cache or from Keystone. Raises Away and InvalidToken."""
+        """Return Keystone's data of a token, cached or new. Raise Away or InvalidToken if there is none."""
         key = token, bool(kwargs.get("allow_expired"))
         if (known := self._cache.get(key)) is not None:
             return known
@@ -155,9 +157,10 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         return said
 
     def _log_in(self) -> None:
-        """Have a token of this service's own. keystoneauth lets threads wait for that one after the other, without end.
+        """Make sure that this service has a token of its own. Raise Away if another thread waits too long for one.
 
-        What a caller sends has no part in it, so its failure is noted for the others that wait.
+        keystoneauth logs in for one thread after the other. A caller's data has no part in a login, so one failure
+        answers all waiting threads.
         """
         if not self._login.acquire(timeout=2 * ANSWER_S):
             raise Away(AWAY)
