@@ -109,7 +109,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         project_of: Callable[[Mapping[str, str]], str],
         thread_reserve: ThreadReserve,
     ) -> None:
-        """``trusted``: the proxies whose X-Forwarded-For counts.
+        """``trusted``: the proxies that may name a client's address.
 
         ``project_of`` is asked for the project of a request whose token was good lately, by its headers.
         """
