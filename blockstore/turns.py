@@ -20,6 +20,8 @@ class Turns(Generic[T]):
     def __init__(self) -> None:
         self._lines: OrderedDict[str, deque[T]] = OrderedDict()
         """The caller whose turn is next is first."""
+        self._served = ""
+        """The caller that had the last turn."""
 
     def __bool__(self) -> bool:
         return bool(self._lines)
@@ -28,8 +30,13 @@ class Turns(Generic[T]):
         return sum(len(line) for line in self._lines.values())
 
     def put(self, caller: str, item: T) -> None:
-        """Queue an item behind the others of its caller; a caller without waiting items gets the last turn."""
+        """Queue an item behind the others of its caller.
+
+        A caller without waiting items gets the last turn, but one before the caller that had the turn just now.
+        """
         self._lines.setdefault(caller, deque()).append(item)
+        if self._served in self._lines:
+            self._lines.move_to_end(self._served)
 
     def remove(self, caller: str, item: T) -> bool:
         """Remove an item, of equal items the newest; return False if it is not in the queue."""
@@ -64,6 +71,7 @@ class Turns(Generic[T]):
         for caller, line in self._lines.items():
             if may(caller):
                 item = line.popleft()
+                self._served = caller
                 del self._lines[caller]
                 if line:
                     self._lines[caller] = line  # at the end: the others come first

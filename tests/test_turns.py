@@ -35,6 +35,28 @@ def test_each_project_is_served_in_its_order_and_waits_one_round_at_most(steps: 
         assert len(waiting) == sum(map(len, model.values()))
 
 
+def test_a_newcomer_is_served_before_the_caller_that_was_served_just_now() -> None:
+    waiting: Turns[str] = Turns()
+    for item in ("a1", "a2", "a3"):
+        waiting.put(item[0], item)
+    assert waiting.take() == ("a", "a1")
+    waiting.put("b", "b1")
+    waiting.put("c", "c1")
+    assert [waiting.take() for _ in range(4)] == [("b", "b1"), ("c", "c1"), ("a", "a2"), ("a", "a3")]
+
+
+def test_any_number_of_newcomers_one_after_the_other_do_not_keep_a_caller_waiting() -> None:
+    waiting: Turns[str] = Turns()
+    waiting.put("a", "a1")
+    waiting.put("a", "a2")
+    assert waiting.take() == ("a", "a1")
+    served = []
+    for newcomer in "bcdefg":
+        waiting.put(newcomer, newcomer)
+        served.append(waiting.take())
+    assert ("a", "a2") in served[:2]
+
+
 def test_who_may_not_run_now_keeps_its_turn() -> None:
     waiting: Turns[str] = Turns()
     for item in ("a1", "b1", "c1", "a2"):
