@@ -1,8 +1,9 @@
-"""A fair queue: items of several callers, taken in turns over the callers.
+"""Fair queues: items of several callers, taken in turns over the callers.
 
 A caller with a thousand items delays another caller's single item by one turn, not by a thousand. Callers are projects
 in ``operations/bus.py``; projects, networks and addresses in ``server/threads.py``; addresses in
-``identity/hashing.py``. Not thread-safe: the bus uses it on its event loop only; the others hold a lock.
+``identity/hashing.py``; networks and addresses in ``api/http/keystone.py``. Not thread-safe: the bus uses it on its
+event loop only; the others hold a lock.
 """
 
 from __future__ import annotations
@@ -77,3 +78,70 @@ class Turns(Generic[T]):
                     self._lines[caller] = line  # at the end: the others come first
                 return caller, item
         return None
+
+
+class FairQueue(Generic[T]):
+    """Waiting items by owner and by line: round robin over the owners, and over the lines of each."""
+
+    def __init__(self) -> None:
+        self._owners: Turns[None] = Turns()
+        self._lines: dict[str, Turns[T]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def waiting(self, owner: str) -> int:
+        """Return the number of waiting items of an owner."""
+        return self._owners.waiting(owner)
+
+    def waiting_in(self, owner: str, line: str) -> int:
+        """Return the number of waiting items in a line of an owner."""
+        return self._lines[owner].waiting(line) if owner in self._lines else 0
+
+    def put(self, owner: str, line: str, item: T) -> None:
+        """Queue an item behind the others of its line."""
+        self._owners.put(owner, None)
+        self._lines.setdefault(owner, Turns()).put(line, item)
+        self._count += 1
+
+    def remove(self, owner: str, line: str, item: T) -> bool:
+        """Remove an item; return False if it is not in the queue."""
+        lines = self._lines.get(owner)
+        if lines is None or not lines.remove(line, item):
+            return False
+        self._owners.remove(owner, None)
+        self._left(owner, lines)
+        return True
+
+    def last_of_owner(self, owner: str, line: str) -> tuple[str, T] | None:
+        """Return the line of an owner with the most items, and its newest item, which gives way to a new item.
+
+        None if the new item's line would then have as many.
+        """
+        lines = self._lines[owner]
+        longest, count = lines.longest()
+        return (longest, lines.newest(longest)) if count > lines.waiting(line) + 1 else None
+
+    def last_of_most(self, owner: str, line: str) -> tuple[str, T] | None:
+        """Return the same of the owner with the most items. The queue must not be empty."""
+        most, count = self._owners.longest()
+        if most == owner:
+            return self.last_of_owner(owner, line)
+        longest, _ = self._lines[most].longest()
+        return (longest, self._lines[most].newest(longest)) if count > self.waiting(owner) + 1 else None
+
+    def take(self) -> T:
+        """Remove and return the next item. The queue must not be empty."""
+        turn = self._owners.take()
+        assert turn is not None
+        lines = self._lines[turn[0]]
+        found = lines.take()
+        assert found is not None  # an owner is queued once for each of its items
+        self._left(turn[0], lines)
+        return found[1]
+
+    def _left(self, owner: str, lines: Turns[T]) -> None:
+        self._count -= 1
+        if not lines:
+            del self._lines[owner]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from blockstore.address import wide_network_of
-from blockstore.turns import Turns
+from blockstore.turns import FairQueue
 
 MOST_WAITING, MOST_STRANGERS_WAITING, MOST_WAITING_OF_ONE = 4096, 1024, 256
 """Maximum numbers of waiting tasks: of all projects, of all strangers, and of one project or stranger's address."""
@@ -22,7 +22,8 @@ class Callers:
     """
 
     def __init__(self) -> None:
-        self._known, self._strangers = _Queue(), _Queue()
+        self._known: FairQueue[Task] = FairQueue()
+        self._strangers: FairQueue[Task] = FairQueue()
         self._was_known = False
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class Callers:
 
     def waiting(self, address: str, line: str) -> int:
         """Return the number of waiting tasks of a line or, without a line, of a stranger's address."""
-        return self._known.waiting(line) if line else self._strangers.waiting_of(wide_network_of(address), address)
+        return self._known.waiting(line) if line else self._strangers.waiting_in(wide_network_of(address), address)
 
     def put(self, address: str, line: str, task: Task) -> None:
         """Add a task behind the others of the same address and line."""
@@ -56,7 +57,7 @@ class Callers:
         network with the most tasks. None if the new task's address would then have as many.
         """
         if line:
-            return self._known.gives_way(line, address)
+            return self._known.last_of_owner(line, address)
         return self._strangers.last_of_most(wide_network_of(address), address)
 
     def take(self) -> Task:
@@ -64,63 +65,6 @@ class Callers:
         is_known = bool(self._known) and not (self._strangers and self._was_known)
         self._was_known = is_known
         return (self._known if is_known else self._strangers).take()
-
-
-class _Queue:
-    """A queue of tasks that serves owners in turns, and the lines of one owner in turns."""
-
-    def __init__(self) -> None:
-        self._owners: Turns[None] = Turns()
-        self._lines: dict[str, Turns[Task]] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def waiting(self, owner: str) -> int:
-        return self._owners.waiting(owner)
-
-    def put(self, owner: str, line: str, task: Task) -> None:
-        self._owners.put(owner, None)
-        self._lines.setdefault(owner, Turns()).put(line, task)
-        self._count += 1
-
-    def remove(self, owner: str, line: str, task: Task) -> bool:
-        lines = self._lines.get(owner)
-        if lines is None or not lines.remove(line, task):
-            return False
-        self._owners.remove(owner, None)
-        self._left(owner, lines)
-        return True
-
-    def waiting_of(self, owner: str, line: str) -> int:
-        return self._lines[owner].waiting(line) if owner in self._lines else 0
-
-    def gives_way(self, owner: str, line: str) -> tuple[str, Task] | None:
-        lines = self._lines[owner]
-        longest, count = lines.longest()
-        return (longest, lines.newest(longest)) if count > lines.waiting(line) + 1 else None
-
-    def last_of_most(self, owner: str, line: str) -> tuple[str, Task] | None:
-        most, count = self._owners.longest()
-        if most == owner:
-            return self.gives_way(owner, line)
-        longest, _ = self._lines[most].longest()
-        return (longest, self._lines[most].newest(longest)) if count > self.waiting(owner) + 1 else None
-
-    def take(self) -> Task:
-        turn = self._owners.take()
-        assert turn is not None
-        lines = self._lines[turn[0]]
-        found = lines.take()
-        assert found is not None  # an owner is queued once for each of its tasks
-        self._left(turn[0], lines)
-        return found[1]
-
-    def _left(self, owner: str, lines: Turns[Task]) -> None:
-        self._count -= 1
-        if not lines:
-            del self._lines[owner]
 
 
 class Threads:

@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 
-from blockstore.api.http.waiting import ThreadReserve
-from blockstore.config import KeystoneConfig
 from tests.conftest import Answer, Served
 from tests.keystone.conftest import PASSWORD, Keystone, ask
 
@@ -54,17 +52,15 @@ def seconds(asks: Callable[[], Answer], status: int) -> float:
 
 @pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")  # of webob, which the middleware needs
 def test_keystone_that_hangs_holds_up_only_those_it_is_asked_about(served: Served, keystone: Keystone) -> None:
-    from blockstore.api.http.keystone import ANSWER_S, STRANGERS_OF_ONE
+    from blockstore.api.http.keystone import ANSWER_S, STRANGERS, STRANGERS_WAITING
 
     known, new = keystone.token("member", "demo"), keystone.token("reader", "demo")
     assert ask(f"{served.url}/volumes", token=known).status == 200
     os.kill(keystone.pid, signal.SIGSTOP)
     try:
-        with ThreadPoolExecutor(STRANGERS_OF_ONE + 8) as pool:
-            waiting = [
-                pool.submit(ask, f"{served.url}/volumes", token=f"forged{number}")
-                for number in range(STRANGERS_OF_ONE + 8)
-            ]
+        count = STRANGERS + STRANGERS_WAITING + 8
+        with ThreadPoolExecutor(count) as pool:
+            waiting = [pool.submit(ask, f"{served.url}/volumes", token=f"forged{number}") for number in range(count)]
             until = time.monotonic() + ANSWER_S
             while sum(one.done() for one in waiting) < 8:  # those beyond the places are refused at once
                 assert time.monotonic() < until
@@ -134,21 +130,3 @@ def test_keystone_that_is_gone(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     refused(f"http://127.0.0.1:{port}/v3", tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")  # of webob, which the middleware needs
-def test_a_cached_token_needs_no_place_and_no_keystone() -> None:
-    from keystonemiddleware.auth_token import InvalidToken
-
-    from blockstore.api.http.keystone import MAX_TOKEN, Cache, guard
-
-    cache = Cache(30)
-    cache.put(("good", False), {"token": {}})
-    config = KeystoneConfig(auth_url="http://127.0.0.1:1/v3", username="u", password="p", project_name="service")
-    asked: list[object] = []
-    made = guard(None, config, "here", (), lambda headers: asked.append(headers) or "", ThreadReserve(1))
-    made._cache = cache
-    assert made.fetch_token("good") == {"token": {}}
-    with pytest.raises(InvalidToken):
-        made.fetch_token("x" * (MAX_TOKEN + 1))
-    assert asked == []

@@ -2,7 +2,7 @@
 
 This module is imported only with ``auth = keystone``. The middleware removes its own headers from callers' requests.
 While a request waits for Keystone, another thread answers. The number of waiting requests is limited for each project
-and for strangers. A stranger's token was not found valid lately.
+and for strangers, who take turns. A stranger's token was not found valid lately.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from blockstore.address import Network, client_of, network_of
+from blockstore.address import Network, client_of, network_of, wide_network_of
 from blockstore.api.http.authentication import KEYSTONE_AWAY
 from blockstore.api.http.waiting import ThreadReserve
 from blockstore.config import KeystoneConfig
 from blockstore.errors import ConfigError
 from blockstore.repeats import Repeats
+from blockstore.turns import FairQueue
 
 try:
     from keystoneauth1.exceptions import ConnectFailure, DiscoveryFailure, RequestTimeout
@@ -34,8 +35,8 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns 
 NEEDED = ("auth_url", "username", "password", "project_name")
 ANSWER_S = 10
 """Seconds within which Keystone must accept a connection, and answer; each request is tried twice."""
-STRANGERS, STRANGERS_OF_ONE = 64, 32
-"""Strangers' requests that may wait for Keystone at once: in total, and from one address."""
+STRANGERS, STRANGERS_WAITING = 8, 56
+"""Requests of strangers that Keystone is asked about at once, and that may wait for that. Each has a thread."""
 AWAY_S = 3
 """Seconds for which nothing is asked after this service could not log in."""
 MOST_CACHED = 2_000
@@ -47,30 +48,64 @@ CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again la
 
 
 class Strangers:
-    """Counts the requests of strangers that wait for Keystone."""
+    """The requests of strangers that Keystone is asked about, and the line in front of it."""
 
     def __init__(self, thread_reserve: ThreadReserve) -> None:
         self._thread_reserve = thread_reserve
-        self._waiting: Counter[str] = Counter()
+        self._asking = 0
+        self._line: FairQueue[Future[bool]] = FairQueue()
         self._lock = threading.Lock()
 
     @contextmanager
     def entered(self, address: str) -> Iterator[bool]:
-        """Let another thread answer meanwhile. Yield False if there is no place, like ``ThreadReserve.entered``."""
-        with self._lock:
-            has_place = self._waiting.total() < STRANGERS and self._waiting[address] < STRANGERS_OF_ONE
-            if has_place:
-                self._waiting[address] += 1
-        if not has_place:
+        """Wait for a turn, and hold it inside, while another thread answers other requests.
+
+        Yield False if there is no place in the line, or no turn in time. Wide networks take turns, and addresses in
+        each. If the line is full, the newest request of the network with the most gives way.
+        """
+        turn = self._queue(address)
+        if turn.done() and not turn.result():
             yield False
             return
+        with self._thread_reserve.lent():
+            has_turn = self._waited(turn, address)
+            try:
+                yield has_turn
+            finally:
+                if has_turn:
+                    self._pass_on()
+
+    def _queue(self, address: str) -> Future[bool]:
+        """Return the turn of a new request. Its result is False if the request is refused."""
+        network, turn = wide_network_of(address), Future[bool]()
+        with self._lock:
+            if self._asking < STRANGERS:
+                self._asking += 1
+                turn.set_result(True)
+                return turn
+            if len(self._line) >= STRANGERS_WAITING:
+                last = self._line.last_of_most(network, address)
+                if last is None:
+                    turn.set_result(False)
+                    return turn
+                self._line.remove(wide_network_of(last[0]), *last)
+                last[1].set_result(False)
+            self._line.put(network, address, turn)
+            return turn
+
+    def _waited(self, turn: Future[bool], address: str) -> bool:
         try:
-            with self._thread_reserve.lent():
-                yield True
-        finally:
-            with self._lock:
-                self._waiting[address] -= 1
-                self._waiting = +self._waiting  # drops addresses without waiting requests
+            return turn.result(timeout=2 * ANSWER_S)
+        except TimeoutError:
+            with self._lock:  # the turn may come at the last moment
+                return not self._line.remove(wide_network_of(address), address, turn) and turn.result()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if self._line:
+                self._line.take().set_result(True)
+            else:
+                self._asking -= 1
 
 
 class Away(Exception):

@@ -1,0 +1,182 @@
+"""What stands between the middleware and Keystone: the cache, the turns of strangers, one login for all who wait.
+
+What answers in Keystone's place is made up here; ``tests/keystone`` has the real one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from blockstore.address import parse_networks
+from blockstore.api.http.waiting import ThreadReserve
+from blockstore.config import KeystoneConfig
+
+# Of webob, which the middleware needs.
+pytestmark = pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
+
+WAIT_S = 10
+PROXY = "192.0.2.1"
+
+
+class Asked:
+    """Stands in for Keystone: notes the tokens about which it is asked, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+        self._changed = threading.Condition()
+        self._left = 0
+
+    def about(self, token: str) -> None:
+        with self._changed:
+            self.tokens.append(token)
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._left > 0, WAIT_S)
+            self._left -= 1
+
+    def answers(self, count: int) -> None:
+        with self._changed:
+            self._left += count
+            self._changed.notify_all()
+
+    def wait_for(self, count: int) -> list[str]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.tokens) >= count, WAIT_S), self.tokens
+            return self.tokens
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def application(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
+    """Ask with a token from an address, behind the proxy; return why Keystone was not asked, or an empty string."""
+    from keystonemiddleware.auth_token import AuthProtocol, InvalidToken
+
+    from blockstore.api.http.authentication import KEYSTONE_AWAY
+    from blockstore.api.http.keystone import Guard, guard
+
+    def fetch_token(_middleware: Any, token: str, **_kwargs: Any) -> Any:
+        asked.about(token)
+        raise InvalidToken("forged")
+
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ.get(KEYSTONE_AWAY, "").encode()]
+
+    monkeypatch.setattr(AuthProtocol, "fetch_token", fetch_token)
+    monkeypatch.setattr(Guard, "_log_in", lambda _guard: None)
+    guarded = guard(answer, CONFIG, "here", parse_networks(PROXY), lambda _headers: "", ThreadReserve(1))
+
+    def ask(address: str, token: str) -> str:
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "SCRIPT_NAME": "",
+            "PATH_INFO": "/v3",
+            "SERVER_NAME": "here",
+            "SERVER_PORT": "80",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "wsgi.url_scheme": "http",
+            "REMOTE_ADDR": PROXY,
+            "HTTP_X_FORWARDED_FOR": address,
+            "HTTP_X_AUTH_TOKEN": token,
+        }
+        return b"".join(guarded(environ, lambda *_given: None)).decode()
+
+    yield ask
+    asked.answers(1000)
+
+
+CONFIG = KeystoneConfig(auth_url="http://127.0.0.1:1/v3", username="u", password="p", project_name="service")
+
+
+def test_a_newcomer_waits_for_one_turn_of_each_other_network(
+    asked: Asked, application: Callable[[str, str], str]
+) -> None:
+    """Two addresses hold every turn and every place of the line. They are told apart behind one proxy."""
+    from blockstore.api.http.keystone import CROWDED, STRANGERS, STRANGERS_WAITING
+
+    whole = STRANGERS + STRANGERS_WAITING
+    with ThreadPoolExecutor(whole + 3) as pool:
+        crowd = [pool.submit(application, f"198.{18 + n % 2}.0.1", f"forged{n}") for n in range(whole + 2)]
+        asked.wait_for(STRANGERS)
+        while sum(one.done() for one in crowd) < 2:  # those for whom there is no place
+            threading.Event().wait(0.01)
+        newcomer = pool.submit(application, "203.0.113.5", "new")
+        while sum(one.done() for one in crowd) < 3:  # this one has given its place to the newcomer
+            threading.Event().wait(0.01)
+        assert not newcomer.done()
+        assert sorted(one.result() for one in crowd if one.done()) == [CROWDED] * 3
+        asked.answers(3)
+        assert "new" in asked.wait_for(STRANGERS + 3)[STRANGERS:]
+        asked.answers(1000)
+        assert newcomer.result(WAIT_S) == ""
+        assert [one.result(WAIT_S) for one in crowd].count("") == whole - 1
+    assert len(asked.tokens) == whole
+
+
+def test_a_turn_that_does_not_come_in_time(
+    asked: Asked, application: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blockstore.api.http import keystone
+
+    monkeypatch.setattr(keystone, "ANSWER_S", 0.1)
+    with ThreadPoolExecutor(keystone.STRANGERS) as pool:
+        holders = [pool.submit(application, "198.18.0.1", f"held{n}") for n in range(keystone.STRANGERS)]
+        asked.wait_for(keystone.STRANGERS)
+        assert application("203.0.113.5", "late") == keystone.CROWDED
+        asked.answers(keystone.STRANGERS)
+        assert [one.result(WAIT_S) for one in holders] == [""] * keystone.STRANGERS
+    asked.answers(1)
+    assert application("203.0.113.5", "again") == ""  # the one that gave up has left no turn behind
+    assert "late" not in asked.tokens
+
+
+def test_a_cached_token_needs_no_place_and_no_keystone() -> None:
+    from keystonemiddleware.auth_token import InvalidToken
+
+    from blockstore.api.http.keystone import MAX_TOKEN, Cache, guard
+
+    cache = Cache(30)
+    cache.put(("good", False), {"token": {}})
+    asked: list[object] = []
+    made = guard(None, CONFIG, "here", (), lambda headers: asked.append(headers) or "", ThreadReserve(1))
+    made._cache = cache
+    assert made.fetch_token("good") == {"token": {}}
+    with pytest.raises(InvalidToken):
+        made.fetch_token("x" * (MAX_TOKEN + 1))
+    assert asked == []
+
+
+def test_one_failed_login_answers_all_who_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockstore.api.http.keystone import Away, guard
+
+    logins, begun, fail = [], threading.Event(), threading.Event()
+
+    def get_token(_auth: Any) -> str:
+        logins.append(threading.current_thread().name)
+        begun.set()
+        assert fail.wait(WAIT_S)
+        raise ConnectionError("Keystone is away")
+
+    made = guard(None, CONFIG, "here", (), lambda _headers: "", ThreadReserve(1))
+    monkeypatch.setattr(made._session, "get_token", get_token)
+
+    def login() -> type[BaseException]:
+        with pytest.raises((Away, ConnectionError)) as raised:
+            made._log_in()
+        return raised.type
+
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(login) for _ in range(8)]
+        assert begun.wait(WAIT_S)
+        fail.set()
+        failures = [one.result(WAIT_S) for one in waiting]
+    assert len(logins) == 1
+    assert sorted(failure.__name__ for failure in failures) == ["Away"] * 7 + ["ConnectionError"]
