@@ -37,12 +37,12 @@ fill_limit_percentage = 100
 class Server:
     """One process; ``start_s`` is the time from its beginning to its first answer."""
 
-    def __init__(self, state_dir: Path, configuration: str = CONFIG) -> None:
+    def __init__(self, state_dir: Path, configuration: str = CONFIG, python: str = sys.executable) -> None:
         config = state_dir / "config.ini"
         config.write_text(configuration)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
-        argv = [sys.executable, "-m", "blockstore", "serve", "--config", str(config), "--state-dir", str(state_dir)]
+        argv = [python, "-m", "blockstore", "serve", "--config", str(config), "--state-dir", str(state_dir)]
         # As users have it: what was compiled is kept, and not compiled again at each start.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._log = state_dir / "log"
@@ -133,9 +133,9 @@ def state_dir() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def served(directory: Path, configuration: str = CONFIG) -> Iterator[Server]:
+def served(directory: Path, configuration: str = CONFIG, python: str = sys.executable) -> Iterator[Server]:
     """Give a running service."""
-    server = Server(directory, configuration)
+    server = Server(directory, configuration, python)
     try:
         yield server
     finally:
