@@ -126,9 +126,10 @@ def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> 
         headers = request.headers
         if why := request.environ.get(KEYSTONE_AWAY):
             raise Busy(why, KEYSTONE_WAIT_S)
-        service_status = headers.get("X-Service-Identity-Status", "Confirmed")
-        if headers.get("X-Identity-Status") != "Confirmed" or service_status != "Confirmed":
+        is_valid = headers.get("X-Identity-Status") == "Confirmed"
+        if not is_valid:
             note(headers.get("X-Auth-Token", ""), None)
+        if not is_valid or headers.get("X-Service-Identity-Status", "Confirmed") != "Confirmed":
             raise Unauthorized(UNAUTHENTICATED)
         project = headers.get("X-Project-Id")
         if not project:

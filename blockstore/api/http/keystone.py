@@ -8,12 +8,16 @@ and for strangers, who take turns. A stranger's token was not found valid lately
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import orjson
 
 from blockstore.address import Network, client_of, network_of, wide_network_of
 from blockstore.api.http.authentication import KEYSTONE_AWAY
@@ -39,11 +43,12 @@ STRANGERS, STRANGERS_WAITING = 8, 56
 """Requests of strangers that Keystone is asked about at once, and that may wait for that. Each has a thread."""
 AWAY_S = 3
 """Seconds for which nothing is asked after this service could not log in."""
-MOST_CACHED = 2_000
-"""Tokens in the cache. Keystone says some 4 KiB of each."""
+MOST_CACHED_BYTES, ENTRY_BYTES = 16 << 20, 512
+"""Size of the cache, and what Python needs for each entry. Keystone says some 4 KiB of each token."""
 MAX_TOKEN = 8 << 10
 """Characters of a token: more than any token provider of Keystone uses."""
 AWAY = "Keystone does not answer. Try again later."
+ODD = "Keystone's answer about the token cannot be read. Ask your administrator."
 CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again later."
 
 
@@ -117,19 +122,38 @@ class Cache:
 
     def __init__(self, seconds: int) -> None:
         self._seconds = seconds
-        self._entries: dict[tuple[str, bool], tuple[float, Any]] = {}
+        self._entries: OrderedDict[tuple[str, bool], tuple[float, bytes]] = OrderedDict()
+        """The time until which an entry is valid, and the data as JSON, which takes a fifth of the space of objects."""
+        self._bytes = 0
+        self._lock = threading.Lock()
 
     def get(self, key: tuple[str, bool]) -> Any:
         """Return Keystone's data of a token; None if the cache has none."""
-        until, said = self._entries.get(key, (0.0, None))
-        return said if time.monotonic() < until else None
+        until, data = self._entries.get(key, (0.0, b""))
+        return orjson.loads(data) if time.monotonic() < until else None
 
     def put(self, key: tuple[str, bool], said: Any) -> None:
-        """Keep Keystone's data of a valid token."""
-        if len(self._entries) >= MOST_CACHED:
-            self._entries = {}  # each is asked about again
-        if self._seconds > 0:
-            self._entries[key] = time.monotonic() + self._seconds, said
+        """Keep Keystone's data of a valid token. The oldest entries go if there are too many bytes."""
+        if self._seconds <= 0:
+            return
+        data, at = orjson.dumps(said), time.monotonic()
+        with self._lock:
+            self._remove(key)
+            self._entries[key] = at + self._seconds, data
+            self._bytes += _size(key, data)
+            while self._bytes > MOST_CACHED_BYTES or self._oldest_until() <= at:
+                self._remove(next(iter(self._entries)))
+
+    def _oldest_until(self) -> float:
+        return next(iter(self._entries.values()))[0] if self._entries else math.inf
+
+    def _remove(self, key: tuple[str, bool]) -> None:
+        if key in self._entries:
+            self._bytes -= _size(key, self._entries.pop(key)[1])
+
+
+def _size(key: tuple[str, bool], data: bytes) -> int:
+    return len(key[0]) + len(data) + ENTRY_BYTES
 
 
 class Guard(AuthProtocol):  # type: ignore[misc]
@@ -162,6 +186,10 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             return super().process_request(request)
         except Away as exc:
             request.environ[KEYSTONE_AWAY] = str(exc)
+            return None
+        except Exception as exc:  # a valid token whose data lack what every token has
+            repeats.log(logging.ERROR, ODD, "Keystone's data of a token cannot be read: %r", exc)
+            request.environ[KEYSTONE_AWAY] = ODD
             return None
         finally:
             del self._asking.environ  # the thread must not keep the body of its last request

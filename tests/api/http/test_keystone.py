@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request
 
 from blockstore.address import parse_networks
 from blockstore.api.http.waiting import ThreadReserve
@@ -136,6 +138,75 @@ def test_a_turn_that_does_not_come_in_time(
     asked.answers(1)
     assert application("203.0.113.5", "again") == ""  # the one that gave up has left no turn behind
     assert "late" not in asked.tokens
+
+
+def test_the_cache_is_bounded_by_its_bytes_and_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockstore.api.http import keystone
+
+    monkeypatch.setattr(keystone, "MOST_CACHED_BYTES", 10_000)
+    cache = keystone.Cache(30)
+    for number in range(100):
+        cache.put((f"token{number}", False), {"token": {"rules": "x" * 1000}})
+        cache.put((f"token{number}", False), {"token": {"rules": "y" * 1000}})
+    kept = [number for number in range(100) if cache.get((f"token{number}", False))]
+    assert kept == list(range(94, 100))
+    assert cache.get(("token99", False)) == {"token": {"rules": "y" * 1000}}
+    cache.put(("huge", False), {"token": {"rules": "x" * 20_000}})
+    assert cache.get(("huge", False)) is None
+
+
+def test_an_entry_goes_when_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockstore.api.http import keystone
+
+    at = 100.0
+    monkeypatch.setattr(keystone.time, "monotonic", lambda: at)
+    cache = keystone.Cache(30)
+    for number in range(3):
+        cache.put((f"old{number}", False), {"token": {}})
+    at = 131.0
+    assert cache.get(("old0", False)) is None
+    cache.put(("new", False), {"token": {}})
+    assert list(cache._entries) == [("new", False)]
+    assert keystone.Cache(0).put(("never", False), {}) is None
+
+
+@pytest.mark.parametrize("data", [{"token": {}}, {"token": {"roles": ["admin"]}}, "token"])
+def test_data_of_a_token_that_nobody_can_read_are_keystones_failure(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockstore.api.http.authentication import KEYSTONE_AWAY
+    from blockstore.api.http.keystone import ODD, guard
+
+    said: list[str] = []
+
+    def answer(environ: Any, start_response: Any) -> list[bytes]:
+        said.append(environ.get(KEYSTONE_AWAY, ""))
+        start_response("200 OK", [])
+        return []
+
+    guarded = guard(answer, CONFIG, "here", (), lambda _headers: "", ThreadReserve(1))
+    guarded._cache.put(("odd", False), data)
+    environ = EnvironBuilder("/v3", headers={"X-Auth-Token": "odd"}).get_environ()
+    guarded(environ, lambda *_given: None)
+    assert said == [ODD]
+
+
+def test_a_bad_service_token_does_not_make_a_stranger_of_the_user() -> None:
+    from blockstore.api.http.authentication import by_middleware
+    from blockstore.errors import Unauthorized
+    from blockstore.policy.rules import Policy
+
+    noted: list[tuple[str, str | None]] = []
+    authenticate = by_middleware(
+        Policy(), frozenset({"service"}), lambda token, project: noted.append((token, project))
+    )
+    headers = {"X-Auth-Token": "good", "X-Identity-Status": "Confirmed", "X-Service-Identity-Status": "Invalid"}
+    with pytest.raises(Unauthorized):
+        authenticate(Request(EnvironBuilder(headers=headers).get_environ()), None, "req-1", None)
+    assert noted == []
+    with pytest.raises(Unauthorized):
+        authenticate(
+            Request(EnvironBuilder(headers={**headers, "X-Identity-Status": "Invalid"}).get_environ()), None, "r", None
+        )
+    assert noted == [("good", None)]
 
 
 def test_a_cached_token_needs_no_place_and_no_keystone() -> None:
