@@ -27,7 +27,7 @@ from blockstore.cli import main
 from blockstore.db.models import OperationRow
 from blockstore.db.session import Database
 from blockstore.manager import copying, migration
-from blockstore.operations import runner, states
+from blockstore.operations import journal, runner
 from blockstore.operations.catalogue import CreateVolume, DeleteVolume, new_operation_id
 from tests.conftest import Client, Served, backend_section, make_config
 from tests.crash.invariants import check
@@ -68,7 +68,7 @@ def state(start_service: Callable[..., Service], tmp_path: Path) -> Path:
     db = Database(f"sqlite:///{state}/blockstore.db")
     with db.write() as session:
         for kind, volume_id in ((CreateVolume, "v1"), (DeleteVolume, "v2")):
-            states.enqueue(
+            journal.enqueue(
                 session, kind(operation_id=new_operation_id(), request_id="req-1", project_id="p", volume_id=volume_id)
             )
     db.dispose()
