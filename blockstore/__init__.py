@@ -7,7 +7,7 @@ request -> api/ -> [operation] -> scheduler/ -> [operation] -> manager/ -> backe
 * ``api/`` accepts or refuses a request; ``scheduler/`` chooses the pool; ``manager/`` calls the backend.
 * ``operations/catalogue.py`` declares every operation; ``operations/bus.py`` delivers them; the table ``operations``
   stores them.
-* ``operations/states.py`` is the only writer of a status; ``operations/runner.py`` ends each transitional status.
+* ``operations/transitions.py`` is the only writer of a status; ``operations/runner.py`` ends each transitional status.
 * ``app/service.py`` assembles the components; ``cli/`` is the command ``blockstore``.
 
 docs/architecture.md follows a request through the components and explains the design.

@@ -11,7 +11,7 @@ from typing import Any
 from flask import Flask
 
 from blockstore import address
-from blockstore.api import attachments, identity, images, snapshot_metadata, snapshots, unsupported
+from blockstore.api import attachments, identity, images, resource_metadata, snapshots, unsupported
 from blockstore.api.admin import (
     extensions,
     hosts,
@@ -26,7 +26,7 @@ from blockstore.api.admin import (
 from blockstore.api.http import body, call, faults, openapi, paths, pipeline
 from blockstore.api.http.application import Application
 
-# Three modules are renamed: in this file ``volumes``, ``metadata`` and ``types`` name modules of this package.
+# Two modules are renamed: in this file ``volumes`` and ``types`` name modules of this package.
 from blockstore.api.types import default_types, encryption, qos_specs
 from blockstore.api.types import types as volume_types
 from blockstore.api.volumes import (
@@ -39,7 +39,6 @@ from blockstore.api.volumes import (
     migration,
     transfers,
 )
-from blockstore.api.volumes import metadata as volume_metadata
 from blockstore.api.volumes import volumes as volume_resources
 from blockstore.config import parse_listen
 from blockstore.db import patience, reserve
@@ -54,10 +53,9 @@ ROUTE_TABLES = (
     attach_actions.routes,
     manageable.routes,
     migration.routes,
-    volume_metadata.routes,
+    resource_metadata.routes,
     image_metadata.routes,
     snapshots.routes,
-    snapshot_metadata.routes,
     attachments.routes,
     transfers.routes,
     volume_types.routes,

@@ -30,7 +30,7 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import ATTACHMENT_COMPLETE, ATTACHMENTS
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import ConnectAttachment, DisconnectAttachment, Operation
 from blockstore.operations.states import A, V
 from blockstore.schemas import attachments as schemas
@@ -220,11 +220,11 @@ def create(call: Call, body: Mapping[str, Any]) -> Any:
         id=new_id(), project_id=volume.project_id, volume_id=volume.id, instance_uuid=instance, attach_mode=mode
     )
     if not asked.get("connector"):
-        states.insert_row(call.session, row, A.RESERVED)
+        transitions.insert_row(call.session, row, A.RESERVED)
         return _one(call, row.id)
     fit(call, volume, row, asked["connector"])
     operation = connecting(call, row)
-    states.insert_with_operation(call.session, row, operation)
+    transitions.insert_with_operation(call.session, row, operation)
     return Deferred(
         operations=(operation.operation_id,), reply=lambda deferred_call: _connected(deferred_call, row.id, operation)
     )
@@ -238,7 +238,7 @@ def _reserve(call: Call, volume: Volume, instance: str | None) -> None:
     # compat: a volume that is being filled from an image may be reserved
     allowed = [V.AVAILABLE, V.DOWNLOADING, *([V.IN_USE] if volume.multiattach else [])]
     try:
-        states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=allowed)
+        transitions.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=allowed)
     except StateConflict:
         # compat: the same server may reserve it again, because it is being migrated to another host
         again = instance is not None and volume.status in (V.IN_USE, V.RESERVED)
@@ -323,7 +323,7 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
     fit(call, volume, row, body["attachment"]["connector"])
     operation = connecting(call, row)
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.ATTACHMENT,
             row.id,
@@ -332,7 +332,7 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
             only_from=(A.RESERVED, A.ATTACHING, A.ERROR_ATTACHING),
         )
         if volume.status == V.AVAILABLE:  # an attachment in error does not hold the volume; from here on it does
-            states.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=(V.AVAILABLE,))
+            transitions.move(call.session, states.VOLUME, volume.id, V.RESERVED, only_from=(V.AVAILABLE,))
     except StateConflict as conflict:
         raise Conflict(conflict.message) from None
     return Deferred(
@@ -377,7 +377,7 @@ def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
     """Record that the volume is in use."""
     row, _ = find_locked(call, attachment_id)
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.ATTACHMENT,
             row.id,
@@ -387,7 +387,7 @@ def complete(call: Call, attachment_id: str, body: Mapping[str, Any]) -> None:
         )
     except StateConflict as conflict:
         raise InvalidStatus(conflict.message) from None
-    states.sync_volume_status(call.session, row.volume_id)
+    transitions.sync_volume_status(call.session, row.volume_id)
 
 
 # --- detaching ---------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def disconnect(call: Call, row: Attachment, *, follow: bool = True) -> Disconnec
         follow=follow and not row.legacy,  # attachments of os-initialize_connection do not affect a volume's status
     )
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.ATTACHMENT,
             row.id,

@@ -21,7 +21,7 @@ from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import CONSUMES_QUOTA, SNAPSHOT_FILTER_METADATA, SNAPSHOT_IN_USE, SNAPSHOT_SORT_NAME
-from blockstore.operations import states
+from blockstore.operations import journal, states, transitions
 from blockstore.operations.catalogue import CreateSnapshot, DeleteSnapshot, PlaceSnapshot
 from blockstore.operations.states import S, V
 from blockstore.schemas import snapshots as schemas
@@ -107,7 +107,7 @@ def find_snapshot(call: Call, snapshot_id: str, *, lock: bool = False) -> Snapsh
     snapshot = find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
     if not lock:
         return snapshot
-    states.lock(call.session, snapshot.volume_id)
+    transitions.lock(call.session, snapshot.volume_id)
     call.session.expire(snapshot)  # it was read before the lock was taken
     return find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
 
@@ -167,7 +167,7 @@ def insert_with_operation(call: Call, volume: Volume, asked: Mapping[str, Any], 
     limits = call.core.config.quota
     quotas.charge(call.session, limits, volume.project_id, volume.volume_type_id, snapshots=1, gigabytes=volume.size)
     operation = call.operation(PlaceSnapshot, snapshot, volume_id=volume.id, reference=reference)
-    states.insert_with_operation(call.session, snapshot, operation)
+    transitions.insert_with_operation(call.session, snapshot, operation)
     OF_SNAPSHOTS.add(call.session, snapshot.id, asked.get("metadata") or {})
     return snapshot
 
@@ -223,11 +223,11 @@ def delete_snapshot(call: Call, snapshot_id: str, *, force: bool) -> None:
     operation = call.operation(DeleteSnapshot, snapshot, volume_id=snapshot.volume_id, came_from=snapshot.status)
     volume = call.session.get_one(Volume, snapshot.volume_id)
     refuse_frozen(call, volume.host, "deleted")
-    if force and snapshot.status == S.DELETING and states.is_covered(call.session, DeleteSnapshot, snapshot_id):
+    if force and snapshot.status == S.DELETING and journal.is_covered(call.session, DeleteSnapshot, snapshot_id):
         return  # the snapshot is being deleted already
     conditions = [] if force else [Snapshot.status.in_(DELETABLE)]
     try:
-        states.move(call.session, states.SNAPSHOT, snapshot_id, S.DELETING, where=conditions, operation=operation)
+        transitions.move(call.session, states.SNAPSHOT, snapshot_id, S.DELETING, where=conditions, operation=operation)
     except StateConflict as conflict:
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {conflict.present}; it must be {' or '.join(DELETABLE)}."
@@ -249,7 +249,7 @@ ACTION = "/snapshots/<snapshot_id>/action"
 def reset_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Set the status of a snapshot by force."""
     find_snapshot(call, snapshot_id, lock=True)
-    states.reset_status(call.session, states.SNAPSHOT, snapshot_id, body["reset"]["status"], by=call.ctx.user_id)
+    transitions.reset_status(call.session, states.SNAPSHOT, snapshot_id, body["reset"]["status"], by=call.ctx.user_id)
 
 
 @routes.action(
@@ -288,11 +288,11 @@ def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a hypervisor may not make it"
             f" {asked['status']}."
         )
-    if asked["status"] != snapshot.status and any(states.is_covered(call.session, kind, snapshot_id) for kind in OURS):
+    if asked["status"] != snapshot.status and any(journal.is_covered(call.session, kind, snapshot_id) for kind in OURS):
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status} by this service; a hypervisor may not"
             " change that."
         )
     touch(call, snapshot, progress=asked.get("progress", snapshot.progress))
     if asked["status"] != snapshot.status:
-        states.reset_status(call.session, states.SNAPSHOT, snapshot_id, asked["status"], by=call.ctx.user_id)
+        transitions.reset_status(call.session, states.SNAPSHOT, snapshot_id, asked["status"], by=call.ctx.user_id)

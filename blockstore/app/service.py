@@ -22,7 +22,7 @@ from blockstore.api.http.waiting import ThreadReserve
 from blockstore.api.types.types import ensure_default_type
 from blockstore.app import periodic
 from blockstore.app.wiring import database_url, load_backends, load_policy, load_targets, words
-from blockstore.config import Config
+from blockstore.config import Config, ServiceConfig
 from blockstore.db import opening
 from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
@@ -57,13 +57,11 @@ class Service:
         """Build every part; touches no storage yet. Raises ConfigError."""
         self.config = config
         self.state_dir = private_files.prepare_state_dir(config.state_dir)
-        service = config.service
         url = database_url(config)
-        self.api_threads = service.api_threads or (1 if url.startswith("sqlite") else 4)
+        self.api_threads = config.service.api_threads or (1 if url.startswith("sqlite") else 4)
         self.backends = load_backends(config, self.state_dir)
         places = len(self.backends) + 1  # one more for operations on no pool or on a former pool
-        workers = (service.workers + 1) * places + service.moves + 1
-        self.db = Database(url, connections=self.api_threads + workers + 4, timeout_s=config.database.timeout_s)
+        self.db = _database(config, url, self.api_threads, places)
         self.pool_reports = PoolReports()
         keyring = Keyring(self.state_dir / "attachments.key")
         self.exports = Exports(self.db, keyring, *load_targets(config, self.backends, self.state_dir, keyring))
@@ -77,64 +75,50 @@ class Service:
             exports=self.exports,
             installation=keyring.owner,
         )
-        context = SchedulerContext(
-            db=self.db,
-            pool_reports=self.pool_reports,
-            config=config.scheduler,
-            filters=loading.load_filters(words(config.scheduler.filters)),
-            weighers=loading.load_weighers(words(config.scheduler.weighers), config.scheduler.multiplier),
-            message_days=service.operation_keep_days,
-        )
-        self.bus = Bus(on_slow=functools.partial(mark_started, self.db))
-        # One worker: each decision sees the reservations of all earlier decisions.
-        self.bus.add_component("scheduler", _bound(scheduler.HANDLERS, context), workers=1)
-        self.bus.add_component(
-            "manager",
-            _bound(manager.HANDLERS, self.context),
-            workers=service.workers,
-            spare=1,
-            places=places,
-            place_of=functools.partial(pool_of, self.db),
-        )
-        self.bus.add_component(
-            "migration", _bound(manager.MIGRATION_HANDLERS, self.context), workers=service.moves, spare=1
-        )
+        scheduling = _scheduler_context(config, self.db, self.pool_reports)
+        self.bus = _bus(config.service, self.db, scheduling, self.context, places)
         self.db.enqueue = self.bus.enqueue
         self.thread_reserve = ThreadReserve(self.api_threads)
         self.policy = load_policy(config)
         self.lines = Lines()
         self.manageable_lister = manageable.ManageableLister(self.context)
-        self.login = Login(self.db, config.identity, self.thread_reserve.lent) if service.auth == "builtin" else None
-        self.app = create_app(
-            Core(
-                config=config,
-                db=self.db,
-                pool_reports=self.pool_reports,
-                bus=self.bus,
-                thread_reserve=self.thread_reserve,
-                authenticate=_authenticator(config, self.policy, self.db, self.lines),
-                policy=self.policy,
-                transfer_key_throttle=Throttle(config.identity.login_failures, config.identity.login_pause_s),
-                secret_of=keyring.secret,
-                check_connector=self.exports.check_connector,
-                explain_new=functools.partial(explaining.explain_new, context),
-                plan_drain=functools.partial(explaining.plan_drain, context),
-                note_token=self.lines.note,
-                manageable=self.manageable_lister.manageable,
-            ),
-            self.login,
-        )
-        self.application: Any = self.app
+        builtin = config.service.auth == "builtin"
+        self.login = Login(self.db, config.identity, self.thread_reserve.lent) if builtin else None
+        self.app = create_app(self._core(scheduling, keyring), self.login)
+        self.application = self._guarded(self.app)
         """The application that the HTTP server calls."""
-        if service.auth == "keystone":
-            from blockstore.api.http.keystone import guard
-
-            trusted = parse_networks(service.trusted_proxies)
-            self.application = guard(
-                self.app, config.keystone, config.source, trusted, self.lines.of, self.thread_reserve
-            )
         self.reporter = reporting.Reporter(self.context)
-        self.clock = periodic.jobs(service, self.state_dir, self.db, self.report)
+        self.clock = periodic.jobs(config.service, self.state_dir, self.db, self.report)
+
+    def _core(self, scheduling: SchedulerContext, keyring: Keyring) -> Core:
+        """Return what the API is given of the other parts."""
+        config = self.config
+        return Core(
+            config=config,
+            db=self.db,
+            pool_reports=self.pool_reports,
+            bus=self.bus,
+            thread_reserve=self.thread_reserve,
+            authenticate=_authenticator(config, self.policy, self.db, self.lines),
+            policy=self.policy,
+            transfer_key_throttle=Throttle(config.identity.login_failures, config.identity.login_pause_s),
+            secret_of=keyring.secret,
+            check_connector=self.exports.check_connector,
+            explain_new=functools.partial(explaining.explain_new, scheduling),
+            plan_drain=functools.partial(explaining.plan_drain, scheduling),
+            note_token=self.lines.note,
+            manageable=self.manageable_lister.manageable,
+        )
+
+    def _guarded(self, app: Any) -> Any:
+        """Return the application behind Keystone's middleware, if Keystone authenticates the callers."""
+        config = self.config
+        if config.service.auth != "keystone":
+            return app
+        from blockstore.api.http.keystone import guard
+
+        trusted = parse_networks(config.service.trusted_proxies)
+        return guard(app, config.keystone, config.source, trusted, self.lines.of, self.thread_reserve)
 
     def start(self, *, new_database: bool = False) -> None:
         """Open and upgrade the database, check the backends, resume unfinished operations, and start to work."""
@@ -181,6 +165,45 @@ class Service:
             for name in {pool.partition("#")[0] for pool in self.backends}:
                 if session.get(ServiceRow, ("cinder-volume", name)) is None:
                     session.add(ServiceRow(binary="cinder-volume", host=name))
+
+
+def _database(config: Config, url: str, api_threads: int, places: int) -> Database:
+    """Return the database, with a connection for each thread that may need one at the same time."""
+    service = config.service
+    workers = (service.workers + 1) * places + service.moves + 1
+    return Database(url, connections=api_threads + workers + 4, timeout_s=config.database.timeout_s)
+
+
+def _scheduler_context(config: Config, db: Database, pool_reports: PoolReports) -> SchedulerContext:
+    """Return what the scheduler's handlers are given, with the configured filters and weighers."""
+    options = config.scheduler
+    return SchedulerContext(
+        db=db,
+        pool_reports=pool_reports,
+        config=options,
+        filters=loading.load_filters(words(options.filters)),
+        weighers=loading.load_weighers(words(options.weighers), options.multiplier),
+        message_days=config.service.operation_keep_days,
+    )
+
+
+def _bus(
+    service: ServiceConfig, db: Database, scheduling: SchedulerContext, managing: ManagerContext, places: int
+) -> Bus:
+    """Return the bus with its components, their handlers and their workers."""
+    bus = Bus(on_slow=functools.partial(mark_started, db))
+    # One worker: each decision sees the reservations of all earlier decisions.
+    bus.add_component("scheduler", _bound(scheduler.HANDLERS, scheduling), workers=1)
+    bus.add_component(
+        "manager",
+        _bound(manager.HANDLERS, managing),
+        workers=service.workers,
+        spare=1,
+        places=places,
+        place_of=functools.partial(pool_of, db),
+    )
+    bus.add_component("migration", _bound(manager.MIGRATION_HANDLERS, managing), workers=service.moves, spare=1)
+    return bus
 
 
 def _authenticator(config: Config, policy: Policy, db: Database, lines: Lines) -> Authenticator:

@@ -266,7 +266,7 @@ class Result:
 
 
 def cases_of(suite: object) -> Sequence[tuple[str, Callable[[Any], None]]]:
-    """Return name and function of every case, in the order of the suite's file."""
+    """Return name and function of every case, from the last base of the suite to the first, as pytest does."""
     names = [name for kind in reversed(type(suite).__mro__) for name in vars(kind) if name.startswith("test_")]
     return [(name, getattr(suite, name)) for name in dict.fromkeys(names)]
 

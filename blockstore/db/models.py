@@ -1,7 +1,7 @@
 """All tables.
 
 Rows are deleted with their resource; the ``operations`` table keeps the history. Times are UTC without zone.
-Only ``operations/states.py`` writes statuses.
+Only ``operations/transitions.py`` writes statuses.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from blockstore.db.models import Attachment, Volume
 from blockstore.errors import InUse, VolumeMissing
 from blockstore.manager.context import ManagerContext, name_of
-from blockstore.operations import states
+from blockstore.operations import transitions
 from blockstore.operations.catalogue import AttachmentOperation, ConnectAttachment, DisconnectAttachment
 from blockstore.operations.messages import Action
 from blockstore.operations.runner import Failure, KeepsStatus, handles
@@ -20,14 +20,14 @@ from blockstore.operations.states import A
 
 
 def _note_reason(session: Session, operation: AttachmentOperation, failure: Failure) -> None:
-    states.lock(session, operation.volume_id)
+    transitions.lock(session, operation.volume_id)
     reason = None if failure.to else failure.reason.operator
     session.execute(update(Attachment).where(Attachment.id == operation.attachment_id).values(reason=reason))
 
 
 def _undo_connection(session: Session, operation: ConnectAttachment, failure: Failure) -> None:
     _note_reason(session, operation, failure)
-    states.fail_rows(session, operation, to=failure.to)
+    transitions.fail_rows(session, operation, to=failure.to)
     # No list shows attachments of os-initialize_connection, so users could not find and remove failed ones.
     session.execute(
         delete(Attachment).where(
@@ -46,20 +46,20 @@ def connect_attachment(context: ManagerContext, operation: ConnectAttachment, at
     backend = context.backend(pool)
     connection = context.exports.make(attachment, pool, backend, name_of(context.db, attachment.volume_id))
     with context.db.write() as session:
-        states.lock(session, attachment.volume_id)
+        transitions.lock(session, attachment.volume_id)
         session.execute(
             update(Attachment).where(Attachment.id == attachment.id).values(connection=connection, reason=None)
         )
-        states.complete(session, operation, A.ATTACHING)
+        transitions.complete(session, operation, A.ATTACHING)
         if not attachment.legacy:
-            states.sync_volume_status(session, attachment.volume_id)
+            transitions.sync_volume_status(session, attachment.volume_id)
 
 
 def _keep_attachment(session: Session, operation: DisconnectAttachment, failure: Failure) -> None:
     _note_reason(session, operation, failure)
-    states.fail_rows(session, operation, to=failure.to)  # first, because the volume's status follows
+    transitions.fail_rows(session, operation, to=failure.to)  # first, because the volume's status follows
     if operation.follow:
-        states.sync_volume_status(session, operation.volume_id)
+        transitions.sync_volume_status(session, operation.volume_id)
 
 
 @handles(DisconnectAttachment, action=Action.DETACH, undo=_keep_attachment)
@@ -68,11 +68,11 @@ def disconnect_attachment(context: ManagerContext, operation: DisconnectAttachme
     left_over = _left_over(context, attachment)
     try:
         with context.exports.withdrawn([*left_over, attachment]), context.db.write() as session:
-            states.lock(session, attachment.volume_id)
+            transitions.lock(session, attachment.volume_id)
             session.execute(delete(Attachment).where(Attachment.id.in_([one.id for one in left_over])))
-            states.complete_and_delete(session, operation)
+            transitions.complete_and_delete(session, operation)
             if operation.follow:
-                states.sync_volume_status(session, attachment.volume_id)
+                transitions.sync_volume_status(session, attachment.volume_id)
     except InUse as exc:
         raise KeepsStatus(exc, operation.came_from) from exc
 
@@ -84,9 +84,9 @@ def end_all(context: ManagerContext, volume_id: str) -> None:
         rows = session.scalars(here).all()
     for attachment in rows:
         with context.exports.withdrawn([attachment]), context.db.write() as session:
-            states.lock(session, volume_id)
+            transitions.lock(session, volume_id)
             session.execute(delete(Attachment).where(Attachment.id == attachment.id))
-            states.sync_volume_status(session, volume_id)
+            transitions.sync_volume_status(session, volume_id)
 
 
 def _left_over(context: ManagerContext, attachment: Attachment) -> list[Attachment]:

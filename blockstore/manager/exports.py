@@ -21,7 +21,7 @@ from blockstore.db.models import Attachment, Volume
 from blockstore.db.session import Database
 from blockstore.errors import BackendError, NotSupported, StateConflict, Unreachable
 from blockstore.keys.keyring import Keyring
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import DisconnectAttachment
 from blockstore.operations.states import A
 from blockstore.targets.contract import Connection, Export, Target
@@ -302,7 +302,7 @@ class Exports:
             came_from=only_from[0] if only_from else attachment.status,
             follow=not attachment.legacy,
         )
-        states.move(
+        transitions.move(
             session, states.ATTACHMENT, attachment.id, A.DISCONNECTING, only_from=only_from, operation=operation
         )
 

@@ -21,7 +21,7 @@ from blockstore.db.session import Database
 from blockstore.errors import BackendError, VolumeMissing
 from blockstore.manager.context import ManagerContext, snapshot_name, volume_name
 from blockstore.manager.qos import apply_qos
-from blockstore.operations import states
+from blockstore.operations import transitions
 from blockstore.operations.catalogue import ManageVolume, MigrateToType, MigrateVolume, RemoveCopy
 from blockstore.operations.messages import Action
 from blockstore.operations.runner import Failure, handles
@@ -137,7 +137,7 @@ def manage_volume(context: ManagerContext, operation: ManageVolume, volume: Volu
         raise BackendError(f"{operation.reference} has grown from {size} to {whole} GiB while it was managed.")
     apply_qos(context, operation.pool, volume_name(volume), volume.volume_type_id, size)
     with context.db.write() as session:
-        states.complete(session, operation, V.AVAILABLE)
+        transitions.complete(session, operation, V.AVAILABLE)
 
 
 def _charge(context: ManagerContext, operation: ManageVolume, volume: Volume, backend: Backend) -> int:

@@ -20,7 +20,7 @@ from blockstore.errors import BackendError, OperationCancelled, StateConflict, T
 from blockstore.manager.context import ManagerContext, volume_name
 from blockstore.manager.copying import copy_volume
 from blockstore.manager.qos import apply_qos
-from blockstore.operations import states
+from blockstore.operations import journal, states, transitions
 from blockstore.operations.catalogue import MigrateToType, MigrateVolume, RemoveCopy
 from blockstore.operations.messages import Action
 from blockstore.operations.runner import Failure, handles, handles_until_done, progress_of, refuse_cancelled
@@ -35,7 +35,7 @@ def _remove_the_copy(session: Session, operation: MigrateVolume, _failure: Failu
     rest = operation.beside(
         RemoveCopy, pool=operation.destination, name=operation.copy_name, size_gib=operation.volume_gib
     )
-    states.enqueue(session, rest)
+    journal.enqueue(session, rest)
 
 
 @handles(MigrateVolume, action=Action.MIGRATE, undo=_remove_the_copy)
@@ -85,14 +85,14 @@ def _migrate(context: ManagerContext, operation: MigrateVolume, volume: Volume, 
             counts = {"volumes": operation.counted, "gigabytes": operation.size_gib}
             quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
         try:
-            states.move(session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(operation.status,), **values)
+            transitions.move(session, states.VOLUME, volume.id, V.AVAILABLE, only_from=(operation.status,), **values)
         except StateConflict as conflict:
             # The volume may have been written to since its status was set.
             raise OperationCancelled(f"the status was reset meanwhile: {conflict.message}") from None
         refuse_cancelled(session, operation)  # also if the status was reset and another migration has begun since
-        states.finish(session, operation)
+        journal.finish(session, operation)
         left_over = operation.beside(RemoveCopy, pool=volume.host or "", name=volume_name(volume), size_gib=volume.size)
-        states.enqueue(session, left_over)
+        journal.enqueue(session, left_over)
 
 
 @handles_until_done(RemoveCopy, action=Action.MIGRATE)
@@ -109,4 +109,4 @@ def remove_copy(context: ManagerContext, operation: RemoveCopy) -> None:
         log.error("%s", reason, extra={"request_id": operation.request_id})
     with context.db.write() as session:
         reservations.release_capacity(session, operation.pool, volumes=1, volume_gib=operation.size_gib)
-        states.finish(session, operation, "failed" if reason else "done", reason)
+        journal.finish(session, operation, "failed" if reason else "done", reason)

@@ -17,7 +17,7 @@ from blockstore.errors import Unreachable
 from blockstore.manager.context import snapshot_name, volume_name
 from blockstore.manager.installations import claim
 from blockstore.manager.recognition import identified, record_identity, recorded_identity
-from blockstore.operations import messages, states
+from blockstore.operations import messages, states, transitions
 from blockstore.operations.states import V
 
 
@@ -59,6 +59,6 @@ def accept(db: Database, pool: str, backend: Backend, installation: str, keep_da
                     continue
                 lost.append(row.id)
                 if row.status == V.AVAILABLE:
-                    states.reset_status(session, machine, row.id, V.ERROR, by="blockstore backend accept")
+                    transitions.reset_status(session, machine, row.id, V.ERROR, by="blockstore backend accept")
                 messages.tell_lost(session, machine.name, row.project_id, row.id, keep_days)
     return Accepted(former, identity, there, lost)

@@ -12,7 +12,7 @@ from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import InUse
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name
 from blockstore.manager.manageable import refuse_unsafe, snapshots_on
-from blockstore.operations import states
+from blockstore.operations import transitions
 from blockstore.operations.catalogue import CreateSnapshot, DeleteSnapshot
 from blockstore.operations.messages import Action
 from blockstore.operations.runner import first_change, handles, progress_of
@@ -31,7 +31,7 @@ def create_snapshot(context: ManagerContext, operation: CreateSnapshot, snapshot
     else:
         backend.create_snapshot(volume, snapshot_name(snapshot.id))
     with context.db.write() as session:
-        states.complete(session, operation, S.AVAILABLE, progress="100%")
+        transitions.complete(session, operation, S.AVAILABLE, progress="100%")
 
 
 @handles(DeleteSnapshot, action=Action.SNAPSHOT_DELETE)
@@ -47,4 +47,4 @@ def delete_snapshot(context: ManagerContext, operation: DeleteSnapshot, snapshot
         if snapshot.consumes_quota:
             type_id = session.execute(select(Volume.volume_type_id).where(Volume.id == snapshot.volume_id)).scalar_one()
             quotas.refund(session, snapshot.project_id, type_id, snapshots=1, gigabytes=snapshot.volume_size)
-        states.complete_and_delete(session, operation)
+        transitions.complete_and_delete(session, operation)

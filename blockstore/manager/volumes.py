@@ -19,7 +19,7 @@ from blockstore.errors import BackendError, InUse, StateConflict, ToolTimeout, V
 from blockstore.manager.attachments import end_all
 from blockstore.manager.context import ManagerContext, name_of, snapshot_name, volume_name
 from blockstore.manager.qos import apply_qos
-from blockstore.operations import states
+from blockstore.operations import journal, states, transitions
 from blockstore.operations.catalogue import (
     ChangeType,
     CreateVolume,
@@ -48,7 +48,7 @@ def create_volume(context: ManagerContext, operation: CreateVolume, volume: Volu
         _send_back(context, operation, volume, exc)
         return
     with context.db.write() as session:
-        states.complete(session, operation, V.AVAILABLE)
+        transitions.complete(session, operation, V.AVAILABLE)
 
 
 def _make(context: ManagerContext, operation: CreateVolume, volume: Volume, backend: Backend) -> None:
@@ -107,7 +107,7 @@ def _send_back(context: ManagerContext, operation: CreateVolume, volume: Volume,
     with context.db.write() as session:
         reservations.release_capacity(session, volume.host, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(host=None))
-        states.complete_and_continue(session, operation, following, failure=str(exc))
+        journal.complete_and_continue(session, operation, following, failure=str(exc))
 
 
 @handles(DeleteVolume, action=Action.DELETE)
@@ -127,7 +127,7 @@ def delete_volume(context: ManagerContext, operation: DeleteVolume, volume: Volu
         reservations.release_capacity(session, volume.host, volumes=1, volume_gib=volume.size)
         if volume.consumes_quota:
             quotas.refund(session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-        states.complete_and_delete(session, operation)
+        transitions.complete_and_delete(session, operation)
 
 
 def _release_growth(session: Session, operation: ExtendVolume, _failure: Failure) -> None:
@@ -145,8 +145,8 @@ def extend_volume(context: ManagerContext, operation: ExtendVolume, volume: Volu
     with context.db.write() as session:
         # The volume has grown, even if an administrator reset its status meanwhile.
         session.execute(update(Volume).where(Volume.id == volume.id).values(size=operation.new_size_gib))
-        if states.complete(session, operation, V.AVAILABLE):
-            states.sync_volume_status(session, volume.id)
+        if transitions.complete(session, operation, V.AVAILABLE):
+            transitions.sync_volume_status(session, volume.id)
 
 
 def _refund_type(session: Session, operation: ChangeType, _failure: Failure) -> None:
@@ -168,8 +168,8 @@ def change_type(context: ManagerContext, operation: ChangeType, volume: Volume) 
         counts = {"volumes": operation.counted, "gigabytes": operation.size_gib}
         quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
         _recount_snapshots(session, volume, kind.id)
-        if states.complete(session, operation, V.AVAILABLE):
-            states.sync_volume_status(session, volume.id)
+        if transitions.complete(session, operation, V.AVAILABLE):
+            transitions.sync_volume_status(session, volume.id)
 
 
 def _recount_snapshots(session: Session, volume: Volume, type_id: str) -> None:
@@ -192,8 +192,8 @@ def revert_volume(context: ManagerContext, operation: RevertVolume, volume: Volu
             volume_name(volume), snapshot_name(operation.snapshot_id), progress_of(context, operation)
         )
     with context.db.write() as session:
-        states.complete(session, operation, V.AVAILABLE)
+        transitions.complete(session, operation, V.AVAILABLE)
         with suppress(StateConflict):  # an administrator has reset the snapshot's status meanwhile
-            states.move(
+            transitions.move(
                 session, states.SNAPSHOT, operation.snapshot_id, states.S.AVAILABLE, only_from=(states.S.RESTORING,)
             )

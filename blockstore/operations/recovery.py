@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from blockstore.db.models import OperationRow, Volume, now
 from blockstore.db.session import Database
 from blockstore.errors import Reason
-from blockstore.operations import messages, states
+from blockstore.operations import messages, states, transitions
 from blockstore.operations.catalogue import Operation, from_stored, make_ids_after
 from blockstore.operations.messages import Detail
 from blockstore.operations.runner import Failure, Handler
@@ -84,7 +84,7 @@ def _fail_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
             if status == states.V.MAINTENANCE and not _was_migrating(session, row_id):
                 continue  # an administrator set it, and will end it
             if (kind, row_id, status) not in covered:
-                states.move(session, machine, row_id, machine.failure[status], only_from=(status,))
+                transitions.move(session, machine, row_id, machine.failure[status], only_from=(status,))
                 log.warning(
                     "%s %s was %s with nothing to end it; now %s", kind, row_id, status, machine.failure[status]
                 )

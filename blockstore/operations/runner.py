@@ -33,7 +33,7 @@ from blockstore.errors import (
     Unreachable,
     is_out_of_files,
 )
-from blockstore.operations import messages, states
+from blockstore.operations import messages, states, transitions
 from blockstore.operations.catalogue import Kind, Operation
 from blockstore.operations.messages import Action, Detail
 from blockstore.operations.states import V
@@ -112,14 +112,14 @@ class Handler:
         """Close an operation that will not succeed: call its undo and set the status of every row it covers."""
         if self.undo is not None:
             self.undo(session, operation, failure)
-        to = states.before(session, operation) if self.restores else failure.to
-        states.fail(session, operation, failure.reason, state=failure.state, to=to)
+        to = transitions.before(session, operation) if self.restores else failure.to
+        transitions.fail(session, operation, failure.reason, state=failure.state, to=to)
         if (
             operation.resource_type == "volume"
             and to in (V.AVAILABLE, V.IN_USE)
             and _status_of(session, operation) == to
         ):
-            states.sync_volume_status(session, operation.resource_id)
+            transitions.sync_volume_status(session, operation.resource_id)
 
     def _begin(self, context: HandlerContext, operation: Operation) -> Any:
         """Return the row, None if nothing is left to do, or ``_CANCELLED`` for a cancelled operation."""
@@ -148,7 +148,7 @@ class Handler:
         reason, detail, state = _explain(operation, exc)
         reason = Reason(*(text.replace("\0", "") for text in reason))  # PostgreSQL refuses NUL, and tools may print it
         with context.db.write() as session:
-            to = (exc.to or states.before(session, operation)) if isinstance(exc, KeepsStatus) else None
+            to = (exc.to or transitions.before(session, operation)) if isinstance(exc, KeepsStatus) else None
             self.give_up(session, operation, Failure(reason=reason, state=state, to=to))
             messages.tell(session, operation, self.action, detail, reason, context.message_days)
         log.warning(

@@ -20,7 +20,7 @@ from blockstore.config import SchedulerConfig
 from blockstore.db.models import Attachment, ExtraSpec, PoolUsage, ServiceRow, Snapshot, Volume, VolumeType, new_id
 from blockstore.db.session import Database
 from blockstore.errors import NoBackend
-from blockstore.operations import states
+from blockstore.operations import journal
 from blockstore.operations.catalogue import (
     ChangeType,
     CreateSnapshot,
@@ -81,7 +81,7 @@ def place_volume(context: SchedulerContext, operation: PlaceVolume, volume: Volu
             tried=operation.tried,
             pool=pool.name,
         )
-        states.complete_and_continue(session, operation, following)
+        journal.complete_and_continue(session, operation, following)
 
 
 @handles(PlaceSnapshot, action=Action.SNAPSHOT_CREATE)
@@ -97,7 +97,7 @@ def place_snapshot(context: SchedulerContext, operation: PlaceSnapshot, snapshot
         reservations.reserve(session, pool.name, snapshot_gib=snapshot.volume_size)
         session.execute(update(Snapshot).where(Snapshot.id == snapshot.id).values(host=pool.name))
         following = operation.then(CreateSnapshot, volume_id=operation.volume_id, reference=operation.reference)
-        states.complete_and_continue(session, operation, following)
+        journal.complete_and_continue(session, operation, following)
 
 
 @handles(PlaceManaged, action=Action.MANAGE)
@@ -107,7 +107,7 @@ def place_managed(context: SchedulerContext, operation: PlaceManaged, volume: Vo
         request = PlacementRequest(size_gib=0, required_pool=operation.pool, **confined_facts(session, volume))
         _choose(context, session, request, operation.request_id)
         following = operation.then(ManageVolume, pool=operation.pool, reference=operation.reference)
-        states.complete_and_continue(session, operation, following)
+        journal.complete_and_continue(session, operation, following)
 
 
 def _refund_growth(session: Session, operation: PlaceExtension, _failure: Failure) -> None:
@@ -130,7 +130,7 @@ def place_extension(context: SchedulerContext, operation: PlaceExtension, volume
         following = operation.then(
             ExtendVolume, new_size_gib=operation.new_size_gib, growth_gib=operation.growth_gib, pool=pool.name
         )
-        states.complete_and_continue(session, operation, following)
+        journal.complete_and_continue(session, operation, following)
 
 
 def _refund_type(session: Session, operation: RetypeVolume, _failure: Failure) -> None:
@@ -161,7 +161,7 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
         following = operation.then(
             ChangeType, type_id=operation.type_id, counted=operation.counted, size_gib=operation.size_gib
         )
-        states.complete_and_continue(session, operation, following)
+        journal.complete_and_continue(session, operation, following)
 
 
 def _retype_by_migration(
@@ -192,7 +192,7 @@ def _retype_by_migration(
         counted=operation.counted,
         size_gib=operation.size_gib,
     )
-    states.complete_and_continue(session, operation, following)
+    journal.complete_and_continue(session, operation, following)
 
 
 def excluding_source(pool_reports: PoolReports, volume: Volume) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
         reservations.reserve(session, pool.name, volumes=1, volume_gib=volume.size)
         session.execute(update(Volume).where(Volume.id == volume.id).values(migration_status="migrating"))
         following = operation.then(MigrateVolume, destination=pool.name, name_id=new_id(), volume_gib=volume.size)
-        states.complete_and_continue(session, operation, following)
+        journal.complete_and_continue(session, operation, following)
 
 
 # --- inputs of a decision ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text, update
 
 from blockstore.db.models import Attachment, OperationRow, Snapshot, Volume, now
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import new_operation_id
 from tests.api.conftest import POOL, SharedService, at_once
 from tests.api.test_attachments import CONNECTOR, connect, remove, reserve
@@ -276,7 +276,7 @@ def test_who_asks_while_it_changes_hands_is_told_that_there_is_none(attach_servi
     snapshot = attach_service.snapshot(donor, volume, number=1)
     with ThreadPoolExecutor(1) as thread:
         with attach_service.db.write() as session:
-            states.lock(session, volume)
+            transitions.lock(session, volume)
             asked = thread.submit(CHANGES[name], donor, volume, snapshot)
             _wait_until_blocked(attach_service, asked)
             for model, row in ((Volume, volume), (Snapshot, snapshot)):

@@ -549,7 +549,7 @@ FLAWS: dict[type[MemoryBackend], tuple[str, ...]] = {
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockstore.conformance.backend.PATIENCE_S", 0.0)
+    monkeypatch.setattr("blockstore.conformance.backend.health.PATIENCE_S", 0.0)
 
 
 def only(backend: MemoryBackend, name: str) -> Result:

@@ -21,7 +21,7 @@ from blockstore.db import migrations
 from blockstore.db.models import ExtraSpec, OperationRow, QuotaUsage, VolumeType
 from blockstore.db.session import Database, insert_if_absent
 from blockstore.errors import ConfigError
-from blockstore.operations import states
+from blockstore.operations import journal
 from blockstore.operations.catalogue import DeleteVolume, Operation, new_operation_id
 
 
@@ -75,8 +75,8 @@ def test_operations_are_enqueued_after_the_commit(db: Database) -> None:
 
     db.enqueue = enqueued
     with db.write() as session:
-        states.enqueue(session, an_operation())
-        states.enqueue(session, an_operation())
+        journal.enqueue(session, an_operation())
+        journal.enqueue(session, an_operation())
         assert seen == []
     assert seen == ["open", "open"]
 
@@ -85,7 +85,7 @@ def test_operations_of_a_write_that_raised_are_not_enqueued(db: Database) -> Non
     enqueued: list[Operation] = []
     db.enqueue = enqueued.append
     with pytest.raises(RuntimeError), db.write() as session:  # noqa: PT012
-        states.enqueue(session, an_operation())
+        journal.enqueue(session, an_operation())
         session.flush()
         raise RuntimeError
     assert enqueued == []

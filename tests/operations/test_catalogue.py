@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from blockstore import manager, scheduler
+from blockstore.operations import catalogue
 from blockstore.operations.catalogue import (
     KINDS,
     CreateSnapshot,
@@ -15,6 +17,7 @@ from blockstore.operations.catalogue import (
     Operation,
     RemoveCopy,
     from_stored,
+    new_operation_id,
 )
 
 STORED: dict[str, dict[str, Any]] = {
@@ -121,3 +124,26 @@ def test_a_class_inherits_what_its_keywords_do_not_say() -> None:
 
 def test_a_class_without_a_room_is_no_kind() -> None:
     assert all(kind.__name__ not in KINDS for kind in Operation.__subclasses__())
+
+
+def test_every_operation_has_exactly_one_handler() -> None:
+    handlers = [*scheduler.HANDLERS, *manager.HANDLERS, *manager.MIGRATION_HANDLERS]
+    assert sorted(kind.__name__ for kind in handlers) == sorted(KINDS)
+    for name, component in (("scheduler", scheduler), ("manager", manager)):
+        assert {kind.component for kind in component.HANDLERS} == {name}
+
+
+def test_operation_ids_sort_by_the_order_of_making_though_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind those of a former life, when the clock was ahead."""
+    first = new_operation_id()
+    monkeypatch.setattr(catalogue.time, "time_ns", lambda: 1)
+    second = new_operation_id()
+    former = f"{int(second[:16], 16) + 10**6:016x}-00000000.01"
+    catalogue.make_ids_after(former)
+    assert first < second < former < new_operation_id() < new_operation_id()
+
+
+def test_operation_ids_sort_by_the_time_of_making() -> None:
+    ids = [new_operation_id() for _ in range(5000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 5000

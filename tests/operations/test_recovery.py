@@ -14,7 +14,7 @@ from blockstore.app.service import Service
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OperationRow, Volume
 from blockstore.operations import catalogue as operation_ids
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from tests.conftest import Client, make_config
 from tests.crash.invariants import check
 
@@ -168,8 +168,8 @@ def test_rows_stranded_by_an_administrator_settle_at_the_next_start(life: Life, 
     api = life.start()
     volume, snapshot = api.volume(), api.snapshot(api.volume()["id"])
     with api.service.db.write() as session:
-        states.reset_status(session, states.VOLUME, volume["id"], status, by="somebody")
-        states.reset_status(session, states.SNAPSHOT, snapshot["id"], "creating", by="somebody")
+        transitions.reset_status(session, states.VOLUME, volume["id"], status, by="somebody")
+        transitions.reset_status(session, states.SNAPSHOT, snapshot["id"], "creating", by="somebody")
     api = life.start()
     expected = {"creating": "error", "deleting": "error_deleting", "extending": "error_extending"}[status]
     assert api.get(f"/volumes/{volume['id']}")["volume"]["status"] == expected

@@ -26,7 +26,7 @@ from blockstore.errors import (
     ToolTimeout,
     Unreachable,
 )
-from blockstore.operations import bus, runner, states
+from blockstore.operations import bus, runner, transitions
 from tests.conftest import Client, backend_section, make_config
 from tests.crash.invariants import check
 from tests.scripted_target import ScriptedTarget, attaching_service, target_of
@@ -208,14 +208,14 @@ def test_a_database_that_is_away_is_not_the_operations_fault(
     """The handler is tried again and succeeds; nothing tells of it."""
     monkeypatch.setattr(bus, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
     times = iter(range(2))
-    real = states.complete
+    real = transitions.complete
 
     def complete(*args: Any, **kw: Any) -> bool:
         if next(times, None) is not None:
             raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
         return real(*args, **kw)
 
-    monkeypatch.setattr(states, "complete", complete)
+    monkeypatch.setattr(transitions, "complete", complete)
     assert api.volume()["status"] == "available"
     judge(api)
     assert messages(api) == []
@@ -383,7 +383,7 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     """The volume may be there; to make it elsewhere would leave bytes that nobody knows of."""
     api = pools(start_service, 2)
     service = api.service
-    real = states.complete
+    real = transitions.complete
     # The first life: made on the pool, and never noted.
     service.db.enqueue = lambda _operation: None
     volume = api.volume(settle=False)
@@ -400,7 +400,7 @@ def test_a_pool_that_a_former_life_asked_and_that_is_down_now_keeps_its_row(
     volume = api.get(f"/volumes/{volume['id']}")["volume"]
     assert (volume["status"], volume["os-vol-host-attr:host"]) == ("error", "blockstore@first#first")
     assert "The cable is out." in messages(api)[0]
-    assert real is states.complete
+    assert real is transitions.complete
 
 
 def _operation_of(row: OperationRow, attempt: int = 1) -> Any:

@@ -19,7 +19,7 @@ from blockstore.api.volumes.volumes import find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import PlaceExtension, RetypeVolume, RevertVolume
 from blockstore.operations.states import A, S, V
 from blockstore.schemas import volumes as schemas
@@ -49,7 +49,7 @@ def extend(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     quotas.check_volume_size(call.session, call.core.config.quota, volume.project_id, new_size)
     operation = call.operation(PlaceExtension, volume, new_size_gib=new_size, growth_gib=growth)
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.VOLUME,
             volume_id,
@@ -98,9 +98,9 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         )
     operation = call.operation(RevertVolume, volume, snapshot_id=snapshot_id)
     try:
-        states.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
+        transitions.move(call.session, states.SNAPSHOT, snapshot_id, S.RESTORING, only_from=(S.AVAILABLE,))
         unused = [not_migrating(), ~is_connected(volume_id)]
-        states.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=unused, operation=operation)
+        transitions.move(call.session, states.VOLUME, volume_id, V.REVERTING, where=unused, operation=operation)
     except StateConflict as conflict:
         held = what_holds(call, volume_id) if volume.status == V.AVAILABLE else None
         if held and snapshot.status == S.AVAILABLE:
@@ -126,7 +126,7 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         may_move=body["retype"].get("migration_policy") == "on-demand",
     )
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.VOLUME,
             volume_id,
@@ -194,7 +194,7 @@ def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     if values:
         call.session.execute(update(Volume).where(Volume.id == volume_id).values(updated_at=now(), **values))
     if asked.get("status"):
-        states.reset_status(call.session, states.VOLUME, volume_id, asked["status"], by=call.ctx.user_id)
+        transitions.reset_status(call.session, states.VOLUME, volume_id, asked["status"], by=call.ctx.user_id)
 
 
 def _detach_all(call: Call, volume: Volume) -> None:

@@ -29,7 +29,7 @@ from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, Volume, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import Operation
 from blockstore.operations.states import A, V
 from blockstore.schemas import attachments as schemas
@@ -45,7 +45,7 @@ def reserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     volume = find_volume(call, volume_id, lock=True)
     allowed = [V.AVAILABLE, *([V.IN_USE] if volume.multiattach else [])]
     try:
-        states.move(call.session, states.VOLUME, volume_id, V.ATTACHING, only_from=allowed)
+        transitions.move(call.session, states.VOLUME, volume_id, V.ATTACHING, only_from=allowed)
     except StateConflict:
         raise InvalidStatus(
             f"Invalid volume: volume {volume_id} is {volume.status}; to be reserved it must be"
@@ -63,7 +63,7 @@ def unreserve(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 def _unreserve(call: Call, volume: Volume) -> None:
     if volume.status == V.ATTACHING:  # compat: in other statuses nothing is done, without an error
-        states.sync_volume_status(call.session, volume.id)
+        transitions.sync_volume_status(call.session, volume.id)
 
 
 @routes.action(
@@ -79,7 +79,7 @@ def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     if volume.migration_status and volume.migration_status not in ("success", "error", "deleting"):
         return  # compat: nothing is done while the volume is being migrated, without an error
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.VOLUME,
             volume_id,
@@ -105,7 +105,7 @@ def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Cancel os-begin_detaching."""
     volume = find_volume(call, volume_id, lock=True)
     if volume.status == V.DETACHING:  # compat: in other statuses nothing is done, without an error
-        states.move(call.session, states.VOLUME, volume_id, V.IN_USE, only_from=(V.DETACHING,))
+        transitions.move(call.session, states.VOLUME, volume_id, V.IN_USE, only_from=(V.DETACHING,))
 
 
 # --- attach and detach -------------------------------------------------------------------------------------
@@ -140,8 +140,8 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             attach_mode=mode,
             attached_at=now(),
         )
-        states.insert_row(call.session, row, A.ATTACHED)
-    states.sync_volume_status(call.session, volume_id)
+        transitions.insert_row(call.session, row, A.ATTACHED)
+    transitions.sync_volume_status(call.session, volume_id)
 
 
 def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
@@ -160,7 +160,7 @@ def detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     _refuse_in_maintenance(volume)
     row = _attachment_to_end(call, volume, (body["detach"] or {}).get("attachment_id"))
     if row is None:
-        states.sync_volume_status(call.session, volume_id)  # compat: a volume without attachments is no error
+        transitions.sync_volume_status(call.session, volume_id)  # compat: a volume without attachments is no error
         return None
     refuse_while_a_server_uses(call, [row])
     return _when_ended([disconnect(call, row)])
@@ -208,7 +208,7 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
     row = Attachment(id=new_id(), project_id=volume.project_id, volume_id=volume_id, legacy=True)
     fit(call, volume, row, connector)
     operation = connecting(call, row)
-    states.insert_with_operation(call.session, row, operation)
+    transitions.insert_with_operation(call.session, row, operation)
 
     def reply(deferred_call: Call) -> dict[str, Any]:
         check_outcome(deferred_call, operation)
@@ -260,7 +260,7 @@ def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
     row = _attachment_to_end(call, volume, body["detach"].get("attachment_id"))
     operations = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
     if row is None:
-        states.sync_volume_status(call.session, volume_id)
+        transitions.sync_volume_status(call.session, volume_id)
     return _when_ended(operations)
 
 

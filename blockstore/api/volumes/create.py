@@ -22,7 +22,7 @@ from blockstore.db.models import (
     now,
 )
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, NotOffered
-from blockstore.operations import states
+from blockstore.operations import transitions
 from blockstore.operations.catalogue import PlaceVolume
 from blockstore.operations.states import S, V
 from blockstore.schemas import volumes as schemas
@@ -93,7 +93,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         source_volume_id=volume.source_volid,
         hints=body.get("hints") or {},
     )
-    states.insert_with_operation(call.session, volume, operation)
+    transitions.insert_with_operation(call.session, volume, operation)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     if source is not None:

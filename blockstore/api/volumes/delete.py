@@ -27,7 +27,7 @@ from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import (
     DELETE_FORCE,
 )
-from blockstore.operations import states
+from blockstore.operations import journal, states, transitions
 from blockstore.operations.catalogue import DeleteSnapshot, DeleteVolume
 from blockstore.operations.states import S, V
 from blockstore.schemas.base import bool_like
@@ -51,7 +51,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
     """Enqueue the operations that delete a volume. Raise InvalidStatus with the reason; then nothing is changed."""
     volume = find_volume(call, volume_id, lock=True)  # no snapshot can be created while the conditions are checked
     refuse_frozen(call, volume.host, "deleted")
-    if force and volume.status == V.DELETING and states.is_covered(call.session, DeleteVolume, volume_id):
+    if force and volume.status == V.DELETING and journal.is_covered(call.session, DeleteVolume, volume_id):
         return  # the volume is being deleted already
     if cascade:
         _delete_snapshots(call, volume, force=force)
@@ -59,7 +59,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
     conditions = removable(force=force, cascade=cascade)
     at_once = _is_nowhere(call, volume)
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.VOLUME,
             volume_id,
@@ -72,7 +72,7 @@ def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = Fa
     if at_once:
         if volume.consumes_quota:
             quotas.refund(call.session, volume.project_id, volume.volume_type_id, volumes=1, gigabytes=volume.size)
-        states.delete_now(call.session, operation)
+        transitions.delete_now(call.session, operation)
 
 
 def _is_nowhere(call: Call, volume: Volume) -> bool:
@@ -135,7 +135,7 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
                 f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
             )
         operation = call.operation(DeleteSnapshot, snapshot, volume_id=volume.id, came_from=snapshot.status)
-        states.move(
+        transitions.move(
             call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), operation=operation
         )
 

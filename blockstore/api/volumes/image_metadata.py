@@ -8,8 +8,7 @@ from typing import Any
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES
-from blockstore.api.volumes.metadata import LOCKED
-from blockstore.api.volumes.volumes import find_volume, touch
+from blockstore.api.volumes.volumes import METADATA_LOCKED, find_volume, touch
 from blockstore.schemas import image_metadata as schemas
 
 routes = Routes()
@@ -27,7 +26,7 @@ def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any
     call.enforce("volume:update_volume_metadata")
     OF_IMAGES.merge(call.session, volume_id, body["given"]["metadata"])
     pairs = OF_IMAGES.of(call.session, volume_id)
-    touch(call, volume, not_while=LOCKED, has_image_metadata=bool(pairs))
+    touch(call, volume, not_while=METADATA_LOCKED, has_image_metadata=bool(pairs))
     return {"metadata": pairs}
 
 
@@ -40,7 +39,7 @@ def unset(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     volume = find_volume(call, volume_id, lock=True)
     call.enforce("volume:delete_volume_metadata")
     OF_IMAGES.remove(call.session, volume_id, body["given"]["key"])
-    touch(call, volume, not_while=LOCKED, has_image_metadata=bool(OF_IMAGES.of(call.session, volume_id)))
+    touch(call, volume, not_while=METADATA_LOCKED, has_image_metadata=bool(OF_IMAGES.of(call.session, volume_id)))
 
 
 @routes.action(

@@ -38,7 +38,7 @@ from blockstore.errors import (
     StateConflict,
 )
 from blockstore.microversions import MANAGEABLE, MANAGEABLE_CLUSTER, MINIMUM, Version
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import PlaceManaged
 from blockstore.schemas import manageable as schemas
 from blockstore.schemas.base import load
@@ -196,7 +196,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         created_at=now(),
     )
     operation = call.operation(PlaceManaged, volume, pool=report.name, reference=asked["ref"])
-    states.insert_with_operation(call.session, volume, operation)
+    transitions.insert_with_operation(call.session, volume, operation)
     pairs = asked.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     # compat: at any microversion only the fields of 3.0, without those that need a policy
@@ -264,7 +264,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     counted = {"volumes": 1, "gigabytes": volume.size} if volume.consumes_quota else {}
     host, project, type_id = volume.host, volume.project_id, volume.volume_type_id
     try:
-        states.unmanage(call.session, states.VOLUME, volume_id, DELETABLE, conditions)
+        transitions.unmanage(call.session, states.VOLUME, volume_id, DELETABLE, conditions)
     except StateConflict:
         reserved = call.session.execute(select(Attachment.id).where(Attachment.volume_id == volume_id).limit(1)).first()
         raise InvalidStatus(
@@ -287,7 +287,7 @@ def unmanage_snapshot(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> 
     volume = call.session.get_one(Volume, snapshot.volume_id, with_for_update=True)
     host, project, size, counts = snapshot.host, snapshot.project_id, snapshot.volume_size, snapshot.consumes_quota
     try:
-        states.unmanage(call.session, states.SNAPSHOT, snapshot_id, SNAPSHOT_DELETABLE)
+        transitions.unmanage(call.session, states.SNAPSHOT, snapshot_id, SNAPSHOT_DELETABLE)
     except StateConflict as conflict:
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {conflict.present}; it must be"

@@ -14,7 +14,7 @@ from blockstore.api.volumes.actions import ACTION, not_migrating
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import PlaceMigration
 from blockstore.operations.states import V
 from blockstore.schemas import migration as schemas
@@ -76,7 +76,7 @@ def begin(call: Call, volume: Volume, destination: str) -> None:
         )
     operation = call.operation(PlaceMigration, volume, destination=destination)
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.VOLUME,
             volume.id,

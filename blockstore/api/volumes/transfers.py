@@ -25,7 +25,7 @@ from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, Transfer, Volume, VolumeType, new_id, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
 from blockstore.microversions import TRANSFER_PAGING
-from blockstore.operations import states
+from blockstore.operations import states, transitions
 from blockstore.operations.states import S, V
 from blockstore.schemas import transfers as schemas
 from blockstore.schemas.base import is_uuid
@@ -105,9 +105,9 @@ def accept(call: Call, transfer_id: str, body: Mapping[str, Any]) -> dict[str, A
 def remove(call: Call, transfer_id: str) -> None:
     """Withdraw an offer."""
     row = find(call, Transfer, transfer_id)
-    states.lock(call.session, row.volume_id)  # before the offer, as in accept: the two cannot deadlock
+    transitions.lock(call.session, row.volume_id)  # before the offer, as in accept: the two cannot deadlock
     _take(call, row)
-    states.cancel_transfer(call.session, row.volume_id)
+    transitions.cancel_transfer(call.session, row.volume_id)
 
 
 @routes.get(OLD, policy="volume:get_all_transfers")
@@ -183,7 +183,7 @@ def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
                 f"Invalid snapshot: snapshot {busy.id} of volume {volume.id} is {busy.status}; it must be available."
             )
     try:
-        states.move(call.session, states.VOLUME, volume.id, V.AWAITING_TRANSFER, where=_free(volume))
+        transitions.move(call.session, states.VOLUME, volume.id, V.AWAITING_TRANSFER, where=_free(volume))
     except StateConflict:
         raise _refused(call, volume, "offered", V.AVAILABLE) from None
     # An administrator's reset of the status may have left an older offer.
@@ -215,7 +215,7 @@ def _hand_over(call: Call, row: Transfer) -> None:
     moved: dict[str, Any] = {"project_id": receiver, "user_id": call.ctx.user_id, "updated_at": now()}
     _take(call, row)
     try:
-        states.move(
+        transitions.move(
             call.session,
             states.VOLUME,
             volume.id,

@@ -277,6 +277,10 @@ def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any
     return one(call, volume_id, detailed=False)
 
 
+METADATA_LOCKED = (V.MAINTENANCE, V.UPLOADING)
+"""Statuses in which the metadata of a volume and of its image cannot be changed."""
+
+
 def touch(call: Call, volume: Volume, *, not_while: Iterable[str] = (V.MAINTENANCE,), **values: Any) -> None:
     """Change columns of a volume unless its status forbids it. Raises InvalidStatus."""
     refused = sorted(not_while)

@@ -386,25 +386,6 @@ def test_public_endpoint_is_what_links_start_with(start_service: Callable[..., A
     assert volume["links"][0]["href"] == f"https://cloud/block/v3/volumes/{volume['id']}"
 
 
-def test_etag_of_metadata(sqlite_service: SharedService) -> None:
-    admin = sqlite_service.admin()
-    path = f"/volumes/{sqlite_service.volume(admin)}/metadata"
-    assert admin("PUT", path, {"metadata": {"a": "b"}}).json == {"metadata": {"a": "b"}}
-    answer = admin("GET", path, version="3.15")
-    assert answer.body == b'{"metadata": {"a": "b"}}'
-    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-    etag = answer.headers["Etag"]
-    assert re.fullmatch("[0-9a-f]{32}", etag)
-    assert "Etag" not in admin("GET", path, version="3.14").headers
-    for method, url, body in (("PUT", path, {"metadata": {"a": "c"}}), ("PUT", f"{path}/a", {"meta": {"a": "c"}})):
-        refused = admin(method, url, body, **{"If-Match": '"0"'})
-        assert (refused.status, refused.body) == (412, b"")
-        assert admin(method, url, body, version="3.14", **{"If-Match": '"0"'}).status == 200
-        present = admin("GET", path).headers["Etag"]
-        assert present != etag
-        assert admin(method, url, body, **{"If-Match": f'"{present}"'}).status == 200
-
-
 # --- errors --------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from blockstore.db.models import OperationRow, PoolUsage, Volume
 from blockstore.errors import InvalidStatus, NotFound, Unreachable
 from blockstore.manager import copying
 from blockstore.manager.context import volume_name
-from blockstore.operations import states
+from blockstore.operations import journal, states
 from blockstore.operations.catalogue import MigrateVolume, new_operation_id
 from blockstore.operations.recovery import resume
 from tests.conftest import Client, backend_section, make_config
@@ -466,7 +466,7 @@ def test_a_pool_that_left_the_configuration_while_a_volume_moved(
     with service.db.write() as session:
         session.execute(Volume.__table__.update().values(status="maintenance", migration_status="migrating"))
         reservations.reserve(session, f"{B}#b", volumes=1, volume_gib=1)
-        states.enqueue(session, operation)
+        journal.enqueue(session, operation)
     service.stop()
     kept = tuple(section for name, section in sections.items() if name != missing)
     api = Client(start_service(make_config(tmp_path / "state", backends=kept)))
@@ -611,14 +611,14 @@ def test_a_volume_stays_on_blocks_of_its_size(api: Client, monkeypatch: pytest.M
 def test_blocks_that_grew_since_a_move_was_placed_stop_it(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = volume(api)
     fill(api, made["id"])
-    real = states.complete_and_continue
+    real = journal.complete_and_continue
 
     def complete_and_continue(session: Any, operation: Any, following: Any, **more: Any) -> None:
         report = api.service.pool_reports.reports()[f"{B}#b"]
         api.service.pool_reports.update(replace(report, capabilities=replace(report.capabilities, block_size=4096)))
         real(session, operation, following, **more)
 
-    monkeypatch.setattr(states, "complete_and_continue", complete_and_continue)
+    monkeypatch.setattr(journal, "complete_and_continue", complete_and_continue)
     assert move(api, made["id"]).status == 202
     idle(api)
     found = shown(api, made["id"])

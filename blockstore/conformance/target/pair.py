@@ -1,0 +1,263 @@
+"""A backend with a target, its exports, and what one case does with them."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+from unittest import SkipTest
+
+from blockstore.backends.contract import GIB, Backend
+from blockstore.conformance.initiators import Initiator, InitiatorRefused, Told
+from blockstore.conformance.sandbox import (
+    BLOCK,
+    ZEROS,
+    Sandbox,
+    attempt,
+    eventually,
+    expect,
+    pattern,
+    places,
+    read_at,
+    refuses,
+    shown,
+    write_at,
+)
+from blockstore.errors import BackendError
+from blockstore.targets.contract import Connection, Export, Target
+
+PATIENCE_S = 10.0
+"""Time within which the target must show a session, or a fault."""
+HOLDS_S: Sequence[float] = (4.0, 15.0, 60.0)
+"""Times that an initiator waits before it uses its old session. The next one is tried if the machine is so slow that
+the session was used before its export was withdrawn."""
+LATE_S = 6.0
+"""Time for which it then tries; a disconnected initiator would try for ever."""
+
+MARK = 0xEE
+"""The byte in the data that no old session may ever read."""
+READ_MARK = f"read -P {MARK} 0 {BLOCK}"
+"""A qemu-io command that succeeds only if it reads the mark."""
+SCRATCH = 8 * BLOCK
+"""The offset at which an old session tries to write."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An export, and the connection that its initiator was given."""
+
+    export: Export
+    connection: Connection
+
+    @property
+    def id(self) -> str:
+        """Return the export's id."""
+        return self.export.id
+
+    @property
+    def told(self) -> Told:
+        """Return all that the initiator knows of the export."""
+        return Told.of(self.connection, self.export.secret)
+
+
+class Pair(NamedTuple):
+    """A configured backend, and a configured target with an owner and state directory of its own."""
+
+    backend: Backend
+    target: Target
+    damages: Mapping[str, Callable[[Made], object]] = {}
+    """Ways in which an administrator's tool, or a fault, breaks one export of this target; set only by tests."""
+
+
+class PairSandbox(Sandbox):
+    """A sandbox with a target and two initiators. Its exit withdraws every export and checks for leftovers."""
+
+    def __init__(self, pair: Pair):
+        super().__init__(pair.backend)
+        self.target = pair.target
+        self.damages = pair.damages
+        self._ids: list[str] = []
+        self._exports_before = pair.target.list_exports()
+        self._directory = Path(tempfile.mkdtemp(prefix="blockstore-check-"))
+        self.host = Initiator(f"{self.prefix}a", self._directory)
+        self.other_host = Initiator(f"{self.prefix}b", self._directory)
+
+    @property
+    def has_doors(self) -> bool:
+        """Return True if the target can refuse an initiator; a path cannot."""
+        return self.target.capabilities().protocol != "local"
+
+    def needs_doors(self) -> None:
+        """Skip the case if the target cannot refuse an initiator."""
+        if not self.has_doors:
+            raise SkipTest(f"{self.target.name} gives paths, and who has a path cannot be refused.")
+
+    # exports
+
+    def asks(self, volume: str, host: Initiator | None = None, **fields: Any) -> Export:
+        """Return a request to export a volume to an initiator, and remember to withdraw it."""
+        located = self.backend.locate(volume)
+        if located is None:
+            raise SkipTest(f"{self.backend.name} has no file or device that could be exported.")
+        connector = (host or self.host).connector
+        secret = secrets.token_hex(8)
+        self._ids.append(str(uuid.uuid4()))
+        made = Export(
+            id=self._ids[-1],
+            volume=volume,
+            path=located.path,
+            format=located.format,
+            layers=located.layers,
+            connector=connector,
+            secret=secret,
+        )
+        return replace(made, **fields)
+
+    def makes(self, export: Export) -> Made:
+        """Make an export."""
+        return Made(export, self.target.export(export))
+
+    def exported(self, volume: str, host: Initiator | None = None, **fields: Any) -> Made:
+        """Export a volume to an initiator."""
+        return self.makes(self.asks(volume, host, **fields))
+
+    def lists_exports(self, *made: Made) -> None:
+        """Fail unless exactly these exports were added since the case began."""
+        there, wanted = self.target.list_exports() - self._exports_before, {one.id for one in made}
+        expect(there == wanted, f"list_exports must add exactly {sorted(wanted)}, but adds {sorted(there)}.")
+
+    def refuses_export(self, error: type[BackendError], export: Export, *there: Made) -> None:
+        """Fail unless the target refuses to export, without a trace and without telling the secret."""
+        keeps_secret(refuses(error, self.target.export, export), export.secret)
+        self.lists_exports(*there)
+
+    def again(self) -> Target:
+        """Return a new instance of the target, as a restarted service makes it."""
+        return type(self.target)(self.target.name, self.target.options, self.target.state_dir, self.target.owner)
+
+    def stranger(self) -> Target:
+        """Return an instance of the target that belongs to another installation."""
+        directory, owner = self._directory / "stranger", f"x{secrets.token_hex(4)}"
+        return type(self.target)(self.target.name, self.target.options, directory, owner)
+
+    def broken(self, made: Made, target: Target | None = None) -> bool:
+        """Return True if a health check notices that an export does not work: it is not listed, or has a fault."""
+        asked = target or self.target
+        fault = asked.faults().get(made.id)
+        expect(fault is None or fault.strip(), "A fault must say in words what is wrong.")
+        return fault is not None or made.id not in asked.list_exports()
+
+    def soon(self, true: Callable[[], bool], sentence: str) -> None:
+        """Fail unless ``true`` soon becomes true."""
+        eventually(true, sentence, PATIENCE_S)
+
+    def serves(self, *made: Made) -> None:
+        """Fail unless these exports are listed, and have no fault."""
+        faults, there = self.target.faults(), self.target.list_exports()
+        for one in made:
+            expect(one.id in there and one.id not in faults, f"A whole export has a fault: {faults.get(one.id)}.")
+
+    # bytes
+
+    def reads(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
+        """Fail unless the initiator sees this size and tag, and zeros beside the tag."""
+        size = (host or self.host).size(made.told)
+        expect(size == size_gib * GIB, f"The initiator must see {size_gib * GIB} bytes, but sees {size}.")
+        offsets = places(0, size)
+        found = (host or self.host).read(made.told, *offsets, BLOCK, length=BLOCK)
+        for offset, got in zip(offsets, found, strict=False):
+            wanted = pattern(f"{tag} at {offset}") if tag else ZEROS
+            expect(got == wanted, f"The initiator must read the bytes of {tag!r} at {offset}, but reads {shown(got)}.")
+        expect(found[-1] == ZEROS, f"The initiator must read zeros at {BLOCK}, but reads {shown(found[-1])}.")
+
+    def writes(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
+        """Have the initiator fill its disk with a tag, as ``fill`` does through the backend."""
+        offsets = places(0, size_gib * GIB)
+        (host or self.host).write(made.told, {offset: pattern(f"{tag} at {offset}") for offset in offsets})
+
+    def keeps_out(self, told: Told, who: str, *, host: Initiator | None = None) -> None:
+        """Fail if an initiator that knows ``told`` can read."""
+        try:
+            (host or self.host).read(told, 0, length=BLOCK)
+        except InitiatorRefused:
+            return
+        raise AssertionError(f"{who} must be refused, but can read.")
+
+    def marks(self, volume: str) -> None:
+        """Fill the first block with the mark, through the backend."""
+        with self.backend.open_volume(volume, "r+b") as file:
+            write_at(file, 0, bytes([MARK]) * BLOCK)
+
+    def scratch_is_clean(self, volume: str) -> bool:
+        """Return True if the place where an old session tries to write is unwritten."""
+        with self.backend.open_volume(volume, "rb") as file:
+            return read_at(file, SCRATCH) == ZEROS
+
+    # sessions
+
+    def connected(self, made: Made, target: Target | None = None) -> None:
+        """Fail unless the target soon reports a session of this export."""
+        asked = target or self.target
+        self.soon(lambda: bool(asked.sessions().get(made.id)), "sessions() must tell who is connected.")
+
+    def gone(self, made: Made) -> None:
+        """Fail unless the target soon reports no session of this export."""
+        self.soon(lambda: not self.target.sessions().get(made.id), "sessions() must tell who has left.")
+
+    def held_over(
+        self, command: str, meanwhile: Callable[[Made], object], *, marked: bool = False, write: bool = False
+    ) -> tuple[bool, Made]:
+        """Hold a session of a new volume while ``meanwhile`` runs; return True if it can then still run ``command``."""
+        for seconds in HOLDS_S:
+            volume = self.volume()
+            if marked:
+                self.marks(volume)
+            made = self.exported(volume)
+            began = time.monotonic()
+            do = partial(self.host.do, made.told, f"sleep {seconds * 1000:.0f}", command, write=write)
+            with ThreadPoolExecutor(1) as threads:
+                session = threads.submit(do, timeout_s=seconds + LATE_S)
+                try:
+                    self.connected(made)
+                    meanwhile(made)
+                except (AssertionError, BackendError):
+                    if time.monotonic() < began + seconds:
+                        raise  # else the session ended before: repeat with a longer one
+                in_time = time.monotonic() < began + seconds
+                refusal = session.exception()
+            if refusal is not None and not isinstance(refusal, InitiatorRefused):
+                raise refusal
+            if in_time:
+                return refusal is None, made
+            for export_id in self._ids:  # repeat from the beginning
+                self.target.withdraw(export_id)
+        raise AssertionError(f"What happened while a session was held took longer than {HOLDS_S[-1]:g} s.")
+
+    # cleaning up
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            super().__exit__(kind, exc, tb)
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def clean(self) -> list[str]:
+        problems: list[str] = []
+        for export_id in self._ids:
+            attempt(problems, partial(self.target.withdraw, export_id))
+        attempt(problems, self.lists_exports)
+        return [*problems, *super().clean()]
+
+
+def keeps_secret(said: object, secret: str) -> None:
+    """Fail if a text has the secret."""
+    expect(secret not in f"{said} {said!r}", "A secret stands in what may be logged.")
