@@ -138,6 +138,7 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
         with running(target, template) as options:
             assert killing.run("prepare", str(template), name, options) in (0, -9), killing.said()
     survey = killing.place / "survey"
+    remove(survey)  # of a scenario that failed
     with running(target, survey) as options:
         assert killing.run("victim", str(template), str(survey), name, options, None) == 0, killing.said()
         prints = json.loads((survey / "prints").read_text())
@@ -149,6 +150,7 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
 
     def kill(step: int) -> str:
         place = killing.place / str(step)
+        remove(place)
         with running(target, place) as options:
             victim = killing.run("victim", str(template), str(place), name, options, step)
             if victim not in (0, -9):
@@ -168,12 +170,13 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
 
 
 def remove(state_dir: Path) -> None:
-    """Remove a state directory, but nothing of what its service has mounted there."""
+    """Remove a state directory if it is there, but nothing of what its service has mounted there."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in mounts:
         if Path(mount).is_relative_to(state_dir):
             subprocess.run(["umount", mount], check=True)
-    shutil.rmtree(state_dir)
+    if state_dir.exists():
+        shutil.rmtree(state_dir)
 
 
 @contextmanager
