@@ -1,6 +1,7 @@
 # Everything a person does here. `make` alone lists it.
 #
 # PYTHON=/path/to/python3.11   the interpreter that .venv is made with
+# TEMPEST=yes                  `make test` runs Tempest, too
 # FULL=yes                     serve with all extras that a service can use: PostgreSQL, Keystone, policy files, LIO
 # ARGS="..."                   passed on by serve, test-quick, test-lab, bench and conformance
 
@@ -19,7 +20,7 @@ QUICK := -m "not lab and not slow" --ignore=tests/clients --ignore=tests/crash -
 LAB = tests/lab/lab-run --with target,iscsi,nfs -- $(BIN)/python -m pytest -m lab --timeout $(if $(TEST_LONG),7200,1800)
 # These files have tests that measure the time closely: they run first, and alone.
 TIMED = $(shell grep -rl --include='test_*.py' 'mark\.timed' tests)
-# They wait half of the time, for processes and a Ceph: three fill two processors.
+# They wait half of the time, for processes and a Ceph. A lab fills what they leave of a processor: it waits for nothing.
 REST = $(BIN)/python -m pytest -m "not lab and not timed" -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -37,18 +38,23 @@ clients: $(BASE) ## install the clients openstack and cinder into .venv
 
 install: .venv/.dev ## make .venv with everything that work on blockstore needs
 
+# Tempest waits most of the time, too: .ci/run has it done while the labs run and the rest does not yet.
+BESIDE_LAB = $(if $(TEMPEST),$(MAKE) --no-print-directory tempest,true);
+
 test: lint types ## check and test all that this machine can, a sample where all takes hours; says what to install for the rest
 	@$(BIN)/python -m pytest -m "timed and not lab" $(TIMED); timed=$$?; \
 	if why=$$(tests/lab/lab-run -- lvm version 2>&1); then \
-		log=$$(mktemp); $(MAKE) --no-print-directory test-lab > "$$log" 2>&1 & lab=$$!; \
+		log=$$(mktemp); nice -n 5 $(MAKE) --no-print-directory test-lab > "$$log" 2>&1 & lab=$$!; \
 		trap 'kill $$lab; exit 130' INT TERM; \
+		$(BESIDE_LAB) beside=$$?; \
 		$(REST); rest=$$?; \
-		wait $$lab; lab=$$?; cat "$$log"; rm "$$log"; exit $$((timed || rest || lab)); \
+		wait $$lab; lab=$$?; cat "$$log"; rm "$$log"; exit $$((timed || beside || rest || lab)); \
 	else \
+		$(BESIDE_LAB) beside=$$?; \
 		$(REST); rest=$$?; \
 		echo "SKIPPED: the tests on real LVM. As root: make lab-setup"; echo "$$why" | tail -n 3; \
 		[ -z "$$CI" ] || { echo "In CI that is a failure."; exit 1; }; \
-		exit $$((timed || rest)); \
+		exit $$((timed || beside || rest)); \
 	fi
 
 test-long: export TEST_LONG := 1

@@ -10,6 +10,8 @@ import os
 import random
 from collections.abc import Iterator
 
+import pytest
+
 LONG = os.environ.get("TEST_LONG") == "1"
 SEED = os.environ.setdefault("TEST_SEED", str(random.SystemRandom().randrange(10**6)) if LONG else "1")
 """Kept in the environment, so that it is the same in pytest-xdist's workers and in what tests start."""
@@ -23,6 +25,12 @@ def dice(purpose: str) -> random.Random:
 def effort(sample: int, everything: int) -> int:
     """Return how many times to try."""
     return everything if LONG else sample
+
+
+def one_of(share: int, case: str) -> None:
+    """Skip a case unless it is drawn; in a sample one of ``share`` cases is, on average."""
+    if not LONG and dice(case).randrange(share):
+        pytest.skip(f"a sample: one of {share} cases is drawn by the seed; make test-long tries all")
 
 
 def steps(purpose: str, numbers: range, stride: int) -> Iterator[int]:

@@ -16,6 +16,7 @@ import pytest
 from blockstore_plugins.rbd import RbdBackend
 from blockstore_plugins.rbd.trash import GONE
 
+from tests import sampling
 from tests.ceph.conftest import Ceph
 from tests.contents import read, read_snapshot, write
 from tests.crash.steps import Crash, Steps
@@ -149,7 +150,7 @@ def test_killed_by_the_system_parents_do_not_leak(ceph: Ceph, tmp_path: Path) ->
     place = f"dead{uuid.uuid4().hex[:8]}"
     ceph.run("rbd", "namespace", "create", f"volumes/{place}")
     chance = random.Random(place)
-    for run in range(12):
+    for run in range(sampling.effort(6, 12)):
         argv = [sys.executable, "-c", CLONES_COME_AND_GO, str(ceph.folder), place, str(tmp_path), str(run)]
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as victim:
             assert victim.stdout is not None

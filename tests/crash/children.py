@@ -473,14 +473,14 @@ class Tripwire:
         """When nothing is fatal: what the disk looked like at each step."""
 
     def install(self) -> None:
-        """Trace this thread and those that start from now on."""
+        """Trace the threads that start from now on."""
         threading.settrace(self._call)
-        sys.settrace(self._call)
 
     def arm(self) -> None:
-        """Count from here."""
+        """Trace this thread, too, which costs a start dear, and count from here."""
         self._shm = os.open(self._state_dir / "blockstore.db-shm", os.O_RDONLY) if self._is_survey else -1
         self._armed = True
+        sys.settrace(self._call)
 
     def disarm(self) -> None:
         """Stop counting."""
@@ -640,9 +640,7 @@ def victim(template: str, place: str, name: str, target: str, fatal: int | None)
     wire = Tripwire(state_dir, fatal)
     wire.install()
     if CONFIG:
-        sys.settrace(None)
         world = _prepared(state_dir, scenario, target)
-        wire.install()
     else:
         copy_sparse(Path(template), state_dir)
         world = _world(state_dir, target)

@@ -1,9 +1,10 @@
 """Killed by SIGKILL at every step of every handler, and of the request before it, a service recovers by itself.
 
-A survey run, unkilled, notes at each traced line what the disk looks like. Kills then happen at the first and the
-last line of each distinct state of the disk (so on both sides of every commit, every file made, renamed, grown or
-removed), at every line around a started tool, and at a sample of the other lines, which can only repeat one of those
-states. ``KILL_EVERY_LINE=1`` kills at each single line instead.
+A survey run, unkilled, notes at each traced line what the disk looks like. Kills then happen in each distinct state of
+the disk (so on both sides of every commit, every file made, renamed, grown or removed): at its first and its last line
+in `make test-long`, at one of the two, drawn by the seed, in `make test`. They happen at every line around a started
+tool, too, and at a sample of the other lines, which can only repeat one of those states. ``KILL_EVERY_LINE=1`` kills at
+each single line instead.
 
 What is exported by a target that lives on without the service, a tgtd or qemu-nbd, is tried as well, at fewer steps.
 
@@ -13,6 +14,7 @@ backend; its pool must be empty, and is again afterwards. ``KILL_SAMPLE`` sets t
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -35,7 +37,7 @@ from tests.tgtd import Tgtd
 
 CONFIG = os.environ.get("KILL_CONFIG")
 EVERY_LINE = os.environ.get("KILL_EVERY_LINE") == "1"
-SAMPLE = int(os.environ.get("KILL_SAMPLE", sampling.effort(3, 40)))
+SAMPLE = int(os.environ.get("KILL_SAMPLE", sampling.effort(1, 40)))
 OUTLIVING_SAMPLE = sampling.effort(8, 40)
 SHORTER = ("create on the next pool",) if CONFIG else ()
 PARALLEL = 1 if CONFIG else 2
@@ -136,6 +138,7 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
         with running(target, template) as options:
             assert killing.run("prepare", str(template), name, options) in (0, -9), killing.said()
     survey = killing.place / "survey"
+    remove(survey)  # of a scenario that failed
     with running(target, survey) as options:
         assert killing.run("victim", str(template), str(survey), name, options, None) == 0, killing.said()
         prints = json.loads((survey / "prints").read_text())
@@ -147,6 +150,7 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
 
     def kill(step: int) -> str:
         place = killing.place / str(step)
+        remove(place)
         with running(target, place) as options:
             victim = killing.run("victim", str(template), str(place), name, options, step)
             if victim not in (0, -9):
@@ -166,12 +170,13 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
 
 
 def remove(state_dir: Path) -> None:
-    """Remove a state directory, but nothing of what its service has mounted there."""
+    """Remove a state directory if it is there, but nothing of what its service has mounted there."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in mounts:
         if Path(mount).is_relative_to(state_dir):
             subprocess.run(["umount", mount], check=True)
-    shutil.rmtree(state_dir)
+    if state_dir.exists():
+        shutil.rmtree(state_dir)
 
 
 @contextmanager
@@ -190,13 +195,17 @@ def running(target: str, state_dir: Path) -> Iterator[str]:
 
 
 def chosen(prints: Sequence[tuple[int, bool]], name: str) -> list[int]:
-    """Return the steps to kill at: both ends of every state of the disk, around every tool, and a sample."""
-    total = len(prints)
+    """Return the steps to kill at: in every state of the disk, before and at every line of a tool, and a sample."""
+    total, dice = len(prints), sampling.dice(name)
     if EVERY_LINE:
         return list(range(1, total + 1))
     picked = {1, total}
-    for index in range(1, total):
-        if prints[index][0] != prints[index - 1][0] or prints[index][1]:
-            picked |= {index, index + 1}
+    for (_, is_tool), run in itertools.groupby(range(1, total + 1), key=lambda step: prints[step - 1]):
+        steps = list(run)
+        ends = steps[0], steps[-1]
+        if is_tool:  # which changes what the disk does not show
+            picked |= {max(1, steps[0] - 1), *steps}
+        else:
+            picked |= set(ends) if sampling.LONG else {dice.choice(ends)}
     rest = [step for step in range(1, total + 1) if step not in picked]
-    return sorted(picked | set(sampling.dice(name).sample(rest, min(SAMPLE, len(rest)))))
+    return sorted(picked | set(dice.sample(rest, min(SAMPLE, len(rest)))))

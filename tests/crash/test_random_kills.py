@@ -24,7 +24,7 @@ import pytest
 from tests import sampling
 from tests.crash.conftest import KilledService
 
-KILLS = int(os.environ.get("KILLS", sampling.effort(60, 1000)))
+KILLS = int(os.environ.get("KILLS", sampling.effort(40, 1000)))
 COLD_EVERY = 25
 CLIENTS = 4
 LOAD_S = 0.25

@@ -98,7 +98,7 @@ def owner(request: pytest.FixtureRequest, export: Export) -> Iterator[str]:
 
 def rounds(killer: Killer, before: Callable[[], object], act: Callable[[], object]) -> Iterator[int]:
     """Kill an action before each step, or before a sample of them; yield each time what to go on from."""
-    for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 200), 3):
+    for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 200), 6):
         before()
         killed = killer.crashed(step, act)
         yield step

@@ -80,7 +80,7 @@ def read(backend: LvmBackend, name: str, size: int, of: int = 1, snapshot: str =
 
 def steps(killer: Killer, act: Callable[[LvmBackend], None], again: Callable[[], LvmBackend]) -> Iterator[LvmBackend]:
     """Kill an action at each step, or at a sample of them; yield the restarted service each time."""
-    for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 120), 3):
+    for step in sampling.steps(str(os.environ.get("PYTEST_CURRENT_TEST")), range(1, 120), 6):
         killed = killer.crashed(step, lambda: act(again()))
         yield again()
         if not killed:

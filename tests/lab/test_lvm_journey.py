@@ -184,6 +184,7 @@ def test_a_volume_is_not_moved_to_other_sectors(
     large = make_disk(sector=4096)
     sections = [backend_section(name, "lvm", volume_group=it.vg) for name, it in (("small", disk), ("large", large))]
     api = Client(start_service(backends=(*sections, backend_section("files", "directory"))))
+    api.service.report()  # the lab may take longer than a start waits
     sizes = {
         name.partition("@")[2]: report.capabilities.block_size
         for name, report in api.service.pool_reports.reports().items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -234,10 +234,18 @@ def test_pools_that_we_make_zero_and_pass_discards_down(disk: Disk) -> None:
     assert used - disk.image.stat().st_blocks * 512 > 60 * 2**20
 
 
+@pytest.fixture(scope="module", params=["thick", "thin"])
+def untouched(request: pytest.FixtureRequest) -> Iterator[LvmBackend]:
+    """Return a backend of each type, for cases that change nothing."""
+    disk = Disk(16)
+    yield lvm_backend(disk, request.param)
+    disk.close()
+
+
 @pytest.mark.parametrize("name", ["-f", "--config=x", "@tag", "../v", "a/b", "a b", "v\n", "new.v", "", "v;id", "é"])
-def test_hostile_names_reach_no_tool(disk: Disk, lvm_type: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_names_reach_no_tool(untouched: LvmBackend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that LVM might take for something else is refused before anything runs."""
-    b = lvm_backend(disk, lvm_type)
+    b = untouched
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: pytest.fail("a tool was started"))
     for call in (
         lambda: b.create_volume(name, 1),

@@ -19,6 +19,7 @@ from blockstore.api.http.routes import Endpoint
 from blockstore.api.snapshots import LISTING as SNAPSHOTS
 from blockstore.api.volumes.volumes import LISTING as VOLUMES
 from blockstore.schemas.base import Part
+from tests import sampling
 from tests.api.conftest import SharedService
 from tests.conftest import Answer, Client
 
@@ -142,7 +143,7 @@ def test_no_request_is_answered_with_500(
     client: Client = shared_service.admin("fuzz")
 
     @settings(
-        max_examples=15,
+        max_examples=sampling.effort(8, 60),
         deadline=None,
         database=None,
         derandomize=True,
