@@ -23,6 +23,7 @@ from blockstore import __version__, address, certificate, plugins, private_files
 from blockstore.app.service import Service
 from blockstore.config import Config, default_state_dir, load, parse_listen
 from blockstore.errors import ConfigError
+from blockstore.interpreter import REQUESTS
 from blockstore.keys import exposed_secrets
 from blockstore.server import logs
 
@@ -95,6 +96,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
         per_address=section.connections_per_address,
         is_proxy=functools.partial(address.is_trusted, proxies),
         line_of=service.lines.of,
+        turn=functools.partial(service.db.interpreter.held, REQUESTS),
         client_of=lambda connected, forwarded_for: address.client_of(proxies, connected, forwarded_for)[0],
     )
 

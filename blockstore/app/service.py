@@ -78,7 +78,7 @@ class Service:
         scheduling = _scheduler_context(config, self.db, self.pool_reports)
         self.bus = _bus(config.service, self.db, scheduling, self.context, places)
         self.db.enqueue = self.bus.enqueue
-        self.thread_reserve = ThreadReserve(self.api_threads)
+        self.thread_reserve = ThreadReserve(self.api_threads, self.db.interpreter.released)
         self.policy = load_policy(config)
         self.lines = Lines()
         self.manageable_lister = manageable.ManageableLister(self.context)

@@ -20,12 +20,13 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
-from blockstore.db import outages, postgresql_limits
+from blockstore.db import outages, patience, postgresql_limits
 from blockstore.db.look import Look
 from blockstore.db.models import Base
 from blockstore.db.reserve import Reserve
 from blockstore.db.writer import Writer
 from blockstore.errors import ConfigError, DatabaseAway
+from blockstore.interpreter import InterpreterTurns
 
 AFTER_COMMIT = "handed over after the commit"
 """The key of a writing session's outbox in ``Session.info``."""
@@ -61,6 +62,7 @@ class Database:
         self.enqueue: Callable[[Any], None] = lambda _item: None
         """Called with each item of a session's outbox after the commit; the service connects the bus."""
         self._writer = Writer(str(self.path)) if self.is_sqlite else None
+        self.interpreter = InterpreterTurns(are_taken=self.is_sqlite)
         self._guard: Connection | None = None
         self.damage: str | None = None
         """The finding of the check of the file, as a sentence. The check can take longer than the start."""
@@ -106,7 +108,11 @@ class Database:
 
         Raise DatabaseAway if the driver's error means an outage.
         """
-        with self.explained(looking=True), closing(Look(self._lookers)) as look:
+        with (
+            self.interpreter.held(patience.project()),
+            self.explained(looking=True),
+            closing(Look(self._lookers)) as look,
+        ):
             yield cast("Session", look)
 
     @contextmanager
@@ -117,6 +123,7 @@ class Database:
         """
         turn: AbstractContextManager[Any] = self._writer.turn() if self._writer is not None else nullcontext()
         with (
+            self.interpreter.released(),
             self.explained(),
             turn,
             self._proved_file(),
@@ -124,8 +131,10 @@ class Database:
             session.begin(),
         ):
             session.connection()  # begins here, so that an outage is found before any work is done
-            yield session
-            outbox = session.info.pop(AFTER_COMMIT, ())
+            with self.interpreter.held(patience.project()):
+                yield session
+                outbox = session.info.pop(AFTER_COMMIT, ())
+                session.flush()
             try:
                 session.commit()
             except Exception:

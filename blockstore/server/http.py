@@ -12,6 +12,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,12 @@ class HttpServer:
         is_transfer: Callable[[str, str], bool] = lambda _method, _path: False,
         client_of: Callable[[str, str], str] = lambda connected, _forwarded_for: connected,
         line_of: Callable[[Mapping[str, str]], str] = lambda _headers: "",
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Prepare to answer on ``threads`` threads, over HTTPS if ``certificate`` is given. Raises ConfigError."""
+        """Prepare to answer on ``threads`` threads, over HTTPS if ``certificate`` is given. Raises ConfigError.
+
+        ``turn`` is held by a thread that answers a request (``interpreter.py``).
+        """
         self.address: tuple[str, int] = listener.getsockname()[:2]
         self._listener = listener
         self._threads = Threads(threads, "answer")
@@ -72,7 +77,7 @@ class HttpServer:
         limit = connection_limit()
         self._connections = Connections(listener, limit, min(per_address, limit // 2), is_proxy)
         adapter = Adapter(
-            application, self._threads, self._transfers, self._connections, is_transfer, client_of, line_of
+            application, self._threads, self._transfers, self._connections, is_transfer, client_of, line_of, turn
         )
         try:
             self._server = EmbeddedServer(

@@ -98,16 +98,17 @@ class Adapter:
         is_transfer: Callable[[str, str], bool],
         client_of: Callable[[str, str], str],
         line_of: Callable[[Mapping[str, str]], str],
+        turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """``is_transfer`` returns True if the bodies of a method and path are streamed.
 
         ``client_of`` returns the client's address, given the address of the connection and what the proxy says.
-        ``line_of`` returns the line of a request, given its headers.
+        ``line_of`` returns the line of a request, given its headers. ``turn`` is held while a request is answered.
         """
         self._application = application
         self._threads, self._transfers = threads, transfers
         self._connections = connections
-        self._is_transfer, self._client_of, self._line_of = is_transfer, client_of, line_of
+        self._is_transfer, self._client_of, self._line_of, self._turn = is_transfer, client_of, line_of, turn
         self._bodies, self._strangers_bodies = Budget(*BODIES), Budget(*STRANGERS_BODIES)
         self._places = Places(*RECEIVED)
         self._replies, self._strangers_replies = Replies(Budget(*REPLIES)), Replies(Budget(*STRANGERS_REPLIES))
@@ -319,7 +320,9 @@ class Adapter:
     def _answer(self, request: Request) -> None:
         reply = None
         try:
-            reply = self._called(request)
+            # A transfer waits for its caller again and again.
+            with contextlib.nullcontext() if isinstance(request.body, Streamed) else self._turn():
+                reply = self._called(request)
         finally:
             self._watch_no_more(request)
             if reply is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 SHARE = 64
 """Requests of one project that may wait at once: as many attaches as one client sends in parallel."""
@@ -26,9 +26,12 @@ KEPT = 4
 class ThreadReserve:
     """The places of waiting requests; the server has one more thread for each waiting request."""
 
-    def __init__(self, threads: int) -> None:
-        """``threads``: the number of the server's threads while no request waits."""
-        self._threads = threads
+    def __init__(self, threads: int, released: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """``threads``: the number of the server's threads while no request waits.
+
+        ``released`` is entered by each thread that waits (``interpreter.py``).
+        """
+        self._threads, self._released = threads, released
         self._waiting: Counter[str] = Counter()
         """Waiting requests by project."""
         self._lent = 0
@@ -49,7 +52,8 @@ class ThreadReserve:
                 self._waiting[project] += 1
                 self._change_threads()
         try:
-            yield place
+            with self._released() if place else nullcontext():
+                yield place
         finally:
             with self._lock:
                 if place:
@@ -65,7 +69,8 @@ class ThreadReserve:
             self._lent += 1
             self._change_threads()
         try:
-            yield
+            with self._released():
+                yield
         finally:
             with self._lock:
                 self._lent -= 1
