@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy import func, select
 
 from blockstore import __version__
-from blockstore.api.admin.services import VOLUME, facts, switch
+from blockstore.api.admin.services import facts, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.db.models import Snapshot, Volume
 from blockstore.errors import BadRequest, NotFound, listed
 from blockstore.microversions import SERVICES_CLUSTER, WORKERS_CLEANUP
 from blockstore.schemas import hosts as schemas
+from blockstore.service_names import VOLUME_SERVICE, pool_name
 
 routes = Routes()
 
@@ -65,13 +66,13 @@ def show(call: Call, host_name: str) -> dict[str, Any]:
 def change(call: Call, host_name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Let the scheduler use a host, or keep new volumes away from it."""
     disabled = body["status"] == "disable"
-    switch(call, VOLUME, host_name, disabled=disabled)
+    switch(call, VOLUME_SERVICE, host_name, disabled=disabled)
     return {"host": host_name, "status": "disabled" if disabled else "enabled"}
 
 
 def _find(call: Call, host_name: str) -> dict[str, Any]:
     for item in facts(call):
-        if item["host"] == host_name and item["binary"] == VOLUME:
+        if item["host"] == host_name and item["binary"] == VOLUME_SERVICE:
             return item
     raise NotFound(f"Host {host_name} could not be found.")
 
@@ -97,8 +98,8 @@ def capabilities(call: Call, host_name: str) -> dict[str, Any]:
             return {
                 "namespace": f"OS::Storage::Capabilities::{host_name}",
                 "vendor_name": report.capabilities.vendor_name,
-                "volume_backend_name": config.volume_backend_name or report.backend.partition("@")[2],
-                "pool_name": name.partition("#")[2],
+                "volume_backend_name": report.volume_backend_name,
+                "pool_name": pool_name(name),
                 "driver_version": report.capabilities.version,
                 "storage_protocol": report.capabilities.storage_protocol,
                 "display_name": f"Capabilities of the plugin {config.plugin} of blockstore {__version__}",
