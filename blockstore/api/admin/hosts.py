@@ -11,7 +11,7 @@ from blockstore import __version__
 from blockstore.api.admin.services import facts, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
-from blockstore.db.models import Snapshot, Volume
+from blockstore.db.models import Snapshot, Volume, is_on_backend
 from blockstore.errors import BadRequest, NotFound, listed
 from blockstore.microversions import SERVICES_CLUSTER, WORKERS_CLEANUP
 from blockstore.schemas import hosts as schemas
@@ -80,7 +80,7 @@ def _find(call: Call, host_name: str) -> dict[str, Any]:
 def _sums(call: Call, project: Any, size: Any, host: Any, host_name: str) -> dict[str, tuple[int, int]]:
     statement = (
         select(project, func.count(), func.coalesce(func.sum(size), 0))
-        .where(host.startswith(f"{host_name}#", autoescape=True))
+        .where(is_on_backend(host, host_name))
         .group_by(project)
     )
     return {row[0]: (row[1], int(row[2])) for row in call.session.execute(statement)}

@@ -22,6 +22,7 @@ from blockstore.db.models import (
     OperationRow,
     Snapshot,
     Volume,
+    not_migrating,
 )
 from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import (
@@ -35,7 +36,6 @@ from blockstore.schemas.base import bool_like
 routes = Routes()
 
 DELETABLE = (V.AVAILABLE, V.ERROR, V.ERROR_RESTORING, V.ERROR_EXTENDING, V.ERROR_MANAGING)
-MIGRATION_IDLE = ("deleting", "error", "success")
 
 
 @routes.delete("/volumes/<volume_id>", policy="volume:delete")
@@ -89,7 +89,7 @@ def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
     """Return the conditions under which a volume may be deleted."""
     conditions: list[ColumnElement[bool]] = [
         Volume.attach_status != "attached",
-        or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
+        not_migrating(),
         Volume.group_id.is_(None),
     ]
     if not force:
@@ -106,7 +106,7 @@ def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = 
     said = f"Invalid volume: volume {volume.id} cannot be {done}: "
     if volume.attach_status == "attached":
         return said + "it is attached."
-    if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
+    if volume.is_migrating:
         return said + f"it is being migrated ({volume.migration_status})."
     if volume.group_id:
         return said + f"it belongs to group {volume.group_id}."
