@@ -14,11 +14,10 @@ from blockstore.backends.contract import Backend
 from blockstore.config import Config
 from blockstore.errors import BackendError, ConfigError
 from blockstore.keys.keyring import Keyring
-from blockstore.manager.exports import ATTACH_LOCAL, LOCAL
 from blockstore.policy.rules import Overrides, Policy
 from blockstore.service_names import pool_host
 from blockstore.targets import loader as target_loader
-from blockstore.targets.contract import Target
+from blockstore.targets.contract import ATTACH_LOCAL, LOCAL, Target
 
 
 def policy_file(config: Config) -> Path:

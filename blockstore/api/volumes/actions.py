@@ -15,7 +15,7 @@ from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import find_type, size_bounds
 from blockstore.api.volumes.delete import delete_volume
-from blockstore.api.volumes.volumes import find_volume, touch
+from blockstore.api.volumes.volumes import ACTION, find_volume, touch
 from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, not_migrating, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
@@ -25,8 +25,6 @@ from blockstore.operations.states import A, S, V
 from blockstore.schemas import volumes as schemas
 
 routes = Routes()
-
-ACTION = "/volumes/<volume_id>/action"
 
 
 @routes.action(ACTION, "os-extend", policy="volume:extend", body=schemas.ExtendBody)

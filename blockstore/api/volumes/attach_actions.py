@@ -25,8 +25,7 @@ from blockstore.api.attachments import (
 )
 from blockstore.api.http.call import Call, Deferred
 from blockstore.api.http.routes import Routes
-from blockstore.api.volumes.actions import ACTION
-from blockstore.api.volumes.volumes import find_volume
+from blockstore.api.volumes.volumes import ACTION, find_volume
 from blockstore.db.models import Attachment, Volume, new_id, not_migrating, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
 from blockstore.operations import states

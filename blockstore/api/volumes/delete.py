@@ -16,6 +16,7 @@ from blockstore.accounting import quotas
 from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
+from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import (
     Attachment,
@@ -130,9 +131,10 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
             raise InvalidStatus(f"Invalid volume: volume {volume.id} has snapshots of another project.")
         if snapshot.status == S.DELETING:
             continue
-        if not force and snapshot.status not in (S.AVAILABLE, S.ERROR):
+        if not force and snapshot.status not in SNAPSHOT_DELETABLE:
             raise InvalidStatus(
-                f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
+                f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status};"
+                f" it must be {' or '.join(SNAPSHOT_DELETABLE)}."
             )
         operation = call.operation(DeleteSnapshot, snapshot, volume_id=volume.id, came_from=snapshot.status)
         states.move(

@@ -9,12 +9,10 @@ from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES
 from blockstore.api.volumes.metadata import LOCKED
-from blockstore.api.volumes.volumes import find_volume, touch
+from blockstore.api.volumes.volumes import ACTION, find_volume, touch
 from blockstore.schemas import image_metadata as schemas
 
 routes = Routes()
-
-ACTION = "/volumes/<volume_id>/action"
 
 
 @routes.action(

@@ -24,9 +24,8 @@ from blockstore.api.snapshots import find_snapshot
 from blockstore.api.snapshots import insert_with_operation as snapshot_born
 from blockstore.api.snapshots import shown as snapshots_shown
 from blockstore.api.types.types import default_type, find_type
-from blockstore.api.volumes.actions import ACTION
 from blockstore.api.volumes.delete import DELETABLE, removable, why_not_removable
-from blockstore.api.volumes.volumes import VolumeView, find_volume
+from blockstore.api.volumes.volumes import ACTION, VolumeView, find_volume
 from blockstore.db.models import Attachment, Snapshot, Volume, VolumeType, new_id, now
 from blockstore.errors import (
     BackendError,

@@ -10,8 +10,7 @@ from sqlalchemy import select
 from blockstore.api.admin.services import refuse_disabled, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
-from blockstore.api.volumes.actions import ACTION
-from blockstore.api.volumes.volumes import find_volume
+from blockstore.api.volumes.volumes import ACTION, find_volume
 from blockstore.db.models import Attachment, Snapshot, Volume, not_migrating
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.operations import states

@@ -48,6 +48,8 @@ from blockstore.schemas.base import is_uuid, timestamp
 
 routes = Routes()
 
+ACTION = "/volumes/<volume_id>/action"
+
 
 LISTING = listing.Listing(
     model=Volume,
