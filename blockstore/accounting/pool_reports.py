@@ -138,8 +138,11 @@ class PoolReports:
             return dict(self._reports)
 
     def of_host(self, host: str) -> list[PoolReport]:
-        """Return the reports of the pools that a host names: NODE@BACKEND#POOL one, NODE@BACKEND all of the backend."""
-        return [report for report in self.reports().values() if host in (report.name, report.backend)]
+        """Return the reports of the pools that a host names, in the order of their names.
+
+        NODE@BACKEND#POOL names one pool, NODE@BACKEND all pools of the backend.
+        """
+        return [report for name, report in sorted(self.reports().items()) if host in (name, report.backend)]
 
     def get(self, name: str) -> PoolReport | None:
         """Return one pool's report."""

@@ -92,36 +92,35 @@ def _sums(call: Call, project: Any, size: Any, host: Any, host_name: str) -> dic
 @routes.get("/capabilities/<host_name>", policy="volume_extension:capabilities")
 def capabilities(call: Call, host_name: str) -> dict[str, Any]:
     """Show the capabilities of a backend, named by NODE@BACKEND or by its pool."""
-    for name, report in sorted(call.core.pool_reports.reports().items()):
-        if host_name in (name, report.backend):
-            config = report.config
-            return {
-                "namespace": f"OS::Storage::Capabilities::{host_name}",
-                "vendor_name": report.capabilities.vendor_name,
-                "volume_backend_name": report.volume_backend_name,
-                "pool_name": pool_name(name),
-                "driver_version": report.capabilities.version,
-                "storage_protocol": report.capabilities.storage_protocol,
-                "display_name": f"Capabilities of the plugin {config.plugin} of blockstore {__version__}",
-                "description": None,
-                "visibility": None,
-                "replication_targets": [],
-                "properties": {
-                    "thin_provisioning": {
-                        "title": "Thin Provisioning",
-                        "description": "Takes from the pool only what is written.",
-                        "type": "boolean",
-                        "default": report.capabilities.thin,
-                    },
-                    "multiattach": {
-                        "title": "Multiattach",
-                        "description": "Lets several servers use one volume.",
-                        "type": "boolean",
-                        "default": report.capabilities.multiattach,
-                    },
-                },
-            }
-    raise NotFound(f"The backend {host_name} could not be found.")
+    report = next(iter(call.core.pool_reports.of_host(host_name)), None)
+    if report is None:
+        raise NotFound(f"The backend {host_name} could not be found.")
+    return {
+        "namespace": f"OS::Storage::Capabilities::{host_name}",
+        "vendor_name": report.capabilities.vendor_name,
+        "volume_backend_name": report.volume_backend_name,
+        "pool_name": pool_name(report.name),
+        "driver_version": report.capabilities.version,
+        "storage_protocol": report.capabilities.storage_protocol,
+        "display_name": f"Capabilities of the plugin {report.config.plugin} of blockstore {__version__}",
+        "description": None,
+        "visibility": None,
+        "replication_targets": [],
+        "properties": {
+            "thin_provisioning": {
+                "title": "Thin Provisioning",
+                "description": "Takes from the pool only what is written.",
+                "type": "boolean",
+                "default": report.capabilities.thin,
+            },
+            "multiattach": {
+                "title": "Multiattach",
+                "description": "Lets several servers use one volume.",
+                "type": "boolean",
+                "default": report.capabilities.multiattach,
+            },
+        },
+    }
 
 
 # --- clusters: there are none ------------------------------------------------------------------------------

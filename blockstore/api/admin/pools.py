@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import ValidationError
-
 from blockstore.accounting import reservations
 from blockstore.accounting.pool_reports import NO_USAGE
 from blockstore.api.http.call import Call
@@ -14,7 +12,7 @@ from blockstore.api.types.types import default_type, find_type
 from blockstore.db.models import ServiceRow
 from blockstore.errors import BadRequest, InvalidInput, listed
 from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_TYPE
-from blockstore.schemas.base import MAX_SIZE_GIB, bool_like
+from blockstore.schemas.base import MAX_SIZE_GIB, query_flag
 from blockstore.service_names import VOLUME_SERVICE
 from blockstore.zones import zone_of_new, zones_by_backend
 
@@ -26,10 +24,7 @@ FILTERS = frozenset({"name", "volume_type"})
 @routes.get("/scheduler-stats/get_pools", policy="scheduler_extension:scheduler_stats:get_pools")
 def get_pools(call: Call) -> dict[str, Any]:
     """List the pools, with their capabilities on request."""
-    try:
-        detail = bool_like(call.query.get("detail", "False"))
-    except ValidationError as exc:
-        raise InvalidInput("detail", call.query["detail"], exc.messages[0]) from None
+    detail = query_flag(call.query, "detail")
     given = {name: value for name, value in call.query.items() if name != "detail"}
     if call.version < POOL_FILTERS:
         given = {}

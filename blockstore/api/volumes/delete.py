@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from marshmallow import ValidationError
 from sqlalchemy import (
     ColumnElement,
     and_,
@@ -25,14 +24,14 @@ from blockstore.db.models import (
     Volume,
     not_migrating,
 )
-from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
+from blockstore.errors import InvalidStatus, StateConflict
 from blockstore.microversions import (
     DELETE_FORCE,
 )
 from blockstore.operations import states
 from blockstore.operations.catalogue import DeleteSnapshot, DeleteVolume
 from blockstore.operations.states import S, V
-from blockstore.schemas.base import bool_like
+from blockstore.schemas.base import query_flag
 
 routes = Routes()
 
@@ -42,10 +41,10 @@ DELETABLE = (V.AVAILABLE, V.ERROR, V.ERROR_RESTORING, V.ERROR_EXTENDING, V.ERROR
 @routes.delete("/volumes/<volume_id>", policy="volume:delete")
 def remove(call: Call, volume_id: str) -> None:
     """Accept the deletion of a volume; with ``cascade``, of its snapshots too."""
-    force = call.version >= DELETE_FORCE and _switch(call, "force")
+    force = call.version >= DELETE_FORCE and query_flag(call.query, "force")
     if force:
         call.enforce("volume:force_delete")
-    delete_volume(call, volume_id, force=force, cascade=_switch(call, "cascade"))
+    delete_volume(call, volume_id, force=force, cascade=query_flag(call.query, "cascade"))
 
 
 def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
@@ -140,10 +139,3 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
         states.move(
             call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), operation=operation
         )
-
-
-def _switch(call: Call, name: str) -> bool:
-    try:
-        return bool_like(call.query.get(name, "False"))
-    except ValidationError as exc:
-        raise InvalidInput(name, call.query[name], exc.messages[0]) from None
