@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from blockstore.config import Config
+from blockstore.config import Config, PoolConfig
 from blockstore.errors import BadRequest
+from blockstore.service_names import backend_host
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,14 @@ def zones_of(extra_specs: Mapping[str, str | None]) -> tuple[str, ...]:
 
 def zones_by_backend(config: Config) -> dict[str, str]:
     """Return the zone of each backend by NODE@BACKEND, including backends that are down now."""
-    node, default = config.service.node, config.service.availability_zone
-    return {f"{node}@{section.name}": section.pool.availability_zone or default for section in config.backends}
+    return {
+        backend_host(config.service.node, section.name): zone_of(section.pool, config) for section in config.backends
+    }
+
+
+def zone_of(pool: PoolConfig, config: Config) -> str:
+    """Return the zone of a pool: its own, else the service's."""
+    return pool.availability_zone or config.service.availability_zone
 
 
 def warn_of_empty_default(config: Config) -> None:

@@ -408,6 +408,18 @@ def test_a_class_name_means_one_thing() -> None:
     assert {name: paths for name, paths in defined.items() if len(paths) > 1} == {}
 
 
+def test_words_of_the_api_are_written_once() -> None:
+    """Each is a constant of one module; a second spelling could be changed alone."""
+    words = ("cinder-volume", "cinder-scheduler", "cinder-api", "cinder-backup", "attach_local", "<is> True")
+    written = [
+        (node.value, path)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in words
+    ]
+    assert sorted(word for word, _ in written) == sorted(words), written
+
+
 def test_schemas_of_bodies_say_so() -> None:
     for path in (ROOT / "blockstore" / "schemas").glob("*.py"):
         if path.stem in ("__init__", "base", "listing"):

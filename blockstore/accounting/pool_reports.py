@@ -16,6 +16,7 @@ from typing import Any
 from blockstore.backends.contract import BackgroundTask, Capabilities, Capacity
 from blockstore.config import PoolConfig
 from blockstore.db.models import PoolUsage
+from blockstore.service_names import backend_name, backend_of, pool_name
 
 NO_USAGE = PoolUsage(pool="", volumes=0, volume_gib=0, snapshot_gib=0)
 
@@ -58,7 +59,12 @@ class PoolReport:
     @property
     def backend(self) -> str:
         """Return NODE@BACKEND."""
-        return self.name.partition("#")[0]
+        return backend_of(self.name)
+
+    @property
+    def volume_backend_name(self) -> str:
+        """Return the name that extra specs ask for: as configured, else that of the section."""
+        return self.config.volume_backend_name or backend_name(self.name)
 
     def free_gib(self, usage: PoolUsage) -> float:
         """Return the free space; for a thick pool, less the reservations since the report."""
@@ -81,8 +87,8 @@ class PoolReport:
         """Return the capabilities as the API names them."""
         caps, config = self.capabilities, self.config
         return {
-            "pool_name": self.name.partition("#")[2],
-            "volume_backend_name": config.volume_backend_name or self.backend.partition("@")[2],
+            "pool_name": pool_name(self.name),
+            "volume_backend_name": self.volume_backend_name,
             "vendor_name": caps.vendor_name,
             "driver_version": caps.version,
             "storage_protocol": caps.storage_protocol,
@@ -130,6 +136,13 @@ class PoolReports:
         """Return all reports by pool name."""
         with self._lock:
             return dict(self._reports)
+
+    def of_host(self, host: str) -> list[PoolReport]:
+        """Return the reports of the pools that a host names, in the order of their names.
+
+        NODE@BACKEND#POOL names one pool, NODE@BACKEND all pools of the backend.
+        """
+        return [report for name, report in sorted(self.reports().items()) if host in (name, report.backend)]
 
     def get(self, name: str) -> PoolReport | None:
         """Return one pool's report."""

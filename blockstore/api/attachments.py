@@ -35,13 +35,11 @@ from blockstore.operations.catalogue import ConnectAttachment, DisconnectAttachm
 from blockstore.operations.states import A, V
 from blockstore.schemas import attachments as schemas
 from blockstore.schemas.base import is_uuid
+from blockstore.targets.contract import ATTACH_LOCAL
 
 routes = Routes()
 
 ONE = "/attachments/<attachment_id>"
-HELD = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETACHING)
-"""Statuses in which a server may be reading and writing."""
-ATTACH_LOCAL = "attach_local"
 
 
 def _status(call: Call, value: str) -> ColumnElement[bool]:
@@ -154,7 +152,7 @@ def connection_info(
     call: Call, row: Attachment, volume: Volume, *, with_secret: bool, flat: bool = False
 ) -> dict[str, Any]:
     """Return the connection info for the initiator; it is empty before the volume is exported."""
-    if row.connection is None or row.status not in HELD:
+    if row.connection is None or row.status not in states.EXPORTED:
         return {}
     data = dict(row.connection["data"])
     if with_secret and row.connection["secret_as"]:
@@ -314,7 +312,7 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
     refuse_while_a_server_uses(call, [row])
     if "error" in volume.status or volume.status in (V.DELETING, V.REVERTING, V.AWAITING_TRANSFER):
         raise Conflict(f"Volume {volume.id} is {volume.status}; it cannot be attached.")
-    others = [other for other in attachments_of(call, volume) if other.id != row.id and other.status in HELD]
+    others = [other for other in attachments_of(call, volume) if other.id != row.id and other.status in states.EXPORTED]
     for other in () if volume.multiattach else others:
         # compat: a server that is being migrated has the volume on two hosts for a while
         same_server = row.instance_uuid is not None and other.instance_uuid == row.instance_uuid
@@ -418,7 +416,7 @@ def refuse_while_a_server_uses(call: Call, rows: Sequence[Attachment]) -> None:
     if call.ctx.is_service or call.ctx.is_admin:
         return
     for row in rows:
-        if (row.instance_uuid is not None or row.by_service) and row.status in HELD:
+        if (row.instance_uuid is not None or row.by_service) and row.status in states.EXPORTED:
             server = f"server {row.instance_uuid}" if row.instance_uuid else "a server's service"
             raise Conflict(
                 f"Attachment {row.id} is in use by {server}; detach the volume through the server's own service."

@@ -16,7 +16,6 @@ from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES, OF_SNAPSHOTS
-from blockstore.api.volumes.delete import MIGRATION_IDLE
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import Snapshot, SnapshotMetadata, Volume, new_id, now
 from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
@@ -193,7 +192,7 @@ def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> 
             f"Invalid volume: volume {volume.id} is {volume.status}; to take a snapshot it must be"
             f" {' or '.join(allowed)}{hint}."
         )
-    if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
+    if volume.is_migrating:
         raise InvalidStatus(f"Invalid volume: volume {volume.id} is being migrated ({volume.migration_status}).")
     if volume.host is None:
         raise InvalidStatus(f"Invalid volume: volume {volume.id} is on no backend.")

@@ -11,14 +11,13 @@ from typing import Any
 
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
-from blockstore.api.volumes.volumes import find_volume
+from blockstore.api.volumes.volumes import ACTION, find_volume
 from blockstore.errors import NotFound, NotOffered
 from blockstore.microversions import Version
 from blockstore.schemas.unsupported import AnythingBody
 
 routes = Routes()
 
-VOLUME_ACTION = "/volumes/<volume_id>/action"
 IMAGES = "images from Glance"
 REPLICATION = "replication"
 GROUPS = "groups"
@@ -124,7 +123,7 @@ def _refuse(missing: str) -> NotOffered:
 
 
 def _on_a_volume(name: str, policy: str, since: Version, missing: str) -> None:
-    @routes.action(VOLUME_ACTION, name, policy=policy, body=AnythingBody, since=since)
+    @routes.action(ACTION, name, policy=policy, body=AnythingBody, since=since)
     def refuse(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         """Refuse a request that is not supported yet."""
         find_volume(call, volume_id)

@@ -26,6 +26,7 @@ from blockstore.errors import ConfigError
 from blockstore.interpreter import REQUESTS
 from blockstore.keys import exposed_secrets
 from blockstore.server import logs
+from blockstore.service_names import backend_name
 
 if TYPE_CHECKING:
     from blockstore.server.http import HttpServer
@@ -197,7 +198,7 @@ def _greet(service: Service, url: str) -> None:
     lines = [f"blockstore {__version__} serves {url} ({known[service.config.service.auth]})"]
     for name, report in sorted(service.pool_reports.reports().items()):
         state = f"up, {report.capacity.free_gib:.1f} GiB free" if report.up else f"DOWN: {report.reason}"
-        lines.append(f"  backend {name.partition('@')[2].partition('#')[0]}: {state}")
+        lines.append(f"  backend {backend_name(name)}: {state}")
     lines.append(f"  state   {service.state_dir}")
     command = shlex.quote(sys.argv[0])
     if sys.argv[0].endswith("__main__.py"):

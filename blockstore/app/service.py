@@ -40,6 +40,7 @@ from blockstore.policy.rules import Policy
 from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placement import SchedulerContext
 from blockstore.server.lines import Lines
+from blockstore.service_names import VOLUME_SERVICE, backend_of
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,9 @@ class Service:
             ensure_default_type(session, self.config.service.default_volume_type)
             if self.config.service.auth == "builtin" and bootstrap.ensure_admin(session, self.state_dir):
                 log.info("the administrator's password is in %s", self.state_dir / bootstrap.PASSWORD_FILE)
-            for name in {pool.partition("#")[0] for pool in self.backends}:
-                if session.get(ServiceRow, ("cinder-volume", name)) is None:
-                    session.add(ServiceRow(binary="cinder-volume", host=name))
+            for name in {backend_of(pool) for pool in self.backends}:
+                if session.get(ServiceRow, (VOLUME_SERVICE, name)) is None:
+                    session.add(ServiceRow(binary=VOLUME_SERVICE, host=name))
 
 
 def _database(config: Config, url: str, api_threads: int, places: int) -> Database:

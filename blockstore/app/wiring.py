@@ -14,10 +14,10 @@ from blockstore.backends.contract import Backend
 from blockstore.config import Config
 from blockstore.errors import BackendError, ConfigError
 from blockstore.keys.keyring import Keyring
-from blockstore.manager.exports import ATTACH_LOCAL, LOCAL
 from blockstore.policy.rules import Overrides, Policy
+from blockstore.service_names import pool_host
 from blockstore.targets import loader as target_loader
-from blockstore.targets.contract import Target
+from blockstore.targets.contract import ATTACH_LOCAL, LOCAL, Target
 
 
 def policy_file(config: Config) -> Path:
@@ -62,7 +62,7 @@ def load_backends(config: Config, state_dir: Path) -> dict[str, Backend]:
     found: dict[str, Backend] = {}
     for section in config.backends:
         for backend in loader.load(section, state_dir / section.name):
-            found[f"{config.service.node}@{section.name}#{backend.pool}"] = backend
+            found[pool_host(config.service.node, section.name, backend.pool)] = backend
     return found
 
 

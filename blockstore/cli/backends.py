@@ -17,6 +17,7 @@ from blockstore.cli.database import open_database
 from blockstore.cli.output import print_table
 from blockstore.config import Config
 from blockstore.errors import BlockstoreError
+from blockstore.service_names import backend_host, has_node
 
 
 @click.group()
@@ -146,7 +147,7 @@ def backend_drain(config: Config, name: str, dry_run: bool) -> None:
     `openstack volume service set --enable HOST cinder-volume` takes the backend into use again.
     """
     ask = admin_client(config)
-    host = name if "@" in name else f"{config.service.node}@{name}"
+    host = name if has_node(name) else backend_host(config.service.node, name)
     plan = ask("POST", "/os-services/drain", {"drain": {"host": host, "dry_run": dry_run}})["drain"]["volumes"]
     rows = [(v["volume_id"], v["size"], v["source"], v["destination"] or f"stays: {v['reason']}") for v in plan]
     print_table(("VOLUME", "GIB", "FROM", "TO"), rows, empty=f"There is no volume on {host}.")

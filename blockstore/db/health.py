@@ -17,6 +17,7 @@ from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
 from blockstore.errors import BlockstoreError, DatabaseAway
 from blockstore.repeats import Repeats
+from blockstore.service_names import VOLUME_SERVICE
 
 log = logging.getLogger(__name__)
 repeats = Repeats(log)
@@ -95,7 +96,7 @@ class Health:
             found = session.execute(
                 update(ServiceRow)
                 .values(disabled=ServiceRow.disabled)
-                .where(ServiceRow.binary == "cinder-volume")
+                .where(ServiceRow.binary == VOLUME_SERVICE)
                 .execution_options(synchronize_session=False)
             )
             if found.rowcount == 0:  # type: ignore[attr-defined]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, String, Text, false, text
+from sqlalchemy import JSON, BigInteger, ColumnElement, DateTime, ForeignKey, Index, String, Text, false, or_, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -35,6 +36,14 @@ class Base(DeclarativeBase):
 
 Id = String(36)
 Name = String(255)
+
+
+IS_TRUE = "<is> True"
+
+
+def is_required(extra_specs: Mapping[str, str | None], name: str) -> bool:
+    """Return True if extra specs require a capability with this value. compat: no other spelling counts here."""
+    return (extra_specs.get(name) or "").strip() == IS_TRUE
 
 
 class VolumeType(Base):
@@ -62,7 +71,7 @@ class VolumeType(Base):
     @property
     def multiattach(self) -> bool:
         """Return True if volumes of this type may be attached several times at once."""
-        return (self.extra_specs.get("multiattach") or "").strip() == "<is> True"
+        return is_required(self.extra_specs, "multiattach")
 
     @property
     def extra_specs(self) -> dict[str, str | None]:
@@ -144,6 +153,11 @@ class QosPair(Base):
     value: Mapped[str | None] = mapped_column(Name)
 
 
+MIGRATION_ENDED = ("error", "success")
+MIGRATION_IDLE = ("deleting", *MIGRATION_ENDED)
+"""Values of migration_status without a migration. compat: at ``deleting``, Cinder deletes the migration's source."""
+
+
 class Volume(Base):
     __tablename__ = "volumes"
 
@@ -185,6 +199,11 @@ class Volume(Base):
 
     volume_type: Mapped[VolumeType] = relationship(lazy="raise_on_sql")
 
+    @property
+    def is_migrating(self) -> bool:
+        """Return True if the volume is being migrated."""
+        return bool(self.migration_status) and self.migration_status not in MIGRATION_IDLE
+
     __table_args__ = (
         # The default page: newest first, of one project or of all.
         Index("ix_volumes_project_page", "project_id", "created_at", "id"),
@@ -200,6 +219,17 @@ class Volume(Base):
         Index("ix_volumes_source", "source_volid"),
         Index("ix_volumes_group", "group_id"),
     )
+
+
+def not_migrating(idle: Sequence[str] = MIGRATION_IDLE) -> ColumnElement[bool]:
+    """Return the condition that a volume is not being migrated."""
+    return or_(Volume.migration_status.is_(None), Volume.migration_status.in_(idle))
+
+
+def is_on_backend(host: Any, backend: str) -> ColumnElement[bool]:
+    """Return the condition that a row's ``host`` is a pool of NODE@BACKEND."""
+    condition: ColumnElement[bool] = host.startswith(f"{backend}#", autoescape=True)
+    return condition
 
 
 class VolumeMetadata(Base):

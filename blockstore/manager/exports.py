@@ -24,14 +24,9 @@ from blockstore.keys.keyring import Keyring
 from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import DisconnectAttachment
 from blockstore.operations.states import A
-from blockstore.targets.contract import Connection, Export, Target
+from blockstore.targets.contract import ATTACH_LOCAL, LOCAL, Connection, Export, Target
 
 log = logging.getLogger(__name__)
-
-LOCAL = "local"
-"""The target for a consumer on this node that asks for the path itself, regardless of the backend's target."""
-ATTACH_LOCAL = "attach_local"
-"""The connector's key that asks for the target ``local``; the API lets only administrators set it."""
 
 
 class Exports:

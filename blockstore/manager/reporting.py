@@ -18,6 +18,7 @@ from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
 from blockstore.manager.context import ManagerContext, UsableBackends
 from blockstore.manager.recognition import prove
 from blockstore.repeats import Repeats
+from blockstore.zones import zone_of
 
 log = logging.getLogger(__name__)
 repeats = Repeats(log)
@@ -100,7 +101,7 @@ def report(context: ManagerContext, pool: str) -> None:
         PoolReport(
             name=pool,
             config=section.pool,
-            availability_zone=section.pool.availability_zone or context.config.service.availability_zone,
+            availability_zone=zone_of(section.pool, context.config),
             up=reason is None,
             reason=reason,
             capabilities=capabilities,

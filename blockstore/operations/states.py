@@ -174,4 +174,4 @@ ATTACHMENT = Machine(
 MACHINES: Mapping[str, Machine] = {"volume": VOLUME, "snapshot": SNAPSHOT, "attachment": ATTACHMENT}
 
 EXPORTED = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETACHING)
-"""Statuses of an attachment that may have an export."""
+"""Statuses of an attachment that may have an export, through which a server may read and write."""

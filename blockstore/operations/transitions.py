@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, bindparam, delete, or_, select, update
+from sqlalchemy import ColumnElement, Update, bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
-from blockstore.db.models import Attachment, Snapshot, Volume, now
+from blockstore.db.models import MIGRATION_ENDED, Attachment, Snapshot, Volume, not_migrating, now
 from blockstore.errors import Reason, StateConflict
 from blockstore.operations import journal
 from blockstore.operations.catalogue import Operation
@@ -160,9 +160,7 @@ def sync_volume_status(session: Session, volume_id: str) -> None:
     session.execute(volume.values(attach_status=attach_status, updated_at=now()))
     following = volume.where(Volume.status.in_(sorted(FOLLOWS_ATTACHMENTS)))
     if status == V.AVAILABLE:
-        following = following.where(
-            or_(Volume.migration_status.is_(None), Volume.migration_status.in_(("success", "error")))
-        )
+        following = following.where(not_migrating(MIGRATION_ENDED))  # compat: Cinder leaves out `deleting`
     session.execute(following.values(status=status))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from blockstore.db.models import Volume, VolumeType
+from blockstore.db.models import Volume, VolumeType, is_on_backend
 from blockstore.scheduler.choosing import Choice, PlacementRequest, choose, explain
 from blockstore.scheduler.placement import (
     SchedulerContext,
@@ -82,9 +82,7 @@ def plan_drain(context: SchedulerContext, session: Session, backend: str) -> lis
     found, _absent = candidates(context.pool_reports, session)
     pools = {pool.name: pool for pool in found if pool.backend != backend}
     volumes = session.scalars(
-        select(Volume)
-        .where(Volume.host.startswith(f"{backend}#", autoescape=True))
-        .order_by(Volume.size.desc(), Volume.id)
+        select(Volume).where(is_on_backend(Volume.host, backend)).order_by(Volume.size.desc(), Volume.id)
     ).all()
     plan = []
     for volume in volumes:

@@ -42,6 +42,7 @@ from blockstore.operations.states import V
 from blockstore.scheduler.choosing import Filter, PlacementRequest, Weigher, choose, explain, explain_ranking
 from blockstore.scheduler.pools import Pool
 from blockstore.scheduler.refusals import public_reason
+from blockstore.service_names import VOLUME_SERVICE
 from blockstore.zones import zones_of
 
 log = logging.getLogger(__name__)
@@ -360,9 +361,9 @@ _PLACE = (
     .where(_VOLUMES.c.id == bindparam("volume"))
     .values(
         service_uuid=select(ServiceRow.uuid)
-        .where(ServiceRow.binary == "cinder-volume", ServiceRow.host == bindparam("backend"))
+        .where(ServiceRow.binary == VOLUME_SERVICE, ServiceRow.host == bindparam("backend"))
         .scalar_subquery()
     )
 )
-_SERVICES: Any = select(ServiceRow.__table__).where(ServiceRow.binary == "cinder-volume")
+_SERVICES: Any = select(ServiceRow.__table__).where(ServiceRow.binary == VOLUME_SERVICE)
 _SPECS = select(ExtraSpec.key, ExtraSpec.value).where(ExtraSpec.volume_type_id == bindparam("type"))

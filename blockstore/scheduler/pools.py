@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
+from blockstore.service_names import backend_of
+
 # compat: drivers spell these differently; each line is one protocol, and the API shows its first spelling.
 PROTOCOLS = (
     ("iSCSI", "iscsi"),
@@ -47,7 +49,7 @@ class Pool:
     @property
     def backend(self) -> str:
         """Return the name without the pool: node@backend."""
-        return self.name.partition("#")[0]
+        return backend_of(self.name)
 
     @property
     def is_free_reported(self) -> bool:

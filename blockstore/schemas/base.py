@@ -231,6 +231,14 @@ def bool_like(value: Any) -> bool:
     raise ValidationError("It must be true or false.")
 
 
+def query_flag(query: Mapping[str, str], name: str) -> bool:
+    """Return the boolean parameter of a query; False if it is absent. Raise InvalidInput if it is no boolean."""
+    try:
+        return bool_like(query.get(name, "False"))
+    except ValidationError as exc:
+        raise InvalidInput(name, query[name], exc.messages[0]) from None
+
+
 class Pairs(fields.Field[dict[str, Any]]):
     """A map of strings to strings: metadata, extra specs."""
 

@@ -9,6 +9,7 @@ from marshmallow import ValidationError, fields
 
 from blockstore.schemas.base import BoolLike, Schema, TextField, Uuid, field
 from blockstore.schemas.services import HOST
+from blockstore.service_names import SCHEDULER_SERVICE, VOLUME_SERVICE
 
 
 class SwitchHostBody(Schema):
@@ -50,7 +51,7 @@ class CleanupBody(Schema):
     disabled = field(BoolLike)
     host = field(TextField, min_length=1, pattern=HOST, allow_none=True)
     is_up = field(BoolLike)
-    binary = field(TextField, choices=("cinder-volume", "cinder-scheduler"))
+    binary = field(TextField, choices=(VOLUME_SERVICE, SCHEDULER_SERVICE))
     resource_id = field(Uuid, allow_none=True)
     resource_type = field(Kind, allow_none=True)
     service_id = field(ServiceId, allow_none=True)

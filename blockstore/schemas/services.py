@@ -9,9 +9,10 @@ from marshmallow import ValidationError, validates_schema
 
 from blockstore.schemas.base import Schema, TextField, field
 from blockstore.schemas.volumes import Word
+from blockstore.service_names import API_SERVICE, BACKUP_SERVICE, SCHEDULER_SERVICE, VOLUME_SERVICE
 
 HOST = re.compile(r"[a-zA-Z0-9\-._#@:/+\[\]]*")
-BINARIES = ("cinder-scheduler", "cinder-volume", "cinder-backup", "cinder-api", "", "*")
+BINARIES = (SCHEDULER_SERVICE, VOLUME_SERVICE, BACKUP_SERVICE, API_SERVICE, "", "*")
 LEVELS = ("debug", "info", "warning", "warn", "error", "critical")
 
 

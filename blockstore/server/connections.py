@@ -22,14 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockstore.address import network_of
-from blockstore.server.pace import acked, silent_s
+from blockstore.server.pace import LEAST_RATE, acked, silent_s
 
 HEAD_S = 10.0
 """Seconds in which the head of a request must arrive, and after which a connection without requests is closed."""
 STALLED_S = 30.0
 """Seconds after which a connection is closed if its caller does not take the reply."""
-LEAST_RATE = 1024
-"""Bytes per second at which a caller must take a reply."""
 AFTER_ARRIVAL_S = 0.25
 WHILE_OPEN_S = 5.0
 JUST_S = 0.1

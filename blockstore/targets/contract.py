@@ -31,6 +31,11 @@ from typing import Any, ClassVar
 from blockstore.config import option as option
 from blockstore.errors import InvalidConnector, NotSupported
 
+LOCAL = "local"
+"""The target for a consumer on this node that asks for the path itself, regardless of the backend's target."""
+ATTACH_LOCAL = "attach_local"
+"""The connector's key that asks for the target ``local``; the API lets only administrators set it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:

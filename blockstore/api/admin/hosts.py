@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy import func, select
 
 from blockstore import __version__
-from blockstore.api.admin.services import VOLUME, facts, switch
+from blockstore.api.admin.services import facts, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
-from blockstore.db.models import Snapshot, Volume
+from blockstore.db.models import Snapshot, Volume, is_on_backend
 from blockstore.errors import BadRequest, NotFound, listed
 from blockstore.microversions import SERVICES_CLUSTER, WORKERS_CLEANUP
 from blockstore.schemas import hosts as schemas
+from blockstore.service_names import VOLUME_SERVICE, pool_name
 
 routes = Routes()
 
@@ -65,13 +66,13 @@ def show(call: Call, host_name: str) -> dict[str, Any]:
 def change(call: Call, host_name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Let the scheduler use a host, or keep new volumes away from it."""
     disabled = body["status"] == "disable"
-    switch(call, VOLUME, host_name, disabled=disabled)
+    switch(call, VOLUME_SERVICE, host_name, disabled=disabled)
     return {"host": host_name, "status": "disabled" if disabled else "enabled"}
 
 
 def _find(call: Call, host_name: str) -> dict[str, Any]:
     for item in facts(call):
-        if item["host"] == host_name and item["binary"] == VOLUME:
+        if item["host"] == host_name and item["binary"] == VOLUME_SERVICE:
             return item
     raise NotFound(f"Host {host_name} could not be found.")
 
@@ -79,7 +80,7 @@ def _find(call: Call, host_name: str) -> dict[str, Any]:
 def _sums(call: Call, project: Any, size: Any, host: Any, host_name: str) -> dict[str, tuple[int, int]]:
     statement = (
         select(project, func.count(), func.coalesce(func.sum(size), 0))
-        .where(host.startswith(f"{host_name}#", autoescape=True))
+        .where(is_on_backend(host, host_name))
         .group_by(project)
     )
     return {row[0]: (row[1], int(row[2])) for row in call.session.execute(statement)}
@@ -91,36 +92,35 @@ def _sums(call: Call, project: Any, size: Any, host: Any, host_name: str) -> dic
 @routes.get("/capabilities/<host_name>", policy="volume_extension:capabilities")
 def capabilities(call: Call, host_name: str) -> dict[str, Any]:
     """Show the capabilities of a backend, named by NODE@BACKEND or by its pool."""
-    for name, report in sorted(call.core.pool_reports.reports().items()):
-        if host_name in (name, report.backend):
-            config = report.config
-            return {
-                "namespace": f"OS::Storage::Capabilities::{host_name}",
-                "vendor_name": report.capabilities.vendor_name,
-                "volume_backend_name": config.volume_backend_name or report.backend.partition("@")[2],
-                "pool_name": name.partition("#")[2],
-                "driver_version": report.capabilities.version,
-                "storage_protocol": report.capabilities.storage_protocol,
-                "display_name": f"Capabilities of the plugin {config.plugin} of blockstore {__version__}",
-                "description": None,
-                "visibility": None,
-                "replication_targets": [],
-                "properties": {
-                    "thin_provisioning": {
-                        "title": "Thin Provisioning",
-                        "description": "Takes from the pool only what is written.",
-                        "type": "boolean",
-                        "default": report.capabilities.thin,
-                    },
-                    "multiattach": {
-                        "title": "Multiattach",
-                        "description": "Lets several servers use one volume.",
-                        "type": "boolean",
-                        "default": report.capabilities.multiattach,
-                    },
-                },
-            }
-    raise NotFound(f"The backend {host_name} could not be found.")
+    report = next(iter(call.core.pool_reports.of_host(host_name)), None)
+    if report is None:
+        raise NotFound(f"The backend {host_name} could not be found.")
+    return {
+        "namespace": f"OS::Storage::Capabilities::{host_name}",
+        "vendor_name": report.capabilities.vendor_name,
+        "volume_backend_name": report.volume_backend_name,
+        "pool_name": pool_name(report.name),
+        "driver_version": report.capabilities.version,
+        "storage_protocol": report.capabilities.storage_protocol,
+        "display_name": f"Capabilities of the plugin {report.config.plugin} of blockstore {__version__}",
+        "description": None,
+        "visibility": None,
+        "replication_targets": [],
+        "properties": {
+            "thin_provisioning": {
+                "title": "Thin Provisioning",
+                "description": "Takes from the pool only what is written.",
+                "type": "boolean",
+                "default": report.capabilities.thin,
+            },
+            "multiattach": {
+                "title": "Multiattach",
+                "description": "Lets several servers use one volume.",
+                "type": "boolean",
+                "default": report.capabilities.multiattach,
+            },
+        },
+    }
 
 
 # --- clusters: there are none ------------------------------------------------------------------------------

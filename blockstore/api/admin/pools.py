@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import ValidationError
-
 from blockstore.accounting import reservations
 from blockstore.accounting.pool_reports import NO_USAGE
 from blockstore.api.http.call import Call
@@ -14,7 +12,8 @@ from blockstore.api.types.types import default_type, find_type
 from blockstore.db.models import ServiceRow
 from blockstore.errors import BadRequest, InvalidInput, listed
 from blockstore.microversions import FILTERS_CHECKED, POOL_FILTERS, POOL_VOLUME_TYPE
-from blockstore.schemas.base import bool_like
+from blockstore.schemas.base import MAX_SIZE_GIB, query_flag
+from blockstore.service_names import VOLUME_SERVICE
 from blockstore.zones import zone_of_new, zones_by_backend
 
 routes = Routes()
@@ -25,10 +24,7 @@ FILTERS = frozenset({"name", "volume_type"})
 @routes.get("/scheduler-stats/get_pools", policy="scheduler_extension:scheduler_stats:get_pools")
 def get_pools(call: Call) -> dict[str, Any]:
     """List the pools, with their capabilities on request."""
-    try:
-        detail = bool_like(call.query.get("detail", "False"))
-    except ValidationError as exc:
-        raise InvalidInput("detail", call.query["detail"], exc.messages[0]) from None
+    detail = query_flag(call.query, "detail")
     given = {name: value for name, value in call.query.items() if name != "detail"}
     if call.version < POOL_FILTERS:
         given = {}
@@ -54,7 +50,7 @@ def get_pools(call: Call) -> dict[str, Any]:
 def explain(call: Call) -> dict[str, Any]:
     """Explain how the scheduler would place a new volume: by pool, filter and weigher. Not in Cinder."""
     given = call.query.get("size", "")
-    if not (given.isascii() and given.isdigit() and 0 < int(given) < 2**31):
+    if not (given.isascii() and given.isdigit() and 0 < int(given) <= MAX_SIZE_GIB):
         raise InvalidInput("size", given, "It must be a whole number of GiB, from 1.")
     wanted = call.query.get("volume_type")
     kind = find_type(call, wanted) if wanted else default_type(call)
@@ -68,7 +64,7 @@ def availability_zones(call: Call) -> dict[str, Any]:
     """List the zones. A zone is available if one of its backends accepts volumes."""
     available: dict[str, bool] = {}
     for backend, zone in zones_by_backend(call.core.config).items():
-        row = call.session.get(ServiceRow, ("cinder-volume", backend))
+        row = call.session.get(ServiceRow, (VOLUME_SERVICE, backend))
         enabled = not (row and row.disabled)
         available[zone] = available.get(zone, False) or enabled
     return {

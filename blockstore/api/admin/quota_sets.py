@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from marshmallow import ValidationError
 from sqlalchemy import select
 
 from blockstore.accounting import quotas
@@ -16,7 +15,7 @@ from blockstore.config import QuotaConfig
 from blockstore.db.models import VolumeType
 from blockstore.errors import BadRequest, Forbidden, InvalidInput
 from blockstore.schemas import quota_sets as schemas
-from blockstore.schemas.base import MAX_NAME, bool_like
+from blockstore.schemas.base import MAX_NAME, query_flag
 
 routes = Routes()
 
@@ -30,11 +29,8 @@ def show(call: Call, target_project: str) -> dict[str, Any]:
     """Show the limits of a project; with ``usage``, also its usage."""
     _refuse_others(call, target_project)
     limits = _named(call, target_project, quotas.DEFAULT_CLASS)
-    try:
-        if not bool_like(call.query.get("usage", "False")):
-            return {"quota_set": {"id": target_project, **{name: limit for name, _, limit in limits}}}
-    except ValidationError as exc:
-        raise InvalidInput("usage", call.query["usage"], exc.messages[0]) from None
+    if not query_flag(call.query, "usage"):
+        return {"quota_set": {"id": target_project, **{name: limit for name, _, limit in limits}}}
     used = quotas.usage(call.session, target_project)
     # Nothing is ever only reserved: an accepted request is charged at once.
     entries = {

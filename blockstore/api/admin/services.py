@@ -16,12 +16,10 @@ from blockstore.errors import BadRequest, NotFound
 from blockstore.microversions import BACKEND_STATE, LOG_LEVELS, SERVICES_CLUSTER
 from blockstore.schemas import services as schemas
 from blockstore.schemas.base import timestamp
+from blockstore.service_names import API_SERVICE, SCHEDULER_SERVICE, VOLUME_SERVICE, backend_of
 
 routes = Routes()
 log = logging.getLogger(__name__)
-
-SCHEDULER, VOLUME = "cinder-scheduler", "cinder-volume"
-"""compat: binaries are called as in Cinder; tools look for these names."""
 
 INTERVALS = 3
 """A service is down when its last health check is older than this many intervals between health checks."""
@@ -62,7 +60,7 @@ def facts(call: Call) -> list[dict[str, Any]]:
         }
         if call.version >= SERVICES_CLUSTER:
             item["cluster"] = None
-        if binary == VOLUME:
+        if binary == VOLUME_SERVICE:
             item |= {"replication_status": "disabled", "active_backend_id": None, "frozen": bool(row and row.frozen)}
             if call.version >= BACKEND_STATE:
                 # compat: Cinder asks the scheduler, which forgets the backends of disabled services.
@@ -108,17 +106,24 @@ def thaw(call: Call, body: Mapping[str, Any]) -> None:
 
 
 def _set_frozen(call: Call, host: str, *, frozen: bool) -> None:
-    if not any((binary, name) == (VOLUME, host) for binary, name, _, _ in _services(call)):
+    if not any((binary, name) == (VOLUME_SERVICE, host) for binary, name, _, _ in _services(call)):
         raise BadRequest(f"Invalid input received: there is no backend {host}; name one as NODE@BACKEND.")
-    row = _row(call, VOLUME, host)
+    row = _row(call, VOLUME_SERVICE, host)
     if row.frozen == frozen:
         raise BadRequest(f"Invalid input received: the backend {host} is {'' if frozen else 'not '}frozen already.")
     row.frozen, row.updated_at = frozen, now()
 
 
+def refuse_disabled(call: Call, backend: str) -> None:
+    """Raise BadRequest if a backend is disabled."""
+    row = call.session.get(ServiceRow, (VOLUME_SERVICE, backend))
+    if row is not None and row.disabled:
+        raise BadRequest(f"Invalid host: {backend} is disabled: {row.disabled_reason or 'no reason given'}.")
+
+
 def refuse_frozen(call: Call, pool: str | None, done: str) -> None:
     """Raise BadRequest if the backend of a pool is frozen."""
-    row = call.session.get(ServiceRow, (VOLUME, pool.partition("#")[0])) if pool else None
+    row = call.session.get(ServiceRow, (VOLUME_SERVICE, backend_of(pool))) if pool else None
     if row is not None and row.frozen:
         raise BadRequest(
             f"The backend {row.host} is frozen; nothing on it can be {done} until an administrator thaws it.",
@@ -174,17 +179,17 @@ def _backend_state(reports: Sequence[PoolReport]) -> str:
 
 def _services(call: Call) -> Iterator[tuple[str, str, str, list[PoolReport]]]:
     config = call.core.config
-    yield SCHEDULER, config.service.node, config.service.availability_zone, []
+    yield SCHEDULER_SERVICE, config.service.node, config.service.availability_zone, []
     by_backend: dict[str, list[PoolReport]] = {}
     for report in call.core.pool_reports.reports().values():
         by_backend.setdefault(report.backend, []).append(report)
     for backend, reports in sorted(by_backend.items()):
-        yield VOLUME, backend, reports[0].availability_zone, reports
+        yield VOLUME_SERVICE, backend, reports[0].availability_zone, reports
 
 
 def _addressed(call: Call, body: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[PoolReport]]]:
     binary, server = body.get("binary") or "*", body.get("server")
-    for service in [("cinder-api", call.core.config.service.node, "", []), *_services(call)]:
+    for service in [(API_SERVICE, call.core.config.service.node, "", []), *_services(call)]:
         if binary in ("*", service[0]) and (not server or server == service[1]):
             yield service
 

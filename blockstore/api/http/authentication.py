@@ -13,6 +13,7 @@ from flask import Request
 from sqlalchemy.orm import Session
 
 from blockstore.address import names_us
+from blockstore.api.http.paths import ACCOUNT_ID
 from blockstore.context import RequestContext
 from blockstore.db.session import Database
 from blockstore.errors import BadRequest, Busy, Forbidden, Unauthorized
@@ -38,7 +39,6 @@ Raises Unauthorized, BadRequest, Forbidden, Busy.
 Note = Callable[[str, str | None], None]
 """Called with the token of a request and the token's project; the project is None if the token is not valid."""
 
-_ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
 _REQUEST_ID = re.compile(r"req-[0-9a-fA-F\-]{1,64}")
 
 
@@ -160,7 +160,7 @@ def _context(
     service_roles: Iterable[str],
 ) -> RequestContext:
     for name, value in (("X-Project-Id", project), ("X-User-Id", user)):
-        if not _ID.fullmatch(value):
+        if not ACCOUNT_ID.fullmatch(value):
             raise BadRequest(f"{name} must be 1 to 64 letters, digits, - and _.")
     if path_project and path_project != project:
         raise BadRequest("Malformed request url")

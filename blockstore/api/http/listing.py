@@ -34,7 +34,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from blockstore.api.http.call import Call
 from blockstore.errors import BadRequest, InvalidInput, NotFound, listed
 from blockstore.microversions import FILTERS_CHECKED, MINIMUM, WITH_COUNT, Version
-from blockstore.schemas.base import MAX_NAME, bool_like, load
+from blockstore.schemas.base import MAX_NAME, bool_like, load, query_flag
 from blockstore.schemas.listing import SWITCHES, CountedQuery, PageQuery
 
 Condition = ColumnElement[bool]
@@ -172,10 +172,10 @@ def visible_projects(call: Call, model: Any, *, strict: bool = True) -> list[Con
     without ``strict`` it counts as false.
     """
     try:
-        everything = bool_like(call.query.get("all_tenants", "0"))
-    except ValidationError as exc:
+        everything = query_flag(call.query, "all_tenants")
+    except InvalidInput:
         if strict and call.ctx.is_admin:
-            raise InvalidInput("all_tenants", call.query["all_tenants"], exc.messages[0]) from None
+            raise
         everything = False
     if everything and call.ctx.is_admin:
         return []

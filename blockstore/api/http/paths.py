@@ -15,7 +15,8 @@ from werkzeug.routing import BaseConverter
 SLASHES = re.compile("//+")
 SUFFIX = ".json"
 KEY = "/<key>"
-PROJECT = re.compile(r"[0-9A-Za-z_\-]{1,64}")
+ACCOUNT_ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
+"""The id of a project or user, in a path and in the headers of ``auth = none``."""
 
 
 class KeyConverter(BaseConverter):

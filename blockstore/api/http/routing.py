@@ -57,7 +57,7 @@ class Resources:
         if found := self._match(method, resource):
             return found
         project, _, below = resource[1:].partition("/")
-        if paths.PROJECT.fullmatch(project) and (found := self._match(method, f"/{below}")):
+        if paths.ACCOUNT_ID.fullmatch(project) and (found := self._match(method, f"/{below}")):
             rule, values = found
             return rule, {"project_id": project, **values}
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from marshmallow import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -15,9 +14,9 @@ from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import check_growth, lengths
 from blockstore.api.types.types import find_type
 from blockstore.db.models import QosPair, QosSpecs, VolumeType, new_id
-from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound
+from blockstore.errors import BadRequest, Conflict, NotFound
 from blockstore.schemas import qos_specs as schemas
-from blockstore.schemas.base import bool_like, is_uuid
+from blockstore.schemas.base import is_uuid, query_flag
 
 routes = Routes()
 
@@ -95,10 +94,7 @@ def delete_keys(call: Call, qos_id: str, body: Mapping[str, Any]) -> None:
 @routes.delete(PLACE, policy="volume_extension:qos_specs_manage:delete")
 def remove(call: Call, qos_id: str) -> None:
     """Remove QoS specs; with ``force``, even if types use them."""
-    try:
-        force = bool_like(call.query.get("force", "False"))
-    except ValidationError as exc:
-        raise InvalidInput("force", call.query["force"], exc.messages[0]) from None
+    force = query_flag(call.query, "force")
     row = _find(call, qos_id, lock=True)
     types = _types_of(call.session, qos_id)
     if types and not force:

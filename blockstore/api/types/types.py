@@ -14,7 +14,7 @@ from blockstore.api.http import listing
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import check_growth, lengths
-from blockstore.db.models import DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, new_id
+from blockstore.db.models import IS_TRUE, DefaultType, ExtraSpec, TypeAccess, Volume, VolumeType, is_required, new_id
 from blockstore.db.session import insert_if_absent
 from blockstore.errors import BadRequest, Conflict, InvalidInput, NotFound, listed
 from blockstore.microversions import TYPE_FILTER_EXTRA_SPECS
@@ -346,5 +346,5 @@ def refuse_used(call: Call, row: VolumeType, sentence: str) -> None:
 
 
 def _check_specs(specs: Mapping[str, str | None]) -> None:
-    if all((specs.get(key) or "").strip() == "<is> True" for key in ("multiattach", "cacheable")):
-        raise BadRequest("The extra specs multiattach and cacheable cannot both be '<is> True'.")
+    if all(is_required(specs, name) for name in ("multiattach", "cacheable")):
+        raise BadRequest(f"The extra specs multiattach and cacheable cannot both be '{IS_TRUE}'.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 
 from blockstore.accounting import quotas
 from blockstore.api.attachments import disconnect
@@ -14,9 +14,9 @@ from blockstore.api.http.call import Call
 from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Routes
 from blockstore.api.types.types import find_type, size_bounds
-from blockstore.api.volumes.delete import MIGRATION_IDLE, delete_volume
-from blockstore.api.volumes.volumes import find_volume, touch
-from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, now
+from blockstore.api.volumes.delete import delete_volume
+from blockstore.api.volumes.volumes import ACTION, find_volume, touch
+from blockstore.db.models import Attachment, QosSpecs, Snapshot, Volume, VolumeType, not_migrating, now
 from blockstore.errors import BadRequest, Conflict, InvalidInput, InvalidStatus, StateConflict
 from blockstore.microversions import EXTEND_ATTACHED, VOLUME_REVERT
 from blockstore.operations import states, transitions
@@ -25,8 +25,6 @@ from blockstore.operations.states import A, S, V
 from blockstore.schemas import volumes as schemas
 
 routes = Routes()
-
-ACTION = "/volumes/<volume_id>/action"
 
 
 @routes.action(ACTION, "os-extend", policy="volume:extend", body=schemas.ExtendBody)
@@ -234,8 +232,3 @@ def update_readonly_flag(call: Call, volume_id: str, body: Mapping[str, Any]) ->
         raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it must be available.")
     readonly = str(body["flag"]["readonly"])
     touch(call, volume, admin_metadata={**volume.admin_metadata, "readonly": readonly})
-
-
-def not_migrating() -> Any:
-    """Return the condition that a volume is not being migrated."""
-    return or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE))

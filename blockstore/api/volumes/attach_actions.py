@@ -25,9 +25,8 @@ from blockstore.api.attachments import (
 )
 from blockstore.api.http.call import Call, Deferred
 from blockstore.api.http.routes import Routes
-from blockstore.api.volumes.actions import ACTION, not_migrating
-from blockstore.api.volumes.volumes import find_volume
-from blockstore.db.models import Attachment, Volume, new_id, now
+from blockstore.api.volumes.volumes import ACTION, find_volume
+from blockstore.db.models import Attachment, Volume, new_id, not_migrating, now
 from blockstore.errors import BadRequest, InvalidStatus, NotFound, StateConflict
 from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import Operation
@@ -76,7 +75,7 @@ def _unreserve(call: Call, volume: Volume) -> None:
 def begin_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Record that a server begins to detach the volume."""
     volume = find_volume(call, volume_id, lock=True)
-    if volume.migration_status and volume.migration_status not in ("success", "error", "deleting"):
+    if volume.is_migrating:
         return  # compat: nothing is done while the volume is being migrated, without an error
     try:
         transitions.move(

@@ -15,6 +15,7 @@ from blockstore.api.metadata import OF_IMAGES, OF_VOLUMES
 from blockstore.api.types.types import default_type, find_type, size_bounds
 from blockstore.api.volumes.volumes import find_volume, shown
 from blockstore.db.models import (
+    IS_TRUE,
     Snapshot,
     Volume,
     VolumeType,
@@ -57,7 +58,7 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
             f"Invalid volume type: volumes of type {volume_type.name} are to be encrypted, and this service holds no"
             " keys yet. Use another type."
         )
-    multiattach = (volume_type.extra_specs.get("multiattach") or "").strip() == "<is> True"
+    multiattach = volume_type.multiattach
     if multiattach:
         call.enforce("volume:multiattach")
     volume = Volume(
@@ -107,7 +108,7 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
         raise BadRequest(f"Only one source may be given, not {' and '.join(named)}.")
     if asked.get("multiattach"):
         raise InvalidInput(
-            "volume.multiattach", True, "Ask for a volume type whose extra spec multiattach is '<is> True'."
+            "volume.multiattach", True, f"Ask for a volume type whose extra spec multiattach is '{IS_TRUE}'."
         )
     for name, noun in (("group_id", "Group"), ("consistencygroup_id", "Consistency group"), ("backup_id", "Backup")):
         if asked.get(name):

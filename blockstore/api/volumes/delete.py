@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from marshmallow import ValidationError
 from sqlalchemy import (
     ColumnElement,
     and_,
@@ -16,35 +15,36 @@ from blockstore.accounting import quotas
 from blockstore.api.admin.services import refuse_frozen
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
+from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
 from blockstore.api.volumes.volumes import find_volume
 from blockstore.db.models import (
     Attachment,
     OperationRow,
     Snapshot,
     Volume,
+    not_migrating,
 )
-from blockstore.errors import InvalidInput, InvalidStatus, StateConflict
+from blockstore.errors import InvalidStatus, StateConflict
 from blockstore.microversions import (
     DELETE_FORCE,
 )
 from blockstore.operations import journal, states, transitions
 from blockstore.operations.catalogue import DeleteSnapshot, DeleteVolume
 from blockstore.operations.states import S, V
-from blockstore.schemas.base import bool_like
+from blockstore.schemas.base import query_flag
 
 routes = Routes()
 
 DELETABLE = (V.AVAILABLE, V.ERROR, V.ERROR_RESTORING, V.ERROR_EXTENDING, V.ERROR_MANAGING)
-MIGRATION_IDLE = ("deleting", "error", "success")
 
 
 @routes.delete("/volumes/<volume_id>", policy="volume:delete")
 def remove(call: Call, volume_id: str) -> None:
     """Accept the deletion of a volume; with ``cascade``, of its snapshots too."""
-    force = call.version >= DELETE_FORCE and _switch(call, "force")
+    force = call.version >= DELETE_FORCE and query_flag(call.query, "force")
     if force:
         call.enforce("volume:force_delete")
-    delete_volume(call, volume_id, force=force, cascade=_switch(call, "cascade"))
+    delete_volume(call, volume_id, force=force, cascade=query_flag(call.query, "cascade"))
 
 
 def delete_volume(call: Call, volume_id: str, *, force: bool, cascade: bool = False) -> None:
@@ -89,7 +89,7 @@ def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
     """Return the conditions under which a volume may be deleted."""
     conditions: list[ColumnElement[bool]] = [
         Volume.attach_status != "attached",
-        or_(Volume.migration_status.is_(None), Volume.migration_status.in_(MIGRATION_IDLE)),
+        not_migrating(),
         Volume.group_id.is_(None),
     ]
     if not force:
@@ -106,7 +106,7 @@ def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = 
     said = f"Invalid volume: volume {volume.id} cannot be {done}: "
     if volume.attach_status == "attached":
         return said + "it is attached."
-    if volume.migration_status and volume.migration_status not in MIGRATION_IDLE:
+    if volume.is_migrating:
         return said + f"it is being migrated ({volume.migration_status})."
     if volume.group_id:
         return said + f"it belongs to group {volume.group_id}."
@@ -130,18 +130,12 @@ def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:
             raise InvalidStatus(f"Invalid volume: volume {volume.id} has snapshots of another project.")
         if snapshot.status == S.DELETING:
             continue
-        if not force and snapshot.status not in (S.AVAILABLE, S.ERROR):
+        if not force and snapshot.status not in SNAPSHOT_DELETABLE:
             raise InvalidStatus(
-                f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status}; it must be available or error."
+                f"Invalid volume: its snapshot {snapshot.id} is {snapshot.status};"
+                f" it must be {' or '.join(SNAPSHOT_DELETABLE)}."
             )
         operation = call.operation(DeleteSnapshot, snapshot, volume_id=volume.id, came_from=snapshot.status)
         transitions.move(
             call.session, states.SNAPSHOT, snapshot.id, S.DELETING, only_from=(snapshot.status,), operation=operation
         )
-
-
-def _switch(call: Call, name: str) -> bool:
-    try:
-        return bool_like(call.query.get(name, "False"))
-    except ValidationError as exc:
-        raise InvalidInput(name, call.query[name], exc.messages[0]) from None

@@ -8,12 +8,10 @@ from typing import Any
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES
-from blockstore.api.volumes.volumes import METADATA_LOCKED, find_volume, touch
+from blockstore.api.volumes.volumes import ACTION, METADATA_LOCKED, find_volume, touch
 from blockstore.schemas import image_metadata as schemas
 
 routes = Routes()
-
-ACTION = "/volumes/<volume_id>/action"
 
 
 @routes.action(

@@ -13,7 +13,7 @@ from sqlalchemy import exists, or_, select
 
 from blockstore.accounting import quotas, reservations
 from blockstore.accounting.pool_reports import PoolReport
-from blockstore.api.admin.services import VOLUME
+from blockstore.api.admin.services import refuse_disabled
 from blockstore.api.holds import keep_project
 from blockstore.api.http.call import Call, WithoutSession
 from blockstore.api.http.routes import Routes
@@ -24,10 +24,9 @@ from blockstore.api.snapshots import find_snapshot
 from blockstore.api.snapshots import insert_with_operation as snapshot_born
 from blockstore.api.snapshots import shown as snapshots_shown
 from blockstore.api.types.types import default_type, find_type
-from blockstore.api.volumes.actions import ACTION
 from blockstore.api.volumes.delete import DELETABLE, removable, why_not_removable
-from blockstore.api.volumes.volumes import VolumeView, find_volume
-from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume, VolumeType, new_id, now
+from blockstore.api.volumes.volumes import ACTION, VolumeView, find_volume
+from blockstore.db.models import Attachment, Snapshot, Volume, VolumeType, new_id, now
 from blockstore.errors import (
     BackendError,
     BadRequest,
@@ -154,18 +153,14 @@ def _pool(call: Call, host: str | None, cluster: str | None) -> PoolReport:
         raise InvalidInput("host", host, "Exactly one of host and cluster is needed.")
     if cluster is not None:
         raise BadRequest(f"There is no cluster {cluster}; name a host, NODE@BACKEND or NODE@BACKEND#POOL.")
-    reports = [report for name, report in call.core.pool_reports.reports().items() if host in (name, report.backend)]
+    reports = call.core.pool_reports.of_host(host or "")
     if len(reports) != 1:
         names = ", ".join(sorted(call.core.pool_reports.reports()))
         what = f"{host} has several pools; name one" if reports else f"there is no pool {host}"
         raise BadRequest(f"Invalid host: {what}: {names}.")
     if not reports[0].up:
         raise BadRequest(f"Invalid host: {host} is down: {reports[0].reason}")
-    service = call.session.get(ServiceRow, (VOLUME, reports[0].backend))
-    if service is not None and service.disabled:
-        raise BadRequest(
-            f"Invalid host: {reports[0].backend} is disabled: {service.disabled_reason or 'no reason given'}."
-        )
+    refuse_disabled(call, reports[0].backend)
     return reports[0]
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 from sqlalchemy import select
 
-from blockstore.api.admin.services import VOLUME, switch
+from blockstore.api.admin.services import refuse_disabled, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
-from blockstore.api.volumes.actions import ACTION, not_migrating
-from blockstore.api.volumes.volumes import find_volume
-from blockstore.db.models import Attachment, ServiceRow, Snapshot, Volume
+from blockstore.api.volumes.volumes import ACTION, find_volume
+from blockstore.db.models import Attachment, Snapshot, Volume, not_migrating
 from blockstore.errors import BadRequest, InvalidInput, InvalidStatus, NotFound, StateConflict
 from blockstore.operations import states, transitions
 from blockstore.operations.catalogue import PlaceMigration
 from blockstore.operations.states import V
 from blockstore.schemas import migration as schemas
+from blockstore.service_names import VOLUME_SERVICE
 
 routes = Routes()
 
@@ -47,17 +47,13 @@ def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 
 def _check_destination(call: Call, volume: Volume, host: str) -> None:
-    reports = [report for name, report in call.core.pool_reports.reports().items() if host in (name, report.backend)]
+    reports = call.core.pool_reports.of_host(host)
     if not reports:
         known = ", ".join(sorted(call.core.pool_reports.reports()))
         raise BadRequest(f"Invalid host: there is no backend or pool {host}; there are {known}.")
     if host == volume.host or [report.name for report in reports] == [volume.host]:
         raise BadRequest(f"Invalid host: volume {volume.id} is on {volume.host} already.")
-    service = call.session.get(ServiceRow, (VOLUME, reports[0].backend))
-    if service is not None and service.disabled:
-        raise BadRequest(
-            f"Invalid host: {reports[0].backend} is disabled: {service.disabled_reason or 'no reason given'}."
-        )
+    refuse_disabled(call, reports[0].backend)
     if not any(report.up for report in reports):
         raise BadRequest(f"Invalid host: {host} is down: {reports[0].reason}")
     source = call.core.pool_reports.get(volume.host or "")
@@ -126,7 +122,7 @@ def drain(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         raise BadRequest(f"Invalid host: there is no backend {host}; name one as NODE@BACKEND.")
     plan = call.core.plan_drain(call.session, host)
     if not dry_run:
-        switch(call, VOLUME, host, disabled=True, reason=DRAINED)
+        switch(call, VOLUME_SERVICE, host, disabled=True, reason=DRAINED)
         for item in plan:
             if item["destination"] is not None:
                 _begin_of(call, item)

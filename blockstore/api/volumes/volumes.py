@@ -29,6 +29,7 @@ from blockstore.db.models import (
     VolumeImageMetadata,
     VolumeMetadata,
     VolumeType,
+    is_on_backend,
     now,
 )
 from blockstore.errors import InvalidStatus, NotFound
@@ -47,6 +48,8 @@ from blockstore.schemas.base import is_uuid, timestamp
 
 routes = Routes()
 
+ACTION = "/volumes/<volume_id>/action"
+
 
 LISTING = listing.Listing(
     model=Volume,
@@ -60,7 +63,7 @@ LISTING = listing.Listing(
             Volume.id, VolumeImageMetadata, VolumeImageMetadata.volume_id, "glance_metadata"
         ),
         # compat: NODE@BACKEND means all its pools
-        "host": lambda call, value: or_(Volume.host == value, Volume.host.startswith(f"{value}#", autoescape=True)),
+        "host": lambda call, value: or_(Volume.host == value, is_on_backend(Volume.host, value)),
         "bootable": listing.boolean(Volume.bootable, "bootable", BOOTABLE_STRICT),
         "created_at": listing.compared_time(Volume.created_at, "created_at", TIME_FILTERS),
         "updated_at": listing.compared_time(Volume.updated_at, "updated_at", TIME_FILTERS),
