@@ -301,13 +301,11 @@ def test_operation_list_all_and_of_one_resource(state: Path) -> None:
 
 def test_operation_list_says_when_there_is_nothing(start_service: Callable[..., Service], tmp_path: Path) -> None:
     start_service(make_config(tmp_path / "state"))
-    assert said("operation", "list", "--state-dir", tmp_path / "state") == "Nothing waits or runs.\n"
+    assert said("operation", "list", "--state-dir", tmp_path / "state") == "No operations are waiting or running.\n"
 
 
 def test_operation_list_without_a_database_is_one_sentence(tmp_path: Path) -> None:
-    assert f"There is no database in {tmp_path}/none yet" in refused(
-        "operation", "list", "--state-dir", tmp_path / "none"
-    )
+    assert f"There is no database in {tmp_path}/none." in refused("operation", "list", "--state-dir", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -334,7 +332,7 @@ def test_operation_cancel_asks_what_may_be_stopped(state: Path) -> None:
 
 def test_operation_cancel_refuses_what_may_not_be_stopped(state: Path) -> None:
     half = refused("operation", "cancel", open_operation(state, "DeleteVolume"), "--state-dir", state)
-    assert "DeleteVolume cannot be stopped half-way without harm; it runs to its end." in half
+    assert "DeleteVolume cannot be stopped safely before its end." in half
     db = Database(f"sqlite:///{state}/blockstore.db")
     with db.read() as session:
         (done,) = (row.id for row in session.query(OperationRow) if row.kind == "CreateVolume" and row.state == "done")
@@ -425,7 +423,7 @@ def test_backend_check_that_fails_has_exit_status_1(tmp_path: Path, monkeypatch:
 
 
 def test_backend_check_of_none_that_is_configured_is_one_sentence(tmp_path: Path) -> None:
-    assert "There is no backend x; configured are directory." in refused(
+    assert "There is no backend x. The configured backends are directory." in refused(
         "backend", "check", "x", "--state-dir", tmp_path
     )
 

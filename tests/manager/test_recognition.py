@@ -153,15 +153,18 @@ def test_storage_that_is_new_is_accepted_and_users_are_told(start_service: Start
     def accept(found: str) -> subprocess.CompletedProcess[str]:
         return blockstore("backend", "accept", "files", "--found", found, "--config", file, "--state-dir", state)
 
-    assert accept(identity).stderr == f"blockstore: No storage of files is {identity} now; nothing was changed.\n"
+    assert (
+        accept(identity).stderr
+        == f"blockstore: No storage of files has the identity {identity}; nothing was changed.\n"
+    )
     assert not (path / ".blockstore-identity").exists()
     done = accept("none")
     assert done.returncode == 0, done.stderr
     fresh = (path / ".blockstore-identity").read_text().split()[0]
     assert fresh != identity
-    assert f"is the storage {fresh} from now on; before it was {identity}." in done.stdout
+    assert f"now has the storage {fresh}; before, it was {identity}." in done.stdout
     assert [line.strip() for line in done.stdout.splitlines()[-2:]] == [lost["id"], snapshot["id"]]
-    assert "On it are 1 volumes" in done.stdout
+    assert "1 volumes and snapshots of the service are on it." in done.stdout
 
     service.report()
     assert [report.up for report in service.pool_reports.reports().values()] == [True]

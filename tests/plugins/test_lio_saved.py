@@ -107,7 +107,7 @@ def test_the_command_needs_neither_service_nor_kernel(file: Path, tmp_path: Path
     file.write_text(json.dumps(entries(owner)))
     argv = ["attachment", "forget-saved", "--config", str(config)]
     said = CliRunner().invoke(main, argv)
-    assert (said.exit_code, said.output) == (0, "Of the target iscsi, 2 saved entries were taken out.\n")
+    assert (said.exit_code, said.output) == (0, "Removed 2 saved entries of the target iscsi.\n")
     assert owner not in file.read_text()
     assert CliRunner().invoke(main, argv).output == ""
 
