@@ -861,9 +861,9 @@ def test_a_bug_in_a_target_is_told_without_its_words(attach_service: SharedServi
     attach_service.target.fail["export"] = RuntimeError("s3cret")
     answer = reserve(member, attach_service.volume(member), connector=CONNECTOR)
     assert (answer.status, b"s3cret" in answer.body) == (503, False)
-    assert "An internal error stopped it. Ask your administrator." in answer.message
+    assert "An internal error stopped the operation. Ask your administrator." in answer.message
     full = attach_service.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
-    assert "an internal error (RuntimeError) stopped it" in full["user_message"]
+    assert "an internal error (RuntimeError) stopped the operation" in full["user_message"]
 
 
 @pytest.fixture

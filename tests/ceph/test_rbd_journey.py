@@ -273,7 +273,7 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
     service.report()
     (report,) = service.pool_reports.reports().values()
     assert report.reason is not None
-    assert f"{recorded} is recorded, and {found} is there" in report.reason
+    assert f"{recorded} is recorded, and {found} was found" in report.reason
     api.volume()
     assert ceph.run("rbd", "ls", "anew") == ""
     assert api.get("/limits")["limits"]["absolute"]["totalVolumesUsed"] == 3

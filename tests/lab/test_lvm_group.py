@@ -90,7 +90,7 @@ def test_a_guests_disk_with_a_group_of_our_name(disk: Disk, lvm_type: str, caplo
         # Ours goes away, and theirs is all that is left of the name.
         run("vgchange", "--devices", disk.device, "-an", disk.vg)
         run("losetup", "-d", disk.device)
-        with pytest.raises(Unreachable, match=f"{ours} is recorded, and .* is there.*on {guest}.*guest"):
+        with pytest.raises(Unreachable, match=f"{ours} is recorded, and .* was found.*on {guest}.*guest"):
             b.prove_identity()
         for call in (lambda: b.create_volume(VOLUME, 1), lambda: b.delete_volume(VOLUME)):
             with pytest.raises(Unreachable, match=f"{ours}.*not used: .* on {guest}"):
