@@ -52,7 +52,7 @@ def set_one(call: Call, snapshot_id: str, key: str, body: Mapping[str, Any]) -> 
     """Set one pair."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
     if key not in body["meta"]:
-        raise BadRequest(f"The body's one key must be that of the URL, {key}.")
+        raise BadRequest(f"The body must have one key, that of the URL: {key}.")
     touch(call, snapshot)
     OF_SNAPSHOTS.merge(call.session, snapshot_id, body["meta"])
     return {"meta": body["meta"]}

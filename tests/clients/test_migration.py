@@ -111,7 +111,7 @@ class TestTwoBackends:
         volume = self.shown(cloud, made["id"])
         assert (volume["status"], volume["size"], volume["bootable"]) == ("available", 1, "true")
         assert begins(cloud, volume) == b"theirs"
-        assert "is managed already" in cloud.cinder_fails("manage", FIRST, f"volume-{made['id']}.raw")
+        assert "is already managed" in cloud.cinder_fails("manage", FIRST, f"volume-{made['id']}.raw")
 
         shot = cloud.cinder_shown("snapshot-create", made["id"], "--name", name)["id"]
         cloud.settle()
@@ -188,7 +188,7 @@ class TestTwoBackends:
         cloud.settle()
         volume = storage.get_volume(made.id)
         assert (volume.status, volume.migration_status, volume.host) == ("available", "success", f"{SECOND}#other")
-        with pytest.raises(exceptions.BadRequestException, match="does not wait for anybody"):
+        with pytest.raises(exceptions.BadRequestException, match="cannot be completed by a request"):
             storage.complete_volume_migration(made.id, made.id)
         kind = storage.create_type(name=name, extra_specs={"volume_backend_name": "disk"})
         storage.retype_volume(made.id, kind.id, "on-demand")

@@ -43,7 +43,7 @@ MOST_CACHED = 2_000
 MAX_TOKEN = 8 << 10
 """Characters of a token: more than any token provider of Keystone uses."""
 AWAY = "Keystone does not answer. Try again later."
-CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again later."
+CROWDED = "Too many requests with unknown tokens are waiting for Keystone. Try again later."
 
 
 class Strangers:
@@ -151,7 +151,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             except Away:
                 raise
             except Exception as exc:  # it was too slow, or something else answers at its address
-                repeats.log(logging.ERROR, AWAY, "Keystone did not say whether a token is good: %r", exc)
+                repeats.log(logging.ERROR, AWAY, "Keystone could not validate a token: %r", exc)
                 raise Away(AWAY) from exc
         self._cache.put(key, said)
         return said

@@ -63,7 +63,7 @@ def set_one(call: Call, volume_id: str, key: str, body: Mapping[str, Any]) -> di
     """Set one pair."""
     volume = find_volume(call, volume_id, lock=True)
     if key not in body["meta"]:
-        raise BadRequest(f"The body's one key must be that of the URL, {key}.")
+        raise BadRequest(f"The body must have one key, that of the URL: {key}.")
     _check_if_match(call, volume_id)
     touch(call, volume, not_while=LOCKED)
     OF_VOLUMES.merge(call.session, volume_id, body["meta"])
