@@ -149,7 +149,7 @@ def test_what_was_planted_is_neither_opened_nor_made(mine: Path, kind: str) -> N
         lambda: private_files.check_file(mine / "f"),
         lambda: private_files.read(mine / "f"),
     ):
-        with pytest.raises(PermissionError, match="which blockstore never makes"):
+        with pytest.raises(PermissionError, match="which blockstore never creates"):
             attempt()
     assert other.read_text() == "precious"
     assert not (mine / "nowhere").exists()

@@ -220,7 +220,9 @@ def test_what_cinder_made_is_taken_over_and_deleted(api: Client, ceph: Ceph) -> 
     idle(api)
     assert api("DELETE", f"/snapshots/{shot}").status == 202
     idle(api)
-    assert f"clones of the old format: volumes/{old}.clone. Delete each, or make it independent" in reason(api, shot)
+    assert (f"clones of the old format: volumes/{old}.clone. Delete each clone, or make it independent") in reason(
+        api, shot
+    )
     ceph.run("rbd", "flatten", "--no-progress", f"volumes/{old}.clone")
     assert api("DELETE", f"/snapshots/{shot}").status == 202
     idle(api)

@@ -61,7 +61,7 @@ def turn_read_only() -> None:
 
 
 TOLD: dict[Callable[[], None], str] = {
-    stop_server: "The NFS server of 127.0.0.1:/small does not answer as it should: .*Look at the server",
+    stop_server: "The NFS server of 127.0.0.1:/small does not answer correctly: .*Check the server",
     fill_up: "did not fit.* GiB free|No space left.* GiB free",
     turn_read_only: "127.0.0.1:/small is read-only. Export it read-write on its server",
 }
