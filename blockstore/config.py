@@ -321,7 +321,7 @@ def load(path: Path | None) -> Config:
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}.") from exc
     except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: it is not text in UTF-8.") from exc
+        raise ConfigError(f"{path}: the file is not UTF-8 text.") from exc
     except configparser.ParsingError as exc:  # from None: its text quotes the line, which may hold a password
         line = getattr(exc, "lineno", None) or exc.errors[0][0]
         raise ConfigError(f"{path}: line {line} is neither a [section] nor NAME = VALUE in one.") from None
@@ -452,7 +452,7 @@ def _check(config: Config) -> None:
     ):
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"{where}[{prefix}{name}] stands there twice.")
+                raise ConfigError(f"{where}[{prefix}{name}] appears twice.")
     service = config.service
     for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("moves", 1, 256), ("max_limit", 1, 100_000)):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")

@@ -222,7 +222,7 @@ class StateConflict(BlockstoreError):
 class NoBackend(BlockstoreError):
     """No pool can take the volume; the message gives the reason for each pool."""
 
-    public_text = "No storage can take it. Ask your administrator."
+    public_text = "No storage can take the volume. Ask your administrator."
 
 
 class TryAgain(BlockstoreError):
@@ -249,7 +249,7 @@ class OperationCancelled(BlockstoreError):
 class BackendError(BlockstoreError):
     """A backend failed. ``retry_elsewhere``: another pool may succeed where this one failed."""
 
-    public_text = "The storage could not do it. Ask your administrator."
+    public_text = "The operation failed on the storage. Ask your administrator."
 
     retry_elsewhere: ClassVar[bool] = True
 
@@ -260,14 +260,14 @@ class BackendError(BlockstoreError):
 class NotSupported(BackendError):
     """This configured backend does not offer the operation, as its capabilities declare."""
 
-    public_text = "The storage of this volume does not offer it."
+    public_text = "The storage of this volume does not support the operation."
     untouched = True
 
 
 class NoSpace(BackendError):
     """The pool has no space left."""
 
-    public_text = "The storage has not enough space left. Ask for less, or ask your administrator."
+    public_text = "The storage does not have enough free space. Ask for less, or ask your administrator."
 
 
 class RefusedForSpace(NoSpace):
@@ -279,21 +279,21 @@ class RefusedForSpace(NoSpace):
 class VolumeMissing(BackendError):
     """The named volume or snapshot is not on the backend."""
 
-    public_text = "The storage does not have the volume or snapshot any more. Ask your administrator."
+    public_text = "The volume or snapshot is no longer on the storage. Ask your administrator."
     retry_elsewhere = False
 
 
 class NameTaken(BackendError):
     """The name exists on the backend with another size or kind."""
 
-    public_text = "The storage has something else in its place. Ask your administrator."
+    public_text = "The storage already uses the name of the volume or snapshot. Ask your administrator."
 
 
 class InUse(BackendError):
     """The volume is still in use by an open device or a dependent volume. Raised before the first change."""
 
     public_text = (
-        "The volume or snapshot is still in use: it is open somewhere, or something is made from it. Try again later."
+        "The volume or snapshot is still in use: it is open, or another volume depends on it. Try again later."
     )
     retry_elsewhere = False
     untouched = True
@@ -302,14 +302,14 @@ class InUse(BackendError):
 class InvalidConnector(BackendError):
     """The initiator's connector does not hold what the target needs."""
 
-    public_text = "The connector does not say what the storage of this volume needs. Ask your administrator."
+    public_text = "The connector lacks data that the storage of this volume needs. Ask your administrator."
     retry_elsewhere = False
 
 
 class SessionAlive(BackendError):
     """The target could not prove that an initiator's session has ended."""
 
-    public_text = "A server still has the volume open. Let go of it there, and try again."
+    public_text = "A server still has the volume open. Close it there, and try again."
     retry_elsewhere = False
 
 
@@ -344,7 +344,7 @@ class DiskFull(BackendError):
 class OutOfFiles(BackendError, TryAgain):
     """This process, or the node, has no file descriptor or process left. The storage is not the cause."""
 
-    public_text = "The service has too many files open at the moment. It is tried again."
+    public_text = "The service has too many files open at the moment. It will retry the operation."
 
     retry_elsewhere = False
 
@@ -356,7 +356,7 @@ class ToolFailed(BackendError):
 
     def __init__(self, argv: tuple[str, ...], code: int, stderr: str):
         self.argv, self.code, self.stderr = argv, code, stderr
-        said = " ".join(stderr.split())[:500] or "it printed nothing"
+        said = " ".join(stderr.split())[:500] or "no output"
         super().__init__(f"{argv[0]} failed with exit status {code}: {said}")
 
 

@@ -88,8 +88,8 @@ def foreign_code() -> str | None:
     if owner in (0, os.geteuid()):
         return None
     return (
-        f"{user_name(os.geteuid())} runs the code in {CODE}, which belongs to {user_name(owner)}: whoever may write"
-        f" there may do here what {user_name(os.geteuid())} may. Where that is too much, install blockstore as root"
+        f"{user_name(os.geteuid())} runs the code in {CODE}, which belongs to {user_name(owner)}: users who can change"
+        f" this code have all rights of {user_name(os.geteuid())}. To prevent that, install blockstore as root"
     )
 
 
@@ -107,7 +107,7 @@ def _files(spec: Any) -> Iterator[Path]:
 
 def _refuse_weak(path: Path, owners: frozenset[int], what: str) -> None:
     if reason := _weak(path, owners):
-        raise ConfigError(f"{what} lies in {path}, and is not loaded: {reason}.")
+        raise ConfigError(f"{what} is not loaded from {path}: {reason}.")
 
 
 @functools.cache

@@ -50,11 +50,9 @@ def prove_directory(path: Path) -> None:
         )
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        raise _refused(
-            path, f"it has mode {mode:04o}, and must be closed to other users; `chmod 700 {path}` makes it right"
-        )
+        raise _refused(path, f"it has mode {mode:04o}, and other users must have no access; run `chmod 700 {path}`")
     if reason := weak_place(path, {0, os.geteuid()}):
-        raise _refused(path, f"others could replace it, for {reason}")
+        raise _refused(path, f"others could replace it: {reason}")
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -174,7 +172,7 @@ def _prove(path: Path, found: os.stat_result, names: int) -> None:
 
 def _planted(path: Path, what: str) -> PermissionError:
     return _refused(
-        path, f"it is {what}, which blockstore never makes, and is not used; find out who put it there, then remove it"
+        path, f"it is {what}, which blockstore never creates and does not use; find out who created it, then remove it"
     )
 
 
@@ -224,7 +222,7 @@ def explained(directory: Path, what: str = "") -> Iterator[None]:
             raise _full(directory, str(cause), "the database") from exc
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise ConfigError(
-                f"The database in the state directory {directory} cannot be used: {cause}. Look at its disk."
+                f"The database in the state directory {directory} cannot be used: {cause}. Check its disk."
             ) from exc
         raise
 

@@ -66,9 +66,9 @@ def _why_weak(place: Path, found: os.stat_result, owners: Collection[int]) -> st
     if stat.S_ISLNK(mode) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
         return None
     if mode & stat.S_IWOTH:
-        return f"everybody may write to {place}; `chmod o-w {place}` makes it right"
+        return f"everybody can write to {place}; run `chmod o-w {place}`"
     if mode & stat.S_IWGRP and _has_strangers(found.st_gid, owners):
-        return f"the group {_group_name(found.st_gid)} may write to {place}; `chmod g-w {place}` makes it right"
+        return f"the group {_group_name(found.st_gid)} can write to {place}; run `chmod g-w {place}`"
     return None
 
 

@@ -40,8 +40,8 @@ def warn_of_empty_default(config: Config) -> None:
     default, known = config.service.availability_zone, set(zones_by_backend(config).values())
     if default not in known:
         log.warning(
-            "[service] availability_zone is %s, and no backend is in that zone: volumes that name no zone are refused."
-            " The zones of the backends are %s.",
+            "[service] availability_zone is %s, and no backend is in that zone: volumes created without a zone are"
+            " refused. The zones of the backends are %s.",
             default,
             _listed(known) or "none",
         )
@@ -64,8 +64,8 @@ def zone_of_new(
     allowed = known & set(of_type) if of_type else known
     if not allowed:
         raise BadRequest(
-            f"Volume type is only supported in these availability zones: {', '.join(of_type)}."
-            f" None of them has a backend; those with one are {_listed(known)}."
+            f"Volume type is only supported in these availability zones: {', '.join(of_type)}. None of these zones has"
+            f" a backend; zones with backends are {_listed(known)}."
             if of_type
             else "No backend is configured, so there is no availability zone for the volume."
         )

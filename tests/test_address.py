@@ -339,8 +339,8 @@ def test_commands_reach_a_service_that_listens_everywhere_by_the_name_of_its_cer
     done = run("openrc")
     assert "export OS_AUTH_URL=https://cloud.invalid:" in done.stdout
     assert done.stderr == (
-        f"blockstore: nothing answers at https://cloud.invalid:{port}, where it last served from {process.state_dir};"
-        " this is for when it does.\n"
+        f"blockstore: nothing answers at https://cloud.invalid:{port}, the last address of the service with"
+        f" {process.state_dir}; this output works once it is started.\n"
     )
 
 

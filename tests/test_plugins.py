@@ -80,11 +80,11 @@ def test_plugin_that_others_could_change_is_not_imported(site: Path, place: str,
         need_root()
         os.chown(path, 1 if who == "daemon" else 0, 1)
         path.chmod(path.stat().st_mode | (0o020 if who != "daemon" else 0))
-    with pytest.raises(ConfigError, match=r"\[backend:x\] the plugin planted lies in .*, and is not loaded: ") as told:
+    with pytest.raises(ConfigError, match=r"\[backend:x\] the plugin planted is not loaded from .*: ") as told:
         find()
     assert str(path) in told.value.message
     plugins._weak.cache_clear()
-    with pytest.raises(ConfigError, match="and is not loaded"):
+    with pytest.raises(ConfigError, match="is not loaded from"):
         loading.load(loading.FILTERS, ["planted"])
     assert not (site / "planted_package" / "imported").exists()
 
@@ -93,7 +93,7 @@ def test_cached_code_that_others_could_change_is_not_imported(site: Path) -> Non
     cache = site / "planted_package" / "__pycache__"
     cache.mkdir()
     cache.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"everybody may write to .*__pycache__"):
+    with pytest.raises(ConfigError, match=r"everybody can write to .*__pycache__"):
         find()
 
 

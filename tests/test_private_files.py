@@ -74,7 +74,7 @@ def test_directory_of_another_user_is_refused(mine: Path) -> None:
 
 def test_ancestor_that_others_may_write_to_is_refused(mine: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(ConfigError, match=f"everybody may write to {tmp_path}; `chmod o-w {tmp_path}`"):
+    with pytest.raises(ConfigError, match=f"everybody can write to {tmp_path}; run `chmod o-w {tmp_path}`"):
         private_files.prepare_state_dir(mine)
     tmp_path.chmod(0o1777)  # as /tmp is
     assert private_files.prepare_state_dir(mine) == mine
@@ -95,7 +95,7 @@ def test_group_of_nobody_else_may_write_to_an_ancestor(mine: Path, tmp_path: Pat
     tmp_path.chmod(0o770)
     assert private_files.prepare_state_dir(mine) == mine
     os.chown(tmp_path, 0, 1)  # daemon is a member
-    with pytest.raises(ConfigError, match="the group daemon may write"):
+    with pytest.raises(ConfigError, match="the group daemon can write"):
         private_files.prepare_state_dir(mine)
 
 
@@ -149,7 +149,7 @@ def test_what_was_planted_is_neither_opened_nor_made(mine: Path, kind: str) -> N
         lambda: private_files.check_file(mine / "f"),
         lambda: private_files.read(mine / "f"),
     ):
-        with pytest.raises(PermissionError, match="which blockstore never makes"):
+        with pytest.raises(PermissionError, match="which blockstore never creates"):
             attempt()
     assert other.read_text() == "precious"
     assert not (mine / "nowhere").exists()

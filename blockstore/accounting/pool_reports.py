@@ -26,8 +26,8 @@ def other_block_size(present: int, there: int) -> str | None:
     if present == there:
         return None
     return (
-        f"its blocks have {there} bytes and those of the volume {present}; its consumer would not find the partitions"
-        " any more. Copy its files to a new volume instead"
+        f"its block size is {there} bytes and the volume's is {present}; the consumer would no longer find the"
+        " partitions. Copy the files to a new volume instead"
     )
 
 

@@ -28,8 +28,8 @@ def check_attachments(call: Call, volume: Volume, *, exported: bool = True) -> N
         return  # the first of each volume is always allowed; the quota of volumes bounds their number
     if 0 <= config.attachments_per_volume <= present:
         raise OverQuota(
-            f"AttachmentLimitExceeded: Maximum number of attachments allowed ({config.attachments_per_volume}) exceeded"
-            f" for volume {volume.id}: it has {present}. End some of them first."
+            f"AttachmentLimitExceeded: Maximum number of attachments allowed ({config.attachments_per_volume})"
+            f" exceeded for volume {volume.id}: it has {present}. Delete some of them first."
         )
     limit = config.attachments_per_project
     if limit < 0 or not exported:
@@ -43,6 +43,7 @@ def check_attachments(call: Call, volume: Volume, *, exported: bool = True) -> N
     ).scalar_one()
     if further >= limit:
         raise OverQuota(
-            f"AttachmentLimitExceeded: Maximum number of attachments allowed ({limit} in a project, beside the first of"
-            f" each volume) exceeded for project {volume.project_id}: it has {further}. End some of them first."
+            f"AttachmentLimitExceeded: Maximum number of attachments allowed ({limit} in a project, not counting the"
+            f" first of each volume) exceeded for project {volume.project_id}: it has {further}. Delete some of them"
+            " first."
         )

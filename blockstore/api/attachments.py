@@ -265,7 +265,7 @@ def who_holds(call: Call, volume: Volume) -> str:
         return ""
     held = attachments_of(call, volume)
     if not held or not call.ctx.is_admin:
-        return "It is taken."
+        return "It is reserved or attached already."
     row = held[0]
     server = f"server {row.instance_uuid}" if row.instance_uuid else "no server"
     return f"It is held by attachment {row.id} ({server}, host {row.host_name or 'unknown'})."
@@ -274,7 +274,7 @@ def who_holds(call: Call, volume: Volume) -> str:
 def fit(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any]) -> None:
     """Store a connector in an attachment. Raise BadRequest if it cannot work or the caller may not use it."""
     if connector.get(ATTACH_LOCAL) is not None and not call.ctx.is_admin:
-        raise BadRequest(f"The connector's {ATTACH_LOCAL} is for administrators.")
+        raise BadRequest(f"Only administrators may set {ATTACH_LOCAL} in a connector.")
     if volume.host is None:
         raise InvalidStatus(f"Invalid volume: volume {volume.id} has not been placed on a pool.")
     _check_mode(volume, connector.get("mode"))
@@ -355,7 +355,9 @@ def check_outcome(call: Call, operation: Operation) -> None:
         return
     what = f"Attachment {operation.resource_id}"
     if ended.state == "open":
-        raise ServiceUnavailable(f"{what} is still {operation.status}, and goes on; look at its status.")
+        raise ServiceUnavailable(
+            f"{what} is still {operation.status}, and the operation continues; check the status of the attachment."
+        )
     status = call.session.execute(select(Attachment.status).where(Attachment.id == operation.resource_id)).scalar()
     settled_as_before = status is not None and not status.startswith("error_")
     said: type[BlockstoreError] = Conflict if settled_as_before or ended.state == "cancelled" else ServiceUnavailable

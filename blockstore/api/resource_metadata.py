@@ -89,7 +89,7 @@ class MetadataEndpoints:
         """Set one pair."""
         resource = self.find(call, resource_id, lock=True)
         if key not in body["meta"]:
-            raise BadRequest(f"The body's one key must be that of the URL, {key}.")
+            raise BadRequest(f"The body must have one key, that of the URL: {key}.")
         self._check_if_match(call, resource_id)
         self.touch(call, resource)
         self.pairs.merge(call.session, resource_id, body["meta"])

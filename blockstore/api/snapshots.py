@@ -181,7 +181,9 @@ def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> 
     """Refuse a volume whose status does not allow a snapshot."""
     if call.version >= SNAPSHOT_IN_USE:
         if asked.get("force") is False:
-            raise InvalidInput("snapshot.force", False, "Since 3.66 volumes in use need no force; leave it out.")
+            raise InvalidInput(
+                "snapshot.force", False, "Since microversion 3.66, volumes in use do not need force; leave it out."
+            )
         in_use_too = True
     else:
         in_use_too = bool(asked.get("force"))
@@ -289,8 +291,8 @@ def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None
         )
     if asked["status"] != snapshot.status and any(journal.is_covered(call.session, kind, snapshot_id) for kind in OURS):
         raise InvalidStatus(
-            f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status} by this service; a hypervisor may not"
-            " change that."
+            f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}, by an operation of this service; a"
+            " hypervisor may not change that."
         )
     touch(call, snapshot, progress=asked.get("progress", snapshot.progress))
     if asked["status"] != snapshot.status:

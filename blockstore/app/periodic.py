@@ -56,7 +56,7 @@ def unless_away(job: Callable[[], None]) -> None:
     try:
         job()
     except DatabaseAway as exc:
-        log.warning("left for the next time: %s", exc.detail)
+        log.warning("skipped until the next run: %s", exc.detail)
 
 
 def tidy(db: Database, config: ServiceConfig, state_dir: Path, may_go_on: Callable[[], bool]) -> None:

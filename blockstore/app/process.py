@@ -117,7 +117,8 @@ class StateLock:
         except OSError:
             os.close(self._fd)
             raise ConfigError(
-                f"Another blockstore serves from {self._path.parent}; stop it, or use --state-dir."
+                f"Another blockstore uses {self._path.parent}. Stop it, or choose another state directory with"
+                " --state-dir."
             ) from None
         return self
 
@@ -129,13 +130,13 @@ def refuse_open_door(config: Config, host: str) -> None:
     """Raise ConfigError if other hosts can reach a service without authentication. Warn of plain HTTP."""
     if config.service.auth == "none" and not config.service.insecure and not _is_loopback(host):
         raise ConfigError(
-            f"{host} can be reached by others, and without authentication everybody is an administrator."
-            " Listen on 127.0.0.1, or say --insecure if the network is yours alone."
+            f"Other hosts can reach {host}, and without authentication everybody is an administrator. Listen on"
+            " 127.0.0.1, or use --insecure if nobody else is on the network."
         )
     if config.service.tls_certificate is None and not _is_loopback(host):
         log.warning(
-            "%s can be reached by others, and without TLS they can read passwords, tokens and secrets of attachments on"
-            " the way: set tls_certificate and tls_key, or let a proxy speak HTTPS",
+            "other hosts can reach %s, and without TLS they can read passwords, tokens and secrets of attachments on"
+            " the network: set tls_certificate and tls_key, or use a proxy with HTTPS",
             host,
         )
 
@@ -163,10 +164,11 @@ def _run(service: Service, server: HttpServer) -> int:
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
     server.run()  # until a signal; then it has stopped taking requests
     log.info(
-        "stopping: no new requests; running operations may end within %g s", service.config.service.drain_timeout_s
+        "stopping: no new requests are accepted; running operations have %g s to finish",
+        service.config.service.drain_timeout_s,
     )
     clean = service.stop()
-    log.info("stopped; %s", "nothing was cut off" if clean else "what was cut off is resumed at the next start")
+    log.info("stopped; %s", "nothing was cut off" if clean else "interrupted operations are resumed at the next start")
     if not clean:
         # Otherwise the interpreter waits for the threads, which would work on after the state lock was released.
         logging.shutdown()

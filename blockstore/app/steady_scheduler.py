@@ -55,7 +55,9 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]
             return
         self._ahead += step_s
         step = datetime.timedelta(seconds=step_s)
-        log.warning("the system's clock was stepped by %.0f s; jobs go on at the times they would have had", step_s)
+        log.warning(
+            "the system's clock was stepped by %.0f s; the next times of all jobs are moved by the same step", step_s
+        )
         for job in self.get_jobs():
             if (due := getattr(job, "next_run_time", None)) is not None:
                 job.modify(next_run_time=due + step)

@@ -98,7 +98,7 @@ class BackgroundTasks:
             except _Leave:
                 pass
             except (BackendError, TryAgain) as exc:
-                log.info("%s: left for later: %s: %s", self._name, one.what, exc)
+                log.info("%s: postponed: %s: %s", self._name, one.what, exc)
             except Exception:
                 log.exception("%s: failed: %s", self._name, one.what)
 

@@ -55,7 +55,7 @@ def no_progress(_percent: int) -> None:
 def check_name(name: str) -> str:
     """Return the name if it is safe in a path and on a command line, else raise BackendError."""
     if not _NAME.fullmatch(name):
-        raise BackendError(f"{name!r} is not a name a backend accepts: a letter, then letters, digits, - and _.")
+        raise BackendError(f"{name!r} is not a valid name on a backend: a letter, then letters, digits, - and _.")
     return name
 
 
@@ -262,10 +262,10 @@ class Backend(ABC):
         """Return the error for storage that is not the recorded one; to be raised before the first change."""
         section = self.name if self.pool == self.name else f"{self.name}#{self.pool}"
         return NotRecognised(
-            f"The storage of {self.pool} is not the one that is known: {self.recognised or 'none'} is recorded, and"
-            f" {found or 'none'} is there. Bring the known storage back: is it mounted, and is this its place? Nothing"
-            f" is created or deleted meanwhile. If it is new for good, say so: blockstore backend accept {section}"
-            f" --found {found or 'none'}"
+            f"The storage of {self.pool} is not the recorded one: {self.recognised or 'none'} is recorded, and"
+            f" {found or 'none'} was found. Bring the recorded storage back: is it mounted, and is the place right?"
+            " Nothing is created or deleted meanwhile. To use the new storage for good: blockstore backend accept"
+            f" {section} --found {found or 'none'}"
         )
 
     def owner(self) -> str | None:

@@ -48,7 +48,7 @@ def prove() -> None:
     """Raise Unreachable if holders cannot be found on this system."""
     for path in (_PROC / "self/fd", _PROC / "self/mountinfo", _SYS / "dev/block"):
         if not os.access(path, os.R_OK):
-            raise Unreachable(f"{path} cannot be read, without which nobody knows who uses a volume. Mount it.")
+            raise Unreachable(f"{path} cannot be read, so processes that use a volume cannot be found. Mount it.")
 
 
 def find(things: Collection[Thing]) -> Mapping[Thing, tuple[str, ...]]:

@@ -44,10 +44,10 @@ for _command in (
 
 @main.command()
 @configured
-@click.option("--listen", help="HOST:PORT instead of the configured one.")
-@click.option("--insecure", is_flag=True, help="Serve without authentication where others can reach it.")
+@click.option("--listen", help="Listen on HOST:PORT instead of the configured address.")
+@click.option("--insecure", is_flag=True, help="Serve without authentication on an address that others can reach.")
 @click.option(
-    "--new-database", is_flag=True, help="Begin with an empty database in a state directory that has served before."
+    "--new-database", is_flag=True, help="Start with an empty database although the state directory was used before."
 )
 def serve(config: Config, listen: str | None, insecure: bool, new_database: bool) -> None:
     """Serve the API until SIGTERM."""
@@ -67,13 +67,13 @@ def serve(config: Config, listen: str | None, insecure: bool, new_database: bool
 
 @main.group()
 def db() -> None:
-    """Look after the database."""
+    """Manage the database."""
 
 
 @db.command("upgrade")
 @configured
 def db_upgrade(config: Config) -> None:
-    """Bring the database up to date, as every start does."""
+    """Upgrade the database to this version, as every start of the service does."""
     from blockstore import private_files
     from blockstore.app.process import StateLock
     from blockstore.db.migrations import HEAD, upgrade
@@ -82,4 +82,4 @@ def db_upgrade(config: Config) -> None:
         database = open_database(config)
         database.take_sole_use()
         aside = upgrade(database)
-    click.echo(f"The database is at revision {HEAD}." + (f" A copy of the old one: {aside}" if aside else ""))
+    click.echo(f"The database is at revision {HEAD}." + (f" The old database was copied to {aside}" if aside else ""))

@@ -20,7 +20,7 @@ def admin_client(config: Config) -> Callable[..., Any]:
     url = address.noted(config.state_dir)
     if url is None:
         raise BlockstoreError(
-            f"Nothing has served from {config.state_dir} yet. Start `blockstore serve`, or give this command the same"
+            f"No service has used {config.state_dir} yet. Start `blockstore serve`, or give this command the same"
             " --config and --state-dir as the service."
         )
     return LocalClient(
@@ -40,7 +40,10 @@ def _admin_token(config: Config) -> str | None:
         return None
     if config.service.auth == "keystone":
         if not os.environ.get("OS_TOKEN"):
-            raise BlockstoreError("Keystone knows the users: export OS_TOKEN=$(openstack token issue -f value -c id)")
+            raise BlockstoreError(
+                "The users are in Keystone. Give this command a token: export OS_TOKEN=$(openstack token issue -f"
+                " value -c id)"
+            )
         return os.environ["OS_TOKEN"]
     from blockstore.db.models import now
     from blockstore.identity import accounts, tokens

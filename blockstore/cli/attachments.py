@@ -18,7 +18,7 @@ from blockstore.errors import BlockstoreError
 @click.command()
 @configured
 @click.argument("volume")
-@click.option("--read-only", is_flag=True, help="For reading only.")
+@click.option("--read-only", is_flag=True, help="Attach the volume read-only.")
 def attach(config: Config, volume: str, read_only: bool) -> None:
     """Attach a volume (name or id) to this node, and print the path of its device or file."""
     from blockstore.app.wiring import local_connector
@@ -39,7 +39,7 @@ def attach(config: Config, volume: str, read_only: bool) -> None:
 @configured
 @click.argument("volume")
 def detach(config: Config, volume: str) -> None:
-    """Detach a volume (name or id) from this node; refused while something has it open."""
+    """Detach a volume (name or id) from this node. Refused while a process has it open."""
     from blockstore.app.wiring import local_connector
 
     ask = admin_client(config)
@@ -67,17 +67,17 @@ def _find_volume(ask: Callable[..., Any], volume: str) -> str:
 
 @click.group()
 def attachment() -> None:
-    """Look at who uses the volumes."""
+    """List and end attachments of volumes."""
 
 
 @attachment.command("list")
 @configured
-@click.option("--volume", "volume_id", help="Only those of one volume.")
-@click.option("--stale", is_flag=True, help="Only those that no initiator is connected to.")
+@click.option("--volume", "volume_id", help="Only the attachments of this volume.")
+@click.option("--stale", is_flag=True, help="Only attachments without a connected initiator.")
 def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
-    """List the attachments, and whether their initiators are connected now.
+    """List the attachments, and show whether their initiators are connected.
 
-    Also what os-initialize_connection has exported, which no list of the API shows; its status says so.
+    The list includes connections made by os-initialize_connection, which the API does not list; STATUS marks them.
     """
     from sqlalchemy import select
 
@@ -114,14 +114,14 @@ def attachment_list(config: Config, volume_id: str | None, stale: bool) -> None:
         empty="There are no such attachments." if stale or volume_id else "There are no attachments.",
     )
     for name, reason in untold.items():
-        click.echo(f"blockstore: the target {name} cannot tell who is connected: {reason}", err=True)
+        click.echo(f"blockstore: the target {name} cannot list its connected initiators: {reason}", err=True)
 
 
 @attachment.command("delete")
 @configured
 @click.argument("attachment_id")
 def attachment_delete(config: Config, attachment_id: str) -> None:
-    """End an attachment and its export, whoever made it: also one that os-initialize_connection made."""
+    """End an attachment and its export. This includes connections made by os-initialize_connection."""
     from urllib.parse import quote
 
     admin_client(config)("DELETE", f"/attachments/{quote(attachment_id, safe='')}")
@@ -130,13 +130,13 @@ def attachment_delete(config: Config, attachment_id: str) -> None:
 @attachment.command("forget-saved")
 @configured
 def attachment_forget_saved(config: Config) -> None:
-    """Take exports out of what target.service restores at boot: for a unit that is ordered before it.
+    """Remove exports from the file that target.service restores at boot. Use it in a unit ordered before that service.
 
-    What targetcli saved would come back with former volumes and passwords; the service makes its exports itself.
+    Exports saved by targetcli would return with former volumes and passwords. The service creates its own exports.
     """
     from blockstore.app.wiring import configured_targets
 
     for name, target in configured_targets(config).items():
         taken = target.forget_saved()
         if taken:
-            click.echo(f"Of the target {name}, {taken} saved entries were taken out.")
+            click.echo(f"Removed {taken} saved entries of the target {name}.")

@@ -22,13 +22,13 @@ from blockstore.service_names import backend_host, has_node
 
 @click.group()
 def backend() -> None:
-    """Look at the configured backends."""
+    """List, check, accept and drain backends."""
 
 
 @backend.command("list")
 @configured
 def backend_list(config: Config) -> None:
-    """List the backends, whether they are well, and what they can do."""
+    """List the backends with their state and their capabilities."""
     from blockstore.manager.installations import refuse_foreign
 
     rows = []
@@ -55,9 +55,9 @@ def backend_list(config: Config) -> None:
 @configured
 @click.argument("name")
 def backend_check(config: Config, name: str) -> None:
-    """Prove that a backend and its target keep every promise, by running the conformance suites on them.
+    """Run the conformance suites on a backend and its target.
 
-    Makes and removes small volumes and exports with names of their own; touches nothing else.
+    The suites create and delete small volumes and exports of their own, and change nothing else.
     """
     from blockstore.conformance import backend as backends_suite
     from blockstore.conformance import target as targets_suite
@@ -70,7 +70,7 @@ def backend_check(config: Config, name: str) -> None:
         results = [*backends_suite.run(instance, report=click.echo)]
         with _target_on_trial(config, pool, instance) as target:
             if target is None:
-                click.echo(f"Consumers reach the storage of {instance.name} without a target.")
+                click.echo(f"Consumers reach the storage of {instance.name} directly, without a target.")
                 failed += sum(result.outcome == "failed" for result in results)
                 continue
             target.check()
@@ -84,11 +84,11 @@ def backend_check(config: Config, name: str) -> None:
 @backend.command("takeover")
 @configured
 @click.argument("name")
-@click.option("--from", "former", required=True, help="Id of the installation that has it now.")
+@click.option("--from", "former", required=True, help="Id of the installation that owns the storage now.")
 def backend_takeover(config: Config, name: str, former: str) -> None:
-    """Make the storage of a backend this installation's, when the one that used it is gone for good.
+    """Take over the storage of a backend from an installation that no longer exists.
 
-    A running service notices at its next look. The other installation, if it runs all the same, stops using it.
+    A running service uses the storage after its next health check. If the other installation runs, it stops using it.
     """
     installation = _installation(config)
     marked = {pool: b for pool, b in _chosen(config, name).items() if b.capabilities().owner_mark}
@@ -107,31 +107,39 @@ def backend_takeover(config: Config, name: str, former: str) -> None:
 @backend.command("accept")
 @configured
 @click.argument("name")
-@click.option("--found", required=True, help="What is there now, as the reason of the pool that is down has it.")
+@click.option(
+    "--found", required=True, help="Identity of the present storage, as given in the reason of the down pool."
+)
 def backend_accept(config: Config, name: str, found: str) -> None:
-    """Say that the storage of a backend is new for good, when it is not the one that was known.
+    """Accept a replaced storage as the new storage of a backend.
 
-    Volumes that are not on it are in error afterwards, and their projects are told; nothing is deleted. A running
-    service notices at its next look.
+    Volumes that are not on it go to error, and their projects get a message. Nothing is deleted. A running service
+    uses the storage after its next health check.
     """
     from blockstore.db import migrations
     from blockstore.manager.new_storage import accept
 
     chosen = {pool: b for pool, b in _chosen(config, name).items() if (b.identity() or "none") == found}
     if not chosen:
-        raise BlockstoreError(f"No storage of {name} is {found} now; nothing was changed.")
+        raise BlockstoreError(f"No storage of {name} has the identity {found}; nothing was changed.")
     if len(chosen) > 1:
-        raise BlockstoreError(f"{len(chosen)} pools of {name} are {found}. Name one of them: {', '.join(chosen)}")
+        raise BlockstoreError(
+            f"{len(chosen)} pools of {name} have the identity {found}. Name one of them: {', '.join(chosen)}"
+        )
     ((pool, instance),) = chosen.items()
     if migrations.current(database := open_database(config)) != migrations.HEAD:
-        raise BlockstoreError("The database is of another version: start the service first, or: blockstore db upgrade")
+        raise BlockstoreError(
+            "The database has the schema of another version. Start the service first, or run: blockstore db upgrade"
+        )
     done = accept(database, pool, instance, _installation(config), config.service.operation_keep_days)
-    click.echo(f"{pool} is the storage {done.identity} from now on; before it was {done.former or 'none'}.")
+    click.echo(f"{pool} now has the storage {done.identity}; before, it was {done.former or 'none'}.")
     if done.there:
-        click.echo(f"On it are {len(done.there)} volumes and snapshots that are known. Those in error can be reset:")
+        click.echo(f"{len(done.there)} volumes and snapshots of the service are on it. Reset those in error:")
         click.echo("  openstack volume set --state available VOLUME")
     if done.lost:
-        click.echo(f"Not on it are {len(done.lost)}; their projects were told. Who deletes them gets the quota back:")
+        click.echo(
+            f"{len(done.lost)} are not on it; their projects got a message. Deleting them gives their quota back:"
+        )
         for row_id in done.lost:
             click.echo(f"  {row_id}")
 
@@ -139,20 +147,20 @@ def backend_accept(config: Config, name: str, found: str) -> None:
 @backend.command("drain")
 @configured
 @click.argument("name")
-@click.option("--dry-run", is_flag=True, help="Only show where each volume would go.")
+@click.option("--dry-run", is_flag=True, help="Only show the destination of each volume.")
 def backend_drain(config: Config, name: str, dry_run: bool) -> None:
-    """Move every volume of a backend to others, and keep new ones away from it.
+    """Migrate every volume of a backend to other backends, and disable the backend for new volumes.
 
-    What cannot be moved now is shown with the reason. `blockstore operation list` shows how far it is;
-    `openstack volume service set --enable HOST cinder-volume` takes the backend into use again.
+    Volumes that cannot be migrated are listed with the reason. `blockstore operation list` shows the progress;
+    `openstack volume service set --enable HOST cinder-volume` enables the backend again.
     """
     ask = admin_client(config)
     host = name if has_node(name) else backend_host(config.service.node, name)
     plan = ask("POST", "/os-services/drain", {"drain": {"host": host, "dry_run": dry_run}})["drain"]["volumes"]
     rows = [(v["volume_id"], v["size"], v["source"], v["destination"] or f"stays: {v['reason']}") for v in plan]
-    print_table(("VOLUME", "GIB", "FROM", "TO"), rows, empty=f"There is no volume on {host}.")
+    print_table(("VOLUME", "GIB", "FROM", "TO"), rows, empty=f"No volumes are on {host}.")
     moved = sum(v["destination"] is not None for v in plan)
-    click.echo(f"{moved} of {len(plan)} volumes {'would be' if dry_run else 'are being'} moved.")
+    click.echo(f"{moved} of {len(plan)} volumes {'would be' if dry_run else 'are being'} migrated.")
     sys.exit(0 if moved == len(plan) else 1)
 
 
@@ -168,7 +176,7 @@ def _chosen(config: Config, name: str) -> dict[str, Any]:
     chosen = {pool: b for pool, b in _backends(config).items() if name in (b.name, f"{b.name}#{b.pool}", pool)}
     if not chosen:
         known = ", ".join(b.name for b in config.backends)
-        raise BlockstoreError(f"There is no backend {name}; configured are {known}.")
+        raise BlockstoreError(f"There is no backend {name}. The configured backends are {known}.")
     return chosen
 
 

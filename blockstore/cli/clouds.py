@@ -61,8 +61,8 @@ def merged(text: str, name: str, cloud: Mapping[str, Any], where: str) -> str:
         or any("\t" in lines[number][: _indent(lines[number]) + 1] for number in content)
     ):
         raise ConfigError(
-            f"{where} is not written as lines below one line `clouds:`, so nothing was added to it. Add the cloud"
-            " by hand: `blockstore clouds-yaml` prints it."
+            f"{where} is not a YAML file with all clouds in lines below one line `clouds:`, so nothing was added to"
+            " it. Add the cloud by hand: `blockstore clouds-yaml` prints it."
         )
     start = heads[0] + 1
     end = next((number for number in content if number >= start and _indent(lines[number]) == 0), len(lines))
@@ -74,8 +74,8 @@ def merged(text: str, name: str, cloud: Mapping[str, Any], where: str) -> str:
     others = [number for number in names if number not in ours and _name_of(lines[number]) == name]
     if len(ours) > 1 or others or any(_indent(lines[number]) < len(indent) for number in below):
         raise ConfigError(
-            f"{where} has the cloud {name} in a form that cannot be replaced, so nothing was changed. Remove it, or"
-            " give this one another name with --name."
+            f"{where} has the cloud {name} in a form that cannot be replaced, so nothing was changed. Remove that"
+            " cloud, or choose another name with --name."
         )
     if not ours:
         last = below[-1] + 1 if below else start
@@ -100,7 +100,7 @@ def merge_into(path: Path, name: str, cloud: Mapping[str, Any]) -> None:
         text = document(name, cloud) if present is None else merged(present, name, cloud, str(path))
         private_files.write(path, text.encode(), mode=mode)
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text in UTF-8, so nothing was added to it.") from None
+        raise ConfigError(f"{path} is not UTF-8 text, so nothing was added to it.") from None
     except OSError as exc:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}.") from exc
 

@@ -15,12 +15,15 @@ from blockstore.errors import BlockstoreError, DatabaseAway
 from blockstore.server.logs import printable
 
 _config_option = click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), help="Configuration file; the defaults without it."
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="Configuration file. Without it, all options have their defaults.",
 )
 
 
 _state_option = click.option(
-    "--state-dir", type=click.Path(path_type=Path), help="State directory instead of the configured one."
+    "--state-dir", type=click.Path(path_type=Path), help="Use this state directory instead of the configured one."
 )
 
 

@@ -13,13 +13,13 @@ from blockstore.config import SECTIONS, Config, PoolConfig, as_text
 
 @click.group("config")
 def config_group() -> None:
-    """Look at the configuration."""
+    """Print the configuration."""
 
 
 @config_group.command("show")
 @configured
 def config_show(config: Config) -> None:
-    """Print the configuration in force, secrets hidden."""
+    """Print the configuration in force, with secrets hidden."""
     from blockstore.backends import loader
 
     click.echo(f"# from {config.source}")
@@ -40,7 +40,7 @@ def _section(name: str, *parts: Any) -> None:
 
 @config_group.command("example")
 def config_example() -> None:
-    """Print every option with its default and its meaning: config.example.ini."""
+    """Print every option with its default and its description, as in config.example.ini."""
     from blockstore.backends import loader
     from blockstore.plugins import installed
     from blockstore.targets import loader as target_loader

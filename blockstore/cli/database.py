@@ -18,13 +18,15 @@ def served_database(config: Config) -> Any:
     from blockstore.private_files import prove_state_dir
 
     if not config.database.url and not (prove_state_dir(config.state_dir) / "blockstore.db").exists():
-        raise BlockstoreError(f"There is no database in {config.state_dir} yet; has blockstore served from there?")
+        raise BlockstoreError(
+            f"There is no database in {config.state_dir}. Has `blockstore serve` used this state directory?"
+        )
     db = open_database(config)
     found = migrations.current(db)
     if found != migrations.HEAD:
         raise BlockstoreError(
-            f"The database is at revision {found or 'nothing'}, and this version of blockstore needs {migrations.HEAD}."
-            " Restart the service: its start brings the database up to date."
+            f"The database is at revision {found or 'nothing'}, and this version of blockstore needs"
+            f" {migrations.HEAD}. Restart the service; it upgrades the database when it starts."
         )
     return db
 
@@ -43,6 +45,8 @@ def open_database(config: Config) -> Any:
 def open_accounts(config: Config) -> Iterator[Any]:
     """Open a session on the users and projects of the built-in identity."""
     if config.service.auth != "builtin":
-        raise BlockstoreError(f"auth is {config.service.auth}; users and projects are here with auth = builtin only.")
+        raise BlockstoreError(
+            f"auth is {config.service.auth}; blockstore has users and projects of its own only with auth = builtin."
+        )
     with served_database(config).write() as session:
         yield session

@@ -16,13 +16,13 @@ from blockstore.errors import BlockstoreError
 
 @click.group()
 def user() -> None:
-    """Look after the users of the built-in identity."""
+    """Manage the users of the built-in identity."""
 
 
 @user.command("list")
 @configured
 def user_list(config: Config) -> None:
-    """List the users, and what they may do where."""
+    """List the users with their roles."""
     from sqlalchemy import select
 
     from blockstore.db.models import Domain, Grant, Project, Role, User
@@ -54,7 +54,7 @@ def user_list(config: Config) -> None:
 @click.argument("name")
 @click.option("--project", help="Give the user a role on this project.")
 @click.option("--role", default="member", show_default=True, help="Which role.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, instead of making one.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of generating one.")
 def user_create(config: Config, name: str, project: str | None, role: str, password_stdin: bool) -> None:
     """Make a user; a password that was made is printed once."""
     from blockstore.db.models import Project, Role, User
@@ -82,7 +82,7 @@ def user_create(config: Config, name: str, project: str | None, role: str, passw
 @user.command("password")
 @configured
 @click.argument("name")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, instead of making one.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of generating one.")
 def user_password(config: Config, name: str, password_stdin: bool) -> None:
     """Set a new password; it ends the user's sessions. The file with the first one of admin is removed."""
     from blockstore.db.models import User

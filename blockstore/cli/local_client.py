@@ -45,13 +45,13 @@ class LocalClient:
                 content = response.read()
         except ssl.SSLCertVerificationError as exc:
             raise BlockstoreError(
-                f"The certificate of {self._url} is not accepted: {exc.verify_message}. If it is of a CA of your own,"
-                " name that in [service] tls_ca, and give this command the same --config as the service."
+                f"The certificate of {self._url} is not accepted: {exc.verify_message}. If your own CA issued it, set"
+                " [service] tls_ca, and give this command the same --config as the service."
             ) from None
         except OSError as exc:
             raise BlockstoreError(f"Nothing answers at {self._url}; is `blockstore serve` running? ({exc})") from None
         except http.client.HTTPException as exc:
-            raise BlockstoreError(f"What answers at {self._url} is not blockstore: {exc!r}.") from None
+            raise BlockstoreError(f"The server at {self._url} is not blockstore: {exc!r}.") from None
         try:
             reply: Any = json.loads(content) if content else None
             if response.status < 400:
@@ -60,7 +60,7 @@ class LocalClient:
             message = str(fault["message"])
         except (ValueError, TypeError, KeyError, AttributeError):
             raise BlockstoreError(
-                f"What answers at {self._url} is not blockstore, or not this version: {response.status}"
+                f"The server at {self._url} is not blockstore, or is another version. It answered {response.status}"
                 f" {response.reason} to {method} /v3{path.partition('?')[0]}."
             ) from None
         raise BlockstoreError(message)

@@ -31,13 +31,13 @@ _FOREIGN = (
 @click.command()
 @configured
 def openrc(config: Config) -> None:
-    """Print what makes openstack, cinder and openstacksdk use this service: eval "$(blockstore openrc)"
+    """Print the environment with which openstack, cinder and openstacksdk use this service: eval "$(blockstore openrc)"
 
     \b
-    With the built-in identity, it is what they always read, for the user admin.
+    With the built-in identity, these are the usual variables, for the user admin.
     With auth = none, openstack and openstacksdk read OS_auth_type, OS_ENDPOINT and OS_VOLUME_API_VERSION;
     cinder reads OS_AUTH_SYSTEM, CINDER_ENDPOINT, CINDER_PROJECT_ID and OS_VOLUME_API_VERSION.
-    What would send them elsewhere is unset.
+    Variables that would lead them to another service are unset.
     """
     from blockstore.microversions import CLIENTS
 
@@ -67,7 +67,8 @@ def _with_password(config: Config) -> dict[str, str]:
 
     if config.service.auth == "keystone":
         raise BlockstoreError(
-            f"{config.keystone.auth_url} knows the users; use the openrc or clouds.yaml of its administrator."
+            f"The users are in Keystone at {config.keystone.auth_url}. Use the openrc or clouds.yaml of its"
+            " administrator."
         )
     values = {
         "OS_AUTH_URL": f"{_endpoint(config).removesuffix('/v3')}/identity/v3",
@@ -93,15 +94,15 @@ def _with_password(config: Config) -> dict[str, str]:
     flag_value="",
     type=click.Path(),
     metavar="[FILE]",
-    help="Put the cloud into a file, beside others; without FILE into the one that openstack reads.",
+    help="Add the cloud to FILE and keep its other clouds. Without FILE, use the file that openstack reads.",
 )
 def clouds_yaml(config: Config, name: str, merge: str | None) -> None:
-    """Print a clouds.yaml for the user admin, or put it into one: blockstore clouds-yaml --merge"""
+    """Print a clouds.yaml for the user admin, or add it to an existing file: blockstore clouds-yaml --merge"""
     from blockstore.cli import clouds
     from blockstore.microversions import CLIENTS
 
     if not name or not name.isprintable():
-        raise BlockstoreError("--name must be a text of printable characters.")
+        raise BlockstoreError("--name must not be empty, and must have printable characters only.")
     # openstacksdk reads the first, the commands `openstack volume` the second
     versions = {"block_storage_default_microversion": str(CLIENTS), "volume_api_version": str(CLIENTS)}
     cloud: dict[str, Any] = {}
@@ -119,7 +120,7 @@ def clouds_yaml(config: Config, name: str, merge: str | None) -> None:
         return
     path = Path(merge) if merge else clouds.default_file()
     clouds.merge_into(path, name, cloud)
-    click.echo(f"{path} has the cloud {name} now; use it by: export OS_CLOUD={shlex.quote(name)}")
+    click.echo(f"{path} now has the cloud {name}. To use it: export OS_CLOUD={shlex.quote(name)}")
 
 
 def _endpoint(config: Config) -> str:
@@ -129,16 +130,16 @@ def _endpoint(config: Config) -> str:
     service = config.service
     url = address.noted(config.state_dir)
     host, port = parse_listen(service.listen, "[service] listen")
-    where = f"blockstore: nothing has served from {config.state_dir} yet"
+    where = f"blockstore: no service has used {config.state_dir} yet"
     if url is None:
         if port == 0 and not service.public_endpoint:
-            raise BlockstoreError(f"Nothing has served from {config.state_dir} yet; its port is not known.")
-        click.echo(f"{where}; this is for when it does.", err=True)
+            raise BlockstoreError(f"No service has used {config.state_dir} yet, so the port is not known.")
+        click.echo(f"{where}; this output works once it is started.", err=True)
         url = address.own_url(host, port, service.tls_certificate, service.tls_key)
     elif not is_answering(url, host):
         click.echo(
-            f"blockstore: nothing answers at {url}, where it last served from {config.state_dir}; this is for when it"
-            " does.",
+            f"blockstore: nothing answers at {url}, the last address of the service with {config.state_dir}; this"
+            " output works once it is started.",
             err=True,
         )
     return f"{service.public_endpoint.rstrip('/') or url}/v3"

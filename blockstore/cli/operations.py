@@ -17,16 +17,16 @@ from blockstore.server.logs import printable
 
 @click.group()
 def operation() -> None:
-    """Look at running and finished operations, and stop them."""
+    """Show and cancel operations."""
 
 
 @operation.command("list")
 @configured
-@click.option("--all", "everything", is_flag=True, help="Finished ones too, newest first.")
-@click.option("--resource", help="Only those of one volume or snapshot.")
-@click.option("--limit", default=50, show_default=True, help="At most so many.")
+@click.option("--all", "everything", is_flag=True, help="Include finished operations, newest first.")
+@click.option("--resource", help="Only operations of this volume or snapshot.")
+@click.option("--limit", default=50, show_default=True, help="Maximum number of operations to show.")
 def operation_list(config: Config, everything: bool, resource: str | None, limit: int) -> None:
-    """List operations that wait or run."""
+    """List waiting and running operations."""
     from sqlalchemy import select
 
     from blockstore.db.models import OperationRow
@@ -53,7 +53,7 @@ def operation_list(config: Config, everything: bool, resource: str | None, limit
             )
             for row in rows
         ],
-        empty="Nothing waits or runs." if not everything else "There are no operations.",
+        empty="No operations are waiting or running." if not everything else "There are no operations.",
     )
 
 
@@ -89,7 +89,7 @@ def operation_show(config: Config, operation_id: str) -> None:
 @configured
 @click.argument("operation_id")
 def operation_cancel(config: Config, operation_id: str) -> None:
-    """Ask an operation to stop; its resource then settles with that reason."""
+    """Ask an operation to stop. Its resource then settles, with the cancellation as the reason."""
     from blockstore.db.models import OperationRow
     from blockstore.operations.catalogue import KINDS
 
@@ -100,7 +100,7 @@ def operation_cancel(config: Config, operation_id: str) -> None:
         if row.state != "open":
             raise BlockstoreError(f"Operation {operation_id} is {row.state} already.")
         if not KINDS[row.kind].cancellable:
-            raise BlockstoreError(f"{row.kind} cannot be stopped half-way without harm; it runs to its end.")
+            raise BlockstoreError(f"{row.kind} cannot be stopped safely before its end.")
         row.cancel_asked = True
     click.echo(f"Asked {row.kind} of {row.resource_type} {row.resource_id} to stop.")
 

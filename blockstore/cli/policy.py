@@ -15,13 +15,13 @@ from blockstore.errors import BlockstoreError
 
 @click.group()
 def policy() -> None:
-    """Look at who may do what."""
+    """Show the policy rules, and test them."""
 
 
 @policy.command("list")
 @configured
 def policy_list(config: Config) -> None:
-    """List the rules in force, and which of them policy.yaml has changed."""
+    """List the rules in force, and mark those that policy.yaml changes."""
     rules, changed = _policy_rules(config)
     print_table(
         ("RULE", "CHECK", "FROM"),
@@ -33,11 +33,11 @@ def policy_list(config: Config) -> None:
 @policy.command("check")
 @configured
 @click.argument("rule")
-@click.option("--role", "roles", multiple=True, help="A role of the caller; may be given several times.")
+@click.option("--role", "roles", multiple=True, help="A role of the caller; can be given several times.")
 @click.option("--user", "user_id", default="somebody", help="Id of the caller.")
 @click.option("--project", "project_id", default="theirs", help="Id of the caller's project.")
 def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, project_id: str) -> None:
-    """Explain whether a caller with these roles may do what a rule is about; exit status 1 means no."""
+    """Explain whether a rule allows a caller with these roles. Exit status 1 means no."""
     from blockstore.app.wiring import load_policy, policy_file
     from blockstore.context import RequestContext
     from blockstore.policy.rules import IMPLIED, RULES
@@ -62,8 +62,8 @@ def policy_check(config: Config, rule: str, roles: Sequence[str], user_id: str, 
     click.echo(f"rule     {rule}")
     click.echo(f"check    {rules[rule]} ({origin})")
     click.echo(f"caller   roles {', '.join(sorted(given)) or 'none'}; administrator: {'yes' if ctx.is_admin else 'no'}")
-    click.echo(f"decision {'allowed' if allowed else 'refused: 403'}, on what belongs to the caller's own project;")
-    click.echo(f"         what belongs to others {'is in reach, too' if ctx.is_admin else 'answers 404'}")
+    click.echo(f"decision {'allowed' if allowed else 'refused: 403'} on resources of the caller's own project;")
+    click.echo(f"         resources of other projects {'get the same decision' if ctx.is_admin else 'answer 404'}")
     sys.exit(0 if allowed else 1)
 
 

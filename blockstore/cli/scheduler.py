@@ -20,10 +20,10 @@ def schedule() -> None:
 @schedule.command("explain")
 @configured
 @click.option("--size", type=int, required=True, help="GiB.")
-@click.option("--type", "volume_type", help="Volume type; the default one without it.")
+@click.option("--type", "volume_type", help="Volume type; without it, the default type.")
 @click.option("--zone", help="Availability zone.")
 def schedule_explain(config: Config, size: int, volume_type: str | None, zone: str | None) -> None:
-    """Tell where a volume would be placed, and why: per pool, filter and weigher, with the numbers."""
+    """Show the pool on which a volume would be placed, and the numbers of each pool, filter and weigher."""
     from urllib.parse import urlencode
 
     wanted = {"size": size, "volume_type": volume_type, "availability_zone": zone}
@@ -40,5 +40,5 @@ def schedule_explain(config: Config, size: int, volume_type: str | None, zone: s
             (pool["rank"] or "-", pool["name"], pool.get("free_gib", "-"), pool.get("virtual_free_gib", "-"), why)
         )
     print_table(("RANK", "POOL", "FREE", "MAY PROMISE", "WHY"), rows, empty="No pool is configured.")
-    click.echo(f"It would go to {told['winner']}." if told["winner"] else "No pool can take it.")
+    click.echo(f"The volume would be placed on {told['winner']}." if told["winner"] else "No pool can take the volume.")
     sys.exit(0 if told["winner"] else 1)

@@ -26,8 +26,8 @@ FRESH_S = 1.0
 WAIT_S = 1.0
 """A check that takes longer shows by its duration that the database is not well."""
 
-SLOW = "The database has not taken a write for a second."
-EMPTIED = "The database is not the one that the service was started with. An administrator has to bring back a copy."
+SLOW = "The database has not completed a write for a second."
+EMPTIED = "The database was replaced or emptied after the start of the service. An administrator must restore a copy."
 FAILED = "The database cannot be written. The log says why."
 
 

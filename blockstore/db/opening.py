@@ -70,11 +70,11 @@ def refuse_emptied(db: Database, state_dir: Path) -> None:
     if db.path is None:
         what = f"[database] url: the database {db.url.database} is empty"
     else:
-        what = f"The database {db.path} is {'empty' if db.path.exists() else 'not there'}"
+        what = f"The database {db.path} is {'empty' if db.path.exists() else 'missing'}"
     raise ConfigError(
-        f"{what}, but {state_dir} holds what was made with one: {', '.join(left)}. With a new database the service"
-        " would know none of its volumes, projects and users. Bring back a copy of the database; or, to start anew, say"
-        f" `blockstore serve {NEW_DATABASE}` once."
+        f"{what}, but {state_dir} has files of an earlier start: {', '.join(left)}. With a new database the service"
+        " would know none of its volumes, projects and users. Restore a copy of the database. To start with an empty"
+        f" one, run `blockstore serve {NEW_DATABASE}` once."
     )
 
 
@@ -127,8 +127,8 @@ def quick_check(path: Path) -> str | None:
 def damaged(path: Path, said: str) -> str:
     """Return the error text for a damaged file."""
     return (
-        f"The database {path} is damaged ({said}). Keep a copy of it, then bring back a good one; what can be read of"
-        f" it is shown by: sqlite3 {path} .recover"
+        f"The database {path} is damaged ({said}). Keep a copy of it, then restore a good copy. To print the readable"
+        f" data: sqlite3 {path} .recover"
     )
 
 
@@ -160,15 +160,15 @@ def _explained(db: Database) -> Iterator[None]:
 
 
 POSTGRESQL_HINTS = (
-    ("password authentication failed", "The password or the user in it is wrong."),
-    ("no password supplied", "It holds no password, and the server wants one."),
-    ("does not exist", "Make what is missing, or correct the URL."),
+    ("password authentication failed", "The user or the password in the URL is wrong."),
+    ("no password supplied", "The URL has no password, and the server requires one."),
+    ("does not exist", "Create it on the server, or correct the URL."),
     ("permission denied", "The user lacks rights: let it own the database, or GRANT CREATE ON SCHEMA public TO it."),
-    ("no pg_hba.conf entry", "Let this host and user in, in the server's pg_hba.conf."),
-    ("No such file", "Is the server running, and reached from here?"),
-    ("not answer", "Is the server running, and reached from here?"),
-    ("refused", "Is the server running, and reached from here?"),
-    ("timeout", "Is the server running, and reached from here?"),
+    ("no pg_hba.conf entry", "Allow this host and user in the server's pg_hba.conf."),
+    ("No such file", "Is the server running, and can this host reach it?"),
+    ("not answer", "Is the server running, and can this host reach it?"),
+    ("refused", "Is the server running, and can this host reach it?"),
+    ("timeout", "Is the server running, and can this host reach it?"),
     ("too many clients", "Raise max_connections of the server."),
 )
 

@@ -21,8 +21,8 @@ FULL = (
     "The database cannot be written, because its disk is full. Until there is space again, only deletions are accepted."
     " Delete volumes or snapshots, or ask an administrator to make space."
 )
-DAMAGED = "The database is damaged. An administrator has to repair it, or bring back a copy."
-READ_ONLY = "The database cannot be written. An administrator has to find out why."
+DAMAGED = "The database is damaged. An administrator must repair it, or restore a copy."
+READ_ONLY = "The database cannot be written. An administrator must find the cause."
 NO_FILES = "The service has too many files open. Try again in a moment."
 
 SOON_S, LATER_S = 5, 60
@@ -101,7 +101,7 @@ def _of_sqlite(error: sqlite3.Error, path: Path | None) -> DatabaseAway | None:
         directory = path.parent if path is not None else "the database"
         return DatabaseAway(FULL, f"{where}: {said}. Make space on the disk of {directory}.", LATER_S)
     if message == DAMAGED:
-        return DatabaseAway(DAMAGED, f"{where}: {said}. Stop the service and bring back a copy of the file.", LATER_S)
+        return DatabaseAway(DAMAGED, f"{where}: {said}. Stop the service and restore a copy of the file.", LATER_S)
     return DatabaseAway(message, f"{where}: {said}", SOON_S if message in (BUSY, NO_ANSWER) else LATER_S)
 
 

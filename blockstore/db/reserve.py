@@ -115,7 +115,7 @@ class Reserve:
             return
         self._is_whole = True
         if was_released:
-            log.warning("the disk of %s has space again: everything is accepted", self._path.parent)
+            log.warning("the disk of %s has space again: all requests are accepted", self._path.parent)
 
     def _release(self, free: int) -> None:
         self._is_whole, self._tried = False, time.monotonic()
@@ -129,7 +129,7 @@ class Reserve:
 
     def _give_up(self, exc: OSError) -> None:
         self._is_off = True
-        log.warning("no space is kept for deletions on a full disk: %s: %s", self._path, exc.strerror or exc)
+        log.warning("no space can be reserved for deletions on a full disk: %s: %s", self._path, exc.strerror or exc)
 
 
 class _File:

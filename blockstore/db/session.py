@@ -179,7 +179,7 @@ class Database:
                 or (status.st_size == 0 and file == self.path)
             ):
                 detail = f"{file} was removed, replaced or emptied while the service uses it."
-                detail += " Stop the service and bring back a copy of the database."
+                detail += " Stop the service and restore a copy of the database."
                 raise DatabaseAway(outages.DAMAGED, detail, outages.LATER_S)
 
     @contextmanager
@@ -222,7 +222,7 @@ class Database:
                 time.sleep(0.1)
                 continue
             guard.close()
-            raise ConfigError("[database] url: another blockstore works on this database; stop it first.")
+            raise ConfigError("[database] url: another blockstore uses this database; stop it first.")
         self._guard = guard
 
     def dispose(self) -> None:

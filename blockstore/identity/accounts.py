@@ -68,7 +68,9 @@ def add(session: Session, row: Row) -> Row:
 def change(session: Session, row: Row, **values: Any) -> Row:
     """Change the given values. Raise Conflict if a new name is taken, Forbidden if the row must stay enabled."""
     if values.get("enabled") is False and row.id in (ADMIN, DEFAULT_DOMAIN):
-        raise Forbidden(f"The {type(row).__name__.lower()} {row.id} keeps this service manageable; it stays enabled.")
+        raise Forbidden(
+            f"The {type(row).__name__.lower()} {row.id} is needed to manage this service and cannot be disabled."
+        )
     renamed = values.get("name") not in (None, row.name)
     with session.no_autoflush:
         for name, value in values.items():
@@ -86,7 +88,7 @@ def change(session: Session, row: Row, **values: Any) -> Row:
 def remove_user(session: Session, row: User) -> None:
     """Remove a user with grants, tokens and application credentials. Raise Forbidden for the first user."""
     if row.id == ADMIN:
-        raise Forbidden("The user admin was here first and cannot be deleted; disable others instead.")
+        raise Forbidden("The user admin is built in and cannot be deleted; disable other users instead.")
     session.delete(row)
     session.flush()
 
@@ -94,12 +96,12 @@ def remove_user(session: Session, row: User) -> None:
 def remove_project(session: Session, row: Project) -> None:
     """Remove a project. Raise Conflict if it has volumes or snapshots, Forbidden for the first project."""
     if row.id == ADMIN:
-        raise Forbidden("The project admin was here first and cannot be deleted.")
+        raise Forbidden("The project admin is built in and cannot be deleted.")
     _hold(session, row)
     for model, noun in ((Volume, "volumes"), (Snapshot, "snapshots")):
         count = session.scalar(select(func.count()).select_from(model).where(model.project_id == row.id))
         if count:
-            raise Conflict(f"The project {row.name} still has {count} {noun}; delete them, or give them away, first.")
+            raise Conflict(f"The project {row.name} still has {count} {noun}; delete or transfer them first.")
     _forget_scope(session, PROJECT, row.id)
     session.delete(row)
     session.flush()
@@ -108,7 +110,7 @@ def remove_project(session: Session, row: Project) -> None:
 def remove_domain(session: Session, row: Domain) -> None:
     """Remove a disabled domain with its users and its projects. Raises Forbidden, Conflict."""
     if row.id == DEFAULT_DOMAIN:
-        raise Forbidden("The domain default was here first and cannot be deleted.")
+        raise Forbidden("The domain default is built in and cannot be deleted.")
     if row.enabled:
         raise Forbidden(f"Cannot delete a domain that is enabled; disable {row.name} first.")
     _hold(session, row)
@@ -122,7 +124,7 @@ def remove_domain(session: Session, row: Domain) -> None:
 def remove_role(session: Session, row: Role) -> None:
     """Remove a role and all its grants. Raise Forbidden for the roles that the policies use."""
     if row.name in ("admin", "member", "reader", "service"):
-        raise Forbidden(f"The role {row.name} stands in the policies and cannot be deleted.")
+        raise Forbidden(f"The role {row.name} is used by the policy rules and cannot be deleted.")
     granted = select(Grant.user_id, Grant.scope, Grant.scope_id).where(Grant.role_id == row.id).with_for_update()
     holders = session.execute(granted).all()
     session.delete(row)
@@ -140,7 +142,7 @@ def grant(session: Session, user_id: str, scope: str, scope_id: str, role_id: st
 def revoke(session: Session, user_id: str, scope: str, scope_id: str, role_id: str) -> None:
     """Take a role from a user. Raise NotFound if it was not granted, Forbidden for the first administrator's."""
     if user_id == ADMIN and scope_id == ADMIN and session.get_one(Role, role_id).name == "admin":
-        raise Forbidden("The user admin stays administrator of the project admin.")
+        raise Forbidden("The role admin of the user admin on the project admin cannot be revoked.")
     row = session.get(Grant, (user_id, scope, scope_id, role_id))
     if row is None:
         raise NotFound(f"Could not find role assignment with role: {role_id}, user: {user_id}, {scope}: {scope_id}.")
@@ -236,4 +238,6 @@ def _refuse_taken(session: Session, row: Domain | Project | User | Role) -> None
     if isinstance(row, Project | User):
         statement = statement.where(model.domain_id == row.domain_id)  # type: ignore[union-attr]
     if session.execute(statement).first() is not None:
-        raise Conflict(f"Duplicate entry found with name {row.name}: there is such a {model.__name__.lower()} already.")
+        raise Conflict(
+            f"Duplicate entry found with name {row.name}: a {model.__name__.lower()} of this name exists already."
+        )

@@ -127,7 +127,7 @@ class Attempts:
         try:
             while (wait_s := self._delay_s(attempt)) > 0:
                 if self._closed:
-                    raise Busy("The service stops. Try again when it has started again.", 5)
+                    raise Busy("The service is stopping. Try again after its next start.", 5)
                 left_s = until - monotonic()
                 # A running attempt (inf) ends in a moment. A delay must end before ``until``.
                 if attempt.given_up or left_s <= 0 or left_s + 1 < wait_s < math.inf:

@@ -93,6 +93,6 @@ def read_password(state_dir: Path) -> str:
             return private_files.read(private_files.prove_state_dir(state_dir) / PASSWORD_FILE).decode().strip()
         except FileNotFoundError:
             raise ConfigError(
-                f"{path} is not there: the first start writes it, and it goes when the password of admin is changed."
-                " Log in with the password that was chosen, or make a new one by `blockstore user password admin`."
+                f"{path} does not exist: the first start writes it, and a change of admin's password removes it. Log"
+                " in with the chosen password, or set a new one with `blockstore user password admin`."
             ) from None

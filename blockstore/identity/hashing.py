@@ -172,4 +172,4 @@ def give_memory_back() -> None:
 
 def too_many_logins() -> Busy:
     """Return the refusal of a login for which there is no place."""
-    return Busy(f"Too many logins wait at this moment. Try again in {RETRY_AFTER_S} s.", RETRY_AFTER_S)
+    return Busy(f"Too many logins are waiting. Try again in {RETRY_AFTER_S} s.", RETRY_AFTER_S)

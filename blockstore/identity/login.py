@@ -67,7 +67,7 @@ class Login:
         for method in methods:
             proof = asked["identity"].get(method)
             if proof is None:
-                raise Unauthorized(f"identity.methods names {method}, and identity.{method} is not there.")
+                raise Unauthorized(f"identity.methods names {method}, and identity.{method} is missing.")
             found = self._PROOFS[method](self, proof, address)
             if proved is not None and proved.user_id != found.user_id:
                 raise Unauthorized(REFUSED)
@@ -123,7 +123,7 @@ class Login:
         with self._db.read() as session:
             caller = tokens.check(session, proof["id"])
         if caller is None:
-            raise Unauthorized("The token is not valid, or is no longer.")
+            raise Unauthorized("The token is not valid, or is no longer valid.")
         if caller.credential is not None:
             raise Unauthorized("A token from an application credential keeps its project; it cannot be exchanged.")
         return _Proved(user_id=caller.user.id, earlier=caller)

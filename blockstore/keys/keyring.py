@@ -55,12 +55,14 @@ class Keyring:
         fd = private_files.open_file(self._path, names=2)  # another process may be about to finish the file
         try:
             if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-                raise ConfigError(f"{self._path} holds the key of all secrets and can be read by others: chmod 600 it.")
+                raise ConfigError(
+                    f"{self._path} holds the key of all secrets and can be read by others: change its mode to 600."
+                )
             key = bytes.fromhex(os.read(fd, 4096).decode("ascii"))
         except ValueError:
             key = b""
         finally:
             os.close(fd)
         if len(key) != KEY_BYTES:
-            raise ConfigError(f"{self._path} is not a key of {KEY_BYTES} bytes in hexadecimal; bring its copy back.")
+            raise ConfigError(f"{self._path} is not a key of {KEY_BYTES} bytes in hexadecimal; restore a copy of it.")
         return key

@@ -48,7 +48,7 @@ class ManagerContext:
         """
         backend = self.backends.get(pool or "")
         if backend is None:
-            raise PoolDown(f"The pool {pool} is not in the configuration any more.")
+            raise PoolDown(f"The pool {pool} is no longer in the configuration.")
         report = self.pool_reports.get(pool or "")
         if report is not None and not report.up:
             raise PoolDown(f"The pool {pool} is down: {report.reason}")

@@ -78,8 +78,9 @@ def _prove(side: _Side, pieces: Sequence[_Piece], progress: Progress) -> None:
     def check(piece: _Piece) -> None:
         if _digest(side.read(piece.offset, piece.length)) != piece.digest:
             raise BackendError(
-                f"{side.what} does not read as it was written, within {piece.length} bytes at {piece.offset}: the copy"
-                " is given up, and the volume stays where it is. Check the storage it was to move to."
+                f"{side.what} does not return the bytes that were written, within {piece.length} bytes at"
+                f" {piece.offset}. The copy is given up, and the volume stays where it is. Check the storage of the"
+                " destination."
             )
 
     for _ in _all(check, pieces, progress):
@@ -149,7 +150,7 @@ class _Side:
             yield
         except OSError as exc:
             said = exc.strerror or exc
-            raise BackendError(f"{self.what} cannot be {done}: {said}. Look at that storage.") from exc
+            raise BackendError(f"{self.what} cannot be {done}: {said}. Check that storage.") from exc
 
 
 def _chunks(regions: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -108,7 +108,7 @@ class Exports:
                 session.execute(update(Attachment).where(Attachment.id == attachment.id).values(target=None))
         direct = backend.direct(volume_name)
         if direct is None:
-            raise NotSupported(f"Backend {backend.name} can be reached through a target only; name one in its section.")
+            raise NotSupported(f"Backend {backend.name} needs a target; set the option target in its section.")
         data = {**direct.data, "access_mode": "ro" if attachment.attach_mode == "ro" else "rw"}
         return {
             "driver_volume_type": direct.driver_volume_type,
@@ -130,8 +130,8 @@ class Exports:
                 target = self.targets.get(attachment.target)
                 if target is None:
                     raise Unreachable(
-                        f"The target {attachment.target}, which exported it, is not in the configuration any more."
-                        " Bring its section back."
+                        f"The target {attachment.target}, which exported the volume, is no longer in the"
+                        " configuration. Restore its section."
                     )
                 kept.enter_context(self._exclusive(attachment.id))
                 self._verified.discard(attachment.id)
@@ -222,7 +222,7 @@ class Exports:
         with self._db.write() as session:
             for attachment in session.scalars(foreign):
                 log.warning(
-                    "attachment %s is of project %s, and its volume %s is not any more; ending it",
+                    "attachment %s belongs to project %s, and its volume %s to another project; ending it",
                     attachment.id,
                     attachment.project_id,
                     attachment.volume_id,
@@ -253,7 +253,7 @@ class Exports:
             name_there = f"volume-{volume.name_id or volume.id}"
             located = backend.locate(name_there) if backend else None
             if located is None:
-                raise Unreachable(f"its volume {volume.id} is on {volume.host}, which is not there")
+                raise Unreachable(f"its volume {volume.id} is on {volume.host}, which is not available")
             export = Export(
                 id=attachment.id,
                 volume=name_there,
@@ -265,7 +265,7 @@ class Exports:
                 secret=self._keyring.secret(attachment.id),
             )
             if fault:
-                log.warning("target %s: export %s does not serve: %s; making it again", name, attachment_id, fault)
+                log.warning("target %s: export %s is broken: %s; creating it again", name, attachment_id, fault)
             # Until this has succeeded, each health check tries it again.
             self._verified.discard(attachment_id)
             connection = _stored(target.export(export))

@@ -23,10 +23,14 @@ def claim(backend: Backend, installation: str) -> None:
         try:
             backend.change_owner(None, installation)
         except BackendError as exc:
-            log.warning("backend %s could not be marked as ours, so that others do not notice: %s", backend.pool, exc)
+            log.warning(
+                "backend %s could not be marked as ours, so other installations cannot see that it is in use: %s",
+                backend.pool,
+                exc,
+            )
             return
         owner = backend.owner()
-        log.info("backend %s is marked as that of installation %s", backend.pool, owner)
+        log.info("backend %s is now marked as storage of installation %s", backend.pool, owner)
     refuse_foreign(backend, installation, owner)
 
 
@@ -35,6 +39,6 @@ def refuse_foreign(backend: Backend, installation: str, owner: str | None) -> No
     if owner not in (None, installation):
         raise Unreachable(
             f"The storage of {backend.pool} is used by another installation of blockstore, {owner}; this one is"
-            f" {installation}. Two would delete each other's volumes. If the other one is gone for good, take it over:"
-            f" blockstore backend takeover {backend.name} --from {owner}"
+            f" {installation}. Two installations would delete each other's volumes. If the other one no longer exists,"
+            f" take its storage over: blockstore backend takeover {backend.name} --from {owner}"
         )

@@ -99,7 +99,7 @@ def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) 
         row_id = ours.get(one.name)
         reason = MANAGED if row_id else one.reason
         if reason is None and one.name in busy:
-            reason = "an operation that is not finished works on it"
+            reason = "an unfinished operation uses it"
         found.append(ManageableItem(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
     return found
 

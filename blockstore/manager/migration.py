@@ -105,7 +105,7 @@ def remove_copy(context: ManagerContext, operation: RemoveCopy) -> None:
         except BackendError as exc:
             raise TryAgain(f"{operation.name} cannot be removed from {operation.pool} yet: {exc}") from exc
     else:
-        reason = f"the pool {operation.pool} is not in the configuration any more; {operation.name} may be left there"
+        reason = f"the pool {operation.pool} is no longer in the configuration; {operation.name} may remain there"
         log.error("%s", reason, extra={"request_id": operation.request_id})
     with context.db.write() as session:
         reservations.release_capacity(session, operation.pool, volumes=1, volume_gib=operation.size_gib)

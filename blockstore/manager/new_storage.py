@@ -45,7 +45,7 @@ def accept(db: Database, pool: str, backend: Backend, installation: str, keep_da
     claim(backend, installation)
     identity = identified(backend, installation)
     if not identity:
-        raise Unreachable(f"The storage of {backend.pool} carries no identity, and could not be given one.")
+        raise Unreachable(f"The storage of {backend.pool} has no identity, and none could be written to it.")
     names = backend.list_volumes().keys() | backend.list_snapshots().keys()
     with db.write() as session:
         record_identity(session, pool, identity)

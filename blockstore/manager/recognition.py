@@ -73,7 +73,7 @@ def identified(backend: Backend, installation: str) -> str:
     try:
         backend.change_owner(installation, installation)
     except BackendError as exc:
-        log.warning("backend %s could not be given an identity: %s", backend.pool, exc)
+        log.warning("backend %s has no identity, and none could be written to it: %s", backend.pool, exc)
     return backend.identity()
 
 

@@ -53,11 +53,11 @@ class Reporter:
         done, _ = wait(self._looks.values(), timeout=wait_s)
         for look in done:
             if isinstance(exc := look.exception(), DatabaseAway):
-                repeats.log(logging.WARNING, exc.message, "a backend was not looked at: %s", exc.detail)
+                repeats.log(logging.WARNING, exc.message, "a backend was not checked: %s", exc.detail)
             elif is_out_of_files(exc):
-                repeats.log(logging.ERROR, "files", "the exports were not looked at: %s", exc)
+                repeats.log(logging.ERROR, "files", "the exports were not checked: %s", exc)
             elif exc is not None:
-                log.error("a backend's report could not be written down", exc_info=exc)
+                log.error("a backend's report could not be stored", exc_info=exc)
 
     def stop(self) -> bool:
         """Start no more health checks; return True if every one has ended."""
@@ -67,7 +67,7 @@ class Reporter:
     def _note_silence(self, pool: str) -> None:
         report = self._context.pool_reports.get(pool)
         if report is not None and report.up:
-            reason = "It has not answered since the last look."
+            reason = "It has not answered since the last health check."
             self._context.pool_reports.update(replace(report, up=False, reason=reason, at=now()))
             log.error("backend %s is down: %s", pool, reason)
 
@@ -92,7 +92,7 @@ def report(context: ManagerContext, pool: str) -> None:
     except Exception as exc:
         if is_out_of_files(exc) and before is not None:
             # The storage has not changed. If its pool were marked down, operations would fail.
-            repeats.log(logging.ERROR, "files", "backend %s was not looked at: too many open files", pool)
+            repeats.log(logging.ERROR, "files", "backend %s was not checked: too many open files", pool)
             return
         if isinstance(exc, DatabaseAway):
             raise
@@ -116,13 +116,13 @@ def report(context: ManagerContext, pool: str) -> None:
     elif reason is None and before is not None and not before.up:
         log.info("backend %s is up again", pool)
     if capacity.closed_because and (before is None or before.capacity.closed_because != capacity.closed_because):
-        log.warning("backend %s takes nothing new: %s", pool, capacity.closed_because)
+        log.warning("backend %s accepts no new volumes: %s", pool, capacity.closed_because)
 
 
 def _reason(pool: str, exc: Exception) -> str:
     if isinstance(exc, BackendError):
         return exc.message
-    log.error("backend %s could not be looked at", pool, exc_info=exc)
+    log.error("backend %s could not be checked", pool, exc_info=exc)
     return f"The plugin failed with an internal error ({type(exc).__name__}); the log has the details."
 
 

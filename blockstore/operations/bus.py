@@ -276,7 +276,7 @@ class Bus:
         except DatabaseAway:  # the handler will meet the same error
             return ""
         except Exception as exc:
-            log.warning("it is not known where %s %s is to be done: %s", operation.kind, operation.operation_id, exc)
+            log.warning("the pool of %s %s cannot be determined: %s", operation.kind, operation.operation_id, exc)
             return ""
 
     def _is_first(self, ticket: _Ticket) -> bool:
@@ -310,7 +310,7 @@ class Bus:
             repeats.log(
                 logging.WARNING,
                 exc.message,
-                "%s %s is tried again: %s",
+                "%s %s will be retried: %s",
                 operation.kind,
                 operation.operation_id,
                 exc.detail,
@@ -318,11 +318,11 @@ class Bus:
             return False
         except OutOfFiles as exc:
             repeats.log(
-                logging.WARNING, "files", "%s %s is tried again: %s", operation.kind, operation.operation_id, exc
+                logging.WARNING, "files", "%s %s will be retried: %s", operation.kind, operation.operation_id, exc
             )
             return False
         except TryAgain as exc:
-            log.warning("%s %s is tried again: %s", operation.kind, operation.operation_id, exc)
+            log.warning("%s %s will be retried: %s", operation.kind, operation.operation_id, exc)
             return False
         except Exception:
             log.exception("%s %s could not be settled", operation.kind, operation.operation_id)

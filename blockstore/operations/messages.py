@@ -78,8 +78,8 @@ def tell_lost(session: Session, kind: str, project_id: str, row_id: str, keep_da
             event_id=f"VOLUME_{kind.upper()}_{action_id}_{detail_id}",
             action_id=action_id,
             detail_id=detail_id,
-            user_message=f"{words}: The storage of this {kind.lower()} was replaced; its data is not on the new one."
-            " Ask your administrator for it, or delete it.",
+            user_message=f"{words}: The storage of this {kind.lower()} was replaced. Its data is not on the new"
+            " storage. Ask your administrator for the data, or delete it.",
             expires_at=now() + datetime.timedelta(days=keep_days),
         )
     )

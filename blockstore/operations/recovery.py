@@ -55,7 +55,7 @@ def resume(
             if row.attempt >= attempts:
                 reason = Reason(
                     f"given up: the service died {row.attempt} times while it ran",
-                    "It was given up after several attempts. Ask your administrator.",
+                    "The operation failed after several attempts. Ask your administrator.",
                 )
                 handler = handlers[type(operation)]
                 handler.give_up(session, operation, Failure(reason=reason))
@@ -86,7 +86,11 @@ def _fail_stranded(session: Session, covered: set[tuple[str, str, str]]) -> int:
             if (kind, row_id, status) not in covered:
                 transitions.move(session, machine, row_id, machine.failure[status], only_from=(status,))
                 log.warning(
-                    "%s %s was %s with nothing to end it; now %s", kind, row_id, status, machine.failure[status]
+                    "%s %s was %s without an open operation; now it is %s",
+                    kind,
+                    row_id,
+                    status,
+                    machine.failure[status],
                 )
                 count += 1
     return count

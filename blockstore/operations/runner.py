@@ -296,7 +296,8 @@ def _explain(operation: Operation, exc: Exception) -> tuple[Reason, Detail, str]
         return exc.reason, Detail.BACKEND_REFUSED, "failed"
     log.error("%s %s failed unexpectedly", operation.kind, operation.operation_id, exc_info=exc)
     reason = Reason(
-        f"an internal error ({type(exc).__name__}) stopped it; the log has the details under {operation.request_id}",
-        "An internal error stopped it. Ask your administrator.",
+        f"an internal error ({type(exc).__name__}) stopped the operation; the log has the details under"
+        f" {operation.request_id}",
+        "An internal error stopped the operation. Ask your administrator.",
     )
     return reason, Detail.UNKNOWN_ERROR, "failed"

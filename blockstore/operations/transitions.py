@@ -120,7 +120,7 @@ def unmanage(
     if gone.rowcount != 1:  # type: ignore[attr-defined]
         present = session.execute(select(model.status).where(model.id == row_id)).scalar()
         raise StateConflict(machine.name, row_id, present, "unmanaging")
-    log.info("%s %s is not managed any more", machine.name.lower(), row_id)
+    log.info("%s %s is no longer managed", machine.name.lower(), row_id)
 
 
 # --- after attachments -------------------------------------------------------------------------------------

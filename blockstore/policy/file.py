@@ -62,7 +62,7 @@ class PolicyFile:
         try:
             said = policy.parse_file_contents(_read(file))
             if not isinstance(said, dict) or not all(isinstance(name, str) for name in said):
-                raise ConfigError("it has to be a mapping from names of rules to checks")
+                raise ConfigError("it must be a mapping from names of rules to checks")
             with _complaints() as complaints:
                 rules = policy.Rules.from_dict({**defaults, **said})
                 self._enforcer.set_rules(rules)
@@ -74,7 +74,7 @@ class PolicyFile:
             raise ConfigError(f"{file}: it cannot be used as a policy file: {' '.join(why.split())}") from None
         self.overridden = frozenset(said)
         for name in sorted(self.overridden - defaults.keys()):
-            log.info("%s: the rule %s is not one of this service; only other rules can use it", file, name)
+            log.info("%s: this service has no rule %s; only other rules can use it", file, name)
 
     def check_of(self, rule: str) -> str:
         """Return the check in force for a rule, in oslo.policy's syntax."""
@@ -104,16 +104,16 @@ class PolicyFile:
             if is_out_of_files(exc):
                 raise
             why = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
-            repeats.log(logging.ERROR, rule, "the policy rule %s decides nothing: %s", rule, why)
+            repeats.log(logging.ERROR, rule, "the policy rule %s cannot be evaluated: %s", rule, why)
             raise ServiceUnavailable.for_everybody(
-                f"The policy rule {rule} could not be decided. Try again in a moment, or ask your administrator."
+                f"The policy rule {rule} could not be evaluated. Try again in a moment, or ask your administrator."
             ) from None
 
 
 def _read(file: Path) -> bytes:
     """Return a file's content. Raise ConfigError if it is no plain file or others could change it. Raises OSError."""
     if reason := weak_place(file, {0, os.geteuid()}):
-        raise ConfigError(f"others could change it, for {reason}")
+        raise ConfigError(f"others could change it: {reason}")
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe could block for ever
     with os.fdopen(fd, "rb") as opened:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -147,7 +147,7 @@ def _refuse_by_history(request: PlacementRequest, pool: Pool, names: frozenset[s
     if pool.name in request.tried:
         return Refusal("RetryFilter", "tried already")
     if pool.name == request.exclude_pool:
-        return Refusal("MigrationFilter", "the volume is there already")
+        return Refusal("MigrationFilter", "the volume is already there")
     if request.destination not in (None, pool.name, pool.backend):
         return Refusal("MigrationFilter", f"the destination is {request.destination}")
     there = pool.capabilities.get("logical_block_size")

@@ -115,7 +115,7 @@ def plan_drain(context: SchedulerContext, session: Session, backend: str) -> lis
 def why_it_stays(session: Session, volume: Volume) -> str | None:
     """Return why a volume cannot be migrated now, or None."""
     if volume.status != "available":
-        return f"it is {volume.status}; only an available volume is moved"
+        return f"it is {volume.status}; only an available volume is migrated"
     return migration_blocker(session, volume)
 
 

@@ -146,7 +146,7 @@ def _on_the_wire(figure: float | None) -> float | str:
 
 def _inputs(expression: Expression, scope: Scope) -> str:
     told = [f"{name} is {_shown(_look_up(name, scope))}" for name in expression.names]
-    return ", ".join(told) or "it looks at nothing"
+    return ", ".join(told) or "it uses no variables"
 
 
 def _look_up(name: str, scope: Scope) -> Any:

@@ -28,7 +28,7 @@ def capacity(request: PlacementRequest, pool: Pool) -> str | None:
         return None
     asked = f"{gib(request.size_gib)} GiB asked"
     if closed_because := pool.capabilities.get("closed_because"):
-        return f"{asked}, and nothing new is taken: {closed_because}"
+        return f"{asked}, but the pool accepts nothing new: {closed_because}"
     if not pool.is_free_reported:
         return f"{asked}, the free capacity is not reported"
     if not is_finite(pool.free_gib):
@@ -56,8 +56,8 @@ def capacity(request: PlacementRequest, pool: Pool) -> str | None:
     filled = pool.filled_percentage
     if pool.thin and filled is not None and filled > pool.fill_limit_percentage:
         return (
-            f"{asked}, but the pool is {gib(filled)} % full and takes nothing new above {pool.fill_limit_percentage} %"
-            f" ({gib(pool.free_gib)} of {gib(pool.total_gib)} GiB physically free)"
+            f"{asked}, but the pool is {gib(filled)} % full and accepts nothing new above {pool.fill_limit_percentage}"
+            f" % ({gib(pool.free_gib)} of {gib(pool.total_gib)} GiB physically free)"
         )
     return None
 

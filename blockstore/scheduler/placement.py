@@ -174,12 +174,12 @@ def _retype_by_migration(
     refused: NoBackend,
 ) -> None:
     if not operation.may_move:
-        raise _with(refused, "It is not moved, since migration_policy is not on-demand.")
+        raise _with(refused, "It is not migrated, because migration_policy is not on-demand.")
     if volume.previous_status != V.AVAILABLE:
-        raise _with(refused, f"A volume that is {volume.previous_status} is not moved; detach it first.")
+        raise _with(refused, f"A volume that is {volume.previous_status} is not migrated; detach it first.")
     kept = migration_blocker(session, volume)
     if kept is not None:
-        raise _with(refused, f"It is not moved either: {kept}.")
+        raise _with(refused, f"It cannot be migrated either: {kept}.")
     request = PlacementRequest(size_gib=volume.size, **excluding_source(context.pool_reports, volume), **facts)
     pool = _choose(context, session, request, operation.request_id)
     reservations.reserve(session, pool.name, volumes=1, volume_gib=volume.size)
@@ -286,7 +286,7 @@ def _choose(
         reasons += [f"{name} {why}" for name, why in sorted(absent.items())]
         text = (
             (f"{before} No other" if before else "No")
-            + " pool can take it. "
+            + " pool can take the volume. "
             + ("; ".join(reasons) or "No backend is configured.")
         )
         log.warning("%s", text, extra={"request_id": request_id})

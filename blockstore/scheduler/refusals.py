@@ -11,17 +11,17 @@ from blockstore.scheduler.choosing import PlacementRequest, Refusal
 from blockstore.scheduler.pools import gib
 
 _ABSENT = "it is not available at the moment"
-_OTHER = "a rule of this installation keeps it away"
+_OTHER = "a filter of this installation excludes it"
 
 
 def _capacity(request: PlacementRequest) -> str:
-    return f"{gib(request.size_gib)} GiB are not free on it"
+    return f"it does not have {gib(request.size_gib)} GiB free"
 
 
 def _capabilities(request: PlacementRequest) -> str:
     if request.extends_attached:
-        return "it cannot extend a volume that is attached, or does not offer what the volume type asks for"
-    return "it does not offer what the volume type asks for"
+        return "it cannot extend attached volumes, or does not have the capabilities that the volume type requires"
+    return "it does not have the capabilities that the volume type requires"
 
 
 _BY_FILTER: Mapping[str, Callable[[PlacementRequest], str]] = {
@@ -30,12 +30,11 @@ _BY_FILTER: Mapping[str, Callable[[PlacementRequest], str]] = {
     ),
     "CapacityFilter": _capacity,
     "CapabilitiesFilter": _capabilities,
-    "SameBackendFilter": lambda _: "the volumes of the hint same_host are not there",
-    "DifferentBackendFilter": lambda _: "volumes of the hint different_host are there",
+    "SameBackendFilter": lambda _: "the volumes of the hint same_host are not on it",
+    "DifferentBackendFilter": lambda _: "volumes of the hint different_host are on it",
     "BlockSizeFilter": lambda request: (
-        f"its blocks have another size than the {request.block_size} bytes of the volume's, whose partitions would"
-        f" not be"
-        " found any more"
+        f"its block size differs from the {request.block_size} bytes of the volume, so the partitions would no longer"
+        " be found"
     ),
     "RetryFilter": lambda _: "it failed to create the volume",
 }
@@ -51,10 +50,10 @@ def public_reason(request: PlacementRequest, refusals: Mapping[str, Refusal], ab
     if is_absent or not found:
         reasons.add(_ABSENT)
     if found == {"CapacityFilter"} and not is_absent:
-        lacks = "No storage has" if request.required_pool is None else "The storage where it has to be does not have"
+        lacks = "No storage has" if request.required_pool is None else "The only possible storage does not have"
         return f"{lacks} {gib(request.size_gib)} GiB free for this volume type. {_advice(found)}"
-    refuses = "No storage can" if request.required_pool is None else "The storage where it has to be cannot"
-    return f"{refuses} take it: {'; or '.join(sorted(reasons))}. {_advice(found)}"
+    refuses = "No storage can" if request.required_pool is None else "The only possible storage cannot"
+    return f"{refuses} take the volume: {'; or '.join(sorted(reasons))}. {_advice(found)}"
 
 
 def _advice(found: Collection[str]) -> str:

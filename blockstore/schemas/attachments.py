@@ -38,7 +38,7 @@ class Connector(fields.Field[dict[str, Any]]):
 
 def _check_plain(key: str, value: Any) -> None:
     if isinstance(value, dict | list):
-        raise ValidationError({key: ["It must be a plain value or a list of such."]})
+        raise ValidationError({key: ["It must be a plain value or a list of plain values."]})
     if not isinstance(value, str):
         return
     if len(value) > MAX_CONNECTOR_TEXT:

@@ -125,7 +125,7 @@ class ScopesBody(IdentitySchema):
         if len(data) != 1:
             raise ValidationError("Name exactly one of project, domain, system.")
         if "system" in data and data["system"] != {"all": True}:
-            raise ValidationError({"system": ['The only system there is is {"all": true}.']})
+            raise ValidationError({"system": ['The only system is {"all": true}.']})
 
 
 class Scope(Part):
@@ -183,11 +183,9 @@ class NewProjectBody(NewDomainBody):
     @validates_schema
     def _flat(self, data: Any, **_kw: Any) -> None:
         if data.get("is_domain"):
-            raise ValidationError({"is_domain": ["A domain is made by POST /v3/domains."]})
+            raise ValidationError({"is_domain": ["To create a domain, use POST /v3/domains."]})
         if data.get("parent_id") not in (None, data.get("domain_id", data.get("parent_id"))):
-            raise ValidationError(
-                {"parent_id": ["Projects have no projects in them; the parent can be a domain only."]}
-            )
+            raise ValidationError({"parent_id": ["Projects cannot contain projects; the parent must be a domain."]})
 
 
 class CreateProjectBody(IdentitySchema):
@@ -241,7 +239,7 @@ class NewRoleBody(IdentitySchema):
     @validates_schema
     def _of_all(self, data: Any, **_kw: Any) -> None:
         if data.get("domain_id"):
-            raise ValidationError({"domain_id": ["Roles belong to all domains here."]})
+            raise ValidationError({"domain_id": ["This service has no roles of a single domain."]})
 
 
 class CreateRoleBody(IdentitySchema):
@@ -284,7 +282,7 @@ class NewCredentialBody(IdentitySchema):
     @validates_schema
     def _no_rules(self, data: Any, **_kw: Any) -> None:
         if data.get("access_rules"):
-            raise ValidationError({"access_rules": ["Access rules are not offered; limit the roles instead."]})
+            raise ValidationError({"access_rules": ["Access rules are not supported; limit the roles instead."]})
 
 
 class CreateCredentialBody(IdentitySchema):

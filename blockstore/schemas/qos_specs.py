@@ -52,7 +52,7 @@ class Keys(fields.Field[list[str]]):
         if not isinstance(value, list) or len(value) > MOST_KEYS:
             raise ValidationError(f"It must be a list of at most {MOST_KEYS} keys.")
         if not all(isinstance(key, str) and 1 <= len(key) <= 255 for key in value) or len(set(value)) != len(value):
-            raise ValidationError("Each key must be a string of 1 to 255 characters, and stand there once.")
+            raise ValidationError("Each key must be a string of 1 to 255 characters, and appear only once.")
         return value
 
 

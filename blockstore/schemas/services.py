@@ -41,7 +41,7 @@ class FreezeBody(Schema):
     @validates_schema
     def _names_a_backend(self, data: Any, **_kw: Any) -> None:
         if not data.get("host"):
-            raise ValidationError({"host": ["It is needed; there are no clusters here."]})
+            raise ValidationError({"host": ["It is needed; this service has no clusters."]})
 
 
 class LogBody(Schema):

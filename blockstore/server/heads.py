@@ -35,14 +35,14 @@ def checked(scope: Scope) -> dict[str, str]:
             continue
         if name in headers:
             if name in ("host", "x-auth-token", "x-service-token", "x-subject-token"):
-                raise RequestRefused(400, f"The header {name} stands twice in the request.")
+                raise RequestRefused(400, f"The header {name} appears twice in the request.")
             headers[name] += f",{value}"
         else:
             headers[name] = value
     if len(readable) < len(scope.headers.keys()):  # granian leaves out headers with other values
         raise RequestRefused(400, "The value of a header may hold visible ASCII characters only.")
     if not scope.method.isupper():
-        raise RequestRefused(400, "The method of a request is written in capital letters.")
+        raise RequestRefused(400, "The method of a request must be in capital letters.")
     if size > MAX_HEAD_BYTES:
         raise RequestRefused(431, f"The request line and the headers may have at most {MAX_HEAD_BYTES} bytes.")
     if len(headers.get("content-type", "")) > MAX_TYPE_BYTES:

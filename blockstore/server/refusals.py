@@ -18,7 +18,7 @@ class RequestRefused(Exception):
 
 def too_many_wait() -> RequestRefused:
     """Return the refusal of a request whose line is full."""
-    return RequestRefused(503, "Too many requests wait to be answered. Try again in a moment.")
+    return RequestRefused(503, "Too many requests are waiting to be answered. Try again in a moment.")
 
 
 def refuse(proto: HTTPProtocol, exc: RequestRefused) -> None:

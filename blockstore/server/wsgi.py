@@ -198,7 +198,7 @@ class Adapter:
         if self._is_transfer(scope.method, scope.path):
             return Streamed(request.proto, self._loop, functools.partial(self._has_left, scope.client))
         if "transfer-encoding" in headers:  # granian reports a truncated body as complete
-            raise RequestRefused(411, "A request has a Content-Length.")
+            raise RequestRefused(411, "A request with a body must have a Content-Length.")
         length = int(headers.get("content-length") or 0)
         if not 0 < length <= MAX_BODY_BYTES:
             return Buffered(b"", length, 0)  # empty, or refused by the application for its length, and never read
@@ -403,7 +403,7 @@ class Adapter:
         caller, must = line or request.caller, request.scope.method not in ("GET", "HEAD")
         sending = replies.admit(task, caller, len(reply.content), must=must)
         if sending is None:
-            raise RequestRefused(503, "Too many replies wait to be taken. Take those first, then try again.")
+            raise RequestRefused(503, "Too many replies are waiting to be read. Read those first, then try again.")
 
         def taken(count: int) -> None:
             sending.taken = count

@@ -128,8 +128,8 @@ class Target(ABC):
             value = connector.get(key)
             if not isinstance(value, str) or not value:
                 raise InvalidConnector(
-                    f"The connector must have {key!r}: the target {self.name} lets in nobody else.",
-                    public=f"The connector must have {key!r}: nobody else is let in.",
+                    f"The connector must have {key!r}: the target {self.name} identifies initiators by it.",
+                    public=f"The connector must have {key!r}: initiators are identified by it.",
                 )
 
     @abstractmethod
@@ -170,7 +170,7 @@ class Target(ABC):
 
     def resize(self, export_id: str) -> None:  # noqa: ARG002 - for those who override it
         """Show the new size of a volume that has grown; called only if ``online_extend`` is declared."""
-        raise NotSupported(f"The target {self.name} does not show a new size to those who are connected.")
+        raise NotSupported(f"The target {self.name} does not show a new size to connected initiators.")
 
     def forget_saved(self) -> int:
         """Remove the exports of ``owner`` from the configuration that is restored at boot; return their number.

@@ -114,7 +114,7 @@ def _backing_format(start: bytes, version: int) -> str | None:
 
 def names_another(shown: str) -> BackendError:
     """Return the error for a header that names another file."""
-    return BackendError(f"{shown} names another file as the source of its bytes, which blockstore never does.")
+    return BackendError(f"{shown} refers to another file for its data, which images of blockstore never do.")
 
 
 def path_of(fd: int) -> str:

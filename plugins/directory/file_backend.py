@@ -302,16 +302,16 @@ class FileBackend(Backend):
             if kind == known:
                 image = StoredVolume(folder, check_name(name), known)
                 if folder.stat(image.file) is None:
-                    raise VolumeMissing(f"{image.shown} is not there.")
+                    raise VolumeMissing(f"{image.shown} does not exist.")
                 return image
-        raise BackendError(f"{reference!r} does not end in .raw or .qcow2, and bytes are not asked for their format.")
+        raise BackendError(f"{reference!r} does not end in .raw or .qcow2, and the format is not read from the data.")
 
     def _refuse_snapshots(self, root: Folder, image: StoredVolume, name: str) -> None:
         with self.store.sub(root, SNAPSHOTS) as snapshots, self.store.sub(snapshots, image.name) as shots:
             if snapshots and (owner := self.store.owner_of(snapshots, name)):
                 raise NameTaken(f"{name} is a snapshot of volume {owner}.")
             if shots and any(True for _image in self.store.images(shots)):
-                raise BackendError(f"{image.shown} has snapshots, which would be lost; remove them first.")
+                raise BackendError(f"{image.shown} has snapshots, which would be lost; delete them first.")
             if snapshots:
                 snapshots.remove_sub(image.name)
 

@@ -73,7 +73,7 @@ class Folder:
         try:
             return Folder(os.open(name, flags, dir_fd=self.fd), self.shown / name)
         except NotADirectoryError:
-            raise BackendError(f"{self.shown / name} must be a directory, and is something else. Remove it.") from None
+            raise BackendError(f"{self.shown / name} must be a directory, but is not. Remove it.") from None
 
     def _proved(self, forbidden: int = 0o077) -> Folder:
         """Return the folder. Close it and raise PermissionError if it belongs to another user or has a ``forbidden``
@@ -83,7 +83,7 @@ class Folder:
             if found.st_uid != os.geteuid():
                 raise PermissionError(errno.EACCES, "it belongs to another user")
             if found.st_mode & forbidden:
-                raise PermissionError(errno.EACCES, "other users may enter it, or change it")
+                raise PermissionError(errno.EACCES, "other users can enter or change it")
         except BaseException:
             self.close()
             raise
@@ -174,13 +174,13 @@ class Folder:
             raise self._planted(name, f"one of {found.st_nlink} hard links to the same bytes")
         if found.st_mode & 0o077:
             raise BackendError(
-                f"{self.shown / name} has mode {stat.S_IMODE(found.st_mode):04o}, so that other users may reach its "
-                f"bytes, and is not used. Find out who changed it, then: chmod 600 {self.shown / name}"
+                f"{self.shown / name} has mode {stat.S_IMODE(found.st_mode):04o}, so other users can reach its data,"
+                f" and it is not used. Find out who changed the mode, then: chmod 600 {self.shown / name}"
             )
 
     def _planted(self, name: str, what: str) -> BackendError:
         return BackendError(
-            f"{self.shown / name} is {what}, which blockstore never makes, and is not used. Find out who put it there."
+            f"{self.shown / name} is {what}, which blockstore never creates and does not use. Find out who created it."
         )
 
     # --- changing
@@ -279,7 +279,7 @@ class Folder:
         if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, "its file system is read-only")
         if not os.access(f"/proc/self/fd/{self.fd}", os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-            raise PermissionError(errno.EACCES, "no files can be made in it")
+            raise PermissionError(errno.EACCES, "no files can be created in it")
 
 
 def temporary_name(name: str) -> str:
@@ -414,8 +414,8 @@ def copy(source: int, target: int, shown: str, progress: Progress, prove_space: 
             return
         os.ftruncate(target, 0)
     raise InUse(
-        f"{shown} was written while it was copied, {_TRIES} times. Stop what writes to it, or keep the volumes on "
-        "btrfs or xfs, where a copy is made in one instant."
+        f"{shown} was written while it was copied, {_TRIES} times. Stop the writer, or keep the volumes on btrfs or"
+        " xfs, which copy a file in one instant."
     )
 
 

@@ -151,14 +151,14 @@ class FileStore:
         if exc.errno == errno.EFBIG:
             return NoSpace(f"The file system of {self.path} cannot hold a file that large ({said}).")
         todo = {
-            errno.ENOENT: f"Mount its disk, or make it: mkdir -m 700 {self.path}",
+            errno.ENOENT: f"Mount its disk, or create it: mkdir -m 700 {self.path}",
             errno.ENOTDIR: "The option path must name a directory.",
             errno.EACCES: f"It must belong to uid {os.geteuid()} alone: chown {os.geteuid()} {self.path}; "
             f"chmod 700 {self.path}",
             errno.EROFS: "It is mounted read-only; remount it read-write.",
         }
         todo[errno.EPERM] = todo[errno.EACCES]
-        hint = todo.get(exc.errno or 0, "Look at the kernel's messages: dmesg")
+        hint = todo.get(exc.errno or 0, "Check the kernel's messages: dmesg")
         return Unreachable(f"Directory {self.path} cannot be used: {said}. {hint}")
 
     def no_space(self, said: str) -> NoSpace:

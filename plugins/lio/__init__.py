@@ -112,7 +112,7 @@ class LioTarget(Target):
             used = {IscsiTarget(self.owner, export_id).storage_object for export_id in targets.ids(self.owner)}
             for place in list(backstores.storage_objects(self.owner)):
                 if place not in used and not self._at_work[place.name] and backstores.remove_at(place):
-                    log.warning("%s led nowhere any more, and was removed", place)
+                    log.warning("%s belonged to no target any longer and was removed", place)
 
     @contextmanager
     def _working_on(self, backstore: Backstore) -> Iterator[None]:
@@ -142,7 +142,7 @@ class LioTarget(Target):
         entries."""
         taken = saved.forget(backstores.beginning(self.owner), targets.beginning(self.owner))
         if taken:
-            log.warning("%s: %d entries of this service were saved, and were taken out", saved.SAVED, taken)
+            log.warning("%s: removed %d saved entries of this service", saved.SAVED, taken)
         return taken
 
     def _check_portal(self, portal: iscsi.Portal) -> None:
@@ -174,7 +174,7 @@ class LioTarget(Target):
         if export.format != "raw":
             raise NotSupported(f"LIO exports raw volumes only; {export.volume} is {export.format or 'of no format'}.")
         if not export.secret:
-            raise BackendError(f"Export {export.id} has no password, without which nothing is exported.")
+            raise BackendError(f"Export {export.id} has no password, and exports need one.")
         with _explained(), self._working_on(backstore):
             kind_of(export.path)
             if self._scissors.is_cutting(target) or self._watch.is_stuck(target):
@@ -213,7 +213,7 @@ class LioTarget(Target):
         password."""
         there = target.storage_object
         if there is not None and there not in Backstore(self.owner, target.volume or backstore.volume).places:
-            log.warning("%s leads to %s, which another tool made; ending it", target.iqn, there)
+            log.warning("%s leads to %s, which another tool created; ending it", target.iqn, there)
             self._end_stray(there)
             self._cut(target)
             target.unmap()
@@ -266,8 +266,8 @@ class LioTarget(Target):
         path = self._unproved.get(export_id, "")
         if path and not closed(path, deadline):
             raise SessionAlive(
-                f"{target.iqn} is gone, but something still holds {path} open, and it could not be proved that it is"
-                " not the kernel's target. Find it with lsof or lsblk; then detach the volume again."
+                f"{target.iqn} is gone, but something still holds {path} open, and it may be the kernel's target. Find"
+                " the holder with lsof or lsblk; then detach the volume again."
             )
         self._unproved.pop(export_id, None)
         target.remove()
@@ -314,7 +314,7 @@ def _explained() -> Iterator[None]:
         raise Unreachable(f"LIO is configured by root alone: run blockstore as root. ({exc})") from exc
     except OSError as exc:
         raise Unreachable(
-            f"The kernel's target refused {exc.filename}: {exc.strerror}. Is all loaded? {_MODULES}"
+            f"The kernel's target refused {exc.filename}: {exc.strerror}. Are all modules loaded? {_MODULES}"
         ) from exc
     except Exception as exc:
         if type(exc).__module__.partition(".")[0] != "rtslib_fb":  # rtslib may not be imported

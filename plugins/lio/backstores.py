@@ -85,7 +85,9 @@ class Backstore:
         if there and (there != kind or self.path != str(path) or _read(self._at(there) / "enable") != "1"):
             self.remove()
             if there := self.kind:
-                raise InUse(f"{self.volume} is exported from {self.path}, and cannot be from {path} at the same time.")
+                raise InUse(
+                    f"{self.volume} is exported from {self.path}, and cannot be exported from {path} at the same time."
+                )
         if not there:
             self._open(kind, path)
         self._set_attributes(kind)
@@ -179,7 +181,7 @@ def kind_of(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise VolumeMissing(f"There is no {path} that could be exported.") from None
+        raise VolumeMissing(f"{path} cannot be exported, because it does not exist.") from None
     if set(str(path)) & set(",\n") or len(str(path)) > _MAX_PATH:
         raise BackendError(f"LIO cannot export {path}: commas, newlines and more than {_MAX_PATH} bytes confuse it.")
     if stat.S_ISBLK(mode):

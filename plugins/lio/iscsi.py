@@ -50,7 +50,7 @@ def portals(text: str, where: str) -> tuple[Portal, ...]:
 
 
 def _portal(text: str, where: str) -> Portal:
-    wrong = ConfigError(f"{where}: {text!r} is no portal; expected is ADDRESS:PORT, such as 192.0.2.10:3260 or [::1].")
+    wrong = ConfigError(f"{where}: {text!r} is not a portal; use ADDRESS:PORT, such as 192.0.2.10:3260 or [::1].")
     parts = re.fullmatch(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<four>[0-9.]+))(?::(?P<port>[0-9]{1,5}))?", text)
     if parts is None:
         raise wrong

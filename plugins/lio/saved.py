@@ -37,7 +37,7 @@ def forget(storage_objects: str, targets: str) -> int:
             return 0
         if _replace(saved, before):
             return taken
-    raise Unreachable(f"{SAVED} changes all the time, so that what is ours cannot be taken out.")
+    raise Unreachable(f"{SAVED} changes all the time, so the entries of this service cannot be removed.")
 
 
 def _take_out(saved: dict[str, Any], storage_objects: str, targets: str) -> int:

@@ -141,19 +141,19 @@ class IscsiTarget:
         if not self.enabled:
             return "it is disabled"
         if not self._is_guarded():
-            return "it may let in initiators without a password"
+            return "it may admit initiators without a password"
         if {np.name for np in (self._tpg_path / "np").iterdir()} != {str(portal) for portal in portals}:
             return "it does not listen at exactly its portals"
         there = self.storage_object
         if there is None:
             return "its LUN was removed"
         if there not in Backstore(self._owner, self.volume).places:
-            return "its LUN leads to a storage object that another tool made"
+            return "its LUN leads to a storage object that another tool created"
         if _read(there / "enable") != "1":
             return "its storage object is disabled"
         acls = list((self._tpg_path / "acls").iterdir())
         if len(acls) != 1:
-            return "another initiator is let in than its own, or none"
+            return "it admits another initiator than its own, or none"
         if _read(acls[0] / "auth/userid") != self.user or not _read(acls[0] / "auth/password"):
             return "its password was removed"
         if not any(part.is_symlink() for part in (acls[0] / f"lun_{LUN}").iterdir()):
@@ -344,8 +344,8 @@ class Scissors:
             if time.monotonic() >= deadline:
                 who = ", ".join(target.initiators()) or "an initiator"
                 raise SessionAlive(
-                    f"The session of {who} with {target.iqn} did not end in time, which it does when its last command"
-                    " is done: look whether the storage hangs. New sessions are refused; detach it again."
+                    f"The session of {who} with {target.iqn} did not end in time; it ends after its last command."
+                    " Check whether the storage hangs. New sessions are refused; detach the volume again."
                 )
             time.sleep(_POLL_S)
 

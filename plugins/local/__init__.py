@@ -93,7 +93,8 @@ class LocalTarget(Target):
         if host.lower() not in {here, *self._hosts}:
             raise InvalidConnector(
                 f"The connector's 'host' is {host}, and the volume is on {here}: the target {self.name} gives a path,"
-                f" which means nothing elsewhere. If both are one node, add {host} to the target's option hosts.",
+                f" which is useless on other nodes. If both names are one node, add {host} to the target's option"
+                " hosts.",
                 public=f"The connector's 'host' is {host}; attach this volume on the node of its storage.",
             )
 
@@ -124,7 +125,7 @@ class LocalTarget(Target):
             who = _held(Path(record.path))
             # Holders of two exports of one volume cannot be told apart: only the last withdrawal is refused.
             if who and not any(self._others(export_id, record)):
-                raise InUse(f"{record.path} is still in use on this node, by {', '.join(who)}. Let go of it first.")
+                raise InUse(f"{record.path} is still in use on this node, by {', '.join(who)}. Close it there first.")
             self._file(export_id).unlink(missing_ok=True)
 
     def list_exports(self) -> frozenset[str]:
@@ -139,7 +140,7 @@ class LocalTarget(Target):
         """
         with self._explained():
             return {
-                export_id: f"there is no {record.path}"
+                export_id: f"{record.path} is missing"
                 for export_id, record in self._records().items()
                 if _in_dev(Path(record.path)) and not os.path.lexists(record.path)
             }
@@ -214,13 +215,13 @@ def _check_path(path: Path) -> None:
             there = path.resolve(strict=True)
             found = os.lstat(there)
             if not (_in_dev(path) and _in_dev(there) and stat.S_ISBLK(found.st_mode)):
-                raise BackendError(f"{path} is a symbolic link to {there}, and is not given to anybody.")
+                raise BackendError(f"{path} is a symbolic link to {there}, and is not exported.")
     except (FileNotFoundError, NotADirectoryError):
-        raise VolumeMissing(f"{path} is not there.") from None
+        raise VolumeMissing(f"{path} does not exist.") from None
     except OSError as exc:
         raise Unreachable(f"{path}: {exc.strerror}.") from exc
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
-        raise BackendError(f"{path} is neither a file nor a block device, and is not given to anybody.")
+        raise BackendError(f"{path} is neither a file nor a block device, and is not exported.")
 
 
 def _in_dev(path: Path) -> bool:

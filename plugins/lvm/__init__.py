@@ -147,9 +147,9 @@ class LvmBackend(Backend):
         mark = names.POOL + self._pool
         if pool is None and mark in group.tags:
             raise Unreachable(
-                f"The thin pool {what}, in which the volumes are, is not there any more. Bring it back. If it is to be"
-                f" made anew: lvcreate --type thin-pool -l 95%FREE -Zy -n {self._pool} {self._lvm.vg}. If this backend"
-                " is to be thick: lvm_type = thick."
+                f"The thin pool {what}, which holds the volumes, no longer exists. Bring it back. To create a new one:"
+                f" lvcreate --type thin-pool -l 95%FREE -Zy -n {self._pool} {self._lvm.vg}. To make this backend"
+                " thick: lvm_type = thick."
             )
         if pool is None:
             pool = self._made_pool()
@@ -159,13 +159,11 @@ class LvmBackend(Backend):
             raise Unreachable(f"{what} is not a thin pool. Rename it, or set thin_pool to another name.")
         if not pool.zeroes:
             raise Unreachable(
-                f"The thin pool {what} does not zero what it hands out, so that tenants would read each other's old"
-                f" bytes. Switch it on: lvchange -Zy {what}"
+                f"The thin pool {what} does not zero new blocks, so tenants would read each other's old data. Switch"
+                f" zeroing on: lvchange -Zy {what}"
             )
         if pool.health == "partial":
-            raise Unreachable(
-                f"The thin pool {what} lies on a disk that is missing. {self._missing(self._lvm.group())}"
-            )
+            raise Unreachable(f"The thin pool {what} is on a missing disk. {self._missing(self._lvm.group())}")
         if pool.health in ("failed", "metadata_read_only", "check needed"):
             raise Unreachable(f"The thin pool {what} is not usable ({pool.health}). See lvconvert --repair {what}")
         if not pool.active:
@@ -174,7 +172,9 @@ class LvmBackend(Backend):
             with suppress(BackendError):  # the group has no space for the tag
                 self._lvm.tag_group(add=[mark], remove=[])
         if self._options.discard and pool.discards and pool.discards != "passdown":
-            log.info("thin pool %s keeps discards to itself; the disk below is not told: --discards passdown", what)
+            log.info(
+                "thin pool %s does not pass discards to the disk below it; to change that: --discards passdown", what
+            )
 
     def _made_pool(self) -> Lv | None:
         """Make the pool and return it; return None if ``auto`` falls back to thick because there is no thin target."""
@@ -190,7 +190,7 @@ class LvmBackend(Backend):
             return None
         made = self._lvm.lvs().get(self._pool)
         if made is None:
-            raise Unreachable(f"The thin pool {self._lvm.vg}/{self._pool} vanished while it was made.")
+            raise Unreachable(f"The thin pool {self._lvm.vg}/{self._pool} vanished while it was being created.")
         return made
 
     def _kind(self) -> Thin | Thick:
@@ -244,14 +244,15 @@ class LvmBackend(Backend):
         ):
             return (
                 f"The metadata area of volume group {vg} is full: {group.metadata_free} of {group.metadata_size} bytes"
-                " are free, which are kept for deletes. Delete volumes or snapshots, or add a disk with a larger area:"
-                f" vgextend --metadatasize 64m {vg} DEVICE, and then pvchange --metadataignore y on the others."
+                " are free, and these are reserved for deletions. Delete volumes or snapshots, or add a disk with a"
+                f" larger area: vgextend --metadatasize 64m {vg} DEVICE, and then pvchange --metadataignore y on the"
+                " others."
             )
         longest = names.longest_device_name(vg, self._pool if self._kind() is self._thin else "")
         if longest > names.MOST_DEVICE_NAME:
             return (
                 f"The name of volume group {vg} is too long: devices of its volumes would have names of {longest}"
-                f" characters, and the kernel takes {names.MOST_DEVICE_NAME}. Rename it with vgrename; each hyphen in"
+                f" characters, and the kernel allows {names.MOST_DEVICE_NAME}. Rename it with vgrename; each hyphen in"
                 " it counts twice."
             )
         return None
@@ -261,10 +262,10 @@ class LvmBackend(Backend):
         vg = self._lvm.vg
         disks = ", ".join(f"{uuid} (last on {last or 'an unknown device'})" for uuid, last in group.missing.items())
         return (
-            f"The volume group {vg} misses the physical volume {disks}. Volumes that are complete can be used, moved"
-            f" and deleted. Bring the disk back; if it reports missing still, vgextend --restoremissing {vg} DEVICE. If"
-            f" it never returns, delete or move the complete volumes, then vgreduce --removemissing --force {vg} gives"
-            " up the others."
+            f"The volume group {vg} lacks the physical volume {disks}. Complete volumes can be used, moved and"
+            f" deleted. Bring the disk back; if LVM still reports it as missing: vgextend --restoremissing {vg}"
+            " DEVICE. If the disk is lost, delete or move the complete volumes, then vgreduce --removemissing --force"
+            f" {vg} gives up the others."
         )
 
     def list_volumes(self) -> Mapping[str, float]:
@@ -317,8 +318,8 @@ class LvmBackend(Backend):
         if not self._replaced_on:
             return error
         return NotRecognised(
-            f"{error.message} (The volume group {self._lvm.vg} that is there is on {self._replaced_on}. It may be in"
-            " the disk of a guest: do not accept what you did not make.)"
+            f"{error.message} (The volume group {self._lvm.vg} that was found is on {self._replaced_on}. It may be in"
+            " the disk of a guest: accept it only if you created it.)"
         )
 
     def owner(self) -> str | None:
@@ -431,7 +432,7 @@ class LvmBackend(Backend):
             return self._grown(lvs[name], name)
         lv = lvs.get(reference)
         if lv is None or not kind.owns(lv) or names.snapshot_of(lv) is not None or names.is_unfinished(lv):
-            raise VolumeMissing(f"There is no volume {reference} in {self._lvm.vg} that could be managed.")
+            raise VolumeMissing(f"There is no volume {reference} in {self._lvm.vg} that can be managed.")
         names.refuse_open(self._lvm, reference, lvs)
         for snapshot in names.dependants(lvs, reference):
             self._lvm.tag(snapshot, names.snapshot_tag(name))
@@ -459,14 +460,14 @@ class LvmBackend(Backend):
         lvs, kind = self._lvm.lvs(), self._kind()
         origin = lvs.get(volume)
         if origin is None:
-            raise VolumeMissing(f"The volume {volume} is not there.")
+            raise VolumeMissing(f"The volume {volume} does not exist.")
         lv = lvs.get(snapshot) or lvs.get(reference)
         if lv is None or not kind.owns(lv) or lv.kind == "plain" or names.is_unfinished(lv):
             raise VolumeMissing(f"There is no snapshot {reference} in {self._lvm.vg}.")
         if (names.snapshot_of(lv) or lv.origin) != volume:
             if lv.name == snapshot:
                 raise NameTaken(f"The name {snapshot} is taken.")
-            raise BackendError(f"{reference} is no snapshot of {volume}.")
+            raise BackendError(f"{reference} is not a snapshot of {volume}.")
         if lv.size != origin.size:
             raise BackendError(f"Snapshot {reference} has another size than {volume}.")
         if names.snapshot_of(lv) is None:

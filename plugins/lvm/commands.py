@@ -350,7 +350,7 @@ class Lvm:
                 return rows
             self.group()
         if any(row["vg_uuid"] != self._there().vg_uuid for row in rows):
-            raise Unreachable(f"The volume group {self.vg} was replaced by another while it was looked at.")
+            raise Unreachable(f"The volume group {self.vg} was replaced by another while it was being read.")
         return rows  # its disks appear and disappear; each command detects that by itself
 
     def _run(self, verb: str, *args: str, config: Sequence[str] = ()) -> str:
@@ -407,10 +407,10 @@ class Lvm:
                 raise
             if verb not in _FREEING:
                 raise NoSpace(
-                    f"LVM cannot write its backup of metadata, {full[1]}; what it wants to change is refused. Free"
-                    f" space there. Volumes can be deleted meanwhile. ({_essence(exc.stderr)})"
+                    f"LVM cannot write its backup of metadata, {full[1]}, so its changes are refused. Free space"
+                    f" there. Volumes can be deleted meanwhile. ({_essence(exc.stderr)})"
                 ) from exc
-            log.warning("%s runs without LVM's backup of metadata, for which there is no space: %s", verb, full[1])
+            log.warning("%s runs without LVM's backup of metadata, because that has no space: %s", verb, full[1])
             return self._process((*argv, *_settings((*config, _NO_BACKUPS)), *args), complaints)
 
     def _process(self, argv: Sequence[str], complaints: list[str] | None) -> str:
@@ -419,9 +419,9 @@ class Lvm:
 
     def _no_group(self) -> str:
         return (
-            f"There is no volume group {self.vg} on the devices that LVM looks at: see pvs -a. If it is on a disk, see"
-            " that the disk is there, and that neither global_filter in lvm.conf nor the devices file (lvmdevices)"
-            f" hides it. If it was never made: vgcreate {self.vg} DEVICE. Else correct volume_group."
+            f"There is no volume group {self.vg} on the devices that LVM uses: see pvs -a. If it exists, check that"
+            " its disk is present, and that neither global_filter in lvm.conf nor the devices file (lvmdevices) hides"
+            f" it. To create it: vgcreate {self.vg} DEVICE. Otherwise correct volume_group."
         )
 
     def _named(self, exc: ToolFailed) -> BackendError:
@@ -458,15 +458,15 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
         (
             r"while PVs are missing|is missing PV|activation of partial LV|Cannot (?:restore|change) .*missing PV",
             Incomplete,
-            "Volume group {vg} misses a physical volume, which keeps LVM from that: bring the disk back, or see"
+            "Volume group {vg} lacks a physical volume, so LVM refuses the change: bring the disk back, or see"
             " vgreduce --removemissing. ({words})",
         ),
         (
             r"metadata on .* (?:exceeds maximum metadata size|too large for circular buffer)",
             MetadataFull,
-            "The metadata area of volume group {vg} is full, so that nothing can be added to it. Delete volumes or"
-            " snapshots, or add a disk with a larger area: vgextend --metadatasize 64m {vg} DEVICE, and then"
-            " pvchange --metadataignore y on the others. ({words})",
+            "The metadata area of volume group {vg} is full, and nothing can be added to it. Delete volumes or"
+            " snapshots, or add a disk with a larger area: vgextend --metadatasize 64m {vg} DEVICE, and then pvchange"
+            " --metadataignore y on the others. ({words})",
         ),
         (
             r"volume_list",
@@ -476,7 +476,7 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
         (
             r"with duplicate PV devices",
             Unreachable,
-            "LVM finds a disk of volume group {vg} twice, and changes nothing until one is gone: see pvs -a -o"
+            "LVM finds a disk of volume group {vg} twice, and changes nothing until one is removed: see pvs -a -o"
             " +pv_duplicate. ({words})",
         ),
         (
@@ -507,7 +507,7 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], type[BackendError], str]] = tuple(
             "LVM does not accept this name. ({words})",
         ),
         (r"already exists in [Vv]olume group", NameTaken, "The name is taken in volume group {vg}. ({words})"),
-        (r"Pool .* not found in [Vv]olume group", Unreachable, "The thin pool is gone from {vg}. ({words})"),
+        (r"Pool .* not found in [Vv]olume group", Unreachable, "The thin pool no longer exists in {vg}. ({words})"),
         (
             r"Failed to find logical volume|[Ll]ogical volume .* not found|Snapshot origin LV .* not found",
             VolumeMissing,

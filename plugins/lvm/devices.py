@@ -146,8 +146,8 @@ def _direct(path: Path, flags: int) -> Iterator[int]:
 
 
 _NO_NODE = (
-    "is not there, although its logical volume is: LVM did not activate it (see volume_list in lvm.conf), or udev made"
-    " no node for it"
+    "is missing, although its logical volume exists: LVM did not activate the volume (see volume_list in lvm.conf),"
+    " or udev created no node for it"
 )
 _ERRORS = {
     errno.ENOENT: (Unreachable, _NO_NODE),

@@ -62,9 +62,9 @@ def choose(vg: str, recorded: str | None, pvs: Collection[Pv], *, no_group: str)
             named.setdefault(pv.vg_uuid, []).append(pv)
     if recorded is None and len(named) > 1:
         raise Unreachable(
-            f"There are {len(named)} volume groups of the name {vg}, and it was never recorded which of them is to be"
-            f" used: {_listed(named)}. One may be in the disk of a guest. Rename it: vgrename UUID NEW-NAME, or keep"
-            " its device from LVM by the devices file or global_filter."
+            f"There are {len(named)} volume groups of the name {vg}, and no record shows which of them to use:"
+            f" {_listed(named)}. One of them may be in the disk of a guest. Rename it: vgrename UUID NEW-NAME, or hide"
+            " its device from LVM with the devices file or global_filter."
         )
     uuid = recorded or next(iter(named), "")
     ours = named.pop(uuid, [])
@@ -76,8 +76,8 @@ def choose(vg: str, recorded: str | None, pvs: Collection[Pv], *, no_group: str)
         raise Unreachable(f"{no_group}{which}{others}")
     if ours[0].vg != vg:
         raise Unreachable(
-            f"The volume group {uuid}, which was called {vg}, is called {ours[0].vg} now. Rename it:"
-            f" vgrename {uuid} {vg}, or correct volume_group."
+            f"The volume group {uuid}, which was named {vg}, is now named {ours[0].vg}. Rename it: vgrename {uuid}"
+            f" {vg}, or correct volume_group."
         )
     _refuse_copies(uuid, ours)
     used = [pv for pv in ours if not pv.missing and not pv.is_copy]
@@ -95,8 +95,8 @@ def _refuse_copies(uuid: str, ours: Collection[Pv]) -> None:
             if not _carries(chosen.device, uuid) or _carries(copy.device, uuid):
                 raise Unreachable(
                     f"The physical volume {copy.uuid} of volume group {copy.vg} is on two devices, {chosen.device} and"
-                    f" {copy.device}; one is a copy, or another path to the same disk, and nothing shows which. Take"
-                    " one away, or keep it from LVM by the devices file or global_filter."
+                    f" {copy.device}; one is a copy, or another path to the same disk, and nothing shows which. Remove"
+                    " one, or hide it from LVM with the devices file or global_filter."
                 )
 
 

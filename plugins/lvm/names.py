@@ -108,7 +108,7 @@ def find_volume(lvs: Lvs, name: str, kind: Kind, pool: str) -> Lv:
     """Return a volume. Raise VolumeMissing if there is none."""
     lv = lvs.get(name)
     if lv is None or lv.kind != kind or lv.pool != pool or snapshot_of(lv) is not None:
-        raise VolumeMissing(f"The volume {name} is not there.")
+        raise VolumeMissing(f"The volume {name} does not exist.")
     return lv
 
 
@@ -116,7 +116,7 @@ def find_snapshot(lvs: Lvs, volume: str, snapshot: str, kind: Kind) -> Lv:
     """Return a snapshot of a volume. Raise VolumeMissing if there is none."""
     lv = lvs.get(snapshot)
     if lv is None or lv.kind != kind or snapshot_of(lv) != volume:
-        raise VolumeMissing(f"The snapshot {snapshot} of volume {volume} is not there.")
+        raise VolumeMissing(f"The snapshot {snapshot} of volume {volume} does not exist.")
     return lv
 
 
@@ -137,7 +137,9 @@ def is_made(lvs: Lvs, name: str, gib: int, kind: Kind, pool: str) -> Lv | None:
 def refuse_smaller(gib: int, source: Lv) -> None:
     """Raise BackendError if a copy of the source would not fit."""
     if gib * GIB < source.size:
-        raise BackendError(f"{gib} GiB are too few for a copy of {source.name}, which has {source.size / GIB:g} GiB.")
+        raise BackendError(
+            f"{gib} GiB are not enough for a copy of {source.name}, which has {source.size / GIB:g} GiB."
+        )
 
 
 def refuse_dependants(lvs: Lvs, volume: str) -> None:

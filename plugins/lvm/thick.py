@@ -220,7 +220,9 @@ class Thick:
             try:
                 self._recovered(volume)
             except InUse as exc:  # opened meanwhile; InUse would mean that nothing was changed
-                raise BackendError(f"{volume} has its snapshot's bytes, and could not be cut: {exc}") from exc
+                raise BackendError(
+                    f"{volume} has the data of its snapshot, but could not be reduced to its size: {exc}"
+                ) from exc
 
     def _refuse_to_cut(self, lvs: Lvs, volume: str, source: Lv) -> None:
         """Raise InUse unless all snapshots have the smaller size of the volume, to which they will be attached
@@ -231,7 +233,8 @@ class Thick:
             if lv.kind == "cow" and lv.origin == volume and (lv.size != source.size or names.is_unfinished(lv)):
                 what = "a copy of it is unfinished" if names.is_unfinished(lv) else "it has a snapshot of another size"
                 raise InUse(
-                    f"The volume {volume} cannot become as small as its snapshot {source.name} while {what}: {lv.name}."
+                    f"The volume {volume} cannot be reduced to the size of its snapshot {source.name} while {what}:"
+                    f" {lv.name}."
                 )
 
     def _recovered(self, volume: str) -> Lvs:

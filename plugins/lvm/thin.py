@@ -208,6 +208,6 @@ class Thin:
             what, grow = ("metadata", "--poolmetadatasize +1G") if metadata_full else ("data", "-L +100G")
             raise PoolFull(
                 f"The thin pool {self._lvm.vg}/{self._pool} is full: data {pool.data_percent:g} %, metadata"
-                f" {pool.metadata_percent:g} %. Delete volumes or snapshots, or give it more {what}:"
-                f" lvextend {grow} {self._lvm.vg}/{self._pool}"
+                f" {pool.metadata_percent:g} %. Delete volumes or snapshots, or add more {what}: lvextend {grow}"
+                f" {self._lvm.vg}/{self._pool}"
             ) from exc

@@ -111,11 +111,13 @@ class NbdTarget(Target):
 
     def _prove_socket_dir(self, path: Path) -> None:
         if not path.is_dir():
-            raise Unreachable(f"There is no directory {path} for the sockets. Make it: install -d -m 2750 {path}")
+            raise Unreachable(
+                f"The directory {path} for the sockets does not exist. Create it: install -d -m 2750 {path}"
+            )
         if not os.access(path, os.W_OK | os.X_OK):
-            raise Unreachable(f"No sockets can be made in {path}: chown {os.geteuid()} {path}; chmod u+rwx {path}")
+            raise Unreachable(f"No sockets can be created in {path}: chown {os.geteuid()} {path}; chmod u+rwx {path}")
         if path.stat().st_mode & 0o022:
-            raise Unreachable(f"Others could replace the sockets in {path}: chmod go-w {path}")
+            raise Unreachable(f"Other users could replace the sockets in {path}: chmod go-w {path}")
 
     def capabilities(self) -> TargetCapabilities:
         """Return the capabilities of NBD. A server's size is fixed at its start, so growth needs a new export."""
@@ -304,5 +306,5 @@ def _ports(text: str, where: str) -> range:
     match = _PORTS.fullmatch(text.replace(" ", ""))
     first, last = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= first <= last <= 65535:
-        raise ConfigError(f"{where} is {text!r}; two ports such as 10809-11808 are expected.")
+        raise ConfigError(f"{where} is {text!r}; a range of ports such as 10809-11808 is expected.")
     return range(first, last + 1)

@@ -100,7 +100,7 @@ class ExportFolder:
         try:
             while not _try_lock(lock):  # a failed server, or another child before its exec
                 if time.monotonic() > end:
-                    raise SessionAlive(f"Something holds {self.path / 'lock'}, so that no second server is started.")
+                    raise SessionAlive(f"Another process holds {self.path / 'lock'}, so no second server is started.")
                 time.sleep(_POLL_S)
             yield lock
         finally:
@@ -119,7 +119,7 @@ class ExportFolder:
         """Return the reason why the export is not served; empty if it is served. Does not wait, and takes no lock."""
         address = self.address()
         if address is None:
-            return "it was not finished"
+            return "its creation was not finished"
         if self._server() is None:
             return "its server has ended"
         if address.socket and not Path(address.socket).is_socket():
@@ -142,7 +142,7 @@ class ExportFolder:
                 return
         raise SessionAlive(
             f"The server of export {self.id} (process {self._server() or 'unknown'}) has not ended, although it was"
-            " killed: it waits for its disk. Look at the storage of the volume, and try again."
+            " killed: it waits for its disk. Check the storage of the volume, and try again."
         )
 
     def _tell(self, number: signal.Signals, patience_s: float) -> None:

@@ -64,4 +64,4 @@ def _prove(path: Path, below: Path | None) -> None:
         raise BackendError(f"{path} is not a qcow2 image; it was damaged or replaced.")
     _magic, version, backing, features = _HEADER.unpack(header)
     if bool(backing) != (below is not None) or (version >= 3 and features & _EXTERNAL_DATA_FILE):
-        raise BackendError(f"{path} names another file as the source of its bytes, which blockstore never makes.")
+        raise BackendError(f"{path} refers to another file for its data, which images of blockstore never do.")

@@ -33,7 +33,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAgICAQA=
 def write_keys(directory: Path, identity: str, secret: str) -> None:
     """Write the credentials of one identity, readable only for the service's user."""
     if not _SECRET.fullmatch(secret):
-        raise BackendError(f"Export {identity} has no usable secret, so that nothing could be proved to its server.")
+        raise BackendError(f"Export {identity} has no usable secret, and its server requires one.")
     _write(directory / KEYS, f"{identity}:{secret.encode().hex()}\n")
     _write(directory / "dh-params.pem", _GROUP)
 

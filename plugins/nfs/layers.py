@@ -163,12 +163,12 @@ class Layers:
         backing = self.header(fd, shown).backing
         while backing is not None:
             if backing in found or len(found) == _DEEPEST:
-                raise BackendError(f"The layers below {shown} lead in a circle, or are more than {_DEEPEST}.")
+                raise BackendError(f"The layers below {shown} form a loop, or are more than {_DEEPEST}.")
             try:
                 with self._changing:
                     below = kept.enter_context(files.closing(root.open(backing)))
             except FileNotFoundError:
-                raise BackendError(f"{shown} lies on {backing}, which is not on the share any more.") from None
+                raise BackendError(f"{shown} needs the layer {backing}, which is no longer on the share.") from None
             found[backing] = below
             backing = self.header(below, str(root.shown / backing)).backing
         return found

@@ -26,7 +26,7 @@ def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
     fails."""
     source = source_of(at)
     if source is not None and source != export:
-        raise Unreachable(f"{source} is mounted at {at}, where {export} is to be. Unmount it: umount {at}")
+        raise Unreachable(f"{source} is mounted at {at}, the mount point of {export}. Unmount it: umount {at}")
     if source is not None and _is_stale(at):
         unmount(at, timeout_s)
         source = None
@@ -96,8 +96,8 @@ def refuse_others(export: str, at: Path) -> None:
     for one in _mounts():
         if ours and client(one) == client(ours) and one.device != ours.device:
             raise Unreachable(
-                f"{export} is mounted at {one.at}, too, with other options; NFS would hide from one what is written by"
-                f" the other. Let its users take {at.parent} (of nova: nfs_mount_point_base), or: echo 0 >"
+                f"{export} is also mounted at {one.at}, with other options; NFS would hide writes of one mount from"
+                f" the other. Make its users mount it in {at.parent} (in nova: nfs_mount_point_base), or: echo 0 >"
                 f" {_DELEGATIONS}"
             )
 
@@ -156,7 +156,7 @@ def _run(*argv: str, timeout_s: int) -> None:
 def _hint(said: str) -> str:
     """Return advice for the error of a refused mount; empty if there is none."""
     if "access denied" in said:
-        return " Is this machine among those that the server exports it to? There: exportfs -v"
+        return " Does the server export it to this machine? On the server: exportfs -v"
     if "No such file or directory" in said:
-        return " Is it called so on the server? There: exportfs -v"
+        return " Does the server export this path? On the server: exportfs -v"
     return ""

@@ -41,7 +41,7 @@ def read_only(export: str, at: Path) -> Unreachable:
     server, path = parts(export)
     return Unreachable(
         f"{export} is read-only. Export it read-write on its server: the option rw, not ro, for {path} in /etc/exports"
-        f" of {server}, then exportfs -ra; if that is so, remount it here: mount -o remount,rw {at}"
+        f" of {server}, then exportfs -ra; if the server has that already, remount it here: mount -o remount,rw {at}"
     )
 
 
@@ -97,8 +97,8 @@ def _why(export: str, directory: _Directory) -> str:
     if made != ours:
         if not directory.mode & 0o002 and directory.is_a_stranger_let_in():
             return (
-                f"Its server takes every user for uid {made}: the option all_squash. Export it with"
-                f" no_all_squash,no_root_squash, and let its directory be root's: {_on_server(export, f'chown {ours}')}"
+                f"Its server maps every user to uid {made}: the option all_squash. Export it with"
+                f" no_all_squash,no_root_squash, and give its directory to root: {_on_server(export, f'chown {ours}')}"
             )
         return _squashed(export, directory.owner, made)
     if directory.owner != ours:
@@ -106,7 +106,7 @@ def _why(export: str, directory: _Directory) -> str:
             f"Its directory belongs to uid {directory.owner}, who could change volumes:"
             f" {_on_server(export, f'chown {ours}')}"
         )
-    return f"Others than its owner may change its directory: {_on_server(export, 'chmod 755')}"
+    return f"Users other than its owner can change its directory: {_on_server(export, 'chmod 755')}"
 
 
 def _squashed(export: str, owner: int | None, whom: int | None = None) -> str:
@@ -116,9 +116,9 @@ def _squashed(export: str, owner: int | None, whom: int | None = None) -> str:
     if owner not in (None, os.geteuid()):
         also = f"; its directory must belong to root: {_on_server(export, f'chown {os.geteuid()}')}"
     return (
-        f"Its server takes root of this machine for {user}: the option root_squash, its default, or all_squash. Export"
-        f" it with no_root_squash: {path} THIS-MACHINE(rw,no_root_squash,no_subtree_check) in /etc/exports of {server},"
-        f" then exportfs -ra{also}"
+        f"Its server maps root of this machine to {user}: the option root_squash, its default, or all_squash. Export"
+        f" it with no_root_squash: {path} THIS-MACHINE(rw,no_root_squash,no_subtree_check) in /etc/exports of"
+        f" {server}, then exportfs -ra{also}"
     )
 
 

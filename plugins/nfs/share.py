@@ -56,7 +56,7 @@ class ShareStore(FileStore):
         root = Folder.open_root(self.path, may_enter=True)
         if os.fstat(root.fd).st_dev != self.device:
             root.close()
-            raise Unreachable(f"{self._export} is not mounted at {self.path} any more; it is mounted again soon.")
+            raise Unreachable(f"{self._export} is not mounted at {self.path}; the service will mount it again.")
         return root
 
     def prepare(self, root: Folder) -> None:
@@ -76,7 +76,9 @@ class ShareStore(FileStore):
             raise InUse(f"Volume {image.name} is open in this process.")
         with ExitStack() as kept:
             if files.is_image_open(kept.enter_context(self.opened(image)) if fd is None else fd):
-                raise InUse(f"Volume {image.name} is open: a QEMU uses {image.shown}, here or on another machine.")
+                raise InUse(
+                    f"Volume {image.name} is open: a QEMU process uses {image.shown}, here or on another machine."
+                )
 
     def header(self, image: StoredVolume, fd: int) -> commands.Header:
         return self.layers.header(fd, image.shown)
@@ -115,9 +117,7 @@ class ShareStore(FileStore):
     def explain(self, exc: OSError) -> BackendError:
         if exc.errno in (errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH):
             said = exc.strerror or str(exc)
-            return Unreachable(
-                f"The NFS server of {self._export} does not answer as it should: {said}. Look at the server."
-            )
+            return Unreachable(f"The NFS server of {self._export} does not answer correctly: {said}. Check the server.")
         if exc.errno == errno.EROFS:
             return rights.read_only(self._export, self.path)
         if exc.errno in (errno.EACCES, errno.EPERM) and mounts.source_of(self.path) == self._export:

@@ -162,7 +162,7 @@ class RbdBackend(Backend):
             except VolumeMissing:
                 if self._size(name) is not None:
                     # If the pool is full, rbd reports ENOENT for images that it cannot remove.
-                    raise Stuck(f"{name} is there and cannot be removed; is the pool full?") from None
+                    raise Stuck(f"{name} exists and cannot be removed; is the pool full?") from None
                 self.prove_identity()
             except HasSnapshots:
                 self._bury(name)
@@ -267,8 +267,8 @@ class RbdBackend(Backend):
                 raise
             first, names = clones[0], ", ".join(clones)
             raise InUse(
-                f"Snapshot {snapshot} of {volume} cannot go before its clones of the old format: {names}. Delete each,"
-                f" or make it independent: rbd flatten {first}"
+                f"Snapshot {snapshot} of {volume} cannot be deleted before its clones of the old format: {names}."
+                f" Delete each clone, or make it independent: rbd flatten {first}"
             ) from exc
 
     @contextmanager

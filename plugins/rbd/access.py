@@ -30,7 +30,7 @@ def is_unknown(said: str) -> bool:
 def need_conf(place: PoolAccess) -> None:
     """Raise Unreachable if the cluster's configuration file is missing."""
     if not place.conf.is_file():
-        raise Unreachable(f"{place.conf} is not there; the option ceph_conf names the cluster's configuration.")
+        raise Unreachable(f"{place.conf} does not exist; the option ceph_conf names the cluster's configuration.")
 
 
 def need_keyring(place: PoolAccess) -> None:
@@ -52,11 +52,11 @@ def not_connected(place: PoolAccess, code: int, said: str, searched: Sequence[st
     if code in (errno.EACCES, errno.EPERM):
         where = f" with the key in {', '.join(paths)}" if paths else ""
         return Unreachable(
-            f"The cluster does not let client.{place.user} in{where}{words}. Compare it with what the cluster has:"
-            f" ceph auth get client.{place.user}"
+            f"The cluster does not admit client.{place.user}{where}{words}. Compare its key with the cluster's: ceph"
+            f" auth get client.{place.user}"
         )
     if code == errno.ENOENT:
-        return Unreachable(f"{place.conf} leads to no cluster{words}. Look at mon_host and keyring in it.")
+        return Unreachable(f"{place.conf} leads to no cluster{words}. Check mon_host and keyring in it.")
     return explain(code, f"the connection of client.{place.user}", said)
 
 
@@ -64,12 +64,12 @@ def _no_key(place: PoolAccess, paths: Sequence[str]) -> Unreachable:
     there = [path for path in paths if Path(path).exists()]
     if there:
         return Unreachable(
-            f"The keyring {there[0]} of client.{place.user} cannot be read by user {os.geteuid()}, who runs blockstore."
-            f" Let it: chown {os.geteuid()} {there[0]}"
+            f"The keyring {there[0]} of client.{place.user} cannot be read by user {os.geteuid()}, who runs"
+            f" blockstore. Give it to that user: chown {os.geteuid()} {there[0]}"
         )
     return Unreachable(
-        f"The keyring of client.{place.user} is not there: {', '.join(paths)}. The option keyring names it; on a node"
-        f" of the cluster: ceph auth get client.{place.user} -o {paths[0]}"
+        f"The keyring of client.{place.user} does not exist: {', '.join(paths)}. The option keyring names it. To"
+        f" export it on a node of the cluster: ceph auth get client.{place.user} -o {paths[0]}"
     )
 
 
@@ -82,15 +82,16 @@ def no_pool(place: PoolAccess) -> Unreachable:
     make = f"ceph osd pool create {place.pool}; rbd pool init {place.pool}"
     if place.namespace:
         make += f"; rbd namespace create {place.spec}"
-    return Unreachable(f"The pool {place.spec} is not there. Make it: {make}")
+    return Unreachable(f"The pool {place.spec} does not exist. Create it: {make}")
 
 
 def no_data_pool(place: PoolAccess, data_pool: str) -> Unreachable:
     """Return the error for a data pool that is missing or that the user may not use."""
     return Unreachable(
-        f"The pool {data_pool}, for the data of new images in {place.pool}, is not there or may not be used by"
-        f" client.{place.user}. Make it: ceph osd pool create {data_pool}; ceph osd pool application enable"
-        f" {data_pool} rbd; and give the user the osd cap 'profile rbd pool={data_pool}', beside those it has."
+        f"The pool {data_pool}, for the data of new images in {place.pool}, does not exist or may not be used by"
+        f" client.{place.user}. Create it: ceph osd pool create {data_pool}; ceph osd pool application enable"
+        f" {data_pool} rbd; and give the user the osd cap 'profile rbd pool={data_pool}', in addition to its present"
+        " caps."
     )
 
 
@@ -98,8 +99,8 @@ def may_not_blocklist(place: PoolAccess) -> Unreachable:
     """Return the error for a user without the cap to blocklist dead clients, which breaking their locks needs."""
     pools = ", ".join(f"profile rbd pool={pool}" for pool in (place.pool, place.data_pool) if pool)
     return Unreachable(
-        f"The Ceph user client.{place.user} may not `osd blocklist`: the lock of a client that died would stay for"
-        " ever, and its image be read-only. It needs the mon cap 'profile rbd':"
-        f" ceph auth caps client.{place.user} mon 'profile rbd' mgr 'profile rbd' osd '{pools}'"
-        " (this replaces all caps of the user: name every pool that it uses)"
+        f"The Ceph user client.{place.user} may not `osd blocklist`: the lock of a dead client would stay forever, and"
+        f" its image would be read-only. It needs the mon cap 'profile rbd': ceph auth caps client.{place.user} mon"
+        f" 'profile rbd' mgr 'profile rbd' osd '{pools}' (this replaces all caps of the user: include every pool that"
+        " it uses)"
     )

@@ -222,7 +222,7 @@ def remove_for_good(cluster: Cluster, image: str, snapshot: str) -> None:
         if snapshot not in cluster.snapshots(image):
             return
         time.sleep(_PAUSE_S)
-    raise InUse(f"Snapshot {snapshot} of {image} stays while {image} is made independent of its parents.")
+    raise InUse(f"Snapshot {snapshot} of {image} cannot be removed while {image} is made independent of its parents.")
 
 
 _TRIES, _PAUSE_S = 8, 0.25
@@ -235,7 +235,7 @@ def explain(code: int, what: str, said: str) -> BackendError:
     words = " ".join(said.split())[-300:]
     told = f" ({words})" if words else ""
     if code in _MISSING:
-        return VolumeMissing(f"{what} is not there{told}.")
+        return VolumeMissing(f"{what} does not exist{told}.")
     if code == errno.EEXIST:
         return NameTaken(f"{what} exists already{told}.")
     if code == errno.ENOTEMPTY:
@@ -247,5 +247,5 @@ def explain(code: int, what: str, said: str) -> BackendError:
     if code in _SHUT_OUT:
         return Stuck(f"The Ceph cluster does not answer: {os.strerror(code)}, with {what}{told}.")
     if code in (errno.EACCES, errno.EPERM):
-        return Unreachable(f"The Ceph user may not do that: {os.strerror(code)}, with {what}{told}. Look at its caps.")
+        return Unreachable(f"The Ceph user may not do that: {os.strerror(code)}, with {what}{told}. Check its caps.")
     return BackendError(f"Ceph refused, with {what}: {os.strerror(code) if code > 1 else 'error'}{told}.")

@@ -241,7 +241,7 @@ class Librbd:
         """Grow an image."""
         with self._image(image, write=True) as opened:
             if opened.size() > size:
-                raise explain(errno.EINVAL, f"image {image}", "it is larger than that")
+                raise explain(errno.EINVAL, f"image {image}", "it is larger already")
             opened.resize(size)
 
     def remove(self, image: str) -> None:

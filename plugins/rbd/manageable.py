@@ -43,5 +43,5 @@ def why_not(reference: str) -> str | None:
     if not _FOREIGN.fullmatch(reference):
         return f"The name {reference!r} cannot be used: it must not hold '/' or '@', nor begin with '-'."
     if reference.startswith((GONE, HELPER)):
-        return f"{reference} is what blockstore needs for clones."
+        return f"{reference} is a snapshot that blockstore needs for clones."
     return None

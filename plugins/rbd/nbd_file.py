@@ -40,7 +40,7 @@ class NbdFile(io.RawIOBase):
             self._socket.settimeout(timeout_s)
             self._socket.connect(str(path))
             if self._receive(16) != _GREETING:
-                raise Unreachable("qemu-nbd did not speak as it should.")
+                raise Unreachable("qemu-nbd did not follow the NBD protocol.")
             self._receive(2)
             self._socket.sendall(struct.pack(">I", _FIXED_NEWSTYLE | _NO_ZEROES))
             self._socket.sendall(b"IHAVEOPT" + struct.pack(">II", _OPT_EXPORT_NAME, 0))
@@ -114,7 +114,7 @@ class NbdFile(io.RawIOBase):
             self._socket.sendall(struct.pack(">IHHQQI", _REQUEST, 0, what, 0, offset, length) + data)
             magic, code, _handle = struct.unpack(">IIQ", self._receive(16))
             if magic != _REPLY:
-                raise Unreachable("qemu-nbd did not answer as it should.")
+                raise Unreachable("qemu-nbd sent an invalid reply.")
             if code in _NO_WORD:
                 raise Stuck(_SILENT)
             if code:

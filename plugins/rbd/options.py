@@ -63,7 +63,7 @@ def open_cluster(settings: RbdOptions, pool: str) -> Cluster:
     modules = None if settings.bindings == "no" else bindings()
     if modules is None and settings.bindings == "yes":
         raise Unreachable(
-            "Ceph's Python bindings are not there for this Python: apt-get install python3-rbd;"
-            " or set bindings = auto, to use the programs of ceph-common."
+            "Ceph's Python bindings are not installed for this Python: apt-get install python3-rbd; or set bindings ="
+            " auto to use the programs of ceph-common."
         )
     return Librbd(place, modules) if modules else Commands(place)

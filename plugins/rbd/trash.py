@@ -127,8 +127,8 @@ class Trash:
                 cluster.rename(image, gone)
             except NoSpace as exc:
                 raise NoSpace(
-                    f"Clones need bytes of {image}, and a full pool takes not even its new name: delete the clones"
-                    f" first, or make space. {exc}"
+                    f"Clones need data of {image}, and it cannot be renamed in a full pool: delete the clones first,"
+                    f" or make space. {exc}"
                 ) from exc
             try:
                 cluster.to_trash(gone)
@@ -174,4 +174,4 @@ class Trash:
             log.debug("rbd: %s stays: clones need it", name)
         except BackendError as exc:
             self._must_empty = True  # Ceph releases images of a killed process after half a minute
-            log.info("rbd: %s is left for later: %s", name, exc)
+            log.info("rbd: %s is postponed: %s", name, exc)

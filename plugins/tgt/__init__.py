@@ -126,7 +126,7 @@ class TgtTarget(Target):
         for needed in ("State: ready", "iscsi: ready", "rdwr"):
             if not re.search(rf"^ +{needed}\b", system, re.M):
                 raise Unreachable(
-                    f"tgtd on {self._socket} does not say {needed!r} in tgtadm --mode system --op show. Restart it"
+                    f"tgtd on {self._socket} does not report {needed!r} in tgtadm --mode system --op show. Restart it"
                     " (systemctl restart tgt), or see its log."
                 )
         self._listen(tgtd)
@@ -143,7 +143,7 @@ class TgtTarget(Target):
                     f"tgtd cannot listen on {portal}: this node has no such address, or another process has the port."
                     f" Correct [target:{self.name}] portals, or free the port."
                 ) from exc
-            log.info("tgtd was told to listen on %s", portal)
+            log.info("tgtd now listens on %s", portal)
 
     def capabilities(self) -> TargetCapabilities:
         """Return the capabilities of tgtd."""
@@ -203,7 +203,9 @@ class TgtTarget(Target):
         except BackendError as exc:
             if isinstance(exc, TgtRefused) and exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
                 self._forget(export.id)  # the tid may be another target's
-                raise Stale(f"The targets of tgtd on {self._socket} were changed by somebody else; try again.") from exc
+                raise Stale(
+                    f"The targets of tgtd on {self._socket} were changed by another program; try again."
+                ) from exc
             if fresh:
                 with suppress(BackendError):
                     self._end(tgtd, export.id, made)
@@ -298,7 +300,7 @@ class TgtTarget(Target):
         made = self._known(export_id)
         if made is None or not made.path or not made.admitted:
             # A partly withdrawn target must not go online again.
-            raise VolumeMissing(f"tgtd has no whole export {export_id}, so it cannot take notice of a new size.")
+            raise VolumeMissing(f"tgtd has no complete export {export_id}, so it cannot show a new size.")
         tgtd.update_target(made.tid, "state", "offline")
         try:
             self._cut(tgtd, export_id, made, time.monotonic() + self._timeout_s)
@@ -409,12 +411,12 @@ def _parse_portals(text: str, where: str) -> tuple[TgtPortal, ...]:
             portal = TgtPortal.parse(word.strip())
         except ValueError as exc:
             raise ConfigError(
-                f"{where} is {text!r}: {exc}. Expected is ADDRESS:PORT, such as 192.0.2.10:3260 or [2001:db8::1]:3260."
+                f"{where} is {text!r}: {exc}. Use ADDRESS:PORT, such as 192.0.2.10:3260 or [2001:db8::1]:3260."
             ) from exc
         if portal.is_wildcard:
             raise ConfigError(f"{where} is {text!r}; name the addresses that initiators use instead of {portal}.")
         if portal in portals:
-            raise ConfigError(f"{where} is {text!r}; {portal} stands there twice.")
+            raise ConfigError(f"{where} is {text!r}; {portal} appears twice.")
         portals.append(portal)
     return tuple(portals)
 
@@ -454,7 +456,7 @@ def _check_path(path: Path) -> bool:
     try:
         found = path.stat()
     except OSError as exc:
-        raise VolumeMissing(f"The volume's file or device {path} is not there: {exc.strerror}.") from exc
+        raise VolumeMissing(f"The volume's file or device {path} cannot be found: {exc.strerror}.") from exc
     if stat.S_ISREG(found.st_mode):
         return True
     if not stat.S_ISBLK(found.st_mode):
@@ -470,9 +472,9 @@ def _check_path(path: Path) -> bool:
 def _fault(export_id: str, shown: Shown, made: _Made | None) -> str:
     """Return the reason why the initiator cannot log in or another one can; empty if the target serves."""
     if shown.accounts != {_account(export_id)}:
-        return "its account is not bound, or another is, too"
+        return "its account is not bound, or another account is also bound"
     if len(shown.admitted) != 1 or (made and made.admitted != shown.admitted):
-        return "another initiator is admitted than its own, or none"
+        return "it admits another initiator than its own, or none"
     if not shown.path or (made and made.path != shown.path):
         return "its LUN was removed, or has another backing store"
     if not shown.is_online:
@@ -498,8 +500,8 @@ def _check_deadline(deadline: float, export_id: str, made: _Made) -> None:
     if time.monotonic() > deadline:
         raise SessionAlive(
             f"{' and '.join(sorted(made.admitted)) or 'An initiator'} still has a session of the export {export_id}: a"
-            " command on the volume does not end. No new session is let in meanwhile. Look why the storage hangs, and"
-            " try again."
+            " command on the volume does not end. New sessions are refused meanwhile. Find out why the storage hangs,"
+            " and try again."
         )
 
 

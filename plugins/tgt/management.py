@@ -93,11 +93,11 @@ _SENTENCES = {
     Code.NO_LUN: "the target has no such LUN",
     Code.NO_SESSION: "there is no such session",
     Code.NO_CONNECTION: "there is no such connection",
-    Code.TARGET_EXISTS: "the target is there already",
-    Code.LUN_EXISTS: "the LUN is there already",
+    Code.TARGET_EXISTS: "the target exists already",
+    Code.LUN_EXISTS: "the LUN exists already",
     Code.RULE_EXISTS: "the initiator is admitted already",
     Code.NO_RULE: "the initiator is not admitted",
-    Code.USER_EXISTS: "the account is there already",
+    Code.USER_EXISTS: "the account exists already",
     Code.NO_USER: "there is no such account",
     Code.TOO_MANY_USERS: "it has too many accounts",
     Code.INVALID_REQUEST: "it finds the request invalid; its log says why",
@@ -105,7 +105,7 @@ _SENTENCES = {
     Code.LUN_ACTIVE: "commands are under way on the LUN",
     Code.UNSUPPORTED: "this version does not offer that",
     Code.UNKNOWN_PARAMETER: "this version does not know a parameter",
-    Code.REMOVAL_PREVENTED: "an initiator forbids that the LUN goes offline",
+    Code.REMOVAL_PREVENTED: "an initiator prevents the LUN from going offline",
 }
 
 
@@ -308,7 +308,8 @@ class Tgtd:
                 raise Unreachable(f"tgtd on {self.socket_path} did not answer within {peer.gettimeout():g} s.") from exc
             except OSError as exc:
                 raise Unreachable(
-                    f"tgtd on {self.socket_path} hung up. It serves only the user that runs it, as a rule root."
+                    f"tgtd on {self.socket_path} closed the connection. It serves only the user that runs it, usually"
+                    " root."
                 ) from exc
         log.debug("tgtd: %s: %s", what, code or "done")
         if code:

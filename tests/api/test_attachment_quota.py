@@ -62,7 +62,7 @@ def test_a_volume_has_so_many_attachments_and_no_more(attach_service: SharedServ
     assert (refused.status, list(refused.json)) == (413, ["overLimit"])
     assert refused.message == (
         f"AttachmentLimitExceeded: Maximum number of attachments allowed ({PER_VOLUME}) exceeded for volume {volume}:"
-        f" it has {PER_VOLUME}. End some of them first."
+        f" it has {PER_VOLUME}. Delete some of them first."
     )
     assert rows(attach_service, volume) == PER_VOLUME
     with attach_service.db.write() as session:
@@ -109,8 +109,8 @@ def test_parallel_requests_for_many_volumes_count_together(shared_service: Share
     assert sorted(answer.status for answer in answers) == [200] * 5 + [413] * 7
     (message,) = {answer.message for answer in answers if answer.status == 413}
     assert message == (
-        f"AttachmentLimitExceeded: Maximum number of attachments allowed ({PER_PROJECT} in a project, beside the first"
-        f" of each volume) exceeded for project {project}: it has {PER_PROJECT}. End some of them first."
+        f"AttachmentLimitExceeded: Maximum number of attachments allowed ({PER_PROJECT} in a project, not counting the"
+        f" first of each volume) exceeded for project {project}: it has {PER_PROJECT}. Delete some of them first."
     )
     # Every further volume may still be attached once, and other projects are not concerned.
     assert reserve(client, shared_service.volume(client)).status == 200

@@ -313,10 +313,10 @@ def test_attachments_begin_with_3_27_and_their_completion_with_3_44(attach_servi
         ({"initiator": "iqn", "mode": "wo"}, "It must be one of rw, ro."),
         ({"initiator": "x" * 4097}, "4097 characters"),
         ({"initiator": "a\0b"}, "the character NUL"),
-        ({"initiator": "iqn", "wwpns": [{"a": 1}]}, "It must be a plain value or a list of such."),
-        ({"initiator": "iqn", "a": {"b": 1}}, "It must be a plain value or a list of such."),
+        ({"initiator": "iqn", "wwpns": [{"a": 1}]}, "It must be a plain value or a list of plain values."),
+        ({"initiator": "iqn", "a": {"b": 1}}, "It must be a plain value or a list of plain values."),
         ({**{f"k{n}": 1 for n in range(100)}, "initiator": "iqn"}, "101 keys; "),
-        ({"initiator": "iqn", "attach_local": True}, "attach_local is for administrators"),
+        ({"initiator": "iqn", "attach_local": True}, "Only administrators may set attach_local"),
     ],
 )
 def test_a_connector_that_cannot_work_changes_nothing(
@@ -405,7 +405,7 @@ def test_a_volume_that_is_connected_is_not_connected_again(attach_service: Share
     second = attach_service.attachment(client, volume)
     before = attach_service.facts(volume)
     answer = connect(client, second, OTHER)
-    assert (answer.status, "is connected already. It is taken." in answer.message) == (409, True)
+    assert (answer.status, "is connected already. It is reserved or attached already." in answer.message) == (409, True)
     assert attach_service.facts(volume) == before
 
 
@@ -527,7 +527,7 @@ def test_of_twenty_that_want_one_volume_one_wins(
         if role == "admin":
             assert f"It is held by attachment {held['id']} (server {held['instance']}, host " in answer.message
         else:
-            assert answer.message.endswith("It is taken.")
+            assert answer.message.endswith("It is reserved or attached already.")
             assert held["id"] not in answer.message
             assert held["instance"] not in answer.message
     assert len(attach_service.statuses(volume)) == 3
@@ -861,9 +861,9 @@ def test_a_bug_in_a_target_is_told_without_its_words(attach_service: SharedServi
     attach_service.target.fail["export"] = RuntimeError("s3cret")
     answer = reserve(member, attach_service.volume(member), connector=CONNECTOR)
     assert (answer.status, b"s3cret" in answer.body) == (503, False)
-    assert "An internal error stopped it. Ask your administrator." in answer.message
+    assert "An internal error stopped the operation. Ask your administrator." in answer.message
     full = attach_service.admin(member.headers["X-Project-Id"]).get("/messages")["messages"][0]
-    assert "an internal error (RuntimeError) stopped it" in full["user_message"]
+    assert "an internal error (RuntimeError) stopped the operation" in full["user_message"]
 
 
 @pytest.fixture
@@ -884,7 +884,10 @@ def test_a_slow_target_is_waited_for_so_long_and_goes_on(quick_to_give_up: Servi
     began = time.monotonic()
     answer = reserve(api, volume, connector=CONNECTOR)
     assert 0.4 < time.monotonic() - began < 10
-    assert (answer.status, "is still connecting, and goes on; look at its status" in answer.message) == (503, True)
+    assert (
+        answer.status,
+        ("is still connecting, and the operation continues; check the status of the attachment") in answer.message,
+    ) == (503, True)
     (row,) = api.get("/attachments")["attachments"]
     assert row["status"] == "attaching"
     assert connect(api, row["id"]).status == 409
@@ -1053,7 +1056,7 @@ def test_a_target_that_cannot_show_a_new_size_refuses_before_anything_is_charged
         used = api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"]
         operations = service.bus.depth()
         answer = api("POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}})
-        assert (answer.status, "cannot extend what is attached; detach it first" in answer.message) == (400, True)
+        assert (answer.status, "cannot extend attached volumes; detach it first" in answer.message) == (400, True)
         assert service.bus.depth() == operations
         assert api.get(f"/volumes/{volume}")["volume"]["status"] == "in-use"
         assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == used

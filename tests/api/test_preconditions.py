@@ -300,7 +300,11 @@ def test_revert_needs_the_newest_snapshot_and_its_size(shared_service: SharedSer
     for of, snapshot, words in (
         (volume, older, "is not the newest snapshot"),
         (volume, foreign, "is not the newest snapshot"),
-        (grown, shared_service.snapshot(client, grown), "a volume that was extended since cannot be reverted"),
+        (
+            grown,
+            shared_service.snapshot(client, grown),
+            ("a volume that was extended after its snapshot cannot be reverted"),
+        ),
     ):
         answer = action("revert", {"snapshot_id": snapshot})(client, shared_service, of)
         assert (answer.status, words in answer.message) == (400, True), answer.message

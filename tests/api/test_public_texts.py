@@ -165,10 +165,10 @@ def test_a_member_is_told_no_name_of_the_inside(served: Served, told: tuple[Aske
 def test_a_member_is_told_what_happened_and_what_to_do(told: tuple[Asked, Asked]) -> None:
     said = told[0].messages()
     for sentence in (
-        "schedule allocate volume: No storage can take it: 1000000 GiB are not free on it; or",
-        "it does not offer what the volume type asks for",
-        "extend volume: The storage where it has to be does not have 1999999 GiB free for this volume type."
-        " Ask for less, or ask your administrator. (request id req-",
+        "schedule allocate volume: No storage can take the volume: it does not have 1000000 GiB free; or",
+        "it does not have the capabilities that the volume type requires",
+        "extend volume: The only possible storage does not have 1999999 GiB free for this volume type. Ask for less,"
+        " or ask your administrator. (request id req-",
         "ask your administrator",
     ):
         assert sentence in said, said

@@ -30,7 +30,7 @@ def test_a_report_does_not_stop_a_deletion_of_ours(
     path = f"/snapshots/{snapshot}/action"
     refused = api("POST", path, {"os-update_snapshot_status": {"status": "error_deleting"}})
     assert refused.status == 400
-    assert "is deleting by this service" in refused.message
+    assert "is deleting, by an operation of this service" in refused.message
     assert api("POST", path, {"os-update_snapshot_status": {"status": "deleting"}}).status == 202
     go_on.set()
     api.wait_idle()

@@ -69,7 +69,7 @@ def test_address_that_others_reach_is_refused_with_a_sentence(listen: str, tmp_p
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     host = listen.rpartition(":")[0].strip("[]")
-    assert line.startswith(f"blockstore: {host} can be reached by others")
+    assert line.startswith(f"blockstore: Other hosts can reach {host}, and")
     assert "--insecure" in line
 
 
@@ -131,8 +131,8 @@ def test_state_directory_that_others_may_enter_is_told_how_to_be_made_right(tmp_
         done = blockstore(*command, "--state-dir", state)
         assert done.returncode == 1
         assert done.stderr == (
-            f"blockstore: The state directory {state} cannot be used: it has mode 0755, and must be closed to other"
-            f" users; `chmod 700 {state}` makes it right.\n"
+            f"blockstore: The state directory {state} cannot be used: it has mode 0755, and other users must have no"
+            f" access; run `chmod 700 {state}`.\n"
         )
     assert stat.S_IMODE(state.stat().st_mode) == 0o755
     assert list(state.iterdir()) == []
@@ -153,7 +153,7 @@ def test_state_directory_of_another_user_is_neither_obeyed_nor_changed(tmp_path:
     os.chown(state, 0, 0)  # and now it is ours, with what was planted in it
     done = blockstore("serve", "--state-dir", state, "--listen", "127.0.0.1:0")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"blockstore: {state}/lock: it is a symbolic link, which blockstore never makes")
+    assert done.stderr.startswith(f"blockstore: {state}/lock: it is a symbolic link, which blockstore never creates")
     assert not victim.exists()
 
 
@@ -248,7 +248,8 @@ def test_second_process_on_a_state_directory_is_refused(serve: Serve) -> None:
     done = blockstore("serve", "--state-dir", served.state_dir, "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     assert done.stderr == (
-        f"blockstore: Another blockstore serves from {served.state_dir}; stop it, or use --state-dir.\n"
+        f"blockstore: Another blockstore uses {served.state_dir}. Stop it, or choose another state directory with"
+        " --state-dir.\n"
     )
     assert ask(served, "GET", "/volumes") == {"volumes": []}
 
@@ -344,7 +345,7 @@ def test_stop_does_not_wait_for_ever(serve: Serve) -> None:
     started = time.monotonic()
     assert served.stop() == 0
     assert time.monotonic() - started < 10
-    assert "what was cut off is resumed at the next start" in served.log.read_text()
+    assert "interrupted operations are resumed at the next start" in served.log.read_text()
 
 
 # --- backends ----------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_leaving_another_subject_does_not_wait(background_tasks: BackgroundTasks
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (Unreachable("The pool is away."), "left for later: failing: The pool is away."),
+        (Unreachable("The pool is away."), "postponed: failing: The pool is away."),
         (ValueError(), "failed: failing"),
     ],
 )

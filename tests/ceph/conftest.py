@@ -123,7 +123,7 @@ def ceph(new_ceph: Callable[..., Ceph]) -> Ceph:
 def way(request: pytest.FixtureRequest) -> str:
     """Ask the cluster in both ways."""
     if request.param == "yes" and bindings() is None:
-        sentence = "Ceph's Python bindings are not there for this Python: apt-get install python3-rbd"
+        sentence = "Ceph's Python bindings are not installed for this Python: apt-get install python3-rbd"
         if os.environ.get("CI"):
             pytest.fail(sentence)
         pytest.skip(sentence)

@@ -177,7 +177,7 @@ def test_a_snapshot_that_ceph_says_is_removed_is_gone(backend: RbdBackend, monke
         unheard = max(0, unheard - 1)
 
     monkeypatch.setattr(backend._cluster, "ask_to_remove_snapshot", ask_in_vain)
-    with pytest.raises(InUse, match=f"Snapshot {snapshot} of {volume} stays"):
+    with pytest.raises(InUse, match=f"Snapshot {snapshot} of {volume} cannot be removed while"):
         backend.delete_snapshot(volume, snapshot)
     unheard = 2
     backend.delete_snapshot(volume, snapshot)
@@ -512,11 +512,11 @@ def test_nothing_is_gone_because_the_key_or_the_pool_is(ceph: Ceph, way: str, tm
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"ceph_conf": Path("/nowhere/ceph.conf")}, "/nowhere/ceph.conf is not there"),
-        ({"pools": "none"}, "Make it: ceph osd pool create none"),
+        ({"ceph_conf": Path("/nowhere/ceph.conf")}, "/nowhere/ceph.conf does not exist"),
+        ({"pools": "none"}, "Create it: ceph osd pool create none"),
         ({"data_pool": "none"}, "The pool none, for the data of new images in volumes,.*ceph osd pool create none"),
-        ({"user": "stranger", "timeout_s": 5}, "does not let client.stranger in.*ceph auth get client.stranger"),
-        ({"keyring": Path("/nowhere/key")}, "The keyring of client.cinder is not there: /nowhere/key"),
+        ({"user": "stranger", "timeout_s": 5}, "does not admit client.stranger.*ceph auth get client.stranger"),
+        ({"keyring": Path("/nowhere/key")}, "The keyring of client.cinder does not exist: /nowhere/key"),
     ],
 )
 def test_what_is_set_up_wrongly_says_so(
@@ -532,7 +532,7 @@ def test_a_key_that_ceph_did_not_find_is_no_missing_pool(ceph: Ceph, way: str, t
     text = ceph.conf.read_text()
     conf.write_text(text.replace(f"keyring = {ceph.folder}/keyring", f"keyring = {tmp_path}/$name.keyring"))
     with pytest.raises(
-        Unreachable, match=f"The keyring of client.cinder is not there: {tmp_path}/client.cinder.keyring"
+        Unreachable, match=f"The keyring of client.cinder does not exist: {tmp_path}/client.cinder.keyring"
     ):
         ceph.backend(tmp_path, bindings=way, ceph_conf=conf, keyring=None)
 
@@ -617,7 +617,7 @@ def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: P
     with pytest.raises(NoSpace, match="The pool small is full"):
         backend.create_volume(made, 1)
     with pytest.raises(
-        NoSpace, match=r"Clones need bytes of|small is full"
+        NoSpace, match=r"Clones need data of|small is full"
     ):  # its bytes are needed: nothing would be freed
         backend.delete_volume(gone)
     assert gone in backend.list_volumes()

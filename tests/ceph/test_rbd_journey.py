@@ -220,7 +220,9 @@ def test_what_cinder_made_is_taken_over_and_deleted(api: Client, ceph: Ceph) -> 
     idle(api)
     assert api("DELETE", f"/snapshots/{shot}").status == 202
     idle(api)
-    assert f"clones of the old format: volumes/{old}.clone. Delete each, or make it independent" in reason(api, shot)
+    assert (f"clones of the old format: volumes/{old}.clone. Delete each clone, or make it independent") in reason(
+        api, shot
+    )
     ceph.run("rbd", "flatten", "--no-progress", f"volumes/{old}.clone")
     assert api("DELETE", f"/snapshots/{shot}").status == 202
     idle(api)
@@ -273,7 +275,7 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
     service.report()
     (report,) = service.pool_reports.reports().values()
     assert report.reason is not None
-    assert f"{recorded} is recorded, and {found} is there" in report.reason
+    assert f"{recorded} is recorded, and {found} was found" in report.reason
     api.volume()
     assert ceph.run("rbd", "ls", "anew") == ""
     assert api.get("/limits")["limits"]["absolute"]["totalVolumesUsed"] == 3

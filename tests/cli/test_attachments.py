@@ -70,7 +70,7 @@ def test_attach_prints_the_path_and_detach_takes_it_back(served: Served) -> None
         assert said("attachment", "list", "--stale", *where) == "There are no such attachments.\n"
         line = refused("detach", "disk", *where)
         assert f"{path} is still in use on this node, by " in line
-        assert line.endswith("Let go of it first.")
+        assert line.endswith("Close it there first.")
         assert status_of(served, volume["id"]) == "in-use"
     assert shown["id"] in said("attachment", "list", "--stale", *where)
     assert said("detach", volume["id"], *where) == ""

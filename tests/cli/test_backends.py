@@ -39,6 +39,6 @@ def test_backend_check_that_fails_has_exit_status_1(tmp_path: Path, monkeypatch:
 
 
 def test_backend_check_of_none_that_is_configured_is_one_sentence(tmp_path: Path) -> None:
-    assert "There is no backend x; configured are directory." in refused(
+    assert "There is no backend x. The configured backends are directory." in refused(
         "backend", "check", "x", "--state-dir", tmp_path
     )

@@ -118,7 +118,7 @@ def test_the_command_makes_or_adds_to_the_file_that_clients_read(
         assert done.exit_code == 0, done.output
         return done.output
 
-    assert f"{path} has the cloud blockstore now; use it by: export OS_CLOUD=blockstore\n" in run("--merge")
+    assert f"{path} now has the cloud blockstore. To use it: export OS_CLOUD=blockstore\n" in run("--merge")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     run("--merge", str(path), "--name", "second")
     expected = {

@@ -16,4 +16,4 @@ def test_db_upgrade_says_where_the_database_is(tmp_path: Path) -> None:
 
 def test_db_upgrade_keeps_off_a_served_state_directory(serve: Callable[..., Served]) -> None:
     served = serve(MEMORY)
-    assert "Another blockstore serves from" in refused("db", "upgrade", "--state-dir", served.state_dir)
+    assert "Another blockstore uses" in refused("db", "upgrade", "--state-dir", served.state_dir)

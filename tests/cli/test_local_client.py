@@ -45,10 +45,16 @@ def said(url: str) -> str:
         (b"", "is `blockstore serve` running? (Remote end closed connection without response)"),
         (
             b"HTTP/1.0 404 Not Found\r\n\r\nno",
-            " is not blockstore, or not this version: 404 Not Found to GET /v3/volumes.",
+            " is not blockstore, or is another version. It answered 404 Not Found to GET /v3/volumes.",
         ),
-        (b"HTTP/1.0 200 OK\r\n\r\n<html>", " is not blockstore, or not this version: 200 OK to GET /v3/volumes."),
-        (b"HTTP/1.0 502 Bad\r\n\r\n[]", " is not blockstore, or not this version: 502 Bad to GET /v3/volumes."),
+        (
+            b"HTTP/1.0 200 OK\r\n\r\n<html>",
+            " is not blockstore, or is another version. It answered 200 OK to GET /v3/volumes.",
+        ),
+        (
+            b"HTTP/1.0 502 Bad\r\n\r\n[]",
+            " is not blockstore, or is another version. It answered 502 Bad to GET /v3/volumes.",
+        ),
         (b'HTTP/1.0 409 No\r\n\r\n{"conflictingRequest": {"message": "It is so."}}', "It is so."),
     ],
 )

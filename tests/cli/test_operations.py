@@ -76,13 +76,11 @@ def test_operation_list_all_and_of_one_resource(state: Path) -> None:
 
 def test_operation_list_says_when_there_is_nothing(start_service: Callable[..., Service], tmp_path: Path) -> None:
     start_service(make_config(tmp_path / "state"))
-    assert said("operation", "list", "--state-dir", tmp_path / "state") == "Nothing waits or runs.\n"
+    assert said("operation", "list", "--state-dir", tmp_path / "state") == "No operations are waiting or running.\n"
 
 
 def test_operation_list_without_a_database_is_one_sentence(tmp_path: Path) -> None:
-    assert f"There is no database in {tmp_path}/none yet" in refused(
-        "operation", "list", "--state-dir", tmp_path / "none"
-    )
+    assert f"There is no database in {tmp_path}/none." in refused("operation", "list", "--state-dir", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -109,7 +107,7 @@ def test_operation_cancel_asks_what_may_be_stopped(state: Path) -> None:
 
 def test_operation_cancel_refuses_what_may_not_be_stopped(state: Path) -> None:
     half = refused("operation", "cancel", open_operation(state, "DeleteVolume"), "--state-dir", state)
-    assert "DeleteVolume cannot be stopped half-way without harm; it runs to its end." in half
+    assert "DeleteVolume cannot be stopped safely before its end." in half
     db = Database(f"sqlite:///{state}/blockstore.db")
     with db.read() as session:
         (done,) = (row.id for row in session.query(OperationRow) if row.kind == "CreateVolume" and row.state == "done")

@@ -149,7 +149,7 @@ class TestSdk(Volumes):
         storage.attach_volume(volume, "/dev/vdb", instance=str(uuid.uuid4()))
         (view,) = storage.get_volume(volume).attachments
         storage.detach_volume(volume, view["attachment_id"], force=True, connector=CONNECTOR)
-        with pytest.raises(exceptions.BadRequestException, match="no extension of it waits to be completed"):
+        with pytest.raises(exceptions.BadRequestException, match="it has no extension to complete"):
             storage.complete_volume_extend(volume)
 
     def test_who_comes_second_is_told_who_holds_it(self, storage: Any, volume: str) -> None:

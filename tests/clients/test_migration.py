@@ -111,7 +111,7 @@ class TestTwoBackends:
         volume = self.shown(cloud, made["id"])
         assert (volume["status"], volume["size"], volume["bootable"]) == ("available", 1, "true")
         assert begins(cloud, volume) == b"theirs"
-        assert "is managed already" in cloud.cinder_fails("manage", FIRST, f"volume-{made['id']}.raw")
+        assert "is already managed" in cloud.cinder_fails("manage", FIRST, f"volume-{made['id']}.raw")
 
         shot = cloud.cinder_shown("snapshot-create", made["id"], "--name", name)["id"]
         cloud.settle()
@@ -188,7 +188,7 @@ class TestTwoBackends:
         cloud.settle()
         volume = storage.get_volume(made.id)
         assert (volume.status, volume.migration_status, volume.host) == ("available", "success", f"{SECOND}#other")
-        with pytest.raises(exceptions.BadRequestException, match="does not wait for anybody"):
+        with pytest.raises(exceptions.BadRequestException, match="cannot be completed by a request"):
             storage.complete_volume_migration(made.id, made.id)
         kind = storage.create_type(name=name, extra_specs={"volume_backend_name": "disk"})
         storage.retype_volume(made.id, kind.id, "on-demand")
@@ -221,16 +221,16 @@ class TestTwoBackends:
         told = self.blockstore(cloud, "schedule", "explain", "--size", "10", "--type", "__DEFAULT__")
         assert [line.split()[1] for line in told.splitlines()[1:3]] != []
         assert "CapacityWeigher" in told
-        assert "It would go to blockstore@" in told
+        assert "The volume would be placed on blockstore@" in told
         refused = self.blockstore(cloud, "schedule", "explain", "--size", "100000000", status=1)
         assert "CapacityFilter: " in refused
-        assert "No pool can take it." in refused
+        assert "No pool can take the volume." in refused
 
         plan = self.blockstore(cloud, "backend", "drain", crowded, "--dry-run")
         assert all(one in plan for one in there)
-        assert f"{len(there)} of {len(there)} volumes would be moved." in plan
+        assert f"{len(there)} of {len(there)} volumes would be migrated." in plan
         assert self.shown(cloud, ids[0])["os-vol-host-attr:host"] == hosts[ids[0]]
-        assert f"{len(there)} of {len(there)} volumes are being moved." in self.blockstore(
+        assert f"{len(there)} of {len(there)} volumes are being migrated." in self.blockstore(
             cloud, "backend", "drain", crowded
         )
         cloud.settle()
@@ -240,5 +240,5 @@ class TestTwoBackends:
         assert "MigrateVolume" in operations
         assert "100 %" not in operations.splitlines()[0]
         cloud.openstack("volume service set --enable", f"blockstore@{crowded}", "cinder-volume")
-        assert "There is no volume on" in self.blockstore(cloud, "backend", "drain", crowded, "--dry-run")
+        assert "No volumes are on" in self.blockstore(cloud, "backend", "drain", crowded, "--dry-run")
         cloud.remove(*ids)

@@ -94,7 +94,10 @@ def test_before_the_first_start_it_says_so(tmp_path: Path) -> None:
     done = run("--state-dir", str(tmp_path / "none"), "--config", str(without_identity(tmp_path)))
     assert done.returncode == 0
     assert "export OS_ENDPOINT=http://127.0.0.1:8776/v3;" in done.stdout
-    assert done.stderr == f"blockstore: nothing has served from {tmp_path / 'none'} yet; this is for when it does.\n"
+    assert (
+        done.stderr
+        == f"blockstore: no service has used {tmp_path / 'none'} yet; this output works once it is started.\n"
+    )
 
 
 def test_a_state_directory_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
@@ -110,4 +113,4 @@ def test_a_port_that_is_picked_at_the_start_is_not_guessed(tmp_path: Path) -> No
     (tmp_path / "c.ini").write_text("[service]\nlisten = 127.0.0.1:0\n")
     done = run("--state-dir", str(tmp_path), "--config", str(tmp_path / "c.ini"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"blockstore: Nothing has served from {tmp_path} yet; its port is not known.\n"
+    assert done.stderr == f"blockstore: No service has used {tmp_path} yet, so the port is not known.\n"

@@ -58,9 +58,9 @@ def test_empty_database_in_a_directory_that_has_served_is_no_first_start(
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).touch()
     said = refusal(db, tmp_path)
-    assert said.startswith(f"The database {db.path} is {'not there' if how == 'missing' else 'empty'}, but {tmp_path}")
+    assert said.startswith(f"The database {db.path} is {'missing' if how == 'missing' else 'empty'}, but {tmp_path}")
     assert ("1 files in files/volumes" if "volumes" in left else left) in said
-    assert "Bring back a copy" in said
+    assert "Restore a copy" in said
     assert "`blockstore serve --new-database`" in said
     open_database(db, tmp_path, new=True)
     assert migrations.current(db) == migrations.HEAD
@@ -87,7 +87,7 @@ def test_damaged_file_is_told_at_start(db: Database, tmp_path: Path, page: int) 
         file.write(os.urandom(path.stat().st_size // 2))
     said = refusal(db, tmp_path)
     assert said.startswith(f"The database {path} is damaged (")
-    assert "bring back a good one" in said
+    assert "restore a good copy" in said
     assert "\n" not in said
 
 
@@ -176,12 +176,12 @@ def test_wrong_password_missing_database_and_missing_rights(postgres: Any, tmp_p
     name = postgres.new_database().partition("@/")[2].partition("?")[0]
     host = f"?host={postgres.directory}"
     cases = {
-        f"postgresql+psycopg://locked:hunter2@/{name}{host}": "The password or the user in it is wrong.",
-        f"postgresql+psycopg://locked@/{name}{host}": "It holds no password, and the server wants one.",
+        f"postgresql+psycopg://locked:hunter2@/{name}{host}": "The user or the password in the URL is wrong.",
+        f"postgresql+psycopg://locked@/{name}{host}": "The URL has no password, and the server requires one.",
         f"postgresql+psycopg://locked:right@/{name}{host}": "The user lacks rights:",
-        f"postgresql+psycopg://blockstore:hunter2@/nosuch{host}": "Make what is missing, or correct the URL.",
-        "postgresql+psycopg://u:hunter2@127.0.0.1:1/n": "Is the server running, and reached from here?",
-        "postgresql+psycopg://u:hunter2@/n?host=/nowhere": "Is the server running, and reached from here?",
+        f"postgresql+psycopg://blockstore:hunter2@/nosuch{host}": "Create it on the server, or correct the URL.",
+        "postgresql+psycopg://u:hunter2@127.0.0.1:1/n": "Is the server running, and can this host reach it?",
+        "postgresql+psycopg://u:hunter2@/n?host=/nowhere": "Is the server running, and can this host reach it?",
     }
     for url, hint in cases.items():
         said = refused_url(url, tmp_path)

@@ -180,7 +180,7 @@ def test_only_one_service_has_a_postgresql_database(postgres: object) -> None:
     url = postgres.new_database()  # type: ignore[attr-defined]
     first, second = Database(url), Database(url)
     first.take_sole_use()
-    with pytest.raises(ConfigError, match="another blockstore works on this database"):
+    with pytest.raises(ConfigError, match="another blockstore uses this database"):
         second.take_sole_use()
     first.dispose()
     second.take_sole_use()

@@ -64,7 +64,7 @@ def test_by_the_command_and_then_the_clients_are_told(people: People) -> None:
     for command in ("openrc", "clouds-yaml"):
         told = run(people, command)
         assert told.exit_code == 1
-        assert "it goes when the password of admin is changed" in told.output
+        assert "a change of admin's password removes it" in told.output
         assert "blockstore user password admin" in told.output
 
 

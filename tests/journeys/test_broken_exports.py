@@ -88,7 +88,7 @@ def test_a_killed_server_serves_again_also_when_the_service_is_killed_too(
     until(lambda: reads(uri))
     (second,) = servers(state_dir)
     assert second != first
-    line = f"export {made['id']} does not serve: its server has ended; making it again"
+    line = f"export {made['id']} is broken: its server has ended; creating it again"
     assert served.log.read_text().count(line) == 1
     assert ask(served, "GET", f"/attachments/{made['id']}")["attachment"]["status"] == "attaching"
 
@@ -101,4 +101,4 @@ def test_a_killed_server_serves_again_also_when_the_service_is_killed_too(
     ask(served, "DELETE", f"/attachments/{made['id']}")
     assert not reads(uri)
     until(lambda: not servers(state_dir))
-    assert re.search(r"does not serve", served.log.read_text())
+    assert re.search(r"is broken:", served.log.read_text())

@@ -201,7 +201,7 @@ def test_emptied_database_is_refused_until_a_new_one_is_asked_for(serve: Callabl
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"blockstore: The database {served.state_dir}/blockstore.db is not there, but")
+    assert line.startswith(f"blockstore: The database {served.state_dir}/blockstore.db is missing, but")
     assert not (served.state_dir / "blockstore.db").exists()
     again = serve("[backend:m]\nplugin = memory\n", "--new-database", state_dir=served.state_dir)
     assert ask(again, "GET", "/healthcheck")[0] == 200

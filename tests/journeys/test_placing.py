@@ -520,7 +520,9 @@ def test_the_log_tells_why_as_the_message_does(
     answer = api("POST", "/volumes", {"volume": {"size": 2}})
     api.wait_idle()
     (told,) = messages_of(api, answer.json["volume"]["id"])
-    assert told.startswith("schedule allocate volume: No pool can take it. blockstore@memory#memory: CapacityFilter: ")
+    assert told.startswith(
+        "schedule allocate volume: No pool can take the volume. blockstore@memory#memory: CapacityFilter: "
+    )
     assert "blockstore@memory#memory: CapacityFilter" in caplog.text
     (message,) = api.get("/messages")["messages"]
     assert message["event_id"] == "VOLUME_VOLUME_001_003"

@@ -68,7 +68,7 @@ def test_two_services_have_different_owners(tmp_path: Path, start_service: Calla
 def test_a_key_that_others_may_read_is_refused(path: Path, mode: int) -> None:
     Keyring(path).secret("a")
     path.chmod(mode)
-    with pytest.raises(ConfigError, match=r"can be read by others: chmod 600 it\.$"):
+    with pytest.raises(ConfigError, match=r"can be read by others: change its mode to 600\.$"):
         Keyring(path).secret("a")
     path.chmod(0o400)
     Keyring(path).secret("a")
@@ -78,7 +78,7 @@ def test_a_key_that_others_may_read_is_refused(path: Path, mode: int) -> None:
 def test_a_damaged_key_is_refused_and_not_replaced(path: Path, content: str) -> None:
     path.touch(0o600)
     path.write_text(content)
-    with pytest.raises(ConfigError, match=r"is not a key of 32 bytes in hexadecimal; bring its copy back\.$"):
+    with pytest.raises(ConfigError, match=r"is not a key of 32 bytes in hexadecimal; restore a copy of it\.$"):
         Keyring(path).secret("a")
     assert path.read_text() == content
 
@@ -118,6 +118,8 @@ def test_a_service_with_an_open_key_does_not_start_and_says_why(serve: Callable[
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert served.stop() == 0
     key.chmod(0o640)
-    with pytest.raises(AssertionError, match=r"holds the key of all secrets and can be read by others: chmod 600 it"):
+    with pytest.raises(
+        AssertionError, match=r"holds the key of all secrets and can be read by others: change its mode to 600"
+    ):
         serve(state_dir=state)
     assert "Traceback" not in (state / "log").read_text()

@@ -443,7 +443,7 @@ def test_what_target_service_restored_is_ended_and_made_again(
     again.check()
     faults = again.faults()
     assert faults.keys() == told.keys()
-    assert set(faults.values()) == {"its LUN leads to a storage object that another tool made"}
+    assert set(faults.values()) == {"its LUN leads to a storage object that another tool created"}
     again.withdraw(former.id)
     with pytest.raises(Refused):
         stolen.read(0, 512)

@@ -202,7 +202,7 @@ def test_a_volume_is_not_moved_to_other_sectors(
         backend.delete_volume("v")
     refused = api("POST", f"/volumes/{made}/action", {"os-migrate_volume": {"host": "blockstore@large"}})
     assert refused.status == 400
-    assert "its blocks have 4096 bytes and those of the volume 512" in refused.message
+    assert "its block size is 4096 bytes and the volume's is 512" in refused.message
     assert api("PUT", "/volumes/" + made, {"volume": {"name": "still here"}}).status == 200
 
 
@@ -221,7 +221,7 @@ def test_group_of_the_same_name_on_another_disk_is_not_ours(api: Client, disk: D
     (found,) = run("vgs", "--noheadings", "-o", "vg_uuid", disk.vg).split()
     api.service.report()
     reason = api.service.pool_reports.reports()[POOL].reason or ""
-    assert f"{recorded} is recorded, and {found} is there" in reason, reason
+    assert f"{recorded} is recorded, and {found} was found" in reason, reason
     assert api("DELETE", f"/volumes/{volume}").status == 202
     api.wait_idle(120)
     assert status(api, volume) == "available"

@@ -188,10 +188,10 @@ def exported(name: str, options: str, *, host: str = "127.0.0.1", owner: int = 0
         (
             "rw,root_squash",
             0,
-            "takes root of this machine for another user: the option root_squash.*no_root_squash: /odd ",
+            "maps root of this machine to another user: the option root_squash.*no_root_squash: /odd ",
         ),
-        ("rw,root_squash", 65534, "takes root .* for uid 65534: the option root_squash.* on 127.0.0.1, chown 0 /odd$"),
-        ("rw,all_squash,anonuid=1000", 1000, "takes every user for uid 1000: the option all_squash.*no_all_squash"),
+        ("rw,root_squash", 65534, "maps root .* to uid 65534: the option root_squash.* on 127.0.0.1, chown 0 /odd$"),
+        ("rw,all_squash,anonuid=1000", 1000, "maps every user to uid 1000: the option all_squash.*no_all_squash"),
         ("ro,no_root_squash", 0, "is read-only.*the option rw, not ro, for /odd in /etc/exports of 127.0.0.1"),
         ("rw,no_root_squash", 1000, "belongs to uid 1000, who could change volumes: on 127.0.0.1, chown 0 /odd$"),
     ],
@@ -279,6 +279,8 @@ def test_swapping_in_a_loop_leads_nowhere(mount: Callable[..., NfsBackend], tmp_
 
 def test_who_is_asked_for_what(tmp_path: Path) -> None:
     backend = NfsBackend("share", NfsOptions(exports="127.0.0.1:/nothing", timeout_s=8), tmp_path)
-    with pytest.raises(Unreachable, match=r"cannot be mounted.*Is it called so on the server\? There: exportfs -v"):
+    with pytest.raises(
+        Unreachable, match=r"cannot be mounted.*Does the server export this path\? On the server: exportfs -v"
+    ):
         backend.check()
     assert mounts.source_of(backend.path) is None

@@ -61,7 +61,7 @@ def turn_read_only() -> None:
 
 
 TOLD: dict[Callable[[], None], str] = {
-    stop_server: "The NFS server of 127.0.0.1:/small does not answer as it should: .*Look at the server",
+    stop_server: "The NFS server of 127.0.0.1:/small does not answer correctly: .*Check the server",
     fill_up: "did not fit.* GiB free|No space left.* GiB free",
     turn_read_only: "127.0.0.1:/small is read-only. Export it read-write on its server",
 }
@@ -211,7 +211,7 @@ def test_server_whose_disk_is_not_mounted(api: Client) -> None:
         assert shown(api, deleted)["status"] == "error_deleting"
         backend = api.service.backends[NAS]
         deadline = time.monotonic() + 2 * ENDS_S
-        while f"{backend.recognised} is recorded, and none is there" not in (why := is_down(api)):
+        while f"{backend.recognised} is recorded, and none was found" not in (why := is_down(api)):
             assert time.monotonic() < deadline, why  # to unmount what was there may take the lab more than one look
         assert api.volume(volume_type="nas")["status"] == "error"
         assert list(SMALL.iterdir()) == []
@@ -266,7 +266,7 @@ def test_a_move_from_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fau
     assert found["status"] == "available"
     if fault is stop_server:
         assert (found["migration_status"], found["os-vol-host-attr:host"]) == ("error", NAS)
-        assert re.search("on nas cannot be read: .*Look at that storage", said(api, made))
+        assert re.search("on nas cannot be read: .*Check that storage", said(api, made))
     else:
         assert (found["migration_status"], found["os-vol-host-attr:host"]) == ("success", DISK)
     assert re.search(TOLD[fault], is_down(api))

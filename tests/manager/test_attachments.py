@@ -129,7 +129,10 @@ def test_an_operation_begun_too_often_is_given_up_with_a_reason(api: Client, kin
         (BackendError("The disk is on fire."), "The disk is on fire."),
         (Unreachable("The cable is out."), "The cable is out."),
         (SessionAlive("It does not end."), "It does not end."),
-        (RuntimeError("s3cret"), "an internal error (RuntimeError) stopped it; the log has the details under req-"),
+        (
+            RuntimeError("s3cret"),
+            "an internal error (RuntimeError) stopped the operation; the log has the details under req-",
+        ),
     ],
     ids=["refused", "unreachable", "alive", "bug"],
 )
@@ -271,5 +274,5 @@ def test_a_target_that_left_the_configuration_is_asked_for(api: Client) -> None:
         session.get_one(Attachment, made).target = "former"
     answer = remove(api, made)
     assert answer.status == 503
-    assert "The target former, which exported it, is not in the configuration any more." in answer.message
+    assert "The target former, which exported the volume, is no longer in the configuration." in answer.message
     assert [row.status for row in rows(api)] == ["error_detaching"]

@@ -179,10 +179,10 @@ def test_one_that_does_not_serve_is_made_again_with_its_secret_and_logged_once(
     assert [call for call in lives.target.asked if call[0] == "export"] == [("export", used["id"])]
     assert lives.target.exports == before
     assert lives.target.exports[used["id"]].secret == used["connection_info"][SECRET_AS]
-    assert f"export {used['id']} does not serve: its server has ended; making it again" in caplog.text
+    assert f"export {used['id']} is broken: its server has ended; creating it again" in caplog.text
     assert other["id"] not in caplog.text
     compare(api)
-    assert caplog.text.count("does not serve") == 1
+    assert caplog.text.count("is broken:") == 1
     # One question of each kind to the target, however many exports there are.
     assert all(lives.target.asked.count((kind, "")) == 2 for kind in ("check", "list_exports", "faults"))
 
@@ -218,7 +218,7 @@ def test_one_that_a_request_works_on_while_the_target_is_asked_is_left_alone(
     compare(api)
     assert ("resize", used["id"]) in lives.target.asked
     assert ("export", used["id"]) not in lives.target.asked
-    assert "does not serve" not in caplog.text
+    assert "is broken:" not in caplog.text
 
 
 def test_what_has_no_attachment_is_ended_before_anything_is_made(lives: Lives) -> None:

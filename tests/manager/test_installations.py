@@ -62,9 +62,9 @@ def test_second_service_on_a_directory_keeps_off_until_it_takes_over(serve: Serv
     second = serve(on(volumes), state_dir=tmp_path / "second")
     mine = Keyring(second.state_dir / "attachments.key").owner
     sentence = (
-        f"The storage of files is used by another installation of blockstore, {owner}; this one is {mine}. Two would"
-        " delete each other's volumes. If the other one is gone for good, take it over: blockstore backend takeover"
-        f" files --from {owner}"
+        f"The storage of files is used by another installation of blockstore, {owner}; this one is {mine}. Two"
+        " installations would delete each other's volumes. If the other one no longer exists, take its storage over:"
+        f" blockstore backend takeover files --from {owner}"
     )
     assert f"backend files: DOWN: {sentence}" in second.log.read_text()
     listed = blockstore("backend", "list", "--config", second.state_dir / "config.ini", "--state-dir", second.state_dir)

@@ -102,9 +102,9 @@ def test_unmounted_mount_point_is_not_taken_for_the_disk(serve: Serve, tmp_path:
 
         served = serve(config)
         sentence = (
-            f"The storage of files is not the one that is known: {identity} is recorded, and none is there. Bring the"
-            " known storage back: is it mounted, and is this its place? Nothing is created or deleted meanwhile. If it"
-            " is new for good, say so: blockstore backend accept files --found none"
+            f"The storage of files is not the recorded one: {identity} is recorded, and none was found. Bring the"
+            " recorded storage back: is it mounted, and is the place right? Nothing is created or deleted meanwhile."
+            " To use the new storage for good: blockstore backend accept files --found none"
         )
         assert f"backend files: DOWN: {sentence}" in served.log.read_text()
         where = ("--config", served.state_dir / "config.ini", "--state-dir", served.state_dir)
@@ -153,15 +153,18 @@ def test_storage_that_is_new_is_accepted_and_users_are_told(start_service: Start
     def accept(found: str) -> subprocess.CompletedProcess[str]:
         return blockstore("backend", "accept", "files", "--found", found, "--config", file, "--state-dir", state)
 
-    assert accept(identity).stderr == f"blockstore: No storage of files is {identity} now; nothing was changed.\n"
+    assert (
+        accept(identity).stderr
+        == f"blockstore: No storage of files has the identity {identity}; nothing was changed.\n"
+    )
     assert not (path / ".blockstore-identity").exists()
     done = accept("none")
     assert done.returncode == 0, done.stderr
     fresh = (path / ".blockstore-identity").read_text().split()[0]
     assert fresh != identity
-    assert f"is the storage {fresh} from now on; before it was {identity}." in done.stdout
+    assert f"now has the storage {fresh}; before, it was {identity}." in done.stdout
     assert [line.strip() for line in done.stdout.splitlines()[-2:]] == [lost["id"], snapshot["id"]]
-    assert "On it are 1 volumes" in done.stdout
+    assert "1 volumes and snapshots of the service are on it." in done.stdout
 
     service.report()
     assert [report.up for report in service.pool_reports.reports().values()] == [True]
@@ -169,7 +172,7 @@ def test_storage_that_is_new_is_accepted_and_users_are_told(start_service: Start
     assert client.get(f"/volumes/{lost['id']}")["volume"]["status"] == "error"
     assert client.get(f"/snapshots/{snapshot['id']}")["snapshot"]["status"] == "error"
     messages = client.get(f"/messages?resource_uuid={lost['id']}")["messages"]
-    assert "its data is not on the new one" in messages[0]["user_message"]
+    assert "Its data is not on the new storage" in messages[0]["user_message"]
     assert client("DELETE", f"/snapshots/{snapshot['id']}").status == 202
     client.wait_idle()
     assert client("DELETE", f"/volumes/{lost['id']}").status == 202
@@ -181,7 +184,7 @@ def test_storage_that_is_new_is_accepted_and_users_are_told(start_service: Start
     service.report()
     (report,) = service.pool_reports.reports().values()
     assert report.reason is not None
-    assert f"{fresh} is recorded, and {identity} is there" in report.reason
+    assert f"{fresh} is recorded, and {identity} was found" in report.reason
     assert accept(identity).returncode == 0
     service.report()
     assert [report.up for report in service.pool_reports.reports().values()] == [True]
@@ -206,7 +209,7 @@ def test_storage_that_changed_takes_the_pool_down_until_it_is_back(start_service
     assert backend.fail.pop("check", None)
     (report,) = service.pool_reports.reports().values()
     assert report.reason is not None
-    assert "memory is recorded, and another is there" in report.reason
+    assert "memory is recorded, and another was found" in report.reason
     assert "blockstore backend accept memory --found another" in report.reason
     for request in (
         ("DELETE", f"/volumes/{volume['id']}", None),
@@ -310,7 +313,7 @@ def test_directory_without_mark_and_volumes_is_not_taken_for_that_of_a_version_b
     again = start_service(config)
     (report,) = again.pool_reports.reports().values()
     assert report.reason is not None
-    assert "none is recorded, and none is there" in report.reason
+    assert "none is recorded, and none was found" in report.reason
     client = Client(again)
     client("DELETE", f"/volumes/{volume['id']}")
     client.wait_idle()

@@ -53,6 +53,6 @@ def test_a_pool_that_takes_nothing_new_is_up_and_says_why(
     assert report.up
     told = report.wire(NO_USAGE)
     assert (told["closed_because"], told["metadata_filled_percentage"]) == ("A disk is missing.", 97.12)
-    assert [record.getMessage() for record in caplog.records if "takes nothing new" in record.getMessage()] == [
-        f"backend {pool} takes nothing new: A disk is missing."
+    assert [record.getMessage() for record in caplog.records if "accepts no new volumes" in record.getMessage()] == [
+        f"backend {pool} accepts no new volumes: A disk is missing."
     ]

@@ -159,7 +159,7 @@ def test_operations_begun_too_often_are_given_up_with_a_reason(life: Life, every
     assert {operation.resource_id for operation in given_up} == set(told)
     message = told[everything["deleted"]]
     assert message.operator_message == "delete volume: given up: the service died 5 times while it ran"
-    assert message.user_message.startswith("delete volume: It was given up after several attempts.")
+    assert message.user_message.startswith("delete volume: The operation failed after several attempts.")
 
 
 @pytest.mark.parametrize("status", ["creating", "deleting", "extending"])

@@ -94,7 +94,10 @@ FAILURES = {
     [
         (BackendError("The disk is on fire."), "The disk is on fire."),
         (Unreachable("The cable is out."), "The cable is out."),
-        (RuntimeError("secret"), "an internal error (RuntimeError) stopped it; the log has the details under req-"),
+        (
+            RuntimeError("secret"),
+            "an internal error (RuntimeError) stopped the operation; the log has the details under req-",
+        ),
     ],
     ids=["refused", "unreachable", "bug"],
 )

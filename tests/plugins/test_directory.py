@@ -330,7 +330,7 @@ def test_a_chosen_path_whose_parent_is_missing_is_not_made(tmp_path: Path) -> No
     """It is probably on a disk that is not mounted; volumes must not fill the root file system."""
     backend = make(tmp_path / "mnt")
     for call in (backend.check, backend.capacity, lambda: backend.create_volume("volume-1", 1)):
-        with pytest.raises(Unreachable, match=r"No such file or directory\. Mount its disk, or make it: mkdir"):
+        with pytest.raises(Unreachable, match=r"No such file or directory\. Mount its disk, or create it: mkdir"):
             call()
     assert list(tmp_path.iterdir()) == []
 
@@ -345,7 +345,7 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_directory_others_may_enter_is_refused(raw: DirectoryBackend, mode: int) -> None:
     raw.path.chmod(mode)
     for call in (raw.check, lambda: raw.create_volume("volume-1", 1)):
-        with pytest.raises(Unreachable, match=f"other users may enter it.* chmod 700 {raw.path}"):
+        with pytest.raises(Unreachable, match=f"other users can enter.* chmod 700 {raw.path}"):
             call()
     raw.path.chmod(0o700)
     raw.check()

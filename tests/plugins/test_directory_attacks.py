@@ -74,7 +74,7 @@ def test_what_is_planted_under_a_name_is_refused(pool: DirectoryBackend, canary:
             path.chmod(0o644)
     before = tree(pool.path)
     for verb in verbs(pool, "victim", "shot"):
-        with pytest.raises(BackendError, match=r"which blockstore never makes|other users may reach its bytes"):
+        with pytest.raises(BackendError, match=r"which blockstore never creates|other users can reach its data"):
             verb()
         assert tree(pool.path) == before
     assert canary.read_bytes() == CANARY
@@ -155,7 +155,7 @@ def test_a_swap_between_look_and_use_is_noticed(
         os.truncate(path, GIB)
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", swap_then_open)
-            with pytest.raises(BackendError, match="which blockstore never makes"):
+            with pytest.raises(BackendError, match="which blockstore never creates"):
                 verb()
     assert swaps == 5
     assert canary.read_bytes() == CANARY

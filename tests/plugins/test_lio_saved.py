@@ -61,7 +61,7 @@ def test_only_what_is_ours_is_taken_out(lio: LioTarget, file: Path, caplog: pyte
     assert [entry["wwn"] for entry in left["targets"]] == ["iqn.2003-01.org.example:theirs"]
     assert left["fabric_modules"] == []
     assert file.stat().st_mode & 0o777 == 0o600
-    assert "2 entries of this service were saved, and were taken out" in caplog.text
+    assert "removed 2 saved entries of this service" in caplog.text
     assert "abcdefgh12345678" not in caplog.text
     before = file.stat()
     assert lio.forget_saved() == 0
@@ -107,7 +107,7 @@ def test_the_command_needs_neither_service_nor_kernel(file: Path, tmp_path: Path
     file.write_text(json.dumps(entries(owner)))
     argv = ["attachment", "forget-saved", "--config", str(config)]
     said = CliRunner().invoke(main, argv)
-    assert (said.exit_code, said.output) == (0, "Of the target iscsi, 2 saved entries were taken out.\n")
+    assert (said.exit_code, said.output) == (0, "Removed 2 saved entries of the target iscsi.\n")
     assert owner not in file.read_text()
     assert CliRunner().invoke(main, argv).output == ""
 

@@ -235,7 +235,7 @@ WORDS = [
     ('  Failed to find logical volume "vg/v"', VolumeMissing, "not in volume group vg"),
     ("  Logical volume v not found in volume group vg.", VolumeMissing, "not in"),
     ("  Snapshot origin LV v not found in Volume group vg.", VolumeMissing, "not in"),
-    ("  Pool vg-pool not found in Volume group vg.", Unreachable, "thin pool is gone"),
+    ("  Pool vg-pool not found in Volume group vg.", Unreachable, "thin pool no longer exists"),
     ("  Logical volume vg/v in use.", InUse, "holds it open"),
     ("  Logical volume vg/v contains a filesystem in use.", InUse, "holds it open"),
     ("  Logical volume vg/v is used by another device.", InUse, "holds it open"),
@@ -260,8 +260,8 @@ WORDS = [
     ("blk is not in the sudoers file.", Unreachable, "without a password"),
     ("Sorry, user blk is not allowed to execute '/sbin/lvs' as root on lab.", Unreachable, "without a password"),
     ("sudo: lvs: command not found", Unreachable, "apt-get install lvm2"),
-    ("  Cannot change VG vg while PVs are missing.", Unreachable, "misses a physical volume"),
-    ("  Refusing activation of partial LV vg/v.", Unreachable, "misses a physical volume"),
+    ("  Cannot change VG vg while PVs are missing.", Unreachable, "lacks a physical volume"),
+    ("  Refusing activation of partial LV vg/v.", Unreachable, "lacks a physical volume"),
     (
         '  WARNING: VG vg is missing PV abc (last written to /dev/sdb).\n  Failed to find logical volume "vg/v"',
         VolumeMissing,
@@ -510,7 +510,7 @@ def test_a_copy_that_fails_or_is_cancelled_leaves_nothing(backend: LvmBackend, f
         backend.clone_volume("c", 3, "v", cancel)
     with pytest.raises(OperationCancelled):
         backend.create_volume_from_snapshot("c", 3, "v", "s", cancel)
-    with pytest.raises(BackendError, match="too few"):
+    with pytest.raises(BackendError, match="not enough"):
         backend.clone_volume("c", 1, "v")
     fake.size = sum(lv.size for lv in fake.lvs.values()) + 3 * GIB
     if backend.capabilities().thick:

@@ -115,7 +115,7 @@ def test_a_group_in_a_volume_of_ours_is_not_looked_at(fake: FakeLvm) -> None:
 def test_a_renamed_group_is_told(fake: FakeLvm) -> None:
     """It is known by its UUID, and the sentence says both ways out."""
     b = make(fake, volume_group="former")
-    with pytest.raises(Unreachable, match=rf"called vg now.*vgrename {fake.uuid} former, or correct volume_group"):
+    with pytest.raises(Unreachable, match=rf"now named vg.*vgrename {fake.uuid} former, or correct volume_group"):
         b.check()
 
 
@@ -204,7 +204,7 @@ def test_half_a_group_still_serves(fake: FakeLvm) -> None:
     for what in ("pv-1 (last on /nosuch/loop1)", "--restoremissing vg", "--removemissing --force vg"):
         assert what in closed
     for call in (lambda: b.create_volume("volume-2", 1), lambda: b.extend_volume(VOLUME, 2)):
-        with pytest.raises(Unreachable, match="misses a physical volume"):
+        with pytest.raises(Unreachable, match="lacks a physical volume"):
             call()
     fake.cleared.clear()
     b.delete_volume(VOLUME)
@@ -235,7 +235,7 @@ def test_a_pool_on_a_missing_disk_is_down(fake: FakeLvm) -> None:
     """Nothing of it can be used."""
     fake.pool(health="partial")
     fake.pvs[1] = fake.pv("[unknown]", "pv-1", pv_missing="missing")
-    with pytest.raises(Unreachable, match=r"vg/vg-pool lies on a disk that is missing.*pv-1"):
+    with pytest.raises(Unreachable, match=r"vg/vg-pool is on a missing disk.*pv-1"):
         make(fake, "thin").check()
 
 
@@ -244,7 +244,7 @@ def test_a_pool_that_was_there_is_not_made_anew(fake: FakeLvm) -> None:
     b = make(fake, "thin")
     b.check()
     del fake.lvs["vg-pool"]
-    with pytest.raises(Unreachable, match=r"vg/vg-pool, in which the volumes are.*lvcreate --type.*-n vg-pool"):
+    with pytest.raises(Unreachable, match=r"vg/vg-pool, which holds the volumes.*lvcreate --type.*-n vg-pool"):
         b.check()
     assert fake.lvs == {}
     fake.tags.clear()  # another group, which an administrator accepted
@@ -298,7 +298,7 @@ def test_nothing_new_when_five_percent_of_the_metadata_area_are_left(fake: FakeL
     fake.metadata_free = 1044480 // 2 * 6 // 100
     assert b.capacity().closed_because is None
     fake.metadata_free = 1044480 // 2 * 4 // 100
-    assert "are kept for deletes" in (b.capacity().closed_because or "")
+    assert "are reserved for deletions" in (b.capacity().closed_because or "")
 
 
 @pytest.mark.parametrize("lvm_type", ["thick", "thin"])

@@ -414,7 +414,7 @@ def test_a_port_that_something_else_has_is_passed_over(place: Path) -> None:
         ({"listen": "example.org"}, r"^\[target:nbd\] listen is 'example.org'; an IPv4 or IPv6 address"),
         ({"listen": "0.0.0.0"}, r"^\[target:nbd\] listen is '0.0.0.0'; the one address"),
         ({"listen": "::"}, r"^\[target:nbd\] listen is '::'; the one address"),
-        ({"ports": "10"}, r"^\[target:nbd\] ports is '10'; two ports"),
+        ({"ports": "10"}, r"^\[target:nbd\] ports is '10'; a range of ports"),
         ({"ports": "20-10"}, r"^\[target:nbd\] ports"),
         ({"ports": "1-65536"}, r"^\[target:nbd\] ports"),
         ({"ports": "0-5"}, r"^\[target:nbd\] ports"),

@@ -196,7 +196,7 @@ def test_a_qcow2_volume_that_names_another_file_is_refused(
     file = place / "bad.qcow2"
     file.write_bytes(header)
     for read_only in (False, True):
-        with pytest.raises(BackendError, match="names another file as the source of its bytes"):
+        with pytest.raises(BackendError, match="refers to another file for its data"):
             target.export(export(file, read_only=read_only))
     assert file.read_bytes() == header
     assert target.list_exports() == frozenset()

@@ -65,5 +65,5 @@ def test_layers_that_do_not_fit_the_headers_are_refused(located: Located, spoil:
     if spoil == "the last one names another file":
         argv = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", located.layers[-1]]
         subprocess.run(argv, check=True)
-    with pytest.raises(BackendError, match="names another file"):
+    with pytest.raises(BackendError, match="refers to another file"):
         images.blockdev(located.path, located.format, change[spoil]())

@@ -261,7 +261,7 @@ def test_resize_by_a_service_that_was_started_since_then(rig: Rig) -> None:
 
 
 def test_resize_of_what_is_not_exported_says_so(rig: Rig) -> None:
-    with pytest.raises(VolumeMissing, match="no whole export"):
+    with pytest.raises(VolumeMissing, match="no complete export"):
         rig.target.resize("00000000-0000-0000-0000-000000000000")
 
 

@@ -223,7 +223,7 @@ def test_a_tid_that_somebody_else_has_is_left_alone(rig: Rig, monkeypatch: pytes
     tgtd = tgt.Tgtd.find(rig.tgtd.socket)
     tgtd.create_target(70000, "iqn.2000-01.com.example:the-administrators")
     export = rig.export_of(rig.volume(b"x"))
-    with pytest.raises(Unreachable, match="somebody else"):
+    with pytest.raises(Unreachable, match="another program"):
         rig.target.export(export)
     rig.target.withdraw(export.id)
     usable(rig, rig.target, export)
@@ -241,7 +241,7 @@ def test_a_target_that_somebody_else_removed_is_made_again_or_is_gone(rig: Rig) 
 
 
 def test_an_error_number_has_a_name_and_is_a_sentence() -> None:
-    assert str(TgtRefused("open a LUN", Code.LUN_EXISTS)) == "tgtd did not open a LUN: the LUN is there already."
+    assert str(TgtRefused("open a LUN", Code.LUN_EXISTS)) == "tgtd did not open a LUN: the LUN exists already."
     assert str(TgtRefused("open a LUN", 99)) == "tgtd did not open a LUN: its error 99."
 
 

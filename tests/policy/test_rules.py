@@ -223,9 +223,9 @@ def test_a_rule_that_asks_a_server_that_does_not_answer(
         for _ in range(2):
             refused = client("POST", "/volumes", BODY)
             assert refused.status == 503
-            assert refused.message.startswith("The policy rule volume:create could not be decided.")
+            assert refused.message.startswith("The policy rule volume:create could not be evaluated.")
         assert client("GET", "/volumes").status == 200
-    assert len([text for text in caplog.messages if text.startswith("the policy rule volume:create decides")]) == 1
+    assert len([text for text in caplog.messages if text.startswith("the policy rule volume:create cannot")]) == 1
     assert not any(record.exc_info for record in caplog.records)
 
 

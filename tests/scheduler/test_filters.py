@@ -55,7 +55,9 @@ def test_capacity_refusal_holds_the_numbers_of_a_thick_pool(make_pool, make_plac
 
 def test_a_pool_that_takes_nothing_new_says_why(make_pool, make_placement_request):
     pool = make_pool(capabilities={"closed_because": "A disk is missing."})
-    assert capacity(make_placement_request(1), pool) == "1 GiB asked, and nothing new is taken: A disk is missing."
+    assert capacity(make_placement_request(1), pool) == (
+        "1 GiB asked, but the pool accepts nothing new: A disk is missing."
+    )
     assert capacity(make_placement_request(0), pool) is None  # nothing new: a retype of what is there
 
 
@@ -107,7 +109,7 @@ def test_each_step_of_the_arithmetic(make_pool, make_placement_request, placemen
 def test_thin_pool_takes_nothing_new_when_it_is_nearly_full(make_pool, make_placement_request):
     assert capacity(make_placement_request(), make_pool(free_gib=15.0)) is None
     assert capacity(make_placement_request(), make_pool(free_gib=14.0)) == (
-        "1 GiB asked, but the pool is 86 % full and takes nothing new above 85 % (14 of 100 GiB physically free)"
+        "1 GiB asked, but the pool is 86 % full and accepts nothing new above 85 % (14 of 100 GiB physically free)"
     )
 
 
@@ -360,7 +362,7 @@ def test_no_extra_spec_makes_the_filter_raise(make_pool, make_placement_request,
         ("volume.size < 10", None),
         ("volume.size", None),
         ("volume.size > 10", "filter_function 'volume.size > 10' is False (volume.size is 5)"),
-        ("0", "filter_function '0' is 0.0 (it looks at nothing)"),
+        ("0", "filter_function '0' is 0.0 (it uses no variables)"),
         ("volume.size <", "filter_function: position 14: a value expected, not the end"),
         ("volume.colour == 'red'", "filter_function: position 1: there is no volume.colour"),
         ("qos.limit == 5", "filter_function: position 1: there is no qos.limit"),

@@ -28,47 +28,49 @@ SITES_OWN = Refusal("CanaryFilter", CANARY)
             PlacementRequest(size_gib=5, required_pool="p0"),
             [CAPACITY, ELSEWHERE],
             ["px"],
-            "The storage where it has to be does not have 5 GiB free for this volume type."
-            " Ask for less, or ask your administrator.",
+            "The only possible storage does not have 5 GiB free for this volume type. Ask for less, or ask your"
+            " administrator.",
         ),
         (
             PlacementRequest(size_gib=10),
             [CAPABILITIES],
             [],
-            "No storage can take it: it does not offer what the volume type asks for. Ask your administrator.",
+            "No storage can take the volume: it does not have the capabilities that the volume type requires. Ask"
+            " your administrator.",
         ),
         (
             PlacementRequest(size_gib=10, availability_zones=("az1",)),
             [ZONE, CAPACITY],
             ["px"],
-            "No storage can take it: 10 GiB are not free on it; or it is not available at the moment;"
-            " or it is not in the availability zone az1. Ask for less, or ask your administrator.",
+            "No storage can take the volume: it does not have 10 GiB free; or it is not available at the moment; or"
+            " it is not in the availability zone az1. Ask for less, or ask your administrator.",
         ),
         (
             PlacementRequest(size_gib=1, block_size=512),
             [Refusal("BlockSizeFilter", CANARY)],
             [],
-            "No storage can take it: its blocks have another size than the 512 bytes of the volume's, whose partitions"
-            " would not be found any more. Ask your administrator.",
+            "No storage can take the volume: its block size differs from the 512 bytes of the volume, so the"
+            " partitions would no longer be found. Ask your administrator.",
         ),
         (
             PlacementRequest(size_gib=1, required_pool="px"),
             [ELSEWHERE],
             ["px"],
-            "The storage where it has to be cannot take it: it is not available at the moment."
-            " Try again later, or ask your administrator.",
+            "The only possible storage cannot take the volume: it is not available at the moment. Try again later, or"
+            " ask your administrator.",
         ),
         (
             PlacementRequest(size_gib=1),
             [],
             [],
-            "No storage can take it: it is not available at the moment. Try again later, or ask your administrator.",
+            "No storage can take the volume: it is not available at the moment. Try again later, or ask your"
+            " administrator.",
         ),
         (
             PlacementRequest(size_gib=1),
             [SITES_OWN],
             [],
-            "No storage can take it: a rule of this installation keeps it away. Ask your administrator.",
+            "No storage can take the volume: a filter of this installation excludes it. Ask your administrator.",
         ),
     ],
 )

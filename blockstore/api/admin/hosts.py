@@ -109,7 +109,7 @@ def capabilities(call: Call, host_name: str) -> dict[str, Any]:
         "properties": {
             "thin_provisioning": {
                 "title": "Thin Provisioning",
-                "description": "Takes from the pool only what is written.",
+                "description": "Takes space from the pool only for written data.",
                 "type": "boolean",
                 "default": report.capabilities.thin,
             },

@@ -66,8 +66,8 @@ def trusted_headers(policy: Policy, own_names: frozenset[str] | None) -> Authent
             raise Forbidden("Without authentication, requests of web pages (header Origin) are refused.")
         if own_names is not None and not names_us(request.environ, own_names):
             raise Forbidden(
-                "Without authentication, the service answers for its own names only, and Host names another;"
-                " public_endpoint adds one."
+                "Without authentication, the service answers only requests for its own names, and the header Host has"
+                " another name. To add a name, set public_endpoint."
             )
         said = request.headers.get("X-Roles")
         return _context(
@@ -99,7 +99,7 @@ def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
         if caller is None or (service_words and service is None):
             raise Unauthorized(UNAUTHENTICATED)
         if caller.project is None:
-            raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+            raise Forbidden("The token has no project; use a token that is scoped to a project.")
         note(words, caller.project.id)
         return _context(
             policy,
@@ -133,7 +133,7 @@ def by_middleware(policy: Policy, service_roles: frozenset[str], note: Note) -> 
             raise Unauthorized(UNAUTHENTICATED)
         project = headers.get("X-Project-Id")
         if not project:
-            raise Forbidden("The token is for no project; ask for one that is scoped to a project.")
+            raise Forbidden("The token has no project; use a token that is scoped to a project.")
         note(headers.get("X-Auth-Token", ""), project)
         given = _words(headers.get("X-Service-Roles", ""))
         return _context(

@@ -18,7 +18,7 @@ from blockstore.errors import (
 
 MAX_BODY_BYTES = 114688
 MAX_ELEMENTS = 5000
-TOO_MANY = f"Malformed request body: it has more than {MAX_ELEMENTS} keys and items in all."
+TOO_MANY = f"Malformed request body: it has more than {MAX_ELEMENTS} keys and items in total."
 MAX_QUERY_BYTES, MAX_QUERY_KEYS = 8192, 64
 MAX_DEPTH = 32
 TOO_DEEP = f"Malformed request body: it is nested more than {MAX_DEPTH} levels deep."
@@ -59,7 +59,7 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
     seen = set()
     for key, _ in pairs:
         if key in seen:
-            raise BadRequest(f"Malformed request body: the key {shortened(key)} stands twice in one object.")
+            raise BadRequest(f"Malformed request body: the key {shortened(key)} appears twice in one object.")
         seen.add(key)
 
 

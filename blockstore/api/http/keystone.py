@@ -49,7 +49,7 @@ MAX_TOKEN = 8 << 10
 """Characters of a token: more than any token provider of Keystone uses."""
 AWAY = "Keystone does not answer. Try again later."
 ODD = "Keystone's answer about the token cannot be read. Ask your administrator."
-CROWDED = "Too many requests with unknown tokens wait for Keystone. Try again later."
+CROWDED = "Too many requests with unknown tokens are waiting for Keystone. Try again later."
 
 
 class Strangers:
@@ -214,7 +214,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             except Away:
                 raise
             except Exception as exc:  # it was too slow, or something else answers at its address
-                repeats.log(logging.ERROR, AWAY, "Keystone did not say whether a token is good: %r", exc)
+                repeats.log(logging.ERROR, AWAY, "Keystone could not validate a token: %r", exc)
                 raise Away(AWAY) from exc
         self._cache.put(key, said)
         return said

@@ -299,7 +299,7 @@ def dictionary(name: str, text: str) -> dict[str, str]:
     if not isinstance(value, dict) or not value or len(value) > 50:
         raise InvalidInput(name, text, 'It must be a dictionary such as {"key": "value"}, of at most 50 keys.')
     if not all(isinstance(word, str | int | float | None) for pair in value.items() for word in pair):
-        raise InvalidInput(name, text, "Its keys and values must be plain.")
+        raise InvalidInput(name, text, "Its keys and values must be strings, numbers or None.")
     try:
         found = {str(k): str(v) for k, v in value.items()}
     except ValueError:

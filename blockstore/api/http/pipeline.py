@@ -125,7 +125,7 @@ def _told_of_races() -> Iterator[None]:
         yield
     except IntegrityError:
         raise Conflict(
-            "Another request changed the same thing at the same moment; nothing was done. Try again."
+            "Another request changed the same resource at the same moment, so nothing was done. Try again."
         ) from None
 
 

@@ -74,9 +74,9 @@ def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict
     caller, asked = call.caller, body["application_credential"]
     _refuse_restricted(call)
     if caller.user.id != user_id:
-        raise Forbidden("Application credentials are made by the user whom they act for.")
+        raise Forbidden("Only the user for whom an application credential acts can create it.")
     if caller.project is None:
-        raise BadRequest("An application credential is for a project; use a token that is scoped to one.")
+        raise BadRequest("An application credential needs a project; use a token that is scoped to a project.")
     if asked.get("expires_at") is not None and asked["expires_at"] <= now():
         raise BadRequest("application_credential.expires_at is in the past.")
     secret = asked.get("secret") or secrets.token_urlsafe(32)
@@ -101,7 +101,7 @@ def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict
             ApplicationCredential.user_id == user_id, ApplicationCredential.name == row.name
         )
         if session.execute(taken).first() is not None:
-            raise Conflict(f"There is an application credential {row.name} of this user already.")
+            raise Conflict(f"This user already has an application credential {row.name}.")
         session.add(row)
         session.flush()
         item = shown(call, row, _roles(session))
@@ -129,7 +129,9 @@ def _refuse_beyond(session: Session, user_id: str) -> None:
 
 def _refuse_restricted(call: IdentityRequest) -> None:
     if call.caller.restricted:
-        raise Forbidden("This application credential is restricted: it cannot make or remove application credentials.")
+        raise Forbidden(
+            "This application credential is restricted: it cannot create or delete application credentials."
+        )
 
 
 def _wanted(asked: list[Mapping[str, str]] | None, owned: Mapping[str, str]) -> list[str]:

@@ -62,7 +62,7 @@ def change(call: IdentityRequest, role_id: str, body: Mapping[str, Any]) -> dict
     with call.db.write() as session:
         row = accounts.find(session, Role, role_id)
         if body["role"].get("name", row.name) != row.name and row.name in (*IMPLIED, "reader", "service"):
-            raise Forbidden(f"The role {row.name} stands in the policies and keeps its name.")
+            raise Forbidden(f"The role {row.name} is used by the policy rules and cannot be renamed.")
         return {"role": shown(call, accounts.change(session, row, **body["role"]))}
 
 

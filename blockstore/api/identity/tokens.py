@@ -22,7 +22,9 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> IdentityResponse:
     with call.db.read() as session:
         caller = tokens.check(session, words)
     if caller is None:  # its user, project or role was changed at this moment
-        raise Unauthorized("The token was revoked at once: user, project or role have just been changed.")
+        raise Unauthorized(
+            "The new token was revoked at once, because its user, project or role has just been changed."
+        )
     if caller.project is not None:
         call.core.note_token(words, caller.project.id)
     return IdentityResponse(body={"token": shown(call, caller)}, status=201, headers={"X-Subject-Token": words})
@@ -54,7 +56,7 @@ def _subject(call: IdentityRequest) -> tokens.Caller:
     with call.db.read() as session:
         subject = tokens.check(session, call.subject)
     if subject is None:
-        raise NotFound("Could not find the token of X-Subject-Token: it is not valid, or is no longer.")
+        raise NotFound("Could not find the token of X-Subject-Token: it is not valid, or is no longer valid.")
     caller = call.caller
     if subject.user.id != caller.user.id and not caller.role_names() & {"admin", "service"}:
         raise Forbidden("You are not authorized to perform the requested action.")

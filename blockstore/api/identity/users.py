@@ -90,7 +90,7 @@ def change(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict
     with call.db.read() as session:
         row = accounts.find(session, User, user_id)
     if asked.pop("domain_id", row.domain_id) != row.domain_id:
-        raise BadRequest("domain_id: a user stays in its domain.")
+        raise BadRequest("domain_id: a user cannot be moved to another domain.")
     password = asked.get("password")
     if "password" in asked:
         asked["password_hash"] = _hashed(call, asked.pop("password"))

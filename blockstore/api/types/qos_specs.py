@@ -98,7 +98,9 @@ def remove(call: Call, qos_id: str) -> None:
     row = _find(call, qos_id, lock=True)
     types = _types_of(call.session, qos_id)
     if types and not force:
-        raise BadRequest(f"QoS specs {qos_id} are in use by {len(types)} volume types; take them away, or use force.")
+        raise BadRequest(
+            f"QoS specs {qos_id} are in use by {len(types)} volume types; disassociate these first, or use force."
+        )
     _take_away(call.session, qos_id)
     call.session.delete(row)
 

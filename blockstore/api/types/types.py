@@ -256,7 +256,7 @@ def add_specs(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, An
 def set_spec(call: Call, type_id: str, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Set one extra spec."""
     if key not in body:
-        raise BadRequest(f"The body's one key must be that of the URL, {key}.")
+        raise BadRequest(f"The body must have one key, that of the URL: {key}.")
     _write_specs(call, type_id, body)
     return dict(body)
 

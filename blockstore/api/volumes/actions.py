@@ -68,7 +68,7 @@ def _check_online(call: Call, volume: Volume) -> None:
     report = call.core.pool_reports.get(volume.host or "")
     if report is not None and not report.capabilities.online_extend:
         raise InvalidStatus(
-            f"Invalid volume: volume {volume.id} is in-use, and its backend or target cannot extend what is attached;"
+            f"Invalid volume: volume {volume.id} is in-use, and its backend or target cannot extend attached volumes;"
             " detach it first."
         )
 
@@ -91,8 +91,8 @@ def revert(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
         )
     if snapshot.volume_size != volume.size:
         raise BadRequest(
-            f"Invalid input received: the volume has {volume.size} GiB and its snapshot {snapshot.volume_size} GiB;"
-            " a volume that was extended since cannot be reverted."
+            f"Invalid input received: the volume has {volume.size} GiB and its snapshot {snapshot.volume_size} GiB; a"
+            " volume that was extended after its snapshot cannot be reverted."
         )
     operation = call.operation(RevertVolume, volume, snapshot_id=snapshot_id)
     try:
@@ -144,10 +144,10 @@ def retype(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 
 def _check_retype(call: Call, volume: Volume, former: VolumeType, wanted: VolumeType) -> None:
     if wanted.id == former.id:
-        raise InvalidInput("os-retype.new_type", wanted.name, f"Volume {volume.id} has that type already.")
+        raise InvalidInput("os-retype.new_type", wanted.name, f"Volume {volume.id} already has that type.")
     if wanted.encryption is not None:
         raise InvalidInput(
-            "os-retype.new_type", wanted.name, "Its volumes are to be encrypted, which is not offered yet."
+            "os-retype.new_type", wanted.name, "Its volumes must be encrypted, which this service does not support yet."
         )
     size_bounds(wanted, volume.size)
     shared = [kind.multiattach for kind in (former, wanted)]
@@ -156,11 +156,12 @@ def _check_retype(call: Call, volume: Volume, former: VolumeType, wanted: Volume
     if volume.status == V.IN_USE:
         if shared[0] != shared[1]:
             raise InvalidStatus(
-                f"Invalid volume: volume {volume.id} is in-use; multiattach changes when it is available."
+                f"Invalid volume: volume {volume.id} is in-use; multiattach can be changed only while it is available."
             )
         if _limits_of_hypervisor(call, former) != _limits_of_hypervisor(call, wanted):
             raise InvalidStatus(
-                f"Invalid volume: volume {volume.id} is in-use, and the types differ in QoS that its consumer keeps."
+                f"Invalid volume: volume {volume.id} is in-use, and the types differ in QoS specs that its consumer"
+                " enforces."
             )
 
 

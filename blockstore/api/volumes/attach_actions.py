@@ -124,7 +124,7 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     if not any(_is_of(row, asked) for row in present):  # compat: a repeated os-attach makes no second attachment
         if volume.status == V.IN_USE and not volume.multiattach:
             raise InvalidStatus(
-                f"Invalid volume: volume {volume_id} is in-use and may be attached once only. {who_holds(call, volume)}"
+                f"Invalid volume: volume {volume_id} is in-use and can be attached only once. {who_holds(call, volume)}"
             )
         if not volume.multiattach:
             refuse_while_a_server_uses(call, present)
@@ -298,6 +298,6 @@ def extend_volume_completion(call: Call, volume_id: str, body: Mapping[str, Any]
     """Refuse the request: in this service no extension waits for a compute service."""
     volume = find_volume(call, volume_id)
     raise InvalidStatus(
-        f"Invalid volume: volume {volume_id} is {volume.status}; no extension of it waits to be completed."
-        " This service extends volumes in use by itself."
+        f"Invalid volume: volume {volume_id} is {volume.status}; it has no extension to complete. This service extends"
+        " volumes in use by itself."
     )

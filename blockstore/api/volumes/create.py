@@ -55,8 +55,8 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     size_bounds(volume_type, size)
     if volume_type.encryption is not None:
         raise BadRequest(
-            f"Invalid volume type: volumes of type {volume_type.name} are to be encrypted, and this service holds no"
-            " keys yet. Use another type."
+            f"Invalid volume type: volumes of type {volume_type.name} must be encrypted, and this service has no"
+            " encryption keys yet. Use another type."
         )
     multiattach = volume_type.multiattach
     if multiattach:
@@ -108,7 +108,7 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
         raise BadRequest(f"Only one source may be given, not {' and '.join(named)}.")
     if asked.get("multiattach"):
         raise InvalidInput(
-            "volume.multiattach", True, f"Ask for a volume type whose extra spec multiattach is '{IS_TRUE}'."
+            "volume.multiattach", True, f"Use a volume type whose extra spec multiattach is '{IS_TRUE}'."
         )
     for name, noun in (("group_id", "Group"), ("consistencygroup_id", "Consistency group"), ("backup_id", "Backup")):
         if asked.get(name):

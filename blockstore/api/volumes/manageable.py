@@ -86,9 +86,9 @@ def _listing(call: Call, kind: str, *, detailed: bool) -> WithoutSession:
             raise BadRequest(f"Invalid host: {pool} cannot list its {kind}: {exc}") from exc
         except TimeoutError:
             raise ServiceUnavailable(
-                f"{pool} has not said within {timeout_s:g} s which {kind} it has; is its storage stuck?"
+                f"{pool} has not answered within {timeout_s:g} s which {kind} it has; does its storage hang?"
                 if timeout_s
-                else f"Too many requests wait for an answer already; ask again for the {kind} on {pool}."
+                else f"Too many requests are already waiting; ask again later for the {kind} on {pool}."
             ) from None
         page = _page(found, asked, keys, call.core.config.service.max_limit)
         return {f"manageable-{kind}": [_item(one, kind, detailed=detailed) for one in page]}
@@ -131,7 +131,9 @@ def _sort_keys(asked: Mapping[str, Any]) -> list[tuple[str, bool]]:
     ]
     for key, direction in given:
         if key not in _SORT_KEYS:
-            raise BadRequest(f"Invalid input received: {key!r} is no sort key; {' and '.join(_SORT_KEYS)} are.")
+            raise BadRequest(
+                f"Invalid input received: {key!r} is not a sort key; the sort keys are {' and '.join(_SORT_KEYS)}."
+            )
         if direction not in ("asc", "desc"):
             raise BadRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.")
     return [(key, direction == "desc") for key, direction in given]
@@ -172,7 +174,7 @@ def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     asked = body["volume"]
     report = _pool(call, asked.get("host"), asked.get("cluster"))
     if not report.capabilities.manage:
-        raise BadRequest(f"Invalid host: {report.name} does not offer to take volumes over.")
+        raise BadRequest(f"Invalid host: {report.name} does not support managing existing volumes.")
     keep_project(call, call.ctx.project_id)
     _refuse_managed(call, report.name, asked["ref"], Volume)
     kind = _type(call, asked.get("volume_type"))
@@ -205,7 +207,10 @@ def _type(call: Call, ref: str | None) -> VolumeType:
     except NotFound as exc:
         raise BadRequest(f"Invalid volume type: {exc.message}") from None
     if kind.encryption is not None:
-        raise BadRequest(f"Invalid volume type: volumes of type {kind.name} are encrypted; none is managed as such.")
+        raise BadRequest(
+            f"Invalid volume type: volumes of type {kind.name} are encrypted; an existing volume cannot get such a"
+            " type."
+        )
     return kind
 
 
@@ -218,7 +223,7 @@ def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | S
     row_id = call.session.execute(select(kind.id).where(called, kind.host.is_not(None)).limit(1)).scalar()
     if row_id is not None:
         raise BadRequest(
-            f"Invalid reference: {reference} on {pool} is managed already, as {kind.__name__.lower()} {row_id}."
+            f"Invalid reference: {reference} on {pool} is already managed, as {kind.__name__.lower()} {row_id}."
         )
 
 
@@ -229,7 +234,7 @@ def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     volume = find_volume(call, asked["volume_id"], lock=True)
     report = call.core.pool_reports.get(volume.host or "")
     if report is None or not report.capabilities.manage:
-        raise BadRequest(f"Invalid volume: {volume.host} does not offer to take snapshots over.")
+        raise BadRequest(f"Invalid volume: {volume.host} does not support managing existing snapshots.")
     _refuse_managed(call, report.name, asked["ref"], Snapshot)
     snapshot = snapshot_born(call, volume, {**asked, "force": True}, reference=asked["ref"])
     return {"snapshot": snapshots_shown(call, [snapshot], kind="plain")[0]}
@@ -263,7 +268,7 @@ def unmanage_volume(call: Call, volume_id: str, body: Mapping[str, Any]) -> None
     except StateConflict:
         reserved = call.session.execute(select(Attachment.id).where(Attachment.volume_id == volume_id).limit(1)).first()
         raise InvalidStatus(
-            f"Invalid volume: volume {volume_id} has attachments; end them first."
+            f"Invalid volume: volume {volume_id} has attachments; delete them first."
             if reserved
             else why_not_removable(call, volume, cascade=False, done="unmanaged")
         ) from None

@@ -59,13 +59,13 @@ def _check_destination(call: Call, volume: Volume, host: str) -> None:
     source = call.core.pool_reports.get(volume.host or "")
     reasons = [source.other_block_size(report) if source else None for report in reports]
     if all(reasons):
-        raise BadRequest(f"Invalid host: volume {volume.id} cannot be moved to {host}: {reasons[0]}.")
+        raise BadRequest(f"Invalid host: volume {volume.id} cannot be migrated to {host}: {reasons[0]}.")
 
 
 def begin(call: Call, volume: Volume, destination: str) -> None:
     """Enqueue the migration of an unused volume. Raise InvalidStatus with the reason if it cannot be migrated."""
     if volume.status == V.IN_USE or _has(call, Attachment, volume):
-        raise InvalidStatus(f"Invalid volume: volume {volume.id} is attached; detach it first, then it can be moved.")
+        raise InvalidStatus(f"Invalid volume: volume {volume.id} is attached; detach it before you migrate it.")
     if _has(call, Snapshot, volume):
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} has snapshots, which would stay behind; delete them first."
@@ -84,8 +84,8 @@ def begin(call: Call, volume: Volume, destination: str) -> None:
         )
     except StateConflict:
         raise InvalidStatus(
-            f"Invalid volume: volume {volume.id} is {volume.status}; to be moved it must be available, in no group,"
-            " and not moving already."
+            f"Invalid volume: volume {volume.id} is {volume.status}; to be migrated it must be available, in no group,"
+            " and not migrating already."
         ) from None
 
 
@@ -109,8 +109,8 @@ def complete(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     volume = find_volume(call, volume_id)
     find_volume(call, body["completion"]["new_volume"])
     raise BadRequest(
-        f"Volume {volume_id} does not wait for anybody to complete its migration, whose status is"
-        f" {volume.migration_status or 'none'}: a move ends by itself."
+        f"The migration of volume {volume_id} has the status {volume.migration_status or 'none'} and cannot be"
+        " completed by a request: migrations end by themselves."
     )
 
 

@@ -68,10 +68,12 @@ def _upgrade(db: Database) -> Path | None:
     if at == HEAD:
         return None
     if at is not None and at not in REVISIONS:
-        raise ConfigError(f"The database is at revision {at}, newer than this blockstore knows ({HEAD}). Upgrade it.")
+        raise ConfigError(
+            f"The database is at revision {at}, newer than {HEAD} of this version of blockstore. Upgrade blockstore."
+        )
     aside = _set_aside(db.path, at) if at is not None and db.path is not None else None
     _apply(db, at)
-    log.info("database brought from revision %s to %s%s", at or "nothing", HEAD, f"; copy: {aside}" if aside else "")
+    log.info("database upgraded from revision %s to %s%s", at or "nothing", HEAD, f"; copy: {aside}" if aside else "")
     return aside
 
 

@@ -170,7 +170,7 @@ def test_a_body_of_too_many_elements_is_refused_before_they_are_looked_at(sqlite
     refused(
         member("POST", "/volumes", {"volume": [0] * 5000}),
         400,
-        "Malformed request body: it has more than 5000 keys and items in all.",
+        "Malformed request body: it has more than 5000 keys and items in total.",
     )
     refused(
         member("POST", "/volumes", {"volume": {f"k{i}": 1 for i in range(1001)}}),

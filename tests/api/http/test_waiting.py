@@ -142,7 +142,10 @@ def test_who_finds_no_room_is_told_at_once_and_the_operation_goes_on(
         assert attach_service.target.begun["export"].wait(20)
         answer = reserve(client, second, connector=CONNECTOR)
         assert not slow.done()
-        assert (answer.status, "and goes on; look at its status" in answer.message) == (503, True)
+        assert (
+            answer.status,
+            ("and the operation continues; check the status of the attachment") in answer.message,
+        ) == (503, True)
         stranger = attach_service.member()
         with ThreadPoolExecutor(1) as others:
             waits = others.submit(reserve, stranger, attach_service.volume(stranger), connector=CONNECTOR)

@@ -184,7 +184,7 @@ def test_a_type_that_the_pool_does_not_serve_changes_nothing(service: Service) -
     shown = admin.get(f"/volumes/{volume}")["volume"]
     assert (shown["status"], shown["volume_type"]) == ("available", "__DEFAULT__")
     (message,) = admin.get("/messages")["messages"]
-    assert "retype volume: No pool can take it" in message["user_message"]
+    assert "retype volume: No pool can take the volume" in message["user_message"]
     assert usage(admin) == before
 
 

@@ -188,8 +188,8 @@ def test_no_extension_waits_to_be_completed(attach_service: SharedService) -> No
             answer = ask(admin, volume, "os-extend_volume_completion", arguments)
             assert (answer.status, answer.message) == (
                 400,
-                f"Invalid volume: volume {volume} is {status}; no extension of it waits to be completed."
-                " This service extends volumes in use by itself.",
+                f"Invalid volume: volume {volume} is {status}; it has no extension to complete. This service extends"
+                " volumes in use by itself.",
             )
     # Introduced as 3.71, and not gated in Cinder's code.
     assert ask(admin, volume, "os-extend_volume_completion", {}, version="3.0").status == 400
@@ -309,7 +309,10 @@ def test_told_twice_it_is_one_attachment(attach_service: SharedService) -> None:
     assert attach_service.statuses(of_server) == ("in-use", "attached", "attached")
     assert attach_service.statuses(of_host) == ("in-use", "attached", "attached")
     refused = attach(client, of_server, instance_uuid=new_id())
-    assert (refused.status, "may be attached once only. It is taken." in refused.message) == (400, True)
+    assert (refused.status, "can be attached only once. It is reserved or attached already." in refused.message) == (
+        400,
+        True,
+    )
 
 
 # --- what a server's service is at work with ---------------------------------------------------------------
@@ -581,7 +584,10 @@ def test_of_twenty_that_reserve_one_volume_one_wins(attach_service: SharedServic
     for answer in answers:
         if answer.status == 400:
             # What holds it is no attachment yet, so that there is nobody to name.
-            assert f"volume {volume} is attaching; to be reserved it must be available. It is taken." in answer.message
+            assert (
+                f"volume {volume} is attaching; to be reserved it must be available. It is reserved or attached"
+                " already." in answer.message
+            )
     assert attach_service.statuses(volume) == ("attaching", "detached")
 
 
@@ -595,7 +601,7 @@ def test_who_reserves_what_an_attachment_holds_is_told_so(attach_service: Shared
     if role == "admin":
         assert answer.message.endswith(f"It is held by attachment {attachment} (server {SERVER}, host node1).")
     else:
-        assert answer.message.endswith("It is taken.")
+        assert answer.message.endswith("It is reserved or attached already.")
         assert attachment not in answer.message
         assert "node1" not in answer.message
 

@@ -242,7 +242,7 @@ def test_a_pool_that_hangs_is_told_of_in_time_and_holds_up_no_other(
     for _ in range(3):
         answer = api("GET", "/manageable_volumes?host=blockstore@a")
         assert (answer.status, answer.message) == (
-            503, "blockstore@a#a has not said within 0.2 s which volumes it has; is its storage stuck?",
+            503, "blockstore@a#a has not answered within 0.2 s which volumes it has; does its storage hang?",
         )  # fmt: skip
         assert api("GET", "/manageable_volumes?host=blockstore@b").status == 200
     assert len(opened) == 1
@@ -275,7 +275,7 @@ def test_who_finds_no_room_to_wait_is_told_at_once(
     monkeypatch.undo()
     assert listed(api, "/manageable_snapshots") == []
     assert answer.status == 503
-    assert "ask again for the snapshots" in answer.message
+    assert "ask again later for the snapshots" in answer.message
 
 
 def test_what_another_section_has_on_the_same_storage_is_not_taken_over(

@@ -168,7 +168,7 @@ def test_what_is_attached_or_elsewhere_is_not_moved(api: Client) -> None:
     made = volume(api)
     assert move(api.as_("other"), made["id"]).status == 403
     api("POST", "/attachments", {"attachment": {"volume_uuid": made["id"]}})
-    assert "is attached; detach it first" in move(api, made["id"]).message
+    assert "is attached; detach it before you migrate it" in move(api, made["id"]).message
     assert move(api, "00000000-0000-4000-8000-000000000000").status == 404
     other = volume(api)
     api("PUT", "/os-services/disable", {"binary": "cinder-volume", "host": B})
@@ -180,7 +180,7 @@ def test_completion_is_refused(api: Client) -> None:
     body = {"os-migrate_volume_completion": {"new_volume": made["id"], "error": False}}
     answer = api("POST", f"/volumes/{made['id']}/action", body)
     assert answer.status == 400
-    assert "does not wait for anybody" in answer.message
+    assert "cannot be completed by a request" in answer.message
 
 
 def test_a_copy_that_reads_otherwise_is_given_up(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_a_copy_that_reads_otherwise_is_given_up(api: Client, monkeypatch: pytes
     assert found["os-vol-host-attr:host"] == f"{A}#a"
     assert holds(api, made["id"])
     (said,) = api("GET", "/messages").json["messages"]
-    assert "does not read as it was written" in said["user_message"]
+    assert "does not return the bytes that were written" in said["user_message"]
     whole(api)
 
 
@@ -443,7 +443,7 @@ def test_what_is_connected_is_not_moved_for_its_type(api: Client) -> None:
     kept = (found["status"], found["volume_type"], found["os-vol-host-attr:host"])
     assert kept == ("available", "__DEFAULT__", f"{A}#a")
     (said,) = api("GET", "/messages").json["messages"]
-    assert "It is not moved either: it is attached, or connected." in said["user_message"]
+    assert "It cannot be migrated either: it is attached, or connected." in said["user_message"]
     whole(api)
 
 
@@ -481,7 +481,7 @@ def test_a_pool_that_left_the_configuration_while_a_volume_moved(
         held = {usage.pool: usage.volumes for usage in session.scalars(select(PoolUsage))}
     assert held == {f"{A}#a": 1, f"{B}#b": 0}
     if missing == "b":
-        assert (state, "volume-copy may be left there" in reason) == ("failed", True)
+        assert (state, "volume-copy may remain there" in reason) == ("failed", True)
         whole(api)
     else:
         assert (state, reason) == ("done", None)
@@ -529,7 +529,7 @@ def test_a_copy_that_is_being_made_cannot_be_taken_over(
     idle(api)
     theirs, copy = listed
     assert (theirs["reference"], theirs["safe_to_manage"]) == ({"source-name": "name.raw"}, True)
-    assert (copy["cinder_id"], copy["reason_not_safe"]) == (None, "an operation that is not finished works on it")
+    assert (copy["cinder_id"], copy["reason_not_safe"]) == (None, "an unfinished operation uses it")
 
 
 def test_nothing_waits_for_moves(
@@ -591,7 +591,7 @@ def test_a_volume_stays_on_blocks_of_its_size(api: Client, monkeypatch: pytest.M
     api.service.report()
     refused = move(api, made["id"])
     assert refused.status == 400
-    assert "its blocks have 4096 bytes and those of the volume 512; its consumer would not find" in refused.message
+    assert "its block size is 4096 bytes and the volume's is 512; the consumer would no longer find" in refused.message
     asked = {"os-retype": {"new_type": kind, "migration_policy": "on-demand"}}
     assert api("POST", f"/volumes/{made['id']}/action", asked).status == 202
     idle(api)
@@ -602,7 +602,7 @@ def test_a_volume_stays_on_blocks_of_its_size(api: Client, monkeypatch: pytest.M
     assert "BlockSizeFilter" in message["user_message"]
     drain = {"drain": {"host": A, "dry_run": True}}
     (plan,) = api("POST", "/os-services/drain", drain).json["drain"]["volumes"]
-    assert "its blocks have 4096 bytes" in plan["reason"]
+    assert "its block size is 4096 bytes" in plan["reason"]
     pools = {pool["name"]: pool["capabilities"] for pool in api.get("/scheduler-stats/get_pools?detail=true")["pools"]}
     assert [pools[f"{A}#a"]["logical_block_size"], pools[f"{B}#b"]["logical_block_size"]] == [512, 4096]
     whole(api)
