@@ -201,7 +201,7 @@ class AddressMiddleware:
         """Answer one request."""
         try:
             if is_trusted(self._trusted, environ.get("REMOTE_ADDR", "")):
-                self._believe(environ)
+                self._apply_forwarded(environ)
             base = self._requested(environ)
             environ[_KEY] = _Requested(self._public_endpoint or base)
         except BadRequest as exc:
@@ -211,7 +211,7 @@ class AddressMiddleware:
             del environ[name]
         return self._application(environ, start_response)
 
-    def _believe(self, environ: dict[str, Any]) -> None:
+    def _apply_forwarded(self, environ: dict[str, Any]) -> None:
         """Apply the headers of a trusted proxy. Raise BadRequest if one is malformed.
 
         Each proxy may append to the headers. Values to the left of the outermost trusted proxy's were written by the
@@ -220,28 +220,28 @@ class AddressMiddleware:
         forwarded_for = environ.get("HTTP_X_FORWARDED_FOR", "")
         environ["REMOTE_ADDR"], proxies = client_of(self._trusted, environ["REMOTE_ADDR"], forwarded_for)
 
-        def said(name: str) -> str:
+        def header(name: str) -> str:
             return _elements(environ, name)[-proxies:][0]
 
-        if scheme := said("PROTO").lower():
+        if scheme := header("PROTO").lower():
             if scheme not in SCHEMES:
                 raise BadRequest("The header X-Forwarded-Proto must be http or https.")
             environ["wsgi.url_scheme"] = scheme
-        if host := said("HOST"):
+        if host := header("HOST"):
             if authority(host) is None:
                 raise BadRequest("The header X-Forwarded-Host must be HOST or HOST:PORT.")
             environ["HTTP_HOST"] = host
-        if prefix := said("PREFIX").rstrip("/"):
+        if prefix := header("PREFIX").rstrip("/"):
             if not _PREFIX.fullmatch(prefix):
                 raise BadRequest("The header X-Forwarded-Prefix must be a path, such as /volume.")
             environ["SCRIPT_NAME"] = prefix
 
     def _requested(self, environ: dict[str, Any]) -> str:
-        asked = environ.get("HTTP_HOST", "")
-        if not asked:  # HTTP/1.0, or a header without a value
+        host_header = environ.get("HTTP_HOST", "")
+        if not host_header:  # HTTP/1.0, or a header without a value
             environ.pop("HTTP_HOST", None)
             return self._own(environ)
-        host = authority(asked)
+        host = authority(host_header)
         if host is None:
             raise BadRequest("The header Host must be HOST or HOST:PORT.")
         environ["HTTP_HOST"] = host
@@ -256,9 +256,9 @@ class AddressMiddleware:
 
 def names_us(environ: dict[str, Any], names: frozenset[str]) -> bool:
     """Return True if Host is missing, one of ``names``, or an IP address, which no DNS record can redirect."""
-    asked = environ.get("HTTP_HOST", "")
-    name = (urlsplit(f"//{asked}").hostname or "").lower()
-    return not asked or name in names or _parse_address(name) is not None
+    host_header = environ.get("HTTP_HOST", "")
+    name = (urlsplit(f"//{host_header}").hostname or "").lower()
+    return not host_header or name in names or _parse_address(name) is not None
 
 
 def base_url(environ: dict[str, Any]) -> str:
@@ -345,7 +345,7 @@ def note(state_dir: Path, url: str) -> None:
         private_files.write(endpoint_file(state_dir), f"{url}/v3\n".encode())
 
 
-def noted(state_dir: Path) -> str | None:
+def recorded_url(state_dir: Path) -> str | None:
     """Return the base URL in the endpoint file; None if no service has used the directory. Raises ConfigError."""
     path = endpoint_file(state_dir)
     try:

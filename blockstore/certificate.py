@@ -19,18 +19,18 @@ def names(certificate: Path, key: Path) -> tuple[list[str], list[str]]:
     ``ssl`` shows the fields of a certificate only to a client that has verified it. So a client and a server run a
     handshake in memory; the client trusts the certificate itself as its CA.
     """
-    fields: Any = _shaken(certificate, key).getpeercert()
+    fields: Any = _handshake(certificate, key).getpeercert()
     found: tuple[tuple[str, str], ...] = (fields or {}).get("subjectAltName", ())
     dns = [value for kind, value in found if kind == "DNS"]
     return dns, [value for kind, value in found if kind == "IP Address"]
 
 
-def costly(certificate: Path, key: Path) -> str:
+def handshake_warning(certificate: Path, key: Path) -> str:
     """Return a warning if a handshake is so expensive here that many of them delay all callers; else ''."""
     took = []
     for _ in range(5):
         began = time.thread_time()
-        _shaken(certificate, key)
+        _handshake(certificate, key)
         took.append(time.thread_time() - began)
     if min(took) < COSTLY_S:
         return ""
@@ -41,7 +41,7 @@ def costly(certificate: Path, key: Path) -> str:
     )
 
 
-def _shaken(certificate: Path, key: Path) -> ssl.SSLObject:
+def _handshake(certificate: Path, key: Path) -> ssl.SSLObject:
     """Return the client's side of a handshake in memory. Raises OSError, SSLError."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key, password="")  # without a password, OpenSSL would prompt on the terminal

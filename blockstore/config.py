@@ -87,7 +87,7 @@ class ServiceConfig:
         "Storage operations that may run at once on one pool. One more is allowed for a project without a running one.",
         4,
     )
-    moves: int = option(
+    migration_workers: int = option(
         "Volumes that may be migrated at once, besides those operations. One more is allowed for a project without"
         " a migration.",
         2,
@@ -357,13 +357,13 @@ def parse(cls: type[T], values: Mapping[str, str], where: str) -> T:
     for name in values:
         if name not in fields:
             raise ConfigError(f"{where} {name} is not an option. Options here: {', '.join(fields)}.")
-    made: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for name, f in fields.items():
         if name in values:
-            made[name] = _convert(values[name].strip(), hints[name], f.metadata, f"{where} {name}")
+            parsed[name] = _convert(values[name].strip(), hints[name], f.metadata, f"{where} {name}")
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where} {name} is missing. {f.metadata.get('help', '')}")
-    return cls(**made)
+    return cls(**parsed)
 
 
 def as_text(value: object) -> str:
@@ -454,7 +454,12 @@ def _check(config: Config) -> None:
             if names.count(name) > 1:
                 raise ConfigError(f"{where}[{prefix}{name}] appears twice.")
     service = config.service
-    for name, low, high in (("api_threads", 0, 256), ("workers", 1, 256), ("moves", 1, 256), ("max_limit", 1, 100_000)):
+    for name, low, high in (
+        ("api_threads", 0, 256),
+        ("workers", 1, 256),
+        ("migration_workers", 1, 256),
+        ("max_limit", 1, 100_000),
+    ):
         _between(getattr(service, name), low, high, f"{where}[service] {name}")
     for name, low, high in (
         ("operation_attempts", 2, 1000),

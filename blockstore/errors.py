@@ -70,9 +70,9 @@ def shortened(text: str, most: int = MOST_SHOWN) -> str:
 
 def listed(names: Collection[str]) -> str:
     """Return names for an error message: at most five, and the number of the others."""
-    shown = [shortened(name) for name in sorted(names)[:MOST_NAMES]]
-    left = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {left} other{'s' if left > 1 else ''}" if left else "")
+    shortened_names = [shortened(name) for name in sorted(names)[:MOST_NAMES]]
+    left = len(names) - len(shortened_names)
+    return ", ".join(shortened_names) + (f" and {left} other{'s' if left > 1 else ''}" if left else "")
 
 
 class ConfigError(BlockstoreError):
@@ -356,8 +356,8 @@ class ToolFailed(BackendError):
 
     def __init__(self, argv: tuple[str, ...], code: int, stderr: str):
         self.argv, self.code, self.stderr = argv, code, stderr
-        said = " ".join(stderr.split())[:500] or "no output"
-        super().__init__(f"{argv[0]} failed with exit status {code}: {said}")
+        text = " ".join(stderr.split())[:500] or "no output"
+        super().__init__(f"{argv[0]} failed with exit status {code}: {text}")
 
 
 class ToolTimeout(Unreachable):

@@ -60,7 +60,7 @@ def prove(entry: importlib.metadata.EntryPoint, what: str) -> None:
 
     Does not import the module. Imports the packages above it, to find it, each after its own check.
     """
-    owners = believed()
+    owners = trusted_owners()
     parts = entry.module.split(".")
     if parts[0] == __package__:
         return  # it is part of blockstore, which runs already
@@ -77,7 +77,7 @@ def prove(entry: importlib.metadata.EntryPoint, what: str) -> None:
             _refuse_weak(path, owners, what)
 
 
-def believed() -> frozenset[int]:
+def trusted_owners() -> frozenset[int]:
     """Return the ids of the users whose code may run here: root, this user, the owner of blockstore's own code."""
     return frozenset({0, os.geteuid(), CODE.stat().st_uid})
 

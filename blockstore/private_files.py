@@ -235,8 +235,8 @@ def is_full(directory: Path) -> bool:
     return False
 
 
-def _full(directory: Path, said: str, file: str) -> ConfigError:
+def _full(directory: Path, cause: str, file: str) -> ConfigError:
     return ConfigError(
-        f"The disk of the state directory {directory} is full ({said}): {file} could not be written."
+        f"The disk of the state directory {directory} is full ({cause}): {file} could not be written."
         " Free some space on it, and start again."
     )

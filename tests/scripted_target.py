@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blockstore.app.service import Service
-from blockstore.backends.contract import Located
+from blockstore.backends.contract import VolumeLocation
 from blockstore.config import Config
 from blockstore.manager.exports import LOCAL
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions
@@ -113,7 +113,7 @@ def attaching_service(config: Config, target: Target) -> Service:
     targets: Any = service.exports.targets
     targets[LOCAL] = target
     for backend in service.backends.values():
-        backend.locate = lambda name: Located(Path("/dev/null"))  # type: ignore[method-assign]
+        backend.locate = lambda name: VolumeLocation(Path("/dev/null"))  # type: ignore[method-assign]
     return service
 
 

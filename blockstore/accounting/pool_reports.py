@@ -21,12 +21,12 @@ from blockstore.service_names import backend_name, backend_of, pool_name
 NO_USAGE = PoolUsage(pool="", volumes=0, volume_gib=0, snapshot_gib=0)
 
 
-def other_block_size(present: int, there: int) -> str | None:
+def other_block_size(present: int, other: int) -> str | None:
     """Return why a volume cannot move to another block size, as the end of a sentence; None if the sizes are equal."""
-    if present == there:
+    if present == other:
         return None
     return (
-        f"its block size is {there} bytes and the volume's is {present}; the consumer would no longer find the"
+        f"its block size is {other} bytes and the volume's is {present}; the consumer would no longer find the"
         " partitions. Copy the files to a new volume instead"
     )
 
@@ -49,12 +49,12 @@ class PoolReport:
     ours_gib: int
     """Our reservations when the capacity was read; the rest of the used capacity is not ours."""
     at: datetime.datetime
-    looked_at: float = field(default_factory=time.monotonic)
+    monotonic_s: float = field(default_factory=time.monotonic)
     """When the report was made, by the monotonic clock."""
 
     def is_older_than(self, seconds: float) -> bool:
         """Return True if the report is older than this. Changes of the system's clock have no effect."""
-        return time.monotonic() - self.looked_at > seconds
+        return time.monotonic() - self.monotonic_s > seconds
 
     @property
     def backend(self) -> str:
@@ -83,7 +83,7 @@ class PoolReport:
         """Return why a volume's partitions would not be found after a move to another pool, or None."""
         return other_block_size(self.capabilities.block_size, other.capabilities.block_size)
 
-    def wire(self, usage: PoolUsage) -> dict[str, Any]:
+    def api_capabilities(self, usage: PoolUsage) -> dict[str, Any]:
         """Return the capabilities as the API names them."""
         caps, config = self.capabilities, self.config
         return {

@@ -196,18 +196,18 @@ _LIMITS = select(_LIMITED.c.scope, _LIMITED.c.resource, _LIMITED.c.most).where(
 
 def _public_name(session: Session, resource: str) -> str:
     """Return the API's name of a resource. A resource of a volume type is named after the type."""
-    kind, _, type_id = resource.partition("_")
+    noun, _, type_id = resource.partition("_")
     name = session.execute(select(VolumeType.name).where(VolumeType.id == type_id)).scalar() if type_id else None
-    return resource if name is None else f"{kind}_{name}"
+    return resource if name is None else f"{noun}_{name}"
 
 
 def _refusal(quota: str, amount: int, limit: int, used: int) -> str:
     # compat: Cinder's own sentences; clients look for them
-    kind = quota.partition("_")[0]
-    if kind == "volumes":
+    noun = quota.partition("_")[0]
+    if noun == "volumes":
         return f"VolumeLimitExceeded: Maximum number of volumes allowed ({limit}) exceeded for quota '{quota}'."
-    if kind == "snapshots":
-        of_type = f" for quota '{quota}'" if quota != kind else ""  # compat: without a type, Cinder names no quota
+    if noun == "snapshots":
+        of_type = f" for quota '{quota}'" if quota != noun else ""  # compat: without a type, Cinder names no quota
         return f"SnapshotLimitExceeded: Maximum number of snapshots allowed ({limit}) exceeded{of_type}"
     return (
         f"VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed {quota} quota."

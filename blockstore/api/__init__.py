@@ -41,7 +41,7 @@ from blockstore.api.volumes import (
 )
 from blockstore.api.volumes import volumes as volume_resources
 from blockstore.config import parse_listen
-from blockstore.db import patience, reserve
+from blockstore.db import reserve, wait_limits
 from blockstore.db.health import Health
 from blockstore.identity.login import Login
 
@@ -99,14 +99,14 @@ def routed(*, with_identity: bool = False) -> Flask:
 def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
     """Connect an application to ``core`` and ``login``, and wrap it in the WSGI middleware."""
     app.extensions[call.CORE] = core
-    app.extensions[versions.HEALTH] = Health(core.db, core.thread_reserve.entered)
+    app.extensions[versions.HEALTH] = Health(core.db, core.thread_reserve.waiting_place)
     if login is not None:
         app.extensions[identity.endpoint.LOGIN] = login
     service = core.config.service
     listen, _ = parse_listen(service.listen, "[service] listen")
     routes = (path for routes in ROUTE_TABLES for _, path in routes.routes)
     app.wsgi_app = address.AddressMiddleware(  # type: ignore[method-assign]
-        paths.Normalized(_patient(app.wsgi_app, core.thread_reserve.entered), routes),
+        paths.Normalized(_with_short_wait(app.wsgi_app, core.thread_reserve.waiting_place), routes),
         own_host=address.own_host(listen, service.tls_certificate, service.tls_key),
         public_endpoint=service.public_endpoint,
         trusted=address.parse_networks(service.trusted_proxies),
@@ -114,11 +114,11 @@ def equipped(app: Flask, core: call.Core, login: Login | None) -> Flask:
     return app
 
 
-def _patient(application: Callable[..., Any], aside: patience.Aside) -> Callable[..., Any]:
+def _with_short_wait(application: Callable[..., Any], lend_thread: wait_limits.LendThread) -> Callable[..., Any]:
     """Return the application with a short limit on a request's wait to write; another thread answers meanwhile."""
 
     def answer(environ: Any, start_response: Any) -> Any:
-        with patience.limited(patience.REQUEST_S, aside), reserve.usable(by=False):
+        with wait_limits.limited(wait_limits.REQUEST_S, lend_thread), reserve.usable(by=False):
             return application(environ, start_response)
 
     return answer

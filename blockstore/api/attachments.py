@@ -43,7 +43,7 @@ ONE = "/attachments/<attachment_id>"
 
 
 def _status(call: Call, value: str) -> ColumnElement[bool]:
-    hidden = [status for status, shown in schemas.SHOWN_AS.items() if shown == value]
+    hidden = [status for status, shown_status in schemas.SHOWN_AS.items() if shown_status == value]
     return Attachment.status.in_([value, *hidden])
 
 
@@ -110,7 +110,7 @@ def detail(call: Call) -> dict[str, Any]:
 @routes.get(ONE, policy="none", since=ATTACHMENTS)
 def show(call: Call, attachment_id: str) -> dict[str, Any]:
     """Show one attachment, with its secret if the caller may connect it."""
-    return _one(call, attachment_id)
+    return _render_one(call, attachment_id)
 
 
 def find_attachment(call: Call, attachment_id: str, *, legacy: bool = False) -> Attachment:
@@ -181,7 +181,7 @@ def is_readonly(volume: Volume) -> bool:
     return str(volume.admin_metadata.get("readonly")) == "True"
 
 
-def _one(call: Call, attachment_id: str) -> dict[str, Any]:
+def _render_one(call: Call, attachment_id: str) -> dict[str, Any]:
     row = find_attachment(call, attachment_id, legacy=call.ctx.is_admin)
     volume = find_volume(call, row.volume_id)
     with_secret = call.may("volume:attachment_update")
@@ -207,24 +207,25 @@ def _visible(call: Call) -> Any:
 )
 def create(call: Call, body: Mapping[str, Any]) -> Any:
     """Reserve a volume, and connect it at once if a connector is given."""
-    asked = body["attachment"]
-    volume = find_volume(call, asked["volume_uuid"], lock=True)
-    instance = asked.get("instance_uuid")
-    mode = asked.get("mode") or ("ro" if is_readonly(volume) else None)
-    _check_mode(volume, asked.get("mode"))
+    params = body["attachment"]
+    volume = find_volume(call, params["volume_uuid"], lock=True)
+    instance = params.get("instance_uuid")
+    mode = params.get("mode") or ("ro" if is_readonly(volume) else None)
+    _check_mode(volume, params.get("mode"))
     _reserve(call, volume, instance)
     check_attachments(call, volume)
     row = Attachment(
         id=new_id(), project_id=volume.project_id, volume_id=volume.id, instance_uuid=instance, attach_mode=mode
     )
-    if not asked.get("connector"):
+    if not params.get("connector"):
         transitions.insert_row(call.session, row, A.RESERVED)
-        return _one(call, row.id)
-    fit(call, volume, row, asked["connector"])
-    operation = connecting(call, row)
+        return _render_one(call, row.id)
+    set_connector(call, volume, row, params["connector"])
+    operation = connect_operation(call, row)
     transitions.insert_with_operation(call.session, row, operation)
     return Deferred(
-        operations=(operation.operation_id,), reply=lambda deferred_call: _connected(deferred_call, row.id, operation)
+        operations=(operation.operation_id,),
+        reply=lambda deferred_call: _connected_reply(deferred_call, row.id, operation),
     )
 
 
@@ -271,7 +272,7 @@ def who_holds(call: Call, volume: Volume) -> str:
     return f"It is held by attachment {row.id} ({server}, host {row.host_name or 'unknown'})."
 
 
-def fit(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any]) -> None:
+def set_connector(call: Call, volume: Volume, row: Attachment, connector: Mapping[str, Any]) -> None:
     """Store a connector in an attachment. Raise BadRequest if it cannot work or the caller may not use it."""
     if connector.get(ATTACH_LOCAL) is not None and not call.ctx.is_admin:
         raise BadRequest(f"Only administrators may set {ATTACH_LOCAL} in a connector.")
@@ -300,7 +301,7 @@ def _check_mode(volume: Volume, mode: str | None) -> None:
         raise BadRequest(f"Invalid attaching mode 'rw' for volume {volume.id}: it is read-only.")
 
 
-def connecting(call: Call, row: Attachment) -> ConnectAttachment:
+def connect_operation(call: Call, row: Attachment) -> ConnectAttachment:
     """Return the operation that exports a volume to an attachment's initiator."""
     return call.operation(ConnectAttachment, row, volume_id=row.volume_id)
 
@@ -318,8 +319,8 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
         same_server = row.instance_uuid is not None and other.instance_uuid == row.instance_uuid
         if not same_server or other.host_name == body["attachment"]["connector"].get("host"):
             raise Conflict(f"Volume {volume.id} is connected already. {who_holds(call, volume)}")
-    fit(call, volume, row, body["attachment"]["connector"])
-    operation = connecting(call, row)
+    set_connector(call, volume, row, body["attachment"]["connector"])
+    operation = connect_operation(call, row)
     try:
         transitions.move(
             call.session,
@@ -335,13 +336,13 @@ def change(call: Call, attachment_id: str, body: Mapping[str, Any]) -> Any:
         raise Conflict(conflict.message) from None
     return Deferred(
         operations=(operation.operation_id,),
-        reply=lambda deferred_call: _connected(deferred_call, attachment_id, operation),
+        reply=lambda deferred_call: _connected_reply(deferred_call, attachment_id, operation),
     )
 
 
-def _connected(call: Call, attachment_id: str, operation: Operation) -> dict[str, Any]:
+def _connected_reply(call: Call, attachment_id: str, operation: Operation) -> dict[str, Any]:
     check_outcome(call, operation)
-    return _one(call, attachment_id)
+    return _render_one(call, attachment_id)
 
 
 def check_outcome(call: Call, operation: Operation) -> None:
@@ -360,9 +361,11 @@ def check_outcome(call: Call, operation: Operation) -> None:
         )
     status = call.session.execute(select(Attachment.status).where(Attachment.id == operation.resource_id)).scalar()
     settled_as_before = status is not None and not status.startswith("error_")
-    said: type[BlockstoreError] = Conflict if settled_as_before or ended.state == "cancelled" else ServiceUnavailable
+    error_class: type[BlockstoreError] = (
+        Conflict if settled_as_before or ended.state == "cancelled" else ServiceUnavailable
+    )
     what = f"{what} is {status or 'gone'}"
-    raise said(f"{what}: {ended.reason}", public=f"{what}: {ended.public_reason or BackendError.public_text}")
+    raise error_class(f"{what}: {ended.reason}", public=f"{what}: {ended.public_reason or BackendError.public_text}")
 
 
 @routes.action(
@@ -401,11 +404,11 @@ def remove(call: Call, attachment_id: str) -> Any:
     operation = disconnect(call, row)
     return Deferred(
         operations=(operation.operation_id,),
-        reply=lambda deferred_call: _disconnected(deferred_call, volume, operation),
+        reply=lambda deferred_call: _disconnected_reply(deferred_call, volume, operation),
     )
 
 
-def _disconnected(call: Call, volume: Volume, operation: Operation) -> dict[str, Any]:
+def _disconnected_reply(call: Call, volume: Volume, operation: Operation) -> dict[str, Any]:
     check_outcome(call, operation)
     return {"attachments": [summary(call, row) for row in attachments_of(call, volume)]}
 

@@ -59,10 +59,10 @@ class MetadataEndpoints:
     def index(self, call: Call, resource_id: str) -> Any:
         """Show all pairs."""
         self.find(call, resource_id)
-        shown = self._shown(call, resource_id)
+        render = self._render(call, resource_id)
         if not self.has_etag or call.version < METADATA_ETAG:
-            return shown
-        body = _body(shown)
+            return render
+        body = _body(render)
         # compat: the media type that Cinder sends with an Etag
         return PlainText(body=body, mimetype="text/html", headers={"Etag": _etag(body)})
 
@@ -70,7 +70,7 @@ class MetadataEndpoints:
         """Add pairs to the existing ones."""
         self.touch(call, self.find(call, resource_id, lock=True))
         self.pairs.merge(call.session, resource_id, body["metadata"])
-        return self._shown(call, resource_id)
+        return self._render(call, resource_id)
 
     def replace(self, call: Call, resource_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Replace all pairs."""
@@ -78,7 +78,7 @@ class MetadataEndpoints:
         self._check_if_match(call, resource_id)
         self.touch(call, resource)
         self.pairs.replace(call.session, resource_id, body["metadata"])
-        return self._shown(call, resource_id)
+        return self._render(call, resource_id)
 
     def show(self, call: Call, resource_id: str, key: str) -> dict[str, Any]:
         """Show one pair."""
@@ -100,21 +100,21 @@ class MetadataEndpoints:
         self.touch(call, self.find(call, resource_id, lock=True))
         self.pairs.remove(call.session, resource_id, key)
 
-    def _shown(self, call: Call, resource_id: str) -> dict[str, Any]:
+    def _render(self, call: Call, resource_id: str) -> dict[str, Any]:
         return {"metadata": self.pairs.of(call.session, resource_id)}
 
     def _check_if_match(self, call: Call, resource_id: str) -> None:
         if not self.has_etag or call.version < METADATA_ETAG or not call.if_match:
             return
-        present = _etag(_body(self._shown(call, resource_id)))
+        present = _etag(_body(self._render(call, resource_id)))
         wanted = {tag.strip().removeprefix("W/").strip('"') for tag in call.if_match.split(",")}
         if present not in wanted and "*" not in wanted:
             raise PreconditionFailed(f"The metadata of {self.noun} {resource_id} has changed; its Etag is {present}.")
 
 
-def _body(shown: Mapping[str, Any]) -> bytes:
+def _body(render: Mapping[str, Any]) -> bytes:
     # compat: the Etag is the MD5 of the body written with these separators
-    return json.dumps(shown).encode()
+    return json.dumps(render).encode()
 
 
 def _etag(body: bytes) -> str:

@@ -88,13 +88,13 @@ def _listed(call: Call, *, kind: str, suffix: str = "") -> dict[str, Any]:
     page, _ = listing.fitting(
         call, LISTING, page, lambda rows: OF_SNAPSHOTS.sizes(call.session, [row.id for (row,) in rows]), suffix=suffix
     )
-    return {"snapshots": shown(call, [row for (row,) in page.rows], kind=kind), **page.envelope}
+    return {"snapshots": render(call, [row for (row,) in page.rows], kind=kind), **page.envelope}
 
 
 @routes.get("/snapshots/<snapshot_id>", policy="volume:get_snapshot")
 def show(call: Call, snapshot_id: str) -> dict[str, Any]:
     """Show one snapshot."""
-    return {"snapshot": shown(call, [find_snapshot(call, snapshot_id)], kind="detailed")[0]}
+    return {"snapshot": render(call, [find_snapshot(call, snapshot_id)], kind="detailed")[0]}
 
 
 def find_snapshot(call: Call, snapshot_id: str, *, lock: bool = False) -> Snapshot:
@@ -111,7 +111,7 @@ def find_snapshot(call: Call, snapshot_id: str, *, lock: bool = False) -> Snapsh
     return find(call, Snapshot, snapshot_id, rule="volume:get_snapshot")
 
 
-def shown(call: Call, rows: Sequence[Snapshot], *, kind: str) -> list[dict[str, Any]]:
+def render(call: Call, rows: Sequence[Snapshot], *, kind: str) -> list[dict[str, Any]]:
     """Return snapshots as replies show them: ``plain``, ``accepted`` (create, update) or ``detailed``."""
     visible = set()
     if kind != "plain":
@@ -139,22 +139,22 @@ def _visible(call: Call) -> Select[Any]:
 @routes.post("/snapshots", policy="volume:create_snapshot", body=schemas.CreateSnapshotBody)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new snapshot."""
-    asked = body["snapshot"]
-    volume = find_volume(call, str(asked["volume_id"]), lock=True)  # its status must not change after the check
-    return {"snapshot": shown(call, [insert_with_operation(call, volume, asked)], kind="accepted")[0]}
+    params = body["snapshot"]
+    volume = find_volume(call, str(params["volume_id"]), lock=True)  # its status must not change after the check
+    return {"snapshot": render(call, [insert_with_operation(call, volume, params)], kind="accepted")[0]}
 
 
-def insert_with_operation(call: Call, volume: Volume, asked: Mapping[str, Any], *, reference: str = "") -> Snapshot:
+def insert_with_operation(call: Call, volume: Volume, params: Mapping[str, Any], *, reference: str = "") -> Snapshot:
     """Insert a snapshot and the operation that creates it, or manages it by ``reference``. Raises InvalidStatus."""
-    _check_snapshot_of(call, volume, asked)
+    _check_snapshot_of(call, volume, params)
     keep_project(call, volume.project_id)
     snapshot = Snapshot(
         id=new_id(),
         project_id=volume.project_id,
         user_id=call.ctx.user_id,
         volume_id=volume.id,
-        name=asked.get("name"),
-        description=asked.get("description"),
+        name=params.get("name"),
+        description=params.get("description"),
         volume_size=volume.size,
         volume_type_id=volume.volume_type_id,
         bootable=volume.bootable,
@@ -167,7 +167,7 @@ def insert_with_operation(call: Call, volume: Volume, asked: Mapping[str, Any], 
     quotas.charge(call.session, limits, volume.project_id, volume.volume_type_id, snapshots=1, gigabytes=volume.size)
     operation = call.operation(PlaceSnapshot, snapshot, volume_id=volume.id, reference=reference)
     transitions.insert_with_operation(call.session, snapshot, operation)
-    OF_SNAPSHOTS.add(call.session, snapshot.id, asked.get("metadata") or {})
+    OF_SNAPSHOTS.add(call.session, snapshot.id, params.get("metadata") or {})
     return snapshot
 
 
@@ -177,16 +177,16 @@ def _next_number(call: Call, volume: Volume) -> int:
     return (call.session.execute(newest).scalar() or 0) + 1
 
 
-def _check_snapshot_of(call: Call, volume: Volume, asked: Mapping[str, Any]) -> None:
+def _check_snapshot_of(call: Call, volume: Volume, params: Mapping[str, Any]) -> None:
     """Refuse a volume whose status does not allow a snapshot."""
     if call.version >= SNAPSHOT_IN_USE:
-        if asked.get("force") is False:
+        if params.get("force") is False:
             raise InvalidInput(
                 "snapshot.force", False, "Since microversion 3.66, volumes in use do not need force; leave it out."
             )
         in_use_too = True
     else:
-        in_use_too = bool(asked.get("force"))
+        in_use_too = bool(params.get("force"))
     allowed = (V.AVAILABLE, V.IN_USE) if in_use_too else (V.AVAILABLE,)
     if volume.status not in allowed:
         hint = "" if in_use_too or volume.status != V.IN_USE else ", or use force"
@@ -207,7 +207,7 @@ def change(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> dict[str, A
     snapshot = find_snapshot(call, snapshot_id, lock=True)
     touch(call, snapshot, **body["snapshot"])
     call.session.refresh(snapshot)
-    return {"snapshot": shown(call, [snapshot], kind="accepted")[0]}
+    return {"snapshot": render(call, [snapshot], kind="accepted")[0]}
 
 
 @routes.delete("/snapshots/<snapshot_id>", policy="volume:delete_snapshot")
@@ -282,18 +282,20 @@ MAY_BECOME = {
 def update_status(call: Call, snapshot_id: str, body: Mapping[str, Any]) -> None:
     """Accept a hypervisor's report on a snapshot that it is creating or deleting."""
     snapshot = find_snapshot(call, snapshot_id, lock=True)
-    asked = body["update"]
+    params = body["update"]
     allowed = MAY_BECOME.get(S(snapshot.status), ())
-    if asked["status"] not in allowed:
+    if params["status"] not in allowed:
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}; a hypervisor may not make it"
-            f" {asked['status']}."
+            f" {params['status']}."
         )
-    if asked["status"] != snapshot.status and any(journal.is_covered(call.session, kind, snapshot_id) for kind in OURS):
+    if params["status"] != snapshot.status and any(
+        journal.is_covered(call.session, kind, snapshot_id) for kind in OURS
+    ):
         raise InvalidStatus(
             f"Invalid snapshot: snapshot {snapshot_id} is {snapshot.status}, by an operation of this service; a"
             " hypervisor may not change that."
         )
-    touch(call, snapshot, progress=asked.get("progress", snapshot.progress))
-    if asked["status"] != snapshot.status:
-        transitions.reset_status(call.session, states.SNAPSHOT, snapshot_id, asked["status"], by=call.ctx.user_id)
+    touch(call, snapshot, progress=params.get("progress", snapshot.progress))
+    if params["status"] != snapshot.status:
+        transitions.reset_status(call.session, states.SNAPSHOT, snapshot_id, params["status"], by=call.ctx.user_id)

@@ -13,7 +13,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from blockstore.app import retention
-from blockstore.app.steady_scheduler import Every, SteadyScheduler
+from blockstore.app.steady_scheduler import MonotonicInterval, SteadyScheduler
 from blockstore.config import ServiceConfig
 from blockstore.db.models import Message, OperationRow, Token, now
 from blockstore.db.session import Database
@@ -34,17 +34,19 @@ def jobs(config: ServiceConfig, state_dir: Path, db: Database, report: Callable[
     clock = SteadyScheduler(timezone=datetime.UTC, daemon=True)
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # also if it runs only for hours
     facts = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-    clock.add_job(lambda: unless_away(report), Every(seconds=config.report_interval_s), id="report", **facts)
+    clock.add_job(
+        lambda: unless_away(report), MonotonicInterval(seconds=config.report_interval_s), id="report", **facts
+    )
     clock.add_job(
         lambda: unless_away(lambda: tidy(db, config, state_dir, lambda: clock.running)),
-        Every(seconds=DAY_S),
+        MonotonicInterval(seconds=DAY_S),
         id="purge",
         next_run_time=soon,
         **facts,
     )
     clock.add_job(
         lambda: unless_away(lambda: retention.trim(db, lambda: clock.running)),
-        Every(seconds=TRIM_S),
+        MonotonicInterval(seconds=TRIM_S),
         id="trim",
         **facts,
     )

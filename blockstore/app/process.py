@@ -48,7 +48,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
 
     os.umask(0o077)  # also for files made by plugins and their programs
     logs.configure(config.log)
-    _hurry(False)
+    _shorten_thread_switches(False)
     host, port = parse_listen(config.service.listen, "--listen")
     refuse_open_door(config, host)
     raise_file_limit()
@@ -63,7 +63,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
         except OSError as exc:
             raise ConfigError(f"Cannot listen on {config.service.listen}: {exc.strerror}.") from exc
         service.thread_reserve.set_thread_count = server.set_thread_count
-        service.bus.on_busy = _hurry
+        service.bus.on_busy = _shorten_thread_switches
         with private_files.explained(config.state_dir):
             service.start(new_database=new_database)
         gc.freeze()  # the present objects stay; checking them at each collection would only take time
@@ -71,7 +71,7 @@ def serve(config: Config, *, new_database: bool = False) -> int:
         return _run(service, server)
 
 
-def _hurry(is_busy: bool) -> None:
+def _shorten_thread_switches(is_busy: bool) -> None:
     sys.setswitchinterval(BUSY_SWITCH_INTERVAL_S if is_busy else SWITCH_INTERVAL_S)
 
 
@@ -79,7 +79,7 @@ def _costly_handshakes(config: Config) -> str:
     section = config.service
     with suppress(OSError):  # an unreadable file is reported when it is used
         if section.tls_certificate and section.tls_key:
-            return certificate.costly(section.tls_certificate, section.tls_key)
+            return certificate.handshake_warning(section.tls_certificate, section.tls_key)
     return ""
 
 
@@ -96,7 +96,7 @@ def _server(config: Config, service: Service, host: str, port: int) -> HttpServe
         key=section.tls_key,
         per_address=section.connections_per_address,
         is_proxy=functools.partial(address.is_trusted, proxies),
-        line_of=service.lines.of,
+        line_of=service.token_projects.of,
         turn=functools.partial(service.db.interpreter.held, REQUESTS),
         client_of=lambda connected, forwarded_for: address.client_of(proxies, connected, forwarded_for)[0],
     )
@@ -158,7 +158,7 @@ def _run(service: Service, server: HttpServer) -> int:
     except ConfigError:
         service.stop()
         raise
-    _greet(service, f"{section.public_endpoint.rstrip('/') or url}/v3")
+    _print_summary(service, f"{section.public_endpoint.rstrip('/') or url}/v3")
     for stopping in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping, functools.partial(_stop, server, service))
     signal.signal(signal.SIGHUP, functools.partial(_reread_log_level, service.config))
@@ -179,7 +179,7 @@ def _run(service: Service, server: HttpServer) -> int:
 def _stop(server: HttpServer, service: Service, _signal: int, _frame: object) -> None:
     for again in (signal.SIGTERM, signal.SIGINT):  # a second signal must not cut off the stop
         signal.signal(again, signal.SIG_IGN)
-    service.hurry()
+    service.refuse_waiting_logins()
     server.stop()
 
 
@@ -191,7 +191,7 @@ def _reread_log_level(config: Config, _signal: int, _frame: object) -> None:
         log.error("log level not changed: %s", exc)
 
 
-def _greet(service: Service, url: str) -> None:
+def _print_summary(service: Service, url: str) -> None:
     known = {
         "none": "no authentication: everybody who can reach it is an administrator",
         "builtin": "users and projects of its own",

@@ -39,9 +39,9 @@ def trim(db: Database, may_go_on: Callable[[], bool] = lambda: True) -> None:
     removed = _trim(
         db, OperationRow, MOST_FINISHED, [finished.finished_at.is_not(None)], [finished.id.desc()], may_go_on
     )
-    told = _trim(db, Message, MOST_MESSAGES, [], [messages.created_at.desc(), messages.id.desc()], may_go_on)
-    if removed or told:
-        log.info("removed %d finished operations and %d messages of projects that have too many", removed, told)
+    trimmed = _trim(db, Message, MOST_MESSAGES, [], [messages.created_at.desc(), messages.id.desc()], may_go_on)
+    if removed or trimmed:
+        log.info("removed %d finished operations and %d messages of projects that have too many", removed, trimmed)
 
 
 def _trim(

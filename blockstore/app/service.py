@@ -39,7 +39,7 @@ from blockstore.operations.runner import mark_started
 from blockstore.policy.rules import Policy
 from blockstore.scheduler import explaining, loading
 from blockstore.scheduler.placement import SchedulerContext
-from blockstore.server.lines import Lines
+from blockstore.server.token_projects import TokenProjects
 from blockstore.service_names import VOLUME_SERVICE, backend_of
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ class Service:
         self.db.enqueue = self.bus.enqueue
         self.thread_reserve = ThreadReserve(self.api_threads, self.db.interpreter.released)
         self.policy = load_policy(config)
-        self.lines = Lines()
+        self.token_projects = TokenProjects()
         self.manageable_lister = manageable.ManageableLister(self.context)
         builtin = config.service.auth == "builtin"
-        self.login = Login(self.db, config.identity, self.thread_reserve.lent) if builtin else None
+        self.login = Login(self.db, config.identity, self.thread_reserve.lend_thread) if builtin else None
         self.app = create_app(self._core(scheduling, keyring), self.login)
         self.application = self._guarded(self.app)
         """The application that the HTTP server calls."""
@@ -100,14 +100,14 @@ class Service:
             pool_reports=self.pool_reports,
             bus=self.bus,
             thread_reserve=self.thread_reserve,
-            authenticate=_authenticator(config, self.policy, self.db, self.lines),
+            authenticate=_authenticator(config, self.policy, self.db, self.token_projects),
             policy=self.policy,
             transfer_key_throttle=Throttle(config.identity.login_failures, config.identity.login_pause_s),
             secret_of=keyring.secret,
             check_connector=self.exports.check_connector,
             explain_new=functools.partial(explaining.explain_new, scheduling),
             plan_drain=functools.partial(explaining.plan_drain, scheduling),
-            note_token=self.lines.note,
+            note_token=self.token_projects.note,
             manageable=self.manageable_lister.manageable,
         )
 
@@ -119,7 +119,7 @@ class Service:
         from blockstore.api.http.keystone import guard
 
         trusted = parse_networks(config.service.trusted_proxies)
-        return guard(app, config.keystone, config.source, trusted, self.lines.of, self.thread_reserve)
+        return guard(app, config.keystone, config.source, trusted, self.token_projects.of, self.thread_reserve)
 
     def start(self, *, new_database: bool = False) -> None:
         """Open and upgrade the database, check the backends, resume unfinished operations, and start to work."""
@@ -130,7 +130,7 @@ class Service:
         unfinished = recovery.resume(
             self.db, HANDLERS, attempts=service.operation_attempts, message_days=service.operation_keep_days
         )
-        self.reporter.look(wait_s=FIRST_REPORT_S)  # also withdraws the exports of operations that were given up
+        self.reporter.check_all(wait_s=FIRST_REPORT_S)  # also withdraws the exports of operations that were given up
         self.bus.start()
         for operation in unfinished:
             self.bus.enqueue(operation)
@@ -138,9 +138,9 @@ class Service:
 
     def report(self) -> None:
         """Check every backend."""
-        self.reporter.look(wait_s=self.config.service.report_interval_s)
+        self.reporter.check_all(wait_s=self.config.service.report_interval_s)
 
-    def hurry(self) -> None:
+    def refuse_waiting_logins(self) -> None:
         """Refuse waiting logins, so that a stop need not wait for them."""
         if self.login is not None:
             self.login.close()
@@ -149,7 +149,7 @@ class Service:
         """Wait for running operations and leave the rest to the next start. Return True if all running ones ended."""
         if not self.clock.running:
             return True  # stopped before
-        self.hurry()
+        self.refuse_waiting_logins()
         self.clock.shutdown(wait=False)
         clean = self.bus.drain(self.config.service.drain_timeout_s)
         clean = self.reporter.stop() and clean
@@ -171,7 +171,7 @@ class Service:
 def _database(config: Config, url: str, api_threads: int, places: int) -> Database:
     """Return the database, with a connection for each thread that may need one at the same time."""
     service = config.service
-    workers = (service.workers + 1) * places + service.moves + 1
+    workers = (service.workers + 1) * places + service.migration_workers + 1
     return Database(url, connections=api_threads + workers + 4, timeout_s=config.database.timeout_s)
 
 
@@ -203,24 +203,26 @@ def _bus(
         places=places,
         place_of=functools.partial(pool_of, db),
     )
-    bus.add_component("migration", _bound(manager.MIGRATION_HANDLERS, managing), workers=service.moves, spare=1)
+    bus.add_component(
+        "migration", _bound(manager.MIGRATION_HANDLERS, managing), workers=service.migration_workers, spare=1
+    )
     return bus
 
 
-def _authenticator(config: Config, policy: Policy, db: Database, lines: Lines) -> Authenticator:
+def _authenticator(config: Config, policy: Policy, db: Database, token_projects: TokenProjects) -> Authenticator:
     if config.service.auth == "builtin":
-        return authentication.by_tokens(policy, db, lines.note)
+        return authentication.by_tokens(policy, db, token_projects.note)
     if config.service.auth == "keystone":
         roles = frozenset(word.lower() for word in words(config.keystone.service_token_roles))
-        return authentication.by_middleware(policy, roles, lines.note)
+        return authentication.by_middleware(policy, roles, token_projects.note)
     return authentication.trusted_headers(policy, None if config.service.insecure else _own_names(config))
 
 
 def _own_names(config: Config) -> frozenset[str]:
     """Return the host names by which clients may address this service, beside IP addresses."""
     named = (f"//{config.service.listen}", config.service.public_endpoint)
-    asked = {(urlsplit(url).hostname or "").lower() for url in named}
-    return frozenset({"localhost", socket.gethostname().lower(), *asked} - {""})
+    names = {(urlsplit(url).hostname or "").lower() for url in named}
+    return frozenset({"localhost", socket.gethostname().lower(), *names} - {""})
 
 
 def _bound(handlers: Any, context: Any) -> Any:

@@ -20,7 +20,7 @@ LEAST_STEP_S = 0.5
 """A smaller difference is no step: clocks are also corrected gradually."""
 
 
-class Every(IntervalTrigger):  # type: ignore[misc]
+class MonotonicInterval(IntervalTrigger):  # type: ignore[misc]
     """Fires after each interval. Missed runs are skipped without counting them."""
 
     def get_next_fire_time(
@@ -33,7 +33,7 @@ class Every(IntervalTrigger):  # type: ignore[misc]
 
 
 class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]
-    """A scheduler whose jobs are due by the monotonic clock. Jobs have the trigger ``Every``."""
+    """A scheduler whose jobs are due by the monotonic clock. Jobs have the trigger ``MonotonicInterval``."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

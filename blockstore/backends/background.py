@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Work = Callable[[Progress], None]
 
 
-class _Leave(Exception):
+class _Abandoned(Exception):
     """The running task is abandoned."""
 
 
@@ -90,21 +90,21 @@ class BackgroundTasks:
                 if self._busy is None:
                     self._thread = None
                 self._change.notify_all()
-                one = self._busy
-            if one is None:
+                task = self._busy
+            if task is None:
                 return
             try:
-                one.work(partial(self._tell, one))
-            except _Leave:
+                task.work(partial(self._tell, task))
+            except _Abandoned:
                 pass
             except (BackendError, TryAgain) as exc:
-                log.info("%s: postponed: %s: %s", self._name, one.what, exc)
+                log.info("%s: postponed: %s: %s", self._name, task.what, exc)
             except Exception:
-                log.exception("%s: failed: %s", self._name, one.what)
+                log.exception("%s: failed: %s", self._name, task.what)
 
-    def _tell(self, one: _Waiting, percent: int) -> None:
-        if one.subject in self._leaving:
-            raise _Leave
-        if percent // 10 > one.percent // 10:
-            log.info("%s: %s: %d %%", self._name, one.what, percent)
-        one.percent = max(one.percent, percent)
+    def _tell(self, task: _Waiting, percent: int) -> None:
+        if task.subject in self._leaving:
+            raise _Abandoned
+        if percent // 10 > task.percent // 10:
+            log.info("%s: %s: %d %%", self._name, task.what, percent)
+        task.percent = max(task.percent, percent)

@@ -125,7 +125,7 @@ class BackgroundTask:
 
 
 @dataclass(frozen=True)
-class Located:
+class VolumeLocation:
     """Where a volume's bytes lie on this node."""
 
     path: Path
@@ -136,7 +136,7 @@ class Located:
 
 
 @dataclass(frozen=True)
-class Direct:
+class DirectConnection:
     """How a consumer that speaks the storage's own protocol reaches a volume, without a target on this node."""
 
     driver_volume_type: str
@@ -312,14 +312,14 @@ class Backend(ABC):
         at the end. Every generic copy uses this method. A file that several threads may use at once also has
         ``pread(length, offset)`` and ``pwrite(data, offset)``. Raises: VolumeMissing."""
 
-    def locate(self, name: str) -> Located | None:
+    def locate(self, name: str) -> VolumeLocation | None:
         """Return the file or device that holds the volume on this node, ready to be opened; None if there is none.
 
         Raises: VolumeMissing.
         """
         return None
 
-    def direct(self, name: str) -> Direct | None:
+    def direct(self, name: str) -> DirectConnection | None:
         """Return how consumers reach the volume on the storage itself; None if they need a target.
 
         Raises: VolumeMissing.

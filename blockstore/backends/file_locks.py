@@ -52,6 +52,6 @@ def lock(fd: int, kind: int, start: int, length: int) -> None:
 
 def _conflict(fd: int, command: int, start: int, length: int) -> tuple[int, int]:
     """Return type and process of the first lock that conflicts with a write lock."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-    kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(fd, command, asked))
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    kind, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(fd, command, request))
     return kind, pid

@@ -22,7 +22,7 @@ from blockstore.errors import Unreachable
 _PROC, _SYS = Path("/proc"), Path("/sys")
 
 
-class Thing(NamedTuple):
+class FileOrDevice(NamedTuple):
     """A file (its file system and inode) or a block device (its number)."""
 
     kind: str
@@ -30,7 +30,7 @@ class Thing(NamedTuple):
     second: int = 0
 
 
-def identity(path: Path) -> Thing | None:
+def identity(path: Path) -> FileOrDevice | None:
     """Return the regular file or block device at a path; None if there is none."""
     try:
         return _known_as(path.stat())
@@ -38,10 +38,10 @@ def identity(path: Path) -> Thing | None:
         return None
 
 
-def _known_as(found: os.stat_result) -> Thing | None:
+def _known_as(found: os.stat_result) -> FileOrDevice | None:
     if stat.S_ISBLK(found.st_mode):
-        return Thing("device", found.st_rdev)
-    return Thing("file", found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+        return FileOrDevice("device", found.st_rdev)
+    return FileOrDevice("file", found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def prove() -> None:
@@ -51,21 +51,21 @@ def prove() -> None:
             raise Unreachable(f"{path} cannot be read, so processes that use a volume cannot be found. Mount it.")
 
 
-def find(things: Collection[Thing]) -> Mapping[Thing, tuple[str, ...]]:
+def find(files_or_devices: Collection[FileOrDevice]) -> Mapping[FileOrDevice, tuple[str, ...]]:
     """Return the holders of each thing, described for a person; things without a known holder are left out."""
-    parts = {part: thing for thing in things for part in _with_partitions(thing)}
-    found: dict[Thing, dict[str, None]] = {}
+    parts = {part: file_or_device for file_or_device in files_or_devices for part in _with_partitions(file_or_device)}
+    found: dict[FileOrDevice, dict[str, None]] = {}
     for source in (_processes(parts), _mounts(), _swaps(), _loops(), _stacked(parts)):
-        for thing, who in source:
-            if thing in parts:
-                found.setdefault(parts[thing], {})[who] = None
-    return {thing: tuple(names) for thing, names in found.items()}
+        for file_or_device, who in source:
+            if file_or_device in parts:
+                found.setdefault(parts[file_or_device], {})[who] = None
+    return {file_or_device: tuple(names) for file_or_device, names in found.items()}
 
 
 def of(path: Path) -> str:
     """Return the holders of a file or device, for a sentence."""
-    thing = identity(path)
-    who = find({thing}).get(thing, ()) if thing else ()
+    file_or_device = identity(path)
+    who = find({file_or_device}).get(file_or_device, ()) if file_or_device else ()
     return ", ".join(who) or "something that this user cannot see: the kernel, a container, or this service"
 
 
@@ -91,23 +91,23 @@ def is_free(path: Path) -> bool | None:
 
 
 def _own(path: Path) -> bool:
-    thing = identity(path)
-    return any(found == thing for found in _open_files(_PROC / "self"))
+    file_or_device = identity(path)
+    return any(found == file_or_device for found in _open_files(_PROC / "self"))
 
 
 # --- sources of holders: each yields pairs of a thing and its holder ----------------------------------------------
 
 
-def _processes(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
+def _processes(wanted: Collection[FileOrDevice]) -> Iterator[tuple[FileOrDevice | None, str]]:
     for process in _entries(_PROC):
         if not process.name.isdecimal() or int(process.name) == os.getpid():
             continue
         held = {*_open_files(process), *_mapped(process, wanted)} & {*wanted}
         who = f"PID {process.name} ({_text(process / 'comm').strip() or '?'})" if held else ""
-        yield from ((thing, who) for thing in held)
+        yield from ((file_or_device, who) for file_or_device in held)
 
 
-def _open_files(process: Path) -> Iterator[Thing | None]:
+def _open_files(process: Path) -> Iterator[FileOrDevice | None]:
     """Yield the open files of a process. Some have a hundred thousand, so this avoids all overhead."""
     try:
         folder = os.open(process / "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -122,10 +122,10 @@ def _open_files(process: Path) -> Iterator[Thing | None]:
         os.close(folder)
 
 
-def _mapped(process: Path, wanted: Collection[Thing]) -> Iterator[Thing | None]:
+def _mapped(process: Path, wanted: Collection[FileOrDevice]) -> Iterator[FileOrDevice | None]:
     """Yield the mapped files of a process that may be wanted: a mapping outlives the closing of its file."""
-    inodes = {str(thing.second) for thing in wanted if thing.kind == "file"}
-    devices = any(thing.kind == "device" for thing in wanted)
+    inodes = {str(file_or_device.second) for file_or_device in wanted if file_or_device.kind == "file"}
+    devices = any(file_or_device.kind == "device" for file_or_device in wanted)
     text = _text(process / "maps")
     if not (devices and "/dev/" in text) and not any(f" {inode} " in text for inode in inodes):
         return  # most processes: their lines need no parsing
@@ -138,7 +138,7 @@ def _mapped(process: Path, wanted: Collection[Thing]) -> Iterator[Thing | None]:
             yield identity(process / "map_files" / f"{int(start, 16):x}-{int(end, 16):x}")
 
 
-def _mounts() -> Iterator[tuple[Thing | None, str]]:
+def _mounts() -> Iterator[tuple[FileOrDevice | None, str]]:
     """Yield the mounts of every mount namespace that this process may read."""
     seen = set()
     for process in (_PROC / "self", *(p for p in _entries(_PROC) if p.name.isdecimal())):
@@ -152,43 +152,43 @@ def _mounts() -> Iterator[tuple[Thing | None, str]]:
                 major, minor = words[2].split(":")
                 source = words[words.index("-") + 2]
                 who = f"mounted on {_plain(words[4])}"
-                yield Thing("device", os.makedev(int(major), int(minor))), who
+                yield FileOrDevice("device", os.makedev(int(major), int(minor))), who
                 if major == "0" and source.startswith("/dev/"):  # btrfs has a device number of its own
                     yield identity(Path(_plain(source))), who
 
 
-def _swaps() -> Iterator[tuple[Thing | None, str]]:
+def _swaps() -> Iterator[tuple[FileOrDevice | None, str]]:
     for line in _text(_PROC / "swaps").splitlines()[1:]:
         yield identity(Path(_plain(line.split()[0]))), "swap"
 
 
-def _loops() -> Iterator[tuple[Thing | None, str]]:
+def _loops() -> Iterator[tuple[FileOrDevice | None, str]]:
     for loop in (_SYS / "block").glob("loop*"):
         file = _text(loop / "loop/backing_file").rstrip("\n")
         if file:
             yield identity(Path(file)), loop.name
 
 
-def _stacked(wanted: Collection[Thing]) -> Iterator[tuple[Thing | None, str]]:
-    for thing in wanted:
-        for holder in _entries(_sys_of(thing) / "holders") if thing.kind == "device" else ():
+def _stacked(wanted: Collection[FileOrDevice]) -> Iterator[tuple[FileOrDevice | None, str]]:
+    for file_or_device in wanted:
+        for holder in _entries(_sys_of(file_or_device) / "holders") if file_or_device.kind == "device" else ():
             name = _text(_SYS / "block" / holder.name / "dm/name").strip()
-            yield thing, f"{holder.name} ({name})" if name else holder.name
+            yield file_or_device, f"{holder.name} ({name})" if name else holder.name
 
 
 # --- reading files that may vanish meanwhile ---------------------------------------------------------------------
 
 
-def _with_partitions(thing: Thing) -> Iterator[Thing]:
-    yield thing
-    for part in _entries(_sys_of(thing)) if thing.kind == "device" else ():
+def _with_partitions(file_or_device: FileOrDevice) -> Iterator[FileOrDevice]:
+    yield file_or_device
+    for part in _entries(_sys_of(file_or_device)) if file_or_device.kind == "device" else ():
         if (part / "partition").exists():
             major, _, minor = _text(part / "dev").strip().partition(":")
-            yield Thing("device", os.makedev(int(major), int(minor)))
+            yield FileOrDevice("device", os.makedev(int(major), int(minor)))
 
 
-def _sys_of(thing: Thing) -> Path:
-    return _SYS / "dev/block" / f"{os.major(thing.first)}:{os.minor(thing.first)}"
+def _sys_of(file_or_device: FileOrDevice) -> Path:
+    return _SYS / "dev/block" / f"{os.major(file_or_device.first)}:{os.minor(file_or_device.first)}"
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -41,7 +41,7 @@ def run(
     ``complaints`` gets the tool's standard error, also when the tool succeeded.
     Raises: Unreachable when the tool is missing; OutOfFiles; ToolTimeout; ToolFailed with the tool's output.
     """
-    shown = tuple(_hide(word, secrets) for word in argv)
+    shown_argv = tuple(_hide(word, secrets) for word in argv)
     started = time.monotonic()
     try:
         done = subprocess.run(  # noqa: S603 - argv list, no shell
@@ -57,14 +57,14 @@ def run(
     except OSError as exc:
         raise _cannot_start(exc, argv[0], package) from exc
     except subprocess.TimeoutExpired as exc:
-        raise ToolTimeout(f"{' '.join(shown)} did not end within {timeout_s:g} s and was stopped.") from exc
+        raise ToolTimeout(f"{' '.join(shown_argv)} did not end within {timeout_s:g} s and was stopped.") from exc
     took_ms = (time.monotonic() - started) * 1000
-    log.debug("ran %s: status %d in %.0f ms", " ".join(shown), done.returncode, took_ms)
+    log.debug("ran %s: status %d in %.0f ms", " ".join(shown_argv), done.returncode, took_ms)
     complaint = _hide(done.stderr.decode(errors="replace"), secrets)
     if complaints is not None:
         complaints.append(complaint)
     if done.returncode:
-        raise ToolFailed(shown, done.returncode, complaint)
+        raise ToolFailed(shown_argv, done.returncode, complaint)
     return done.stdout.decode(errors="replace")
 
 
@@ -91,14 +91,14 @@ def follow(
     timer = threading.Timer(timeout_s, stop)
     timer.daemon = True
     timer.start()
-    said, told = b"", -1
+    output, reported = b"", -1
     try:
         while part := os.read(process.stdout.fileno(), 4096):
-            said = (said + part)[-4096:]
-            percents = _PERCENT.findall(said)
-            if percents and int(percents[-1]) > told:
-                told = min(int(percents[-1]), 100)
-                tell(told)
+            output = (output + part)[-4096:]
+            percents = _PERCENT.findall(output)
+            if percents and int(percents[-1]) > reported:
+                reported = min(int(percents[-1]), 100)
+                tell(reported)
         process.wait()
     finally:
         timer.cancel()
@@ -108,7 +108,7 @@ def follow(
     if expired.is_set():
         raise ToolTimeout(f"{' '.join(argv)} did not end within {timeout_s:g} s and was stopped.")
     if process.returncode:
-        raise ToolFailed(tuple(argv), process.returncode, said.decode(errors="replace"))
+        raise ToolFailed(tuple(argv), process.returncode, output.decode(errors="replace"))
 
 
 def have(tool: str) -> bool:

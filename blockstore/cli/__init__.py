@@ -81,5 +81,5 @@ def db_upgrade(config: Config) -> None:
     with StateLock(config.state_dir), private_files.explained(config.state_dir):
         database = open_database(config)
         database.take_sole_use()
-        aside = upgrade(database)
-    click.echo(f"The database is at revision {HEAD}." + (f" The old database was copied to {aside}" if aside else ""))
+        copy = upgrade(database)
+    click.echo(f"The database is at revision {HEAD}." + (f" The old database was copied to {copy}" if copy else ""))

@@ -17,7 +17,7 @@ def admin_client(config: Config) -> Callable[..., Any]:
     from blockstore.cli.local_client import LocalClient
 
     service = config.service
-    url = address.noted(config.state_dir)
+    url = address.recorded_url(config.state_dir)
     if url is None:
         raise BlockstoreError(
             f"No service has used {config.state_dir} yet. Start `blockstore serve`, or give this command the same"

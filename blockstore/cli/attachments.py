@@ -30,9 +30,9 @@ def attach(config: Config, volume: str, read_only: bool) -> None:
         "connector": local_connector(),
         "mode": "ro" if read_only else "rw",
     }
-    made = ask("POST", "/attachments", {"attachment": wanted})["attachment"]
-    ask("POST", f"/attachments/{made['id']}/action", {"os-complete": {}})
-    click.echo(made["connection_info"]["device_path"])
+    created = ask("POST", "/attachments", {"attachment": wanted})["attachment"]
+    ask("POST", f"/attachments/{created['id']}/action", {"os-complete": {}})
+    click.echo(created["connection_info"]["device_path"])
 
 
 @click.command()
@@ -45,11 +45,15 @@ def detach(config: Config, volume: str) -> None:
     ask = admin_client(config)
     found = _find_volume(ask, volume)
     listed = ask("GET", f"/attachments/detail?all_tenants=1&volume_id={found}")["attachments"]
-    ours = [one for one in listed if one["connection_info"].get("attached_here") == local_connector()["host"]]
+    ours = [
+        attachment
+        for attachment in listed
+        if attachment["connection_info"].get("attached_here") == local_connector()["host"]
+    ]
     if not ours:
         raise BlockstoreError(f"The volume {volume} is not attached to this node by `blockstore attach`.")
-    for one in ours:
-        ask("DELETE", f"/attachments/{one['id']}")
+    for attachment in ours:
+        ask("DELETE", f"/attachments/{attachment['id']}")
 
 
 def _find_volume(ask: Callable[..., Any], volume: str) -> str:

@@ -42,12 +42,12 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
                 )
             return ctx.invoke(function, config=config, **kw)
         except BlockstoreError as exc:
-            said = f"the database cannot be used: {exc.detail}" if isinstance(exc, DatabaseAway) else exc.message
-            click.echo(f"blockstore: {printable(said)}", err=True)
+            text = f"the database cannot be used: {exc.detail}" if isinstance(exc, DatabaseAway) else exc.message
+            click.echo(f"blockstore: {printable(text)}", err=True)
             sys.exit(1)
         except _database_errors() as exc:
-            said = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), type(exc).__name__)
-            click.echo(f"blockstore: the database cannot be used: {said}", err=True)
+            text = next(iter(str(getattr(exc, "orig", None) or exc).splitlines()), type(exc).__name__)
+            click.echo(f"blockstore: the database cannot be used: {text}", err=True)
             sys.exit(1)
 
     command.__doc__ = function.__doc__

@@ -65,7 +65,7 @@ def user_create(config: Config, name: str, project: str | None, role: str, passw
     name = _checked(schemas.CreateUserBody, "user", name=name, password=password)["name"]
     kept = passwords.hashed(password)
     with open_accounts(config) as session:
-        home = accounts.named(session, Project, project) if project else None
+        home = accounts.find_by_id_or_name(session, Project, project) if project else None
         row = User(
             id=accounts.new_account_id(),
             name=name,
@@ -75,7 +75,9 @@ def user_create(config: Config, name: str, project: str | None, role: str, passw
         )
         accounts.add(session, row)
         if home is not None:
-            accounts.grant(session, row.id, accounts.PROJECT, home.id, accounts.named(session, Role, role).id)
+            accounts.grant(
+                session, row.id, accounts.PROJECT, home.id, accounts.find_by_id_or_name(session, Role, role).id
+            )
     click.echo(row.id if password_stdin else f"{row.id} password: {password}")
 
 
@@ -93,7 +95,7 @@ def user_password(config: Config, name: str, password_stdin: bool) -> None:
     _checked(schemas.ChangeUserBody, "user", password=password)
     kept = passwords.hashed(password)
     with open_accounts(config) as session:
-        row = accounts.named(session, User, name)
+        row = accounts.find_by_id_or_name(session, User, name)
         accounts.change(session, row, password_hash=kept)
     if row.id == accounts.ADMIN:
         bootstrap.forget_password(config.state_dir, password)
@@ -110,7 +112,7 @@ def user_delete(config: Config, name: str) -> None:
     from blockstore.identity import accounts
 
     with open_accounts(config) as session:
-        accounts.remove_user(session, accounts.named(session, User, name))
+        accounts.remove_user(session, accounts.find_by_id_or_name(session, User, name))
 
 
 @user.command("grant")
@@ -143,8 +145,11 @@ def _granted(session: Any, name: str, role: str, project: str) -> tuple[str, str
     from blockstore.db.models import Project, Role, User
     from blockstore.identity import accounts
 
-    found = accounts.named(session, User, name).id, accounts.named(session, Project, project).id
-    return found[0], accounts.PROJECT, found[1], accounts.named(session, Role, role).id
+    found = (
+        accounts.find_by_id_or_name(session, User, name).id,
+        accounts.find_by_id_or_name(session, Project, project).id,
+    )
+    return found[0], accounts.PROJECT, found[1], accounts.find_by_id_or_name(session, Role, role).id
 
 
 def _checked(schema: Any, noun: str, **values: Any) -> dict[str, Any]:
@@ -160,10 +165,10 @@ def _password(from_stdin: bool) -> str:
 
     if not from_stdin:
         return secrets.token_urlsafe(18)
-    said = sys.stdin.readline().rstrip("\r\n")
-    if not said:
+    line = sys.stdin.readline().rstrip("\r\n")
+    if not line:
         raise BlockstoreError("There is no password on standard input.")
-    return said
+    return line
 
 
 @click.group()
@@ -220,4 +225,4 @@ def project_delete(config: Config, name: str) -> None:
     from blockstore.identity import accounts
 
     with open_accounts(config) as session:
-        accounts.remove_project(session, accounts.named(session, Project, name))
+        accounts.remove_project(session, accounts.find_by_id_or_name(session, Project, name))

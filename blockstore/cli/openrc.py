@@ -128,7 +128,7 @@ def _endpoint(config: Config) -> str:
     from blockstore.cli.local_client import is_answering
 
     service = config.service
-    url = address.noted(config.state_dir)
+    url = address.recorded_url(config.state_dir)
     host, port = parse_listen(service.listen, "[service] listen")
     where = f"blockstore: no service has used {config.state_dir} yet"
     if url is None:

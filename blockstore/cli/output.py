@@ -16,9 +16,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, empt
         click.echo(empty)
         return
     # Tenants choose names that an administrator's terminal must not obey.
-    shown = [[printable(str(cell)) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in shown) for i in range(len(header))]
-    for row in shown:
+    cells = [[printable(str(cell)) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 

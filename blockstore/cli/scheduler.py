@@ -28,9 +28,9 @@ def schedule_explain(config: Config, size: int, volume_type: str | None, zone: s
 
     wanted = {"size": size, "volume_type": volume_type, "availability_zone": zone}
     query = urlencode({key: value for key, value in wanted.items() if value is not None})
-    told = admin_client(config)("GET", f"/scheduler-stats/explain?{query}")["explanation"]
+    explanation = admin_client(config)("GET", f"/scheduler-stats/explain?{query}")["explanation"]
     rows = []
-    for pool in told["pools"]:
+    for pool in explanation["pools"]:
         if pool["rank"] is None:
             why = f"{pool['filter']}: {pool['reason']}"
         else:
@@ -40,5 +40,9 @@ def schedule_explain(config: Config, size: int, volume_type: str | None, zone: s
             (pool["rank"] or "-", pool["name"], pool.get("free_gib", "-"), pool.get("virtual_free_gib", "-"), why)
         )
     print_table(("RANK", "POOL", "FREE", "MAY PROMISE", "WHY"), rows, empty="No pool is configured.")
-    click.echo(f"The volume would be placed on {told['winner']}." if told["winner"] else "No pool can take the volume.")
-    sys.exit(0 if told["winner"] else 1)
+    click.echo(
+        f"The volume would be placed on {explanation['winner']}."
+        if explanation["winner"]
+        else "No pool can take the volume."
+    )
+    sys.exit(0 if explanation["winner"] else 1)

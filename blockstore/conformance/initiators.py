@@ -32,14 +32,14 @@ class InitiatorRefused(BackendError):
 
 
 @dataclass(frozen=True)
-class Told:
+class ConnectionInfo:
     """The data that an initiator gets for an export: os-brick's connection_info."""
 
     type: str
     data: Mapping[str, Any]
 
     @classmethod
-    def of(cls, connection: Connection, secret: str) -> Told:
+    def of(cls, connection: Connection, secret: str) -> ConnectionInfo:
         """Return the data of a connection, with the secret at the key where the initiator expects it."""
         known = {connection.secret_as: secret} if connection.secret_as else {}
         return cls(connection.driver_volume_type, {**connection.data, **known})
@@ -65,22 +65,22 @@ class Initiator:
             "do_local_attach": False,
         }
 
-    def size(self, told: Told) -> int:
+    def size(self, connection_info: ConnectionInfo) -> int:
         """Return the size of the disk in bytes."""
-        with self._disk(told) as (options, disk, stdin):
+        with self._disk(connection_info) as (options, disk, stdin):
             return int(
                 json.loads(_qemu("qemu-img", "info", "--output=json", *options, disk, stdin=stdin))["virtual-size"]
             )
 
-    def read(self, told: Told, *offsets: int, length: int) -> Sequence[bytes]:
+    def read(self, connection_info: ConnectionInfo, *offsets: int, length: int) -> Sequence[bytes]:
         """Return ``length`` bytes from each offset."""
-        said = self.do(told, *(f"read -v {offset} {length}" for offset in offsets))
+        output = self.do(connection_info, *(f"read -v {offset} {length}" for offset in offsets))
         # 00010000:  f4 f5 cf 92 fa 8b 0f 21 d2 cb ef 86 6a b7 a3 f0  ............j...
-        lines = (line.partition(":  ")[2][: 16 * 3] for line in said.splitlines() if line[8:11] == ":  ")
+        lines = (line.partition(":  ")[2][: 16 * 3] for line in output.splitlines() if line[8:11] == ":  ")
         data = bytes.fromhex("".join(lines))
         return [data[at : at + length] for at in range(0, length * len(offsets), length)]
 
-    def write(self, told: Told, pieces: Mapping[int, bytes]) -> None:
+    def write(self, connection_info: ConnectionInfo, pieces: Mapping[int, bytes]) -> None:
         """Write bytes at offsets, and flush them."""
         with tempfile.TemporaryDirectory(dir=self._directory) as folder:
             commands = []
@@ -88,20 +88,22 @@ class Initiator:
                 source = Path(folder, str(offset))
                 source.write_bytes(data)
                 commands.append(f"write -s {source} {offset} {len(data)}")
-            self.do(told, *commands, "flush", write=True)
+            self.do(connection_info, *commands, "flush", write=True)
 
-    def do(self, told: Told, *commands: str, write: bool = False, timeout_s: float = TIMEOUT_S) -> str:
+    def do(
+        self, connection_info: ConnectionInfo, *commands: str, write: bool = False, timeout_s: float = TIMEOUT_S
+    ) -> str:
         """Have qemu-io open the disk and run commands; return its output. Raise InitiatorRefused if one fails."""
         words = [word for command in commands for word in ("-c", command)]
-        with self._disk(told) as (options, disk, stdin):
+        with self._disk(connection_info) as (options, disk, stdin):
             mode = () if write else ("-r",)
             return _qemu("qemu-io", *options, *mode, *words, disk, stdin=stdin, timeout_s=timeout_s)
 
     @contextmanager
-    def _disk(self, told: Told) -> Iterator[tuple[Sequence[str], str, bytes | None]]:
+    def _disk(self, connection_info: ConnectionInfo) -> Iterator[tuple[Sequence[str], str, bytes | None]]:
         """Yield qemu's options, the disk's name and the content of stdin."""
         with tempfile.TemporaryDirectory(dir=self._directory) as folder:
-            options, node, stdin = _KINDS[told.type](told.data, self.iqn, Path(folder))
+            options, node, stdin = _KINDS[connection_info.type](connection_info.data, self.iqn, Path(folder))
             yield options, "json:" + json.dumps({"driver": "raw", "file": node}), stdin
 
 

@@ -44,14 +44,16 @@ def expect(true: object, sentence: str) -> None:
 def refuses(error: type[BackendError], call: Callable[..., object], *args: Any) -> BackendError:
     """Fail the case unless the call raises this error."""
     words = [getattr(arg, "__name__", None) or repr(arg) for arg in args]
-    shown = f"{getattr(call, '__name__', call)}({', '.join(words)})"
+    call_text = f"{getattr(call, '__name__', call)}({', '.join(words)})"
     try:
         call(*args)
     except error as exc:
         return exc
     except Exception as exc:
-        raise AssertionError(f"{shown} must raise {error.__name__}, but raised {type(exc).__name__}: {exc}") from exc
-    raise AssertionError(f"{shown} must raise {error.__name__}, but it succeeded.")
+        raise AssertionError(
+            f"{call_text} must raise {error.__name__}, but raised {type(exc).__name__}: {exc}"
+        ) from exc
+    raise AssertionError(f"{call_text} must raise {error.__name__}, but it succeeded.")
 
 
 def eventually(true: Callable[[], bool], sentence: str, patience_s: float) -> None:

@@ -12,15 +12,15 @@ import time
 
 from sqlalchemy import text, update
 
-from blockstore.db import patience, reserve
+from blockstore.db import reserve, wait_limits
 from blockstore.db.models import ServiceRow
 from blockstore.db.session import Database
 from blockstore.errors import BlockstoreError, DatabaseAway
-from blockstore.repeats import Repeats
+from blockstore.log_limiter import LogLimiter
 from blockstore.service_names import VOLUME_SERVICE
 
 log = logging.getLogger(__name__)
-repeats = Repeats(log)
+log_limiter = LogLimiter(log)
 
 FRESH_S = 1.0
 WAIT_S = 1.0
@@ -34,11 +34,11 @@ FAILED = "The database cannot be written. The log says why."
 class Health:
     """The last check of the database."""
 
-    def __init__(self, db: Database, aside: patience.Aside) -> None:
-        """``aside`` is entered by the caller that waits for a check."""
-        self._db, self._aside = db, aside
+    def __init__(self, db: Database, lend_thread: wait_limits.LendThread) -> None:
+        """``lend_thread`` is entered by the caller that waits for a check."""
+        self._db, self._lend_thread = db, lend_thread
         self._lock = threading.Lock()
-        self._look: threading.Event | None = None
+        self._running: threading.Event | None = None
         """The running check's event, set when the check has ended."""
         self._begun = 0.0
         self._ended = 0.0
@@ -48,44 +48,44 @@ class Health:
         """Return the problem as a sentence, or None if the database takes writes."""
         with self._lock:
             now = time.monotonic()
-            if self._ended and now - self._ended < FRESH_S and self._look is None:
+            if self._ended and now - self._ended < FRESH_S and self._running is None:
                 return self._complaint
-            if self._look is not None:
+            if self._running is not None:
                 # Another caller waits for the check, or has given up.
                 return SLOW if now - self._begun > WAIT_S else self._complaint
-            look = self._look = threading.Event()
+            check = self._running = threading.Event()
             self._begun = now
             well_before = self._complaint is None
-        threading.Thread(target=self._find_out, args=(look,), name="health", daemon=True).start()
+        threading.Thread(target=self._check, args=(check,), name="health", daemon=True).start()
         if well_before:  # else the outage is known, and a later caller learns of its end
-            if not look.wait(0.05):
-                with self._aside() as may_wait:
-                    look.wait(WAIT_S if may_wait else 0)
+            if not check.wait(0.05):
+                with self._lend_thread() as may_wait:
+                    check.wait(WAIT_S if may_wait else 0)
         else:
-            look.wait(0.01)
+            check.wait(0.01)
         with self._lock:
-            if self._look is look:
+            if self._running is check:
                 return SLOW if well_before else self._complaint
             return self._complaint
 
-    def _find_out(self, look: threading.Event) -> None:
+    def _check(self, check: threading.Event) -> None:
         complaint: str | None = FAILED
         try:
-            with self._db.explained(), patience.limited(2 * WAIT_S), reserve.usable(by=False):
+            with self._db.explained(), wait_limits.limited(2 * WAIT_S), reserve.usable(by=False):
                 self._write()
             complaint = self._db.damage
         except DatabaseAway as exc:
             complaint = exc.message
-            repeats.log(logging.ERROR, exc.message, "the health check failed: %s", exc.detail)
+            log_limiter.log(logging.ERROR, exc.message, "the health check failed: %s", exc.detail)
         except BlockstoreError as exc:
             complaint = exc.message
-            repeats.log(logging.ERROR, exc.message, "the health check failed: %s", exc)
+            log_limiter.log(logging.ERROR, exc.message, "the health check failed: %s", exc)
         except Exception:
             log.exception("the health check failed")
         finally:
             with self._lock:
-                self._complaint, self._ended, self._look = complaint, time.monotonic(), None
-            look.set()
+                self._complaint, self._ended, self._running = complaint, time.monotonic(), None
+            check.set()
 
     def _write(self) -> None:
         self._db.prove_file()

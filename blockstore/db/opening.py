@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from blockstore.db import migrations, patience
+from blockstore.db import migrations, wait_limits
 from blockstore.db.outages import DAMAGED, outage
 from blockstore.db.session import Database
 from blockstore.errors import ConfigError, DatabaseAway
@@ -41,7 +41,7 @@ def open_database(db: Database, state_dir: Path, *, new: bool = False) -> None:
 
     ``new`` allows an empty database although the state directory has served before.
     """
-    with _explained(db), patience.limited(LOCK_WAIT_S):
+    with _explained(db), wait_limits.limited(LOCK_WAIT_S):
         db.take_sole_use()
         db.keep_reserve()
         if not new:
@@ -120,14 +120,14 @@ def quick_check(path: Path) -> str | None:
     """Return SQLite's first complaint about a file, or None if the file is undamaged. Raises sqlite3.Error."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5)) as connection:
         connection.execute("PRAGMA query_only=ON")
-        said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    return None if said == "ok" else " ".join(said.split())
+        finding = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    return None if finding == "ok" else " ".join(finding.split())
 
 
-def damaged(path: Path, said: str) -> str:
+def damaged(path: Path, text: str) -> str:
     """Return the error text for a damaged file."""
     return (
-        f"The database {path} is damaged ({said}). Keep a copy of it, then restore a good copy. To print the readable"
+        f"The database {path} is damaged ({text}). Keep a copy of it, then restore a good copy. To print the readable"
         f" data: sqlite3 {path} .recover"
     )
 
@@ -182,10 +182,10 @@ def explanation(db: Database, exc: BaseException) -> str:
         if away.message == DAMAGED:
             return damaged(db.path, _driver_words(exc))
         return f"The database cannot be used: {away.detail.rstrip('.')}."
-    said = _driver_words(exc)
-    hint = next((hint for words, hint in POSTGRESQL_HINTS if words in said), "")
+    text = _driver_words(exc)
+    hint = next((hint for words, hint in POSTGRESQL_HINTS if words in text), "")
     where = f"{db.url.database} on {db.url.host or db.url.query.get('host', 'this host')}"
-    return f"[database] url: PostgreSQL refuses the database {where}: {said.rstrip('.')}. {hint}".strip()
+    return f"[database] url: PostgreSQL refuses the database {where}: {text.rstrip('.')}. {hint}".strip()
 
 
 def _driver_words(exc: BaseException) -> str:

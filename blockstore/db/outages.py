@@ -84,25 +84,25 @@ def outage(exc: BaseException, path: Path | None = None) -> DatabaseAway | None:
 
 
 def _of_sqlite(error: sqlite3.Error, path: Path | None) -> DatabaseAway | None:
-    where, said = path or "the database", _line(error)
+    where, text = path or "the database", _line(error)
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:  # an error of Python's module: a closed connection, a value that cannot be bound
         return None
     message = SQLITE.get(code & 0xFF)
-    if message is None and code == sqlite3.SQLITE_ERROR and said.startswith(NO_TABLE):
+    if message is None and code == sqlite3.SQLITE_ERROR and text.startswith(NO_TABLE):
         message = DAMAGED  # the file was emptied or replaced
     if message is None:
         return None
     if code & 0xFF == sqlite3.SQLITE_CANTOPEN and out_of_files():
-        return DatabaseAway(NO_FILES, f"{where}: {said}: too many open files", SOON_S)
+        return DatabaseAway(NO_FILES, f"{where}: {text}: too many open files", SOON_S)
     if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and path is not None and is_full(path.parent):
         message = FULL  # SQLite cannot make or lengthen the files beside the database
     if message == FULL:
         directory = path.parent if path is not None else "the database"
-        return DatabaseAway(FULL, f"{where}: {said}. Make space on the disk of {directory}.", LATER_S)
+        return DatabaseAway(FULL, f"{where}: {text}. Make space on the disk of {directory}.", LATER_S)
     if message == DAMAGED:
-        return DatabaseAway(DAMAGED, f"{where}: {said}. Stop the service and restore a copy of the file.", LATER_S)
-    return DatabaseAway(message, f"{where}: {said}", SOON_S if message in (BUSY, NO_ANSWER) else LATER_S)
+        return DatabaseAway(DAMAGED, f"{where}: {text}. Stop the service and restore a copy of the file.", LATER_S)
+    return DatabaseAway(message, f"{where}: {text}", SOON_S if message in (BUSY, NO_ANSWER) else LATER_S)
 
 
 def out_of_files() -> bool:

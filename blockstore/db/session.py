@@ -20,9 +20,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
-from blockstore.db import outages, patience, postgresql_limits
-from blockstore.db.look import Look
+from blockstore.db import outages, postgresql_limits, wait_limits
 from blockstore.db.models import Base
+from blockstore.db.read_session import ReadSession
 from blockstore.db.reserve import Reserve
 from blockstore.db.writer import Writer
 from blockstore.errors import ConfigError, DatabaseAway
@@ -34,7 +34,7 @@ AFTER_COMMIT = "handed over after the commit"
 WRITER_WAIT_MS = 5
 """SQLite's own wait for another process's lock; then ``writer.py`` waits, while other requests are answered."""
 
-LOOKER_WAIT_MS = 500
+READER_WAIT_MS = 500
 """A reader meets a lock only while another process recovers the file or locks it exclusively."""
 
 SOLE_USE_WAIT_S = 5.0
@@ -58,7 +58,7 @@ class Database:
         self.timeout_s = timeout_s
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._make_engine(connections)
-        self._lookers = self._make_engine(connections) if self.is_sqlite else self.engine
+        self._readers = self._make_engine(connections) if self.is_sqlite else self.engine
         self.enqueue: Callable[[Any], None] = lambda _item: None
         """Called with each item of a session's outbox after the commit; the service connects the bus."""
         self._writer = Writer(str(self.path)) if self.is_sqlite else None
@@ -74,7 +74,7 @@ class Database:
         self._reserve: Reserve | None = None
         if self._writer is not None:
             _tune_sqlite(self.engine, self._writer)
-            _tune_sqlite(self._lookers, None)
+            _tune_sqlite(self._readers, None)
         else:
             postgresql_limits.limit(self.engine, timeout_s)
 
@@ -109,11 +109,11 @@ class Database:
         Raise DatabaseAway if the driver's error means an outage.
         """
         with (
-            self.interpreter.held(patience.project()),
-            self.explained(looking=True),
-            closing(Look(self._lookers)) as look,
+            self.interpreter.held(wait_limits.project()),
+            self.explained(reading=True),
+            closing(ReadSession(self._readers)) as session,
         ):
-            yield cast("Session", look)
+            yield cast("Session", session)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -131,7 +131,7 @@ class Database:
             session.begin(),
         ):
             session.connection()  # begins here, so that an outage is found before any work is done
-            with self.interpreter.held(patience.project()):
+            with self.interpreter.held(wait_limits.project()):
                 yield session
                 outbox = session.info.pop(AFTER_COMMIT, ())
                 session.flush()
@@ -193,14 +193,14 @@ class Database:
         yield
 
     @contextmanager
-    def explained(self, *, looking: bool = False) -> Iterator[None]:
+    def explained(self, *, reading: bool = False) -> Iterator[None]:
         """Turn driver errors inside the block into DatabaseAway if they mean an outage of the database."""
         try:
             yield
         except Exception as exc:
             away = outages.outage(exc, self.path)
             # query_only has refused a write in a reading session: that is a bug of ours.
-            if away is None or away is exc or (looking and away.message == outages.READ_ONLY):
+            if away is None or away is exc or (reading and away.message == outages.READ_ONLY):
                 raise
             raise away from exc
 
@@ -231,7 +231,7 @@ class Database:
             self._guard.close()
             self._guard = None
         self.engine.dispose()
-        self._lookers.dispose()
+        self._readers.dispose()
         self._files = {}
         if self._holder is not None:
             self._holder.close()
@@ -284,13 +284,13 @@ def _tune_sqlite(engine: Engine, writer: Writer | None) -> None:
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the begin event below decides how a transaction starts
         for pragma in (
-            f"busy_timeout={LOOKER_WAIT_MS}",
+            f"busy_timeout={READER_WAIT_MS}",
             "journal_mode=WAL",
             "foreign_keys=ON",
             # Answered requests survive a power loss, not only a crash of the process.
             "synchronous=FULL",
             f"query_only={'ON' if writer is None else 'OFF'}",
-            f"busy_timeout={LOOKER_WAIT_MS if writer is None else WRITER_WAIT_MS}",
+            f"busy_timeout={READER_WAIT_MS if writer is None else WRITER_WAIT_MS}",
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from blockstore.db import patience
+from blockstore.db import wait_limits
 from blockstore.db.outages import BUSY, SOON_S
 from blockstore.errors import DatabaseAway
 from blockstore.turns import Turns
@@ -44,14 +44,14 @@ class Writer:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the turn of this process. Raise DatabaseAway if another thread keeps it for too long."""
-        deadline = time.monotonic() + patience.current().wait_s
+        deadline = time.monotonic() + wait_limits.current().wait_s
         with self._guard:
             ticket = threading.Lock() if self._held else None
             if ticket is None:
                 self._held, self._since = True, time.monotonic()
             else:
                 ticket.acquire()
-                self._waiting.put(patience.project(), ticket)
+                self._waiting.put(wait_limits.project(), ticket)
         if ticket is not None and not self._waited(ticket, deadline):
             raise self._busy("another thread of this process writes to it")
         self._is_file_locked, self._deadline = False, deadline
@@ -66,11 +66,11 @@ class Writer:
         while not self._is_stuck() and time.monotonic() < deadline:
             if ticket.acquire(timeout=AT_ONCE_S):
                 return True
-        with patience.current().aside() as may_wait:
+        with wait_limits.current().lend_thread() as may_wait:
             if ticket.acquire(timeout=max(deadline - time.monotonic(), 0) if may_wait else 0):
                 return True
         with self._guard:
-            return not self._waiting.remove(patience.project(), ticket)  # it came at the last moment
+            return not self._waiting.remove(wait_limits.project(), ticket)  # it came at the last moment
 
     def _is_stuck(self) -> bool:
         return self._is_file_locked or time.monotonic() - self._since > AT_ONCE_S
@@ -87,9 +87,9 @@ class Writer:
         """Begin a writing transaction. Raise DatabaseAway if another process locks the file for too long."""
         if _begun(cursor):
             return
-        wait = patience.current()
+        wait = wait_limits.current()
         self._is_file_locked = True
-        with wait.aside() as may_wait:
+        with wait.lend_thread() as may_wait:
             deadline = self._deadline or time.monotonic() + wait.wait_s
             while may_wait and time.monotonic() < deadline:
                 time.sleep(STEP_S)

@@ -39,7 +39,7 @@ def find(session: Session, model: type[Row], ref: str) -> Row:
     return row
 
 
-def named(session: Session, model: type[Row], ref: str, domain_id: str = DEFAULT_DOMAIN) -> Row:
+def find_by_id_or_name(session: Session, model: type[Row], ref: str, domain_id: str = DEFAULT_DOMAIN) -> Row:
     """Return a row by id, or by its name in a domain. Raises NotFound."""
     row = session.get(model, ref) or by_name(session, model, ref, domain_id)
     if row is None:

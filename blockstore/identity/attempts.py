@@ -142,7 +142,7 @@ class Attempts:
 
     def _hold(self, attempt: Attempt, wait_s: float) -> None:
         """Give an attempt a place to wait, if need be that of another attempt, which is then refused."""
-        rivals = [one for one in self._held if one.networks[0] == attempt.networks[0]]
+        rivals = [candidate for candidate in self._held if candidate.networks[0] == attempt.networks[0]]
         if len(rivals) < MOST_HELD_PER_ADDRESS:
             rivals = self._held if len(self._held) >= MOST_HELD else []
         self._held.append(attempt)
@@ -158,12 +158,12 @@ class Attempts:
         """Return the attempt of ``among`` that is furthest from its turn, so that no lane takes all places."""
         before: Counter[Key] = Counter()
         last, furthest = None, None
-        for one in sorted(self._held, key=self._rank):
-            lane = self._lane(one)
+        for candidate in sorted(self._held, key=self._rank):
+            lane = self._lane(candidate)
             before[lane] += 1
-            place = (before[lane], self._standing(one), one.luck)
-            if one in among and (furthest is None or place > furthest):
-                last, furthest = one, place
+            place = (before[lane], self._standing(candidate), candidate.luck)
+            if candidate in among and (furthest is None or place > furthest):
+                last, furthest = candidate, place
         assert last is not None  # all of ``among`` are held
         return last
 
@@ -174,7 +174,7 @@ class Attempts:
             return delay_s
         lane = self._counts.get(self._lane(attempt), _Count())
         delay_s = max(delay_s, math.inf if lane.running else lane.failed_at + self._lane_s(attempt) - monotonic())
-        if delay_s <= 0 and any(self._goes_first(one, attempt) for one in self._held):
+        if delay_s <= 0 and any(self._goes_first(candidate, attempt) for candidate in self._held):
             return math.inf
         return delay_s
 
@@ -188,10 +188,12 @@ class Attempts:
         growing_s = float(2 ** min(self._failures(attempt.own) - self._free, 30))
         return max(0.0, count.failed_at + min(longest_s, growing_s) - monotonic())
 
-    def _goes_first(self, one: Attempt, other: Attempt) -> bool:
+    def _goes_first(self, candidate: Attempt, other: Attempt) -> bool:
         """Return True if one attempt waits only for its lane, and comes before another attempt in it."""
         return (
-            self._lane(one) == self._lane(other) and self._rank(one) < self._rank(other) and self._own_delay_s(one) <= 0
+            self._lane(candidate) == self._lane(other)
+            and self._rank(candidate) < self._rank(other)
+            and self._own_delay_s(candidate) <= 0
         )
 
     def _rank(self, attempt: Attempt) -> tuple[int, Standing, float]:

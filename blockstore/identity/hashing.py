@@ -106,10 +106,10 @@ class HashingPool:
 
     def _rivals(self, job: _Job) -> list[_Job] | None:
         """Return the waiting jobs that compete with a new job for its place; None if there is space."""
-        same = [one for one in self._waiting if one.account == job.account]
+        same = [candidate for candidate in self._waiting if candidate.account == job.account]
         if len(same) >= min(MOST_WAITING_PER_ACCOUNT, self._most_waiting):
             return same
-        strangers = [one for one in self._waiting if not one.familiar]
+        strangers = [candidate for candidate in self._waiting if not candidate.familiar]
         if not job.familiar and len(strangers) >= self._most_waiting - self._kept:
             return strangers
         return self._waiting if len(self._waiting) >= self._most_waiting else None
@@ -119,11 +119,20 @@ class HashingPool:
         if rivals is None:
             return None
         all_of_them = (*self._waiting, job)
-        of_address = _numbers(all_of_them, lambda one: one.address)
+        of_address = _numbers(all_of_them, lambda candidate: candidate.address)
         # Within an account by claim: a user whose password is guessed from everywhere comes first in it.
-        by_claim = sorted(all_of_them, key=lambda one: (not one.familiar, one.standing, one.luck))
-        of_account = _numbers(by_claim, lambda one: one.account)
-        return max((*rivals, job), key=lambda one: (max(of_address[one], of_account[one]), one.standing, one.luck))
+        by_claim = sorted(
+            all_of_them, key=lambda candidate: (not candidate.familiar, candidate.standing, candidate.luck)
+        )
+        of_account = _numbers(by_claim, lambda candidate: candidate.account)
+        return max(
+            (*rivals, job),
+            key=lambda candidate: (
+                max(of_address[candidate], of_account[candidate]),
+                candidate.standing,
+                candidate.luck,
+            ),
+        )
 
     def _give_up(self, job: _Job) -> None:
         self._turns.remove(job.address, job)
@@ -154,9 +163,9 @@ def _numbers(jobs: Iterable[_Job], of: Callable[[_Job], str]) -> dict[_Job, int]
     """Return the number of each job among the jobs of the same address, or account."""
     counts: Counter[str] = Counter()
     numbers = {}
-    for one in jobs:
-        counts[of(one)] += 1
-        numbers[one] = counts[of(one)]
+    for candidate in jobs:
+        counts[of(candidate)] += 1
+        numbers[candidate] = counts[of(candidate)]
     return numbers
 
 

@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 REFUSED = "The name, the password, or the project is wrong, or is disabled."
 
-Aside = Callable[[], AbstractContextManager[Any]]
+LendThread = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(kw_only=True)
-class _Proved:
+class _LoginProof:
     """The result of the proofs of one login."""
 
     user_id: str
@@ -49,9 +49,9 @@ class _Proved:
 class Login:
     """Issues tokens for logins."""
 
-    def __init__(self, db: Database, config: IdentityConfig, aside: Aside) -> None:
-        """``aside`` is entered while a password is hashed, so that other requests are answered meanwhile."""
-        self._db, self._config, self._aside = db, config, aside
+    def __init__(self, db: Database, config: IdentityConfig, lend_thread: LendThread) -> None:
+        """``lend_thread`` is entered while a password is hashed, so that other requests are answered meanwhile."""
+        self._db, self._config, self._lend_thread = db, config, lend_thread
         self._attempts = Attempts(config.login_failures, config.login_pause_s)
         self._pool = HashingPool()
 
@@ -60,12 +60,12 @@ class Login:
         self._attempts.close()
         self._pool.close()
 
-    def token(self, asked: Mapping[str, Any], address: str) -> str:
+    def token(self, auth: Mapping[str, Any], address: str) -> str:
         """Return the text of a new token for the body ``auth``. Raises Unauthorized, TooManyRequests, Busy."""
-        proved: _Proved | None = None
-        methods = list(dict.fromkeys(asked["identity"]["methods"]))
+        proved: _LoginProof | None = None
+        methods = list(dict.fromkeys(auth["identity"]["methods"]))
         for method in methods:
-            proof = asked["identity"].get(method)
+            proof = auth["identity"].get(method)
             if proof is None:
                 raise Unauthorized(f"identity.methods names {method}, and identity.{method} is missing.")
             found = self._PROOFS[method](self, proof, address)
@@ -75,7 +75,7 @@ class Login:
         assert proved is not None  # the schema asks for at least one method
         with reserve.usable(), self._db.write() as session:  # without a token, no user could delete anything
             self._still_true(session, proved)
-            scope, scope_id = self._scope(session, asked.get("scope"), proved)
+            scope, scope_id = self._scope(session, auth.get("scope"), proved)
             expires_at = now() + datetime.timedelta(seconds=self._config.token_lifetime_s)
             if proved.earlier is not None:
                 methods = list(dict.fromkeys([*proved.earlier.methods, *methods]))
@@ -100,7 +100,7 @@ class Login:
 
     def hashed(self, password: str, address: str, user_id: str) -> str:
         """Return the hash to store for a password or a secret. Raises Busy."""
-        with self._aside():
+        with self._lend_thread():
             return self._pool.run(
                 lambda: passwords.hashed(password),
                 address=network_of(address),
@@ -110,25 +110,25 @@ class Login:
 
     # --- proofs --------------------------------------------------------------------------------------------
 
-    def _by_password(self, proof: Mapping[str, Any], address: str) -> _Proved:
+    def _by_password(self, proof: Mapping[str, Any], address: str) -> _LoginProof:
         who = proof["user"]
         with self._db.read() as session:
             user = _user(session, who)
             account = _account(session, who, user)
         self._compare(address, account, account, user.password_hash if user else None, who["password"])
         assert user is not None  # else no password would have matched
-        return _Proved(user_id=user.id, password_hash=user.password_hash)
+        return _LoginProof(user_id=user.id, password_hash=user.password_hash)
 
-    def _by_token(self, proof: Mapping[str, Any], _address: str) -> _Proved:
+    def _by_token(self, proof: Mapping[str, Any], _address: str) -> _LoginProof:
         with self._db.read() as session:
             caller = tokens.check(session, proof["id"])
         if caller is None:
             raise Unauthorized("The token is not valid, or is no longer valid.")
         if caller.credential is not None:
             raise Unauthorized("A token from an application credential keeps its project; it cannot be exchanged.")
-        return _Proved(user_id=caller.user.id, earlier=caller)
+        return _LoginProof(user_id=caller.user.id, earlier=caller)
 
-    def _by_application_credential(self, proof: Mapping[str, Any], address: str) -> _Proved:
+    def _by_application_credential(self, proof: Mapping[str, Any], address: str) -> _LoginProof:
         credential: ApplicationCredential | None = None
         with self._db.read() as session:
             if proof.get("id"):
@@ -144,9 +144,9 @@ class Login:
         assert credential is not None
         if credential.expires_at is not None and credential.expires_at <= now():
             raise Unauthorized(f"The application credential {credential.id} has expired.")
-        return _Proved(user_id=credential.user_id, credential=credential)
+        return _LoginProof(user_id=credential.user_id, credential=credential)
 
-    _PROOFS: Mapping[str, Callable[[Login, Mapping[str, Any], str], _Proved]] = {
+    _PROOFS: Mapping[str, Callable[[Login, Mapping[str, Any], str], _LoginProof]] = {
         "password": _by_password,
         "token": _by_token,
         "application_credential": _by_application_credential,
@@ -158,7 +158,7 @@ class Login:
         Attempts are counted by ``account``. Places in the hashing queue are counted by ``user_account``, which all
         credentials of one user share.
         """
-        with self._aside(), self._attempts.made(account, address) as attempt:
+        with self._lend_thread(), self._attempts.made(account, address) as attempt:
             attempt.right = self._pool.run(
                 lambda: passwords.matches(kept, password),
                 address=network_of(address),
@@ -172,7 +172,7 @@ class Login:
 
     # --- scope ---------------------------------------------------------------------------------------------
 
-    def _still_true(self, session: Session, proved: _Proved) -> None:
+    def _still_true(self, session: Session, proved: _LoginProof) -> None:
         """Raise Unauthorized unless the proofs still hold, inside the transaction that makes the token."""
         found = session.get(User, proved.user_id)
         domain = accounts.hold(session, Domain, found.domain_id) if found is not None else None
@@ -190,24 +190,24 @@ class Login:
         if not fits:
             raise Unauthorized(REFUSED)
 
-    def _scope(self, session: Session, asked: Any, proved: _Proved) -> tuple[str, str]:
+    def _scope(self, session: Session, requested: Any, proved: _LoginProof) -> tuple[str, str]:
         user_id = proved.user_id
         if proved.credential is not None:
-            if asked is not None:
+            if requested is not None:
                 raise Unauthorized("An application credential is for one project; the request must name no scope.")
             scope, scope_id = accounts.PROJECT, proved.credential.project_id
-        elif asked is None:
+        elif requested is None:
             home = session.get_one(User, user_id).default_project_id
             if not home or not _open(session, accounts.PROJECT, home) or not _has_role(session, user_id, home):
                 return accounts.NO_SCOPE, ""
             return accounts.PROJECT, home
-        elif asked == "unscoped" or "unscoped" in asked:
+        elif requested == "unscoped" or "unscoped" in requested:
             return accounts.NO_SCOPE, ""
-        elif "project" in asked:
-            project = _project(session, asked["project"])
+        elif "project" in requested:
+            project = _project(session, requested["project"])
             scope, scope_id = accounts.PROJECT, project.id if project else ""
-        elif "domain" in asked:
-            domain = _domain(session, asked["domain"])
+        elif "domain" in requested:
+            domain = _domain(session, requested["domain"])
             scope, scope_id = accounts.DOMAIN, domain.id if domain else ""
         else:
             scope, scope_id = accounts.SYSTEM, accounts.ALL
@@ -244,9 +244,9 @@ def _account(session: Session, who: Mapping[str, Any], user: User | None) -> str
         return f"user {user.id}"
     if who.get("id"):
         return _digest("user", who["id"])
-    said = who.get("domain") or {}
-    domain = _domain(session, said)
-    where = domain.id if domain else said.get("id") or said.get("name")
+    ref = who.get("domain") or {}
+    domain = _domain(session, ref)
+    where = domain.id if domain else ref.get("id") or ref.get("name")
     return _digest("user", where, who.get("name"))
 
 
@@ -265,23 +265,23 @@ def _digest(*words: Any) -> str:
     return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _domain(session: Session, said: Mapping[str, Any] | None) -> Domain | None:
-    if said is None:
+def _domain(session: Session, ref: Mapping[str, Any] | None) -> Domain | None:
+    if ref is None:
         return None
-    if said.get("id"):
-        return session.get(Domain, said["id"])
-    return accounts.by_name(session, Domain, said.get("name") or "")
+    if ref.get("id"):
+        return session.get(Domain, ref["id"])
+    return accounts.by_name(session, Domain, ref.get("name") or "")
 
 
-def _user(session: Session, said: Mapping[str, Any]) -> User | None:
-    if said.get("id"):
-        return session.get(User, said["id"])
-    domain = _domain(session, said.get("domain"))
-    return None if domain is None else accounts.by_name(session, User, said.get("name") or "", domain.id)
+def _user(session: Session, ref: Mapping[str, Any]) -> User | None:
+    if ref.get("id"):
+        return session.get(User, ref["id"])
+    domain = _domain(session, ref.get("domain"))
+    return None if domain is None else accounts.by_name(session, User, ref.get("name") or "", domain.id)
 
 
-def _project(session: Session, said: Mapping[str, Any]) -> Project | None:
-    if said.get("id"):
-        return session.get(Project, said["id"])
-    domain = _domain(session, said.get("domain"))
-    return None if domain is None else accounts.by_name(session, Project, said.get("name") or "", domain.id)
+def _project(session: Session, ref: Mapping[str, Any]) -> Project | None:
+    if ref.get("id"):
+        return session.get(Project, ref["id"])
+    domain = _domain(session, ref.get("domain"))
+    return None if domain is None else accounts.by_name(session, Project, ref.get("name") or "", domain.id)

@@ -24,16 +24,16 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 def warnings(config: Config) -> list[str]:
     """Return a sentence for each file whose secrets every user can read. Raises ConfigError."""
-    said = []
+    sentences = []
     options = list(_options(config))
     if config.source != Config.source and _is_open(Path(config.source)):
         names = [where for where, metadata, value in options if _is_secret(metadata, value)]
         if names:
-            said.append(_sentence(Path(config.source), ", ".join(names)))
+            sentences.append(_sentence(Path(config.source), ", ".join(names)))
     for where, metadata, value in options:
         if metadata.get("secret_file") and isinstance(value, Path) and _is_open(value):
-            said.append(_sentence(value, where))
-    return said
+            sentences.append(_sentence(value, where))
+    return sentences
 
 
 def _options(config: Config) -> Iterator[tuple[str, Any, object]]:

@@ -46,16 +46,16 @@ def copy_volume(source: Backend, name: str, target: Backend, to: str, size: int,
     Raise BackendError if either side fails, or if the copy does not read as it was written.
     """
     progress(0)
-    here, there = f"{name} on {source.pool}", f"{to} on {target.pool}"
+    origin, destination = f"{name} on {source.pool}", f"{to} on {target.pool}"
     with source.open_volume(name, "rb") as reader:
         chunks = list(_chunks(source.regions(name, size)))
         with target.open_volume(to, "r+b") as writer:
-            sides = _Side(reader, here), _Side(writer, there)
+            sides = _Side(reader, origin), _Side(writer, destination)
             pieces = _copied(*sides, chunks, lambda percent: progress(percent * COPY_SHARE // 100))
             writer.flush()
             _forget_cached(writer)
     with target.open_volume(to, "rb") as written:
-        side = _Side(written, there)
+        side = _Side(written, destination)
         _prove(side, pieces, lambda percent: progress(COPY_SHARE + percent * (100 - COPY_SHARE) // 100))
 
 
@@ -149,8 +149,8 @@ class _Side:
         try:
             yield
         except OSError as exc:
-            said = exc.strerror or exc
-            raise BackendError(f"{self.what} cannot be {done}: {said}. Check that storage.") from exc
+            cause = exc.strerror or exc
+            raise BackendError(f"{self.what} cannot be {done}: {cause}. Check that storage.") from exc
 
 
 def _chunks(regions: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -191,18 +191,18 @@ class Exports:
         with self._change:
             self._worked_on.clear()
         wanted = self._rows(name, (A.ATTACHING, A.ATTACHED))
-        there, faults = target.list_exports(), target.faults()
+        listed, faults = target.list_exports(), target.faults()
         # First, because an export that another tool restored may serve an initiator that no longer owns the volume.
         # The rows are read after the list: a row exists before its export does, and is deleted after it.
-        for attachment_id in sorted(there - self._rows(name, states.EXPORTED)):
+        for attachment_id in sorted(listed - self._rows(name, states.EXPORTED)):
             with self._explained(name, attachment_id), self._exclusive(attachment_id):
                 if attachment_id not in self._rows(name, states.EXPORTED):  # it may be being connected again
                     log.warning("target %s: export %s has no attachment; ending it", name, attachment_id)
                     self._verified.discard(attachment_id)
                     target.withdraw(attachment_id)
         # After a start, all are restored: a listed export may be incomplete after a crash or a reboot.
-        for attachment_id in sorted(wanted - ((there - faults.keys()) & self._verified)):
-            fault = faults.get(attachment_id, "") if attachment_id in there else "it is gone"
+        for attachment_id in sorted(wanted - ((listed - faults.keys()) & self._verified)):
+            fault = faults.get(attachment_id, "") if attachment_id in listed else "it is gone"
             self._restore(name, target, attachment_id, backends, fault)
         for attachment_id in sorted(self._rows(name, (A.ERROR_DETACHING,))):
             with self._explained(name, attachment_id):

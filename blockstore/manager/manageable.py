@@ -58,14 +58,14 @@ class ManageableLister:
 
     def manageable(self, pool: str, kind: str, timeout_s: float) -> list[ManageableItem]:
         """Return the ``volumes``, or the ``snapshots``, on a pool. Raises BackendError, TimeoutError."""
-        look = volumes_on if kind == "volumes" else snapshots_on
-        asked = self._threads[pool].submit(look, self._context.db, self._context.backend(pool))
-        self._asked.add(asked)
-        asked.add_done_callback(self._asked.discard)
+        list_all = volumes_on if kind == "volumes" else snapshots_on
+        future = self._threads[pool].submit(list_all, self._context.db, self._context.backend(pool))
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
         try:
-            return asked.result(timeout_s)
+            return future.result(timeout_s)
         finally:
-            asked.cancel()  # a request that has not begun by the timeout
+            future.cancel()  # a request that has not begun by the timeout
 
     def stop(self) -> bool:
         """Send no more requests to pools; return True if every pool has answered."""
@@ -76,31 +76,31 @@ class ManageableLister:
 
 def volumes_on(db: Database, backend: Backend) -> list[ManageableItem]:
     """Return the volumes on a pool, ours included. Raises BackendError."""
-    there = backend.list_manageable()
+    listed = backend.list_manageable()
     with db.read() as session:
         # Rows of all pools, because two pools may lead to the same storage.
         rows = session.execute(select(Volume.id, Volume.name_id).where(Volume.host.is_not(None)))
-        return _found(session, there, {volume_name(row): row.id for row in rows})
+        return _found(session, listed, {volume_name(row): row.id for row in rows})
 
 
 def snapshots_on(db: Database, backend: Backend) -> list[ManageableItem]:
     """Return the snapshots on a pool, ours included. Raises BackendError."""
-    there = backend.list_manageable_snapshots()
+    listed = backend.list_manageable_snapshots()
     with db.read() as session:
-        return _found(session, there, {snapshot_name(one): one for one in session.scalars(select(Snapshot.id))})
+        return _found(session, listed, {snapshot_name(one): one for one in session.scalars(select(Snapshot.id))})
 
 
-def _found(session: Session, there: Sequence[Manageable], ours: dict[str, str]) -> list[ManageableItem]:
+def _found(session: Session, listed: Sequence[Manageable], ours: dict[str, str]) -> list[ManageableItem]:
     # No row names the copy that an unfinished migration makes or has left behind.
     copies = select(OperationRow.body).where(OperationRow.state == "open", OperationRow.kind.in_(_COPYING))
     busy = {body.get("name") or f"volume-{body['name_id']}" for body in session.scalars(copies)}
     found = []
-    for one in there:
-        row_id = ours.get(one.name)
-        reason = MANAGED if row_id else one.reason
-        if reason is None and one.name in busy:
+    for volume in listed:
+        row_id = ours.get(volume.name)
+        reason = MANAGED if row_id else volume.reason
+        if reason is None and volume.name in busy:
             reason = "an unfinished operation uses it"
-        found.append(ManageableItem(one.reference, -(-one.size_bytes // GIB), one.volume, reason, row_id))
+        found.append(ManageableItem(volume.reference, -(-volume.size_bytes // GIB), volume.volume, reason, row_id))
     return found
 
 

@@ -78,10 +78,10 @@ def _migrate(context: ManagerContext, operation: MigrateVolume, volume: Volume, 
         if report is not None:
             values["availability_zone"] = report.availability_zone
         if isinstance(operation, MigrateToType):
-            kind = session.get(VolumeType, operation.type_id)
-            if kind is None:
+            volume_type = session.get(VolumeType, operation.type_id)
+            if volume_type is None:
                 raise BackendError.for_everybody(f"The volume type {operation.type_id} is gone.")
-            values |= {"volume_type_id": kind.id, "multiattach": kind.multiattach}
+            values |= {"volume_type_id": volume_type.id, "multiattach": volume_type.multiattach}
             counts = {"volumes": operation.counted, "gigabytes": operation.size_gib}
             quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
         try:

@@ -22,7 +22,7 @@ from blockstore.operations.states import V
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AcceptedStorage:
     """The report to an administrator about storage that replaced the recorded storage."""
 
     former: str
@@ -33,7 +33,7 @@ class Accepted:
     """Ids of the volumes and snapshots that are not on the new storage. Their rows stay until they are deleted."""
 
 
-def accept(db: Database, pool: str, backend: Backend, installation: str, keep_days: int) -> Accepted:
+def accept(db: Database, pool: str, backend: Backend, installation: str, keep_days: int) -> AcceptedStorage:
     """Record the present storage of a pool as its storage. Tell the projects whose volumes are not on it.
 
     Deletes nothing, on the storage or in the database. Lost volumes and snapshots that were available are in error
@@ -49,16 +49,16 @@ def accept(db: Database, pool: str, backend: Backend, installation: str, keep_da
     names = backend.list_volumes().keys() | backend.list_snapshots().keys()
     with db.write() as session:
         record_identity(session, pool, identity)
-        there, lost = [], []
+        present, lost = [], []
         for machine in (states.VOLUME, states.SNAPSHOT):
             model: Any = machine.model
             for row in session.scalars(select(model).where(model.host == pool).order_by(model.id)).all():
                 name = snapshot_name(row.id) if machine is states.SNAPSHOT else volume_name(row)
                 if name in names:
-                    there.append(row.id)
+                    present.append(row.id)
                     continue
                 lost.append(row.id)
                 if row.status == V.AVAILABLE:
                     transitions.reset_status(session, machine, row.id, V.ERROR, by="blockstore backend accept")
                 messages.tell_lost(session, machine.name, row.project_id, row.id, keep_days)
-    return Accepted(former, identity, there, lost)
+    return AcceptedStorage(former, identity, present, lost)

@@ -15,13 +15,13 @@ from blockstore.backends.contract import Backend, Capabilities, Capacity
 from blockstore.config import BackendSection
 from blockstore.db.models import now
 from blockstore.errors import BackendError, DatabaseAway, is_out_of_files
+from blockstore.log_limiter import LogLimiter
 from blockstore.manager.context import ManagerContext, UsableBackends
 from blockstore.manager.recognition import prove
-from blockstore.repeats import Repeats
 from blockstore.zones import zone_of
 
 log = logging.getLogger(__name__)
-repeats = Repeats(log)
+log_limiter = LogLimiter(log)
 
 EXPORTS = "exports"
 """The key of the targets' health check, beside the names of the pools."""
@@ -33,36 +33,36 @@ class Reporter:
     def __init__(self, context: ManagerContext) -> None:
         self._context = context
         self._threads = ThreadPoolExecutor(max_workers=len(context.backends) + 1, thread_name_prefix="report")
-        self._looks: dict[str, Future[None]] = {}
+        self._checks: dict[str, Future[None]] = {}
 
-    def look(self, *, wait_s: float) -> None:
+    def check_all(self, *, wait_s: float) -> None:
         """Check every backend, and reconcile exports with attachments.
 
         Return when all have answered or ``wait_s`` has passed. A backend that has not answered the previous health
         check is down until it answers, and is not asked twice.
         """
         for pool in self._context.backends:
-            before = self._looks.get(pool)
+            before = self._checks.get(pool)
             if before is not None and not before.done():
                 self._note_silence(pool)
             else:
-                self._looks[pool] = self._threads.submit(report, self._context, pool)
-        exports = self._looks.get(EXPORTS)
+                self._checks[pool] = self._threads.submit(report, self._context, pool)
+        exports = self._checks.get(EXPORTS)
         if exports is None or exports.done():
-            self._looks[EXPORTS] = self._threads.submit(self._context.exports.reconcile, UsableBackends(self._context))
-        done, _ = wait(self._looks.values(), timeout=wait_s)
-        for look in done:
-            if isinstance(exc := look.exception(), DatabaseAway):
-                repeats.log(logging.WARNING, exc.message, "a backend was not checked: %s", exc.detail)
+            self._checks[EXPORTS] = self._threads.submit(self._context.exports.reconcile, UsableBackends(self._context))
+        done, _ = wait(self._checks.values(), timeout=wait_s)
+        for check in done:
+            if isinstance(exc := check.exception(), DatabaseAway):
+                log_limiter.log(logging.WARNING, exc.message, "a backend was not checked: %s", exc.detail)
             elif is_out_of_files(exc):
-                repeats.log(logging.ERROR, "files", "the exports were not checked: %s", exc)
+                log_limiter.log(logging.ERROR, "files", "the exports were not checked: %s", exc)
             elif exc is not None:
                 log.error("a backend's report could not be stored", exc_info=exc)
 
     def stop(self) -> bool:
         """Start no more health checks; return True if every one has ended."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        return all(look.done() for look in self._looks.values())
+        return all(check.done() for check in self._checks.values())
 
     def _note_silence(self, pool: str) -> None:
         report = self._context.pool_reports.get(pool)
@@ -92,7 +92,7 @@ def report(context: ManagerContext, pool: str) -> None:
     except Exception as exc:
         if is_out_of_files(exc) and before is not None:
             # The storage has not changed. If its pool were marked down, operations would fail.
-            repeats.log(logging.ERROR, "files", "backend %s was not checked: too many open files", pool)
+            log_limiter.log(logging.ERROR, "files", "backend %s was not checked: too many open files", pool)
             return
         if isinstance(exc, DatabaseAway):
             raise

@@ -160,14 +160,14 @@ def change_type(context: ManagerContext, operation: ChangeType, volume: Volume) 
     """Apply the limits of the new type on the pool, and give the volume that type."""
     apply_qos(context, volume.host or "", volume_name(volume), operation.type_id, volume.size, lift=True)
     with context.db.write() as session:
-        kind = session.get(VolumeType, operation.type_id)
-        if kind is None:
+        volume_type = session.get(VolumeType, operation.type_id)
+        if volume_type is None:
             raise BackendError.for_everybody(f"The volume type {operation.type_id} is gone.")
-        changed = {"volume_type_id": kind.id, "multiattach": kind.multiattach}
+        changed = {"volume_type_id": volume_type.id, "multiattach": volume_type.multiattach}
         session.execute(update(Volume).where(Volume.id == volume.id).values(changed))
         counts = {"volumes": operation.counted, "gigabytes": operation.size_gib}
         quotas.refund_type(session, volume.project_id, volume.volume_type_id, **counts)
-        _recount_snapshots(session, volume, kind.id)
+        _recount_snapshots(session, volume, volume_type.id)
         if transitions.complete(session, operation, V.AVAILABLE):
             transitions.sync_volume_status(session, volume.id)
 

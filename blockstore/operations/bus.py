@@ -20,14 +20,14 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
-from blockstore.db import patience
+from blockstore.db import wait_limits
 from blockstore.errors import DatabaseAway, OutOfFiles, TryAgain
+from blockstore.log_limiter import LogLimiter
 from blockstore.operations.catalogue import Operation
-from blockstore.repeats import Repeats
 from blockstore.turns import Turns
 
 log = logging.getLogger(__name__)
-repeats = Repeats(log)
+log_limiter = LogLimiter(log)
 
 Handler = Callable[[Operation], None]
 
@@ -95,7 +95,7 @@ class _Ticket:
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Expectation:
+class Completion:
     """Lets a thread outside the bus wait until some operations have ended."""
 
     def __init__(self, operation_ids: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ class Expectation:
 
 
 def _run(handler: Handler, operation: Operation) -> None:
-    with patience.acting_for(operation.project_id):
+    with wait_limits.acting_for(operation.project_id):
         handler(operation)
 
 
@@ -137,7 +137,7 @@ class Bus:
         self._change = threading.Condition()
         self._pending: dict[str, int] = {}
         self._running: dict[str, Operation] = {}
-        self._expected: dict[str, Expectation] = {}
+        self._expected: dict[str, Completion] = {}
         self._closing = False
         self._lookups = Workers(LOOKUPS)
 
@@ -174,15 +174,15 @@ class Bus:
         self._loop.call_soon_threadsafe(self._begin, operation)
 
     @contextmanager
-    def expecting(self, operation_ids: Sequence[str]) -> Iterator[Expectation]:
+    def completion_of(self, operation_ids: Sequence[str]) -> Iterator[Completion]:
         """Observe the end of operations about to be enqueued. Never use it in a handler: it would wait for itself."""
-        expectation = Expectation(operation_ids)
+        completion = Completion(operation_ids)
         with self._change:
-            self._expected.update(dict.fromkeys(operation_ids, expectation))
+            self._expected.update(dict.fromkeys(operation_ids, completion))
             if self._closing or not operation_ids:
-                expectation.note(None)
+                completion.note(None)
         try:
-            yield expectation
+            yield completion
         finally:
             with self._change:
                 for operation_id in operation_ids:
@@ -307,7 +307,7 @@ class Bus:
             await self._loop.run_in_executor(component.threads, _run, component.handlers[type(operation)], operation)
         except DatabaseAway as exc:
             # An outage makes all operations raise this at once.
-            repeats.log(
+            log_limiter.log(
                 logging.WARNING,
                 exc.message,
                 "%s %s will be retried: %s",
@@ -317,7 +317,7 @@ class Bus:
             )
             return False
         except OutOfFiles as exc:
-            repeats.log(
+            log_limiter.log(
                 logging.WARNING, "files", "%s %s will be retried: %s", operation.kind, operation.operation_id, exc
             )
             return False

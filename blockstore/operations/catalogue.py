@@ -143,8 +143,10 @@ def from_stored(
 
     Raise KeyError if its kind is unknown, TypeError if its fields do not fit.
     """
-    made = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
-    return KINDS[kind](operation_id=operation_id, request_id=request_id, project_id=project_id, attempt=attempt, **made)
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+    return KINDS[kind](
+        operation_id=operation_id, request_id=request_id, project_id=project_id, attempt=attempt, **fields
+    )
 
 
 class VolumeOperation(Operation, resource_type="volume"):

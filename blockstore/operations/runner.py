@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from sqlalchemy import Select, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from blockstore.db import patience
+from blockstore.db import wait_limits
 from blockstore.db.models import OperationRow, now
 from blockstore.db.session import Database
 from blockstore.errors import (
@@ -227,7 +227,7 @@ def progress_of(context: HandlerContext, operation: Operation) -> Callable[[int]
             return
         next_at = time.monotonic() + PROGRESS_INTERVAL_S
         # A short outage of the database must not cost the work done so far.
-        with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), context.db.write() as session:
+        with suppress(DatabaseAway), wait_limits.limited(PROGRESS_WAIT_S), context.db.write() as session:
             session.execute(
                 update(OperationRow).where(OperationRow.id == operation.operation_id).values(progress=percent)
             )
@@ -241,14 +241,16 @@ def refuse_cancelled(session: Session, operation: Operation, when: str = "at the
 
     Resetting the status of its row also asks it to stop.
     """
-    asked = session.execute(select(OperationRow.cancel_asked).where(OperationRow.id == operation.operation_id)).scalar()
-    if asked and operation.cancellable:
+    is_cancelled = session.execute(
+        select(OperationRow.cancel_asked).where(OperationRow.id == operation.operation_id)
+    ).scalar()
+    if is_cancelled and operation.cancellable:
         raise OperationCancelled(f"cancelled by the operator {when}")
 
 
 def mark_started(db: Database, operation: Operation) -> None:
     """Record that a long operation is running, so that it is shown as such; do nothing if the database is away."""
-    with suppress(DatabaseAway), patience.limited(PROGRESS_WAIT_S), db.write() as session:
+    with suppress(DatabaseAway), wait_limits.limited(PROGRESS_WAIT_S), db.write() as session:
         session.execute(
             update(OperationRow)
             .where(OperationRow.id == operation.operation_id, OperationRow.state == "open")

@@ -75,7 +75,7 @@ ANY = frozenset[str]()
 
 
 @dataclass(frozen=True)
-class Machine:
+class StateMachine:
     """The statuses of one kind of row. Do not merge the tables of two machines: their members have equal hashes."""
 
     name: str
@@ -94,7 +94,7 @@ FOLLOWS_ATTACHMENTS = frozenset(
 )  # fmt: skip
 """Statuses of a volume that its attachments may replace. In the other statuses, other work uses the volume."""
 
-VOLUME = Machine(
+VOLUME = StateMachine(
     name="Volume",
     model=Volume,
     moves={
@@ -138,7 +138,7 @@ VOLUME = Machine(
         V.DELETING: V.ERROR_DELETING,
     },
 )
-SNAPSHOT = Machine(
+SNAPSHOT = StateMachine(
     name="Snapshot",
     model=Snapshot,
     moves={
@@ -154,7 +154,7 @@ SNAPSHOT = Machine(
         S.RESTORING: S.AVAILABLE,
     },
 )
-ATTACHMENT = Machine(
+ATTACHMENT = StateMachine(
     name="Attachment",
     model=Attachment,
     moves={
@@ -171,7 +171,7 @@ ATTACHMENT = Machine(
         A.DISCONNECTING: A.ERROR_DETACHING,
     },
 )
-MACHINES: Mapping[str, Machine] = {"volume": VOLUME, "snapshot": SNAPSHOT, "attachment": ATTACHMENT}
+MACHINES: Mapping[str, StateMachine] = {"volume": VOLUME, "snapshot": SNAPSHOT, "attachment": ATTACHMENT}
 
 EXPORTED = (A.CONNECTING, A.ATTACHING, A.ATTACHED, A.DISCONNECTING, A.ERROR_DETACHING)
 """Statuses of an attachment that may have an export, through which a server may read and write."""

@@ -19,7 +19,7 @@ from blockstore.db.models import MIGRATION_ENDED, Attachment, Snapshot, Volume, 
 from blockstore.errors import Reason, StateConflict
 from blockstore.operations import journal
 from blockstore.operations.catalogue import Operation
-from blockstore.operations.states import FOLLOWS_ATTACHMENTS, MACHINES, VOLUME, A, Machine, S, V
+from blockstore.operations.states import FOLLOWS_ATTACHMENTS, MACHINES, VOLUME, A, S, StateMachine, V
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def insert_row(session: Session, attachment: Attachment, status: A) -> None:
 
 def move(
     session: Session,
-    machine: Machine,
+    machine: StateMachine,
     row_id: str,
     to: str,
     *,
@@ -88,7 +88,7 @@ def _moving(machine: str, to: str, only_from: tuple[str, ...], *, remembers: boo
     return statement
 
 
-def reset_status(session: Session, machine: Machine, row_id: str, to: str, *, by: str) -> None:
+def reset_status(session: Session, machine: StateMachine, row_id: str, to: str, *, by: str) -> None:
     """Set a status regardless of the present one: the administrator's os-reset_status. Ask open operations to stop."""
     model: Any = machine.model
     session.execute(update(model).where(model.id == row_id).values(status=to, updated_at=now()))
@@ -109,7 +109,11 @@ def delete_now(session: Session, operation: Operation) -> None:
 
 
 def unmanage(
-    session: Session, machine: Machine, row_id: str, only_from: Sequence[str], where: Sequence[ColumnElement[bool]] = ()
+    session: Session,
+    machine: StateMachine,
+    row_id: str,
+    only_from: Sequence[str],
+    where: Sequence[ColumnElement[bool]] = (),
 ) -> None:
     """Delete the row of a volume or snapshot that stays on its backend.
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from blockstore.context import RequestContext
 from blockstore.errors import ConfigError, ServiceUnavailable, is_out_of_files
+from blockstore.log_limiter import LogLimiter
 from blockstore.policy.rules import IMPLIED, RULES, Level
-from blockstore.repeats import Repeats
 from blockstore.trusted_paths import weak_place
 
 log = logging.getLogger(__name__)
-repeats = Repeats(log)
+log_limiter = LogLimiter(log)
 
 REMOTE_TIMEOUT_S = 2.0
 """Longest wait for the server of an ``http:`` rule, which may block the only answering thread."""
@@ -60,11 +60,11 @@ class PolicyFile:
         conf.set_override("remote_timeout", REMOTE_TIMEOUT_S, group="oslo_policy")
         defaults = {**HELPERS, **{rule: CHECKS[level] for rule, level in RULES.items()}}
         try:
-            said = policy.parse_file_contents(_read(file))
-            if not isinstance(said, dict) or not all(isinstance(name, str) for name in said):
+            content = policy.parse_file_contents(_read(file))
+            if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
                 raise ConfigError("it must be a mapping from names of rules to checks")
             with _complaints() as complaints:
-                rules = policy.Rules.from_dict({**defaults, **said})
+                rules = policy.Rules.from_dict({**defaults, **content})
                 self._enforcer.set_rules(rules)
                 self._enforcer.check_rules()  # otherwise a request would meet a cycle
             if complaints:
@@ -72,7 +72,7 @@ class PolicyFile:
         except Exception as exc:  # oslo.policy, YAML and the file system each have their own errors
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             raise ConfigError(f"{file}: it cannot be used as a policy file: {' '.join(why.split())}") from None
-        self.overridden = frozenset(said)
+        self.overridden = frozenset(content)
         for name in sorted(self.overridden - defaults.keys()):
             log.info("%s: this service has no rule %s; only other rules can use it", file, name)
 
@@ -104,7 +104,7 @@ class PolicyFile:
             if is_out_of_files(exc):
                 raise
             why = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
-            repeats.log(logging.ERROR, rule, "the policy rule %s cannot be evaluated: %s", rule, why)
+            log_limiter.log(logging.ERROR, rule, "the policy rule %s cannot be evaluated: %s", rule, why)
             raise ServiceUnavailable.for_everybody(
                 f"The policy rule {rule} could not be evaluated. Try again in a moment, or ask your administrator."
             ) from None

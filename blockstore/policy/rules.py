@@ -214,7 +214,7 @@ class Policy:
             self._seen = _signature(file)
             self._overrides = load(file)
 
-    def look(self) -> None:
+    def reload_if_changed(self) -> None:
         """Read the policy file again if it has changed. Called once per request, which checks many rules."""
         if self._file is None or self._load is None:
             return
@@ -227,8 +227,8 @@ class Policy:
         except ConfigError as exc:  # the former policies are safer than none
             log.error("policies not changed: %s", exc)
         except Exception as exc:
-            said = " ".join(str(exc).split())
-            log.error("policies not changed: %s cannot be read: %s: %s", self._file, type(exc).__name__, said)
+            reason = " ".join(str(exc).split())
+            log.error("policies not changed: %s cannot be read: %s: %s", self._file, type(exc).__name__, reason)
         else:
             log.warning("policies read again: %s", self._file if self._overrides else f"{self._file} is gone")
 

@@ -150,8 +150,8 @@ def _refuse_by_history(request: PlacementRequest, pool: Pool, names: frozenset[s
         return Refusal("MigrationFilter", "the volume is already there")
     if request.destination not in (None, pool.name, pool.backend):
         return Refusal("MigrationFilter", f"the destination is {request.destination}")
-    there = pool.capabilities.get("logical_block_size")
-    if request.block_size and there and (reason := other_block_size(request.block_size, there)):
+    block_size = pool.capabilities.get("logical_block_size")
+    if request.block_size and block_size and (reason := other_block_size(request.block_size, block_size)):
         return Refusal("BlockSizeFilter", reason)
     if request.required_pool is not None and pool.name != request.required_pool:
         absent = "" if request.required_pool in names else ", which is down, disabled or has not reported"

@@ -34,10 +34,10 @@ def explain_new(
         volume={"size": size_gib, "volume_type_id": type_id, "name": "", "id": "", "project_id": ""},
     )
     pools, absent = candidates(context.pool_reports, session)
-    return _told(choose(request, pools, context.filters, context.weighers), pools, absent, request)
+    return _explanation(choose(request, pools, context.filters, context.weighers), pools, absent, request)
 
 
-def _told(
+def _explanation(
     choice: Choice, pools: Sequence[Pool], absent: Mapping[str, str], request: PlacementRequest
 ) -> dict[str, Any]:
     rank = {ranked.pool.name: (place, ranked) for place, ranked in enumerate(choice.ranking, 1)}

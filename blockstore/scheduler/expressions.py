@@ -145,8 +145,8 @@ def _on_the_wire(figure: float | None) -> float | str:
 
 
 def _inputs(expression: Expression, scope: Scope) -> str:
-    told = [f"{name} is {_shown(_look_up(name, scope))}" for name in expression.names]
-    return ", ".join(told) or "it uses no variables"
+    inputs = [f"{name} is {_shown(_look_up(name, scope))}" for name in expression.names]
+    return ", ".join(inputs) or "it uses no variables"
 
 
 def _look_up(name: str, scope: Scope) -> Any:
@@ -174,8 +174,8 @@ def _number(value: Value, position: int, needed_by: str) -> float:
 
 
 def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _calculate(symbol: str, position: int, left: float, right: float) -> float:
@@ -444,8 +444,8 @@ def _compile(text: str) -> Expression:
             (node,) = _grammar().parse_string(text)
     except pp.ParseBaseException as exc:
         wanted = exc.msg.removeprefix("Expected ")
-        there = _shown(text[exc.loc : exc.loc + 20]) if text[exc.loc :].strip() else "the end"
-        raise ExpressionError.at(exc.loc, f"{wanted} expected, not {there}") from None
+        rest = _shown(text[exc.loc : exc.loc + 20]) if text[exc.loc :].strip() else "the end"
+        raise ExpressionError.at(exc.loc, f"{wanted} expected, not {rest}") from None
     except RecursionError:
         raise ExpressionError("nested too deeply") from None
     names = re.findall(rf"\b(?:{'|'.join(_SPACES)})\.[A-Za-z_][A-Za-z0-9_]*", without_texts)

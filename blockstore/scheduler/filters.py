@@ -26,24 +26,24 @@ def capacity(request: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a pool without enough space, or with thin storage that is physically too full."""
     if request.size_gib == 0:
         return None
-    asked = f"{gib(request.size_gib)} GiB asked"
+    wanted = f"{gib(request.size_gib)} GiB asked"
     if closed_because := pool.capabilities.get("closed_because"):
-        return f"{asked}, but the pool accepts nothing new: {closed_because}"
+        return f"{wanted}, but the pool accepts nothing new: {closed_because}"
     if not pool.is_free_reported:
-        return f"{asked}, the free capacity is not reported"
+        return f"{wanted}, the free capacity is not reported"
     if not is_finite(pool.free_gib):
         return None  # compat: a pool that reports unknown or infinite always passes
     if not is_finite(pool.total_gib):
         if pool.reserved_percentage == 0:
             return None
-        return f"{asked}, {pool.reserved_percentage} % reserved of a total that is unknown or infinite"
+        return f"{wanted}, {pool.reserved_percentage} % reserved of a total that is unknown or infinite"
     if pool.total_gib <= 0:
-        return f"{asked}, the pool has {gib(pool.total_gib)} GiB in total"
+        return f"{wanted}, the pool has {gib(pool.total_gib)} GiB in total"
     ratio = pool.over_subscription
     figures = [f"{gib(pool.total_gib)} GiB in total", f"{pool.reserved_percentage} % reserved"]
     if pool.is_over_subscribed(request.wants_thick):
         if ratio < 1:  # compat: refused even if there is space
-            return f"{asked}, but max_over_subscription_ratio is {gib(ratio)}, below 1"
+            return f"{wanted}, but max_over_subscription_ratio is {gib(ratio)}, below 1"
         figures.append(f"{gib(ratio)} times over-subscribed at most")
     else:
         figures.append(f"{gib(pool.free_gib)} GiB free")
@@ -52,11 +52,11 @@ def capacity(request: PlacementRequest, pool: Pool) -> str | None:
     # already, so that check refuses nothing that passes this one (proved by test_filters.py).
     left_gib = pool.virtual_free(request.wants_thick)
     if left_gib < request.size_gib:
-        return f"{asked}, {gib(max(0.0, left_gib))} GiB left ({', '.join(figures)})"
+        return f"{wanted}, {gib(max(0.0, left_gib))} GiB left ({', '.join(figures)})"
     filled = pool.filled_percentage
     if pool.thin and filled is not None and filled > pool.fill_limit_percentage:
         return (
-            f"{asked}, but the pool is {gib(filled)} % full and accepts nothing new above {pool.fill_limit_percentage}"
+            f"{wanted}, but the pool is {gib(filled)} % full and accepts nothing new above {pool.fill_limit_percentage}"
             f" % ({gib(pool.free_gib)} of {gib(pool.total_gib)} GiB physically free)"
         )
     return None

@@ -147,10 +147,10 @@ def retype_volume(context: SchedulerContext, operation: RetypeVolume, volume: Vo
     A refusal changes nothing.
     """
     with context.db.write() as session:
-        kind = session.get(VolumeType, operation.type_id)
-        if kind is None:
+        volume_type = session.get(VolumeType, operation.type_id)
+        if volume_type is None:
             raise NoBackend.for_everybody(f"The volume type {operation.type_id} is gone.")
-        facts = confined_facts(session, volume, extra_specs=kind.extra_specs)
+        facts = confined_facts(session, volume, extra_specs=volume_type.extra_specs)
         try:
             # The capacity of the volume is reserved already.
             _choose(
@@ -241,10 +241,10 @@ def place_migration(context: SchedulerContext, operation: PlaceMigration, volume
 def candidates(pool_reports: PoolReports, session: Session) -> tuple[list[Pool], dict[str, str]]:
     """Return the pools that are up, enabled and not frozen, and for each other pool the reason."""
     usages = reservations.usage_by_pool(session)
-    said = {row.host: row for row in session.execute(_SERVICES)}
+    services = {row.host: row for row in session.execute(_SERVICES)}
     pools, absent = [], {}
     for name, report in pool_reports.reports().items():
-        service = said.get(report.backend)
+        service = services.get(report.backend)
         if not report.up:
             absent[name] = f"is down: {report.reason}"
         elif service is not None and service.disabled:
@@ -272,7 +272,7 @@ def pool_of(report: PoolReport, usage: PoolUsage) -> Pool:
         thin=caps.thin,
         thick=caps.thick,
         fill_limit_percentage=config.fill_limit_percentage,
-        capabilities=report.wire(usage),
+        capabilities=report.api_capabilities(usage),
     )
 
 

@@ -109,6 +109,8 @@ def gib(figure: float) -> str:
 
 def protocol_spellings(reported: Any) -> tuple[Any, ...]:
     """Return every spelling of the reported protocol (or list of protocols), the reported ones first."""
-    told = tuple(reported) if isinstance(reported, list | tuple) else (reported,)
-    sets = [spellings for spellings in PROTOCOLS if any(one in spellings for one in told)]
-    return told + tuple(spelling for spellings in sets for spelling in spellings if spelling not in told)
+    reported_spellings = tuple(reported) if isinstance(reported, list | tuple) else (reported,)
+    sets = [spellings for spellings in PROTOCOLS if any(one in spellings for one in reported_spellings)]
+    return reported_spellings + tuple(
+        spelling for spellings in sets for spelling in spellings if spelling not in reported_spellings
+    )

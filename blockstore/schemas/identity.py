@@ -263,8 +263,8 @@ class Roles(fields.Field[list[Any]]):
             raise ValidationError(f"It must be a list of at most {MAX_ROLES} roles.")
         return [self._role(one) for one in value]
 
-    def _role(self, one: Any) -> dict[str, str]:
-        found = {key: one[key] for key in ("id", "name") if key in one} if isinstance(one, Mapping) else {}
+    def _role(self, given: Any) -> dict[str, str]:
+        found = {key: given[key] for key in ("id", "name") if key in given} if isinstance(given, Mapping) else {}
         if not found or not all(isinstance(ref, str) and len(ref) <= MAX_NAME for ref in found.values()):
             raise ValidationError(f"Each must be an object with an id or a name of at most {MAX_NAME} characters.")
         return found

@@ -24,7 +24,7 @@ PIECE_S = 60.0
 """Seconds that a caller has for the next piece of a streamed body."""
 
 
-class Buffered:
+class BufferedBody:
     """A body that has arrived, or that the application refuses for its length."""
 
     def __init__(self, content: bytes, length: int, counted: int) -> None:
@@ -35,10 +35,10 @@ class Buffered:
         return io.BytesIO(self.content)
 
 
-NO_BODY = Buffered(b"", 0, 0)
+NO_BODY = BufferedBody(b"", 0, 0)
 
 
-class Streamed(io.RawIOBase):
+class StreamedBody(io.RawIOBase):
     """A body that arrives while a thread reads it."""
 
     def __init__(

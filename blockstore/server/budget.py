@@ -54,7 +54,7 @@ class Budget:
 
 
 @dataclass(eq=False)
-class Sending:
+class SendingReply:
     """A reply that its caller has not taken completely."""
 
     task: asyncio.Task[None]
@@ -79,9 +79,9 @@ class Replies:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._sending: set[Sending] = set()
+        self._sending: set[SendingReply] = set()
 
-    def admit(self, task: asyncio.Task[None], caller: str, size: int, *, must: bool) -> Sending | None:
+    def admit(self, task: asyncio.Task[None], caller: str, size: int, *, must: bool) -> SendingReply | None:
         """Reserve space for a reply, and cut slow replies if there is none. Return None if that makes no space.
 
         ``must``: send the reply in any case, because the request has changed something.
@@ -96,11 +96,11 @@ class Replies:
             if not is_first or (self._sending and self._budget.is_over_total(size)):
                 return None
         self._budget.take(caller, size)
-        sending = Sending(task, caller, size, time.monotonic())
+        sending = SendingReply(task, caller, size, time.monotonic())
         self._sending.add(sending)
         return sending
 
-    def end(self, sending: Sending) -> None:
+    def end(self, sending: SendingReply) -> None:
         """Release the space of a reply."""
         if sending in self._sending:
             self._sending.remove(sending)
@@ -128,6 +128,6 @@ class Replies:
         self._cut(min(slow, key=lambda one: one.rate(now)))
         return True
 
-    def _cut(self, victim: Sending) -> None:
+    def _cut(self, victim: SendingReply) -> None:
         victim.task.cancel()
         self.end(victim)

@@ -82,8 +82,8 @@ class Connections:
         self._sweep: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         """Set while arrivals are watched."""
-        self._look: asyncio.Future[None] | None = None
-        self._next_look = self._next_sweep = 0.0
+        self._search: asyncio.Future[None] | None = None
+        self._next_search = self._next_sweep = 0.0
 
     # --- on any thread --------------------------------------------------------------------------------------
 
@@ -142,24 +142,24 @@ class Connections:
             if len(self._open) <= FEW:
                 descriptor = dict(self._present()).get(peer)
                 return None if descriptor is None else self._copy(peer, descriptor)
-            await self._looked()
+            await self._searched()
         return None
 
-    async def _looked(self) -> None:
+    async def _searched(self) -> None:
         """Wait for a sweep that begins after this call. All who wait at the same time share one sweep."""
         loop = asyncio.get_running_loop()
-        if self._look is None:
-            self._look = loop.create_future()
-            loop.call_at(self._next_look, self._look_now)
-        await asyncio.shield(self._look)
+        if self._search is None:
+            self._search = loop.create_future()
+            loop.call_at(self._next_search, self._search_now)
+        await asyncio.shield(self._search)
 
-    def _look_now(self) -> None:
-        look, self._look = self._look, None
+    def _search_now(self) -> None:
+        search, self._search = self._search, None
         try:
             self.sweep()
         finally:
-            if look is not None:
-                look.set_result(None)
+            if search is not None:
+                search.set_result(None)
 
     def _arrived(self) -> None:
         self._arrivals.poll(0)
@@ -204,7 +204,7 @@ class Connections:
         now = time.monotonic()
         present = dict(self._present())
         # Searches for one connection use at most a tenth of the processor, and so do other sweeps.
-        self._next_look = time.monotonic() + 10 * (time.monotonic() - now)
+        self._next_search = time.monotonic() + 10 * (time.monotonic() - now)
         silent = {peer: _asked(present[peer], silent_s) for peer in present.keys() - self._open.keys()}
         young = {peer for peer, seconds in silent.items() if seconds < JUST_S}
         with self._noting:
@@ -276,14 +276,14 @@ class Connections:
 
     def _peer(self, descriptor: int) -> str | None:
         """Return ADDRESS:PORT of the peer; None if the socket is no connection to the listening socket."""
-        one = socket.socket(fileno=descriptor)
+        connection = socket.socket(fileno=descriptor)
         try:
-            if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getsockname()[1] != self._port:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getsockname()[1] != self._port:
                 return None
-            host, port = one.getpeername()[:2]  # fails for the listening socket itself
+            host, port = connection.getpeername()[:2]  # fails for the listening socket itself
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         finally:
-            one.detach()
+            connection.detach()
 
     def _copy(self, peer: str, descriptor: int) -> socket.socket | None:
         # The number may belong to another file by now, the copy cannot.
@@ -340,9 +340,9 @@ def _is_slow(known: Open, now: float) -> bool:
 def _asked(descriptor: int, question: Callable[[socket.socket], float]) -> float:
     """Return the kernel's answer about a connection; 0 if it has just ended."""
     with contextlib.suppress(OSError):
-        one = socket.socket(fileno=descriptor)
+        connection = socket.socket(fileno=descriptor)
         try:
-            return question(one)
+            return question(connection)
         finally:
-            one.detach()
+            connection.detach()
     return 0

@@ -53,8 +53,8 @@ class _Scheduler(CallbackScheduler):
     def made(cls, loop: asyncio.AbstractEventLoop, adapter: Any) -> Any:
         """Return a scheduler that offers each request to ``adapter.take``, and else has the event loop call it."""
         call = _future_watcher_wrapper(adapter)  # type: ignore[no-untyped-call]
-        made: Any = cls  # as above
-        scheduler = made(loop, call, None, partial(_enter_task, loop), partial(_leave_task, loop))
+        worker_class: Any = cls  # as above
+        scheduler = worker_class(loop, call, None, partial(_enter_task, loop), partial(_leave_task, loop))
         on_loop = _cbsched_aioschedule(loop, scheduler._ctx, call)  # type: ignore[no-untyped-call]
 
         def schedule(watcher: Any) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from granian.rsgi import Scope
 
-from blockstore.server.bodies import Buffered, Streamed
+from blockstore.server.bodies import BufferedBody, StreamedBody
 from blockstore.server.refusals import RequestRefused
 
 MAX_PATH_BYTES = 8 << 10
@@ -54,7 +54,7 @@ def checked(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def environ_of(scope: Scope, headers: dict[str, str], body: Buffered | Streamed) -> dict[str, Any]:
+def environ_of(scope: Scope, headers: dict[str, str], body: BufferedBody | StreamedBody) -> dict[str, Any]:
     """Return the WSGI environment (PEP 3333) of a request."""
     address, _, port = scope.client.rpartition(":")
     server, _, server_port = scope.server.rpartition(":")
@@ -80,7 +80,7 @@ def environ_of(scope: Scope, headers: dict[str, str], body: Buffered | Streamed)
     for name, value in headers.items():
         environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
     environ.pop("HTTP_CONTENT_LENGTH", None)
-    if isinstance(body, Buffered) and (body.length or "content-length" in headers):
+    if isinstance(body, BufferedBody) and (body.length or "content-length" in headers):
         environ["CONTENT_LENGTH"] = str(body.length)
     elif "content-length" in headers:
         environ["CONTENT_LENGTH"] = headers["content-length"]

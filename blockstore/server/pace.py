@@ -18,7 +18,7 @@ AHEAD_BYTES = 256 << 10
 LEAST_RATE = 1024
 """Bytes per second at which the caller must take a reply, in each window of ``WINDOW_S`` seconds."""
 WINDOW_S = 10.0
-FIRST_LOOK_S, LAST_LOOK_S = 0.001, 0.1
+FIRST_CHECK_S, LAST_CHECK_S = 0.001, 0.1
 
 _ACKED = struct.Struct("=Q")
 _ACKED_AT = 120
@@ -29,16 +29,16 @@ _SILENT_MS_AT = 52
 """Offset of tcpi_last_data_recv."""
 
 
-def acked(one: socket.socket) -> int:
+def acked(connection: socket.socket) -> int:
     """Return the number of bytes that the peer has acknowledged; 0 if the connection has ended."""
     with contextlib.suppress(OSError, struct.error):
-        return int(_ACKED.unpack_from(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
+        return int(_ACKED.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192), _ACKED_AT)[0])
     return 0
 
 
-def silent_s(one: socket.socket) -> float:
+def silent_s(connection: socket.socket) -> float:
     """Return the seconds since the peer last sent data, or since the connection was made."""
-    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
     return int(_SILENT_MS.unpack_from(info, _SILENT_MS_AT)[0]) / 1000
 
 
@@ -49,8 +49,8 @@ def has_left(connection: socket.socket) -> bool:
     return True
 
 
-def _state(one: socket.socket) -> int:
-    return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+def _state(connection: socket.socket) -> int:
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 class Pace:
@@ -78,15 +78,15 @@ class Pace:
     async def _until(self, wanted: int, taken: Callable[[int], None]) -> None:
         if self._socket is None:
             return
-        look_s, window_ends, before = FIRST_LOOK_S, time.monotonic() + WINDOW_S, self._taken()
+        check_s, window_ends, before = FIRST_CHECK_S, time.monotonic() + WINDOW_S, self._taken()
         while (now_taken := self._taken()) < wanted:
             taken(now_taken)
             if time.monotonic() >= window_ends:
                 if now_taken - before < LEAST_RATE * WINDOW_S:
                     raise TimeoutError
                 window_ends, before = time.monotonic() + WINDOW_S, now_taken
-            await asyncio.sleep(look_s)  # the kernel has no event for acknowledged bytes
-            look_s = min(look_s * 2, LAST_LOOK_S)
+            await asyncio.sleep(check_s)  # the kernel has no event for acknowledged bytes
+            check_s = min(check_s * 2, LAST_CHECK_S)
         taken(now_taken)
 
     def _taken(self) -> int:

@@ -21,7 +21,7 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian.rsgi import Scope
 
 from blockstore.address import network_of
-from blockstore.server.bodies import MAX_BODY_BYTES, NO_BODY, Buffered, Places, Streamed, received
+from blockstore.server.bodies import MAX_BODY_BYTES, NO_BODY, BufferedBody, Places, StreamedBody, received
 from blockstore.server.budget import Budget, Replies
 from blockstore.server.connections import Connections
 from blockstore.server.heads import checked, environ_of
@@ -63,7 +63,7 @@ class Request:
     """The network that counts as one address."""
     line: str
     """The line in which it waits: the project of its token; empty for a stranger."""
-    body: Buffered | Streamed
+    body: BufferedBody | StreamedBody
     done: Callable[[], None]
     """Called on any thread when the request has ended."""
     began: float = field(default_factory=time.monotonic)
@@ -114,7 +114,7 @@ class Adapter:
         self._replies, self._strangers_replies = Replies(Budget(*REPLIES)), Replies(Budget(*STRANGERS_REPLIES))
         self._loop: asyncio.AbstractEventLoop
         self._waiting: set[Request] = set()
-        self._will_look = False
+        self._will_watch = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Set the event loop, before the first request."""
@@ -175,7 +175,7 @@ class Adapter:
                 self._hand_over(request)
                 await ended
             finally:
-                if isinstance(request.body, Buffered):
+                if isinstance(request.body, BufferedBody):
                     self._bodies_of(request).give_back(request.owner, request.body.counted)
         except RequestRefused as exc:
             refuse(proto, exc)
@@ -192,22 +192,22 @@ class Adapter:
         with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile, and with it the loop
             self._loop.call_soon_threadsafe(tell)
 
-    async def _body(self, request: Request) -> Buffered | Streamed:
+    async def _body(self, request: Request) -> BufferedBody | StreamedBody:
         """Return the body of a request. Raise RequestRefused if it arrives too slowly, or if too many are held."""
         scope, headers = request.scope, request.headers
         if self._is_transfer(scope.method, scope.path):
-            return Streamed(request.proto, self._loop, functools.partial(self._has_left, scope.client))
+            return StreamedBody(request.proto, self._loop, functools.partial(self._has_left, scope.client))
         if "transfer-encoding" in headers:  # granian reports a truncated body as complete
             raise RequestRefused(411, "A request with a body must have a Content-Length.")
         length = int(headers.get("content-length") or 0)
         if not 0 < length <= MAX_BODY_BYTES:
-            return Buffered(b"", length, 0)  # empty, or refused by the application for its length, and never read
+            return BufferedBody(b"", length, 0)  # empty, or refused by the application for its length, and never read
         counted = 0 if length <= SMALL_BODY_BYTES else length
         if not request.line:
             return await self._received_of_stranger(request, length, counted)
         return await self._received(request, length, counted)
 
-    async def _received_of_stranger(self, request: Request, length: int, counted: int) -> Buffered:
+    async def _received_of_stranger(self, request: Request, length: int, counted: int) -> BufferedBody:
         place = self._places.take(request.caller)
         try:
             return await self._received(request, length, counted, place.cut)
@@ -216,7 +216,7 @@ class Adapter:
 
     async def _received(
         self, request: Request, length: int, counted: int, cut: asyncio.Future[None] | None = None
-    ) -> Buffered:
+    ) -> BufferedBody:
         bodies = self._bodies_of(request)
         if counted and not bodies.has_space(request.owner, counted):
             raise RequestRefused(503, "Too many long requests are being received at once. Try again in a moment.")
@@ -228,7 +228,7 @@ class Adapter:
         except BaseException:
             bodies.give_back(request.owner, counted)
             raise
-        return Buffered(content, len(content), counted)
+        return BufferedBody(content, len(content), counted)
 
     def _bodies_of(self, request: Request) -> Budget:
         return self._bodies if request.line else self._strangers_bodies
@@ -243,7 +243,7 @@ class Adapter:
     # --- waiting for a thread -------------------------------------------------------------------------------
 
     def _request(
-        self, scope: Scope, proto: HTTPProtocol, headers: dict[str, str], body: Buffered, done: Callable[[], None]
+        self, scope: Scope, proto: HTTPProtocol, headers: dict[str, str], body: BufferedBody, done: Callable[[], None]
     ) -> Request:
         connected = scope.client.rpartition(":")[0].strip("[]")
         caller = network_of(self._client_of(connected, headers.get("x-forwarded-for", "")))
@@ -259,7 +259,7 @@ class Adapter:
 
     def _hand_over(self, request: Request) -> None:
         """Put a request into its line. Raise RequestRefused if too many wait."""
-        streams = isinstance(request.body, Streamed)
+        streams = isinstance(request.body, StreamedBody)
         request.task = functools.partial(self._answer, request)
         if not streams:
             self._waiting.add(request)
@@ -269,7 +269,7 @@ class Adapter:
             self._watch_no_more(request)
             raise too_many_wait()
         if not streams:
-            self._look_soon()
+            self._watch_soon()
 
     def _give_way(self, request: Request) -> None:
         """Refuse a request that lost its place in the line to another address."""
@@ -277,18 +277,18 @@ class Adapter:
         refuse(request.proto, too_many_wait())
         request.done()
 
-    def _look_soon(self) -> None:
-        if not self._will_look:
-            self._will_look = True
+    def _watch_soon(self) -> None:
+        if not self._will_watch:
+            self._will_watch = True
             with contextlib.suppress(RuntimeError):  # the server has stopped, and with it the loop
-                self._loop.call_soon_threadsafe(self._loop.call_later, SOON_S, self._look)
+                self._loop.call_soon_threadsafe(self._loop.call_later, SOON_S, self._watch_waiting)
 
-    def _look(self) -> None:
+    def _watch_waiting(self) -> None:
         """Watch the callers of requests that have waited for a while, in case they disconnect.
 
         granian cancels nothing when a connection ends, so the requests of callers who left would stay in line.
         """
-        self._will_look = False
+        self._will_watch = False
         now = time.monotonic()
         for request in self._waiting.copy():
             if request.watch is None and now - request.began >= SOON_S:
@@ -297,7 +297,7 @@ class Adapter:
                     request.watch = None
                     watch.cancel()
         if self._waiting:
-            self._look_soon()
+            self._watch_soon()
 
     async def _watched(self, request: Request) -> None:
         await asyncio.ensure_future(request.proto.client_disconnect())
@@ -321,7 +321,7 @@ class Adapter:
         reply = None
         try:
             # A transfer waits for its caller again and again.
-            with contextlib.nullcontext() if isinstance(request.body, Streamed) else self._turn():
+            with contextlib.nullcontext() if isinstance(request.body, StreamedBody) else self._turn():
                 reply = self._called(request)
         finally:
             self._watch_no_more(request)
@@ -350,7 +350,7 @@ class Adapter:
             environ = environ_of(request.scope, request.headers, body)
             pieces: Iterable[bytes] = self._application(environ, start_response)
             try:
-                if isinstance(body, Streamed):
+                if isinstance(body, StreamedBody):
                     self._stream(request, status, headers, pieces)
                     return None
                 content = b"".join(pieces)

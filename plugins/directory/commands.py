@@ -81,21 +81,21 @@ class Header(NamedTuple):
     """Length in bytes of the table at ``map_offset``, which is all zeros until the image is written."""
 
 
-def read_header(start: bytes, shown: str) -> Header:
+def read_header(start: bytes, label: str) -> Header:
     """Parse a header from the first bytes of a file. Raise BackendError if it is damaged or has an external data
     file."""
     if len(start) < _LEAST or start[:4] != _MAGIC:
-        raise BackendError(f"{shown} is not a qcow2 image; it was damaged or replaced.")
+        raise BackendError(f"{label} is not a qcow2 image; it was damaged or replaced.")
     version, backing_offset, backing_length = struct.unpack_from(">IQI", start, 4)
     size, _crypt, map_entries, map_offset = struct.unpack_from(">QIIQ", start, 24)
     (features,) = struct.unpack_from(">Q", start, 72)
     if version >= 3 and features & _EXTERNAL_DATA_FILE:
-        raise names_another(shown)
+        raise names_another(label)
     backing = backing_format = None
     if backing_offset:
         name = start[backing_offset : backing_offset + backing_length]
         if not name.isascii() or len(name) != backing_length:
-            raise names_another(shown)
+            raise names_another(label)
         backing, backing_format = name.decode(), _backing_format(start, version)
     return Header(size, backing, backing_format, map_offset, map_entries * 8)
 
@@ -112,9 +112,9 @@ def _backing_format(start: bytes, version: int) -> str | None:
     return None
 
 
-def names_another(shown: str) -> BackendError:
+def names_another(label: str) -> BackendError:
     """Return the error for a header that names another file."""
-    return BackendError(f"{shown} refers to another file for its data, which images of blockstore never do.")
+    return BackendError(f"{label} refers to another file for its data, which images of blockstore never do.")
 
 
 def path_of(fd: int) -> str:

@@ -21,10 +21,10 @@ from blockstore.backends.contract import (
     BackendOptions,
     Capabilities,
     Capacity,
-    Located,
     Manageable,
     Mode,
     Progress,
+    VolumeLocation,
     check_name,
     no_progress,
 )
@@ -116,7 +116,7 @@ class FileBackend(Backend):
                 commands.create_qcow2(fd, size_gib)
 
         with self.store.named(name) as root:
-            if not self.store.is_there(root, name, size_gib):
+            if not self.store.has_volume(root, name, size_gib):
                 self.store.build(StoredVolume(root, name, self._format), make)
 
     def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
@@ -169,10 +169,10 @@ class FileBackend(Backend):
                     if image.format == "qcow2":
                         self.store.build(image, lambda target: commands.raw_to_qcow2(fd, target))
 
-    def locate(self, name: str) -> Located:
+    def locate(self, name: str) -> VolumeLocation:
         with self.store.named(name) as root:
             image = self.store.need(root, name)
-            return Located(self.path / image.file, image.format)
+            return VolumeLocation(self.path / image.file, image.format)
 
     def regions(self, name: str, size_bytes: int) -> Iterable[tuple[int, int]]:
         with self.store.named(name) as root:
@@ -235,13 +235,13 @@ class FileBackend(Backend):
         self, name: str, size_gib: int, volume: str, snapshot: str, progress: Progress = no_progress
     ) -> None:
         with self.store.named(name) as root:
-            if not self.store.is_there(root, name, size_gib):
+            if not self.store.has_volume(root, name, size_gib):
                 with self.store.snapshot(volume, snapshot) as source:
                     self.store.copy(StoredVolume(root, name, source.format), source, size_gib, progress)
 
     def clone_volume(self, name: str, size_gib: int, source: str, progress: Progress = no_progress) -> None:
         with self.store.named(name, source) as root:
-            if not self.store.is_there(root, name, size_gib):
+            if not self.store.has_volume(root, name, size_gib):
                 image = self.store.need(root, source)
                 self.store.copy(StoredVolume(root, name, image.format), image, size_gib, progress)
 
@@ -302,7 +302,7 @@ class FileBackend(Backend):
             if kind == known:
                 image = StoredVolume(folder, check_name(name), known)
                 if folder.stat(image.file) is None:
-                    raise VolumeMissing(f"{image.shown} does not exist.")
+                    raise VolumeMissing(f"{image.label} does not exist.")
                 return image
         raise BackendError(f"{reference!r} does not end in .raw or .qcow2, and the format is not read from the data.")
 
@@ -311,7 +311,7 @@ class FileBackend(Backend):
             if snapshots and (owner := self.store.owner_of(snapshots, name)):
                 raise NameTaken(f"{name} is a snapshot of volume {owner}.")
             if shots and any(True for _image in self.store.images(shots)):
-                raise BackendError(f"{image.shown} has snapshots, which would be lost; delete them first.")
+                raise BackendError(f"{image.label} has snapshots, which would be lost; delete them first.")
             if snapshots:
                 snapshots.remove_sub(image.name)
 
@@ -339,7 +339,7 @@ class FileBackend(Backend):
                 image = self._foreign(shots, reference)
                 with self.store.opened(source) as whole, self.store.opened(image) as part:
                     if self.store.size(source, whole) != self.store.size(image, part):
-                        raise BackendError(f"{image.shown} has another size than its volume {volume}.")
+                        raise BackendError(f"{image.label} has another size than its volume {volume}.")
                 if not self.store.claimed_by(snapshots, snapshot):
                     with snapshots.building(f"{snapshot}.of", temporary_name(snapshot)) as claim:
                         files.write_start(claim, volume.encode())

@@ -34,9 +34,9 @@ _TRIES = 3
 class Folder:
     """An open directory that belongs to this user; leaving the context closes it."""
 
-    def __init__(self, fd: int, shown: Path):
+    def __init__(self, fd: int, label: Path):
         self.fd = fd
-        self.shown = shown
+        self.label = label
 
     @classmethod
     def open_root(cls, path: Path, *, may_enter: bool = False) -> Folder:
@@ -71,9 +71,9 @@ class Folder:
     def _enter(self, name: str) -> Folder:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return Folder(os.open(name, flags, dir_fd=self.fd), self.shown / name)
+            return Folder(os.open(name, flags, dir_fd=self.fd), self.label / name)
         except NotADirectoryError:
-            raise BackendError(f"{self.shown / name} must be a directory, but is not. Remove it.") from None
+            raise BackendError(f"{self.label / name} must be a directory, but is not. Remove it.") from None
 
     def _proved(self, forbidden: int = 0o077) -> Folder:
         """Return the folder. Close it and raise PermissionError if it belongs to another user or has a ``forbidden``
@@ -148,7 +148,7 @@ class Folder:
         ``names``: the highest allowed number of hard links of the file.
         """
         if self.stat(name, names=names) is None:  # checked before the open, which would block on a pipe
-            raise FileNotFoundError(errno.ENOENT, "No such file", str(self.shown / name))
+            raise FileNotFoundError(errno.ENOENT, "No such file", str(self.label / name))
         flags |= (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(name, flags, dir_fd=self.fd)
@@ -174,13 +174,13 @@ class Folder:
             raise self._planted(name, f"one of {found.st_nlink} hard links to the same bytes")
         if found.st_mode & 0o077:
             raise BackendError(
-                f"{self.shown / name} has mode {stat.S_IMODE(found.st_mode):04o}, so other users can reach its data,"
-                f" and it is not used. Find out who changed the mode, then: chmod 600 {self.shown / name}"
+                f"{self.label / name} has mode {stat.S_IMODE(found.st_mode):04o}, so other users can reach its data,"
+                f" and it is not used. Find out who changed the mode, then: chmod 600 {self.label / name}"
             )
 
     def _planted(self, name: str, what: str) -> BackendError:
         return BackendError(
-            f"{self.shown / name} is {what}, which blockstore never creates and does not use. Find out who created it."
+            f"{self.label / name} is {what}, which blockstore never creates and does not use. Find out who created it."
         )
 
     # --- changing
@@ -195,18 +195,18 @@ class Folder:
         self.remove(temporary)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(temporary, flags, 0o600, dir_fd=self.fd)
-        made = temporary
+        current_name = temporary
         try:
             os.fchmod(fd, 0o600)  # independent of the umask
             yield fd
             os.fsync(fd)
             os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            made = name if fresh else ""
+            current_name = name if fresh else ""
             self.sync()
         except BaseException:
-            if made:
+            if current_name:
                 with suppress(OSError):
-                    self.remove(made)
+                    self.remove(current_name)
             raise
         finally:
             os.close(fd)
@@ -390,7 +390,7 @@ def _any(_length: int) -> None:
     """Allow any number of bytes to be written, without checking the disk."""
 
 
-def copy(source: int, target: int, shown: str, progress: Progress, prove_space: Callable[[int], None] = _any) -> None:
+def copy(source: int, target: int, label: str, progress: Progress, prove_space: Callable[[int], None] = _any) -> None:
     """Copy a consistent state of a file to a new, empty file. Blocks are shared if the file system can; holes stay
     holes.
 
@@ -414,7 +414,7 @@ def copy(source: int, target: int, shown: str, progress: Progress, prove_space: 
             return
         os.ftruncate(target, 0)
     raise InUse(
-        f"{shown} was written while it was copied, {_TRIES} times. Stop the writer, or keep the volumes on btrfs or"
+        f"{label} was written while it was copied, {_TRIES} times. Stop the writer, or keep the volumes on btrfs or"
         " xfs, which copy a file in one instant."
     )
 

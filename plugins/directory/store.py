@@ -59,9 +59,9 @@ class StoredVolume(NamedTuple):
         return f"{self.name}.{self.format}"
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         """The path, for messages."""
-        return str(self.folder.shown / self.file)
+        return str(self.folder.label / self.file)
 
 
 class FileStore:
@@ -93,7 +93,7 @@ class FileStore:
         try:
             fd = image.folder.open(image.file, write=write)
         except FileNotFoundError:
-            raise VolumeMissing(f"{image.shown} is gone.") from None
+            raise VolumeMissing(f"{image.label} is gone.") from None
         with files.closing(fd):
             yield fd
 
@@ -107,13 +107,13 @@ class FileStore:
         elif fd is not None:
             is_open = is_open or files.is_open_elsewhere(fd)
         if is_open:
-            raise InUse(f"Volume {image.name} is open: something on this machine uses {image.shown}.")
+            raise InUse(f"Volume {image.name} is open: something on this machine uses {image.label}.")
 
     def header(self, image: StoredVolume, fd: int) -> commands.Header:
         """Read a qcow2 header. Raise BackendError if it names another file."""
-        header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), image.shown)
+        header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), image.label)
         if header.backing is not None:
-            raise commands.names_another(image.shown)
+            raise commands.names_another(image.label)
         return header
 
     @contextmanager
@@ -132,7 +132,7 @@ class FileStore:
                 raise BackendError(f"A copy of {source.name}, {size / GIB:g} GiB, does not fit into {size_gib} GiB.")
 
             def make(fd: int) -> None:
-                files.copy(source_fd, fd, source.shown, progress, functools.partial(self._refuse_full, image))
+                files.copy(source_fd, fd, source.label, progress, functools.partial(self._refuse_full, image))
                 if size_gib is None or size == size_gib * GIB:
                     return
                 if image.format == "raw":
@@ -145,11 +145,11 @@ class FileStore:
 
     def explain(self, exc: OSError) -> BackendError:
         """Return the backend's error for an OSError: what it means here, and what to do."""
-        said = exc.strerror or str(exc)
+        cause = exc.strerror or str(exc)
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            return self.no_space(f"{said}.")
+            return self.no_space(f"{cause}.")
         if exc.errno == errno.EFBIG:
-            return NoSpace(f"The file system of {self.path} cannot hold a file that large ({said}).")
+            return NoSpace(f"The file system of {self.path} cannot hold a file that large ({cause}).")
         todo = {
             errno.ENOENT: f"Mount its disk, or create it: mkdir -m 700 {self.path}",
             errno.ENOTDIR: "The option path must name a directory.",
@@ -159,16 +159,16 @@ class FileStore:
         }
         todo[errno.EPERM] = todo[errno.EACCES]
         hint = todo.get(exc.errno or 0, "Check the kernel's messages: dmesg")
-        return Unreachable(f"Directory {self.path} cannot be used: {said}. {hint}")
+        return Unreachable(f"Directory {self.path} cannot be used: {cause}. {hint}")
 
-    def no_space(self, said: str) -> NoSpace:
-        """Return the error for a full disk: ``said``, and the free space."""
+    def no_space(self, cause: str) -> NoSpace:
+        """Return the error for a full disk: ``cause``, and the free space."""
         try:
             with self.root() as root:
                 total, free = root.space()
         except OSError:
-            return NoSpace(said)
-        return NoSpace(f"{said} {self.path} has {free / GIB:.1f} of {total / GIB:.1f} GiB free.")
+            return NoSpace(cause)
+        return NoSpace(f"{cause} {self.path} has {free / GIB:.1f} of {total / GIB:.1f} GiB free.")
 
     # --- identity ----------------------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class FileStore:
                 if kind == known and entry.is_file(follow_symlinks=False):
                     yield StoredVolume(folder, name, known), entry
 
-    def is_there(self, root: Folder, name: str, size_gib: int) -> bool:
+    def has_volume(self, root: Folder, name: str, size_gib: int) -> bool:
         """Return True if a volume exists with this size. Raise NameTaken if it has another size or the name is a
         snapshot's."""
         with self.sub(root, SNAPSHOTS) as snapshots:

@@ -32,7 +32,7 @@ from blockstore.targets.contract import Connection, Export, Target, TargetCapabi
 
 from . import backstores, iscsi, saved, targets
 from .backstores import BLOCK, CORE, FILE, Backstore, closed, kind_of
-from .targets import FABRIC, IscsiTarget, Scissors, Watch
+from .targets import FABRIC, IscsiTarget, SessionEnder, Watch
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class LioTarget(Target):
         self._session_timeout_s = options.session_timeout_s
         if not options.session_timeout_s > 0:
             raise ConfigError(f"{where} session_timeout_s is {options.session_timeout_s}; it must be more than 0.")
-        self._scissors = Scissors()
+        self._session_ender = SessionEnder()
         self._watch = Watch()
         self._unproved: dict[str, str] = {}
         self._unsaved = ""
@@ -177,7 +177,7 @@ class LioTarget(Target):
             raise BackendError(f"Export {export.id} has no password, and exports need one.")
         with _explained(), self._working_on(backstore):
             kind_of(export.path)
-            if self._scissors.is_cutting(target) or self._watch.is_stuck(target):
+            if self._session_ender.is_cutting(target) or self._watch.is_stuck(target):
                 raise SessionAlive(f"{target.iqn} cannot be exported again: {targets.STUCK}.")
             self._end_intruders(target, backstore)
             was_whole = target.enabled
@@ -211,10 +211,10 @@ class LioTarget(Target):
     def _end_intruders(self, target: IscsiTarget, backstore: Backstore) -> None:
         """End a target's sessions if another tool mapped it to another storage object or allowed logins without a
         password."""
-        there = target.storage_object
-        if there is not None and there not in Backstore(self.owner, target.volume or backstore.volume).places:
-            log.warning("%s leads to %s, which another tool created; ending it", target.iqn, there)
-            self._end_stray(there)
+        mapped = target.storage_object
+        if mapped is not None and mapped not in Backstore(self.owner, target.volume or backstore.volume).places:
+            log.warning("%s leads to %s, which another tool created; ending it", target.iqn, mapped)
+            self._end_stray(mapped)
             self._cut(target)
             target.unmap()
         elif target.lets_in_without_password:
@@ -235,7 +235,7 @@ class LioTarget(Target):
         return backstores.remove_at(stray)
 
     def _cut(self, target: IscsiTarget) -> None:
-        self._scissors.cut(target, time.monotonic() + self._session_timeout_s)
+        self._session_ender.cut(target, time.monotonic() + self._session_timeout_s)
 
     def withdraw(self, export_id: str) -> None:
         """Disable the target, which ends its sessions; then remove the target and its storage object if unused."""
@@ -249,9 +249,9 @@ class LioTarget(Target):
 
     def _remove(self, export_id: str, target: IscsiTarget) -> None:
         deadline = time.monotonic() + self._session_timeout_s
-        self._scissors.cut(target, deadline)
+        self._session_ender.cut(target, deadline)
         # Not before: while disabling waits for a command, reading the target's parameters blocks as well.
-        volume, there = target.volume, target.storage_object
+        volume, mapped = target.volume, target.storage_object
         backstore = Backstore(self.owner, volume)
         with self._working_on(backstore):
             target.unmap()
@@ -259,9 +259,9 @@ class LioTarget(Target):
                 path = backstore.path
                 if backstore.remove() and path:
                     self._unproved[export_id] = path
-            if volume and there is not None and there.name == backstore.name and there not in backstore.places:
-                path = backstores.opened_at(there)
-                if backstores.remove_at(there) and path:
+            if volume and mapped is not None and mapped.name == backstore.name and mapped not in backstore.places:
+                path = backstores.opened_at(mapped)
+                if backstores.remove_at(mapped) and path:
                     self._unproved[export_id] = path
         path = self._unproved.get(export_id, "")
         if path and not closed(path, deadline):
@@ -280,13 +280,15 @@ class LioTarget(Target):
     def faults(self) -> Mapping[str, str]:
         """Return changes that other tools made to our targets; only the directories of our targets are read."""
         with _explained():
-            there = {export_id: IscsiTarget(self.owner, export_id) for export_id in targets.ids(self.owner)}
-            found = {i: targets.STUCK for i, target in there.items() if self._scissors.is_cutting(target)}
-            free = [target for i, target in there.items() if i not in found]
-            told = self._watch.look(free, lambda target: target.fault(self._portals))
-            found.update({i: told[target.iqn] for i, target in there.items() if told.get(target.iqn)})
+            existing = {export_id: IscsiTarget(self.owner, export_id) for export_id in targets.ids(self.owner)}
+            found = {i: targets.STUCK for i, target in existing.items() if self._session_ender.is_cutting(target)}
+            free = [target for i, target in existing.items() if i not in found]
+            found_faults = self._watch.check(free, lambda target: target.fault(self._portals))
+            found.update(
+                {i: found_faults[target.iqn] for i, target in existing.items() if found_faults.get(target.iqn)}
+            )
             # A target without directory may have been withdrawn meanwhile.
-            return {export_id: fault for export_id, fault in found.items() if there[export_id].exists}
+            return {export_id: fault for export_id, fault in found.items() if existing[export_id].exists}
 
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return the logged-in initiators."""

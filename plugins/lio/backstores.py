@@ -81,14 +81,16 @@ class Backstore:
     def make(self, path: Path) -> None:
         """Open the volume, or complete an incomplete storage object. Raises: VolumeMissing; InUse."""
         kind = kind_of(path)
-        there = self.kind
-        if there and (there != kind or self.path != str(path) or _read(self._at(there) / "enable") != "1"):
+        present_kind = self.kind
+        if present_kind and (
+            present_kind != kind or self.path != str(path) or _read(self._at(present_kind) / "enable") != "1"
+        ):
             self.remove()
-            if there := self.kind:
+            if present_kind := self.kind:
                 raise InUse(
                     f"{self.volume} is exported from {self.path}, and cannot be exported from {path} at the same time."
                 )
-        if not there:
+        if not present_kind:
             self._open(kind, path)
         self._set_attributes(kind)
 

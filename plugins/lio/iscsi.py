@@ -69,11 +69,11 @@ def _portal(text: str, where: str) -> Portal:
 def initiator(connector: Mapping[str, Any]) -> str:
     """Return the initiator's name in lower case, as targets compare it. Raise InvalidConnector if it is not an iSCSI
     name."""
-    said = connector.get("initiator")
-    name = said.lower() if isinstance(said, str) and said.isascii() else ""
+    iqn = connector.get("initiator")
+    name = iqn.lower() if isinstance(iqn, str) and iqn.isascii() else ""
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise InvalidConnector.for_everybody(
-            f"The connector's initiator is {str(said)[:MAX_NAME]!r}; the name of an iSCSI initiator is expected, of at"
+            f"The connector's initiator is {str(iqn)[:MAX_NAME]!r}; the name of an iSCSI initiator is expected, of at"
             f" most {MAX_NAME} characters, such as iqn.1993-08.org.debian:01:4f1c2d."
         )
     return name

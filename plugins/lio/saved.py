@@ -43,10 +43,10 @@ def forget(storage_objects: str, targets: str) -> int:
 def _take_out(saved: dict[str, Any], storage_objects: str, targets: str) -> int:
     taken = 0
     for kind, key, beginning in (("storage_objects", "name", storage_objects), ("targets", "wwn", targets)):
-        there = saved.get(kind, [])
-        kept = [entry for entry in there if not str(entry[key]).startswith(beginning)]
-        taken += len(there) - len(kept)
-        if len(kept) < len(there):
+        entries_of_kind = saved.get(kind, [])
+        kept = [entry for entry in entries_of_kind if not str(entry[key]).startswith(beginning)]
+        taken += len(entries_of_kind) - len(kept)
+        if len(kept) < len(entries_of_kind):
             saved[kind] = kept
     return taken
 

@@ -144,12 +144,12 @@ class IscsiTarget:
             return "it may admit initiators without a password"
         if {np.name for np in (self._tpg_path / "np").iterdir()} != {str(portal) for portal in portals}:
             return "it does not listen at exactly its portals"
-        there = self.storage_object
-        if there is None:
+        mapped = self.storage_object
+        if mapped is None:
             return "its LUN was removed"
-        if there not in Backstore(self._owner, self.volume).places:
+        if mapped not in Backstore(self._owner, self.volume).places:
             return "its LUN leads to a storage object that another tool created"
-        if _read(there / "enable") != "1":
+        if _read(mapped / "enable") != "1":
             return "its storage object is disabled"
         acls = list((self._tpg_path / "acls").iterdir())
         if len(acls) != 1:
@@ -229,12 +229,12 @@ class IscsiTarget:
         r = rtslib()
         tpg = self._tpg()
         wanted = {str(portal) for portal in portals}
-        there = {f"{np.ip_address}:{np.port}": np for np in tpg.network_portals}
+        present = {f"{np.ip_address}:{np.port}": np for np in tpg.network_portals}
         for portal in portals:
-            if str(portal) not in there:
+            if str(portal) not in present:
                 r.NetworkPortal(tpg, portal.host, portal.port)
-        for name in there.keys() - wanted:
-            there[name].delete()
+        for name in present.keys() - wanted:
+            present[name].delete()
         tpg.enable = True
 
     # --- removing -------------------------------------------------------------------------------------------
@@ -281,13 +281,13 @@ class Watch:
             del self._stuck[target.iqn]
         return target.iqn in self._stuck
 
-    def look(self, found: Sequence[IscsiTarget], fault: Callable[[IscsiTarget], str]) -> dict[str, str]:
+    def check(self, found: Sequence[IscsiTarget], fault: Callable[[IscsiTarget], str]) -> dict[str, str]:
         """Return the fault of each target by its name; empty for a target without fault."""
-        told = {target.iqn: STUCK for target in found if self.is_stuck(target)}
-        left = [target for target in found if target.iqn not in told]
+        found_faults = {target.iqn: STUCK for target in found if self.is_stuck(target)}
+        left = [target for target in found if target.iqn not in found_faults]
         while left:
             errors: list[Exception] = []
-            thread = threading.Thread(target=_look, args=(left, fault, told, errors), daemon=True)
+            thread = threading.Thread(target=_check, args=(left, fault, found_faults, errors), daemon=True)
             thread.start()
             before = len(left) + 1
             while thread.is_alive() and len(left) < before:
@@ -297,22 +297,22 @@ class Watch:
                 raise errors[0]
             if thread.is_alive():  # still at the same target
                 stuck, *left = left
-                self._stuck[stuck.iqn], told[stuck.iqn] = thread, STUCK
-        return told
+                self._stuck[stuck.iqn], found_faults[stuck.iqn] = thread, STUCK
+        return found_faults
 
 
-def _look(
-    left: list[IscsiTarget], fault: Callable[[IscsiTarget], str], told: dict[str, str], errors: list[Exception]
+def _check(
+    left: list[IscsiTarget], fault: Callable[[IscsiTarget], str], found_faults: dict[str, str], errors: list[Exception]
 ) -> None:
     try:
         while left:
-            told[left[0].iqn] = fault(left[0])
+            found_faults[left[0].iqn] = fault(left[0])
             del left[0]
     except Exception as exc:
         errors.append(exc)
 
 
-class Scissors:
+class SessionEnder:
     """Ends the sessions of targets, with a deadline.
 
     Disabling a target makes the kernel end its sessions and wait for their last command. Nothing can interrupt this

@@ -212,10 +212,10 @@ def _check_path(path: Path) -> None:
         found = os.lstat(path)
         if stat.S_ISLNK(found.st_mode):
             # Only names of device-mapper are links, within /dev, to devices.
-            there = path.resolve(strict=True)
-            found = os.lstat(there)
-            if not (_in_dev(path) and _in_dev(there) and stat.S_ISBLK(found.st_mode)):
-                raise BackendError(f"{path} is a symbolic link to {there}, and is not exported.")
+            resolved = path.resolve(strict=True)
+            found = os.lstat(resolved)
+            if not (_in_dev(path) and _in_dev(resolved) and stat.S_ISBLK(found.st_mode)):
+                raise BackendError(f"{path} is a symbolic link to {resolved}, and is not exported.")
     except (FileNotFoundError, NotADirectoryError):
         raise VolumeMissing(f"{path} does not exist.") from None
     except OSError as exc:

@@ -21,10 +21,10 @@ from blockstore.backends.contract import (
     BackendOptions,
     Capabilities,
     Capacity,
-    Located,
     Manageable,
     Mode,
     Progress,
+    VolumeLocation,
     check_name,
     no_progress,
     option,
@@ -106,7 +106,7 @@ class LvmBackend(Backend):
         self._block_size: int | None = None
         self._chosen: Thin | Thick | None = None
         self._choosing = threading.Lock()
-        self._looked: Group | None = None
+        self._group_read: Group | None = None
         """The group found by ``identity``, for the ``check`` that follows."""
         self._replaced_on = ""
 
@@ -115,8 +115,8 @@ class LvmBackend(Backend):
     def check(self) -> None:
         """Check that the volume group can be used, that LVM may activate its volumes, and that its thin pool zeroes new
         blocks."""
-        looked, self._looked = self._looked, None
-        group = looked or self._lvm.group()
+        group_read, self._group_read = self._group_read, None
+        group = group_read or self._lvm.group()
         vg = self._lvm.vg
         if group.exported:
             raise Unreachable(f"The volume group {vg} is exported: vgimport {vg}")
@@ -188,10 +188,10 @@ class LvmBackend(Backend):
             log.warning("backend %s is thick, since the kernel has no thin provisioning", self.name)
             self._chosen = self._thick
             return None
-        made = self._lvm.lvs().get(self._pool)
-        if made is None:
+        pool = self._lvm.lvs().get(self._pool)
+        if pool is None:
             raise Unreachable(f"The thin pool {self._lvm.vg}/{self._pool} vanished while it was being created.")
-        return made
+        return pool
 
     def _kind(self) -> Thin | Thick:
         """Return the thin or thick operations. ``auto`` is decided once: otherwise an emptied volume group would become
@@ -290,10 +290,10 @@ class LvmBackend(Backend):
             volume = names.snapshot_of(lv)
             if volume is None or not kind.owns(lv) or names.is_unfinished(lv):
                 continue
-            there = volume in lvs or names.WAS + volume in lvs
+            has_volume = volume in lvs or names.WAS + volume in lvs
             half_made = lv.kind == "plain" and names.resizing_to(lvs.get(volume)) is None
             if not half_made:
-                listed[lv.name] = volume if there else ""
+                listed[lv.name] = volume if has_volume else ""
         return listed
 
     # --- identity and owner -----------------------------------------------------------------------------------
@@ -306,11 +306,11 @@ class LvmBackend(Backend):
     def identity(self) -> str:
         """Return the UUID of the volume group, or that of another group with its name if only that one exists."""
         try:
-            self._looked = self._lvm.group()
+            self._group_read = self._lvm.group()
         except Replaced as exc:
             self._replaced_on = ", ".join(sorted(pv.device for pv in exc.pvs))
             return next(pv.vg_uuid for pv in exc.pvs)
-        return self._looked.uuid
+        return self._group_read.uuid
 
     def not_recognised(self, found: str) -> NotRecognised:
         """Return the error; it also names the devices of the other volume group."""
@@ -364,9 +364,9 @@ class LvmBackend(Backend):
         with devices.opened(path, mode) as file:
             yield file
 
-    def locate(self, name: str) -> Located:
+    def locate(self, name: str) -> VolumeLocation:
         """Return the volume's device."""
-        return Located(self._kind().open_volume(check_name(name)))
+        return VolumeLocation(self._kind().open_volume(check_name(name)))
 
     # --- snapshots and clones -------------------------------------------------------------------------------
 

@@ -243,13 +243,13 @@ class Lvm:
         """Return the lists of lvm.conf of volumes that may be activated, and of those only for reading, where
         configured."""
         try:
-            said = process.run(
+            output = process.run(
                 ("lvmconfig", "--typeconfig", "full", "activation"), timeout_s=self._timeout_s, package="lvm2"
             )
         except BackendError as exc:
             log.debug("the configuration of LVM was not read: %s", exc)
             return {}
-        found = re.findall(r"^\s*(volume_list|read_only_volume_list)=(.*)$", said, re.MULTILINE)
+        found = re.findall(r"^\s*(volume_list|read_only_volume_list)=(.*)$", output, re.MULTILINE)
         return {key: re.findall(r'"([^"]*)"', value) for key, value in found}
 
     # --- making ---------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class Lvm:
     def _there(self) -> Members:
         """Return the group's devices; find them again if a device name now belongs to another disk."""
         with self._finding:
-            if self._members is None or not self._members.are_there():
+            if self._members is None or not self._members.are_unchanged():
                 self._found()
             assert self._members is not None
             return self._members
@@ -429,8 +429,8 @@ class Lvm:
         complaint = "\n".join(_complaints(exc.stderr))
         for words, error, sentence in _MEANINGS:
             if words.search(complaint):
-                said = sentence.format(vg=self.vg, no_group=self._no_group(), words=_essence(exc.stderr))
-                return error(said)
+                message = sentence.format(vg=self.vg, no_group=self._no_group(), words=_essence(exc.stderr))
+                return error(message)
         return ToolFailed(exc.argv, exc.code, complaint)
 
 
@@ -537,11 +537,11 @@ def _essence(stderr: str) -> str:
     return " ".join(_complaints(stderr))[:300].rstrip(".")
 
 
-def _rows(verb: str, kind: str, said: str) -> Sequence[Mapping[str, str]]:
+def _rows(verb: str, kind: str, output: str) -> Sequence[Mapping[str, str]]:
     try:
-        return [row for part in json.loads(said)["report"] for row in part.get(kind, ())]
+        return [row for part in json.loads(output)["report"] for row in part.get(kind, ())]
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise BackendError(f"{verb} printed something that is not its JSON report: {said[:200]!r}") from exc
+        raise BackendError(f"{verb} printed something that is not its JSON report: {output[:200]!r}") from exc
 
 
 def _settings(config: Sequence[str]) -> tuple[str, ...]:

@@ -164,7 +164,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        error, said = _ERRORS.get(exc.errno or 0, (BackendError, f"failed: {exc.strerror}"))
+        error, message = _ERRORS.get(exc.errno or 0, (BackendError, f"failed: {exc.strerror}"))
         if error is InUse:
-            said = f"{said}: {holders.of(path)}"
-        raise error(f"The device {path} {said}.") from exc
+            message = f"{message}: {holders.of(path)}"
+        raise error(f"The device {path} {message}.") from exc

@@ -38,7 +38,7 @@ class Members:
     missing: Sequence[str]
     """UUIDs of physical volumes without a device."""
 
-    def are_there(self) -> bool:
+    def are_unchanged(self) -> bool:
         """Return True if each device name still belongs to the same disk."""
         return all(standing(device) == before for device, before in self.devices.items())
 

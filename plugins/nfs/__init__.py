@@ -33,9 +33,9 @@ from blockstore.backends.contract import (
     BackendOptions,
     BackgroundTask,
     Capacity,
-    Direct,
-    Located,
+    DirectConnection,
     Progress,
+    VolumeLocation,
     no_progress,
     option,
 )
@@ -85,7 +85,7 @@ class NfsBackend(FileBackend):
             self.not_recognised,
             mount=self.check,
             is_attached=lambda volume: self.is_attached(volume),
-            layer_made=self._tend,
+            layer_made=self._merge_soon,
         )
         super().__init__(name, options, state_dir, self._share, cast(Format, settings.format))
         self._settings = settings
@@ -101,11 +101,11 @@ class NfsBackend(FileBackend):
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
         """Return an instance for each export; a single export keeps the name of the section."""
         exports = _exports(name, of_type(NfsOptions, options, f"[backend:{name}]"))
-        made = [cls(name, options, state_dir, export) for export in exports]
-        if len(made) > 1:
-            for backend, export in zip(made, exports, strict=True):
+        instances = [cls(name, options, state_dir, export) for export in exports]
+        if len(instances) > 1:
+            for backend, export in zip(instances, exports, strict=True):
                 backend.pool = export
-        return made
+        return instances
 
     # --- the mount -----------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class NfsBackend(FileBackend):
             self._share.mend(root)
         self._layers.unguard()
         if self._merger.waits:
-            self._tend()
+            self._merge_soon()
 
     def _mount(self) -> int:
         """Mount the export unless it is mounted; return its device."""
@@ -165,37 +165,37 @@ class NfsBackend(FileBackend):
     def background_tasks(self) -> Sequence[BackgroundTask]:
         return self._background_tasks.now()
 
-    def locate(self, name: str) -> Located:
+    def locate(self, name: str) -> VolumeLocation:
         with self.store.named(name) as root, ExitStack() as kept:
             image = self.store.need(root, name)
             if image.format == "raw":
-                return Located(self.path / image.file)
+                return VolumeLocation(self.path / image.file)
             with self.store.opened(image) as fd:
-                layers = self._layers.chain(root, fd, image.shown, kept)
-            return Located(self.path / image.file, image.format, tuple(self.path / layer for layer in layers))
+                layers = self._layers.chain(root, fd, image.label, kept)
+            return VolumeLocation(self.path / image.file, image.format, tuple(self.path / layer for layer in layers))
 
-    def direct(self, name: str) -> Direct:
+    def direct(self, name: str) -> DirectConnection:
         with self.store.named(name) as root:
             image = self.store.need(root, name)
         # A name in a consumer's cache may have become the name of a layer.
         words = [self._settings.mount_options, "lookupcache=none" if image.format == "qcow2" else ""]
         options = f"-o {','.join(filter(None, words))}" if any(words) else None
         data = {"export": self.export, "name": image.file, "options": options, "format": image.format, "discard": True}
-        return Direct("nfs", data, {"mount_point_base": str(self._base)})
+        return DirectConnection("nfs", data, {"mount_point_base": str(self._base)})
 
     # --- layers --------------------------------------------------------------------------------------------
 
     def delete_volume(self, name: str, progress: Progress = no_progress) -> None:
         super().delete_volume(name, progress)
-        self._tend()
+        self._merge_soon()
 
     def delete_snapshot(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
         super().delete_snapshot(volume, snapshot, progress)
-        self._tend()
+        self._merge_soon()
 
     def revert_volume(self, volume: str, snapshot: str, progress: Progress = no_progress) -> None:
         super().revert_volume(volume, snapshot, progress)
-        self._tend()
+        self._merge_soon()
 
     def manage_volume(self, reference: str, name: str) -> int:
         with self._layers.renaming():
@@ -205,12 +205,12 @@ class NfsBackend(FileBackend):
         with self._layers.renaming():
             super().manage_snapshot(volume, reference, snapshot)
 
-    def _tend(self) -> None:
+    def _merge_soon(self) -> None:
         """Start the background task that shortens chains; do nothing if the share cannot have layers."""
         if self.file_format == "qcow2" or self._merger.waits:
-            self._background_tasks.add("layers", f"layers on {self.export} are merged", self._tend_now)
+            self._background_tasks.add("layers", f"layers on {self.export} are merged", self._merge_now)
 
-    def _tend_now(self, progress: Progress) -> None:
+    def _merge_now(self, progress: Progress) -> None:
         with self.store.explained(), self.store.root() as root:
             self._merger.merge(root, progress)
 

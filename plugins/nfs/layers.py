@@ -70,13 +70,13 @@ class Layers:
         """True if a kill or a lost server may have interrupted an exchange of names."""
         self._is_new = True
 
-    def header(self, fd: int, shown: str) -> Header:
+    def header(self, fd: int, label: str) -> Header:
         """Read a header. Raise BackendError if its backing file is not a layer."""
-        header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), shown)
+        header = commands.read_header(files.read_start(fd, commands.HEADER_LENGTH), label)
         if header.backing is not None and (
             not _NAME.fullmatch(header.backing) or header.backing_format != "qcow2"  # else qemu would guess it
         ):
-            raise commands.names_another(shown)
+            raise commands.names_another(label)
         return header
 
     # --- freezing ----------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Layers:
         new = new_layer()
         with self.holding(new), ExitStack() as below:
             with files.closing(source.folder.open(source.file, write=True)) as fd:
-                header = self.header(fd, str(source.folder.shown / source.file))
+                header = self.header(fd, str(source.folder.label / source.file))
                 layer = new
                 if header.backing is not None:
                     below.enter_context(self.holding(header.backing))
@@ -105,7 +105,7 @@ class Layers:
     def _freeze(self, root: Folder, source: ShareFile, fd: int, layer: str, size: int, *, is_open: bool) -> None:
         if is_open or not files.lock_image(fd):
             with root.building(layer, f"{layer}.tmp") as copy:
-                files.copy(fd, copy, str(source.folder.shown / source.file), no_progress)
+                files.copy(fd, copy, str(source.folder.label / source.file), no_progress)
             return
         waiting = f".{source.file}.next"
         with self._changing, self._doubting():
@@ -124,7 +124,7 @@ class Layers:
         lost."""
         with self._lock:
             due = [fd for until, fd in self._guarded if everything or until <= time.monotonic()]
-            self._guarded = [one for one in self._guarded if one[1] not in due]
+            self._guarded = [guarded for guarded in self._guarded if guarded[1] not in due]
             for fd in due:
                 os.close(fd)
 
@@ -142,41 +142,41 @@ class Layers:
 
         Raise InUse if the layer came into use before the exchange.
         """
-        shown = str(root.shown / layer)
+        label = str(root.label / layer)
         with self._doubting(), ExitStack() as swap, root.building(layer, f"{layer}.tmp") as new:
             with files.closing(root.open(layer)) as old:
-                files.copy(old, new, shown, no_progress)
+                files.copy(old, new, label, no_progress)
                 with self._view(root, old=old, new=new) as view:
                     commands.rebase(f"{view}/new.qcow2", backing, tell)
                     files.flush(new)
                     commands.prove_equal(f"{view}/old.qcow2", f"{view}/new.qcow2")
             swap.enter_context(self._changing)  # held until the new layer has its name
             if is_busy():
-                raise InUse(f"{shown} is in use again.")
+                raise InUse(f"{label} is in use again.")
             root.link(layer, layer.replace(LAYER, SUPERSEDED))
 
     # --- reading -----------------------------------------------------------------------------------------
 
-    def chain(self, root: Folder, fd: int, shown: str, kept: ExitStack) -> dict[str, int]:
+    def chain(self, root: Folder, fd: int, label: str, kept: ExitStack) -> dict[str, int]:
         """Open the layers below an open image, the nearest first; ``kept`` closes them."""
         found: dict[str, int] = {}
-        backing = self.header(fd, shown).backing
+        backing = self.header(fd, label).backing
         while backing is not None:
             if backing in found or len(found) == _DEEPEST:
-                raise BackendError(f"The layers below {shown} form a loop, or are more than {_DEEPEST}.")
+                raise BackendError(f"The layers below {label} form a loop, or are more than {_DEEPEST}.")
             try:
                 with self._changing:
                     below = kept.enter_context(files.closing(root.open(backing)))
             except FileNotFoundError:
-                raise BackendError(f"{shown} needs the layer {backing}, which is no longer on the share.") from None
+                raise BackendError(f"{label} needs the layer {backing}, which is no longer on the share.") from None
             found[backing] = below
-            backing = self.header(below, str(root.shown / backing)).backing
+            backing = self.header(below, str(root.label / backing)).backing
         return found
 
     @contextmanager
-    def readable(self, root: Folder, fd: int, shown: str) -> Iterator[str]:
+    def readable(self, root: Folder, fd: int, label: str) -> Iterator[str]:
         """Give a path by which qemu-img may open an image and the layers below it."""
-        if self.header(fd, shown).backing is None:
+        if self.header(fd, label).backing is None:
             yield commands.path_of(fd)
             return
         with self._view(root, image=fd) as view:
@@ -185,8 +185,8 @@ class Layers:
     @contextmanager
     def _view(self, root: Folder, **images: int) -> Iterator[Path]:
         private_files.make_directory(self._views)
-        with tempfile.TemporaryDirectory(dir=self._views) as made, ExitStack() as kept:
-            view = Path(made)
+        with tempfile.TemporaryDirectory(dir=self._views) as directory, ExitStack() as kept:
+            view = Path(directory)
             for name, fd in images.items():
                 links = {f"{name}.qcow2": fd, **self.chain(root, fd, name, kept)}
                 for link, below in links.items():

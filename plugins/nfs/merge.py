@@ -20,7 +20,7 @@ from blockstore_plugins.nfs.layers import LAYER, SUPERSEDED, Layers, ShareFile
 
 from blockstore.backends.contract import Progress
 
-_TENDER = ".tender"
+_LOCK_FILE = ".tender"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class LayerMerger:
             went, self.waits = self._remove(root)
             if went:
                 continue
-            graph = self._look(root)
+            graph = self._read_graph(root)
             self.deepest = graph.deepest()
             steps, busy = list(graph.steps(self._most)), graph.busy()
             layer, backing = next((step for step in steps if step[0] not in busy), ("", ""))
@@ -128,7 +128,7 @@ class LayerMerger:
             self._layers.replace(root, layer, backing, progress, partial(self._is_busy, root, layer))
 
     def _is_busy(self, root: Folder, layer: str) -> bool:
-        return layer in self._look(root).busy()
+        return layer in self._read_graph(root).busy()
 
     def leave(self) -> None:
         """Release the lock of the share, because it was mounted again."""
@@ -140,10 +140,10 @@ class LayerMerger:
     def _is_mine(self, root: Folder) -> bool:
         """Return True if this process holds, or just got, the lock for merging layers of the share."""
         if self._lock is None:
-            if root.stat(_TENDER) is None:
-                with root.building(_TENDER, f"{_TENDER}.tmp"):
+            if root.stat(_LOCK_FILE) is None:
+                with root.building(_LOCK_FILE, f"{_LOCK_FILE}.tmp"):
                     pass
-            fd = root.open(_TENDER, write=True)
+            fd = root.open(_LOCK_FILE, write=True)
             if files.lock_image(fd):
                 self._lock = fd
             else:
@@ -155,7 +155,7 @@ class LayerMerger:
         went = waits = False
         self._layers.unguard()
         began = self._layers.began()
-        graph = self._look(root)
+        graph = self._read_graph(root)
         busy = graph.busy()
         for spent in root.hidden(SUPERSEDED):
             with files.closing(root.open(spent, write=True, names=3)) as fd:  # NFS adds a name to an open file
@@ -165,30 +165,30 @@ class LayerMerger:
         unused = graph.unused()
         if unused:
             # Read the graph twice: files renamed during one listing may be missing from it.
-            for layer in unused & self._look(root).unused():
+            for layer in unused & self._read_graph(root).unused():
                 removed = self._layers.remove(root, layer, began)
                 went |= removed
                 waits |= not removed
         return went, waits
 
-    def _look(self, root: Folder) -> Graph:
+    def _read_graph(self, root: Folder) -> Graph:
         """Read the graph of the share. Raise BackendError if a file cannot be read: its layers would be unknown."""
         below: dict[str, str | None] = {}
         used: list[str] = []
 
-        def look(one: ShareFile, shown: str, *, is_image: bool) -> None:
+        def read_file(file: ShareFile, label: str, *, is_image: bool) -> None:
             # A missing file was deleted meanwhile; ``Layers.remove`` detects renamed files.
-            with suppress(FileNotFoundError), files.closing(one.folder.open(one.file, names=3)) as fd:
-                below[shown] = self._layers.header(fd, shown).backing
-                if is_image and below[shown] is not None and self._is_used(one, fd):
-                    used.append(shown)
+            with suppress(FileNotFoundError), files.closing(file.folder.open(file.file, names=3)) as fd:
+                below[label] = self._layers.header(fd, label).backing
+                if is_image and below[label] is not None and self._is_used(file, fd):
+                    used.append(label)
 
-        for one in self._named(root):  # each file is read while its folder is open
-            look(one, str(one.folder.shown / one.file), is_image=True)
+        for file in self._named(root):  # each file is read while its folder is open
+            read_file(file, str(file.folder.label / file.file), is_image=True)
         referenced = list(below)
         layers, spent = (
             [name for name in root.hidden(kind) if not name.endswith(".tmp")] for kind in (LAYER, SUPERSEDED)
         )
         for name in (*layers, *spent):
-            look(ShareFile(root, name), name, is_image=False)
+            read_file(ShareFile(root, name), name, is_image=False)
         return Graph(below, referenced, used, layers)

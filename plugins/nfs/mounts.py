@@ -92,11 +92,11 @@ def refuse_others(export: str, at: Path) -> None:
     if not _DELEGATIONS.exists() or _DELEGATIONS.read_text().strip() == "0":
         return
     client = attrgetter("address", "path", "version")
-    ours = next((one for one in _mounts() if one.at == at), None)
-    for one in _mounts():
-        if ours and client(one) == client(ours) and one.device != ours.device:
+    ours = next((mount for mount in _mounts() if mount.at == at), None)
+    for mount in _mounts():
+        if ours and client(mount) == client(ours) and mount.device != ours.device:
             raise Unreachable(
-                f"{export} is also mounted at {one.at}, with other options; NFS would hide writes of one mount from"
+                f"{export} is also mounted at {mount.at}, with other options; NFS would hide writes of one mount from"
                 f" the other. Make its users mount it in {at.parent} (in nova: nfs_mount_point_base), or: echo 0 >"
                 f" {_DELEGATIONS}"
             )
@@ -126,9 +126,9 @@ def _mounts() -> Iterator[_Mount]:
 def source_of(at: Path) -> str | None:
     """Return the source of the mount at a path: HOST:/PATH or a file system type; None if nothing is mounted there."""
     found = None
-    for one in _mounts():  # the last mount covers the others
-        if one.at == at:
-            found = one.source
+    for mount in _mounts():  # the last mount covers the others
+        if mount.at == at:
+            found = mount.source
     return found
 
 
@@ -153,10 +153,10 @@ def _run(*argv: str, timeout_s: int) -> None:
         raise Unreachable(f"The share cannot be mounted: {exc}{_hint(exc.stderr)}") from exc
 
 
-def _hint(said: str) -> str:
+def _hint(output: str) -> str:
     """Return advice for the error of a refused mount; empty if there is none."""
-    if "access denied" in said:
+    if "access denied" in output:
         return " Does the server export it to this machine? On the server: exportfs -v"
-    if "No such file or directory" in said:
+    if "No such file or directory" in output:
         return " Does the server export this path? On the server: exportfs -v"
     return ""

@@ -20,7 +20,7 @@ _STRANGER = 4_294_900_001
 """A user id that owns no directory."""
 
 
-def refused(export: str, at: Path, said: str) -> Unreachable:
+def refused(export: str, at: Path, reason: str) -> Unreachable:
     """Return the error for a share on which this user lacks permissions that it needs."""
     try:
         with closing(_Directory(at)) as directory:
@@ -33,7 +33,7 @@ def refused(export: str, at: Path, said: str) -> Unreachable:
         with suppress(OSError):
             found = at.stat()
         why = _squashed(export, None if found is None else found.st_uid)
-    return Unreachable(f"{export} cannot be used: {said}. {why}")
+    return Unreachable(f"{export} cannot be used: {reason}. {why}")
 
 
 def read_only(export: str, at: Path) -> Unreachable:
@@ -91,16 +91,16 @@ class _Directory:
 
 def _why(export: str, directory: _Directory) -> str:
     ours = os.geteuid()
-    made = directory.owner_of_new_file()
-    if made is None:
+    owner = directory.owner_of_new_file()
+    if owner is None:
         return _squashed(export, directory.owner)
-    if made != ours:
+    if owner != ours:
         if not directory.mode & 0o002 and directory.is_a_stranger_let_in():
             return (
-                f"Its server maps every user to uid {made}: the option all_squash. Export it with"
+                f"Its server maps every user to uid {owner}: the option all_squash. Export it with"
                 f" no_all_squash,no_root_squash, and give its directory to root: {_on_server(export, f'chown {ours}')}"
             )
-        return _squashed(export, directory.owner, made)
+        return _squashed(export, directory.owner, owner)
     if directory.owner != ours:
         return (
             f"Its directory belongs to uid {directory.owner}, who could change volumes:"

@@ -77,15 +77,15 @@ class ShareStore(FileStore):
         with ExitStack() as kept:
             if files.is_image_open(kept.enter_context(self.opened(image)) if fd is None else fd):
                 raise InUse(
-                    f"Volume {image.name} is open: a QEMU process uses {image.shown}, here or on another machine."
+                    f"Volume {image.name} is open: a QEMU process uses {image.label}, here or on another machine."
                 )
 
     def header(self, image: StoredVolume, fd: int) -> commands.Header:
-        return self.layers.header(fd, image.shown)
+        return self.layers.header(fd, image.label)
 
     @contextmanager
     def readable(self, image: StoredVolume, fd: int) -> Iterator[str]:
-        with self.root() as root, self.layers.readable(root, fd, image.shown) as path:
+        with self.root() as root, self.layers.readable(root, fd, image.label) as path:
             yield path
 
     def copy(
@@ -111,13 +111,15 @@ class ShareStore(FileStore):
                 raise BackendError(f"A copy of {source.name}, {size / GIB:g} GiB, does not fit into {size_gib} GiB.")
             self.build(image, lambda fd: commands.create_overlay(fd, layer, size_gib * GIB if size_gib else size))
 
-    def no_space(self, said: str) -> NoSpace:
-        return NoSpace(f"{self._export}: {super().no_space(said)}")
+    def no_space(self, cause: str) -> NoSpace:
+        return NoSpace(f"{self._export}: {super().no_space(cause)}")
 
     def explain(self, exc: OSError) -> BackendError:
         if exc.errno in (errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH):
-            said = exc.strerror or str(exc)
-            return Unreachable(f"The NFS server of {self._export} does not answer correctly: {said}. Check the server.")
+            cause = exc.strerror or str(exc)
+            return Unreachable(
+                f"The NFS server of {self._export} does not answer correctly: {cause}. Check the server."
+            )
         if exc.errno == errno.EROFS:
             return rights.read_only(self._export, self.path)
         if exc.errno in (errno.EACCES, errno.EPERM) and mounts.source_of(self.path) == self._export:

@@ -40,7 +40,7 @@ from blockstore.backends.contract import (
     BackgroundTask,
     Capabilities,
     Capacity,
-    Direct,
+    DirectConnection,
     Manageable,
     Mode,
     Progress,
@@ -68,18 +68,18 @@ class RbdBackend(Backend):
         self._users = Users(lambda: self._cluster)
         self._names = Names(lambda: self._cluster)
         self._monitors: direct.Monitors | None = None
-        self._aside = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
+        self._lend_thread = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
         self._trash = Trash(f"{name}/{self._ceph_pool}", lambda: self._cluster, self._settings.max_clone_depth)
 
     @classmethod
     def open_pools(cls, name: str, options: BackendOptions, state_dir: Path) -> Sequence[Backend]:
         """Return an instance for each configured pool; a single pool keeps the name of the section."""
         pools = pools_of(of_type(RbdOptions, options, f"[backend:{name}]"))
-        made = [cls(name, options, state_dir, pool) for pool in pools]
-        if len(made) > 1:
-            for backend, pool in zip(made, pools, strict=True):
+        instances = [cls(name, options, state_dir, pool) for pool in pools]
+        if len(instances) > 1:
+            for backend, pool in zip(instances, pools, strict=True):
                 backend.pool = pool
-        return made
+        return instances
 
     @property
     def _cluster(self) -> Cluster:
@@ -95,7 +95,7 @@ class RbdBackend(Backend):
         cluster.prove()
         self._monitors = cluster.monitors()
         self._names.load()
-        self._trash.look()
+        self._trash.find_work()
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -112,7 +112,7 @@ class RbdBackend(Backend):
         )
 
     def capacity(self) -> Capacity:
-        found = self._cluster.figures()
+        found = self._cluster.stats()
         return Capacity(total_gib=found.total / GIB, free_gib=found.free / GIB)
 
     def background_tasks(self) -> Sequence[BackgroundTask]:
@@ -148,7 +148,7 @@ class RbdBackend(Backend):
             try:
                 self._cluster.create(name, size_gib * GIB)
             except NameTaken:
-                if not self._is_there(name, size_gib):
+                if not self._has_volume(name, size_gib):
                     self._cluster.create(name, size_gib * GIB)
         self._names.note(name)
 
@@ -165,11 +165,11 @@ class RbdBackend(Backend):
                     raise Stuck(f"{name} exists and cannot be removed; is the pool full?") from None
                 self.prove_identity()
             except HasSnapshots:
-                self._bury(name)
+                self._move_to_trash(name)
         self._names.forget(name)
         self._trash.empty_trash()
 
-    def _bury(self, name: str) -> None:
+    def _move_to_trash(self, name: str) -> None:
         """Move an image to the trash if it has only snapshots that clones need. Raise InUse if it has others."""
         cluster = self._cluster
         own = cluster.snapshots(name)
@@ -210,7 +210,7 @@ class RbdBackend(Backend):
         ):
             yield file
 
-    def direct(self, name: str) -> Direct:
+    def direct(self, name: str) -> DirectConnection:
         check_name(name)
         with self._explained():
             self._cluster.info(name)
@@ -294,7 +294,7 @@ class RbdBackend(Backend):
         self._names.refuse_for_volume(name)
         progress(0)
         with self._explained():
-            about = self._aside.submit(self._cluster.info, volume, snapshot)
+            about = self._lend_thread.submit(self._cluster.info, volume, snapshot)
             try:
                 self._cluster.clone(volume, snapshot, name)
             except NameTaken:
@@ -315,7 +315,7 @@ class RbdBackend(Backend):
         progress(0)
         helper = f"{HELPER}{name}"
         with self._explained():
-            about = self._aside.submit(self._cluster.info, source)
+            about = self._lend_thread.submit(self._cluster.info, source)
             self._freeze(source, helper, name)
             with self._undoing(lambda: self._cluster.remove_snapshot(source, helper)):
                 try:
@@ -403,8 +403,8 @@ class RbdBackend(Backend):
         if reason := manageable.why_not(reference):
             raise BackendError(reason)
         with self._explained():
-            there = self._cluster.snapshots(volume)
-            if snapshot not in there:
+            existing = self._cluster.snapshots(volume)
+            if snapshot not in existing:
                 size = self._cluster.info(volume, reference).size
                 if size != self._cluster.info(volume).size:
                     raise BackendError(f"Snapshot {reference} has {size / GIB:g} GiB, another size than {volume}.")
@@ -420,7 +420,7 @@ class RbdBackend(Backend):
         except VolumeMissing:
             return None
 
-    def _is_there(self, name: str, size_gib: int) -> bool:
+    def _has_volume(self, name: str, size_gib: int) -> bool:
         """Return True if a volume exists with this size. Remove remains of a killed creation. Raise NameTaken if the
         size differs."""
         size = self._size(name)
@@ -455,12 +455,12 @@ class RbdBackend(Backend):
             if isinstance(exc, Stuck):
                 log.warning("backend %s: given up after %.0f s: %s", self.name, time.monotonic() - started, exc)
             try:
-                figures = self._cluster.figures()
+                stats = self._cluster.stats()
             except BackendError:
                 raise exc from None
-            if isinstance(exc, NoSpace) or figures.free <= figures.total // 50:
+            if isinstance(exc, NoSpace) or stats.free <= stats.total // 50:
                 raise NoSpace(
-                    f"The pool {figures.pool or self._ceph_pool} is full: {figures.free / GIB:.1f} of"
-                    f" {figures.total / GIB:.1f} GiB are free. {exc}"
+                    f"The pool {stats.pool or self._ceph_pool} is full: {stats.free / GIB:.1f} of"
+                    f" {stats.total / GIB:.1f} GiB are free. {exc}"
                 ) from exc
             raise

@@ -22,9 +22,9 @@ BLOCKLIST = ("osd blocklist", "osd blacklist")
 """The monitors' command, and its name before Ceph 16."""
 
 
-def is_unknown(said: str) -> bool:
+def is_unknown(message: str) -> bool:
     """Return True if the monitors refused a command because they do not know it."""
-    return "unable to parse" not in said and ("not known" in said or "no valid command" in said)
+    return "unable to parse" not in message and ("not known" in message or "no valid command" in message)
 
 
 def need_conf(place: PoolAccess) -> None:
@@ -39,7 +39,7 @@ def need_keyring(place: PoolAccess) -> None:
         raise _no_key(place, [str(place.keyring)])
 
 
-def not_connected(place: PoolAccess, code: int, said: str, searched: Sequence[str] = ()) -> BackendError:
+def not_connected(place: PoolAccess, code: int, message: str, searched: Sequence[str] = ()) -> BackendError:
     """Return the error for a refused connection. It never says that an image or a pool is missing.
 
     ``searched``: the keyring files that Ceph tried.
@@ -48,7 +48,7 @@ def not_connected(place: PoolAccess, code: int, said: str, searched: Sequence[st
     paths = [path for path in paths if path]
     if paths and not any(_is_readable(Path(path)) for path in paths):
         return _no_key(place, paths)
-    words = f" ({' '.join(said.split())[-200:]})" if said.strip() else ""
+    words = f" ({' '.join(message.split())[-200:]})" if message.strip() else ""
     if code in (errno.EACCES, errno.EPERM):
         where = f" with the key in {', '.join(paths)}" if paths else ""
         return Unreachable(
@@ -57,15 +57,15 @@ def not_connected(place: PoolAccess, code: int, said: str, searched: Sequence[st
         )
     if code == errno.ENOENT:
         return Unreachable(f"{place.conf} leads to no cluster{words}. Check mon_host and keyring in it.")
-    return explain(code, f"the connection of client.{place.user}", said)
+    return explain(code, f"the connection of client.{place.user}", message)
 
 
 def _no_key(place: PoolAccess, paths: Sequence[str]) -> Unreachable:
-    there = [path for path in paths if Path(path).exists()]
-    if there:
+    present = [path for path in paths if Path(path).exists()]
+    if present:
         return Unreachable(
-            f"The keyring {there[0]} of client.{place.user} cannot be read by user {os.geteuid()}, who runs"
-            f" blockstore. Give it to that user: chown {os.geteuid()} {there[0]}"
+            f"The keyring {present[0]} of client.{place.user} cannot be read by user {os.geteuid()}, who runs"
+            f" blockstore. Give it to that user: chown {os.geteuid()} {present[0]}"
         )
     return Unreachable(
         f"The keyring of client.{place.user} does not exist: {', '.join(paths)}. The option keyring names it. To"

@@ -74,7 +74,7 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Figures:
+class PoolStats:
     """Capacity of a pool in bytes, as usable by clients: already divided by the number of copies."""
 
     total: int
@@ -93,7 +93,7 @@ class Cluster(Protocol):
         Also make the objects that removing images from a full pool needs.
         """
 
-    def figures(self) -> Figures:
+    def stats(self) -> PoolStats:
         """Return the capacity of the pool, or of the data pool if new images have their data there."""
 
     def identity(self) -> tuple[str, int]:
@@ -230,22 +230,22 @@ _MISSING = frozenset({errno.ENOENT})
 _SHUT_OUT = frozenset({errno.ETIMEDOUT, errno.ESHUTDOWN, errno.ENOTCONN, errno.ECONNREFUSED, errno.EHOSTUNREACH})
 
 
-def explain(code: int, what: str, said: str) -> BackendError:
+def explain(code: int, what: str, message: str) -> BackendError:
     """Return the error for a number of errno.h, which is also the exit code of Ceph's programs."""
-    words = " ".join(said.split())[-300:]
-    told = f" ({words})" if words else ""
+    words = " ".join(message.split())[-300:]
+    detail = f" ({words})" if words else ""
     if code in _MISSING:
-        return VolumeMissing(f"{what} does not exist{told}.")
+        return VolumeMissing(f"{what} does not exist{detail}.")
     if code == errno.EEXIST:
-        return NameTaken(f"{what} exists already{told}.")
+        return NameTaken(f"{what} exists already{detail}.")
     if code == errno.ENOTEMPTY:
-        return HasSnapshots(f"{what} has snapshots{told}.")
+        return HasSnapshots(f"{what} has snapshots{detail}.")
     if code in (errno.EBUSY, errno.EROFS):
-        return InUse(f"{what} is in use{told}.")
+        return InUse(f"{what} is in use{detail}.")
     if code in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"There is no space for {what}{told}.")
+        return NoSpace(f"There is no space for {what}{detail}.")
     if code in _SHUT_OUT:
-        return Stuck(f"The Ceph cluster does not answer: {os.strerror(code)}, with {what}{told}.")
+        return Stuck(f"The Ceph cluster does not answer: {os.strerror(code)}, with {what}{detail}.")
     if code in (errno.EACCES, errno.EPERM):
-        return Unreachable(f"The Ceph user may not do that: {os.strerror(code)}, with {what}{told}. Check its caps.")
-    return BackendError(f"Ceph refused, with {what}: {os.strerror(code) if code > 1 else 'error'}{told}.")
+        return Unreachable(f"The Ceph user may not do that: {os.strerror(code)}, with {what}{detail}. Check its caps.")
+    return BackendError(f"Ceph refused, with {what}: {os.strerror(code) if code > 1 else 'error'}{detail}.")

@@ -21,16 +21,16 @@ from blockstore_plugins.rbd.cluster import (
     LONG_S,
     OWNER,
     TRASH,
-    Figures,
     Info,
     PoolAccess,
+    PoolStats,
     Stuck,
     clone_name,
     explain,
     remove_for_good,
 )
-from blockstore_plugins.rbd.figures import data_pool_of, figures_with, monitors_of
 from blockstore_plugins.rbd.nbd_file import NbdFile
+from blockstore_plugins.rbd.pool_stats import data_pool_of, monitors_of, stats_with
 
 from blockstore.backends.contract import Progress
 from blockstore.backends.process import follow, have, missing_tool, run
@@ -67,10 +67,10 @@ class Commands:
         access.need_conf(self._place)
         access.need_keyring(self._place)
         with ThreadPoolExecutor(4) as threads:  # each check runs a program, which is slow to start
-            asked: list[Future[str | None]] = [threads.submit(self._prove_pool), threads.submit(self._find_data_pool)]
+            futures: list[Future[str | None]] = [threads.submit(self._prove_pool), threads.submit(self._find_data_pool)]
             if not self._is_prepared:
-                asked += [threads.submit(self._prepare_for_full), threads.submit(self._prove_may_blocklist)]
-            _, found, *_ = [one.result() for one in asked]
+                futures += [threads.submit(self._prepare_for_full), threads.submit(self._prove_may_blocklist)]
+            _, found, *_ = [future.result() for future in futures]
         self._data_pool = found or ""
         self._is_prepared = True
         if self._data_pool:
@@ -113,9 +113,9 @@ class Commands:
         options = self._json("config", "pool", "ls", self._place.pool, what=f"pool {self._place.pool}")
         return data_pool_of(self._place.pool, options)
 
-    def figures(self) -> Figures:
+    def stats(self) -> PoolStats:
         """Return the capacity of the pool, or of the data pool if there is one."""
-        return figures_with(
+        return stats_with(
             self._place.pool,
             self._find_data_pool() if self._data_pool is None else self._data_pool,
             self._ceph("df"),
@@ -301,12 +301,12 @@ class Commands:
 
     def set_options(self, image: str, options: Mapping[str, str | None]) -> None:
         """Set options of an image."""
-        there = {row["name"] for row in self._json("config", "image", "ls", self._at(image), what=f"image {image}")
+        present = {row["name"] for row in self._json("config", "image", "ls", self._at(image), what=f"image {image}")
                  if row.get("source") == "image"}  # fmt: skip
         for name, value in options.items():
             if value is not None:
                 self._rbd("config", "image", "set", self._at(image), name, value, what=f"image {image}")
-            elif name in there:
+            elif name in present:
                 self._rbd("config", "image", "rm", self._at(image), name, what=f"image {image}")
 
     def owner(self) -> str | None:
@@ -415,18 +415,18 @@ class Commands:
 
     def _explain(self, exc: ToolFailed, what: str) -> BackendError:
         lines = [line.rpartition(": ")[2] if " -1 " in line else line for line in exc.stderr.splitlines()]
-        said = " ".join(lines)
+        message = " ".join(lines)
         code = exc.code
         if code == 1:  # `ceph` and `rados` exit with 1 for every error
-            told = _ERRNO.search(exc.stderr)
-            code = int(told[1] or told[2]) if told else 0
+            errno_match = _ERRNO.search(exc.stderr)
+            code = int(errno_match[1] or errno_match[2]) if errno_match else 0
         if refused := _NOT_CONNECTED.search(exc.stderr):
             keyrings = _KEYRINGS.search(exc.stderr)
             searched = keyrings[1].split(",") if keyrings else ()
-            return access.not_connected(self._place, int(refused[1] or code), said, searched)
+            return access.not_connected(self._place, int(refused[1] or code), message, searched)
         if code == errno.ENOENT and _NO_POOL in exc.stderr:
             return access.no_pool(self._place)
-        return explain(code, what, said)
+        return explain(code, what, message)
 
     def _ceph(self, *words: str) -> Any:
         limit = str(self._place.timeout_s)

@@ -86,7 +86,7 @@ class ClusterConnections:
         """Abandon a connection: it is not used again, and is ended later. Call this while the connection is in use."""
         with self._lock:
             connection.is_left = True
-            self._made = {key: one for key, one in self._made.items() if one is not connection}
+            self._made = {key: entry for key, entry in self._made.items() if entry is not connection}
 
     def _end_later(self, connection: ClusterConnection) -> None:
         timer = threading.Timer(_QUIET_S, connection.end)
@@ -96,8 +96,8 @@ class ClusterConnections:
     def end(self) -> None:
         """End unused connections, before the interpreter ends them in arbitrary order."""
         with self._lock:
-            idle = [one for one in self._made.values() if not one.users]
-        threads = [threading.Thread(target=one.end, daemon=True) for one in idle]
+            idle = [entry for entry in self._made.values() if not entry.users]
+        threads = [threading.Thread(target=entry.end, daemon=True) for entry in idle]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from blockstore_plugins.rbd.options import RbdOptions
 
-from blockstore.backends.contract import Direct
+from blockstore.backends.contract import DirectConnection
 
 Monitors = tuple[str, Sequence[tuple[str, str]]]
 """The cluster's id, and host and port of each of its monitors."""
 
 
-def of_image(settings: RbdOptions, pool: str, image: str, monitors: Monitors) -> Direct:
+def of_image(settings: RbdOptions, pool: str, image: str, monitors: Monitors) -> DirectConnection:
     """Return the connection data of an image of a pool."""
     fsid, addresses = monitors
     where = f"{pool}/{settings.namespace}" if settings.namespace else pool
-    return Direct(
+    return DirectConnection(
         "rbd",
         {
             "name": f"{where}/{image}",

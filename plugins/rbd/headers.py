@@ -68,15 +68,15 @@ class Headers:
         reader.number("Q")  # the number of the newest snapshot
         for number in [reader.number("Q") for _ in range(reader.number("I"))]:
             try:
-                one = _Reader(self._ask(header, "snapshot_get", struct.pack("<Q", number)))
+                decoder = _Reader(self._ask(header, "snapshot_get", struct.pack("<Q", number)))
             except Exception as exc:  # an error of rados
                 if getattr(exc, "errno", None) != errno.ENOENT:
                     raise
                 continue  # this snapshot was removed meanwhile
-            one.skip_version()
-            one.number("Q")  # the snapshot's number
-            if one.part().number("I") == _USERS:
-                yield one.text(), one.number("Q")
+            decoder.skip_version()
+            decoder.number("Q")  # the snapshot's number
+            if decoder.part().number("I") == _USERS:
+                yield decoder.text(), decoder.number("Q")
 
     def is_of_new_format(self, image_id: str) -> bool:
         """Return True if an image is a clone of format 2, whose parent's snapshot needs no protection."""

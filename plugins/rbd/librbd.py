@@ -27,26 +27,26 @@ from blockstore_plugins.rbd import access
 from blockstore_plugins.rbd.cluster import (
     OWNER,
     TRASH,
-    Figures,
     Info,
     PoolAccess,
+    PoolStats,
     Stuck,
     clone_name,
     explain,
     remove_for_good,
 )
 from blockstore_plugins.rbd.connections import ClusterConnection, connections
-from blockstore_plugins.rbd.figures import data_pool_of, figures_with, monitors_of
 from blockstore_plugins.rbd.headers import Headers, Parent
+from blockstore_plugins.rbd.pool_stats import data_pool_of, monitors_of, stats_with
 
 from blockstore.backends.contract import Progress
 from blockstore.errors import BackendError, VolumeMissing
 
 DISTRIBUTION = Path("/usr/lib/python3/dist-packages")
 
-_GARDENER = ("blockstore-gardener", "alone", secrets.token_hex(8), "blockstore empties the trash")
+_TRASH_LOCK = ("blockstore-gardener", "alone", secrets.token_hex(8), "blockstore empties the trash")
 """The lock for removing images from the trash: object, name, cookie and description."""
-_GARDENER_S = 120
+_TRASH_LOCK_S = 120
 """Duration of the lock, in seconds, after its holder was killed; longer than any removal should take."""
 _RENEW = 1
 """LIBRADOS_LOCK_FLAG_RENEW, which the bindings do not name."""
@@ -54,7 +54,7 @@ _FULL_FORCE = 128
 """LIBRADOS_OPERATION_FULL_FORCE, which the bindings do not name."""
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 """Errors for missing caps; only a new connection gets new caps from the cluster."""
-_gardening: defaultdict[PoolAccess, threading.Lock] = defaultdict(threading.Lock)
+_trash_locks: defaultdict[PoolAccess, threading.Lock] = defaultdict(threading.Lock)
 """The same lock within this process, by pool."""
 
 _lock = threading.Lock()
@@ -117,7 +117,7 @@ class Librbd:
     def _prepare_for_full(self, pool: Any) -> None:
         """Make the objects that removing images needs, even if the pool is full already: a full pool takes no new
         objects."""
-        for name in (TRASH, _GARDENER[0]):
+        for name in (TRASH, _TRASH_LOCK[0]):
             try:
                 pool.stat(name)
             except self._rados.ObjectNotFound:
@@ -139,13 +139,13 @@ class Librbd:
         for command in access.BLOCKLIST:
             words = {"prefix": command, f"{command.split()[1]}op": "add", "addr": access.UNPARSABLE, "expire": 1.0}
             with self._connected(what) as connection, self._explained(what):
-                code, _out, said = connection.cluster.mon_command(json.dumps(words), b"")
+                code, _out, message = connection.cluster.mon_command(json.dumps(words), b"")
                 if abs(code) in _NOT_ALLOWED:
                     connections.leave(connection)
                     raise access.may_not_blocklist(self._place)
             if abs(code) == errno.ETIMEDOUT:
-                raise explain(errno.ETIMEDOUT, what, said)
-            if not access.is_unknown(said):
+                raise explain(errno.ETIMEDOUT, what, message)
+            if not access.is_unknown(message):
                 return
 
     def _data_pool(self) -> str:
@@ -155,9 +155,9 @@ class Librbd:
         with self._asking(f"pool {self._place.spec}") as pool:
             return data_pool_of(self._place.pool, self._rbd.RBD().config_list(pool))
 
-    def figures(self) -> Figures:
+    def stats(self) -> PoolStats:
         """Return the capacity of the pool, or of the data pool if there is one."""
-        return figures_with(
+        return stats_with(
             self._place.pool,
             self._data_pool(),
             self._monitor(prefix="df"),
@@ -400,14 +400,14 @@ class Librbd:
     def alone_in_trash(self) -> Iterator[None]:
         """Hold the lock of the trash: librbd crashes its process when two clients remove the same image at once."""
         what = "the trash"
-        with _gardening[self._place]:
+        with _trash_locks[self._place]:
             with self._asking(what) as pool, suppress(self._rados.ObjectExists):  # left by a failed thread
-                pool.lock_exclusive(*_GARDENER, duration=_GARDENER_S)
+                pool.lock_exclusive(*_TRASH_LOCK, duration=_TRASH_LOCK_S)
             try:
                 yield
             finally:
                 with suppress(BackendError), self._asking(what) as pool:
-                    pool.unlock(*_GARDENER[:3])
+                    pool.unlock(*_TRASH_LOCK[:3])
 
     def to_trash(self, image: str) -> None:
         """Move an image to the trash."""
@@ -417,7 +417,7 @@ class Librbd:
     def remove_from_trash(self, image_id: str) -> None:
         """Remove an image that is in the trash."""
         with self._asking(f"image {image_id} in the trash") as pool:
-            pool.lock_exclusive(*_GARDENER, duration=_GARDENER_S, flags=_RENEW)
+            pool.lock_exclusive(*_TRASH_LOCK, duration=_TRASH_LOCK_S, flags=_RENEW)
             self._rbd.RBD().trash_remove(pool, image_id)
 
     def set_options(self, image: str, options: Mapping[str, str | None]) -> None:
@@ -512,10 +512,10 @@ class Librbd:
     def _monitor(self, **words: str) -> Any:
         what = f"pool {self._place.spec}"
         with self._connected(what) as connection, self._explained(what):
-            code, said, error = connection.cluster.mon_command(json.dumps({**words, "format": "json"}), b"")
+            code, output, error = connection.cluster.mon_command(json.dumps({**words, "format": "json"}), b"")
         if code:
             raise explain(abs(code), f"pool {self._place.spec}", error)
-        return json.loads(said)
+        return json.loads(output)
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:

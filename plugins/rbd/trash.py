@@ -34,19 +34,19 @@ class Trash:
         self.background_tasks = BackgroundTasks(name)
         self._cluster = cluster
         self._max_depth = max_depth
-        self._must_look = True
+        self._must_search = True
         self._must_empty = False
         """True if an image that no clone needs could not be removed from the trash."""
         self._burying = threading.Lock()
         self._is_any_there = False
 
-    def look(self) -> None:
+    def find_work(self) -> None:
         """Find all work left to do, unless this was done and nothing failed since."""
-        if self._must_look or self._must_empty:
+        if self._must_search or self._must_empty:
             self._must_empty = False
             self._begin_to_empty()
-        if self._must_look:
-            self._must_look = False
+        if self._must_search:
+            self._must_search = False
             self.background_tasks.add(
                 _CHAINS, "looking for chains of clones that are too long", self._kept(self._find_deep)
             )
@@ -71,7 +71,7 @@ class Trash:
             try:
                 yield
             except BaseException:
-                self._must_look = True  # the image stays, and its flatten was stopped
+                self._must_search = True  # the image stays, and its flatten was stopped
                 raise
 
     def wait_idle(self, timeout_s: float) -> bool:
@@ -85,7 +85,7 @@ class Trash:
             try:
                 work(progress)
             except BackendError:
-                self._must_look = True
+                self._must_search = True
                 raise
 
         return do

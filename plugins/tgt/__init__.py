@@ -47,7 +47,7 @@ from blockstore.errors import (
 )
 from blockstore.targets.contract import Connection, Export, Target, TargetCapabilities, TargetOptions, option
 
-from .management import LUN, Code, Shown, Stale, Tgtd, TgtPortal, TgtRefused
+from .management import LUN, Code, ListedTarget, Stale, Tgtd, TgtPortal, TgtRefused
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class TgtOptions(TargetOptions):
 
 
 @dataclass(frozen=True)
-class _Made:
+class _CachedTarget:
     """The cached state of one of our targets in the running tgtd."""
 
     tid: int
@@ -113,8 +113,8 @@ class TgtTarget(Target):
         self._lock = threading.Lock()
         self._tgtd: Tgtd | None = None
         self._is_stale = False
-        self._made: dict[str, _Made] = {}
-        self._broken: dict[str, Shown] = {}
+        self._made: dict[str, _CachedTarget] = {}
+        self._broken: dict[str, ListedTarget] = {}
         """Targets with a fault in the last list, without those that another thread worked on meanwhile."""
         self._at_work: set[str] = set()
         self._worked_on: set[str] = set()
@@ -179,27 +179,27 @@ class TgtTarget(Target):
         return Connection(driver_volume_type="iscsi", data=data, secret_as="auth_password")  # noqa: S106 - the name of a key
 
     def _export(self, tgtd: Tgtd, export: Export, initiator: str, discard: bool) -> None:
-        made = self._known(export.id)
+        cached = self._known(export.id)
         with self._lock:
             broken = self._broken.pop(export.id, None)
-        if made and broken:
+        if cached and broken:
             # Keep a broken target only if it is just offline: sessions without the password must end.
             is_guarded = broken.accounts == {_account(export.id)}
             path = broken.path if broken.is_online else ""
-            made = _Made(broken.tid, path, broken.admitted if is_guarded else frozenset())
-        if made and (made.admitted != {initiator} or made.path != str(export.path)):
+            cached = _CachedTarget(broken.tid, path, broken.admitted if is_guarded else frozenset())
+        if cached and (cached.admitted != {initiator} or cached.path != str(export.path)):
             # It is incomplete, or was made for another initiator, whose session must end.
-            self._end(tgtd, export.id, made)
-            made = None
-        fresh = made is None
-        if made is None:
+            self._end(tgtd, export.id, cached)
+            cached = None
+        fresh = cached is None
+        if cached is None:
             # Record the tid first, so that a lost reply can be resolved.
-            made = _Made(secrets.choice(_TIDS), str(export.path), frozenset({initiator}))
-            self._remember(export.id, made)
+            cached = _CachedTarget(secrets.choice(_TIDS), str(export.path), frozenset({initiator}))
+            self._remember(export.id, cached)
         try:
             if fresh:
-                tgtd.create_target(made.tid, self._prefix + export.id)
-            self._complete(tgtd, made.tid, export, initiator, discard)
+                tgtd.create_target(cached.tid, self._prefix + export.id)
+            self._complete(tgtd, cached.tid, export, initiator, discard)
         except BackendError as exc:
             if isinstance(exc, TgtRefused) and exc.code in (Code.TARGET_EXISTS, Code.NO_TARGET):
                 self._forget(export.id)  # the tid may be another target's
@@ -208,7 +208,7 @@ class TgtTarget(Target):
                 ) from exc
             if fresh:
                 with suppress(BackendError):
-                    self._end(tgtd, export.id, made)
+                    self._end(tgtd, export.id, cached)
             raise
 
     def _complete(self, tgtd: Tgtd, tid: int, export: Export, initiator: str, discard: bool) -> None:
@@ -235,25 +235,25 @@ class TgtTarget(Target):
         self._again(export_id, lambda tgtd: self._withdraw(tgtd, export_id))
 
     def _withdraw(self, tgtd: Tgtd, export_id: str) -> None:
-        made = self._known(export_id)
-        if made:
-            self._end(tgtd, export_id, made)
+        cached = self._known(export_id)
+        if cached:
+            self._end(tgtd, export_id, cached)
 
-    def _end(self, tgtd: Tgtd, export_id: str, made: _Made) -> None:
+    def _end(self, tgtd: Tgtd, export_id: str, cached: _CachedTarget) -> None:
         deadline = time.monotonic() + self._timeout_s
         account = _account(export_id)
         try:
-            tgtd.update_target(made.tid, "state", "offline")
-            for initiator in made.admitted:
+            tgtd.update_target(cached.tid, "state", "offline")
+            for initiator in cached.admitted:
                 # The offline state refuses logins; this also shows the end of the export in lists.
                 with _unless(Code.NO_RULE):
-                    tgtd.expel(made.tid, initiator)
-            self._remember(export_id, _Made(made.tid, made.path, frozenset()))
-            self._cut(tgtd, export_id, made, deadline)
-            while not self._removed(tgtd, made.tid, account):
+                    tgtd.expel(cached.tid, initiator)
+            self._remember(export_id, _CachedTarget(cached.tid, cached.path, frozenset()))
+            self._cut(tgtd, export_id, cached, deadline)
+            while not self._removed(tgtd, cached.tid, account):
                 # A login in progress has completed meanwhile: its session must be cut.
-                self._cut(tgtd, export_id, made, deadline)
-                _check_deadline(deadline, export_id, made)
+                self._cut(tgtd, export_id, cached, deadline)
+                _check_deadline(deadline, export_id, cached)
                 time.sleep(_PAUSE_S)
         except TgtRefused as exc:
             if exc.code != Code.NO_TARGET:
@@ -276,15 +276,15 @@ class TgtTarget(Target):
             return False
         return True
 
-    def _cut(self, tgtd: Tgtd, export_id: str, made: _Made, deadline: float) -> None:
+    def _cut(self, tgtd: Tgtd, export_id: str, cached: _CachedTarget, deadline: float) -> None:
         """Close the connections of an offline target, and wait until their last command has ended."""
-        told: set[tuple[int, int]] = set()
-        while connections := tgtd.connections(made.tid):
-            _check_deadline(deadline, export_id, made)
-            for session, connection in connections - told:
+        asked_to_close: set[tuple[int, int]] = set()
+        while connections := tgtd.connections(cached.tid):
+            _check_deadline(deadline, export_id, cached)
+            for session, connection in connections - asked_to_close:
                 with _unless(Code.NO_SESSION, Code.NO_CONNECTION):
-                    tgtd.close_connection(made.tid, session, connection)
-            told |= connections
+                    tgtd.close_connection(cached.tid, session, connection)
+            asked_to_close |= connections
             time.sleep(_PAUSE_S)
 
     def resize(self, export_id: str) -> None:
@@ -297,19 +297,19 @@ class TgtTarget(Target):
         self._again(export_id, lambda tgtd: self._resize(tgtd, export_id))
 
     def _resize(self, tgtd: Tgtd, export_id: str) -> None:
-        made = self._known(export_id)
-        if made is None or not made.path or not made.admitted:
+        cached = self._known(export_id)
+        if cached is None or not cached.path or not cached.admitted:
             # A partly withdrawn target must not go online again.
             raise VolumeMissing(f"tgtd has no complete export {export_id}, so it cannot show a new size.")
-        tgtd.update_target(made.tid, "state", "offline")
+        tgtd.update_target(cached.tid, "state", "offline")
         try:
-            self._cut(tgtd, export_id, made, time.monotonic() + self._timeout_s)
+            self._cut(tgtd, export_id, cached, time.monotonic() + self._timeout_s)
         except SessionAlive:
-            tgtd.update_target(made.tid, "state", "ready")
+            tgtd.update_target(cached.tid, "state", "ready")
             raise
         # If the volume cannot be opened, the target stays offline: initiators wait instead of seeing errors.
-        tgtd.update_lun(made.tid, f"online=0,path={made.path}")
-        tgtd.update_target(made.tid, "state", "ready")
+        tgtd.update_lun(cached.tid, f"online=0,path={cached.path}")
+        tgtd.update_target(cached.tid, "state", "ready")
 
     # --- state of exports -----------------------------------------------------------------------------------
 
@@ -328,8 +328,8 @@ class TgtTarget(Target):
             is_same = tgtd == self._tgtd
             found = {
                 export_id: fault
-                for export_id, shown in ours.items()
-                if (fault := _fault(export_id, shown, self._made.get(export_id) if is_same else None))
+                for export_id, listed_target in ours.items()
+                if (fault := _fault(export_id, listed_target, self._made.get(export_id) if is_same else None))
             }
             if is_same:
                 self._broken = {i: ours[i] for i in found.keys() - self._worked_on - self._at_work}
@@ -338,13 +338,17 @@ class TgtTarget(Target):
     def sessions(self) -> Mapping[str, tuple[str, ...]]:
         """Return the initiators logged in to our targets."""
         tgtd = Tgtd.find(self._socket)
-        return {export_id: shown.connected for export_id, shown in self._ours(tgtd).items() if shown.connected}
-
-    def _ours(self, tgtd: Tgtd) -> dict[str, Shown]:
         return {
-            shown.name.removeprefix(self._prefix): shown
-            for shown in tgtd.targets()
-            if shown.name.startswith(self._prefix)
+            export_id: listed_target.connected
+            for export_id, listed_target in self._ours(tgtd).items()
+            if listed_target.connected
+        }
+
+    def _ours(self, tgtd: Tgtd) -> dict[str, ListedTarget]:
+        return {
+            listed_target.name.removeprefix(self._prefix): listed_target
+            for listed_target in tgtd.targets()
+            if listed_target.name.startswith(self._prefix)
         }
 
     # --- cache: the tid of each export, for the life of this tgtd --------------------------------------------
@@ -382,19 +386,26 @@ class TgtTarget(Target):
                 under_way = self._at_work & self._made.keys() if tgtd == self._tgtd else set()
                 kept = {export_id: self._made[export_id] for export_id in under_way}
                 ours = self._ours(tgtd)
-                listed = {i: _Made(shown.tid, shown.path, shown.admitted) for i, shown in ours.items()}
+                listed = {
+                    i: _CachedTarget(listed_target.tid, listed_target.path, listed_target.admitted)
+                    for i, listed_target in ours.items()
+                }
                 self._made = {**listed, **kept}
-                self._broken = {i: shown for i, shown in ours.items() if i not in kept and _fault(i, shown, None)}
+                self._broken = {
+                    i: listed_target
+                    for i, listed_target in ours.items()
+                    if i not in kept and _fault(i, listed_target, None)
+                }
                 self._tgtd, self._is_stale = tgtd, False
             return tgtd
 
-    def _known(self, export_id: str) -> _Made | None:
+    def _known(self, export_id: str) -> _CachedTarget | None:
         with self._lock:
             return self._made.get(export_id)
 
-    def _remember(self, export_id: str, made: _Made) -> None:
+    def _remember(self, export_id: str, cached: _CachedTarget) -> None:
         with self._lock:
-            self._made[export_id] = made
+            self._made[export_id] = cached
 
     def _forget(self, export_id: str) -> None:
         with self._lock:
@@ -469,17 +480,17 @@ def _check_path(path: Path) -> bool:
         return False
 
 
-def _fault(export_id: str, shown: Shown, made: _Made | None) -> str:
+def _fault(export_id: str, listed_target: ListedTarget, cached: _CachedTarget | None) -> str:
     """Return the reason why the initiator cannot log in or another one can; empty if the target serves."""
-    if shown.accounts != {_account(export_id)}:
+    if listed_target.accounts != {_account(export_id)}:
         return "its account is not bound, or another account is also bound"
-    if len(shown.admitted) != 1 or (made and made.admitted != shown.admitted):
+    if len(listed_target.admitted) != 1 or (cached and cached.admitted != listed_target.admitted):
         return "it admits another initiator than its own, or none"
-    if not shown.path or (made and made.path != shown.path):
+    if not listed_target.path or (cached and cached.path != listed_target.path):
         return "its LUN was removed, or has another backing store"
-    if not shown.is_online:
+    if not listed_target.is_online:
         return "its LUN is offline"
-    return "" if shown.is_ready else "the target is offline"
+    return "" if listed_target.is_ready else "the target is offline"
 
 
 def _account(export_id: str) -> str:
@@ -495,11 +506,12 @@ def _identity(volume: str) -> str:
     return f"scsi_id={digest[:32]},scsi_sn={serial},vendor_id=BLKSTORE,product_id=VOLUME,product_rev=1"
 
 
-def _check_deadline(deadline: float, export_id: str, made: _Made) -> None:
+def _check_deadline(deadline: float, export_id: str, cached: _CachedTarget) -> None:
     """Raise SessionAlive after the deadline."""
     if time.monotonic() > deadline:
         raise SessionAlive(
-            f"{' and '.join(sorted(made.admitted)) or 'An initiator'} still has a session of the export {export_id}: a"
+            f"{' and '.join(sorted(cached.admitted)) or 'An initiator'} still has a session of the export"
+            f" {export_id}: a"
             " command on the volume does not end. New sessions are refused meanwhile. Find out why the storage hangs,"
             " and try again."
         )

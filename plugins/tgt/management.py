@@ -155,7 +155,7 @@ class TgtPortal:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ListedTarget:
     """A target as listed by tgtd."""
 
     tid: int
@@ -210,7 +210,7 @@ class Tgtd:
 
     # --- targets --------------------------------------------------------------------------------------------
 
-    def targets(self) -> tuple[Shown, ...]:
+    def targets(self) -> tuple[ListedTarget, ...]:
         """Return all targets; only this call's cost grows with their number."""
         return tuple(_parse_targets(self._call("list its targets", Mode.TARGET, Op.SHOW, tid=_ALL)))
 
@@ -356,7 +356,7 @@ def _received(connection: socket.socket, length: int) -> bytes:
     return bytes(parts)
 
 
-def _parse_targets(text: str) -> Iterator[Shown]:
+def _parse_targets(text: str) -> Iterator[ListedTarget]:
     for block in re.split(r"^(?=Target \d+: )", text, flags=re.M):
         head = re.match(r"Target (\d+): (\S+)\n", block)
         if head is None:
@@ -365,7 +365,7 @@ def _parse_targets(text: str) -> Iterator[Shown]:
         # Skip the controller, which comes first.
         lun = sections.get("LUN", "").partition(f" LUN: {LUN}\n")[2]
         path = re.search(r"^ +Backing store path: (.*)$", lun, re.M)
-        yield Shown(
+        yield ListedTarget(
             tid=int(head[1]),
             name=head[2],
             path=path[1] if path and path[1] != "None" else "",

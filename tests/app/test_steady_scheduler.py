@@ -16,7 +16,7 @@ import pytest
 from apscheduler.schedulers import base
 
 from blockstore.app import steady_scheduler
-from blockstore.app.steady_scheduler import Every, SteadyScheduler
+from blockstore.app.steady_scheduler import MonotonicInterval, SteadyScheduler
 from tests.conftest import Served, need
 
 DAY_S = 86400
@@ -80,8 +80,8 @@ def scheduler() -> Iterator[SteadyScheduler]:
 def test_a_step_of_the_clock_moves_no_job(scheduler: SteadyScheduler, clock: Clock, step_s: float) -> None:
     """Neither silence after a step back nor a burst after one forward; the interval is that of the monotonic clock."""
     job, rare = Job(), Job()
-    scheduler.add_job(job, Every(seconds=0.1), coalesce=True, max_instances=1, misfire_grace_time=None)
-    scheduler.add_job(rare, Every(seconds=3600), coalesce=True, max_instances=1, misfire_grace_time=None)
+    scheduler.add_job(job, MonotonicInterval(seconds=0.1), coalesce=True, max_instances=1, misfire_grace_time=None)
+    scheduler.add_job(rare, MonotonicInterval(seconds=3600), coalesce=True, max_instances=1, misfire_grace_time=None)
     scheduler.start()
     assert job.wait_for(2)
     clock.step_s += step_s
@@ -94,7 +94,7 @@ def test_a_step_of_the_clock_moves_no_job(scheduler: SteadyScheduler, clock: Clo
 def test_what_was_missed_is_not_counted() -> None:
     """APScheduler lists each time that was missed, which after a century at each second is much memory."""
     now = datetime.datetime.now(datetime.UTC)
-    trigger = Every(seconds=1)
+    trigger = MonotonicInterval(seconds=1)
     times = [now - datetime.timedelta(days=36500)]
     while times[-1] <= now:
         times.append(trigger.get_next_fire_time(times[-1], now))

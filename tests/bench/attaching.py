@@ -136,7 +136,7 @@ def _reads_and_writes(images: Mapping[str, Image], quick: bool) -> Iterator[Figu
 
 def _in_lab(quick: bool) -> Iterator[Figure]:
     from blockstore.app.service import Service
-    from tests.conftest import Client as Direct
+    from tests.conftest import Client as DirectConnection
     from tests.conftest import backend_section, make_config, target_section
     from tests.lab.conftest import Disk
     from tests.tgtd import Tgtd
@@ -155,7 +155,7 @@ def _in_lab(quick: bool) -> Iterator[Figure]:
             service = Service(make_config(Path(directory), backends=backends, targets=targets))
             service.start()
             try:
-                yield from _through_each(Direct(service), disk.vg, quick)
+                yield from _through_each(DirectConnection(service), disk.vg, quick)
             finally:
                 service.stop()
     finally:

@@ -134,7 +134,7 @@ import sys
 from pathlib import Path
 from blockstore_plugins.rbd import librbd
 from tests.ceph.conftest import Ceph
-librbd._GARDENER_S = 2
+librbd._TRASH_LOCK_S = 2
 folder, place, state, run = sys.argv[1:]
 backend = Ceph(Path(folder)).backend(Path(state), bindings="yes", namespace=place)
 print("ready", flush=True)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from blockstore.backends.contract import GIB, Capabilities, Capacity, Located, Mode, Progress, no_progress
+from blockstore.backends.contract import GIB, Capabilities, Capacity, Mode, Progress, VolumeLocation, no_progress
 from blockstore.backends.memory import BLOCK, MemoryBackend, MemoryFile, MemoryImage, MemoryOptions
 from blockstore.conformance.backend import cases, run
 from blockstore.conformance.sandbox import PREFIX, Result
@@ -296,9 +296,9 @@ class WritesAreRounded(MemoryBackend):
 
 
 class PathIsWrong(MemoryBackend):
-    def locate(self, name: str) -> Located | None:
+    def locate(self, name: str) -> VolumeLocation | None:
         self.state_dir.joinpath(name).write_bytes(b"")
-        return Located(self.state_dir / name)
+        return VolumeLocation(self.state_dir / name)
 
 
 class NamesAreNotChecked(MemoryBackend):

@@ -336,7 +336,7 @@ def _strays(backend: FileBackend, volumes: list[Any], snapshots: list[Any], name
             known |= {f"snapshots/.{name}.tmp", f"{below}/.{name}.tmp"}
     if isinstance(backend, NfsBackend):
         with backend.store.root() as root:
-            graph = backend._merger._look(root)
+            graph = backend._merger._read_graph(root)
         known |= {".tender", *graph.on_top()}
     for path in sorted(backend.path.rglob("*")):
         if path.name.startswith((".blockstore-", ".owner-", ".identity-")):

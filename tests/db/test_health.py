@@ -98,7 +98,7 @@ def test_file_that_is_not_the_one_of_the_start(
 
 def test_files_stay_when_no_connection_is_left(db: Database, asked: Health) -> None:
     db.engine.dispose()
-    db._lookers.dispose()
+    db._readers.dispose()
     assert asked.complaint() is None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from blockstore.db import migrations, outages, patience
+from blockstore.db import migrations, outages, wait_limits
 from blockstore.db.models import VolumeType
 from blockstore.db.session import Database
 from blockstore.errors import DatabaseAway
@@ -60,7 +60,7 @@ def test_looking_does_not_wait_for_another_process(db: Database, how: str) -> No
 @pytest.mark.timed
 def test_writer_gives_up_after_its_patience_and_has_done_nothing(db: Database) -> None:
     done = []
-    with locked(db), patience.limited(0.2):
+    with locked(db), wait_limits.limited(0.2):
         started = time.monotonic()
         with pytest.raises(DatabaseAway) as raised, db.write():
             done.append(True)
@@ -91,7 +91,7 @@ def test_another_thread_answers_before_a_request_waits(db: Database) -> None:
         entered.append(time.monotonic())
         yield True
 
-    with patience.limited(0.2, aside):
+    with wait_limits.limited(0.2, aside):
         write(db, "gold")
         assert entered == []  # nobody was in the way
         with locked(db):
@@ -103,7 +103,7 @@ def test_another_thread_answers_before_a_request_waits(db: Database) -> None:
 
 @pytest.mark.timed
 def test_who_finds_no_other_thread_does_not_wait(db: Database) -> None:
-    with locked(db), patience.limited(30, lambda: contextlib.nullcontext(False)):
+    with locked(db), wait_limits.limited(30, lambda: contextlib.nullcontext(False)):
         started = time.monotonic()
         with pytest.raises(DatabaseAway):
             write(db, "gold")
@@ -122,7 +122,7 @@ def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:
         writing = threading.Thread(target=write, args=(db, "gold"))  # with the patience of an operation
         writing.start()
         time.sleep(0.05)
-        with patience.limited(0.2, aside), pytest.raises(DatabaseAway) as raised:
+        with wait_limits.limited(0.2, aside), pytest.raises(DatabaseAway) as raised:
             write(db, "silver")
         assert entered.is_set()
         assert "another thread of this process" in raised.value.detail
@@ -136,7 +136,7 @@ def test_projects_take_turns(db: Database) -> None:
 
     def queue(project: str) -> threading.Thread:
         def write_for() -> None:
-            with patience.acting_for(project), db.write():
+            with wait_limits.acting_for(project), db.write():
                 operation.append(project)
 
         before = len(waiting)
@@ -159,7 +159,7 @@ def test_projects_take_turns(db: Database) -> None:
 
 def test_who_gives_up_loses_no_turn_of_the_others(db: Database) -> None:
     with db.write():
-        with patience.limited(0.05), pytest.raises(DatabaseAway), db.write():
+        with wait_limits.limited(0.05), pytest.raises(DatabaseAway), db.write():
             raise AssertionError("it was nobody's turn")
         writing = threading.Thread(target=write, args=(db, "gold"))
         writing.start()

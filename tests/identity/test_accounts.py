@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blockstore.api.identity import IDENTITY_ROUTES
-from blockstore.api.identity.endpoint import admin, anybody, known, owner_or_admin
+from blockstore.api.identity.endpoint import admin, anybody, authenticated, owner_or_admin
 from tests.identity.conftest import People, said
 
 SERVICES = [(method, path, service) for table in IDENTITY_ROUTES for (method, path), service in table.services.items()]
@@ -42,7 +42,7 @@ def test_who_may_ask(town: People, method: str, path: str, service: Any) -> None
     if service.rule in (admin, owner_or_admin):
         assert answer.status == 403
     else:
-        assert service.rule is known
+        assert service.rule is authenticated
         assert answer.status in (200, 403, 404)
     if service.rule is owner_or_admin:
         own = path.replace("<user_id>", user).replace("<credential_id>", "unknown")

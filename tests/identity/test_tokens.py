@@ -97,7 +97,7 @@ def test_a_token_has_the_line_of_its_project_from_its_first_request_until_it_end
     _user, token = town.user(project, "member")
 
     def line() -> str:
-        return town.service.lines.of({"x-auth-token": token})
+        return town.service.token_projects.of({"x-auth-token": token})
 
     assert line() == project
     assert believed(town, token)
@@ -107,7 +107,7 @@ def test_a_token_has_the_line_of_its_project_from_its_first_request_until_it_end
     _user, other = town.user(project, "member")
     assert town.ask("DELETE", "/identity/v3/auth/tokens", None, other, X_Subject_Token=other).status == 204
     assert not believed(town, other)
-    assert town.service.lines.of({"x-auth-token": other}) == ""
+    assert town.service.token_projects.of({"x-auth-token": other}) == ""
 
 
 def test_whatever_it_rests_on_ends_a_token(people: People) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from blockstore.app.service import Service
 from blockstore.backends.memory import MemoryBackend
-from blockstore.db import health, outages, patience
+from blockstore.db import health, outages, wait_limits
 from blockstore.errors import BackendError
 from blockstore.operations.catalogue import Operation
 from tests.conftest import Client, Served
@@ -40,13 +40,13 @@ def api(service: Service) -> Client:
     return Client(service)
 
 
-SHORT = patience.Patience(wait_s=0.1)
+SHORT = wait_limits.WaitLimit(wait_s=0.1)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_PATIENCE", ContextVar("patience", default=SHORT))
-    monkeypatch.setattr(patience, "REQUEST_S", 0.1)
+    monkeypatch.setattr(wait_limits, "_WAIT_LIMIT", ContextVar("patience", default=SHORT))
+    monkeypatch.setattr(wait_limits, "REQUEST_S", 0.1)
 
 
 @contextlib.contextmanager
@@ -172,7 +172,7 @@ def test_served_process_answers_while_another_process_holds_the_lock(serve: Call
         creating = [threading.Thread(target=create) for _ in range(4)]
         for thread in creating:
             thread.start()
-        while time.monotonic() < started + patience.REQUEST_S + 1:
+        while time.monotonic() < started + wait_limits.REQUEST_S + 1:
             asked = time.monotonic()
             assert ask(served, "GET", "/v3/volumes/detail")[0] == 200
             times.append(time.monotonic() - asked)

@@ -482,7 +482,7 @@ def test_what_target_service_restored_can_be_detached(lio: LioTarget, owner: str
     assert not is_closed(one.path)
     lio.withdraw(bob.id)
     damages.of_lio()["the target is deleted"](
-        damages.Made(
+        damages.ExportedVolume(
             two,
             Connection(
                 driver_volume_type="iscsi",
@@ -517,7 +517,7 @@ def test_a_volume_that_another_tool_opened_again_is_taken_back(lio: LioTarget, d
 def test_a_session_without_a_password_ends_when_the_export_is_made_again(lio: LioTarget, disk: Disk) -> None:
     export = make_lv(disk)
     connection = lio.export(export)
-    damages.of_lio()["no password is asked for"](damages.Made(export, connection))
+    damages.of_lio()["no password is asked for"](damages.ExportedVolume(export, connection))
     intruder = log_in(connection, export, user=None, password=None)
     intruder.write(0, PATTERN)
     assert "without a password" in lio.faults()[export.id]

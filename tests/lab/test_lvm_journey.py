@@ -132,7 +132,7 @@ def test_what_was_accepted_before_a_stop_is_done_after_it(
 @pytest.mark.parametrize("lvm_type", ["thin"], indirect=True)
 def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: Disk) -> None:
     def look() -> dict[str, Any]:
-        api.service.reporter.look(wait_s=60)
+        api.service.reporter.check_all(wait_s=60)
         pools = api.get("/scheduler-stats/get_pools?detail=true")["pools"]
         return next(dict(pool["capabilities"]) for pool in pools if pool["name"] == POOL)
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from blockstore.app.service import Service
 from blockstore.app.wiring import local_connector
-from blockstore.backends.contract import Located
+from blockstore.backends.contract import VolumeLocation
 from blockstore.config import TargetSection
 from blockstore.db.models import Attachment, OperationRow, Volume
 from blockstore.errors import BackendError, InUse, Reason, SessionAlive, Unreachable, VolumeMissing
@@ -198,7 +198,7 @@ def test_a_pool_that_is_down_is_told(api: Client, monkeypatch: pytest.MonkeyPatc
 def test_a_volume_that_is_gone_from_its_pool_is_told(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = api.volume()["id"]
 
-    def locate(name: str) -> Located:
+    def locate(name: str) -> VolumeLocation:
         raise VolumeMissing(f"{name} is not there.")
 
     monkeypatch.setattr(api.service.backends[POOL], "locate", locate)
@@ -210,7 +210,7 @@ def test_a_volume_that_is_gone_from_its_pool_is_told(api: Client, monkeypatch: p
 def test_a_format_that_the_target_does_not_know_names_one_that_does(
     api: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.service.backends[POOL], "locate", lambda _: Located(Path("/dev/null"), "qcow2"))
+    monkeypatch.setattr(api.service.backends[POOL], "locate", lambda _: VolumeLocation(Path("/dev/null"), "qcow2"))
     answer = reserve(api, api.volume()["id"], connector=CONNECTOR)
     assert answer.status == 503
     assert answer.message.endswith(

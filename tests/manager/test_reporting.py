@@ -29,14 +29,14 @@ def test_a_backend_that_does_not_answer_is_down_until_it_does(
     def up() -> dict[str, bool]:
         return {name: report.up for name, report in service.pool_reports.reports().items()}
 
-    service.reporter.look(wait_s=0.05)
+    service.reporter.check_all(wait_s=0.05)
     assert up() == {slow: True, quick: True}  # it may still answer
-    service.reporter.look(wait_s=0.05)
-    service.reporter.look(wait_s=0.05)
+    service.reporter.check_all(wait_s=0.05)
+    service.reporter.check_all(wait_s=0.05)
     assert (up(), len(asked)) == ({slow: False, quick: True}, 1)
     answer.set()
-    service.reporter.look(wait_s=5)
-    service.reporter.look(wait_s=5)
+    service.reporter.check_all(wait_s=5)
+    service.reporter.check_all(wait_s=5)
     assert up() == {slow: True, quick: True}
 
 
@@ -48,10 +48,10 @@ def test_a_pool_that_takes_nothing_new_is_up_and_says_why(
     full = Capacity(total_gib=10, free_gib=9, metadata_filled_percent=97.123, closed_because="A disk is missing.")
     monkeypatch.setattr(service.backends[pool], "capacity", lambda: full)
     for _ in range(2):
-        service.reporter.look(wait_s=5)
+        service.reporter.check_all(wait_s=5)
     report = service.pool_reports.reports()[pool]
     assert report.up
-    told = report.wire(NO_USAGE)
+    told = report.api_capabilities(NO_USAGE)
     assert (told["closed_because"], told["metadata_filled_percentage"]) == ("A disk is missing.", 97.12)
     assert [record.getMessage() for record in caplog.records if "accepts no new volumes" in record.getMessage()] == [
         f"backend {pool} accepts no new volumes: A disk is missing."

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from blockstore.operations import bus as bus_module
-from blockstore.operations.bus import Bus, Expectation
+from blockstore.operations.bus import Bus, Completion
 from blockstore.operations.catalogue import (
     CreateVolume,
     DeleteVolume,
@@ -477,7 +477,7 @@ def test_who_expects_operations_hears_of_the_end_of_all_of_them(opened: Open) ->
     gates = {name: threading.Event() for name in "ab"}
     bus = opened(lambda operation: gates[operation.volume_id].wait(10))
     operations = [operation(volume_id=name) for name in "ab"]
-    with bus.expecting([o.operation_id for o in operations]) as expecting:
+    with bus.completion_of([o.operation_id for o in operations]) as expecting:
         for o in operations:
             bus.enqueue(o)
         assert not expecting.wait(0.05)
@@ -492,7 +492,7 @@ def test_an_operation_that_ends_before_it_is_waited_for_is_not_missed(opened: Op
     bus = opened(lambda _operation: None)
     for _ in range(200):
         one = operation()
-        with bus.expecting([one.operation_id]) as expecting:
+        with bus.completion_of([one.operation_id]) as expecting:
             bus.enqueue(one)
             assert bus.wait_idle(10)
             assert expecting.wait(10)
@@ -512,7 +512,7 @@ def test_an_expectation_ends_when_the_handler_has_settled_it_not_when_it_failed(
 
     bus = opened(handler)
     one = operation()
-    with bus.expecting([one.operation_id]) as expecting:
+    with bus.completion_of([one.operation_id]) as expecting:
         bus.enqueue(one)
         assert expecting.wait(10)
         assert len(times) == 3
@@ -520,7 +520,7 @@ def test_an_expectation_ends_when_the_handler_has_settled_it_not_when_it_failed(
 
 def test_operations_of_others_end_no_expectation(opened: Open) -> None:
     bus = opened(lambda _operation: None)
-    with bus.expecting(["mine"]) as expecting:
+    with bus.completion_of(["mine"]) as expecting:
         bus.enqueue(operation())
         assert bus.wait_idle(10)
         assert not expecting.wait(0.05)
@@ -530,7 +530,7 @@ def test_an_expectation_that_is_over_hears_and_keeps_nothing(opened: Open) -> No
     gate = threading.Event()
     bus = opened(lambda _operation: gate.wait(10))
     one = operation()
-    with bus.expecting([one.operation_id]) as expecting:
+    with bus.completion_of([one.operation_id]) as expecting:
         bus.enqueue(one)
         assert not expecting.wait(0)
     gate.set()
@@ -544,7 +544,7 @@ def test_many_threads_that_expect_each_hear_of_their_own(opened: Open) -> None:
 
     def ask(number: int) -> bool:
         one = operation(volume_id=f"v{number % 5}")
-        with bus.expecting([one.operation_id]) as expecting:
+        with bus.completion_of([one.operation_id]) as expecting:
             bus.enqueue(one)
             return expecting.wait(20)
 
@@ -563,7 +563,7 @@ def test_a_stop_lets_those_go_who_expect(opened: Open) -> None:
 
     bus = opened(handler)
     one = operation()
-    with ThreadPoolExecutor(1) as threads, bus.expecting([one.operation_id]) as expecting:
+    with ThreadPoolExecutor(1) as threads, bus.completion_of([one.operation_id]) as expecting:
         bus.enqueue(one)
         assert begun.wait(10)
         waiting = threads.submit(expecting.wait, 10)
@@ -581,15 +581,15 @@ def test_nobody_waits_for_operations_that_are_not_enqueued_any_more(opened: Open
     bus = opened(lambda _operation: None)
     assert bus.drain(1)
     one = operation()
-    with bus.expecting([one.operation_id]) as expecting:
+    with bus.completion_of([one.operation_id]) as expecting:
         bus.enqueue(one)
         assert expecting.wait(0)
 
 
 def test_of_no_operations_all_have_ended(opened: Open) -> None:
-    with opened(lambda _operation: None).expecting([]) as expecting:
+    with opened(lambda _operation: None).completion_of([]) as expecting:
         assert expecting.wait(0)
-    twice = Expectation(["a", "b"])
+    twice = Completion(["a", "b"])
     twice.note("a")
     twice.note("a")
     assert not twice.wait(0)

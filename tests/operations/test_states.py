@@ -6,13 +6,13 @@ import pytest
 
 from blockstore.operations import states
 from blockstore.operations.catalogue import KINDS
-from blockstore.operations.states import ATTACHMENT, SNAPSHOT, VOLUME, A, Machine, S, V
+from blockstore.operations.states import ATTACHMENT, SNAPSHOT, VOLUME, A, S, StateMachine, V
 
 MACHINES = [VOLUME, SNAPSHOT, ATTACHMENT]
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)
-def test_every_transitional_status_has_a_failure_and_a_way_out(machine: Machine) -> None:
+def test_every_transitional_status_has_a_failure_and_a_way_out(machine: StateMachine) -> None:
     for status, failure in machine.failure.items():
         assert failure not in machine.failure, f"{failure} is transitional too"
         assert status in machine.moves[failure], f"{status} may not become {failure}"
@@ -22,7 +22,7 @@ def test_every_transitional_status_has_a_failure_and_a_way_out(machine: Machine)
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)
-def test_every_status_of_an_operation_is_transitional_and_the_reverse(machine: Machine) -> None:
+def test_every_status_of_an_operation_is_transitional_and_the_reverse(machine: StateMachine) -> None:
     """A status without an operation, or an operation without a failure status, would be a stuck state."""
     ended: set[str] = set()
     for kind in KINDS.values():
@@ -52,7 +52,7 @@ def test_every_status_of_an_operation_is_transitional_and_the_reverse(machine: M
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)
-def test_every_status_in_the_tables_is_one_of_the_machine(machine: Machine) -> None:
+def test_every_status_in_the_tables_is_one_of_the_machine(machine: StateMachine) -> None:
     known = {str(status) for status in {VOLUME.name: V, SNAPSHOT.name: S, ATTACHMENT.name: A}[machine.name]}
     used = {
         *machine.moves,

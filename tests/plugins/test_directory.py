@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from blockstore_plugins.directory import DirectoryBackend, DirectoryOptions, commands, files
 
-from blockstore.backends.contract import GIB, Located
+from blockstore.backends.contract import GIB, VolumeLocation
 from blockstore.conformance.backend import BackendConformance
 from blockstore.errors import BackendError, InUse, NoSpace, RefusedForSpace, Unreachable
 from tests.contents import read, write
@@ -263,8 +263,8 @@ def test_a_changed_option_format_leaves_old_volumes_as_they_are(tmp_path: Path) 
     assert tree(new.path) == {"volume-1.raw", "volume-2.raw", "volume-3.qcow2"}
     assert read(new, "volume-2", 5) == b"bytes"
     assert old.list_volumes() == new.list_volumes() == {"volume-1": 1, "volume-2": 2, "volume-3": 1}
-    assert new.locate("volume-2") == Located(new.path / "volume-2.raw")
-    assert new.locate("volume-3") == Located(new.path / "volume-3.qcow2", "qcow2")
+    assert new.locate("volume-2") == VolumeLocation(new.path / "volume-2.raw")
+    assert new.locate("volume-3") == VolumeLocation(new.path / "volume-3.qcow2", "qcow2")
 
 
 def test_qcow2_files_are_what_the_tool_says(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_nothing_and_tells_its_figures(tmp_path: Path, kind: 
         backend.create_snapshot("volume-1", "snap-1")
         fill(point / "filler")
         before = tree(backend.path)
-        figures = r"volumes has 0\.0 of 0\.0 GiB free"
+        stats = r"volumes has 0\.0 of 0\.0 GiB free"
         for call in (
             lambda: backend.create_snapshot("volume-1", "snap-2"),
             lambda: backend.clone_volume("volume-2", 1, "volume-1"),
@@ -381,7 +381,7 @@ def test_a_full_disk_leaves_nothing_and_tells_its_figures(tmp_path: Path, kind: 
             lambda: backend.revert_volume("volume-1", "snap-1"),
             lambda: write(backend, "volume-1", os.urandom(MIB), GIB // 2),
         ):
-            with pytest.raises(NoSpace, match=figures):
+            with pytest.raises(NoSpace, match=stats):
                 call()
             assert tree(backend.path) == before
         assert backend.list_volumes() == {"volume-1": 1}

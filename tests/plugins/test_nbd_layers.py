@@ -10,7 +10,7 @@ import pytest
 from blockstore_plugins.nbd import images
 from blockstore_plugins.nfs import NfsBackend
 
-from blockstore.backends.contract import Located
+from blockstore.backends.contract import VolumeLocation
 from blockstore.errors import BackendError
 from tests.contents import read
 
@@ -29,7 +29,7 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-def located(nas: NfsBackend) -> Located:
+def located(nas: NfsBackend) -> VolumeLocation:
     """A volume on two layers."""
     nas.create_volume("v", 1)
     write(nas, "v", b"\x01" * 512)
@@ -42,7 +42,7 @@ def located(nas: NfsBackend) -> Located:
 
 
 def test_a_volume_is_read_through_its_layers_and_written_above_them(
-    nas: NfsBackend, located: Located, place: Path
+    nas: NfsBackend, located: VolumeLocation, place: Path
 ) -> None:
     target = make(place)
     wanted = export(located.path, format="qcow2", layers=located.layers)
@@ -56,7 +56,7 @@ def test_a_volume_is_read_through_its_layers_and_written_above_them(
 
 
 @pytest.mark.parametrize("spoil", ["a layer is missing", "a layer too many", "the last one names another file"])
-def test_layers_that_do_not_fit_the_headers_are_refused(located: Located, spoil: str) -> None:
+def test_layers_that_do_not_fit_the_headers_are_refused(located: VolumeLocation, spoil: str) -> None:
     change: dict[str, Callable[[], tuple[Path, ...]]] = {
         "a layer is missing": lambda: tuple(located.layers[:1]),
         "a layer too many": lambda: (*located.layers, located.layers[-1]),

@@ -285,10 +285,10 @@ def test_only_one_process_tends_a_share(nas: NfsBackend, tmp_path: Path) -> None
     tended(other)
     (stray := nas.path / f"{LAYER}{'0' * 16}.qcow2").write_bytes((nas.path / hidden(nas, LAYER)[0]).read_bytes())
     stray.chmod(0o600)
-    other._tend()
+    other._merge_soon()
     tended(other)
     assert stray.exists()
-    nas._tend()
+    nas._merge_soon()
     tended(nas)
     assert not stray.exists()
 
@@ -328,7 +328,7 @@ def test_layers_in_a_circle_are_refused(nas: NfsBackend) -> None:
     (nas.path / "v.qcow2").chmod(0o600)
     with pytest.raises(BackendError, match="form a loop"):
         read(nas, "v", 1)
-    nas._tend()
+    nas._merge_soon()
     tended(nas)
 
 

@@ -57,7 +57,7 @@ VERBS: dict[str, Callable[[NfsBackend], Any]] = {
     "extend": lambda b: b.extend_volume("source", 3),
     "delete a snapshot": lambda b: b.delete_snapshot("source", "old"),
     "delete": lambda b: b.delete_volume("plain"),
-    "merge": lambda b: b._tend_now(no_progress),
+    "merge": lambda b: b._merge_now(no_progress),
 }
 
 
@@ -105,7 +105,7 @@ def nothing_stays(backend: NfsBackend) -> None:
         backend.delete_snapshot(volume, snapshot)
     for name in ("new", *backend.list_volumes()):
         backend.delete_volume(name)
-    backend._tend_now(no_progress)
+    backend._merge_now(no_progress)
     assert [path.name for path in backend.path.iterdir() if path.name not in (".tender", "snapshots")] == []
     assert list((backend.path / "snapshots").rglob("*.qcow2")) == []
     assert list(backend.state_dir.glob("views/*/*")) == []
@@ -155,7 +155,7 @@ def test_stopped_at_any_step_every_image_is_whole(
         assert not [path for path in (*hidden(backend, LAYER), *hidden(backend, SUPERSEDED)) if path.endswith(".tmp")]
         act(backend)
         assert state(backend) == after, number
-        backend._tend_now(no_progress)
+        backend._merge_now(no_progress)
         assert state(backend) == after, number
         if number % 7 == 0:
             nothing_stays(backend)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from blockstore_plugins.rbd.cluster import Figures
-from blockstore_plugins.rbd.figures import data_pool_of, figures_of, figures_with, monitors_of
+from blockstore_plugins.rbd.cluster import PoolStats
+from blockstore_plugins.rbd.pool_stats import data_pool_of, monitors_of, stats_of, stats_with
 
 from blockstore.errors import Unreachable
 
@@ -37,7 +37,7 @@ def df(stored: int, max_avail: int, objects: int = 10) -> dict[str, Any]:
     ],
 )
 def test_capacity(stored: int, max_avail: int, quota: dict[str, int], total: int, free: int) -> None:
-    assert figures_of("volumes", df(stored * GIB, max_avail * GIB), quota) == Figures(total * GIB, free * GIB)
+    assert stats_of("volumes", df(stored * GIB, max_avail * GIB), quota) == PoolStats(total * GIB, free * GIB)
 
 
 def test_capacity_is_that_of_the_pool_for_data() -> None:
@@ -45,10 +45,10 @@ def test_capacity_is_that_of_the_pool_for_data() -> None:
     told = df(1 * GIB, 90 * GIB)
     told["pools"].append({"name": "coded", "stats": stats})
     quotas: dict[str, dict[str, int]] = {"volumes": {}, "coded": {"quota_max_bytes": 50 * GIB}}
-    assert figures_with("volumes", "coded", told, quotas.__getitem__) == Figures(50 * GIB, 40 * GIB)
+    assert stats_with("volumes", "coded", told, quotas.__getitem__) == PoolStats(50 * GIB, 40 * GIB)
     quotas["volumes"] = {"quota_max_objects": 10}  # no header of a new image fits
-    assert figures_with("volumes", "coded", told, quotas.__getitem__) == Figures(50 * GIB, 0)
-    assert figures_with("volumes", "", told, lambda _pool: {}) == Figures(91 * GIB, 90 * GIB)
+    assert stats_with("volumes", "coded", told, quotas.__getitem__) == PoolStats(50 * GIB, 0)
+    assert stats_with("volumes", "", told, lambda _pool: {}) == PoolStats(91 * GIB, 90 * GIB)
 
 
 @pytest.mark.parametrize(("value", "expected"), [("", ""), ("coded", "coded"), ("volumes", "")])
@@ -59,7 +59,7 @@ def test_the_pool_for_data(value: str, expected: str) -> None:
 
 def test_a_pool_that_the_cluster_does_not_tell_of() -> None:
     with pytest.raises(Unreachable, match="nothing of the pool volumes"):
-        figures_of("volumes", {"pools": []}, {})
+        stats_of("volumes", {"pools": []}, {})
 
 
 @pytest.mark.parametrize(

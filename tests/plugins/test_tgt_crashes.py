@@ -12,7 +12,7 @@ from blockstore_plugins import tgt
 from blockstore_plugins.tgt import TgtTarget
 from blockstore_plugins.tgt.management import Code, TgtRefused
 
-from blockstore.conformance.target import Made
+from blockstore.conformance.target import ExportedVolume
 from blockstore.errors import Unreachable
 from blockstore.targets.contract import Export
 from tests.crash.steps import Steps
@@ -123,7 +123,7 @@ def test_a_service_that_is_killed_while_it_mends_leaves_it_to_the_next_look(rig:
     path = rig.volume(b"x")
     for step in range(1, 101):
         export, target = rig.export_of(path), rig.new_target()
-        made = Made(export, target.export(export))
+        made = ExportedVolume(export, target.export(export))
         damages.of_tgt(rig.tgtd)[how](made)
         assert made.id in target.faults() or made.id not in target.list_exports()
         is_killed = calls.crashed(step, lambda target=target, export=export: target.export(export))
@@ -143,7 +143,7 @@ def test_a_target_of_ours_that_somebody_removed_takes_no_other_with_it(
 ) -> None:
     """What another thread makes, while all that tgtd has is asked for anew, can be withdrawn afterwards."""
     removed, other = rig.export_of(rig.volume()), rig.export_of(rig.volume(b"x"))
-    made = Made(removed, rig.target.export(removed))
+    made = ExportedVolume(removed, rig.target.export(removed))
     damages.of_tgt(rig.tgtd)["the target is deleted"](made)
     create = tgt.Tgtd.create_target
 

@@ -17,10 +17,10 @@ from blockstore.cli import main
 from blockstore.config import ServiceConfig
 from blockstore.context import RequestContext
 from blockstore.errors import ConfigError
+from blockstore.log_limiter import LogLimiter
 from blockstore.policy import file as policy_file
 from blockstore.policy.file import PolicyFile, with_implied
 from blockstore.policy.rules import RULES, Policy
-from blockstore.repeats import Repeats
 from tests.conftest import Client, Served
 
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_read_leaves_the_rules_and_logs_one_sentence(
     caplog.clear()
     file.write_text(text)
     for _ in range(3):
-        policy.look()
+        policy.reload_if_changed()
         assert policy.allowed(caller("builder"), "volume:create")
         assert not policy.allowed(caller("member"), "volume:create")
     (line,) = [record for record in caplog.records if record.levelname != "DEBUG"]
@@ -154,7 +154,7 @@ def test_whatever_the_reader_raises_leaves_the_rules(tmp_path: Path, caplog: pyt
     policy = Policy(file, load)
     fails = True
     file.write_text(OURS * 2)
-    policy.look()
+    policy.reload_if_changed()
     assert policy.allowed(caller("builder"), "volume:create")
     assert caplog.messages == [f"policies not changed: {file} cannot be read: MemoryError: a b"]
 
@@ -188,10 +188,10 @@ def test_a_mode_that_is_mended_is_seen(tmp_path: Path) -> None:
     policy = Policy(file, PolicyFile)
     file.write_text('"volume:create": "role:mender"\n')
     file.chmod(0o666)
-    policy.look()
+    policy.reload_if_changed()
     assert policy.allowed(caller("builder"), "volume:create")
     file.chmod(0o600)
-    policy.look()
+    policy.reload_if_changed()
     assert policy.allowed(caller("mender"), "volume:create")
 
 
@@ -211,7 +211,7 @@ def test_a_rule_that_asks_a_server_that_does_not_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(policy_file, "REMOTE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(policy_file, "repeats", Repeats(policy_file.log))
+    monkeypatch.setattr(policy_file, "log_limiter", LogLimiter(policy_file.log))
     service = start_service()
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

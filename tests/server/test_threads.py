@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from blockstore.server import lines as lines_module
 from blockstore.server import threads as pool
-from blockstore.server.lines import MOST, Lines
+from blockstore.server import token_projects as lines_module
 from blockstore.server.threads import Callers, Threads
+from blockstore.server.token_projects import MOST, TokenProjects
 
 
 def operation_of(turns: Callers) -> list[str]:
@@ -140,7 +140,7 @@ def test_every_task_is_run_once_under_many_threads(threads: Threads) -> None:
 def test_a_project_with_many_tokens_has_one_line_and_tokens_that_nobody_knows_share_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = Lines()
+    lines = TokenProjects()
     for number in range(60):
         lines.note(f"token {number}", "loud")
     lines.note("other", "quiet")

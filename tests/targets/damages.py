@@ -17,10 +17,10 @@ from blockstore_plugins.local import LocalTarget
 from blockstore_plugins.nbd import NbdTarget
 from blockstore_plugins.tgt.management import Tgtd as Management
 
-from blockstore.conformance.target import Made
+from blockstore.conformance.target import ExportedVolume
 from tests.tgtd import SEARCH, Tgtd
 
-Damages = Mapping[str, Callable[[Made], object]]
+Damages = Mapping[str, Callable[[ExportedVolume], object]]
 
 
 TGTADM = {
@@ -38,10 +38,10 @@ TGTADM = {
 def of_local(target: LocalTarget) -> Damages:
     """Return what can happen to a path."""
 
-    def forgotten(made: Made) -> None:
+    def forgotten(made: ExportedVolume) -> None:
         (target.state_dir / made.id).unlink()
 
-    def deactivated(made: Made) -> None:
+    def deactivated(made: ExportedVolume) -> None:
         if made.export.path.parts[1] == "dev":
             subprocess.run(["lvchange", "-an", str(made.export.path)], check=True, capture_output=True)
         else:
@@ -53,12 +53,12 @@ def of_local(target: LocalTarget) -> Damages:
 def of_nbd(target: NbdTarget) -> Damages:
     """Return what can happen to a server."""
 
-    def killed(made: Made) -> None:
+    def killed(made: ExportedVolume) -> None:
         server = target._folder(made.id)._server()
         assert server is not None
         os.kill(server, signal.SIGKILL)
 
-    def unreachable(made: Made) -> None:
+    def unreachable(made: ExportedVolume) -> None:
         Path(made.connection.data.get("socket") or target.state_dir / made.id / "keys.psk").unlink()
 
     return {"qemu-nbd is killed": killed, "its socket or its key is removed": unreachable}
@@ -67,7 +67,7 @@ def of_nbd(target: NbdTarget) -> Damages:
 def of_tgt(tgtd: Tgtd) -> Damages:
     """Return what ``tgtadm`` can do."""
 
-    def tgtadm(made: Made, *options: str) -> None:
+    def tgtadm(made: ExportedVolume, *options: str) -> None:
         iqn = made.connection.data["target_iqn"]
         (tid,) = (shown.tid for shown in Management.find(tgtd.socket).targets() if shown.name == iqn)
         words = [
@@ -88,16 +88,16 @@ def of_tgt(tgtd: Tgtd) -> Damages:
 def of_lio() -> Damages:
     """Return what targetcli, which is rtslib, can do."""
 
-    def tpg(made: Made) -> Any:
+    def tpg(made: ExportedVolume) -> Any:
         import rtslib_fb as rtslib
 
         return rtslib.TPG(rtslib.Target(rtslib.FabricModule("iscsi"), made.connection.data["target_iqn"]), 1)
 
-    def deleted(parts: str, made: Made) -> None:
+    def deleted(parts: str, made: ExportedVolume) -> None:
         for part in list(getattr(tpg(made), parts)):
             part.delete()
 
-    def shared(made: Made) -> None:
+    def shared(made: ExportedVolume) -> None:
         import rtslib_fb as rtslib
 
         rtslib.NodeACL(tpg(made), "iqn.1993-08.org.debian:01:intruder")

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from blockstore import __version__
-from blockstore.api.admin.services import facts, switch
+from blockstore.api.admin.services import service_items, switch
 from blockstore.api.http.call import Call
 from blockstore.api.http.routes import Routes
 from blockstore.db.models import Snapshot, Volume, is_on_backend
@@ -36,7 +36,7 @@ def index(call: Call) -> dict[str, Any]:
                 "service-state": item["status"],
                 "last-update": item["updated_at"],
             }
-            for item in facts(call)
+            for item in service_items(call)
             if call.query.get("zone", item["zone"]) == item["zone"]
         ]
     }
@@ -71,7 +71,7 @@ def change(call: Call, host_name: str, body: Mapping[str, Any]) -> dict[str, Any
 
 
 def _find(call: Call, host_name: str) -> dict[str, Any]:
-    for item in facts(call):
+    for item in service_items(call):
         if item["host"] == host_name and item["binary"] == VOLUME_SERVICE:
             return item
     raise NotFound(f"Host {host_name} could not be found.")

@@ -18,11 +18,11 @@ def show(call: Call) -> dict[str, Any]:
     """Show limits and usage."""
     project = call.ctx.project_id
     if call.version >= LIMITS_PROJECT:
-        asked = call.query.get("project_id") or call.query.get("tenant_id")
-        if asked and asked != project:
+        project_id = call.query.get("project_id") or call.query.get("tenant_id")
+        if project_id and project_id != project:
             if not call.ctx.is_admin:
                 raise Forbidden("Only an administrator may read the limits of another project.")
-            project = asked
+            project = project_id
     limits = quotas.limits_of(call.session, call.core.config.quota, project, quotas.DEFAULT_CLASS)
     absolute: dict[str, Any] = {
         "maxTotalVolumes": limits["volumes"],

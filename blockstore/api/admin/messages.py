@@ -41,13 +41,13 @@ def index(call: Call) -> dict[str, Any]:
     if call.version < MESSAGES_PAGING:
         call.query = {}
     page = listing.page(call, LISTING, _visible(call))
-    return {"messages": [_shown(call, row) for (row,) in page.rows], **page.envelope}
+    return {"messages": [_render(call, row) for (row,) in page.rows], **page.envelope}
 
 
 @routes.get("/messages/<message_id>", policy="message:get", since=MESSAGES)
 def show(call: Call, message_id: str) -> dict[str, Any]:
     """Show one message."""
-    return {"message": _shown(call, find(call, Message, message_id))}
+    return {"message": _render(call, find(call, Message, message_id))}
 
 
 @routes.delete("/messages/<message_id>", policy="message:delete", status=204, since=MESSAGES)
@@ -60,7 +60,7 @@ def _visible(call: Call) -> Select[Any]:
     return select(Message).where(Message.project_id == call.ctx.project_id)
 
 
-def _shown(call: Call, row: Message) -> dict[str, Any]:
+def _render(call: Call, row: Message) -> dict[str, Any]:
     item = {
         "id": row.id,
         "event_id": row.event_id,

@@ -37,7 +37,7 @@ def get_pools(call: Call) -> dict[str, Any]:
     usages = reservations.usage_by_pool(call.session)
     pools = []
     for name, report in sorted(call.core.pool_reports.reports().items()):
-        capabilities = report.wire(usages.get(name, NO_USAGE))
+        capabilities = report.api_capabilities(usages.get(name, NO_USAGE))
         if given.get("name", name) != name:
             continue
         if wanted_backend is not None and capabilities["volume_backend_name"] != wanted_backend:
@@ -53,10 +53,10 @@ def explain(call: Call) -> dict[str, Any]:
     if not (given.isascii() and given.isdigit() and 0 < int(given) <= MAX_SIZE_GIB):
         raise InvalidInput("size", given, "It must be a whole number of GiB, from 1.")
     wanted = call.query.get("volume_type")
-    kind = find_type(call, wanted) if wanted else default_type(call)
+    volume_type = find_type(call, wanted) if wanted else default_type(call)
     requested = call.query.get("availability_zone") or None
-    zone = zone_of_new(call.core.config, kind.extra_specs, requested=requested) or ""
-    return {"explanation": call.core.explain_new(call.session, size_gib=int(given), type_id=kind.id, zone=zone)}
+    zone = zone_of_new(call.core.config, volume_type.extra_specs, requested=requested) or ""
+    return {"explanation": call.core.explain_new(call.session, size_gib=int(given), type_id=volume_type.id, zone=zone)}
 
 
 @routes.get("/os-availability-zone", policy="none")

@@ -43,7 +43,7 @@ def show(call: Call, target_project: str) -> dict[str, Any]:
 def defaults(call: Call, target_project: str) -> dict[str, Any]:
     """Show the limits that a project would have without its own."""
     _refuse_others(call, target_project)
-    return {"quota_set": {"id": target_project, **_shown(call, None, quotas.DEFAULT_CLASS)}}
+    return {"quota_set": {"id": target_project, **_render(call, None, quotas.DEFAULT_CLASS)}}
 
 
 @routes.put(PLACE, policy="volume_extension:quotas:update", body=schemas.UpdateQuotaSetBody)
@@ -57,7 +57,7 @@ def change(call: Call, target_project: str, body: Mapping[str, Any]) -> dict[str
                 f"quota_set.{name}", limit, f"The project {target_project} uses {used[resource]} of it already."
             )
     quotas.set_limits(call.session, quotas.PROJECT, target_project, dict(limits.values()))
-    return {"quota_set": _shown(call, target_project, quotas.DEFAULT_CLASS)}
+    return {"quota_set": _render(call, target_project, quotas.DEFAULT_CLASS)}
 
 
 @routes.delete(PLACE, policy="volume_extension:quotas:delete", status=200)
@@ -69,7 +69,7 @@ def remove(call: Call, target_project: str) -> None:
 @routes.get(CLASS_PLACE, policy="volume_extension:quota_classes:get")
 def show_class(call: Call, class_name: str) -> dict[str, Any]:
     """Show the limits of a class; the class ``default`` applies to all projects."""
-    return {"quota_class_set": {"id": class_name, **_shown(call, None, class_name)}}
+    return {"quota_class_set": {"id": class_name, **_render(call, None, class_name)}}
 
 
 @routes.put(CLASS_PLACE, policy="volume_extension:quota_classes:update", body=schemas.UpdateQuotaClassBody)
@@ -79,7 +79,7 @@ def change_class(call: Call, class_name: str, body: Mapping[str, Any]) -> dict[s
         raise BadRequest(f"The name of a quota class has at most {MAX_NAME} characters.")
     limits = _by_resource(call, "quota_class_set", body["quota_class_set"])
     quotas.set_limits(call.session, quotas.CLASS, class_name, dict(limits.values()))
-    return {"quota_class_set": _shown(call, None, class_name)}
+    return {"quota_class_set": _render(call, None, class_name)}
 
 
 def _refuse_others(call: Call, project: str) -> None:
@@ -101,7 +101,7 @@ def _named(call: Call, project: str | None, class_name: str) -> list[tuple[str, 
     return [(name, resource, limits.get(resource, quotas.UNLIMITED)) for name, resource in _resources(call).items()]
 
 
-def _shown(call: Call, project: str | None, class_name: str) -> dict[str, int]:
+def _render(call: Call, project: str | None, class_name: str) -> dict[str, int]:
     return {name: limit for name, _, limit in _named(call, project, class_name)}
 
 

@@ -28,11 +28,11 @@ FILTERS = {
 @routes.get("/resource_filters", policy="none", since=RESOURCE_FILTERS)
 def index(call: Call) -> dict[str, Any]:
     """List the filters of each resource, or of the requested resource."""
-    asked = call.query.get("resource")
+    wanted = call.query.get("resource")
     return {
         "resource_filters": [
             {"resource": resource, "filters": sorted(filters)}
             for resource, filters in FILTERS.items()
-            if asked in (None, "", resource)
+            if wanted in (None, "", resource)
         ]
     }

@@ -34,7 +34,7 @@ def index(call: Call) -> dict[str, Any]:
     return {
         "services": [
             item
-            for item in facts(call)
+            for item in service_items(call)
             if binary in (None, item["binary"])
             # compat: a node's name means all its services
             and (host in (None, item["host"]) or item["host"].startswith(f"{host}@"))
@@ -42,12 +42,12 @@ def index(call: Call) -> dict[str, Any]:
     }
 
 
-def facts(call: Call) -> list[dict[str, Any]]:
+def service_items(call: Call) -> list[dict[str, Any]]:
     """Return the state of each service, as replies show it."""
-    said = {(row.binary, row.host): row for row in call.session.scalars(select(ServiceRow))}
+    settings = {(row.binary, row.host): row for row in call.session.scalars(select(ServiceRow))}
     items = []
     for binary, host, zone, reports in _services(call):
-        row = said.get((binary, host))
+        row = settings.get((binary, host))
         disabled = bool(row and row.disabled)
         item: dict[str, Any] = {
             "binary": binary,

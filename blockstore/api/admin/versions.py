@@ -18,11 +18,11 @@ HEALTH = "blockstore health"
 """Key of the ``Health`` in ``app.extensions``."""
 
 
-LOOKS = ("GET", "HEAD", "OPTIONS")
+READ_METHODS = ("GET", "HEAD", "OPTIONS")
 """compat: Cinder answers the version documents to every method. HAProxy's health check sends ``OPTIONS /``."""
 
 
-@blueprint.route("/", methods=LOOKS, provide_automatic_options=False)
+@blueprint.route("/", methods=READ_METHODS, provide_automatic_options=False)
 def discover() -> Response:
     """List the versions; no token is needed."""
     g.in_controller = True
@@ -30,7 +30,7 @@ def discover() -> Response:
     return _document(300)
 
 
-@blueprint.route("/v3/", methods=LOOKS, provide_automatic_options=False)
+@blueprint.route("/v3/", methods=READ_METHODS, provide_automatic_options=False)
 def show() -> Response:
     """List the versions; no token is needed.
 
@@ -42,13 +42,13 @@ def show() -> Response:
     return _document(200)
 
 
-@blueprint.route("/v3", methods=LOOKS, strict_slashes=True, provide_automatic_options=False)
+@blueprint.route("/v3", methods=READ_METHODS, strict_slashes=True, provide_automatic_options=False)
 def slash() -> BaseResponse:
     """Redirect to the version document."""
     return redirect(f"{base_url(request.environ)}/v3/", code=302)
 
 
-@blueprint.route("/healthcheck", methods=LOOKS, provide_automatic_options=False)
+@blueprint.route("/healthcheck", methods=READ_METHODS, provide_automatic_options=False)
 def healthcheck() -> Response:
     """Return OK if the database accepts writes, else 503 with the reason."""
     health: Health = current_app.extensions[HEALTH]

@@ -69,14 +69,14 @@ def trusted_headers(policy: Policy, own_names: frozenset[str] | None) -> Authent
                 "Without authentication, the service answers only requests for its own names, and the header Host has"
                 " another name. To add a name, set public_endpoint."
             )
-        said = request.headers.get("X-Roles")
+        roles_header = request.headers.get("X-Roles")
         return _context(
             policy,
             path_project,
             request_id,
             user=request.headers.get("X-User-Id") or DEFAULT_USER,
             project=request.headers.get("X-Project-Id") or path_project or DEFAULT_PROJECT,
-            roles=ALL_ROLES if said is None else _words(said),
+            roles=ALL_ROLES if roles_header is None else _words(roles_header),
             service_roles=_words(request.headers.get("X-Service-Roles", "")),
         )
 
@@ -91,9 +91,9 @@ def by_tokens(policy: Policy, db: Database, note: Note) -> Authenticator:
     ) -> RequestContext:
         words = request.headers.get("X-Auth-Token", "")
         service_words = request.headers.get("X-Service-Token", "")
-        with nullcontext(session) if session is not None else db.read() as look:
-            caller = tokens.check(look, words)
-            service = tokens.check(look, service_words) if service_words else None
+        with nullcontext(session) if session is not None else db.read() as read_session:
+            caller = tokens.check(read_session, words)
+            service = tokens.check(read_session, service_words) if service_words else None
         if caller is None:
             note(words, None)
         if caller is None or (service_words and service is None):

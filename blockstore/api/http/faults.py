@@ -17,10 +17,10 @@ from werkzeug.exceptions import HTTPException
 from blockstore.address import base_url
 from blockstore.db.outages import FULL, NO_FILES, SOON_S, outage
 from blockstore.errors import BlockstoreError, Busy, DatabaseAway, TooManyRequests, Unauthorized, is_out_of_files
-from blockstore.repeats import Repeats
+from blockstore.log_limiter import LogLimiter
 
 log = logging.getLogger(__name__)
-repeats = Repeats(log)
+log_limiter = LogLimiter(log)
 
 UNEXPECTED = "The server has either erred or is incapable of performing the requested operation."
 NO_SUCH_RESOURCE = "The resource could not be found."
@@ -36,16 +36,16 @@ def reply(error: Exception) -> Response:
         if isinstance(error, TooManyRequests | Busy | DatabaseAway):
             response.headers["Retry-After"] = str(error.wait_s)
         if isinstance(error, DatabaseAway):
-            repeats.log(logging.ERROR, error.message, "a request was answered 503: %s", error.detail)
+            log_limiter.log(logging.ERROR, error.message, "a request was answered 503: %s", error.detail)
         return response
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         return from_router(error)
     if is_out_of_files(error):
-        repeats.log(logging.ERROR, NO_FILES, "a request was answered 503: %s", error)
+        log_limiter.log(logging.ERROR, NO_FILES, "a request was answered 503: %s", error)
         response = fault(503, "serviceUnavailable", NO_FILES)
         response.headers["Retry-After"] = str(SOON_S)
         return response
-    repeats.log(
+    log_limiter.log(
         logging.ERROR, f"{type(error).__name__} {request.endpoint}", "request failed unexpectedly", exc_info=error
     )
     return fault(500, "computeFault", UNEXPECTED)

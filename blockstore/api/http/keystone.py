@@ -24,7 +24,7 @@ from blockstore.api.http.authentication import KEYSTONE_AWAY
 from blockstore.api.http.waiting import ThreadReserve
 from blockstore.config import KeystoneConfig
 from blockstore.errors import ConfigError
-from blockstore.repeats import Repeats
+from blockstore.log_limiter import LogLimiter
 from blockstore.turns import FairQueue
 
 try:
@@ -33,7 +33,7 @@ try:
 except ImportError as exc:
     raise ConfigError("auth = keystone needs keystonemiddleware: pip install 'blockstore[keystone]'") from exc
 
-repeats = Repeats(logging.getLogger(__name__))
+log_limiter = LogLimiter(logging.getLogger(__name__))
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each connection that it discards
 
 NEEDED = ("auth_url", "username", "password", "project_name")
@@ -62,7 +62,7 @@ class Strangers:
         self._lock = threading.Lock()
 
     @contextmanager
-    def entered(self, address: str) -> Iterator[bool]:
+    def waiting_place(self, address: str) -> Iterator[bool]:
         """Wait for a turn, and hold it inside, while another thread answers other requests.
 
         Yield False if there is no place in the line, or no turn in time. Wide networks take turns, and addresses in
@@ -72,7 +72,7 @@ class Strangers:
         if turn.done() and not turn.result():
             yield False
             return
-        with self._thread_reserve.lent():
+        with self._thread_reserve.lend_thread():
             has_turn = self._waited(turn, address)
             try:
                 yield has_turn
@@ -113,7 +113,7 @@ class Strangers:
                 self._asking -= 1
 
 
-class Away(Exception):
+class KeystoneAway(Exception):
     """Keystone was not asked, or gave no answer."""
 
 
@@ -184,11 +184,11 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         self._asking.environ = request.environ
         try:
             return super().process_request(request)
-        except Away as exc:
+        except KeystoneAway as exc:
             request.environ[KEYSTONE_AWAY] = str(exc)
             return None
         except Exception as exc:  # a valid token whose data lack what every token has
-            repeats.log(logging.ERROR, ODD, "Keystone's data of a token cannot be read: %r", exc)
+            log_limiter.log(logging.ERROR, ODD, "Keystone's data of a token cannot be read: %r", exc)
             request.environ[KEYSTONE_AWAY] = ODD
             return None
         finally:
@@ -203,21 +203,21 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             raise InvalidToken(f"A token has at most {MAX_TOKEN} characters.")
         with self._place() as has_place:
             if not has_place:
-                raise Away(CROWDED)
+                raise KeystoneAway(CROWDED)
             try:
                 self._log_in()
-                said = super().fetch_token(token, **kwargs)
+                data = super().fetch_token(token, **kwargs)
             except InvalidToken as exc:
                 if isinstance(exc.__context__, ConnectFailure | DiscoveryFailure | RequestTimeout | ServiceError):
-                    raise Away(AWAY) from exc
+                    raise KeystoneAway(AWAY) from exc
                 raise
-            except Away:
+            except KeystoneAway:
                 raise
             except Exception as exc:  # it was too slow, or something else answers at its address
-                repeats.log(logging.ERROR, AWAY, "Keystone could not validate a token: %r", exc)
-                raise Away(AWAY) from exc
-        self._cache.put(key, said)
-        return said
+                log_limiter.log(logging.ERROR, AWAY, "Keystone could not validate a token: %r", exc)
+                raise KeystoneAway(AWAY) from exc
+        self._cache.put(key, data)
+        return data
 
     def _log_in(self) -> None:
         """Make sure that this service has a token of its own. Raise Away if another thread waits too long for one.
@@ -226,10 +226,10 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         answers all waiting threads.
         """
         if not self._login.acquire(timeout=2 * ANSWER_S):
-            raise Away(AWAY)
+            raise KeystoneAway(AWAY)
         try:
             if time.monotonic() < self._away_until:
-                raise Away(AWAY)
+                raise KeystoneAway(AWAY)
             try:
                 self._session.get_token(self._auth)
             except Exception:
@@ -242,9 +242,9 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         environ = self._asking.environ
         project = self._project_of({"x-auth-token": environ.get("HTTP_X_AUTH_TOKEN", "")})
         if project:
-            return self._thread_reserve.entered(project)
+            return self._thread_reserve.waiting_place(project)
         client, _proxies = client_of(self._trusted, environ["REMOTE_ADDR"], environ.get("HTTP_X_FORWARDED_FOR", ""))
-        return self._strangers.entered(network_of(client))
+        return self._strangers.waiting_place(network_of(client))
 
 
 def guard(

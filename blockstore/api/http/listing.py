@@ -108,26 +108,26 @@ def page(call: Call, listing: Listing, statement: Select[Any], *, suffix: str = 
 
     ``statement`` selects the rows that the caller may see. Raises InvalidInput, BadRequest, NotFound (marker).
     """
-    asked = load(
+    query = load(
         CountedQuery if listing.counted and call.version >= WITH_COUNT else PageQuery, dict(call.query), call.version
     )
     conditions = _conditions(
-        call, listing, drop={"with_count"} if "with_count" in asked and call.version >= WITH_COUNT else set()
+        call, listing, drop={"with_count"} if "with_count" in query and call.version >= WITH_COUNT else set()
     )
-    keys = _sort_keys(call, listing, asked)
-    limit = min(asked.get("limit", call.core.config.service.max_limit), call.core.config.service.max_limit)
+    keys = _sort_keys(call, listing, query)
+    limit = min(query.get("limit", call.core.config.service.max_limit), call.core.config.service.max_limit)
     envelope: dict[str, Any] = {}
     narrowed = statement.where(*conditions)
-    if asked.get("with_count") is True and listing.counted and call.version >= WITH_COUNT:
+    if query.get("with_count") is True and listing.counted and call.version >= WITH_COUNT:
         inner = narrowed.with_only_columns(listing.model.id).order_by(None).subquery()
         envelope["count"] = call.session.execute(select(func.count()).select_from(inner)).scalar_one()
-    if asked.get("marker"):
-        narrowed = narrowed.where(_after(call, listing, statement, asked["marker"], keys))
+    if query.get("marker"):
+        narrowed = narrowed.where(_after(call, listing, statement, query["marker"], keys))
     dialect = call.session.get_bind().dialect.name
     for column, down in keys:
         narrowed = narrowed.order_by(_ordered(column, down, dialect))
-    if asked.get("offset"):
-        narrowed = narrowed.offset(asked["offset"])
+    if query.get("offset"):
+        narrowed = narrowed.offset(query["offset"])
     rows = call.session.execute(narrowed.limit(limit)).all() if limit else []
     if rows and len(rows) >= limit:
         last = rows[-1][0].id
@@ -253,10 +253,10 @@ def compared_time(column: InstrumentedAttribute[Any], name: str, since: Version)
         if call.version < since:
             return column == parse_time(name, value)
         terms = []
-        asked = value.split(",")
-        if len(asked) > MOST_TERMS:
+        comparisons = value.split(",")
+        if len(comparisons) > MOST_TERMS:
             raise InvalidInput(name, value, f"At most {MOST_TERMS} comparisons are allowed.")
-        for term in asked:
+        for term in comparisons:
             operator, colon, at = term.strip().partition(":")
             if operator not in _TIME_OPERATORS or not colon:
                 raise InvalidInput(name, value, f"It must be OP:TIME, OP one of {', '.join(_TIME_OPERATORS)}.")
@@ -319,16 +319,16 @@ Key = tuple[InstrumentedAttribute[Any], bool]
 """A column, and True if it is sorted in descending order."""
 
 
-def _sort_keys(call: Call, listing: Listing, asked: Mapping[str, Any]) -> list[Key]:
-    if asked.get("sort") and (asked.get("sort_key") or asked.get("sort_dir")):
+def _sort_keys(call: Call, listing: Listing, query: Mapping[str, Any]) -> list[Key]:
+    if query.get("sort") and (query.get("sort_key") or query.get("sort_dir")):
         raise BadRequest("The 'sort_key' and 'sort_dir' parameters are deprecated and cannot be used with 'sort'.")
-    if asked.get("sort"):
-        words = [term.strip().partition(":") for term in asked["sort"].split(",")]
+    if query.get("sort"):
+        words = [term.strip().partition(":") for term in query["sort"].split(",")]
         pairs_given = [(name.strip(), direction.strip() or "desc") for name, _, direction in words]
     else:
-        pairs_given = [(asked.get("sort_key", "").strip() or "created_at", asked.get("sort_dir", "").strip() or "desc")]
+        pairs_given = [(query.get("sort_key", "").strip() or "created_at", query.get("sort_dir", "").strip() or "desc")]
     if len(pairs_given) > 10:
-        raise InvalidInput("sort", asked["sort"], "At most 10 keys are allowed.")
+        raise InvalidInput("sort", query["sort"], "At most 10 keys are allowed.")
     keys: list[Key] = []
     for name, direction in pairs_given:
         if direction not in ("asc", "desc"):

@@ -50,16 +50,16 @@ WRAPPED = {
 def blueprint(tables: Sequence[Routes]) -> Blueprint:
     """Return the route of the document. The first request builds the document; it contains no tenant's data."""
     routes = Blueprint("openapi", __name__)
-    made: list[bytes] = []
+    cached: list[bytes] = []
 
     @routes.get("/openapi.json", provide_automatic_options=False)
     def show() -> Response:
-        if not made:
+        if not cached:
             try:
-                made.append(orjson.dumps(document(tables)))
+                cached.append(orjson.dumps(document(tables)))
             except ImportError:
                 return fault(501, "notImplemented", "The document needs apispec: pip install 'blockstore[openapi]'")
-        return Response(made[0], mimetype="application/json", headers={"Cache-Control": "max-age=3600"})
+        return Response(cached[0], mimetype="application/json", headers={"Cache-Control": "max-age=3600"})
 
     return routes
 
@@ -84,8 +84,8 @@ def document(tables: Sequence[Routes]) -> dict[str, Any]:
     spec.components.schema("Fault", _FAULT)
     for (method, path), target in _routes(tables):
         spec.path(path=f"/v3{_templated(path)}", operations={method.lower(): _operation(path, target)})
-    made: dict[str, Any] = spec.to_dict()
-    return made
+    content: dict[str, Any] = spec.to_dict()
+    return content
 
 
 def _routes(tables: Sequence[Routes]) -> Iterator[tuple[tuple[str, str], dict[str, Endpoint]]]:
@@ -103,24 +103,24 @@ def _templated(path: str) -> str:
 
 def _operation(path: str, target: dict[str, Endpoint]) -> dict[str, Any]:
     endpoints = list(target.values())
-    one = endpoints[0]
-    made: dict[str, Any] = {
+    first = endpoints[0]
+    described: dict[str, Any] = {
         "summary": " / ".join(sorted(target))
         if "" not in target
-        else (one.function.__doc__ or "").strip().split("\n")[0],
+        else (first.function.__doc__ or "").strip().split("\n")[0],
         "tags": [path.split("/")[1]],
-        "parameters": [*_parameters(path, one), *([] if one.writes else _query(one))],
+        "parameters": [*_parameters(path, first), *([] if first.writes else _query(first))],
         "responses": _responses(path, endpoints),
         "x-policies": sorted({endpoint.policy for endpoint in endpoints}),
     }
     since = min(endpoint.since for endpoint in endpoints)
     if since > MINIMUM:
-        made["x-openstack"] = {"min-ver": str(since)}
+        described["x-openstack"] = {"min-ver": str(since)}
     bodies = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
     if bodies:
         shape = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": shape}}}
-    return made
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": shape}}}
+    return described
 
 
 def _parameters(path: str, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
@@ -148,19 +148,19 @@ def _query(endpoint: Endpoint) -> Iterator[dict[str, Any]]:
 
 def _responses(path: str, endpoints: list[Endpoint]) -> dict[str, Any]:
     content = {"application/json": {"schema": _reply(path, endpoints)}}
-    made: dict[str, Any] = {}
+    responses: dict[str, Any] = {}
     for endpoint in endpoints:
-        reply = made.setdefault(str(endpoint.status), {"description": HTTPStatus(endpoint.status).phrase})
+        reply = responses.setdefault(str(endpoint.status), {"description": HTTPStatus(endpoint.status).phrase})
         # If one of several actions has an empty reply, the document requires no content.
         empty = any(e.status == endpoint.status and _is_silent(e) for e in endpoints)
         reply |= {} if empty else {"content": content}
     refusal = {"application/json": {"schema": "Fault"}, "text/plain": {"schema": {"type": "string"}}}
     for status in (401, *FAULTS):
-        made[str(status)] = {"description": HTTPStatus(status).phrase, "content": refusal}
-    made["412"] = {"description": "If-Match names another Etag"}
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": refusal}
+    responses["412"] = {"description": "If-Match names another Etag"}
     if path.endswith("/metadata"):  # compat: with an Etag the same JSON comes as text/html
-        made["200"]["content"] = {**content, "text/html": {"schema": {"type": "string"}}}
-    return made
+        responses["200"]["content"] = {**content, "text/html": {"schema": {"type": "string"}}}
+    return responses
 
 
 def _is_silent(endpoint: Endpoint) -> bool:
@@ -198,23 +198,23 @@ def _name_of(schema: Any) -> str:
 def _attributes(converter: Any, field: Any, **_kw: Any) -> dict[str, Any]:
     """Return the JSON schema of a field. apispec calls this for each field of a schema."""
     if isinstance(field, base.Part):
-        made: dict[str, Any] = converter.resolve_nested_schema(field.schema)
-        return {"anyOf": [made, {"type": "null"}]} if field.allow_none else dict(made)
+        attributes: dict[str, Any] = converter.resolve_nested_schema(field.schema)
+        return {"anyOf": [attributes, {"type": "null"}]} if field.allow_none else dict(attributes)
     for cls, tell in _TOLD:
         if isinstance(field, cls):
-            made = tell(field)
+            attributes = tell(field)
             if field.allow_none:
-                made = {"anyOf": [made, {"type": "null"}]}
+                attributes = {"anyOf": [attributes, {"type": "null"}]}
             since: Version = field.metadata.get("since", MINIMUM)
-            return made | ({"x-openstack": {"min-ver": str(since)}} if since > MINIMUM else {})
+            return attributes | ({"x-openstack": {"min-ver": str(since)}} if since > MINIMUM else {})
     return {}
 
 
 def _text(field: base.TextField) -> dict[str, Any]:
-    made: dict[str, Any] = {"type": "string", "minLength": field.min_length, "maxLength": field.max_length}
+    attributes: dict[str, Any] = {"type": "string", "minLength": field.min_length, "maxLength": field.max_length}
     if field.pattern is not None:
-        made["pattern"] = f"^{field.pattern.pattern}$"
-    return made | ({"enum": list(field.choices)} if field.choices else {})
+        attributes["pattern"] = f"^{field.pattern.pattern}$"
+    return attributes | ({"enum": list(field.choices)} if field.choices else {})
 
 
 def _pairs(field: base.Pairs) -> dict[str, Any]:

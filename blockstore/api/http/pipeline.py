@@ -27,7 +27,7 @@ from blockstore.api.http.body import JSON_TYPES, bounded_query, read_json, refus
 from blockstore.api.http.call import CORE, Call, Core, Deferred, PlainText, WithoutSession
 from blockstore.api.http.routes import Endpoint, Routes, merged
 from blockstore.context import new_request_id
-from blockstore.db import patience, reserve
+from blockstore.db import reserve, wait_limits
 from blockstore.errors import (
     BadRequest,
     Conflict,
@@ -36,7 +36,7 @@ from blockstore.errors import (
     shortened,
 )
 from blockstore.microversions import HEADER, Version, negotiate, version_text
-from blockstore.operations.bus import Expectation
+from blockstore.operations.bus import Completion
 from blockstore.schemas.base import load
 from blockstore.server.logs import MAX_PATH, bounded
 
@@ -63,16 +63,16 @@ def _view(target: Endpoint | dict[str, Endpoint]) -> Callable[..., Response]:
 def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: Mapping[str, str]) -> Response:
     """Answer one request."""
     core: Core = current_app.extensions[CORE]
-    only_looks = isinstance(target, Endpoint) and not target.writes
+    is_reading = isinstance(target, Endpoint) and not target.writes
     with ExitStack() as waiting:
-        with _told_of_races(), ExitStack() as sessions:
+        with _explained_races(), ExitStack() as sessions:
             # For a read-only endpoint, one session reads both the caller's token and the requested rows.
-            look = sessions.enter_context(core.db.read()) if only_looks else None
-            core.policy.look()
-            caller = core.authenticate(request, project_id, g.request_id, look)
+            read_session = sessions.enter_context(core.db.read()) if is_reading else None
+            core.policy.reload_if_changed()
+            caller = core.authenticate(request, project_id, g.request_id, read_session)
             g.for_administrator = caller.is_admin
             ctx = replace(caller, microversion=asked_microversion())
-            sessions.enter_context(patience.acting_for(ctx.project_id))
+            sessions.enter_context(wait_limits.acting_for(ctx.project_id))
             data, endpoint = _body_and_endpoint(target)
             if endpoint.frees:
                 waiting.enter_context(reserve.usable())
@@ -84,7 +84,7 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
             core.policy.enforce(ctx, endpoint.policy)
             call = Call(
                 ctx=ctx,
-                session=look or sessions.enter_context((core.db.write if endpoint.writes else core.db.read)()),
+                session=read_session or sessions.enter_context((core.db.write if endpoint.writes else core.db.read)()),
                 query=bounded_query(),
                 links=links.Links.of(request, project_id),
                 core=core,
@@ -92,34 +92,34 @@ def serve(target: Endpoint | dict[str, Endpoint], project_id: str | None, path: 
             )
             result = endpoint.function(call, **arguments)
             if isinstance(result, Deferred):
-                expecting = waiting.enter_context(core.bus.expecting(result.operations))
+                completion = waiting.enter_context(core.bus.completion_of(result.operations))
             elif not isinstance(result, WithoutSession):
                 return _dump(result, endpoint.status)
         reply = (
             _reply_without_session(call, result)
             if isinstance(result, WithoutSession)
-            else _reply_deferred(call, result, expecting)
+            else _reply_deferred(call, result, completion)
         )
         return _dump(reply, endpoint.status)
 
 
 def _reply_without_session(call: Call, without_session: WithoutSession) -> Any:
     core = call.core
-    with core.thread_reserve.entered(call.ctx.project_id) as may_wait:
+    with core.thread_reserve.waiting_place(call.ctx.project_id) as may_wait:
         return without_session.reply(core.config.service.attach_timeout_s if may_wait else 0)
 
 
-def _reply_deferred(call: Call, deferred: Deferred, expecting: Expectation) -> Any:
+def _reply_deferred(call: Call, deferred: Deferred, completion: Completion) -> Any:
     # The operations are committed and enqueued by now.
     core = call.core
-    with core.thread_reserve.entered(call.ctx.project_id) as may_wait:
-        expecting.wait(core.config.service.attach_timeout_s if may_wait else 0)
+    with core.thread_reserve.waiting_place(call.ctx.project_id) as may_wait:
+        completion.wait(core.config.service.attach_timeout_s if may_wait else 0)
     with core.db.read() as session:
         return deferred.reply(replace(call, session=session))
 
 
 @contextmanager
-def _told_of_races() -> Iterator[None]:
+def _explained_races() -> Iterator[None]:
     """Turn an IntegrityError, which a concurrent request caused, into a Conflict with a sentence."""
     try:
         yield
@@ -201,5 +201,5 @@ def _dump(result: Any, status: int) -> Response:
 
 
 def _accepted() -> str:
-    asked = request.headers.get("Accept", "")
-    return asked if asked in JSON_TYPES else "application/json"
+    accept_header = request.headers.get("Accept", "")
+    return accept_header if accept_header in JSON_TYPES else "application/json"

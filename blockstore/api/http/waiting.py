@@ -34,13 +34,13 @@ class ThreadReserve:
         self._threads, self._released = threads, released
         self._waiting: Counter[str] = Counter()
         """Waiting requests by project."""
-        self._lent = 0
+        self._lent_threads = 0
         self._lock = threading.Lock()
         self.set_thread_count: Callable[[int], None] = lambda _count: None
         """Sets the number of the server's threads; does nothing without a server."""
 
     @contextmanager
-    def entered(self, project: str = "") -> Iterator[bool]:
+    def waiting_place(self, project: str = "") -> Iterator[bool]:
         """Let another thread answer meanwhile. Yield True if there was a place; without one the caller must not wait.
 
         ``project``: the owner of the place. Requests of no project, such as logins, share the places of "".
@@ -63,18 +63,18 @@ class ThreadReserve:
                     del self._waiting[project]
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def lend_thread(self) -> Iterator[None]:
         """Let another thread answer meanwhile, without taking a place: for waits with a limit of their own."""
         with self._lock:
-            self._lent += 1
+            self._lent_threads += 1
             self._change_threads()
         try:
             with self._released():
                 yield
         finally:
             with self._lock:
-                self._lent -= 1
+                self._lent_threads -= 1
                 self._change_threads()
 
     def _change_threads(self) -> None:
-        self.set_thread_count(self._threads + self._waiting.total() + self._lent)
+        self.set_thread_count(self._threads + self._waiting.total() + self._lent_threads)

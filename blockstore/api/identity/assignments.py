@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from blockstore.api.identity import roles
-from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, known
+from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, authenticated
 from blockstore.db.models import Domain, Grant, Project, Role, User
 from blockstore.errors import NotFound
 from blockstore.identity import accounts
@@ -27,36 +27,36 @@ PLACES = (
 def _declare(scope: str, place: str) -> None:
     """Declare the five services of one kind of scope."""
 
-    def served(method: str, path: str, status: int = 204) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def serves(method: str, path: str, status: int = 204) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return routes.serves(method, path, status=status)
 
-    @served("GET", place, 200)
+    @serves("GET", place, 200)
     def index(call: IdentityRequest, user_id: str, scope_id: str = accounts.ALL) -> dict[str, Any]:
         """List the roles of a user on the scope."""
         with call.db.read() as session:
             _check(session, scope, scope_id, user_id)
             rows = accounts.roles_on(session, user_id, scope, scope_id)
         path = place.replace("<scope_id>", scope_id).replace("<user_id>", user_id)
-        return call.listed("roles", [roles.shown(call, row) for row in rows], path)
+        return call.listed("roles", [roles.render(call, row) for row in rows], path)
 
-    @served("PUT", f"{place}/<role_id>")
-    def give(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
+    @serves("PUT", f"{place}/<role_id>")
+    def grant_role(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
         """Grant a role."""
         with call.db.write() as session:
             _check(session, scope, scope_id, user_id, role_id)
             accounts.grant(session, user_id, scope, scope_id, role_id)
 
-    @served("HEAD", f"{place}/<role_id>")
-    @served("GET", f"{place}/<role_id>")
-    def look(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
+    @serves("HEAD", f"{place}/<role_id>")
+    @serves("GET", f"{place}/<role_id>")
+    def check_role(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
         """Check that a role was granted; 404 if it was not."""
         with call.db.read() as session:
             _check(session, scope, scope_id, user_id, role_id)
             if session.get(Grant, (user_id, scope, scope_id, role_id)) is None:
                 raise NotFound(f"The user {user_id} has no role {role_id} there.")
 
-    @served("DELETE", f"{place}/<role_id>")
-    def take(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
+    @serves("DELETE", f"{place}/<role_id>")
+    def revoke_role(call: IdentityRequest, user_id: str, role_id: str, scope_id: str = accounts.ALL) -> None:
         """Revoke a role."""
         with call.db.write() as session:
             _check(session, scope, scope_id, user_id, role_id)
@@ -77,7 +77,7 @@ for _scope, _place in PLACES:
     _declare(_scope, _place)
 
 
-@routes.serves("GET", "/auth/system", to=known)
+@routes.serves("GET", "/auth/system", to=authenticated)
 def system(call: IdentityRequest) -> dict[str, Any]:
     """List the system scope if the caller can get a token for it."""
     with call.db.read() as session:
@@ -98,16 +98,16 @@ def index(call: IdentityRequest) -> dict[str, Any]:
     if "scope.system" in query:
         statement = statement.where(Grant.scope == accounts.SYSTEM)
     with call.db.read() as session:
-        names = _Names(session) if call.asked("include_names") else None
+        names = _Names(session) if call.query_flag("include_names") else None
         by_id = {role.id: role.name for role in session.scalars(select(Role))}
         items = []
         for row in [] if "group.id" in query else session.scalars(statement):
             given = [row.role_id]
-            if call.asked("effective"):
+            if call.query_flag("effective"):
                 given += [implied for implied in IMPLIED.get(by_id[row.role_id], ()) if implied in by_id]
             for role_id in given:
                 if query.get("role.id", role_id) == role_id:
-                    items.append(_shown(call, row, role_id, names))
+                    items.append(_render(call, row, role_id, names))
     return call.listed("role_assignments", items)
 
 
@@ -128,7 +128,7 @@ class _Names:
         }
 
 
-def _shown(call: IdentityRequest, row: Grant, role_id: str, names: _Names | None) -> dict[str, Any]:
+def _render(call: IdentityRequest, row: Grant, role_id: str, names: _Names | None) -> dict[str, Any]:
     def called(kind: str, ref: str) -> Any:
         return {"id": ref} if names is None else getattr(names, kind).get(ref, {"id": ref})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from blockstore.api import images
 from blockstore.api.http.pipeline import IDENTITY
-from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, known
+from blockstore.api.identity.endpoint import IdentityRequest, IdentityRoutes, authenticated
 from blockstore.errors import NotFound
 
 routes = IdentityRoutes()
@@ -51,7 +51,7 @@ def _id(*words: str) -> str:
     return uuid.uuid5(uuid.NAMESPACE_OID, " ".join(words)).hex
 
 
-@routes.serves("GET", "/auth/catalog", to=known)
+@routes.serves("GET", "/auth/catalog", to=authenticated)
 def show(call: IdentityRequest) -> dict[str, Any]:
     """Show the catalogue of the caller's token."""
     project = call.caller.project
@@ -131,13 +131,13 @@ def show_endpoint(call: IdentityRequest, endpoint_id: str) -> dict[str, Any]:
     return _one(_endpoints(call), "endpoint", endpoint_id)
 
 
-@routes.serves("GET", "/regions", to=known)
+@routes.serves("GET", "/regions", to=authenticated)
 def list_regions(call: IdentityRequest) -> dict[str, Any]:
     """List the one region."""
     return call.listed("regions", list(_regions(call)))
 
 
-@routes.serves("GET", "/regions/<region_id>", to=known)
+@routes.serves("GET", "/regions/<region_id>", to=authenticated)
 def show_region(call: IdentityRequest, region_id: str) -> dict[str, Any]:
     """Show the region."""
     return _one(_regions(call), "region", region_id)

@@ -24,7 +24,7 @@ MOST = 100
 """Application credentials that one user may have."""
 
 
-def shown(call: IdentityRequest, row: ApplicationCredential, roles: Mapping[str, Role]) -> dict[str, Any]:
+def render(call: IdentityRequest, row: ApplicationCredential, roles: Mapping[str, Role]) -> dict[str, Any]:
     """Return a credential as replies show it; never with its secret."""
     return {
         "id": row.id,
@@ -57,7 +57,7 @@ def index(call: IdentityRequest, user_id: str) -> dict[str, Any]:
         roles = _roles(session)
         rows = session.scalars(statement.order_by(ApplicationCredential.name)).all()
     path = f"/users/{user_id}/application_credentials"
-    return call.listed("application_credentials", [shown(call, row, roles) for row in rows], path)
+    return call.listed("application_credentials", [render(call, row, roles) for row in rows], path)
 
 
 @routes.serves("GET", f"{PLACE}/<credential_id>", to=owner_or_admin)
@@ -65,21 +65,21 @@ def show(call: IdentityRequest, user_id: str, credential_id: str) -> dict[str, A
     """Show a credential."""
     with call.db.read() as session:
         row = _find(session, user_id, credential_id)
-        return {"application_credential": shown(call, row, _roles(session))}
+        return {"application_credential": render(call, row, _roles(session))}
 
 
 @routes.serves("POST", PLACE, to=owner_or_admin, body=schemas.CreateCredentialBody, status=201)
 def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Create a credential of the caller on the token's project; only this reply contains its secret."""
-    caller, asked = call.caller, body["application_credential"]
+    caller, params = call.caller, body["application_credential"]
     _refuse_restricted(call)
     if caller.user.id != user_id:
         raise Forbidden("Only the user for whom an application credential acts can create it.")
     if caller.project is None:
         raise BadRequest("An application credential needs a project; use a token that is scoped to a project.")
-    if asked.get("expires_at") is not None and asked["expires_at"] <= now():
+    if params.get("expires_at") is not None and params["expires_at"] <= now():
         raise BadRequest("application_credential.expires_at is in the past.")
-    secret = asked.get("secret") or secrets.token_urlsafe(32)
+    secret = params.get("secret") or secrets.token_urlsafe(32)
     kept = call.hashed(secret, user_id)
     with call.db.write() as session:
         if not tokens.is_there(session, caller.token_id):  # a role was taken away, or the project disabled, meanwhile
@@ -88,14 +88,14 @@ def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict
         owned = {role.id: role.name for role in caller.roles}
         row = ApplicationCredential(
             id=accounts.new_account_id(),
-            name=asked["name"],
-            description=asked.get("description"),
+            name=params["name"],
+            description=params.get("description"),
             user_id=user_id,
             project_id=caller.project.id,
-            role_ids=_wanted(asked.get("roles"), owned),
+            role_ids=_wanted(params.get("roles"), owned),
             secret_hash=kept,
-            unrestricted=asked.get("unrestricted", False),
-            expires_at=asked.get("expires_at"),
+            unrestricted=params.get("unrestricted", False),
+            expires_at=params.get("expires_at"),
         )
         taken = select(ApplicationCredential.id).where(
             ApplicationCredential.user_id == user_id, ApplicationCredential.name == row.name
@@ -104,7 +104,7 @@ def create(call: IdentityRequest, user_id: str, body: Mapping[str, Any]) -> dict
             raise Conflict(f"This user already has an application credential {row.name}.")
         session.add(row)
         session.flush()
-        item = shown(call, row, _roles(session))
+        item = render(call, row, _roles(session))
     return {"application_credential": {**item, "secret": secret}}
 
 
@@ -134,11 +134,11 @@ def _refuse_restricted(call: IdentityRequest) -> None:
         )
 
 
-def _wanted(asked: list[Mapping[str, str]] | None, owned: Mapping[str, str]) -> list[str]:
-    if not asked:
+def _wanted(role_refs: list[Mapping[str, str]] | None, owned: Mapping[str, str]) -> list[str]:
+    if not role_refs:
         return sorted(owned)
     found = []
-    for ref in asked:
+    for ref in role_refs:
         ids = [
             role_id
             for role_id, name in owned.items()

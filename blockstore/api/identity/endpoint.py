@@ -70,7 +70,7 @@ class IdentityRequest:
         link = self.link(path or f"/{collection}")
         return {collection: items, "links": {"self": link, "next": None, "previous": None}}
 
-    def asked(self, name: str) -> bool | None:
+    def query_flag(self, name: str) -> bool | None:
         """Return a boolean query parameter: True if it has no value, None if it is missing."""
         value = self.query.get(name)
         if value is None:
@@ -99,7 +99,7 @@ def anybody(call: IdentityRequest, path: Mapping[str, str]) -> bool:
     return True
 
 
-def known(call: IdentityRequest, path: Mapping[str, str]) -> bool:
+def authenticated(call: IdentityRequest, path: Mapping[str, str]) -> bool:
     """Allow every caller with a token."""
     return call.who is not None
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockstore.api.identity.catalog import catalog
-from blockstore.api.identity.endpoint import IdentityRequest, IdentityResponse, IdentityRoutes, anybody, known
+from blockstore.api.identity.endpoint import IdentityRequest, IdentityResponse, IdentityRoutes, anybody, authenticated
 from blockstore.errors import Forbidden, NotFound, Unauthorized
 from blockstore.identity import accounts, tokens
 from blockstore.schemas import identity as schemas
@@ -27,24 +27,24 @@ def create(call: IdentityRequest, body: Mapping[str, Any]) -> IdentityResponse:
         )
     if caller.project is not None:
         call.core.note_token(words, caller.project.id)
-    return IdentityResponse(body={"token": shown(call, caller)}, status=201, headers={"X-Subject-Token": words})
+    return IdentityResponse(body={"token": render(call, caller)}, status=201, headers={"X-Subject-Token": words})
 
 
-@routes.serves("GET", "/auth/tokens", to=known)
+@routes.serves("GET", "/auth/tokens", to=authenticated)
 def show(call: IdentityRequest) -> IdentityResponse:
     """Show a token."""
     caller = _subject(call)
-    return IdentityResponse(body={"token": shown(call, caller)}, headers={"X-Subject-Token": call.subject})
+    return IdentityResponse(body={"token": render(call, caller)}, headers={"X-Subject-Token": call.subject})
 
 
-@routes.serves("HEAD", "/auth/tokens", to=known)
-def look(call: IdentityRequest) -> IdentityResponse:
+@routes.serves("HEAD", "/auth/tokens", to=authenticated)
+def check_token(call: IdentityRequest) -> IdentityResponse:
     """Check that a token is valid; 404 if it is not."""
     _subject(call)
     return IdentityResponse(body=None, headers={"X-Subject-Token": call.subject})
 
 
-@routes.serves("DELETE", "/auth/tokens", to=known, status=204)
+@routes.serves("DELETE", "/auth/tokens", to=authenticated, status=204)
 def remove(call: IdentityRequest) -> None:
     """Revoke a token."""
     caller = _subject(call)
@@ -63,14 +63,14 @@ def _subject(call: IdentityRequest) -> tokens.Caller:
     return subject
 
 
-def shown(call: IdentityRequest, caller: tokens.Caller) -> dict[str, Any]:
+def render(call: IdentityRequest, caller: tokens.Caller) -> dict[str, Any]:
     """Return a token as replies show it."""
     token: dict[str, Any] = {
         "methods": list(caller.methods),
         "user": {
             "id": caller.user.id,
             "name": caller.user.name,
-            "domain": named(caller.user_domain),
+            "domain": id_and_name(caller.user_domain),
             "password_expires_at": None,
         },
         "audit_ids": [caller.audit_id],
@@ -78,24 +78,24 @@ def shown(call: IdentityRequest, caller: tokens.Caller) -> dict[str, Any]:
         "expires_at": moment(caller.expires_at),
     }
     if caller.scope == accounts.PROJECT:
-        token["project"] = {**named(caller.project), "domain": named(caller.domain)}
+        token["project"] = {**id_and_name(caller.project), "domain": id_and_name(caller.domain)}
         token["is_domain"] = False
     elif caller.scope == accounts.DOMAIN:
-        token["domain"] = named(caller.domain)
+        token["domain"] = id_and_name(caller.domain)
     elif caller.scope == accounts.SYSTEM:
         token["system"] = {"all": True}
     if caller.scope != accounts.NO_SCOPE:
-        token["roles"] = [named(role) for role in caller.roles]
-        if call.asked("nocatalog") is None:
+        token["roles"] = [id_and_name(role) for role in caller.roles]
+        if call.query_flag("nocatalog") is None:
             token["catalog"] = catalog(call, caller.project.id if caller.project else None)
     if caller.credential is not None:
-        token["application_credential"] = {**named(caller.credential), "restricted": caller.restricted}
+        token["application_credential"] = {**id_and_name(caller.credential), "restricted": caller.restricted}
     return token
 
 
-def named(one: tokens.NamedRow | None) -> dict[str, str]:
+def id_and_name(row: tokens.NamedRow | None) -> dict[str, str]:
     """Return an id and a name."""
-    return {} if one is None else {"id": one.id, "name": one.name}
+    return {} if row is None else {"id": row.id, "name": row.name}
 
 
 def moment(at: datetime.datetime | None) -> str | None:

@@ -24,7 +24,7 @@ PLACE = "/default-types/<for_project>"
 def index(call: Call) -> dict[str, Any]:
     """List the projects that have a default type of their own."""
     rows = call.session.scalars(select(DefaultType).order_by(DefaultType.project_id))
-    return {"default_types": [_shown(row) for row in rows]}
+    return {"default_types": [_render(row) for row in rows]}
 
 
 @routes.get(PLACE, policy="volume_extension:default_get", since=DEFAULT_TYPES)
@@ -34,7 +34,7 @@ def show(call: Call, for_project: str) -> dict[str, Any]:
     row = call.session.get(DefaultType, for_project)
     if row is None:
         raise NotFound(f"Default type for project {for_project} not found.")
-    return {"default_type": _shown(row)}
+    return {"default_type": _render(row)}
 
 
 @routes.put(
@@ -51,7 +51,7 @@ def change(call: Call, for_project: str, body: Mapping[str, Any]) -> dict[str, A
     row = call.session.get(DefaultType, for_project) or DefaultType(project_id=for_project)
     row.volume_type_id = wanted.id
     call.session.add(row)
-    return {"default_type": _shown(row)}
+    return {"default_type": _render(row)}
 
 
 @routes.delete(PLACE, policy="volume_extension:default_unset", status=204, since=DEFAULT_TYPES)
@@ -66,5 +66,5 @@ def _check_project(call: Call, project_id: str) -> None:
         raise NotFound(f"Project {project_id} could not be found.")
 
 
-def _shown(row: DefaultType) -> dict[str, Any]:
+def _render(row: DefaultType) -> dict[str, Any]:
     return {"project_id": row.project_id, "volume_type_id": row.volume_type_id}

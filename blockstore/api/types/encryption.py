@@ -27,13 +27,13 @@ FIELDS = ("provider", "control_location", "cipher", "key_size")
 @routes.get(PLACE, policy="volume_extension:volume_type_encryption:get")
 def show(call: Call, type_id: str) -> dict[str, Any]:
     """Show the encryption of a type; an empty reply if it has none."""
-    return _shown(find_type(call, type_id, by_name=False))
+    return _render(find_type(call, type_id, by_name=False))
 
 
 @routes.get(f"{PLACE}/<key>", policy="volume_extension:volume_type_encryption:get")
 def show_one(call: Call, type_id: str, key: str) -> dict[str, Any]:
     """Show one field of the encryption of a type."""
-    item = _shown(find_type(call, type_id, by_name=False))
+    item = _render(find_type(call, type_id, by_name=False))
     if key not in item:
         raise NotFound(f"The encryption of type {type_id} has no key {key}.")
     return {key: item[key]}
@@ -48,9 +48,9 @@ def create(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     refuse_used(call, row, "Cannot create encryption specs. Volume type in use.")
     if row.encryption is not None:
         raise BadRequest(f"Volume type encryption for type {type_id} already exists.")
-    asked = body["encryption"]
-    row.encryption = TypeEncryption(id=new_id(), **{name: asked.get(name) for name in FIELDS})
-    return {"encryption": {**asked, "volume_type_id": type_id, "encryption_id": row.encryption.id}}
+    params = body["encryption"]
+    row.encryption = TypeEncryption(id=new_id(), **{name: params.get(name) for name in FIELDS})
+    return {"encryption": {**params, "volume_type_id": type_id, "encryption_id": row.encryption.id}}
 
 
 @routes.put(
@@ -82,7 +82,7 @@ def _present(row: VolumeType) -> TypeEncryption:
     return row.encryption
 
 
-def _shown(row: VolumeType) -> dict[str, Any]:
+def _render(row: VolumeType) -> dict[str, Any]:
     encryption = row.encryption
     if encryption is None:
         return {}

@@ -36,7 +36,7 @@ PLACE = "/qos-specs/<qos_id>"
 def index(call: Call) -> dict[str, Any]:
     """List the QoS specs."""
     page = listing.page(call, LISTING, select(QosSpecs))
-    return {"qos_specs": [_shown(row) for (row,) in page.rows], **page.envelope}
+    return {"qos_specs": [_render(row) for (row,) in page.rows], **page.envelope}
 
 
 @routes.get(PLACE, policy="volume_extension:qos_specs_manage:get")
@@ -48,15 +48,15 @@ def show(call: Call, qos_id: str) -> dict[str, Any]:
 @routes.post("/qos-specs", policy="volume_extension:qos_specs_manage:create", body=schemas.CreateSpecsBody, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Create QoS specs."""
-    asked = body["qos_specs"]
-    if call.session.execute(select(QosSpecs.id).where(QosSpecs.name == asked["name"])).first() is not None:
-        raise Conflict(f"Qos specs {asked['name']} already exists.")
-    check_growth(f"qos specs {asked['name']}", {}, asked["specs"])
+    params = body["qos_specs"]
+    if call.session.execute(select(QosSpecs.id).where(QosSpecs.name == params["name"])).first() is not None:
+        raise Conflict(f"Qos specs {params['name']} already exists.")
+    check_growth(f"qos specs {params['name']}", {}, params["specs"])
     row = QosSpecs(
         id=new_id(),
-        name=asked["name"],
-        consumer=asked["consumer"],
-        pairs=[QosPair(key=key, value=value) for key, value in sorted(asked["specs"].items())],
+        name=params["name"],
+        consumer=params["consumer"],
+        pairs=[QosPair(key=key, value=value) for key, value in sorted(params["specs"].items())],
     )
     call.session.add(row)
     call.session.flush()
@@ -165,9 +165,9 @@ def _take_away(session: Session, qos_id: str) -> None:
     session.execute(update(VolumeType).where(VolumeType.qos_specs_id == qos_id).values(qos_specs_id=None))
 
 
-def _shown(row: QosSpecs) -> dict[str, Any]:
+def _render(row: QosSpecs) -> dict[str, Any]:
     return {"id": row.id, "name": row.name, "consumer": row.consumer, "specs": row.specs}
 
 
 def _with_links(call: Call, row: QosSpecs) -> dict[str, Any]:
-    return {"qos_specs": _shown(row), "links": call.links.of_resource("qos-specs", row.id)}
+    return {"qos_specs": _render(row), "links": call.links.of_resource("qos-specs", row.id)}

@@ -59,20 +59,20 @@ LISTING = listing.Listing(
 def index(call: Call) -> dict[str, Any]:
     """List the types that the caller may use."""
     page = listing.page(call, LISTING, _visible(call))
-    return {"volume_types": [shown(call, row) for (row,) in page.rows], **page.envelope}
+    return {"volume_types": [render(call, row) for (row,) in page.rows], **page.envelope}
 
 
 @routes.get("/types/<type_id>", policy="volume_extension:type_get")
 def show(call: Call, type_id: str) -> dict[str, Any]:
     """Show one type, or the default one."""
     if type_id == "default":
-        item = shown(call, default_type(call))
+        item = render(call, default_type(call))
         item.pop("os-volume-type-access:is_public", None)  # compat: not shown here
         return {"volume_type": item}
-    return {"volume_type": shown(call, find_type(call, type_id, by_name=False))}
+    return {"volume_type": render(call, find_type(call, type_id, by_name=False))}
 
 
-def shown(call: Call, row: VolumeType) -> dict[str, Any]:
+def render(call: Call, row: VolumeType) -> dict[str, Any]:
     """Return a type as replies show it."""
     item: dict[str, Any] = {
         "id": row.id,
@@ -159,14 +159,14 @@ def _visible(call: Call) -> Select[Any]:
     usable = statement.where(or_(VolumeType.is_public, shared))
     if not call.ctx.is_admin:
         return usable
-    asked = call.query.get("is_public", "True")
-    if asked in TRUE:
+    is_public = call.query.get("is_public", "True")
+    if is_public in TRUE:
         return usable  # compat: the public types include private types that the administrator's own project may use
-    if asked in FALSE:
+    if is_public in FALSE:
         return statement.where(VolumeType.is_public.is_(False))
-    if asked.lower() == "none":
+    if is_public.lower() == "none":
         return statement
-    raise InvalidInput("is_public", asked, "It must be true, false or none.")
+    raise InvalidInput("is_public", is_public, "It must be true, false or none.")
 
 
 # --- changing ----------------------------------------------------------------------------------------------
@@ -175,21 +175,21 @@ def _visible(call: Call) -> Select[Any]:
 @routes.post("/types", policy="volume_extension:type_create", body=schemas.CreateTypeBody, status=200)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Create a type."""
-    asked = body["volume_type"]
-    _refuse_taken(call, asked["name"])
-    specs = asked.get("extra_specs") or {}
+    params = body["volume_type"]
+    _refuse_taken(call, params["name"])
+    specs = params.get("extra_specs") or {}
     _check_specs(specs)
-    check_growth(f"volume type {asked['name']}", {}, specs)
+    check_growth(f"volume type {params['name']}", {}, specs)
     row = VolumeType(
         id=new_id(),
-        name=asked["name"],
-        description=asked.get("description"),
-        is_public=asked.get("is_public", True),
+        name=params["name"],
+        description=params.get("description"),
+        is_public=params.get("is_public", True),
         specs=[ExtraSpec(key=key, value=value) for key, value in sorted(specs.items())],
     )
     call.session.add(row)
     call.session.flush()
-    item = shown(call, row)
+    item = render(call, row)
     item.pop("qos_specs_id", None)  # compat: not in this reply
     return {"volume_type": {**item, "extra_specs": dict(specs)}}
 
@@ -198,16 +198,16 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
 def change(call: Call, type_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, visibility."""
     row = find_type(call, type_id, by_name=False, lock=True)
-    asked = body["volume_type"]
-    if asked.get("name") is not None and asked["name"] != row.name:
-        _refuse_taken(call, asked["name"])
-        row.name = asked["name"]
-    if asked.get("description") is not None:
-        row.description = asked["description"]
-    if asked.get("is_public") is not None:
-        row.is_public = asked["is_public"]
+    params = body["volume_type"]
+    if params.get("name") is not None and params["name"] != row.name:
+        _refuse_taken(call, params["name"])
+        row.name = params["name"]
+    if params.get("description") is not None:
+        row.description = params["description"]
+    if params.get("is_public") is not None:
+        row.is_public = params["is_public"]
     call.session.flush()
-    item = shown(call, row)
+    item = render(call, row)
     return {"volume_type": {k: item[k] for k in ("id", "name", "is_public", "description", "extra_specs")}}
 
 

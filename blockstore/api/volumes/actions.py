@@ -150,7 +150,7 @@ def _check_retype(call: Call, volume: Volume, former: VolumeType, wanted: Volume
             "os-retype.new_type", wanted.name, "Its volumes must be encrypted, which this service does not support yet."
         )
     size_bounds(wanted, volume.size)
-    shared = [kind.multiattach for kind in (former, wanted)]
+    shared = [volume_type.multiattach for volume_type in (former, wanted)]
     if shared[1]:
         call.enforce("volume:multiattach")
     if volume.status == V.IN_USE:
@@ -165,8 +165,8 @@ def _check_retype(call: Call, volume: Volume, former: VolumeType, wanted: Volume
             )
 
 
-def _limits_of_hypervisor(call: Call, kind: VolumeType) -> Mapping[str, str | None]:
-    specs = call.session.get(QosSpecs, kind.qos_specs_id) if kind.qos_specs_id else None
+def _limits_of_hypervisor(call: Call, volume_type: VolumeType) -> Mapping[str, str | None]:
+    specs = call.session.get(QosSpecs, volume_type.qos_specs_id) if volume_type.qos_specs_id else None
     return {} if specs is None or specs.consumer == "back-end" else specs.specs
 
 
@@ -180,20 +180,20 @@ def _limits_of_hypervisor(call: Call, kind: VolumeType) -> Mapping[str, str | No
 def reset_status(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Set the statuses of a volume by force."""
     volume = find_volume(call, volume_id, lock=True)
-    asked = body["reset"]
-    if asked.get("status") == V.IN_USE and volume.attach_status != "attached":
+    params = body["reset"]
+    if params.get("status") == V.IN_USE and volume.attach_status != "attached":
         raise InvalidStatus(f"Invalid volume: volume {volume_id} has no attachment, so it cannot be in-use.")
     values: dict[str, Any] = {}
-    if asked.get("attach_status"):
-        values["attach_status"] = asked["attach_status"]
-    if asked.get("attach_status") == "detached":
+    if params.get("attach_status"):
+        values["attach_status"] = params["attach_status"]
+    if params.get("attach_status") == "detached":
         _detach_all(call, volume)
-    if asked.get("migration_status"):
-        values["migration_status"] = None if asked["migration_status"] == "none" else asked["migration_status"]
+    if params.get("migration_status"):
+        values["migration_status"] = None if params["migration_status"] == "none" else params["migration_status"]
     if values:
         call.session.execute(update(Volume).where(Volume.id == volume_id).values(updated_at=now(), **values))
-    if asked.get("status"):
-        transitions.reset_status(call.session, states.VOLUME, volume_id, asked["status"], by=call.ctx.user_id)
+    if params.get("status"):
+        transitions.reset_status(call.session, states.VOLUME, volume_id, params["status"], by=call.ctx.user_id)
 
 
 def _detach_all(call: Call, volume: Volume) -> None:

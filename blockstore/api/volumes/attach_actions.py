@@ -15,12 +15,12 @@ from blockstore.api.attachment_quota import check_attachments
 from blockstore.api.attachments import (
     attachments_of,
     check_outcome,
-    connecting,
+    connect_operation,
     connection_info,
     disconnect,
-    fit,
     is_readonly,
     refuse_while_a_server_uses,
+    set_connector,
     who_holds,
 )
 from blockstore.api.http.call import Call, Deferred
@@ -114,14 +114,14 @@ def roll_detaching(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
 def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     """Record that a server or a host uses the volume."""
     volume = find_volume(call, volume_id, lock=True)
-    asked = body["attach"]
-    mode = asked.get("mode", "rw")
+    params = body["attach"]
+    mode = params.get("mode", "rw")
     if mode != "ro" and is_readonly(volume):
         raise BadRequest(f"Invalid attaching mode '{mode}' for volume {volume_id}: it is read-only.")
     if volume.status not in states.FOLLOWS_ATTACHMENTS:
         raise InvalidStatus(f"Invalid volume: volume {volume_id} is {volume.status}; it cannot be attached.")
     present = attachments_of(call, volume)
-    if not any(_is_of(row, asked) for row in present):  # compat: a repeated os-attach makes no second attachment
+    if not any(_is_of(row, params) for row in present):  # compat: a repeated os-attach makes no second attachment
         if volume.status == V.IN_USE and not volume.multiattach:
             raise InvalidStatus(
                 f"Invalid volume: volume {volume_id} is in-use and can be attached only once. {who_holds(call, volume)}"
@@ -133,9 +133,9 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
             id=new_id(),
             project_id=volume.project_id,
             volume_id=volume_id,
-            instance_uuid=asked.get("instance_uuid"),
-            host_name=asked.get("host_name"),
-            mountpoint=asked["mountpoint"],
+            instance_uuid=params.get("instance_uuid"),
+            host_name=params.get("host_name"),
+            mountpoint=params["mountpoint"],
             attach_mode=mode,
             attached_at=now(),
         )
@@ -143,11 +143,11 @@ def attach(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     transitions.sync_volume_status(call.session, volume_id)
 
 
-def _is_of(row: Attachment, asked: Mapping[str, Any]) -> bool:
+def _is_of(row: Attachment, params: Mapping[str, Any]) -> bool:
     if row.status != A.ATTACHED:
         return False
-    name = "instance_uuid" if asked.get("instance_uuid") else "host_name"
-    return bool(getattr(row, name) == asked[name])
+    name = "instance_uuid" if params.get("instance_uuid") else "host_name"
+    return bool(getattr(row, name) == params[name])
 
 
 @routes.action(
@@ -205,16 +205,16 @@ def initialize_connection(call: Call, volume_id: str, body: Mapping[str, Any]) -
             return _info(call, row)  # a repeated request makes no second export
     check_attachments(call, volume)
     row = Attachment(id=new_id(), project_id=volume.project_id, volume_id=volume_id, legacy=True)
-    fit(call, volume, row, connector)
-    operation = connecting(call, row)
+    set_connector(call, volume, row, connector)
+    operation = connect_operation(call, row)
     transitions.insert_with_operation(call.session, row, operation)
 
     def reply(deferred_call: Call) -> dict[str, Any]:
         check_outcome(deferred_call, operation)
-        made = deferred_call.session.get(Attachment, row.id)
-        if made is None:
+        attachment = deferred_call.session.get(Attachment, row.id)
+        if attachment is None:
             raise NotFound(f"The connection of volume {volume_id} was ended meanwhile.")
-        return _info(deferred_call, made)
+        return _info(deferred_call, attachment)
 
     return Deferred(operations=(operation.operation_id,), reply=reply)
 
@@ -257,7 +257,7 @@ def force_detach(call: Call, volume_id: str, body: Mapping[str, Any]) -> Any:
         call.enforce(f"volume_extension:volume_actions:{rule}")
     ending = _exports(call, volume_id, body["detach"].get("connector"))
     row = _attachment_to_end(call, volume, body["detach"].get("attachment_id"))
-    operations = [disconnect(call, one) for one in (*ending, *([row] if row else []))]
+    operations = [disconnect(call, ended_row) for ended_row in (*ending, *([row] if row else []))]
     if row is None:
         transitions.sync_volume_status(call.session, volume_id)
     return _when_ended(operations)
@@ -273,9 +273,9 @@ def _exports(call: Call, volume_id: str, connector: Mapping[str, Any] | None) ->
     return [row for row in rows if not connector or _same_initiator(row.connector or {}, connector)]
 
 
-def _same_initiator(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    keys = [key for key in ("initiator", "host") if key in one or key in other]
-    return all(one.get(key) == other.get(key) for key in keys)
+def _same_initiator(connector: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    keys = [key for key in ("initiator", "host") if key in connector or key in other]
+    return all(connector.get(key) == other.get(key) for key in keys)
 
 
 def _when_ended(operations: Iterable[Operation]) -> Any:

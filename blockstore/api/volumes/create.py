@@ -13,7 +13,7 @@ from blockstore.api.http.lookup import find
 from blockstore.api.http.routes import Routes
 from blockstore.api.metadata import OF_IMAGES, OF_VOLUMES
 from blockstore.api.types.types import default_type, find_type, size_bounds
-from blockstore.api.volumes.volumes import find_volume, shown
+from blockstore.api.volumes.volumes import find_volume, render
 from blockstore.db.models import (
     IS_TRUE,
     Snapshot,
@@ -47,11 +47,11 @@ class Source:
 @routes.post("/volumes", policy="volume:create", body=schemas.CreateVolumeBody)
 def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept a new volume: empty, from a snapshot, or from a volume."""
-    asked = body["volume"]
+    params = body["volume"]
     keep_project(call, call.ctx.project_id)
-    source = _source(call, asked)
-    volume_type = _type(call, asked, source)
-    size = _size(asked, source)
+    source = _source(call, params)
+    volume_type = _type(call, params, source)
+    size = _size(params, source)
     size_bounds(volume_type, size)
     if volume_type.encryption is not None:
         raise BadRequest(
@@ -65,19 +65,19 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         id=new_id(),
         project_id=call.ctx.project_id,
         user_id=call.ctx.user_id,
-        name=asked.get("name"),
-        description=asked.get("description"),
+        name=params.get("name"),
+        description=params.get("description"),
         size=size,
         volume_type_id=volume_type.id,
         availability_zone=zone_of_new(
             call.core.config,
             volume_type.extra_specs,
-            requested=asked.get("availability_zone"),
+            requested=params.get("availability_zone"),
             of_source=source.availability_zone if source else None,
-            source="snapshot" if asked.get("snapshot_id") else "source volume",
+            source="snapshot" if params.get("snapshot_id") else "source volume",
         ),
-        snapshot_id=asked.get("snapshot_id"),
-        source_volid=asked.get("source_volid"),
+        snapshot_id=params.get("snapshot_id"),
+        source_volid=params.get("source_volid"),
         bootable=source.bootable if source else False,
         has_image_metadata=source is not None and bool(source.image_metadata),
         multiattach=multiattach,
@@ -95,24 +95,24 @@ def create(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
         hints=body.get("hints") or {},
     )
     transitions.insert_with_operation(call.session, volume, operation)
-    pairs = asked.get("metadata") or {}
+    pairs = params.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     if source is not None:
         OF_IMAGES.copy(call.session, volume.id, source.image_metadata)
-    return {"volume": shown(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
+    return {"volume": render(call, [(volume, volume_type.name)], {volume.id: pairs}, detailed=False)[0]}
 
 
-def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
-    named = [name for name in ("snapshot_id", "source_volid", "imageRef", "image_id", "backup_id") if asked.get(name)]
+def _source(call: Call, params: Mapping[str, Any]) -> Source | None:
+    named = [name for name in ("snapshot_id", "source_volid", "imageRef", "image_id", "backup_id") if params.get(name)]
     if len(named) > 1 and set(named) != {"imageRef", "image_id"}:
         raise BadRequest(f"Only one source may be given, not {' and '.join(named)}.")
-    if asked.get("multiattach"):
+    if params.get("multiattach"):
         raise InvalidInput(
             "volume.multiattach", True, f"Use a volume type whose extra spec multiattach is '{IS_TRUE}'."
         )
     for name, noun in (("group_id", "Group"), ("consistencygroup_id", "Consistency group"), ("backup_id", "Backup")):
-        if asked.get(name):
-            raise NotFound.resource(noun, asked[name])
+        if params.get(name):
+            raise NotFound.resource(noun, params[name])
     if not named:
         return None
     if named[0] in ("imageRef", "image_id"):
@@ -121,9 +121,9 @@ def _source(call: Call, asked: Mapping[str, Any]) -> Source | None:
             f"This service does not offer images yet; leave out {named[0]}, or make the volume from a snapshot."
         )
     if named[0] == "snapshot_id":
-        return _snapshot_source(call, asked["snapshot_id"])
+        return _snapshot_source(call, params["snapshot_id"])
     # Locked: otherwise the volume could belong to another project when it is copied.
-    volume = find_volume(call, asked["source_volid"], lock=True)
+    volume = find_volume(call, params["source_volid"], lock=True)
     if volume.status not in (V.AVAILABLE, V.IN_USE):
         raise InvalidStatus(
             f"Invalid volume: volume {volume.id} is {volume.status}; a source must be available or in-use."
@@ -144,16 +144,16 @@ def _snapshot_source(call: Call, snapshot_id: str) -> Source:
     return Source(snapshot.volume_size, snapshot.volume_type_id or "", zone, snapshot.bootable, images)
 
 
-def _type(call: Call, asked: Mapping[str, Any], source: Source | None) -> VolumeType:
-    if asked.get("volume_type"):
-        return find_type(call, asked["volume_type"])
-    if source is not None and (kind := call.session.get(VolumeType, source.volume_type_id)) is not None:
-        return kind
+def _type(call: Call, params: Mapping[str, Any], source: Source | None) -> VolumeType:
+    if params.get("volume_type"):
+        return find_type(call, params["volume_type"])
+    if source is not None and (volume_type := call.session.get(VolumeType, source.volume_type_id)) is not None:
+        return volume_type
     return default_type(call)  # also if the snapshot's type has been deleted
 
 
-def _size(asked: Mapping[str, Any], source: Source | None) -> int:
-    size: int | None = asked.get("size")
+def _size(params: Mapping[str, Any], source: Source | None) -> int:
+    size: int | None = params.get("size")
     if size is None:
         if source is None:
             raise InvalidInput(

@@ -103,20 +103,20 @@ def removable(*, force: bool, cascade: bool) -> list[ColumnElement[bool]]:
 
 def why_not_removable(call: Call, volume: Volume, *, cascade: bool, done: str = "deleted") -> str:
     """Return the sentence that says why a volume cannot be deleted; ``done`` may name another action."""
-    said = f"Invalid volume: volume {volume.id} cannot be {done}: "
+    prefix = f"Invalid volume: volume {volume.id} cannot be {done}: "
     if volume.attach_status == "attached":
-        return said + "it is attached."
+        return prefix + "it is attached."
     if volume.is_migrating:
-        return said + f"it is being migrated ({volume.migration_status})."
+        return prefix + f"it is being migrated ({volume.migration_status})."
     if volume.group_id:
-        return said + f"it belongs to group {volume.group_id}."
+        return prefix + f"it belongs to group {volume.group_id}."
     count = call.session.execute(
         select(func.count()).select_from(Snapshot).where(Snapshot.volume_id == volume.id)
     ).scalar_one()
     if count and not cascade:
         way = "delete them first, or with cascade" if done == "deleted" else "unmanage or delete them first"
-        return said + f"it has {count} snapshot{'s' if count > 1 else ''}; {way}."
-    return said + f"its status is {volume.status}; it must be {', '.join(DELETABLE[:-1])} or {DELETABLE[-1]}."
+        return prefix + f"it has {count} snapshot{'s' if count > 1 else ''}; {way}."
+    return prefix + f"its status is {volume.status}; it must be {', '.join(DELETABLE[:-1])} or {DELETABLE[-1]}."
 
 
 def _delete_snapshots(call: Call, volume: Volume, *, force: bool) -> None:

@@ -21,8 +21,8 @@ from blockstore.api.metadata import OF_VOLUMES
 from blockstore.api.snapshots import ACTION as SNAPSHOT_ACTION
 from blockstore.api.snapshots import DELETABLE as SNAPSHOT_DELETABLE
 from blockstore.api.snapshots import find_snapshot
-from blockstore.api.snapshots import insert_with_operation as snapshot_born
-from blockstore.api.snapshots import shown as snapshots_shown
+from blockstore.api.snapshots import insert_with_operation as insert_snapshot
+from blockstore.api.snapshots import render as render_snapshots
 from blockstore.api.types.types import default_type, find_type
 from blockstore.api.volumes.delete import DELETABLE, removable, why_not_removable
 from blockstore.api.volumes.volumes import ACTION, VolumeView, find_volume
@@ -74,8 +74,8 @@ for _path, _since, _kind, _policy in (
 
 
 def _listing(call: Call, kind: str, *, detailed: bool) -> WithoutSession:
-    asked = load(PageQuery, dict(call.query), call.version)
-    keys = _sort_keys(asked)
+    query = load(PageQuery, dict(call.query), call.version)
+    keys = _sort_keys(query)
     cluster = call.query.get("cluster") if call.version >= MANAGEABLE_CLUSTER else None
     pool = _pool(call, call.query.get("host"), cluster).name
 
@@ -90,44 +90,44 @@ def _listing(call: Call, kind: str, *, detailed: bool) -> WithoutSession:
                 if timeout_s
                 else f"Too many requests are already waiting; ask again later for the {kind} on {pool}."
             ) from None
-        page = _page(found, asked, keys, call.core.config.service.max_limit)
-        return {f"manageable-{kind}": [_item(one, kind, detailed=detailed) for one in page]}
+        page = _page(found, query, keys, call.core.config.service.max_limit)
+        return {f"manageable-{kind}": [_item(found_item, kind, detailed=detailed) for found_item in page]}
 
     return WithoutSession(reply=reply)
 
 
-def _page(found: Sequence[Any], asked: Mapping[str, Any], keys: Sequence[tuple[str, bool]], most: int) -> Sequence[Any]:
-    found = sorted(found, key=lambda one: one.reference)
+def _page(found: Sequence[Any], query: Mapping[str, Any], keys: Sequence[tuple[str, bool]], most: int) -> Sequence[Any]:
+    found = sorted(found, key=lambda found_item: found_item.reference)
     for key, down in reversed(keys):
-        found.sort(key=lambda one: one.size_gib if key == "size" else one.reference, reverse=down)
-    if asked.get("marker"):
-        marker = _marker(asked["marker"])
-        places = [place for place, one in enumerate(found) if one.reference == marker]
+        found.sort(key=lambda found_item: found_item.size_gib if key == "size" else found_item.reference, reverse=down)
+    if query.get("marker"):
+        marker = _marker(query["marker"])
+        places = [place for place, found_item in enumerate(found) if found_item.reference == marker]
         if not places:
             raise BadRequest(f"Invalid input received: marker not found: {marker}")
         found = found[places[0] + 1 :]
-    start = asked.get("offset") or 0
-    return found[start : start + min(asked.get("limit", most), most)]
+    start = query.get("offset") or 0
+    return found[start : start + min(query.get("limit", most), most)]
 
 
-def _item(one: Any, kind: str, *, detailed: bool) -> dict[str, Any]:
+def _item(found_item: Any, kind: str, *, detailed: bool) -> dict[str, Any]:
     item = {
-        "reference": {"source-name": one.reference},
-        "size": one.size_gib,
-        "safe_to_manage": one.reason is None,
+        "reference": {"source-name": found_item.reference},
+        "size": found_item.size_gib,
+        "safe_to_manage": found_item.reason is None,
     }
     if kind == "snapshots":
-        item["source_reference"] = {"source-name": one.volume}
+        item["source_reference"] = {"source-name": found_item.volume}
     if detailed:
-        item |= {"reason_not_safe": one.reason, "cinder_id": one.managed_as, "extra_info": None}
+        item |= {"reason_not_safe": found_item.reason, "cinder_id": found_item.managed_as, "extra_info": None}
     return item
 
 
-def _sort_keys(asked: Mapping[str, Any]) -> list[tuple[str, bool]]:
+def _sort_keys(query: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Return the sort keys, each with True if descending. compat: reference (default, descending) and size only."""
-    words = [word.strip().partition(":") for word in asked.get("sort", "").split(",") if word.strip()]
+    words = [word.strip().partition(":") for word in query.get("sort", "").split(",") if word.strip()]
     given = [(key, direction or "desc") for key, _, direction in words] or [
-        (asked.get("sort_key") or "reference", asked.get("sort_dir") or "desc")
+        (query.get("sort_key") or "reference", query.get("sort_dir") or "desc")
     ]
     for key, direction in given:
         if key not in _SORT_KEYS:
@@ -171,47 +171,48 @@ def _pool(call: Call, host: str | None, cluster: str | None) -> PoolReport:
 
 def manage_volume(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept an existing volume of a pool."""
-    asked = body["volume"]
-    report = _pool(call, asked.get("host"), asked.get("cluster"))
+    params = body["volume"]
+    report = _pool(call, params.get("host"), params.get("cluster"))
     if not report.capabilities.manage:
         raise BadRequest(f"Invalid host: {report.name} does not support managing existing volumes.")
     keep_project(call, call.ctx.project_id)
-    _refuse_managed(call, report.name, asked["ref"], Volume)
-    kind = _type(call, asked.get("volume_type"))
+    _refuse_managed(call, report.name, params["ref"], Volume)
+    volume_type = _type(call, params.get("volume_type"))
     volume = Volume(
         id=new_id(),
         project_id=call.ctx.project_id,
         user_id=call.ctx.user_id,
-        name=asked.get("name"),
-        description=asked.get("description"),
+        name=params.get("name"),
+        description=params.get("description"),
         size=0,
-        volume_type_id=kind.id,
+        volume_type_id=volume_type.id,
         availability_zone=report.availability_zone,
-        bootable=asked.get("bootable") or False,
-        multiattach=kind.multiattach,
+        bootable=params.get("bootable") or False,
+        multiattach=volume_type.multiattach,
         consumes_quota=False,  # until its size is known
         created_at=now(),
     )
-    operation = call.operation(PlaceManaged, volume, pool=report.name, reference=asked["ref"])
+    operation = call.operation(PlaceManaged, volume, pool=report.name, reference=params["ref"])
     transitions.insert_with_operation(call.session, volume, operation)
-    pairs = asked.get("metadata") or {}
+    pairs = params.get("metadata") or {}
     OF_VOLUMES.add(call.session, volume.id, pairs)
     # compat: at any microversion only the fields of 3.0, without those that need a policy
-    view = VolumeView(volume, kind.name, pairs, [], call.links.of_resource("volumes", volume.id), None, {})
+    view = VolumeView(volume, volume_type.name, pairs, [], call.links.of_resource("volumes", volume.id), None, {})
     return {"volume": {name: get(view) for name, get in VOLUME_REPLY.getters(MINIMUM, frozenset())}}
 
 
 def _type(call: Call, ref: str | None) -> VolumeType:
     try:
-        kind = find_type(call, ref) if ref else default_type(call)
+        volume_type = find_type(call, ref) if ref else default_type(call)
     except NotFound as exc:
         raise BadRequest(f"Invalid volume type: {exc.message}") from None
-    if kind.encryption is not None:
+    if volume_type.encryption is not None:
         raise BadRequest(
-            f"Invalid volume type: volumes of type {kind.name} are encrypted; an existing volume cannot get such a"
+            f"Invalid volume type: volumes of type {volume_type.name} are encrypted; an existing volume cannot get"
+            f" such a"
             " type."
         )
-    return kind
+    return volume_type
 
 
 def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | Snapshot]) -> None:
@@ -229,15 +230,15 @@ def _refuse_managed(call: Call, pool: str, reference: str, kind: type[Volume | S
 
 def manage_snapshot(call: Call, body: Mapping[str, Any]) -> dict[str, Any]:
     """Accept an existing snapshot of a managed volume."""
-    asked = body["snapshot"]
+    params = body["snapshot"]
     call.enforce("volume:create_snapshot")
-    volume = find_volume(call, asked["volume_id"], lock=True)
+    volume = find_volume(call, params["volume_id"], lock=True)
     report = call.core.pool_reports.get(volume.host or "")
     if report is None or not report.capabilities.manage:
         raise BadRequest(f"Invalid volume: {volume.host} does not support managing existing snapshots.")
-    _refuse_managed(call, report.name, asked["ref"], Snapshot)
-    snapshot = snapshot_born(call, volume, {**asked, "force": True}, reference=asked["ref"])
-    return {"snapshot": snapshots_shown(call, [snapshot], kind="plain")[0]}
+    _refuse_managed(call, report.name, params["ref"], Snapshot)
+    snapshot = insert_snapshot(call, volume, {**params, "force": True}, reference=params["ref"])
+    return {"snapshot": render_snapshots(call, [snapshot], kind="plain")[0]}
 
 
 for _path, _since in (("/manageable_volumes", MANAGEABLE), ("/os-volume-manage", MINIMUM)):

@@ -37,13 +37,13 @@ def migrate(call: Call, volume_id: str, body: Mapping[str, Any]) -> None:
     compat: lock_volume has no effect: during a migration a volume is always in maintenance and is not written to.
     """
     volume = find_volume(call, volume_id, lock=True)
-    asked = body["migrate"]
-    if bool(asked.get("host")) == bool(asked.get("cluster")):
-        raise InvalidInput("os-migrate_volume", asked, "Exactly one of host and cluster is needed.")
-    if asked.get("cluster"):
-        raise BadRequest(f"There is no cluster {asked['cluster']}; name a host, NODE@BACKEND or NODE@BACKEND#POOL.")
-    _check_destination(call, volume, asked["host"])
-    begin(call, volume, asked["host"])
+    params = body["migrate"]
+    if bool(params.get("host")) == bool(params.get("cluster")):
+        raise InvalidInput("os-migrate_volume", params, "Exactly one of host and cluster is needed.")
+    if params.get("cluster"):
+        raise BadRequest(f"There is no cluster {params['cluster']}; name a host, NODE@BACKEND or NODE@BACKEND#POOL.")
+    _check_destination(call, volume, params["host"])
+    begin(call, volume, params["host"])
 
 
 def _check_destination(call: Call, volume: Volume, host: str) -> None:

@@ -72,7 +72,7 @@ def detail(call: Call) -> dict[str, Any]:
 @routes.get(f"{NEW}/<transfer_id>", policy="volume:get_transfer")
 def show(call: Call, transfer_id: str) -> dict[str, Any]:
     """Show a transfer."""
-    return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
+    return {"transfer": _render(call, find(call, Transfer, transfer_id))}
 
 
 @routes.post(NEW, policy="volume:create_transfer", body=schemas.CreateTransferBody)
@@ -125,7 +125,7 @@ def old_detail(call: Call) -> dict[str, Any]:
 @routes.get(f"{OLD}/<transfer_id>", policy="volume:get_transfer")
 def old_show(call: Call, transfer_id: str) -> dict[str, Any]:
     """Show a transfer."""
-    return {"transfer": _shown(call, find(call, Transfer, transfer_id))}
+    return {"transfer": _render(call, find(call, Transfer, transfer_id))}
 
 
 @routes.post(OLD, policy="volume:create_transfer", body=schemas.OldCreateTransferBody)
@@ -146,7 +146,7 @@ def _listed(call: Call, *, paged: bool, detailed: bool) -> dict[str, Any]:
         own = {name: value for name, value in call.query.items() if name in (*LISTING.public, "all_tenants")}
         call.query = {**own, "sort": "created_at:asc"}
     page = listing.page(call, LISTING, _visible(call))
-    show_one = _shown if detailed else _summary
+    show_one = _render if detailed else _summary
     return {"transfers": [show_one(call, row) for (row,) in page.rows], **page.envelope}
 
 
@@ -162,7 +162,7 @@ def _summary(call: Call, row: Transfer) -> dict[str, Any]:
     return {"id": row.id, "volume_id": row.volume_id, "name": row.name, "links": _links(call, row)}
 
 
-def _shown(call: Call, row: Transfer) -> dict[str, Any]:
+def _render(call: Call, row: Transfer) -> dict[str, Any]:
     view = TransferView(row, _links(call, row))
     getters = schemas.TRANSFER.getters(call.version, frozenset())
     return {name: get(view) for name, get in getters}
@@ -171,9 +171,9 @@ def _shown(call: Call, row: Transfer) -> dict[str, Any]:
 # --- offering and accepting --------------------------------------------------------------------------------
 
 
-def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
-    volume = find_volume(call, asked["volume_id"], lock=True)
-    no_snapshots = asked.get("no_snapshots", False)
+def _create(call: Call, params: Mapping[str, Any]) -> dict[str, Any]:
+    volume = find_volume(call, params["volume_id"], lock=True)
+    no_snapshots = params.get("no_snapshots", False)
     if not no_snapshots:
         busy = call.session.execute(
             select(Snapshot.id, Snapshot.status).where(Snapshot.volume_id == volume.id, Snapshot.status != S.AVAILABLE)
@@ -193,7 +193,7 @@ def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
         id=new_id(),
         volume_id=volume.id,
         project_id=volume.project_id,
-        name=asked.get("name"),
+        name=params.get("name"),
         no_snapshots=no_snapshots,
         salt=salt,
         key_hash=_hashed(salt, key),
@@ -201,7 +201,7 @@ def _create(call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
     )
     call.session.add(row)
     call.session.flush()
-    return {"transfer": {**_shown(call, row), "auth_key": key}}
+    return {"transfer": {**_render(call, row), "auth_key": key}}
 
 
 def _hand_over(call: Call, row: Transfer) -> None:
@@ -279,8 +279,8 @@ def _check_types(call: Call, row: Transfer, volume: Volume) -> None:
             if type_id is not None:
                 types.setdefault(type_id, f"the type of snapshot {snapshot_id}")
     for type_id, what in types.items():
-        kind = call.session.get(VolumeType, type_id)
-        if kind is not None and not may_use(call, kind):  # no volume can be created of a deleted type
+        volume_type = call.session.get(VolumeType, type_id)
+        if volume_type is not None and not may_use(call, volume_type):  # no volume can be created of a deleted type
             raise BadRequest(
                 f"Invalid volume type: the project {call.ctx.project_id} may not use {what}, which is private."
             )

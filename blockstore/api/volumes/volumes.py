@@ -128,7 +128,7 @@ def detail(call: Call) -> dict[str, Any]:
         call, LISTING, page, functools.partial(_sizes, call), suffix="/detail", characters_of_row=CHARACTERS_OF_ONE
     )
     metadata = OF_VOLUMES.of_many(call.session, [volume.id for volume, _ in page.rows if volume.id in sizes])
-    return {"volumes": shown(call, page.rows, metadata, detailed=True), **page.envelope}
+    return {"volumes": render(call, page.rows, metadata, detailed=True), **page.envelope}
 
 
 def _sizes(call: Call, rows: Sequence[Any]) -> Mapping[str, int]:
@@ -163,7 +163,7 @@ def summary(call: Call) -> dict[str, Any]:
 @routes.get("/volumes/<volume_id>", policy="volume:get")
 def show(call: Call, volume_id: str) -> dict[str, Any]:
     """Show one volume."""
-    return one(call, volume_id, detailed=True)
+    return render_one(call, volume_id, detailed=True)
 
 
 def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
@@ -175,7 +175,7 @@ def find_volume(call: Call, volume_id: str, *, lock: bool = False) -> Volume:
     return find(call, Volume, volume_id, rule="volume:get", lock=lock)
 
 
-def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
+def render_one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
     """Return the reply with one volume."""
     # On the connection: this is the most frequent query, and it does not need the ORM.
     found = call.session.connection().execute(_SHOW, {"volume": volume_id}) if is_uuid(volume_id) else None
@@ -183,10 +183,10 @@ def one(call: Call, volume_id: str, *, detailed: bool) -> dict[str, Any]:
     if row is None or not call.ctx.may_see(row.project_id) or not call.may("volume:get"):
         raise NotFound.resource("Volume", volume_id)
     metadata = {volume_id: orjson.loads(row.pairs or "{}")}
-    return {"volume": shown(call, [(row, row.type_name)], metadata, detailed=detailed)[0]}
+    return {"volume": render(call, [(row, row.type_name)], metadata, detailed=detailed)[0]}
 
 
-def shown(
+def render(
     call: Call, rows: Sequence[Any], metadata: Mapping[str, Mapping[str, str]], *, detailed: bool
 ) -> list[dict[str, Any]]:
     """Return volumes as replies show them; rows are pairs of volume and type name, metadata is by volume id."""
@@ -273,11 +273,11 @@ def _visible(call: Call, statement: Select[Any]) -> Select[Any]:
 def change(call: Call, volume_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Change name, description, metadata."""
     volume = find_volume(call, volume_id, lock=True)
-    asked = body["volume"]
-    touch(call, volume, **{name: asked[name] for name in ("name", "description") if name in asked})
-    if "metadata" in asked:
-        OF_VOLUMES.replace(call.session, volume_id, asked["metadata"])
-    return one(call, volume_id, detailed=False)
+    params = body["volume"]
+    touch(call, volume, **{name: params[name] for name in ("name", "description") if name in params})
+    if "metadata" in params:
+        OF_VOLUMES.replace(call.session, volume_id, params["metadata"])
+    return render_one(call, volume_id, detailed=False)
 
 
 METADATA_LOCKED = (V.MAINTENANCE, V.UPLOADING)

@@ -16,14 +16,14 @@ from blockstore.conformance.target.answers import AnswerCases
 from blockstore.conformance.target.data import DataCases
 from blockstore.conformance.target.faults import FaultCases
 from blockstore.conformance.target.multiattach import MultiattachCases
-from blockstore.conformance.target.pair import Made, Pair
+from blockstore.conformance.target.pair import ExportedVolume, Pair
 from blockstore.conformance.target.refusals import RefusalCases
 from blockstore.conformance.target.repetition import RepetitionCases
 from blockstore.conformance.target.resize import ResizeCases
 from blockstore.conformance.target.sessions import SessionCases
 from blockstore.conformance.target.withdraw import WithdrawCases
 
-__all__ = ["Made", "Pair", "TargetConformance", "cases", "run"]
+__all__ = ["ExportedVolume", "Pair", "TargetConformance", "cases", "run"]
 
 
 # Cases run from the last base to the first, here and in pytest.

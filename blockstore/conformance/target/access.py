@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unittest import SkipTest
 
-from blockstore.conformance.initiators import Told
+from blockstore.conformance.initiators import ConnectionInfo
 from blockstore.conformance.sandbox import expect, refuses
 from blockstore.conformance.target.case import case
 from blockstore.conformance.target.pair import PairSandbox
@@ -28,12 +28,12 @@ class AccessCases:
         if not one.connection.secret_as:
             raise SkipTest(f"{sandbox.target.name} has no secrets: who may open its socket gets in.")
         sandbox.reads(one, "one")
-        sandbox.keeps_out(Told.of(one.connection, two.export.secret), "Another export's secret")
-        sandbox.keeps_out(Told.of(one.connection, "w" * 16), "A wrong secret")
-        sandbox.keeps_out(Told.of(one.connection, ""), "Who has no secret")
-        keys = [key for key in two.told.data if key.startswith("auth_")]
-        swapped = {**one.told.data, **{key: two.told.data[key] for key in keys}}
-        sandbox.keeps_out(Told(one.told.type, swapped), "Another export's name and secret")
+        sandbox.keeps_out(ConnectionInfo.of(one.connection, two.export.secret), "Another export's secret")
+        sandbox.keeps_out(ConnectionInfo.of(one.connection, "w" * 16), "A wrong secret")
+        sandbox.keeps_out(ConnectionInfo.of(one.connection, ""), "Who has no secret")
+        keys = [key for key in two.connection_info.data if key.startswith("auth_")]
+        swapped = {**one.connection_info.data, **{key: two.connection_info.data[key] for key in keys}}
+        sandbox.keeps_out(ConnectionInfo(one.connection_info.type, swapped), "Another export's name and secret")
         sandbox.reads(one, "one")
 
     @case()
@@ -41,9 +41,9 @@ class AccessCases:
         """An initiator of another name is refused, though it knows the secret."""
         if "initiator" not in sandbox.target.capabilities().connector_needs:
             raise SkipTest(f"{sandbox.target.name} does not know initiators by their names.")
-        made = sandbox.exported(sandbox.volume("kept"))
-        sandbox.reads(made, "kept")
-        sandbox.keeps_out(made.told, "An initiator of another name", host=sandbox.other_host)
+        exported = sandbox.exported(sandbox.volume("kept"))
+        sandbox.reads(exported, "kept")
+        sandbox.keeps_out(exported.connection_info, "An initiator of another name", host=sandbox.other_host)
 
     @case()
     def test_connector_needs_are_needed(self, sandbox: PairSandbox) -> None:

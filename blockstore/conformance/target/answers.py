@@ -35,26 +35,28 @@ class AnswerCases:
     @case()
     def test_the_connection_can_be_stored(self, sandbox: PairSandbox) -> None:
         """A connection is JSON, and says where its secret belongs without having it."""
-        made = sandbox.exported(sandbox.volume())
-        data = dict(made.connection.data)
+        exported = sandbox.exported(sandbox.volume())
+        data = dict(exported.connection.data)
         expect(json.loads(json.dumps(data)) == data, f"A connection's data must be JSON: {data}")
-        expect(made.connection.secret_as not in data, "A connection's data must not have the secret's key.")
-        keeps_secret(made.connection, made.export.secret)
-        keeps_secret(made.export, made.export.secret)
+        expect(exported.connection.secret_as not in data, "A connection's data must not have the secret's key.")
+        keeps_secret(exported.connection, exported.export.secret)
+        keeps_secret(exported.export, exported.export.secret)
 
     @case()
     def test_secrets_stay_secret(self, sandbox: PairSandbox) -> None:
         """A secret is in no log, on no command line, and in no file that others may read."""
         with _logged() as lines:
-            made = sandbox.exported(sandbox.volume())
-            sandbox.makes(made.export)
+            exported = sandbox.exported(sandbox.volume())
+            sandbox.makes(exported.export)
             for line in _command_lines():
-                expect(made.export.secret not in line, "The secret stands on a command line.")
+                expect(exported.export.secret not in line, "The secret stands on a command line.")
             for path in sandbox.target.state_dir.rglob("*"):
                 if path.is_file() and path.stat().st_mode & 0o077:
-                    expect(made.export.secret.encode() not in path.read_bytes(), f"Others may read a secret: {path}")
-            sandbox.target.withdraw(made.id)
-        expect(not any(made.export.secret in line for line in lines), "The secret stands in the log.")
+                    expect(
+                        exported.export.secret.encode() not in path.read_bytes(), f"Others may read a secret: {path}"
+                    )
+            sandbox.target.withdraw(exported.id)
+        expect(not any(exported.export.secret in line for line in lines), "The secret stands in the log.")
 
 
 @contextmanager

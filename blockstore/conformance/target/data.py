@@ -15,10 +15,10 @@ class DataCases:
     def test_what_the_initiator_writes_is_on_the_volume(self, sandbox: PairSandbox) -> None:
         """What was written through an export is read from the volume afterwards, which can be deleted then."""
         name = sandbox.volume()
-        made = sandbox.exported(name)
-        sandbox.writes(made, "outside")
-        sandbox.reads(made, "outside")
-        sandbox.target.withdraw(made.id)
+        exported = sandbox.exported(name)
+        sandbox.writes(exported, "outside")
+        sandbox.reads(exported, "outside")
+        sandbox.target.withdraw(exported.id)
         sandbox.volume_holds(name, "outside")
         sandbox.backend.delete_volume(name)
 
@@ -27,9 +27,9 @@ class DataCases:
         """An export has exactly the volume's size and bytes, and has them again for the next initiator."""
         name = sandbox.volume("inside", 2)
         for host in (sandbox.host, sandbox.other_host):
-            made = sandbox.exported(name, host)
-            sandbox.reads(made, "inside", 2, host=host)
-            sandbox.target.withdraw(made.id)
+            exported = sandbox.exported(name, host)
+            sandbox.reads(exported, "inside", 2, host=host)
+            sandbox.target.withdraw(exported.id)
         sandbox.fill(name, "changed")
         sandbox.reads(sandbox.exported(name), "changed", 2)
 
@@ -38,11 +38,11 @@ class DataCases:
         """Nobody writes through a read-only export; the same volume can be exported for writing afterwards."""
         sandbox.needs_doors()
         name = sandbox.volume("kept")
-        made = sandbox.exported(name, read_only=True)
-        sandbox.reads(made, "kept")
-        refuses(InitiatorRefused, sandbox.writes, made, "changed")
-        sandbox.target.withdraw(made.id)
+        exported = sandbox.exported(name, read_only=True)
+        sandbox.reads(exported, "kept")
+        refuses(InitiatorRefused, sandbox.writes, exported, "changed")
+        sandbox.target.withdraw(exported.id)
         sandbox.volume_holds(name, "kept")
-        made = sandbox.exported(name)
-        sandbox.writes(made, "changed")
-        sandbox.reads(made, "changed")
+        exported = sandbox.exported(name)
+        sandbox.writes(exported, "changed")
+        sandbox.reads(exported, "changed")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from unittest import SkipTest
 
 from blockstore.backends.contract import GIB, Backend
-from blockstore.conformance.initiators import Initiator, InitiatorRefused, Told
+from blockstore.conformance.initiators import ConnectionInfo, Initiator, InitiatorRefused
 from blockstore.conformance.sandbox import (
     BLOCK,
     ZEROS,
@@ -52,7 +52,7 @@ SCRATCH = 8 * BLOCK
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportedVolume:
     """An export, and the connection that its initiator was given."""
 
     export: Export
@@ -64,9 +64,9 @@ class Made:
         return self.export.id
 
     @property
-    def told(self) -> Told:
+    def connection_info(self) -> ConnectionInfo:
         """Return all that the initiator knows of the export."""
-        return Told.of(self.connection, self.export.secret)
+        return ConnectionInfo.of(self.connection, self.export.secret)
 
 
 class Pair(NamedTuple):
@@ -74,7 +74,7 @@ class Pair(NamedTuple):
 
     backend: Backend
     target: Target
-    damages: Mapping[str, Callable[[Made], object]] = {}
+    damages: Mapping[str, Callable[[ExportedVolume], object]] = {}
     """Ways in which an administrator's tool, or a fault, breaks one export of this target; set only by tests."""
 
 
@@ -111,7 +111,7 @@ class PairSandbox(Sandbox):
         connector = (host or self.host).connector
         secret = secrets.token_hex(8)
         self._ids.append(str(uuid.uuid4()))
-        made = Export(
+        request = Export(
             id=self._ids[-1],
             volume=volume,
             path=located.path,
@@ -120,25 +120,25 @@ class PairSandbox(Sandbox):
             connector=connector,
             secret=secret,
         )
-        return replace(made, **fields)
+        return replace(request, **fields)
 
-    def makes(self, export: Export) -> Made:
+    def makes(self, export: Export) -> ExportedVolume:
         """Make an export."""
-        return Made(export, self.target.export(export))
+        return ExportedVolume(export, self.target.export(export))
 
-    def exported(self, volume: str, host: Initiator | None = None, **fields: Any) -> Made:
+    def exported(self, volume: str, host: Initiator | None = None, **fields: Any) -> ExportedVolume:
         """Export a volume to an initiator."""
         return self.makes(self.asks(volume, host, **fields))
 
-    def lists_exports(self, *made: Made) -> None:
+    def lists_exports(self, *exported: ExportedVolume) -> None:
         """Fail unless exactly these exports were added since the case began."""
-        there, wanted = self.target.list_exports() - self._exports_before, {one.id for one in made}
-        expect(there == wanted, f"list_exports must add exactly {sorted(wanted)}, but adds {sorted(there)}.")
+        present, wanted = self.target.list_exports() - self._exports_before, {one.id for one in exported}
+        expect(present == wanted, f"list_exports must add exactly {sorted(wanted)}, but adds {sorted(present)}.")
 
-    def refuses_export(self, error: type[BackendError], export: Export, *there: Made) -> None:
+    def refuses_export(self, error: type[BackendError], export: Export, *exported: ExportedVolume) -> None:
         """Fail unless the target refuses to export, without a trace and without telling the secret."""
         keeps_secret(refuses(error, self.target.export, export), export.secret)
-        self.lists_exports(*there)
+        self.lists_exports(*exported)
 
     def again(self) -> Target:
         """Return a new instance of the target, as a restarted service makes it."""
@@ -149,45 +149,47 @@ class PairSandbox(Sandbox):
         directory, owner = self._directory / "stranger", f"x{secrets.token_hex(4)}"
         return type(self.target)(self.target.name, self.target.options, directory, owner)
 
-    def broken(self, made: Made, target: Target | None = None) -> bool:
+    def broken(self, exported: ExportedVolume, target: Target | None = None) -> bool:
         """Return True if a health check notices that an export does not work: it is not listed, or has a fault."""
-        asked = target or self.target
-        fault = asked.faults().get(made.id)
+        instance = target or self.target
+        fault = instance.faults().get(exported.id)
         expect(fault is None or fault.strip(), "A fault must say in words what is wrong.")
-        return fault is not None or made.id not in asked.list_exports()
+        return fault is not None or exported.id not in instance.list_exports()
 
     def soon(self, true: Callable[[], bool], sentence: str) -> None:
         """Fail unless ``true`` soon becomes true."""
         eventually(true, sentence, PATIENCE_S)
 
-    def serves(self, *made: Made) -> None:
+    def serves(self, *exported: ExportedVolume) -> None:
         """Fail unless these exports are listed, and have no fault."""
-        faults, there = self.target.faults(), self.target.list_exports()
-        for one in made:
-            expect(one.id in there and one.id not in faults, f"A whole export has a fault: {faults.get(one.id)}.")
+        faults, listed = self.target.faults(), self.target.list_exports()
+        for one in exported:
+            expect(one.id in listed and one.id not in faults, f"A whole export has a fault: {faults.get(one.id)}.")
 
     # bytes
 
-    def reads(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
+    def reads(self, exported: ExportedVolume, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
         """Fail unless the initiator sees this size and tag, and zeros beside the tag."""
-        size = (host or self.host).size(made.told)
+        size = (host or self.host).size(exported.connection_info)
         expect(size == size_gib * GIB, f"The initiator must see {size_gib * GIB} bytes, but sees {size}.")
         offsets = places(0, size)
-        found = (host or self.host).read(made.told, *offsets, BLOCK, length=BLOCK)
+        found = (host or self.host).read(exported.connection_info, *offsets, BLOCK, length=BLOCK)
         for offset, got in zip(offsets, found, strict=False):
             wanted = pattern(f"{tag} at {offset}") if tag else ZEROS
             expect(got == wanted, f"The initiator must read the bytes of {tag!r} at {offset}, but reads {shown(got)}.")
         expect(found[-1] == ZEROS, f"The initiator must read zeros at {BLOCK}, but reads {shown(found[-1])}.")
 
-    def writes(self, made: Made, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
+    def writes(self, exported: ExportedVolume, tag: str, size_gib: int = 1, *, host: Initiator | None = None) -> None:
         """Have the initiator fill its disk with a tag, as ``fill`` does through the backend."""
         offsets = places(0, size_gib * GIB)
-        (host or self.host).write(made.told, {offset: pattern(f"{tag} at {offset}") for offset in offsets})
+        (host or self.host).write(
+            exported.connection_info, {offset: pattern(f"{tag} at {offset}") for offset in offsets}
+        )
 
-    def keeps_out(self, told: Told, who: str, *, host: Initiator | None = None) -> None:
-        """Fail if an initiator that knows ``told`` can read."""
+    def keeps_out(self, connection_info: ConnectionInfo, who: str, *, host: Initiator | None = None) -> None:
+        """Fail if an initiator that knows ``connection_info`` can read."""
         try:
-            (host or self.host).read(told, 0, length=BLOCK)
+            (host or self.host).read(connection_info, 0, length=BLOCK)
         except InitiatorRefused:
             return
         raise AssertionError(f"{who} must be refused, but can read.")
@@ -204,31 +206,31 @@ class PairSandbox(Sandbox):
 
     # sessions
 
-    def connected(self, made: Made, target: Target | None = None) -> None:
+    def connected(self, exported: ExportedVolume, target: Target | None = None) -> None:
         """Fail unless the target soon reports a session of this export."""
-        asked = target or self.target
-        self.soon(lambda: bool(asked.sessions().get(made.id)), "sessions() must tell who is connected.")
+        instance = target or self.target
+        self.soon(lambda: bool(instance.sessions().get(exported.id)), "sessions() must tell who is connected.")
 
-    def gone(self, made: Made) -> None:
+    def gone(self, exported: ExportedVolume) -> None:
         """Fail unless the target soon reports no session of this export."""
-        self.soon(lambda: not self.target.sessions().get(made.id), "sessions() must tell who has left.")
+        self.soon(lambda: not self.target.sessions().get(exported.id), "sessions() must tell who has left.")
 
     def held_over(
-        self, command: str, meanwhile: Callable[[Made], object], *, marked: bool = False, write: bool = False
-    ) -> tuple[bool, Made]:
+        self, command: str, meanwhile: Callable[[ExportedVolume], object], *, marked: bool = False, write: bool = False
+    ) -> tuple[bool, ExportedVolume]:
         """Hold a session of a new volume while ``meanwhile`` runs; return True if it can then still run ``command``."""
         for seconds in HOLDS_S:
             volume = self.volume()
             if marked:
                 self.marks(volume)
-            made = self.exported(volume)
+            exported = self.exported(volume)
             began = time.monotonic()
-            do = partial(self.host.do, made.told, f"sleep {seconds * 1000:.0f}", command, write=write)
+            do = partial(self.host.do, exported.connection_info, f"sleep {seconds * 1000:.0f}", command, write=write)
             with ThreadPoolExecutor(1) as threads:
                 session = threads.submit(do, timeout_s=seconds + LATE_S)
                 try:
-                    self.connected(made)
-                    meanwhile(made)
+                    self.connected(exported)
+                    meanwhile(exported)
                 except (AssertionError, BackendError):
                     if time.monotonic() < began + seconds:
                         raise  # else the session ended before: repeat with a longer one
@@ -237,7 +239,7 @@ class PairSandbox(Sandbox):
             if refusal is not None and not isinstance(refusal, InitiatorRefused):
                 raise refusal
             if in_time:
-                return refusal is None, made
+                return refusal is None, exported
             for export_id in self._ids:  # repeat from the beginning
                 self.target.withdraw(export_id)
         raise AssertionError(f"What happened while a session was held took longer than {HOLDS_S[-1]:g} s.")

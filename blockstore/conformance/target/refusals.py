@@ -37,9 +37,12 @@ class RefusalCases:
             raise SkipTest(f"The volumes of {sandbox.backend.name} are not raw.")
         name = sandbox.volume()
         header = (b"QFI\xfb\0\0\0\2" + bytes(16) + b"\0\0\0\x10\0\0\0\0\0\0\0\0\0").ljust(BLOCK, b"\0")
-        made = sandbox.exported(name)
-        sandbox.host.write(made.told, {0: header})
-        sandbox.target.withdraw(made.id)
-        made = sandbox.exported(name)
-        expect(sandbox.host.size(made.told) == GIB, "A raw volume was taken for another format.")
-        expect(sandbox.host.read(made.told, 0, length=BLOCK) == [header], "A raw volume was not shown as its bytes.")
+        exported = sandbox.exported(name)
+        sandbox.host.write(exported.connection_info, {0: header})
+        sandbox.target.withdraw(exported.id)
+        exported = sandbox.exported(name)
+        expect(sandbox.host.size(exported.connection_info) == GIB, "A raw volume was taken for another format.")
+        expect(
+            sandbox.host.read(exported.connection_info, 0, length=BLOCK) == [header],
+            "A raw volume was not shown as its bytes.",
+        )

@@ -16,14 +16,14 @@ class ResizeCases:
     def test_declared_online_extend_works(self, sandbox: PairSandbox) -> None:
         """An export shows the new size after resize, also when that is asked twice, and the new part can be used."""
         name = sandbox.volume("kept")
-        made = sandbox.exported(name)
+        exported = sandbox.exported(name)
         sandbox.backend.extend_volume(name, 2)
-        sandbox.target.resize(made.id)
-        sandbox.target.resize(made.id)
-        size = sandbox.host.size(made.told)
+        sandbox.target.resize(exported.id)
+        sandbox.target.resize(exported.id)
+        size = sandbox.host.size(exported.connection_info)
         expect(size == 2 * GIB, f"After resize the initiator must see {2 * GIB} bytes, but sees {size}.")
-        sandbox.host.write(made.told, {2 * GIB - BLOCK: pattern("new")})
-        sandbox.target.withdraw(made.id)
+        sandbox.host.write(exported.connection_info, {2 * GIB - BLOCK: pattern("new")})
+        sandbox.target.withdraw(exported.id)
         with sandbox.backend.open_volume(name, "rb") as file:
             expect(read_at(file, 0) == pattern("kept at 0"), "A volume's bytes changed when it grew.")
             expect(read_at(file, 2 * GIB - BLOCK) == pattern("new"), "The new part did not keep what was written.")
@@ -31,6 +31,6 @@ class ResizeCases:
     @case(lacks="online_extend")
     def test_undeclared_online_extend_refuses(self, sandbox: PairSandbox) -> None:
         """Without online_extend, resize raises NotSupported and the export goes on."""
-        made = sandbox.exported(sandbox.volume("kept"))
-        refuses(NotSupported, sandbox.target.resize, made.id)
-        sandbox.reads(made, "kept")
+        exported = sandbox.exported(sandbox.volume("kept"))
+        refuses(NotSupported, sandbox.target.resize, exported.id)
+        sandbox.reads(exported, "kept")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from blockstore.conformance.initiators import InitiatorRefused, Told
+from blockstore.conformance.initiators import ConnectionInfo, InitiatorRefused
 from blockstore.conformance.sandbox import BLOCK, expect, pattern
 from blockstore.conformance.target.case import case
-from blockstore.conformance.target.pair import MARK, READ_MARK, SCRATCH, Made, PairSandbox
+from blockstore.conformance.target.pair import MARK, READ_MARK, SCRATCH, ExportedVolume, PairSandbox
 from blockstore.errors import InUse, SessionAlive
 
 
@@ -16,24 +16,24 @@ class WithdrawCases:
     def test_after_withdraw_nobody_gets_in(self, sandbox: PairSandbox) -> None:
         """After withdraw the initiator is refused."""
         sandbox.needs_doors()
-        made = sandbox.exported(sandbox.volume("kept"))
-        sandbox.reads(made, "kept")
-        sandbox.target.withdraw(made.id)
-        sandbox.keeps_out(made.told, "Whose export was withdrawn")
+        exported = sandbox.exported(sandbox.volume("kept"))
+        sandbox.reads(exported, "kept")
+        sandbox.target.withdraw(exported.id)
+        sandbox.keeps_out(exported.connection_info, "Whose export was withdrawn")
 
     @case()
     def test_an_old_session_reads_nothing(self, sandbox: PairSandbox) -> None:
         """After withdraw a session that was there before reads nothing; or withdraw says who prevents it."""
         ended: list[bool] = []
 
-        def withdrawn_and_written(made: Made) -> None:
-            ended.append(_withdrawn(sandbox, made))
-            sandbox.marks(made.export.volume)
+        def withdrawn_and_written(exported: ExportedVolume) -> None:
+            ended.append(_withdrawn(sandbox, exported))
+            sandbox.marks(exported.export.volume)
 
-        seen, made = sandbox.held_over(READ_MARK, withdrawn_and_written)
+        seen, exported = sandbox.held_over(READ_MARK, withdrawn_and_written)
         expect(not (seen and ended[-1]), "A session read what was written after its export had been withdrawn.")
-        sandbox.gone(made)
-        sandbox.target.withdraw(made.id)
+        sandbox.gone(exported)
+        sandbox.target.withdraw(exported.id)
         sandbox.lists_exports()
 
     @case()
@@ -41,13 +41,13 @@ class WithdrawCases:
         """After withdraw a session that was there before writes nothing; or withdraw says who prevents it."""
         ended: list[bool] = []
 
-        def withdrawn(made: Made) -> None:
-            ended.append(_withdrawn(sandbox, made))
+        def withdrawn(exported: ExportedVolume) -> None:
+            ended.append(_withdrawn(sandbox, exported))
 
-        _written, made = sandbox.held_over(f"write -P {MARK} {SCRATCH} {BLOCK}", withdrawn, write=True)
-        clean = sandbox.scratch_is_clean(made.export.volume)
+        _written, exported = sandbox.held_over(f"write -P {MARK} {SCRATCH} {BLOCK}", withdrawn, write=True)
+        clean = sandbox.scratch_is_clean(exported.export.volume)
         expect(clean or not ended[-1], "A session wrote after its export had been withdrawn.")
-        sandbox.target.withdraw(made.id)
+        sandbox.target.withdraw(exported.id)
 
     @case()
     def test_an_old_session_never_reads_another_volume(self, sandbox: PairSandbox) -> None:
@@ -55,8 +55,8 @@ class WithdrawCases:
         next_one = sandbox.volume()
         sandbox.marks(next_one)
 
-        def next_volume(made: Made) -> None:
-            if _withdrawn(sandbox, made):
+        def next_volume(exported: ExportedVolume) -> None:
+            if _withdrawn(sandbox, exported):
                 sandbox.exported(next_one)
 
         seen, _made = sandbox.held_over(READ_MARK, next_volume)
@@ -70,27 +70,27 @@ class WithdrawCases:
         old = sandbox.exported(mine)
         sandbox.target.withdraw(old.id)
         new = sandbox.exported(next_one)
-        for told in (old.told, Told.of(old.connection, new.export.secret)):
+        for connection_info in (old.connection_info, ConnectionInfo.of(old.connection, new.export.secret)):
             try:
-                (got,) = sandbox.host.read(told, 0, length=BLOCK)
+                (got,) = sandbox.host.read(connection_info, 0, length=BLOCK)
             except InitiatorRefused:
                 continue
             expect(got == pattern("mine at 0"), "An old connection led to another volume.")
             expect(not sandbox.has_doors, "An old connection must lead nowhere.")
 
 
-def _withdrawn(sandbox: PairSandbox, made: Made) -> bool:
+def _withdrawn(sandbox: PairSandbox, exported: ExportedVolume) -> bool:
     """Withdraw an export in use; return True if it is gone. If not, check what the contract promises for that case."""
     try:
-        sandbox.target.withdraw(made.id)
+        sandbox.target.withdraw(exported.id)
     except InUse as exc:
         expect(str(exc), "InUse must name who holds the volume.")
-        sandbox.lists_exports(made)
+        sandbox.lists_exports(exported)
         return False
     except SessionAlive:
-        sandbox.lists_exports(made)
+        sandbox.lists_exports(exported)
         if sandbox.has_doors:
-            sandbox.keeps_out(made.told, "Whoever comes after a withdraw that could not be finished")
+            sandbox.keeps_out(exported.connection_info, "Whoever comes after a withdraw that could not be finished")
         return False
     sandbox.lists_exports()
     return True

@@ -71,10 +71,10 @@ def _upgrade(db: Database) -> Path | None:
         raise ConfigError(
             f"The database is at revision {at}, newer than {HEAD} of this version of blockstore. Upgrade blockstore."
         )
-    aside = _set_aside(db.path, at) if at is not None and db.path is not None else None
+    copy = _set_aside(db.path, at) if at is not None and db.path is not None else None
     _apply(db, at)
-    log.info("database upgraded from revision %s to %s%s", at or "nothing", HEAD, f"; copy: {aside}" if aside else "")
-    return aside
+    log.info("database upgraded from revision %s to %s%s", at or "nothing", HEAD, f"; copy: {copy}" if copy else "")
+    return copy
 
 
 def _set_aside(path: Path, revision: str) -> Path:

@@ -130,7 +130,7 @@ def test_a_backend_that_was_not_looked_at_for_long_is_down(sqlite_service: Share
     assert state() == ["up"]
     try:
         for report in reports.values():
-            pool_reports.update(replace(report, looked_at=time.monotonic() - 100_000_000))
+            pool_reports.update(replace(report, monotonic_s=time.monotonic() - 100_000_000))
         assert state() == ["down"]
         for report in reports.values():
             pool_reports.update(replace(report, at=report.at - timedelta(days=1)))

@@ -226,7 +226,7 @@ def test_a_cached_token_needs_no_place_and_no_keystone() -> None:
 
 
 def test_one_failed_login_answers_all_who_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockstore.api.http.keystone import Away, guard
+    from blockstore.api.http.keystone import KeystoneAway, guard
 
     logins, begun, fail = [], threading.Event(), threading.Event()
 
@@ -240,7 +240,7 @@ def test_one_failed_login_answers_all_who_wait_for_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(made._session, "get_token", get_token)
 
     def login() -> type[BaseException]:
-        with pytest.raises((Away, ConnectionError)) as raised:
+        with pytest.raises((KeystoneAway, ConnectionError)) as raised:
             made._log_in()
         return raised.type
 
@@ -250,4 +250,4 @@ def test_one_failed_login_answers_all_who_wait_for_it(monkeypatch: pytest.Monkey
         fail.set()
         failures = [one.result(WAIT_S) for one in waiting]
     assert len(logins) == 1
-    assert sorted(failure.__name__ for failure in failures) == ["Away"] * 7 + ["ConnectionError"]
+    assert sorted(failure.__name__ for failure in failures) == ["KeystoneAway"] * 7 + ["ConnectionError"]

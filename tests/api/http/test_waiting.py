@@ -35,9 +35,9 @@ Ask = Callable[..., Any]
 def test_there_is_one_thread_more_for_each_that_waits() -> None:
     table, counts = ThreadReserve(4), []
     table.set_thread_count = counts.append
-    with table.entered() as may_wait:
+    with table.waiting_place() as may_wait:
         assert may_wait
-        with table.entered():
+        with table.waiting_place():
             pass
     assert counts == [5, 6, 5, 4]
 
@@ -45,7 +45,7 @@ def test_there_is_one_thread_more_for_each_that_waits() -> None:
 def test_who_waits_with_a_bound_of_its_own_takes_no_place() -> None:
     table, counts = ThreadReserve(1), []
     table.set_thread_count = counts.append
-    with table.lent(), table.lent(), table.entered() as may_wait:
+    with table.lend_thread(), table.lend_thread(), table.waiting_place() as may_wait:
         assert may_wait
     assert counts == [2, 3, 4, 3, 2, 1]
 
@@ -62,10 +62,10 @@ def test_a_project_has_its_share_and_is_told_at_once_beyond_it() -> None:
     table, counts = ThreadReserve(1), []
     table.set_thread_count = counts.append
     with ExitStack() as stack:
-        assert [stack.enter_context(table.entered("p")) for _ in range(6)] == [True] * 4 + [False] * 2
-        assert stack.enter_context(table.entered("q"))
+        assert [stack.enter_context(table.waiting_place("p")) for _ in range(6)] == [True] * 4 + [False] * 2
+        assert stack.enter_context(table.waiting_place("q"))
     assert counts == [2, 3, 4, 5, 6, 5, 4, 3, 2, 1]
-    with table.entered("p") as may_wait:
+    with table.waiting_place("p") as may_wait:
         assert may_wait
 
 
@@ -75,10 +75,10 @@ def test_whatever_some_projects_hold_the_next_has_places_of_its_own() -> None:
     with ExitStack() as stack:
         for project in "ab":
             for _ in range(20):
-                stack.enter_context(table.entered(project))
+                stack.enter_context(table.waiting_place(project))
         assert table._waiting == {"a": 4, "b": 2}
         for project in "cdefgh":
-            assert [stack.enter_context(table.entered(project)) for _ in range(3)] == [True, True, False]
+            assert [stack.enter_context(table.waiting_place(project)) for _ in range(3)] == [True, True, False]
     assert not table._waiting
 
 
@@ -87,7 +87,7 @@ def test_no_sequence_takes_the_places_that_are_kept(steps: list[tuple[str, bool]
     table, held = ThreadReserve(1), defaultdict(list)
     for project, comes in steps:
         if comes:
-            place = table.entered(project)
+            place = table.waiting_place(project)
             got = place.__enter__()
             assert got or len(held[project]) >= waiting.KEPT
             (held[project].append(place) if got else place.__exit__(None, None, None))
@@ -101,9 +101,9 @@ def test_a_wait_that_fails_gives_the_place_back(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(waiting, "SHARE", 1)
     monkeypatch.setattr(waiting, "KEPT", 1)
     table = ThreadReserve(1)
-    with pytest.raises(RuntimeError), table.entered():
+    with pytest.raises(RuntimeError), table.waiting_place():
         raise RuntimeError
-    with table.entered() as may_wait:
+    with table.waiting_place() as may_wait:
         assert may_wait
 
 
@@ -116,7 +116,7 @@ def test_threads_in_and_out_keep_the_count(monkeypatch: pytest.MonkeyPatch) -> N
     def enter(_: int) -> None:
         start.wait(10)
         for _ in range(200):
-            with table.entered():
+            with table.waiting_place():
                 pass
 
     with ThreadPoolExecutor(16) as threads:

@@ -395,7 +395,7 @@ def test_an_error_of_ours_says_nothing_but_that(
     def broken(*_args: Any) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("blockstore.api.volumes.volumes.shown", broken)
+    monkeypatch.setattr("blockstore.api.volumes.volumes.render", broken)
     monkeypatch.setattr("blockstore.api.metadata.Metadata.of_many", broken)
     answer = sqlite_service.admin()("GET", "/volumes/detail")
     message = "The server has either erred or is incapable of performing the requested operation."

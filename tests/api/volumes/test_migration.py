@@ -537,7 +537,7 @@ def test_nothing_waits_for_moves(
 ) -> None:
     """More volumes move than may at once, and others are made meanwhile."""
     sections = (backend_section("a", "directory"), backend_section("b", "directory"))
-    config = make_config(tmp_path / "state", backends=sections, service=ServiceConfig(workers=1, moves=1))
+    config = make_config(tmp_path / "state", backends=sections, service=ServiceConfig(workers=1, migration_workers=1))
     api, gate, prove = Client(start_service(config)), threading.Event(), copying._prove
 
     def wait(*args: Any) -> None:

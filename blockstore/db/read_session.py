@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 
-class Look:
+class ReadSession:
     """Stands in for a ``Session`` that only reads."""
 
     def __init__(self, engine: Engine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from blockstore_plugins.rbd.cluster import Figures
+from blockstore_plugins.rbd.cluster import PoolStats
 
 from blockstore.errors import Unreachable
 
@@ -18,21 +18,21 @@ def data_pool_of(pool: str, options: Iterable[Mapping[str, Any]]) -> str:
     return "" if found == pool else found
 
 
-def figures_with(
+def stats_with(
     pool: str, data_pool: str, df: Mapping[str, Any], quota: Callable[[str], Mapping[str, Any]]
-) -> Figures:
+) -> PoolStats:
     """Return the capacity of a pool, or of its data pool if it has one.
 
     Nothing is free in the data pool if the pool itself, which holds the headers of images, is full.
     """
-    own = figures_of(pool, df, quota(pool))
+    own = stats_of(pool, df, quota(pool))
     if not data_pool:
         return own
-    data = figures_of(data_pool, df, quota(data_pool))
-    return Figures(data.total, data.free, data_pool) if own.free else Figures(data.total, 0)
+    data = stats_of(data_pool, df, quota(data_pool))
+    return PoolStats(data.total, data.free, data_pool) if own.free else PoolStats(data.total, 0)
 
 
-def figures_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> Figures:
+def stats_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> PoolStats:
     """Return the capacity of a pool.
 
     compat: free is max_avail, which Ceph divides by the number of copies and limits by the fullest disk. Used is the
@@ -45,8 +45,8 @@ def figures_of(pool: str, df: Mapping[str, Any], quota: Mapping[str, Any]) -> Fi
             if most_objects and int(row["stats"]["objects"]) >= most_objects:
                 free = 0
             if limit:
-                return Figures(total=limit, free=max(0, min(limit - used, free)))
-            return Figures(total=used + free, free=free)
+                return PoolStats(total=limit, free=max(0, min(limit - used, free)))
+            return PoolStats(total=used + free, free=free)
     raise Unreachable(f"The cluster tells nothing of the pool {pool}.")
 
 

@@ -14,7 +14,7 @@ KEPT_S = 300.0
 """Seconds for which a token is remembered after its last check; not every request has its token checked."""
 
 
-class Lines:
+class TokenProjects:
     """The projects of recently valid tokens. They decide about turns, and about nothing else."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 OPERATION_S = 30.0
 REQUEST_S = 5.0
 
-Aside = Callable[[], contextlib.AbstractContextManager[bool]]
+LendThread = Callable[[], contextlib.AbstractContextManager[bool]]
 """Lets another thread answer while it is entered. Gives False if no thread is left: then the caller may not wait."""
 
 
@@ -23,19 +23,19 @@ def _alone() -> contextlib.AbstractContextManager[bool]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class WaitLimit:
     """The longest wait of one thread, and the context that it enters to wait."""
 
     wait_s: float = OPERATION_S
-    aside: Aside = _alone
+    lend_thread: LendThread = _alone
 
 
-_PATIENCE: ContextVar[Patience] = ContextVar("patience", default=Patience())  # noqa: B039 - it is frozen
+_WAIT_LIMIT: ContextVar[WaitLimit] = ContextVar("patience", default=WaitLimit())  # noqa: B039 - it is frozen
 
 
-def current() -> Patience:
+def current() -> WaitLimit:
     """Return the patience of this thread."""
-    return _PATIENCE.get()
+    return _WAIT_LIMIT.get()
 
 
 _PROJECT: ContextVar[str] = ContextVar("project", default="")
@@ -57,10 +57,10 @@ def acting_for(project: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limited(wait_s: float, aside: Aside = _alone) -> Iterator[None]:
+def limited(wait_s: float, lend_thread: LendThread = _alone) -> Iterator[None]:
     """Limit the wait for the right to write inside the block."""
-    token = _PATIENCE.set(Patience(wait_s=wait_s, aside=aside))
+    token = _WAIT_LIMIT.set(WaitLimit(wait_s=wait_s, lend_thread=lend_thread))
     try:
         yield
     finally:
-        _PATIENCE.reset(token)
+        _WAIT_LIMIT.reset(token)

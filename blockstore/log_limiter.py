@@ -12,7 +12,7 @@ import time
 INTERVAL_S = 10.0
 
 
-class Repeats:
+class LogLimiter:
     """The repeated log lines of one module."""
 
     def __init__(self, log: logging.Logger, interval_s: float = INTERVAL_S) -> None:
