@@ -57,12 +57,12 @@ class Health:
             self._begun = now
             well_before = self._complaint is None
         threading.Thread(target=self._check, args=(check,), name="health", daemon=True).start()
-        if well_before:  # else the outage is known, and a later caller learns of its end
-            if not check.wait(0.05):
+        with self._db.interpreter.released():
+            if not well_before:  # the outage is known, and a later caller learns of its end
+                check.wait(0.01)
+            elif not check.wait(0.05):
                 with self._lend_thread() as may_wait:
                     check.wait(WAIT_S if may_wait else 0)
-        else:
-            check.wait(0.01)
         with self._lock:
             if self._running is check:
                 return SLOW if well_before else self._complaint
