@@ -218,8 +218,8 @@ def test_one_pair_is_one_pair(admin: Client, ids: dict[str, str], meta: dict[str
 
 def test_a_pair_other_than_that_of_the_url(admin: Client, ids: dict[str, str]) -> None:
     for noun in (f"volumes/{ids['volume']}", f"snapshots/{ids['snapshot']}"):
-        refused(admin("PUT", f"/{noun}/metadata/a", {"meta": {"b": "1"}}), "that of the URL, a")
-    refused(admin("PUT", f"/types/{ids['type']}/extra_specs/a", {"b": "1"}), "that of the URL, a")
+        refused(admin("PUT", f"/{noun}/metadata/a", {"meta": {"b": "1"}}), "that of the URL: a")
+    refused(admin("PUT", f"/types/{ids['type']}/extra_specs/a", {"b": "1"}), "that of the URL: a")
 
 
 BAD = [

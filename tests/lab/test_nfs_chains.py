@@ -161,7 +161,7 @@ def test_another_mount_of_this_machine_must_not_hide_what_is_written(
     delegations = Path("/sys/module/nfsv4/parameters/delegation_watermark")
     before = delegations.read_text()
     try:
-        with pytest.raises(Unreachable, match=f"mounted at {theirs}, too"):
+        with pytest.raises(Unreachable, match=f"also mounted at {theirs}, with"):
             nas.check()
         raw.check()  # reads past what is remembered
         delegations.write_text("0")
