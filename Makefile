@@ -1,7 +1,6 @@
 # Everything a person does here. `make` alone lists it.
 #
 # PYTHON=/path/to/python3.11   the interpreter that .venv is made with
-# TEMPEST=yes                  `make test` runs Tempest, too
 # FULL=yes                     serve with all extras that a service can use: PostgreSQL, Keystone, policy files, LIO
 # ARGS="..."                   passed on by serve, test-quick, test-lab, bench and conformance
 
@@ -38,23 +37,18 @@ clients: $(BASE) ## install the clients openstack and cinder into .venv
 
 install: .venv/.dev ## make .venv with everything that work on blockstore needs
 
-# Tempest waits most of the time, too: .ci/run has it done while the labs run and the rest does not yet.
-BESIDE_LAB = $(if $(TEMPEST),$(MAKE) --no-print-directory tempest,true);
-
 test: lint types ## check and test all that this machine can, a sample where all takes hours; says what to install for the rest
 	@$(BIN)/python -m pytest -m "timed and not lab" $(TIMED); timed=$$?; \
 	if why=$$(tests/lab/lab-run -- lvm version 2>&1); then \
 		log=$$(mktemp); nice -n 5 $(MAKE) --no-print-directory test-lab > "$$log" 2>&1 & lab=$$!; \
 		trap 'kill $$lab; exit 130' INT TERM; \
-		$(BESIDE_LAB) beside=$$?; \
 		$(REST); rest=$$?; \
-		wait $$lab; lab=$$?; cat "$$log"; rm "$$log"; exit $$((timed || beside || rest || lab)); \
+		wait $$lab; lab=$$?; cat "$$log"; rm "$$log"; exit $$((timed || rest || lab)); \
 	else \
-		$(BESIDE_LAB) beside=$$?; \
 		$(REST); rest=$$?; \
 		echo "SKIPPED: the tests on real LVM. As root: make lab-setup"; echo "$$why" | tail -n 3; \
 		[ -z "$$CI" ] || { echo "In CI that is a failure."; exit 1; }; \
-		exit $$((timed || beside || rest)); \
+		exit $$((timed || rest)); \
 	fi
 
 test-long: export TEST_LONG := 1
