@@ -124,12 +124,20 @@ class FairQueue(Generic[T]):
         return (longest, lines.newest(longest)) if count > lines.waiting(line) + 1 else None
 
     def last_of_most(self, owner: str, line: str) -> tuple[str, T] | None:
-        """Return the same of the owner with the most items. The queue must not be empty."""
+        """Return the same of the owner with the most items, or of the new item's owner if no other has more.
+
+        The queue must not be empty.
+        """
         most, count = self._owners.longest()
-        if most == owner:
-            return self.last_of_owner(owner, line)
-        longest, _ = self._lines[most].longest()
-        return (longest, self._lines[most].newest(longest)) if count > self.waiting(owner) + 1 else None
+        if most != owner and count > self.waiting(owner) + 1:
+            return self.newest_of_most()
+        return self.last_of_owner(owner, line) if owner in self._lines else None
+
+    def newest_of_most(self) -> tuple[str, T]:
+        """Return the longest line of the owner with the most items, and its newest item. Not for an empty queue."""
+        lines = self._lines[self._owners.longest()[0]]
+        longest, _ = lines.longest()
+        return longest, lines.newest(longest)
 
     def take(self) -> T:
         """Remove and return the next item. The queue must not be empty."""

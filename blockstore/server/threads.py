@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 from blockstore.address import wide_network_of
+from blockstore.log_limiter import LogLimiter
 from blockstore.turns import FairQueue
+
+log_limiter = LogLimiter(logging.getLogger(__name__))
 
 MOST_WAITING, MOST_STRANGERS_WAITING, MOST_WAITING_OF_ONE = 4096, 1024, 256
 """Maximum numbers of waiting tasks: of all projects, of all strangers, and of one project or stranger's address."""
@@ -133,9 +137,14 @@ class Threads:
             self._change.notify_all()
 
     def _start(self) -> None:
-        self._started += 1
         # Daemons: the service itself waits for the work that must end before the process.
-        threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{self._started + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the limit of processes: the next task tries again
+            log_limiter.log(logging.ERROR, str(exc), "the threads that answer are %d: %s", self._started, exc)
+        else:
+            self._started += 1
 
     def _work(self) -> None:
         while True:

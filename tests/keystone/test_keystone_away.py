@@ -52,13 +52,14 @@ def seconds(asks: Callable[[], Answer], status: int) -> float:
 
 @pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")  # of webob, which the middleware needs
 def test_keystone_that_hangs_holds_up_only_those_it_is_asked_about(served: Served, keystone: Keystone) -> None:
-    from blockstore.api.http.keystone import ANSWER_S, STRANGERS, STRANGERS_WAITING
+    from blockstore.api.http.keystone import ANSWER_S
+    from blockstore.api.http.strangers import MOST_ASKED, MOST_WAITING
 
     known, new = keystone.token("member", "demo"), keystone.token("reader", "demo")
     assert ask(f"{served.url}/volumes", token=known).status == 200
     os.kill(keystone.pid, signal.SIGSTOP)
     try:
-        count = STRANGERS + STRANGERS_WAITING + 8
+        count = MOST_ASKED + MOST_WAITING + 8
         with ThreadPoolExecutor(count) as pool:
             waiting = [pool.submit(ask, f"{served.url}/volumes", token=f"forged{number}") for number in range(count)]
             until = time.monotonic() + ANSWER_S

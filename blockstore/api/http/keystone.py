@@ -12,20 +12,19 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import orjson
 
-from blockstore.address import Network, client_of, network_of, wide_network_of
+from blockstore.address import Network, client_of, network_of
 from blockstore.api.http.authentication import KEYSTONE_AWAY
+from blockstore.api.http.strangers import Strangers
 from blockstore.api.http.waiting import ThreadReserve
 from blockstore.config import KeystoneConfig
 from blockstore.errors import ConfigError
 from blockstore.log_limiter import LogLimiter
-from blockstore.turns import FairQueue
 
 try:
     from keystoneauth1.exceptions import ConnectFailure, DiscoveryFailure, RequestTimeout
@@ -39,8 +38,6 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns 
 NEEDED = ("auth_url", "username", "password", "project_name")
 ANSWER_S = 10
 """Seconds within which Keystone must accept a connection, and answer; each request is tried twice."""
-STRANGERS, STRANGERS_WAITING = 8, 56
-"""Requests of strangers that Keystone is asked about at once, and that may wait for that. Each has a thread."""
 AWAY_S = 3
 """Seconds for which nothing is asked after this service could not log in."""
 MOST_CACHED_BYTES, ENTRY_BYTES = 16 << 20, 512
@@ -50,67 +47,6 @@ MAX_TOKEN = 8 << 10
 AWAY = "Keystone does not answer. Try again later."
 ODD = "Keystone's answer about the token cannot be read. Ask your administrator."
 CROWDED = "Too many requests with unknown tokens are waiting for Keystone. Try again later."
-
-
-class Strangers:
-    """The requests of strangers that Keystone is asked about, and the line in front of it."""
-
-    def __init__(self, thread_reserve: ThreadReserve) -> None:
-        self._thread_reserve = thread_reserve
-        self._asking = 0
-        self._line: FairQueue[Future[bool]] = FairQueue()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def waiting_place(self, address: str) -> Iterator[bool]:
-        """Wait for a turn, and hold it inside, while another thread answers other requests.
-
-        Yield False if there is no place in the line, or no turn in time. Wide networks take turns, and addresses in
-        each. If the line is full, the newest request of the network with the most gives way.
-        """
-        turn = self._queue(address)
-        if turn.done() and not turn.result():
-            yield False
-            return
-        with self._thread_reserve.lend_thread():
-            has_turn = self._waited(turn, address)
-            try:
-                yield has_turn
-            finally:
-                if has_turn:
-                    self._pass_on()
-
-    def _queue(self, address: str) -> Future[bool]:
-        """Return the turn of a new request. Its result is False if the request is refused."""
-        network, turn = wide_network_of(address), Future[bool]()
-        with self._lock:
-            if self._asking < STRANGERS:
-                self._asking += 1
-                turn.set_result(True)
-                return turn
-            if len(self._line) >= STRANGERS_WAITING:
-                last = self._line.last_of_most(network, address)
-                if last is None:
-                    turn.set_result(False)
-                    return turn
-                self._line.remove(wide_network_of(last[0]), *last)
-                last[1].set_result(False)
-            self._line.put(network, address, turn)
-            return turn
-
-    def _waited(self, turn: Future[bool], address: str) -> bool:
-        try:
-            return turn.result(timeout=2 * ANSWER_S)
-        except TimeoutError:
-            with self._lock:  # the turn may come at the last moment
-                return not self._line.remove(wide_network_of(address), address, turn) and turn.result()
-
-    def _pass_on(self) -> None:
-        with self._lock:
-            if self._line:
-                self._line.take().set_result(True)
-            else:
-                self._asking -= 1
 
 
 class KeystoneAway(Exception):
@@ -175,7 +111,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         super().__init__(application, settings)
         self._cache, self._trusted, self._project_of = cache, trusted, project_of
         self._thread_reserve = thread_reserve
-        self._strangers = Strangers(thread_reserve)
+        self._strangers = Strangers(thread_reserve, 2 * ANSWER_S)
         self._asking = threading.local()
         self._login, self._away_until = threading.Lock(), 0.0
 
@@ -210,6 +146,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             except InvalidToken as exc:
                 if isinstance(exc.__context__, ConnectFailure | DiscoveryFailure | RequestTimeout | ServiceError):
                     raise KeystoneAway(AWAY) from exc
+                self._strangers.note_failure(self._client_network())
                 raise
             except KeystoneAway:
                 raise
@@ -243,8 +180,12 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         project = self._project_of({"x-auth-token": environ.get("HTTP_X_AUTH_TOKEN", "")})
         if project:
             return self._thread_reserve.waiting_place(project)
+        return self._strangers.waiting_place(self._client_network())
+
+    def _client_network(self) -> str:
+        environ = self._asking.environ
         client, _proxies = client_of(self._trusted, environ["REMOTE_ADDR"], environ.get("HTTP_X_FORWARDED_FOR", ""))
-        return self._strangers.waiting_place(network_of(client))
+        return network_of(client)
 
 
 def guard(
