@@ -119,7 +119,10 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         """Ask about the tokens of a request, and write into its headers who the caller is."""
         self._asking.environ = request.environ
         try:
-            return super().process_request(request)
+            answer = super().process_request(request)
+            if not all(isinstance(value, str) for name, value in request.environ.items() if name.startswith("HTTP_")):
+                raise TypeError("it contains a number instead of a text")
+            return answer
         except KeystoneAway as exc:
             request.environ[KEYSTONE_AWAY] = str(exc)
             return None

@@ -95,6 +95,14 @@ def application(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     asked.answers(1000)
 
 
+DOMAIN = {"id": "default", "name": "Default"}
+NUMBER_AS_PROJECT = {
+    "user": {"id": "u", "name": "u", "domain": DOMAIN},
+    "project": {"id": 5, "name": "p", "domain": DOMAIN},
+    "roles": [{"id": "r", "name": "member"}],
+    "expires_at": "2099-01-01T00:00:00.000000Z",
+    "issued_at": "2026-01-01T00:00:00.000000Z",
+}
 CONFIG = KeystoneConfig(auth_url="http://127.0.0.1:1/v3", username="u", password="p", project_name="service")
 
 
@@ -149,7 +157,9 @@ def test_an_entry_goes_when_its_time_has_passed(monkeypatch: pytest.MonkeyPatch)
     assert keystone.Cache(0).put(("never", False), {}) is None
 
 
-@pytest.mark.parametrize("data", [{"token": {}}, {"token": {"roles": ["admin"]}}, "token"])
+@pytest.mark.parametrize(
+    "data", [{"token": {}}, {"token": {"roles": ["admin"]}}, "token", {"token": NUMBER_AS_PROJECT}]
+)
 def test_data_of_a_token_that_nobody_can_read_are_keystones_failure(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from blockstore.api.http.authentication import KEYSTONE_AWAY
     from blockstore.api.http.keystone import ODD, guard
