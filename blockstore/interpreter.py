@@ -2,8 +2,9 @@
 
 Python's own lock knows no projects, and a thread loses it at each question to SQLite. With four busy threads a create
 then took three times its processor time. A thread that has its turn here runs almost alone. It gives the turn back
-while it waits: for the right to write, for the disk, for an operation, for Keystone (``released``). No storage is
-touched within a turn, so storage that hangs holds nobody up.
+while it waits: for the right to write, for a commit, for an operation, for Keystone (``released``). No storage of
+volumes is touched within a turn, so storage that hangs holds nobody up. The database is: without its disk, nothing can
+be answered.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class InterpreterTurns:
         self._are_taken = are_taken
         self._guard = threading.Lock()
         self._is_held = False
+        self._first: deque[threading.Lock] = deque()
         self._requests: deque[threading.Lock] = deque()
         self._operations: Turns[threading.Lock] = Turns()
         """By project. Each lock is held until the turn of its waiter."""
@@ -35,10 +37,11 @@ class InterpreterTurns:
         self._thread = _Thread()
 
     @contextmanager
-    def held(self, line: str) -> Iterator[None]:
+    def held(self, line: str, *, first: bool = False) -> Iterator[None]:
         """Wait for the turn and hold it inside; do nothing if this thread has it.
 
-        ``line``: a project, or REQUESTS. A thread that has released its turn keeps the line of that turn.
+        ``line``: a project, or REQUESTS. A thread that has released its turn keeps the line of that turn. With
+        ``first`` it gets the next turn, because others wait for this thread.
         """
         mine = self._thread
         if mine.has_turn or not self._are_taken:
@@ -46,7 +49,7 @@ class InterpreterTurns:
             return
         before = mine.line
         mine.line = before or line
-        self._take(mine)
+        self._take(mine, first)
         try:
             yield
         finally:
@@ -66,14 +69,16 @@ class InterpreterTurns:
         finally:
             self._take(mine)
 
-    def _take(self, mine: _Thread) -> None:
+    def _take(self, mine: _Thread, first: bool = False) -> None:
         with self._guard:
             ticket = threading.Lock() if self._is_held else None
             if ticket is None:
                 self._is_held = True
             else:
                 ticket.acquire()
-                if mine.line == REQUESTS:
+                if first:
+                    self._first.append(ticket)
+                elif mine.line == REQUESTS:
                     self._requests.append(ticket)
                 else:
                     self._operations.put(mine.line, ticket)
@@ -90,6 +95,8 @@ class InterpreterTurns:
                 ticket.release()
 
     def _next(self) -> threading.Lock | None:
+        if self._first:
+            return self._first.popleft()
         self._was_request = bool(self._requests) and not (self._was_request and self._operations)
         if self._was_request:
             return self._requests.popleft()

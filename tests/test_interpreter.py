@@ -49,6 +49,23 @@ def test_one_thread_at_a_time_requests_every_second_time_and_projects_in_turns()
     assert order == [REQUESTS, "busy", REQUESTS, "quiet", REQUESTS, "third", "busy", "busy"]
 
 
+def test_a_thread_for_which_others_wait_is_the_next() -> None:
+    turns, order = InterpreterTurns(are_taken=True), list[str]()
+
+    def write() -> None:
+        with turns.held("writer", first=True):
+            order.append("writer")
+
+    with ThreadPoolExecutor(16) as pool, turns.held("busy"):
+        queued(turns, pool, [REQUESTS, "quiet"], order.append)
+        pool.submit(write)
+        until = time.monotonic() + WAIT_S
+        while not turns._first:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+    assert order == ["writer", REQUESTS, "quiet"]
+
+
 def test_a_thread_takes_one_turn_however_often_it_asks() -> None:
     turns = InterpreterTurns(are_taken=True)
     with turns.held("a"), turns.held("b"), ThreadPoolExecutor(1) as pool:

@@ -81,6 +81,7 @@ class Service:
         self.db.enqueue = self.bus.enqueue
         self.thread_reserve = ThreadReserve(self.api_threads, self.db.interpreter.released)
         self.policy = load_policy(config)
+        self.policy.released = self.db.interpreter.released
         self.token_projects = TokenProjects()
         self.manageable_lister = manageable.ManageableLister(self.context)
         builtin = config.service.auth == "builtin"

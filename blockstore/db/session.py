@@ -131,7 +131,7 @@ class Database:
             session.begin(),
         ):
             session.connection()  # begins here, so that an outage is found before any work is done
-            with self.interpreter.held(wait_limits.project()):
+            with self.interpreter.held(wait_limits.project(), first=True):
                 yield session
                 outbox = session.info.pop(AFTER_COMMIT, ())
                 session.flush()

@@ -129,7 +129,7 @@ def test_no_raw_action_starts_a_process_or_reads_the_directory(
     monkeypatch.setattr(subprocess, "Popen", never)
     looked: list[Path] = []
     entries = files.Folder.entries
-    monkeypatch.setattr(files.Folder, "entries", lambda self: looked.append(self.shown) or entries(self))
+    monkeypatch.setattr(files.Folder, "entries", lambda self: looked.append(self.label) or entries(self))
     raw.create_volume("volume-1", 1)
     raw.create_volume("volume-1", 1)
     raw.extend_volume("volume-1", 2)

@@ -6,7 +6,8 @@ import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,24 @@ def test_whatever_the_reader_raises_leaves_the_rules(tmp_path: Path, caplog: pyt
     policy.reload_if_changed()
     assert policy.allowed(caller("builder"), "volume:create")
     assert caplog.messages == [f"policies not changed: {file} cannot be read: MemoryError: a b"]
+
+
+def test_a_file_decides_without_a_turn_to_run_python(tmp_path: Path) -> None:
+    """Its rules may ask a server."""
+    file = tmp_path / "policy.yaml"
+    file.write_text(OURS)
+    policy, released = Policy(file, PolicyFile), list[str]()
+
+    @contextmanager
+    def note() -> Iterator[None]:
+        released.append("begin")
+        yield
+        released.append("end")
+
+    policy.released = note
+    assert policy.allowed(caller("builder"), "volume:create")
+    assert not policy.is_admin({"builder"}, "u", "p")
+    assert released == ["begin", "end"] * 2
 
 
 @pytest.mark.parametrize("how", ["writable", "link", "dangling", "loop", "pipe", "directory"])

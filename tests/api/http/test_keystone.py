@@ -96,13 +96,14 @@ def application(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 
 DOMAIN = {"id": "default", "name": "Default"}
-NUMBER_AS_PROJECT = {
+TOKEN: dict[str, Any] = {
     "user": {"id": "u", "name": "u", "domain": DOMAIN},
-    "project": {"id": 5, "name": "p", "domain": DOMAIN},
+    "project": {"id": "p", "name": "p", "domain": DOMAIN},
     "roles": [{"id": "r", "name": "member"}],
     "expires_at": "2099-01-01T00:00:00.000000Z",
     "issued_at": "2026-01-01T00:00:00.000000Z",
 }
+ODD = "Keystone's answer about the token cannot be read. Ask your administrator."
 CONFIG = KeystoneConfig(auth_url="http://127.0.0.1:1/v3", username="u", password="p", project_name="service")
 
 
@@ -157,25 +158,34 @@ def test_an_entry_goes_when_its_time_has_passed(monkeypatch: pytest.MonkeyPatch)
     assert keystone.Cache(0).put(("never", False), {}) is None
 
 
-@pytest.mark.parametrize(
-    "data", [{"token": {}}, {"token": {"roles": ["admin"]}}, "token", {"token": NUMBER_AS_PROJECT}]
-)
-def test_data_of_a_token_that_nobody_can_read_are_keystones_failure(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockstore.api.http.authentication import KEYSTONE_AWAY
-    from blockstore.api.http.keystone import ODD, guard
+@pytest.mark.parametrize("project", [5, ["p"], "p"])
+def test_the_project_of_a_token_is_a_text(project: Any) -> None:
+    assert answered({"token": {**TOKEN, "project": {**TOKEN["project"], "id": project}}}) == (
+        "" if project == "p" else ODD
+    )
 
-    said: list[str] = []
+
+@pytest.mark.parametrize("data", [{"token": {}}, {"token": {"roles": ["admin"]}}, "token"])
+def test_data_of_a_token_that_nobody_can_read_are_keystones_failure(data: Any) -> None:
+    assert answered(data) == ODD
+
+
+def answered(data: Any) -> str:
+    """Ask with a cached token of these data; return why it cannot be used, or an empty string."""
+    from blockstore.api.http.authentication import KEYSTONE_AWAY
+    from blockstore.api.http.keystone import guard
+
+    seen: list[str] = []
 
     def answer(environ: Any, start_response: Any) -> list[bytes]:
-        said.append(environ.get(KEYSTONE_AWAY, ""))
+        seen.append(environ.get(KEYSTONE_AWAY, ""))
         start_response("200 OK", [])
         return []
 
     guarded = guard(answer, CONFIG, "here", (), lambda _headers: "", ThreadReserve(1))
     guarded._cache.put(("odd", False), data)
-    environ = EnvironBuilder("/v3", headers={"X-Auth-Token": "odd"}).get_environ()
-    guarded(environ, lambda *_given: None)
-    assert said == [ODD]
+    guarded(EnvironBuilder("/v3", headers={"X-Auth-Token": "odd"}).get_environ(), lambda *_given: None)
+    return seen[0]
 
 
 def test_a_bad_service_token_does_not_make_a_stranger_of_the_user() -> None:
