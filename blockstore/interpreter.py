@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from blockstore.turns import Turns
 
-REQUESTS = "requests"
+REQUESTS = " requests"  # no project has a space in its id
 """The line of the threads that answer requests. Every second turn is theirs. Operations wait by project for the others.
 """
 
@@ -47,14 +47,14 @@ class InterpreterTurns:
         if mine.has_turn or not self._are_taken:
             yield
             return
-        before = mine.line
-        mine.line = before or line
-        self._take(mine, first)
+        before = mine.line, mine.is_first
+        mine.line, mine.is_first = mine.line or line, first
+        self._take(mine)
         try:
             yield
         finally:
             self._pass_on(mine)
-            mine.line = before
+            mine.line, mine.is_first = before
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -69,14 +69,14 @@ class InterpreterTurns:
         finally:
             self._take(mine)
 
-    def _take(self, mine: _Thread, first: bool = False) -> None:
+    def _take(self, mine: _Thread) -> None:
         with self._guard:
             ticket = threading.Lock() if self._is_held else None
             if ticket is None:
                 self._is_held = True
             else:
                 ticket.acquire()
-                if first:
+                if mine.is_first:
                     self._first.append(ticket)
                 elif mine.line == REQUESTS:
                     self._requests.append(ticket)
@@ -106,5 +106,6 @@ class InterpreterTurns:
 
 class _Thread(threading.local):
     has_turn = False
+    is_first = False
     line = ""
     """The line of the turn that this thread has, or has released."""

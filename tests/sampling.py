@@ -34,10 +34,8 @@ def one_of(share: int, case: str) -> None:
 
 
 def steps(purpose: str, numbers: range, stride: int) -> Iterator[int]:
-    """Yield the numbers of a range in order; in a sample one of ``stride`` of them, on average."""
+    """Yield the numbers of a range in order; in a sample the first, and one of ``stride`` of the others on average."""
     chance, at = dice(purpose), 0
-    if not LONG:
-        at = chance.randrange(stride)
     while at < len(numbers):
         yield numbers[at]
         at += 1 if LONG else chance.randint(1, 2 * stride - 1)

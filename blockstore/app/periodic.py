@@ -93,7 +93,7 @@ def _purge(
     found = select(key).where(ended_at <= before).order_by(ended_at).limit(ROWS_AT_ONCE)
     removed = 0
     while may_go_on():
-        with db.read() as session:
+        with db.read(in_turn=False) as session:
             ids = session.scalars(found).all()
         if not ids:
             break

@@ -48,12 +48,12 @@ def _trim(
     db: Database, model: Any, most: int, where: list[Any], newest_first: list[Any], may_go_on: Callable[[], bool]
 ) -> int:
     crowded = select(model.project_id).where(*where).group_by(model.project_id).having(func.count() > most)
-    with db.read() as session:
+    with db.read(in_turn=False) as session:
         projects = session.scalars(crowded).all()
     removed = 0
     for project in projects:
         mine = select(model.id).where(model.project_id == project, *where)
-        with db.read() as session:
+        with db.read(in_turn=False) as session:
             ids = session.scalars(mine.order_by(*newest_first).offset(most).limit(STEP * MOST_STEPS)).all()
         for start in range(0, len(ids), STEP):
             if not may_go_on():

@@ -53,8 +53,13 @@ class BackgroundTasks:
             if not any(one.subject == subject for one in self._waiting):
                 self._waiting.append(_Waiting(subject, what, work))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"{self._name}-background", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=f"{self._name}-background", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as exc:  # the limit of processes: the next task tries again
+                    log.warning("%s: postponed: %s: %s", self._name, what, exc)
+                else:
+                    self._thread = thread
 
     def now(self) -> Sequence[BackgroundTask]:
         """Return the running task and the waiting ones."""

@@ -28,6 +28,7 @@ WAIT_S = 1.0
 
 SLOW = "The database has not completed a write for a second."
 EMPTIED = "The database was replaced or emptied after the start of the service. An administrator must restore a copy."
+NO_THREAD = "No thread can be started to check the database. Raise the limit of processes of the service."
 FAILED = "The database cannot be written. The log says why."
 
 
@@ -53,10 +54,14 @@ class Health:
             if self._running is not None:
                 # Another caller waits for the check, or has given up.
                 return SLOW if now - self._begun > WAIT_S else self._complaint
-            check = self._running = threading.Event()
+            check = threading.Event()
+            try:
+                threading.Thread(target=self._check, args=(check,), name="health", daemon=True).start()
+            except RuntimeError:  # the limit of processes
+                return NO_THREAD
+            self._running = check
             self._begun = now
             well_before = self._complaint is None
-        threading.Thread(target=self._check, args=(check,), name="health", daemon=True).start()
         with self._db.interpreter.released():
             if not well_before:  # the outage is known, and a later caller learns of its end
                 check.wait(0.01)

@@ -103,13 +103,15 @@ class Database:
         return Path(self.url.database) if self.is_sqlite and self.url.database else None
 
     @contextmanager
-    def read(self) -> Iterator[Session]:
+    def read(self, *, in_turn: bool = True) -> Iterator[Session]:
         """Open a session for reading. Its changes are not kept, and SQLite refuses them.
+
+        Statements that may take long are not run in a turn (``interpreter.py``).
 
         Raise DatabaseAway if the driver's error means an outage.
         """
         with (
-            self.interpreter.held(wait_limits.project()),
+            self.interpreter.held(wait_limits.project()) if in_turn else nullcontext(),
             self.explained(reading=True),
             closing(ReadSession(self._readers)) as session,
         ):

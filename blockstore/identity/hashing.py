@@ -82,10 +82,19 @@ class HashingPool:
         with self._changed:
             self._admit(job)
             if len(self._running) < self._threads:
-                self._running.append(threading.Thread(target=self._work, name="hashing", daemon=True))
-                self._running[-1].start()
+                self._start(job)
             self._changed.notify()
         return job.result.result()  # type: ignore[no-any-return]
+
+    def _start(self, job: _Job) -> None:
+        thread = threading.Thread(target=self._work, name="hashing", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the limit of processes: the next login tries again
+            if not self._running:
+                self._give_up(job)
+        else:
+            self._running.append(thread)
 
     def close(self) -> None:
         """Refuse waiting and new jobs; running jobs end by themselves in a moment."""

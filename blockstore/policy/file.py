@@ -73,6 +73,7 @@ class PolicyFile:
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             raise ConfigError(f"{file}: it cannot be used as a policy file: {' '.join(why.split())}") from None
         self.overridden = frozenset(content)
+        self.asks_a_server = any("http" in str(check) for check in rules.values())
         for name in sorted(self.overridden - defaults.keys()):
             log.info("%s: this service has no rule %s; only other rules can use it", file, name)
 

@@ -68,7 +68,7 @@ class RbdBackend(Backend):
         self._users = Users(lambda: self._cluster)
         self._names = Names(lambda: self._cluster)
         self._monitors: direct.Monitors | None = None
-        self._lend_thread = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
+        self._executor = ThreadPoolExecutor(4, thread_name_prefix="rbd-aside")
         self._trash = Trash(f"{name}/{self._ceph_pool}", lambda: self._cluster, self._settings.max_clone_depth)
 
     @classmethod
@@ -294,7 +294,7 @@ class RbdBackend(Backend):
         self._names.refuse_for_volume(name)
         progress(0)
         with self._explained():
-            about = self._lend_thread.submit(self._cluster.info, volume, snapshot)
+            about = self._executor.submit(self._cluster.info, volume, snapshot)
             try:
                 self._cluster.clone(volume, snapshot, name)
             except NameTaken:
@@ -315,7 +315,7 @@ class RbdBackend(Backend):
         progress(0)
         helper = f"{HELPER}{name}"
         with self._explained():
-            about = self._lend_thread.submit(self._cluster.info, source)
+            about = self._executor.submit(self._cluster.info, source)
             self._freeze(source, helper, name)
             with self._undoing(lambda: self._cluster.remove_snapshot(source, helper)):
                 try:

@@ -161,7 +161,7 @@ def test_whatever_the_reader_raises_leaves_the_rules(tmp_path: Path, caplog: pyt
 
 
 def test_a_file_decides_without_a_turn_to_run_python(tmp_path: Path) -> None:
-    """Its rules may ask a server."""
+    """If one of its rules asks a server; each other decision would wait for a turn."""
     file = tmp_path / "policy.yaml"
     file.write_text(OURS)
     policy, released = Policy(file, PolicyFile), list[str]()
@@ -173,6 +173,10 @@ def test_a_file_decides_without_a_turn_to_run_python(tmp_path: Path) -> None:
         released.append("end")
 
     policy.released = note
+    assert policy.allowed(caller("builder"), "volume:create")
+    assert released == []
+    file.write_text(OURS + '"volume:delete": "http://127.0.0.1:1/decide"\n')
+    policy.reload_if_changed()
     assert policy.allowed(caller("builder"), "volume:create")
     assert not policy.is_admin({"builder"}, "u", "p")
     assert released == ["begin", "end"] * 2

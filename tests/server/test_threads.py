@@ -14,7 +14,7 @@ from blockstore.server.threads import Callers, Threads
 from blockstore.server.token_projects import MOST, TokenProjects
 
 
-def operation_of(turns: Callers) -> list[str]:
+def order_of(turns: Callers) -> list[str]:
     """Take everything; tasks here are bound methods that tell their name."""
     names: list[str] = []
     while turns:
@@ -37,7 +37,7 @@ def test_projects_take_turns_and_so_do_the_addresses_of_one_project() -> None:
         for address in ("a", "b"):
             turns.put(address, "loud", named(f"loud {address}{number}"))
     turns.put("a", "quiet", named("quiet"))
-    assert operation_of(turns) == ["loud a0", "quiet", "loud b0", "loud a1", "loud b1", "loud a2", "loud b2"]
+    assert order_of(turns) == ["loud a0", "quiet", "loud b0", "loud a1", "loud b1", "loud a2", "loud b2"]
 
 
 def test_addresses_of_strangers_take_turns() -> None:
@@ -45,7 +45,7 @@ def test_addresses_of_strangers_take_turns() -> None:
     for number in range(3):
         turns.put("loud", "", named(f"loud {number}"))
     turns.put("quiet", "", named("quiet"))
-    assert operation_of(turns) == ["loud 0", "quiet", "loud 1", "loud 2"]
+    assert order_of(turns) == ["loud 0", "quiet", "loud 1", "loud 2"]
 
 
 def test_a_project_with_many_addresses_has_one_turn() -> None:
@@ -53,7 +53,7 @@ def test_a_project_with_many_addresses_has_one_turn() -> None:
     for number in range(100):
         turns.put(f"{number}", "loud", named("loud"))
     turns.put("0", "quiet", named("quiet"))
-    assert operation_of(turns).index("quiet") == 1
+    assert order_of(turns).index("quiet") == 1
 
 
 def test_strangers_at_any_number_of_addresses_have_every_second_turn_at_most() -> None:
@@ -62,7 +62,7 @@ def test_strangers_at_any_number_of_addresses_have_every_second_turn_at_most() -
         turns.put(f"{number}", "", named("stranger"))
     for number in range(3):
         turns.put("0", "project", named(f"known {number}"))
-    operation = operation_of(turns)
+    operation = order_of(turns)
     assert [name for name in operation if name != "stranger"] == ["known 0", "known 1", "known 2"]
     assert operation.index("known 2") <= 5
 
@@ -71,7 +71,7 @@ def test_one_caller_is_served_in_order() -> None:
     turns = Callers()
     for number in range(5):
         turns.put("a", "t", named(str(number)))
-    assert operation_of(turns) == ["0", "1", "2", "3", "4"]
+    assert order_of(turns) == ["0", "1", "2", "3", "4"]
     assert not turns
 
 
