@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from blockstore.turns import Turns
 
 REQUESTS = " requests"  # no project has a space in its id
-"""The line of the threads that answer requests. Every second turn is theirs. Operations wait by project for the others.
-"""
+"""The line of the threads that answer requests: every second turn is theirs. Operations share the others by project."""
 
 
 class InterpreterTurns:
@@ -30,9 +29,10 @@ class InterpreterTurns:
         self._guard = threading.Lock()
         self._is_held = False
         self._first: deque[threading.Lock] = deque()
+        """The thread with the right to write the database. Each lock is held until the turn of its waiter."""
         self._requests: deque[threading.Lock] = deque()
         self._operations: Turns[threading.Lock] = Turns()
-        """By project. Each lock is held until the turn of its waiter."""
+        """By project."""
         self._was_request = False
         self._thread = _Thread()
 

@@ -2,7 +2,7 @@
 
 A caller with a thousand items delays another caller's single item by one turn, not by a thousand. Callers are projects
 in ``operations/bus.py``; projects, networks and addresses in ``server/threads.py``; addresses in
-``identity/hashing.py``; networks and addresses in ``api/http/keystone.py``. Not thread-safe: the bus uses it on its
+``identity/hashing.py``; networks and addresses in ``api/http/strangers.py``. Not thread-safe: the bus uses it on its
 event loop only; the others hold a lock.
 """
 

@@ -37,7 +37,7 @@ class MetadataEndpoints:
     def declare(
         self, *, get: str, create: str, update: str, delete: str, body: type[Schema], item_body: type[Schema]
     ) -> None:
-        """Declare the endpoints, with the policies of what they do and the schemas of their bodies."""
+        """Declare the six endpoints. ``get`` to ``delete`` name their policies; the schemas check their bodies."""
         path = f"/{self.noun}s/<{self.noun}_id>/metadata"
         one = f"{path}/<key>"
         routes.get(path, policy=get)(self._of_id(self.index))

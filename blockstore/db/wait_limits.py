@@ -34,7 +34,7 @@ _WAIT_LIMIT: ContextVar[WaitLimit] = ContextVar("patience", default=WaitLimit())
 
 
 def current() -> WaitLimit:
-    """Return the patience of this thread."""
+    """Return the wait limit of this thread."""
     return _WAIT_LIMIT.get()
 
 

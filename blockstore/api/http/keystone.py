@@ -136,7 +136,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
             del self._asking.environ  # the thread must not keep the body of its last request
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """Return Keystone's data of a token, cached or new. Raise Away or InvalidToken if there is none."""
+        """Return Keystone's data of a token, cached or new. Raise KeystoneAway or InvalidToken if there is none."""
         key = token, bool(kwargs.get("allow_expired"))
         if (known := self._cache.get(key)) is not None:
             return known
@@ -162,7 +162,7 @@ class Guard(AuthProtocol):  # type: ignore[misc]
         return data
 
     def _log_in(self) -> None:
-        """Make sure that this service has a token of its own. Raise Away if another thread waits too long for one.
+        """Make sure that this service has its own token. Raise KeystoneAway if another thread waits too long for one.
 
         keystoneauth logs in for one thread after the other. A caller's data has no part in a login, so one failure
         answers all waiting threads.

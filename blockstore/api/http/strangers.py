@@ -37,6 +37,7 @@ class Strangers:
         self._failed_line: FairQueue[Place] = FairQueue()
         """The requests of addresses that failed lately. Both lines take turns."""
         self._was_failed = True
+        """Whether the last turn was of an address that failed lately."""
         self._failures: OrderedDict[str, float] = OrderedDict()
         """By address, the time until which it has failed lately; the earliest first."""
         self._lock = threading.Lock()
