@@ -124,8 +124,10 @@ class Service:
 
     def start(self, *, new_database: bool = False) -> None:
         """Open and upgrade the database, check the backends, resume unfinished operations, and start to work."""
+        is_new = self.login is not None and self.db.path is not None and not self.db.path.exists()
+        password = bootstrap.FirstPassword() if is_new else None
         opening.open_database(self.db, self.state_dir, new=new_database)
-        self._register()
+        self._register(password)
         zones.warn_of_empty_default(self.config)
         service = self.config.service
         unfinished = recovery.resume(
@@ -159,10 +161,10 @@ class Service:
         self.db.dispose()
         return clean
 
-    def _register(self) -> None:
+    def _register(self, password: bootstrap.FirstPassword | None) -> None:
         with self.db.write() as session:
             ensure_default_type(session, self.config.service.default_volume_type)
-            if self.config.service.auth == "builtin" and bootstrap.ensure_admin(session, self.state_dir):
+            if self.login is not None and bootstrap.ensure_admin(session, self.state_dir, password):
                 log.info("the administrator's password is in %s", self.state_dir / bootstrap.PASSWORD_FILE)
             for name in {backend_of(pool) for pool in self.backends}:
                 if session.get(ServiceRow, (VOLUME_SERVICE, name)) is None:

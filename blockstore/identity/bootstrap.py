@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +27,31 @@ ROLES = {
 }
 
 
-def ensure_admin(session: Session, state_dir: Path) -> bool:
-    """Make the accounts of the first start; return True if the administrator is new. Raises ConfigError."""
+class FirstPassword:
+    """The administrator's random password, whose hash is computed by a thread while a start makes its database."""
+
+    def __init__(self) -> None:
+        """Begin to compute the hash, some 30 ms."""
+        self.text = secrets.token_urlsafe(18)
+        self._hash = ""
+        self._thread = threading.Thread(target=self._compute, name="first-password", daemon=True)
+        self._thread.start()
+
+    @property
+    def hash(self) -> str:
+        """Return the hash to store, when it is computed."""
+        self._thread.join()
+        return self._hash or passwords.hashed(self.text)
+
+    def _compute(self) -> None:
+        self._hash = passwords.hashed(self.text)
+
+
+def ensure_admin(session: Session, state_dir: Path, password: FirstPassword | None = None) -> bool:
+    """Make the accounts of the first start; return True if the administrator is new. Raises ConfigError.
+
+    ``password`` is the one of a new administrator, if a start has prepared it.
+    """
     if session.get(User, accounts.ADMIN) is not None:
         return False
     insert_if_absent(session, Domain, id=accounts.DEFAULT_DOMAIN, name="Default", description="", enabled=True)
@@ -37,15 +61,15 @@ def ensure_admin(session: Session, state_dir: Path) -> bool:
         )
     for name, description in ROLES.items():
         insert_if_absent(session, Role, id=name, name=name, description=description)
-    password = secrets.token_urlsafe(18)
-    write_password(state_dir, password)
+    password = password or FirstPassword()
+    write_password(state_dir, password.text)
     session.add(
         User(
             id=accounts.ADMIN,
             name=accounts.ADMIN,
             domain_id=accounts.DEFAULT_DOMAIN,
             default_project_id=accounts.ADMIN,
-            password_hash=passwords.hashed(password),
+            password_hash=password.hash,
         )
     )
     session.flush()
