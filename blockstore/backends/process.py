@@ -111,6 +111,34 @@ def follow(
         raise ToolFailed(tuple(argv), process.returncode, output.decode(errors="replace"))
 
 
+class Waiting:
+    """A tool that was started, and waits for commands on its standard input."""
+
+    def __init__(self, argv: Sequence[str], *, package: str | None = None):
+        """Start the tool. Raises Unreachable and OutOfFiles."""
+        self._argv = tuple(argv)
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(self._argv, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment())  # noqa: S603 - argv list, no shell
+        except OSError as exc:
+            raise _cannot_start(exc, self._argv[0], package) from exc
+
+    def finish(self, commands: str, *, timeout_s: float) -> str:
+        """Give the tool its commands, and return its output when it has ended. Raises ToolTimeout and ToolFailed."""
+        try:
+            output, complaint = self._process.communicate(commands.encode(), timeout=timeout_s)
+        except subprocess.TimeoutExpired as exc:
+            raise ToolTimeout(f"{' '.join(self._argv)} did not end within {timeout_s:g} s and was stopped.") from exc
+        if self._process.returncode:
+            raise ToolFailed(self._argv, self._process.returncode, complaint.decode(errors="replace"))
+        return output.decode(errors="replace")
+
+    def stop(self) -> None:
+        """Stop the tool if it runs."""
+        self._process.kill()
+        self._process.communicate()
+
+
 def have(tool: str) -> bool:
     """Return True if a tool is installed."""
     return shutil.which(tool, path=_search_path()) is not None

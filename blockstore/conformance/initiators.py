@@ -1,8 +1,8 @@
 """The initiators of the conformance suite of targets: QEMU's own, each in a process of its own.
 
 One ``Initiator`` is one host. It gets the same data as os-brick, and speaks the protocol in user space: qemu-io over
-iSCSI (libiscsi), over NBD (TLS-PSK if there is a key), or on the path itself. Secrets reach qemu by stdin or in a
-private file, never on its command line. Knows no targets and no backends.
+iSCSI (libiscsi), over NBD (TLS-PSK if there is a key), or on the path itself. Secrets reach qemu in a private file,
+never on its command line. Knows no targets and no backends.
 """
 
 from __future__ import annotations
@@ -67,10 +67,8 @@ class Initiator:
 
     def size(self, connection_info: ConnectionInfo) -> int:
         """Return the size of the disk in bytes."""
-        with self._disk(connection_info) as (options, disk, stdin):
-            return int(
-                json.loads(_qemu("qemu-img", "info", "--output=json", *options, disk, stdin=stdin))["virtual-size"]
-            )
+        with self._disk(connection_info) as (options, disk):
+            return int(json.loads(_qemu("qemu-img", "info", "--output=json", *options, disk))["virtual-size"])
 
     def read(self, connection_info: ConnectionInfo, *offsets: int, length: int) -> Sequence[bytes]:
         """Return ``length`` bytes from each offset."""
@@ -90,33 +88,60 @@ class Initiator:
                 commands.append(f"write -s {source} {offset} {len(data)}")
             self.do(connection_info, *commands, "flush", write=True)
 
-    def do(
-        self, connection_info: ConnectionInfo, *commands: str, write: bool = False, timeout_s: float = TIMEOUT_S
-    ) -> str:
+    def do(self, connection_info: ConnectionInfo, *commands: str, write: bool = False) -> str:
         """Have qemu-io open the disk and run commands; return its output. Raise InitiatorRefused if one fails."""
         words = [word for command in commands for word in ("-c", command)]
-        with self._disk(connection_info) as (options, disk, stdin):
-            mode = () if write else ("-r",)
-            return _qemu("qemu-io", *options, *mode, *words, disk, stdin=stdin, timeout_s=timeout_s)
+        with self._disk(connection_info) as (options, disk):
+            return _qemu("qemu-io", *options, *_mode(write), *words, disk)
 
     @contextmanager
-    def _disk(self, connection_info: ConnectionInfo) -> Iterator[tuple[Sequence[str], str, bytes | None]]:
-        """Yield qemu's options, the disk's name and the content of stdin."""
+    def session(self, connection_info: ConnectionInfo, *, write: bool = False) -> Iterator[Session]:
+        """Have qemu-io open the disk, and keep it open until a command is given or the block ends."""
+        with self._disk(connection_info) as (options, disk):
+            tool = process.Waiting(("qemu-io", *options, *_mode(write), disk), package=PACKAGE)
+            try:
+                yield Session(tool)
+            finally:
+                tool.stop()
+
+    @contextmanager
+    def _disk(self, connection_info: ConnectionInfo) -> Iterator[Disk]:
         with tempfile.TemporaryDirectory(dir=self._directory) as folder:
-            options, node, stdin = _KINDS[connection_info.type](connection_info.data, self.iqn, Path(folder))
-            yield options, "json:" + json.dumps({"driver": "raw", "file": node}), stdin
+            options, node = _KINDS[connection_info.type](connection_info.data, self.iqn, Path(folder))
+            yield options, "json:" + json.dumps({"driver": "raw", "file": node})
 
 
-Disk = tuple[Sequence[str], Mapping[str, Any], bytes | None]
+class Session:
+    """A disk that an initiator keeps open."""
+
+    def __init__(self, tool: process.Waiting):
+        """``tool`` is a qemu-io that waits for commands."""
+        self._tool = tool
+
+    def last(self, command: str, *, timeout_s: float) -> str:
+        """Run a command, and close the disk; return the output. Raise InitiatorRefused if the command fails."""
+        with _refusals():
+            return self._tool.finish(f"{command}\n", timeout_s=timeout_s)
 
 
-def _local(data: Mapping[str, Any], _iqn: str, _folder: Path) -> Disk:
+Disk = tuple[Sequence[str], str]
+"""qemu's options, and the name of the disk."""
+
+Described = tuple[Sequence[str], Mapping[str, Any]]
+"""qemu's options, and its block node."""
+
+
+def _mode(write: bool) -> Sequence[str]:
+    return () if write else ("-r",)
+
+
+def _local(data: Mapping[str, Any], _iqn: str, _folder: Path) -> Described:
     path = data["device_path"]
     driver = "host_device" if Path(path).is_block_device() else "file"
-    return (), {"driver": driver, "filename": path, "locking": "off"}, None
+    return (), {"driver": driver, "filename": path, "locking": "off"}
 
 
-def _iscsi(data: Mapping[str, Any], iqn: str, _folder: Path) -> Disk:
+def _iscsi(data: Mapping[str, Any], iqn: str, folder: Path) -> Described:
     node = {
         "driver": "iscsi",
         "transport": "tcp",
@@ -126,31 +151,42 @@ def _iscsi(data: Mapping[str, Any], iqn: str, _folder: Path) -> Disk:
         "initiator-name": iqn,
     }
     if not data.get("auth_password"):
-        return (), node, None
+        return (), node
+    _write_private(folder / "secret", data["auth_password"])
     node |= {"user": data["auth_username"], "password-secret": "secret"}
-    return ("--object", "secret,id=secret,file=/dev/stdin"), node, data["auth_password"].encode()
+    return ("--object", f"secret,id=secret,file={folder / 'secret'}"), node
 
 
-def _nbd(data: Mapping[str, Any], _iqn: str, folder: Path) -> Disk:
+def _nbd(data: Mapping[str, Any], _iqn: str, folder: Path) -> Described:
     node: dict[str, Any] = {"driver": "nbd", "export": data["export"]}
     if data.get("socket"):
-        return (), node | {"server": {"type": "unix", "path": data["socket"]}}, None
+        return (), node | {"server": {"type": "unix", "path": data["socket"]}}
     node["server"] = {"type": "inet", "host": data["host"], "port": str(data["port"])}
     if not data.get("auth_password"):
-        return (), node, None
+        return (), node
     user, key = data["auth_username"], data["auth_password"].encode().hex()
-    with os.fdopen(os.open(folder / "keys.psk", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(f"{user}:{key}\n")
+    _write_private(folder / "keys.psk", f"{user}:{key}\n")
     tls = f"tls-creds-psk,id=tls,endpoint=client,dir={folder},username={user}"
-    return ("--object", tls), node | {"tls-creds": "tls"}, None
+    return ("--object", tls), node | {"tls-creds": "tls"}
+
+
+def _write_private(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 _KINDS = {"local": _local, "iscsi": _iscsi, "nbd": _nbd}
 """The function that describes the disk to qemu, by driver_volume_type."""
 
 
-def _qemu(tool: str, *args: str, stdin: bytes | None, timeout_s: float = TIMEOUT_S) -> str:
+def _qemu(tool: str, *args: str) -> str:
+    with _refusals():
+        return process.run((tool, *args), timeout_s=TIMEOUT_S, package=PACKAGE)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        return process.run((tool, *args), timeout_s=timeout_s, stdin=stdin, package=PACKAGE)
+        yield
     except (ToolFailed, ToolTimeout) as exc:
         raise InitiatorRefused(f"The initiator was refused: {exc}") from exc

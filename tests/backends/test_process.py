@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 from typing import Any
 
 import pytest
 
 from blockstore.backends import process
-from blockstore.errors import OutOfFiles, TryAgain, Unreachable
+from blockstore.errors import OutOfFiles, ToolFailed, ToolTimeout, TryAgain, Unreachable
 
 
 def failing(number: int) -> Any:
@@ -28,6 +29,8 @@ def test_want_of_files_and_processes_is_tried_again(monkeypatch: pytest.MonkeyPa
         process.run(["lvs"])
     with pytest.raises(OutOfFiles):
         process.follow(["qemu-img"], lambda _percent: None)
+    with pytest.raises(OutOfFiles):
+        process.Waiting(["qemu-io"])
     assert issubclass(OutOfFiles, TryAgain)
     assert not OutOfFiles.retry_elsewhere
 
@@ -37,3 +40,17 @@ def test_tool_that_is_missing_is_the_storages_matter(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(subprocess, "run", failing(number))
     with pytest.raises(Unreachable):
         process.run(["lvs"])
+
+
+def test_tool_waits_for_its_commands() -> None:
+    assert process.Waiting(["sh"]).finish("echo $LC_ALL", timeout_s=60) == "C\n"
+    with pytest.raises(ToolFailed, match="status 3: what was wrong"):
+        process.Waiting(["sh"]).finish("echo what was wrong >&2; exit 3", timeout_s=60)
+
+
+def test_tool_that_waits_is_stopped() -> None:
+    tool = process.Waiting(["sleep", "600"])
+    with pytest.raises(ToolTimeout, match=r"sleep 600 did not end within 0\.1 s"):
+        tool.finish("", timeout_s=0.1)
+    tool.stop()
+    assert tool._process.returncode == -signal.SIGKILL

@@ -387,7 +387,6 @@ FLAWS: dict[type[Target], tuple[str, ...]] = {
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     need(shutil.which("qemu-io"), "apt-get install qemu-utils")
     monkeypatch.setattr("blockstore.conformance.target.pair.PATIENCE_S", 4.0)
-    monkeypatch.setattr("blockstore.conformance.target.pair.HOLDS_S", (1.5, 10.0, 60.0))
     monkeypatch.setattr("blockstore_plugins.local.PATIENCE_S", 0.1)
 
 

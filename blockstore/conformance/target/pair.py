@@ -5,10 +5,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,11 +35,8 @@ from blockstore.targets.contract import Connection, Export, Target
 
 PATIENCE_S = 10.0
 """Time within which the target must show a session, or a fault."""
-HOLDS_S: Sequence[float] = (4.0, 15.0, 60.0)
-"""Times that an initiator waits before it uses its old session. The next one is tried if the machine is so slow that
-the session was used before its export was withdrawn."""
 LATE_S = 6.0
-"""Time for which it then tries; a disconnected initiator would try for ever."""
+"""Time for which an initiator tries to use its old session; a disconnected one would try for ever."""
 
 MARK = 0xEE
 """The byte in the data that no old session may ever read."""
@@ -219,30 +214,18 @@ class PairSandbox(Sandbox):
         self, command: str, meanwhile: Callable[[ExportedVolume], object], *, marked: bool = False, write: bool = False
     ) -> tuple[bool, ExportedVolume]:
         """Hold a session of a new volume while ``meanwhile`` runs; return True if it can then still run ``command``."""
-        for seconds in HOLDS_S:
-            volume = self.volume()
-            if marked:
-                self.marks(volume)
-            exported = self.exported(volume)
-            began = time.monotonic()
-            do = partial(self.host.do, exported.connection_info, f"sleep {seconds * 1000:.0f}", command, write=write)
-            with ThreadPoolExecutor(1) as threads:
-                session = threads.submit(do, timeout_s=seconds + LATE_S)
-                try:
-                    self.connected(exported)
-                    meanwhile(exported)
-                except (AssertionError, BackendError):
-                    if time.monotonic() < began + seconds:
-                        raise  # else the session ended before: repeat with a longer one
-                in_time = time.monotonic() < began + seconds
-                refusal = session.exception()
-            if refusal is not None and not isinstance(refusal, InitiatorRefused):
-                raise refusal
-            if in_time:
-                return refusal is None, exported
-            for export_id in self._ids:  # repeat from the beginning
-                self.target.withdraw(export_id)
-        raise AssertionError(f"What happened while a session was held took longer than {HOLDS_S[-1]:g} s.")
+        volume = self.volume()
+        if marked:
+            self.marks(volume)
+        exported = self.exported(volume)
+        with self.host.session(exported.connection_info, write=write) as session:
+            self.connected(exported)
+            meanwhile(exported)
+            try:
+                session.last(command, timeout_s=LATE_S)
+            except InitiatorRefused:
+                return False, exported
+            return True, exported
 
     # cleaning up
 
