@@ -152,7 +152,7 @@ def at_once(count: int, ask: Callable[[int], Answer]) -> list[Answer]:
     start = threading.Barrier(count)
 
     def one(number: int) -> Answer:
-        start.wait(30)
+        start.wait(60)
         return ask(number)
 
     with ThreadPoolExecutor(count) as threads:

@@ -63,7 +63,7 @@ class KilledService:
             return
         self.launch(function)
         note = self.place / "endpoint"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (note.exists() and note.read_text().endswith("\n")):
             assert time.monotonic() < deadline, (self.place / "log").read_text()[-5000:]
             time.sleep(0.002)

@@ -76,7 +76,7 @@ class Load:
 
     def __init__(self, truth: ExpectedState, url: str, seed: float) -> None:
         self.truth, self.dice = truth, random.Random(seed)
-        self.http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        self.http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
 
     def run(self) -> None:
         """Work until the server is gone."""
@@ -225,7 +225,7 @@ NEWEST = {"OpenStack-API-Version": "volume 3.71"}
 
 def listed(url: str) -> dict[str, dict[str, Any]]:
     """Return volumes and snapshots as the API lists them; those in error say why, and it is the client's doing."""
-    client = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    client = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     found: dict[str, dict[str, Any]] = {}
     for noun in ("volumes", "snapshots", "messages"):
         client.request("GET", f"/v3/{noun}" + ("/detail" if noun != "messages" else ""), headers=NEWEST)

@@ -177,7 +177,7 @@ def test_service_goes_on_after_a_partition_and_stops_within_one(
             assert time.monotonic() - started < postgresql_limits.PING_S + LIMIT_S + 4
             assert (status, said["serviceUnavailable"]["message"]) == (503, outages.NO_ANSWER)
         with pytest.raises(urllib.error.HTTPError, match="503"):
-            urllib.request.urlopen(served.url.removesuffix("/v3") + "/healthcheck", timeout=10)
+            urllib.request.urlopen(served.url.removesuffix("/v3") + "/healthcheck", timeout=60)
     deadline = time.monotonic() + 60
     for volume_id in accepted:
         while ask(served, "GET", f"/volumes/{volume_id}")[1].get("volume", {}).get("status") != "available":

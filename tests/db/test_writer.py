@@ -78,7 +78,7 @@ def test_writer_goes_on_when_the_other_process_is_done(db: Database) -> None:
         writing.start()
         writing.join(0.1)
         assert writing.is_alive()
-    writing.join(10)
+    writing.join(60)
     assert names(db) == ["gold"]
 
 
@@ -126,7 +126,7 @@ def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:
             write(db, "silver")
         assert entered.is_set()
         assert "another thread of this process" in raised.value.detail
-    writing.join(10)
+    writing.join(60)
     assert names(db) == ["gold"]
 
 
@@ -142,7 +142,7 @@ def test_projects_take_turns(db: Database) -> None:
         before = len(waiting)
         thread = threading.Thread(target=write_for)
         thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(waiting) == before:
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -153,7 +153,7 @@ def test_projects_take_turns(db: Database) -> None:
     with db.write():
         threads = [queue("loud") for _ in range(5)] + [queue("quiet")]
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert operation == ["loud", "quiet", "loud", "loud", "loud", "loud"]
 
 
@@ -163,5 +163,5 @@ def test_who_gives_up_loses_no_turn_of_the_others(db: Database) -> None:
             raise AssertionError("it was nobody's turn")
         writing = threading.Thread(target=write, args=(db, "gold"))
         writing.start()
-    writing.join(10)
+    writing.join(60)
     assert names(db) == ["gold"]

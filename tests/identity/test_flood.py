@@ -83,7 +83,7 @@ def test_others_are_answered_and_memory_comes_back(served: Served) -> None:
     def show() -> float:
         request = urllib.request.Request(f"{served.url}/volumes", headers={"X-Auth-Token": token})
         started = time.monotonic()
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.status == 200
         return time.monotonic() - started
 
@@ -152,7 +152,7 @@ def test_a_stop_does_not_wait_for_logins_that_are_held(served: Served) -> None:
         assert login(served, "somebody", "wrong")[0] == 401
     with ThreadPoolExecutor(12) as guessers:
         held = [guessers.submit(login, served, "somebody", "wrong") for _ in range(12)]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(logged(served)) < 3:  # the first of the twelve was compared; the others wait for two seconds
             assert time.monotonic() < deadline
             time.sleep(0.02)

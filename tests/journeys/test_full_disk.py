@@ -40,7 +40,7 @@ class Tenant:
         }
         request = urllib.request.Request(self.root + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode(), answer.headers
         except urllib.error.HTTPError as refusal:
             return refusal.code, refusal.read().decode(), refusal.headers

@@ -13,7 +13,7 @@ import pytest
 from blockstore.api.http.strangers import MOST_ASKED, MOST_WAITING, Strangers
 from blockstore.api.http.waiting import ThreadReserve
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 class Crowd:

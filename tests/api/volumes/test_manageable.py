@@ -235,7 +235,7 @@ def test_a_pool_that_hangs_is_told_of_in_time_and_holds_up_no_other(
 
     def hang() -> list[Manageable]:
         opened.append(True)
-        assert there.wait(30)
+        assert there.wait(120)
         return []
 
     monkeypatch.setattr(stuck, "list_manageable", hang)
@@ -255,7 +255,7 @@ def test_a_stop_does_not_wait_for_a_pool_that_hangs(
 ) -> None:
     api = Client(start_service(backends=(backend_section("a", "memory"),), service=ServiceConfig(attach_timeout_s=0.1)))
     there, manageable_lister = threading.Event(), api.service.manageable_lister
-    monkeypatch.setattr(api.service.backends["blockstore@a#a"], "list_manageable", lambda: there.wait(30) and [])
+    monkeypatch.setattr(api.service.backends["blockstore@a#a"], "list_manageable", lambda: there.wait(120) and [])
     assert api("GET", "/manageable_volumes?host=blockstore@a").status == 503
     assert not manageable_lister.stop()
     there.set()
@@ -269,7 +269,7 @@ def test_who_finds_no_room_to_wait_is_told_at_once(
     there = threading.Event()
     monkeypatch.setattr(waiting, "MOST", 0)
     monkeypatch.setattr(waiting, "KEPT", 0)
-    monkeypatch.setattr(backend, "list_manageable_snapshots", lambda: there.wait(30) and [])
+    monkeypatch.setattr(backend, "list_manageable_snapshots", lambda: there.wait(120) and [])
     answer = api("GET", f"/manageable_snapshots?host={HOST}")
     there.set()
     monkeypatch.undo()
