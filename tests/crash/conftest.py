@@ -20,7 +20,7 @@ from tests.conftest import Served
 from tests.crash.fork_server import ForkServer
 from tests.crash.invariants import check
 
-DRAIN_LIMIT_S = 5.0
+DRAIN_LIMIT_S = 60.0
 
 CONFIG = """
 [service]

@@ -54,7 +54,7 @@ def test_looking_does_not_wait_for_another_process(db: Database, how: str) -> No
             assert names(db) == ["gold"]
         db.dispose()  # nor does a new connection
         assert names(db) == ["gold"]
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < wait_limits.OPERATION_S  # which one alone would wait
 
 
 @pytest.mark.timed
@@ -64,7 +64,7 @@ def test_writer_gives_up_after_its_patience_and_has_done_nothing(db: Database) -
         started = time.monotonic()
         with pytest.raises(DatabaseAway) as raised, db.write():
             done.append(True)
-        assert 0.2 <= time.monotonic() - started < 2
+        assert 0.2 <= time.monotonic() - started < wait_limits.OPERATION_S
     assert done == []
     assert raised.value.message == outages.BUSY
     assert "another process holds its lock" in raised.value.detail
@@ -91,23 +91,23 @@ def test_another_thread_answers_before_a_request_waits(db: Database) -> None:
         entered.append(time.monotonic())
         yield True
 
-    with wait_limits.limited(0.2, aside):
+    with wait_limits.limited(1, aside):
         write(db, "gold")
         assert entered == []  # nobody was in the way
         with locked(db):
-            started = time.monotonic()
             with pytest.raises(DatabaseAway):
                 write(db, "silver")
-    assert entered[0] - started < 0.1
+            ended = time.monotonic()
+    assert ended - entered[0] > 0.5  # so it waits after that, and not before
 
 
 @pytest.mark.timed
 def test_who_finds_no_other_thread_does_not_wait(db: Database) -> None:
-    with locked(db), wait_limits.limited(30, lambda: contextlib.nullcontext(False)):
+    with locked(db), wait_limits.limited(300, lambda: contextlib.nullcontext(False)):
         started = time.monotonic()
         with pytest.raises(DatabaseAway):
             write(db, "gold")
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 60
 
 
 def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:

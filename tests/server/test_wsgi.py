@@ -461,15 +461,19 @@ def test_replies_to_one_project_are_bounded_over_all_its_addresses(
 
 @pytest.mark.timed
 def test_long_replies_on_new_connections_are_whole_and_quick_while_many_are_open(port: int) -> None:
-    with contextlib.ExitStack() as stack:
-        for _ in range(100):
-            stack.enter_context(connect(port))
+    def median_s(count: int) -> float:
         took = []
-        for _ in range(30):
+        for _ in range(count):
             began = time.monotonic()
             assert len(ask(port, b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % MIB)[2]) == MIB
             took.append(time.monotonic() - began)
-    assert sorted(took)[len(took) // 2] < 0.2, took
+        return sorted(took)[len(took) // 2]
+
+    alone_s = median_s(10)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(connect(port))
+        assert median_s(30) < max(0.2, 5 * alone_s), alone_s
 
 
 def test_a_long_reply_is_whole_and_has_a_length(port: int) -> None:
