@@ -883,7 +883,7 @@ def test_a_slow_target_is_waited_for_so_long_and_goes_on(quick_to_give_up: Servi
     gate = target.gate("export")
     began = time.monotonic()
     answer = reserve(api, volume, connector=CONNECTOR)
-    assert 0.4 < time.monotonic() - began < 10
+    assert 0.4 < time.monotonic() - began < 60
     assert (
         answer.status,
         ("is still connecting, and the operation continues; check the status of the attachment") in answer.message,
