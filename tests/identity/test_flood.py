@@ -126,8 +126,8 @@ def test_a_new_address_logs_in_while_strangers_at_many_others_guess(served: Serv
             time.sleep(0.02)
 
     def repeated(address: str) -> int:
-        """Log in as admin as a client does that repeats when it is told to, for 15 seconds."""
-        deadline = time.monotonic() + 15
+        """Log in as admin as a client does that repeats when it is told to, for half a minute."""
+        deadline = time.monotonic() + 30
         while True:
             status, again_s = login_from(address, served, "admin", password)
             if status == 201 or time.monotonic() > deadline:
@@ -162,7 +162,7 @@ def test_a_stop_does_not_wait_for_logins_that_are_held(served: Served) -> None:
         assert served.stop() == 0
         took_s = time.monotonic() - started
         ended = [one.exception() or one.result()[0] for one in held]
-    assert took_s < 20, took_s  # to the last delay, it would be a minute
+    assert took_s < 40, took_s  # to the last delay, it would be a minute
     assert ended.count(401) < 6, ended
     assert "Traceback" not in served.log.read_text(), served.log.read_text()[-3000:]
 

@@ -63,11 +63,11 @@ class Tenant:
 
 
 def wait_for(true: Callable[[], bool]) -> None:
-    for _ in range(600):
+    for _ in range(1200):
         if true():
             return
         threading.Event().wait(0.05)
-    raise AssertionError("it did not come true in 30 s")
+    raise AssertionError("it did not come true in 60 s")
 
 
 def fill(path: Path) -> None:
