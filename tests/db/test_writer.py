@@ -112,6 +112,7 @@ def test_who_finds_no_other_thread_does_not_wait(db: Database) -> None:
 
 def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:
     entered = threading.Event()
+    assert db._writer is not None
 
     @contextlib.contextmanager
     def aside() -> Iterator[bool]:
@@ -121,7 +122,10 @@ def test_request_does_not_wait_behind_a_thread_that_waits(db: Database) -> None:
     with locked(db):
         writing = threading.Thread(target=write, args=(db, "gold"))  # with the patience of an operation
         writing.start()
-        time.sleep(0.05)
+        deadline = time.monotonic() + 20
+        while not db._writer._is_file_locked:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         with wait_limits.limited(0.2, aside), pytest.raises(DatabaseAway) as raised:
             write(db, "silver")
         assert entered.is_set()
