@@ -223,7 +223,7 @@ class Client:
         assert answer.status == 200, (path, answer.status, answer.body)
         return answer.json
 
-    def wait_idle(self, timeout_s: float = 30) -> None:
+    def wait_idle(self, timeout_s: float = 60) -> None:
         """Wait until no operation waits or runs."""
         assert self.service.bus.wait_idle(timeout_s), self.service.bus.running()
 
@@ -316,7 +316,7 @@ class Served:
             resource.prlimit(self.process.pid, limit, values)
         self.url = self._wait_for_answer()
 
-    def _wait_for_answer(self, timeout_s: float = 30) -> str:
+    def _wait_for_answer(self, timeout_s: float = 60) -> str:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
@@ -336,7 +336,7 @@ class Served:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout_s: float = 30) -> int:
+    def stop(self, timeout_s: float = 60) -> int:
         """As an administrator would."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)

@@ -102,7 +102,7 @@ class ScriptedTarget(Target):
         self.asked.append((method, export_id))
         if gate := self.gates.get(method):
             self.begun[method].set()
-            assert gate.wait(30)
+            assert gate.wait(120)
         if failure := self.fail.get(method):
             raise failure
 

@@ -11,7 +11,7 @@ import pytest
 
 from blockstore.interpreter import REQUESTS, InterpreterTurns
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 def waiting(turns: InterpreterTurns, count: int) -> None:

@@ -17,7 +17,7 @@ from blockstore.errors import Busy
 from blockstore.identity.hashing import HashingPool
 from blockstore.server.threads import Threads
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 @pytest.fixture

@@ -109,6 +109,6 @@ def test_the_start_tells_of_a_default_zone_without_a_backend(serve: Callable[...
     body = json.dumps({"volume": {"size": 1}}).encode()
     request = urllib.request.Request(f"{served.url}/volumes", body, {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=20)
+        urllib.request.urlopen(request, timeout=60)
     message = json.load(refused.value)["badRequest"]["message"]
     assert (refused.value.code, message) == (400, "Availability zone 'nova' is invalid. Name one of az1.")

@@ -47,7 +47,7 @@ class Tgtd:
         self.portal = f"127.0.0.1:{self.port}"
         self.start()
 
-    def start(self, timeout_s: float = 10) -> None:
+    def start(self, timeout_s: float = 60) -> None:
         """Start it and wait until it takes calls."""
         self.socket.unlink(missing_ok=True)
         with self.log.open("ab") as log:

@@ -152,7 +152,7 @@ def at_once(count: int, ask: Callable[[int], Answer]) -> list[Answer]:
     start = threading.Barrier(count)
 
     def one(number: int) -> Answer:
-        start.wait(30)
+        start.wait(60)
         return ask(number)
 
     with ThreadPoolExecutor(count) as threads:
@@ -170,6 +170,7 @@ def unknown_id() -> str:
 def _shared_service(directory: Path, url: str) -> Iterator[SharedService]:
     service = attaching_service(make_config(directory / "state", url), ScriptedTarget())
     service.start()
+    service.clock.pause()  # nothing is looked at behind the back of a slow test
     yield SharedService(service)
     service.stop()
 
@@ -190,6 +191,7 @@ def shared_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 @pytest.fixture
 def attach_service(shared_service: SharedService) -> Iterator[SharedService]:
     """The shared service on each database, whose target the test may tell what to do."""
+    shared_service.target.asked.clear()  # by the start of the service
     yield shared_service
     shared_service.target.calm()
     shared_service.admin().wait_idle()

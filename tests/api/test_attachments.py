@@ -883,7 +883,7 @@ def test_a_slow_target_is_waited_for_so_long_and_goes_on(quick_to_give_up: Servi
     gate = target.gate("export")
     began = time.monotonic()
     answer = reserve(api, volume, connector=CONNECTOR)
-    assert 0.4 < time.monotonic() - began < 10
+    assert 0.4 < time.monotonic() - began < 60
     assert (
         answer.status,
         ("is still connecting, and the operation continues; check the status of the attachment") in answer.message,
@@ -912,14 +912,14 @@ def test_what_is_deleted_while_it_is_connected_leaves_nothing(attach_service: Sh
     gate = attach_service.target.gate("export")
     with ThreadPoolExecutor(2) as threads:
         connecting = threads.submit(reserve, attach_service.admin(), volume, connector=CONNECTOR)
-        assert attach_service.target.begun["export"].wait(20)
+        assert attach_service.target.begun["export"].wait(60)
         (row,) = client.get(f"/attachments?all_tenants=1&volume_id={volume}")["attachments"]
         deleting = threads.submit(remove, attach_service.admin(), row["id"])
         while attach_service.statuses(volume)[2:] == ("connecting",):
             time.sleep(0.01)
         gate.set()
-        assert connecting.result(30).status in (200, 404, 409)
-        assert deleting.result(30).status == 200
+        assert connecting.result(60).status in (200, 404, 409)
+        assert deleting.result(60).status == 200
     client.wait_idle()
     assert attach_service.statuses(volume) == ("available", "detached")
     assert row["id"] not in attach_service.target.exports
@@ -1028,14 +1028,14 @@ def test_a_volume_that_loses_its_attachment_while_it_grows_is_available(attach_s
     complete(client, attachment)
     gate = attach_service.target.gate("resize")
     assert client("POST", f"/volumes/{volume}/action", {"os-extend": {"new_size": 2}}).status == 202
-    assert attach_service.target.begun["resize"].wait(20)
+    assert attach_service.target.begun["resize"].wait(60)
     with ThreadPoolExecutor(1) as threads:
         deleting = threads.submit(remove, attach_service.admin(), attachment)
         while attach_service.statuses(volume)[2:] == ("attached",):
             time.sleep(0.01)
         assert attach_service.statuses(volume) == ("extending", "attached", "disconnecting")
         gate.set()
-        assert deleting.result(30).status == 200
+        assert deleting.result(60).status == 200
     client.wait_idle()
     assert attach_service.statuses(volume) == ("available", "detached")
     assert client.get(f"/volumes/{volume}")["volume"]["size"] == 2

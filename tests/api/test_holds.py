@@ -182,7 +182,7 @@ def stuck(shared_service: SharedService, monkeypatch: pytest.MonkeyPatch, method
 
     def slow(*arguments: Any) -> Any:
         begun.set()
-        assert goes_on.wait(30)
+        assert goes_on.wait(120)
         return real(*arguments)
 
     with monkeypatch.context() as patch:
@@ -214,7 +214,7 @@ def test_a_copy_that_is_being_made_holds_a_volume(
     volume = donor.volume()["id"]
     with stuck(sqlite_service, monkeypatch, method) as begun:
         assert donor("POST", path, {noun: {source: volume}}).status == 202
-        assert begun.wait(30)
+        assert begun.wait(60)
         refused = offered(donor, volume, no_snapshots=no_snapshots)
         assert refused.status == 400
         assert "is not finished" in refused.message or "must be available" in refused.message, refused.message
@@ -283,7 +283,7 @@ def test_who_asks_while_it_changes_hands_is_told_that_there_is_none(attach_servi
                 session.execute(
                     update(model).where(model.id == row).values(project_id=receiver.headers["X-Project-Id"])
                 )
-        answer = asked.result(30)
+        answer = asked.result(60)
     assert answer.status == 404, answer.body
     donor.wait_idle()
     with attach_service.db.read() as session:
@@ -300,7 +300,7 @@ def _wait_until_blocked(shared_service: SharedService, asked: Any) -> None:
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type='Lock'"
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not asked.done():
         with shared_service.db.read() as session:
             if session.execute(waiting).scalar():

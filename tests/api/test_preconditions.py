@@ -432,6 +432,6 @@ def test_limits_of_size_in_a_type(sqlite_service: SharedService) -> None:
 
 def test_every_open_operation_has_ended(shared_service: SharedService) -> None:
     """After all of the above: nothing was left behind."""
-    assert shared_service.service.bus.wait_idle(10)
+    assert shared_service.service.bus.wait_idle(60)
     with shared_service.db.read() as session:
         assert session.scalars(select(OperationRow.id).where(OperationRow.state == "open")).all() == []

@@ -60,7 +60,7 @@ class Asked:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.served.url + path, method=method, data=data, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as got:
+            with urllib.request.urlopen(request, timeout=60) as got:
                 answer = Answer(got.status, dict(got.headers), got.read())
         except urllib.error.HTTPError as got:
             answer = Answer(got.code, dict(got.headers), got.read())
@@ -73,7 +73,7 @@ class Asked:
         return self.rested(noun, answer.json[noun]["id"])
 
     def rested(self, noun: str, found: str) -> str:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             answer = self("GET", f"/{noun}s/{found}")
             if answer.status == 404 or answer.json[noun]["status"] not in PASSING:

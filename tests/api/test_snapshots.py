@@ -21,12 +21,12 @@ def test_a_report_does_not_stop_a_deletion_of_ours(
 
     def slow(*args: object) -> None:
         began.set()
-        assert go_on.wait(30)
+        assert go_on.wait(120)
         delete(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(backend, "delete_snapshot", slow)
     assert api("DELETE", f"/snapshots/{snapshot}").status == 202
-    assert began.wait(30)
+    assert began.wait(60)
     path = f"/snapshots/{snapshot}/action"
     refused = api("POST", path, {"os-update_snapshot_status": {"status": "error_deleting"}})
     assert refused.status == 400

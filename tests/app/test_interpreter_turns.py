@@ -14,7 +14,7 @@ from blockstore.backends.memory import MemoryBackend
 from blockstore.interpreter import REQUESTS
 from tests.conftest import Client, backend_section, make_config
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from blockstore.backends.background import BackgroundTasks
 from blockstore.backends.contract import BackgroundTask, Progress
 from blockstore.errors import Unreachable
 
-PATIENCE_S = 10
+PATIENCE_S = 60
 
 
 class Held:

@@ -30,7 +30,7 @@ def served(serve: Callable[..., Served]) -> Served:
 def make(served: Served, name: str) -> str:
     """Make a volume of 1 GiB and return its id when it is available."""
     volume = asked(served, "POST", "/volumes", {"volume": {"size": 1, "name": name}})["volume"]["id"]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while status_of(served, volume) != "available":
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -45,7 +45,7 @@ def asked(served: Served, method: str, path: str, body: Any = None) -> Any:
     headers = {"Content-Type": "application/json", "OpenStack-API-Version": "volume 3.71"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(served.url + path, method=method, data=data, headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read() or b"null")
 
 

@@ -27,7 +27,7 @@ def answering(reply: bytes) -> Iterator[str]:
         thread = threading.Thread(target=answer)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(10)
+        thread.join(60)
 
 
 def said(url: str) -> str:

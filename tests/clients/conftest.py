@@ -110,7 +110,7 @@ class Cloud:
             data=json.dumps({"auth": {"identity": identity, "scope": {"project": project}}}).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return str(answer.headers["X-Subject-Token"])
 
     def close(self) -> None:
@@ -187,13 +187,13 @@ class Cloud:
         """Look without a client."""
         headers = {"OpenStack-API-Version": "volume 3.71", "X-Auth-Token": self.token}
         request = urllib.request.Request(self.served.url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def delete(self, path: str) -> None:
         """Delete without a client."""
         request = urllib.request.Request(self.served.url + path, method="DELETE", headers={"X-Auth-Token": self.token})
-        urllib.request.urlopen(request, timeout=30).close()
+        urllib.request.urlopen(request, timeout=60).close()
 
     def make_volumes(self, number: int) -> str:
         """Create volumes without a client, and return what their names begin with."""
@@ -204,7 +204,7 @@ class Cloud:
                 data=json.dumps({"volume": {"size": 1, "name": f"{prefix}{i}"}}).encode(),
                 headers={"Content-Type": "application/json", "X-Auth-Token": self.token},
             )
-            urllib.request.urlopen(request, timeout=10).close()
+            urllib.request.urlopen(request, timeout=60).close()
         self.settle()
         return prefix
 
@@ -214,7 +214,7 @@ class Cloud:
             self.delete(f"/volumes/{volume_id}?cascade=true")
         self.settle()
 
-    def settle(self, timeout_s: float = 30) -> None:
+    def settle(self, timeout_s: float = 60) -> None:
         """Wait until nothing is on its way; for where a client offers no waiting."""
         deadline = time.monotonic() + timeout_s
         for kind in ("volumes", "snapshots"):

@@ -48,7 +48,7 @@ class TestApplicationCredential:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "X-Auth-Token": cloud.token},
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             made: dict[str, Any] = json.load(answer)["application_credential"]
         return {
             "PATH": cloud.environment["PATH"],

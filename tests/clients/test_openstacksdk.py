@@ -193,10 +193,10 @@ class TestDirectory(Journeys):
 
     def test_the_layer_above_waits_by_itself(self, connection: Any, name: str) -> None:
         """The calls of the connection itself, by name; once is enough, for it looks every two seconds."""
-        volume = connection.create_volume(1, name=name, wait=True, timeout=30)
+        volume = connection.create_volume(1, name=name, wait=True, timeout=60)
         assert connection.get_volume(name).status == "available"
         assert volume.id in [v.id for v in connection.list_volumes()]
-        assert connection.delete_volume(name, wait=True, timeout=30) is True
+        assert connection.delete_volume(name, wait=True, timeout=60) is True
         assert connection.get_volume(name) is None
 
 

@@ -84,7 +84,7 @@ class Proxy:
             environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
             self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
 
-    def wait(self, timeout_s: float = 30) -> None:
+    def wait(self, timeout_s: float = 60) -> None:
         """Wait until it answers for the service."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -133,7 +133,7 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     finally:
         if found is not None:
             found.process.terminate()
-            found.process.wait(30)
+            found.process.wait(60)
         served.kill()
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -144,7 +145,7 @@ class NotForThreads(LocalTarget):
         if self.busy:
             raise BackendError("busy")
         self.busy = True
-        time.sleep(0.02)
+        time.sleep(0 if threading.current_thread() is threading.main_thread() else 0.5)
         try:
             return super().export(export)
         finally:

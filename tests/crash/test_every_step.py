@@ -40,6 +40,7 @@ EVERY_LINE = os.environ.get("KILL_EVERY_LINE") == "1"
 SAMPLE = int(os.environ.get("KILL_SAMPLE", sampling.effort(1, 40)))
 OUTLIVING_SAMPLE = sampling.effort(8, 40)
 SHORTER = ("create on the next pool",) if CONFIG else ()
+MOST_MEDIAN_DRAIN_S = 5.0
 PARALLEL = 1 if CONFIG else 2
 LIMIT = pytest.mark.timeout(7200 if EVERY_LINE or CONFIG else sampling.effort(1800, 7200))
 
@@ -148,6 +149,8 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
     if target in OUTLIVING and not EVERY_LINE:
         steps = sorted(sampling.dice(f"{target} {name}").sample(steps, min(OUTLIVING_SAMPLE, len(steps))))
 
+    drains: list[float] = []
+
     def kill(step: int) -> str:
         place = killing.place / str(step)
         remove(place)
@@ -158,7 +161,7 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
             recovered = killing.run("recover", str(place), name, options, step % 10 == 0)
         if recovered:
             return f"step {step}: the recovery failed: {recovered}"
-        killing.drains.append(float((place / "drained").read_text()))
+        drains.append(float((place / "drained").read_text()))
         killing.kills += victim == -9
         remove(place)
         return ""
@@ -167,6 +170,8 @@ def kill_at_steps(killing: Killing, name: str, target: str) -> None:
         failures = [failure for failure in pool.map(kill, steps) if failure]
     print(f"{name}: {len(prints)} steps, {len({p for p, _ in prints})} states of the disk, {len(steps)} kills")
     assert not failures, "\n".join([*failures[:20], killing.said()])
+    assert CONFIG or sorted(drains)[len(drains) // 2] < MOST_MEDIAN_DRAIN_S
+    killing.drains += drains
 
 
 def remove(state_dir: Path) -> None:

@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("KILLS", sampling.effort(40, 1000)))
 COLD_EVERY = 25
 CLIENTS = 4
 LOAD_S = 0.25
-DRAIN_LIMIT_S = 5.0
+MOST_MEDIAN_DRAIN_S = 5.0
 MANY = 24
 BACKENDS = ("blockstore@directory", "blockstore@spare")
 
@@ -76,7 +76,7 @@ class Load:
 
     def __init__(self, truth: ExpectedState, url: str, seed: float) -> None:
         self.truth, self.dice = truth, random.Random(seed)
-        self.http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        self.http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
 
     def run(self) -> None:
         """Work until the server is gone."""
@@ -225,7 +225,7 @@ NEWEST = {"OpenStack-API-Version": "volume 3.71"}
 
 def listed(url: str) -> dict[str, dict[str, Any]]:
     """Return volumes and snapshots as the API lists them; those in error say why, and it is the client's doing."""
-    client = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    client = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     found: dict[str, dict[str, Any]] = {}
     for noun in ("volumes", "snapshots", "messages"):
         client.request("GET", f"/v3/{noun}" + ("/detail" if noun != "messages" else ""), headers=NEWEST)
@@ -254,9 +254,12 @@ def test_kills_under_load(victim: KilledService) -> None:
         truth.unmanage = 0
         victim.check()
         truth.compare(listed(victim.url))
+        accepted, deadline = truth.answered["POST 202"], time.monotonic() + 20
         with ThreadPoolExecutor(CLIENTS) as clients:
             running = [clients.submit(Load(truth, victim.url, dice.random()).run) for _ in range(CLIENTS)]
             time.sleep(dice.uniform(0, LOAD_S))
+            while truth.answered["POST 202"] < accepted + 2 and time.monotonic() < deadline:  # on a busy machine
+                time.sleep(0.005)
             assert victim.signal(signal.SIGKILL) == -signal.SIGKILL
             for one in running:
                 one.result()
@@ -267,6 +270,7 @@ def test_kills_under_load(victim: KilledService) -> None:
     assert victim.signal(signal.SIGTERM) == 0
     assert truth.answered["POST 202"] > KILLS  # else nothing was tried
     drains.sort()
+    assert drains[len(drains) // 2] < MOST_MEDIAN_DRAIN_S
     print(
         f"\n{KILLS} kills, {resumed} operations open at them, {sum(truth.answered.values())} answers"
         f" ({dict(sorted(truth.answered.items()))}); first answer to nothing open: median"

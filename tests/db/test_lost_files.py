@@ -24,7 +24,7 @@ def ask(served: Served, method: str, path: str, body: Any = None) -> tuple[int, 
         headers={"Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, parsed(answer.read())
     except urllib.error.HTTPError as exc:
         return exc.code, parsed(exc.read())
@@ -36,7 +36,7 @@ def parsed(body: bytes) -> Any:
 
 
 def wait_for(question: Callable[[], bool]) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if question():
             return
         time.sleep(0.05)

@@ -108,7 +108,7 @@ def test_damage_that_takes_long_to_find_is_told_to_the_health_check(
         open_database(db, tmp_path)
     except ConfigError:
         return  # it was found at once
-    checks[0]._thread.join(10)
+    checks[0]._thread.join(60)
     assert db.damage == opening.DAMAGED
     assert "is damaged" in caplog.text
 

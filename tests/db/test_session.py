@@ -116,11 +116,11 @@ def test_reader_does_not_wait_for_a_writer(db: Database) -> None:
             session.flush()
             with db.interpreter.released():  # as a writer that waits for the disk
                 written.set()
-                assert read.wait(10)
+                assert read.wait(60)
 
     with ThreadPoolExecutor(1) as threads:
         writing = threads.submit(write)
-        assert written.wait(10)
+        assert written.wait(60)
         assert names(db) == []
         read.set()
         writing.result()

@@ -103,12 +103,12 @@ def test_a_project_with_volumes_stays(people: People) -> None:
     project = people.project()
     _, token = people.user(project, "member")
     volume = people.ask("POST", "/v3/volumes", {"volume": {"size": 1}}, token).json["volume"]["id"]
-    assert people.service.bus.wait_idle(10)
+    assert people.service.bus.wait_idle(60)
     answer = people.identity("DELETE", f"/projects/{project}")
     assert answer.status == 409
     assert "1 volumes" in said(answer)
     assert people.ask("DELETE", f"/v3/volumes/{volume}", None, token).status == 202
-    assert people.service.bus.wait_idle(10)
+    assert people.service.bus.wait_idle(60)
     assert people.identity("DELETE", f"/projects/{project}").status == 204
 
 

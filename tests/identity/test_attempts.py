@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -157,7 +158,7 @@ def test_the_next_is_of_the_network_that_has_not_failed(besieged: Attempts) -> N
             one for one in besieged._held if all(not besieged._goes_first(other, one) for other in besieged._held)
         ] == [operation[0]]
         besieged.close()
-        assert {type(one.exception(20)) for one in waits} == {Busy}
+        assert {type(one.exception(60)) for one in waits} == {Busy}
 
 
 def test_places_to_wait_are_given_to_who_has_not_failed(besieged: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +175,9 @@ def test_places_to_wait_are_given_to_who_has_not_failed(besieged: Attempts, monk
             mistaken = held(besieged, "u", "192.0.2.8", callers)
             assert [one.networks[0] for one in besieged._held].count("192.0.2.8") == 1
             assert len(besieged._held) == 3
-        assert mistaken.result(20).right is False
+        assert mistaken.result(60).right is False
         besieged.close()
-        assert {type(one.exception(20)) for one in (*waits, user)} == {Busy}
+        assert {type(one.exception(60)) for one in (*waits, user)} == {Busy}
 
 
 def test_a_familiar_address_is_held_for_a_short_time_only(slowed: Slowed) -> None:
@@ -202,7 +203,7 @@ def test_parallel_attempts_are_counted_before_they_are_compared() -> None:
 
     def guess(number: int) -> None:
         nonlocal comparing, most
-        start.wait(20)
+        start.wait(60)
         with guesses.made("u", "192.0.2.1") as attempt:
             with lock:
                 comparing += 1
@@ -213,11 +214,12 @@ def test_parallel_attempts_are_counted_before_they_are_compared() -> None:
                 compared.append(number)
             attempt.right = False
 
+    began = time.monotonic()
     with ThreadPoolExecutor(12) as threads:
         ended = [threads.submit(guess, number) for number in range(12)]
-        refused = [one.exception(30) for one in ended]
+        refused = [one.exception(60) for one in ended]
     assert most <= FREE
-    assert FREE <= len(compared) <= FREE + 2
+    assert FREE <= len(compared) <= FREE + (time.monotonic() - began) / 0.2
     assert {type(one) for one in refused if one is not None} <= {TooManyRequests, Busy}
 
 
@@ -236,7 +238,7 @@ def test_only_some_are_held_and_the_rest_are_told_when_to_come_back(monkeypatch:
         assert isinstance(refused, TooManyRequests)
         assert refused.wait_s == 1
         guesses.close()  # as a stop does
-        assert sorted(type(one.exception(20)).__name__ for one in waits) == ["Busy", "Busy", "TooManyRequests"]
+        assert sorted(type(one.exception(60)).__name__ for one in waits) == ["Busy", "Busy", "TooManyRequests"]
     assert not guesses._held
 
 

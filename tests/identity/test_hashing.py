@@ -25,10 +25,10 @@ class Gate:
 
         def busy() -> None:
             begun.set()
-            assert self._go.wait(20)
+            assert self._go.wait(120)
 
         self.first = self.callers.submit(self.pool.run, busy, address="first", account="first")
-        assert begun.wait(20)
+        assert begun.wait(60)
 
     def ask(
         self, name: str, address: str, account: str = "", *, familiar: bool = False, standing: tuple[int, ...] = ()
@@ -59,7 +59,7 @@ class Gate:
     def open(self) -> None:
         """Let the first one end."""
         self._go.set()
-        self.first.result(20)
+        self.first.result(60)
 
     def close(self) -> None:
         """End all."""
@@ -86,7 +86,7 @@ def test_addresses_take_turns(gate: Callable[[int], Gate]) -> None:
     pool = gate(16)
     asked = [pool.ask(f"a{number}", "a") for number in range(4)] + [pool.ask("b", "b"), pool.ask("c", "c")]
     pool.open()
-    assert [one.result(20) for one in asked] == ["a0", "a1", "a2", "a3", "b", "c"]
+    assert [one.result(60) for one in asked] == ["a0", "a1", "a2", "a3", "b", "c"]
     assert pool.done == ["a0", "b", "c", "a1", "a2", "a3"]
 
 
@@ -96,11 +96,11 @@ def test_who_has_not_failed_takes_the_place_of_one_who_has(gate: Callable[[int],
     guessers = [pool.ask(f"g{number}", f"g{number}", standing=(4, 4, number)) for number in range(4)]
     user = pool.ask("user", "home", standing=(4, 0, 0))  # a neighbour has guessed
     with pytest.raises(Busy):
-        guessers[3].result(20)
+        guessers[3].result(60)
     with pytest.raises(Busy):
-        pool.ask("another", "g4", standing=(4, 4, 9)).result(20)
+        pool.ask("another", "g4", standing=(4, 4, 9)).result(60)
     pool.open()
-    assert [one.result(20) for one in (*guessers[:3], user)] == ["g0", "g1", "g2", "user"]
+    assert [one.result(60) for one in (*guessers[:3], user)] == ["g0", "g1", "g2", "user"]
 
 
 def test_a_place_is_given_by_chance_among_equals(gate: Callable[[int], Gate]) -> None:
@@ -119,9 +119,9 @@ def test_the_queue_of_one_account_has_a_place_for_who_has_not_failed(
     guesses = [pool.ask(f"g{number}", f"g{number}", "x", standing=(1, 1, number)) for number in range(2)]
     user = pool.ask("user", "home", "x", standing=(0, 0, 0))
     with pytest.raises(Busy):
-        guesses[1].result(20)
+        guesses[1].result(60)
     pool.open()
-    assert [one.result(20) for one in (guesses[0], user)] == ["g0", "user"]
+    assert [one.result(60) for one in (guesses[0], user)] == ["g0", "user"]
 
 
 def test_strangers_displace_nobody_who_logged_in_lately(gate: Callable[..., Gate]) -> None:
@@ -129,31 +129,31 @@ def test_strangers_displace_nobody_who_logged_in_lately(gate: Callable[..., Gate
     known = [pool.ask(f"k{number}", "home", familiar=True, standing=(9, 9, 9)) for number in range(2)]
     strangers = [pool.ask(f"s{number}", f"s{number}", standing=(number,)) for number in (2, 1, 0)]
     with pytest.raises(Busy):
-        strangers[0].result(20)
+        strangers[0].result(60)
     pool.open()
-    assert [one.result(20) for one in (*known, *strangers[1:])] == ["k0", "k1", "s1", "s0"]
+    assert [one.result(60) for one in (*known, *strangers[1:])] == ["k0", "k1", "s1", "s0"]
 
 
 def test_a_full_queue_refuses_with_the_time_to_come_back(gate: Callable[[int], Gate]) -> None:
     pool = gate(4)
     kept = [pool.ask(f"a{number}", "a") for number in range(4)]
     with pytest.raises(Busy) as refused:
-        pool.ask("a4", "a").result(20)
+        pool.ask("a4", "a").result(60)
     assert refused.value.wait_s == hashing.RETRY_AFTER_S
     pool.open()
-    assert [one.result(20) for one in kept] == ["a0", "a1", "a2", "a3"]
+    assert [one.result(60) for one in kept] == ["a0", "a1", "a2", "a3"]
 
 
 def test_strangers_from_many_addresses_leave_places_for_those_who_logged_in_lately(gate: Callable[..., Gate]) -> None:
     pool = gate(6, kept=2)
     strangers = [pool.ask(f"s{number}", f"a{number}") for number in range(4)]
     with pytest.raises(Busy):
-        pool.ask("one more", "a9", standing=(1,)).result(20)
+        pool.ask("one more", "a9", standing=(1,)).result(60)
     known = [pool.ask(f"k{number}", f"home{number}", familiar=True) for number in range(2)]
     with pytest.raises(Busy):
-        pool.ask("too many", "home9", familiar=True, standing=(1,)).result(20)
+        pool.ask("too many", "home9", familiar=True, standing=(1,)).result(60)
     pool.open()
-    assert [one.result(20) for one in (*strangers, *known)] == ["s0", "s1", "s2", "s3", "k0", "k1"]
+    assert [one.result(60) for one in (*strangers, *known)] == ["s0", "s1", "s2", "s3", "k0", "k1"]
 
 
 def test_an_address_that_fills_the_queue_gives_up_its_newest_for_another(gate: Callable[[int], Gate]) -> None:
@@ -161,12 +161,12 @@ def test_an_address_that_fills_the_queue_gives_up_its_newest_for_another(gate: C
     flood = [pool.ask(f"a{number}", "a") for number in range(4)]
     first, second = pool.ask("b0", "b"), pool.ask("b1", "b")
     with pytest.raises(Busy):
-        pool.ask("b2", "b", standing=(1,)).result(20)  # both have two now
+        pool.ask("b2", "b", standing=(1,)).result(60)  # both have two now
     for given_up in flood[2:]:
         with pytest.raises(Busy):
-            given_up.result(20)
+            given_up.result(60)
     pool.open()
-    assert [one.result(20) for one in (*flood[:2], first, second)] == ["a0", "a1", "b0", "b1"]
+    assert [one.result(60) for one in (*flood[:2], first, second)] == ["a0", "a1", "b0", "b1"]
 
 
 def test_one_account_takes_half_of_the_queue_from_wherever_it_is_tried(
@@ -176,10 +176,10 @@ def test_one_account_takes_half_of_the_queue_from_wherever_it_is_tried(
     pool = gate(4)
     kept = [pool.ask(f"x{number}", f"address-{number}", "x") for number in range(2)]
     with pytest.raises(Busy):
-        pool.ask("x2", "address-2", "x", standing=(1,)).result(20)
+        pool.ask("x2", "address-2", "x", standing=(1,)).result(60)
     other = pool.ask("y", "address-3")
     pool.open()
-    assert [one.result(20) for one in (*kept, other)] == ["x0", "x1", "y"]
+    assert [one.result(60) for one in (*kept, other)] == ["x0", "x1", "y"]
 
 
 def test_a_user_who_fills_the_queue_from_many_addresses_gives_up_a_place_for_another(
@@ -234,6 +234,6 @@ def test_a_stop_turns_away_who_waits_and_who_comes(gate: Callable[[int], Gate]) 
     waits = pool.ask("a", "a")
     pool.pool.close()
     with pytest.raises(Busy):
-        waits.result(20)
+        waits.result(60)
     with pytest.raises(Busy):
         pool.pool.run(lambda: None, address="a", account="a")

@@ -179,11 +179,11 @@ def test_served_process_answers_while_another_process_holds_the_lock(serve: Call
         asked = time.monotonic()
         status, said, _ = ask(served, "GET", "/healthcheck")
         assert (status, said.decode().strip()) == (503, health.SLOW)
-        assert time.monotonic() - asked < 2
+        assert time.monotonic() - asked < wait_limits.REQUEST_S
         for thread in creating:
             thread.join()
-    assert sorted(times)[len(times) // 2] < 0.1
-    assert max(times) < 1
+    assert sorted(times)[len(times) // 2] < 1
+    assert max(times) < wait_limits.REQUEST_S  # they wait for none of the creates
     assert [(status, headers["Retry-After"]) for status, _, headers in answers] == [(503, "5")] * 4
     assert ask(served, "POST", "/v3/volumes", {"volume": {"size": 1}})[0] == 202
     assert served.stop() == 0

@@ -94,11 +94,11 @@ def test_a_project_s_create_begins_while_another_has_sixty_in_line(
         gate = first if next(places) < workers else others
         begun.append(name)
         one_more.release()
-        assert gate.wait(60)
+        assert gate.wait(120)
         create(self, name, *args)
 
     def begin(count: int) -> None:
-        assert all(one_more.acquire(timeout=30) for _ in range(count))
+        assert all(one_more.acquire(timeout=60) for _ in range(count))
 
     monkeypatch.setattr(MemoryBackend, "create_volume", stuck)
     try:
@@ -109,7 +109,7 @@ def test_a_project_s_create_begins_while_another_has_sixty_in_line(
         begin(1)
         assert begun[workers] == f"volume-{made[0]}"
         (line,) = (one._waiting for one in service.bus._components["manager"].workers.values())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (line.waiting("busy"), line.waiting("quiet")) != (60 - workers, 1):  # the scheduler comes before it
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -40,7 +40,7 @@ class Tenant:
         }
         request = urllib.request.Request(self.root + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode(), answer.headers
         except urllib.error.HTTPError as refusal:
             return refusal.code, refusal.read().decode(), refusal.headers
@@ -63,11 +63,11 @@ class Tenant:
 
 
 def wait_for(true: Callable[[], bool]) -> None:
-    for _ in range(600):
+    for _ in range(1200):
         if true():
             return
         threading.Event().wait(0.05)
-    raise AssertionError("it did not come true in 30 s")
+    raise AssertionError("it did not come true in 60 s")
 
 
 def fill(path: Path) -> None:

@@ -25,7 +25,7 @@ def test_many_operations_on_a_stuck_pool(
 
     def stuck(self: DirectoryBackend, *args: Any) -> None:
         if self.name == "a":
-            assert answers.wait(60)
+            assert answers.wait(120)
         create(self, *args)
 
     monkeypatch.setattr(DirectoryBackend, "create_volume", stuck)
@@ -38,7 +38,7 @@ def test_many_operations_on_a_stuck_pool(
     try:
         one = made("b")
         with api.service.bus._change:
-            assert api.service.bus._change.wait_for(lambda: shown(api, one)["status"] == "available", 10)
+            assert api.service.bus._change.wait_for(lambda: shown(api, one)["status"] == "available", 60)
         assert {shown(api, volume)["status"] for volume in waiting} == {"creating"}
     finally:
         answers.set()

@@ -69,7 +69,7 @@ def ask(url: str, method: str = "GET", body: Any = None, token: str | None = Non
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, method=method, data=data, headers=said)
     try:
-        with urllib.request.urlopen(request, timeout=30) as got:
+        with urllib.request.urlopen(request, timeout=60) as got:
             return Answer(got.status, dict(got.headers), got.read())
     except urllib.error.HTTPError as exc:
         with exc:

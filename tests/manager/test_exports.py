@@ -350,13 +350,13 @@ def test_one_that_is_detached_while_it_is_ended_again_is_ended_once(
     gate = lives.target.gate("withdraw")
     with ThreadPoolExecutor(2) as threads:
         comparing = threads.submit(api.service.exports.reconcile, api.service.backends)
-        assert lives.target.begun["withdraw"].wait(20)
+        assert lives.target.begun["withdraw"].wait(60)
         deleting = threads.submit(remove, Client(api.service), used["id"])
         while status_of(api, used["id"]) != "disconnecting":
             time.sleep(0.01)
         gate.set()
-        comparing.result(30)
-        assert deleting.result(30).status == 200
+        comparing.result(60)
+        assert deleting.result(60).status == 200
     api.wait_idle()
     assert status_of(api, used["id"]) is None
     assert api.get(f"/volumes/{used['volume_id']}")["volume"]["status"] == "available"
@@ -373,13 +373,13 @@ def test_what_is_being_ended_is_not_restored(lives: Lives, how: str) -> None:
     with ThreadPoolExecutor(2) as threads:
         path = f"/attachments/{attachment}" if how == "detach" else f"/volumes/{volume}?force=true"
         ending = threads.submit(Client(api.service), "DELETE", path)
-        assert lives.target.begun["withdraw"].wait(20)
+        assert lives.target.begun["withdraw"].wait(60)
         lives.target.exports.pop(attachment)
         comparing = threads.submit(api.service.exports.reconcile, api.service.backends)
         time.sleep(0.2)
         gate.set()
-        assert ending.result(30).status in (200, 202)
-        comparing.result(30)
+        assert ending.result(60).status in (200, 202)
+        comparing.result(60)
     api.wait_idle()
     compare(api)
     assert attachment not in lives.target.exports
@@ -418,7 +418,7 @@ def test_looks_beside_many_attachments_that_come_and_go_disturb_none(lives: Live
             list(threads.map(come_and_go, volumes))
         finally:
             stop.set()
-        assert looking.result(30) > 3
+        assert looking.result(60) > 3
     compare(api)
     assert not lives.target.exports
     check(api.service.db, api.service.backends, targets=api.service.exports.targets)

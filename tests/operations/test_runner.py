@@ -65,7 +65,7 @@ class Gate:
 
         def held(*args: Any, **kw: Any) -> Any:
             self.begun.set()
-            assert self.go.wait(20)
+            assert self.go.wait(120)
             return real(*args, **kw)
 
         monkeypatch.setattr(backend, method, held)
@@ -420,7 +420,7 @@ def test_a_volume_reset_while_it_is_made_stays_as_it_was_set(
 ) -> None:
     gate = Gate(monkeypatch, backend, "create_volume")
     volume = api.volume(settle=False)
-    assert gate.begun.wait(10)
+    assert gate.begun.wait(60)
     reset = api("POST", f"/volumes/{volume['id']}/action", {"os-reset_status": {"status": "available"}})
     assert reset.status == 202
     gate.go.set()
@@ -435,7 +435,7 @@ def test_an_extension_whose_volume_was_reset_is_a_fact_all_the_same(
     volume = api.volume()
     gate = Gate(monkeypatch, backend, "extend_volume")
     assert api("POST", f"/volumes/{volume['id']}/action", {"os-extend": {"new_size": 3}}).status == 202
-    assert gate.begun.wait(10)
+    assert gate.begun.wait(60)
     assert api("POST", f"/volumes/{volume['id']}/action", {"os-reset_status": {"status": "error"}}).status == 202
     gate.go.set()
     api.wait_idle()
@@ -452,7 +452,7 @@ def test_a_revert_whose_snapshot_was_reset_succeeds(
     gate = Gate(monkeypatch, backend, "revert_volume")
     revert = api("POST", f"/volumes/{volume['id']}/action", {"revert": {"snapshot_id": snapshot["id"]}})
     assert revert.status == 202
-    assert gate.begun.wait(10)
+    assert gate.begun.wait(60)
     assert api("POST", f"/snapshots/{snapshot['id']}/action", {"os-reset_status": {"status": "error"}}).status == 202
     gate.go.set()
     api.wait_idle()
@@ -474,7 +474,7 @@ def test_a_forced_delete_of_what_is_being_made_leaves_nothing(
         assert api("POST", f"/volumes/{volume['id']}/action", {"os-extend": {"new_size": 3}}).status == 202
     else:
         assert api("POST", "/snapshots", {"snapshot": {"volume_id": volume["id"]}}).status == 202
-    assert gate.begun.wait(10)
+    assert gate.begun.wait(60)
     answer = api("DELETE", f"/volumes/{volume['id']}?cascade=true&force=true")
     assert answer.status == 202, answer.body
     gate.go.set()
@@ -498,7 +498,7 @@ def test_an_operation_cancelled_before_it_began(
     source = api.volume()
     gate = Gate(monkeypatch, backend, "create_snapshot")
     assert api("POST", "/snapshots", {"snapshot": {"volume_id": source["id"]}}).status == 202
-    assert gate.begun.wait(10)
+    assert gate.begun.wait(60)
     copy = api.volume(settle=False, source_volid=source["id"])
     while not (waiting := operations(api, kind="PlaceVolume", resource_id=copy["id"], state="open")):
         time.sleep(0.005)
@@ -521,13 +521,13 @@ def test_an_operation_cancelled_while_it_runs_stops_at_its_next_progress(
     def clone(_name: str, _size: int, _source: str, progress: Callable[[int], None]) -> None:
         progress(50)
         at_half.set()
-        assert go.wait(10)
+        assert go.wait(120)
         progress(60)
         raise AssertionError("it went on")
 
     monkeypatch.setattr(backend, "clone_volume", clone)
     copy = api.volume(settle=False, source_volid=source["id"])
-    assert at_half.wait(10)
+    assert at_half.wait(60)
     (running,) = operations(api, kind="CreateVolume", resource_id=copy["id"])
     assert running.progress == 50
     cancel(api, running)
@@ -544,7 +544,7 @@ def test_what_half_destroys_is_not_stopped(
     volume = api.volume()
     gate = Gate(monkeypatch, backend, "delete_volume")
     assert api("DELETE", f"/volumes/{volume['id']}").status == 202
-    assert gate.begun.wait(10)
+    assert gate.begun.wait(60)
     cancel(api, operations(api, kind="DeleteVolume")[0])
     gate.go.set()
     judge(api)

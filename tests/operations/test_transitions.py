@@ -49,7 +49,7 @@ def test_eight_threads_and_each_move_is_won_once(db: Database) -> None:
     start, lost = threading.Barrier(8), set()
 
     def race() -> int:
-        start.wait(10)
+        start.wait(60)
         won = 0
         for volume_id in volumes:
             try:

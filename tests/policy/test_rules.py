@@ -264,7 +264,7 @@ def test_a_served_process_outlives_what_is_done_to_its_policies(serve: Callable[
             headers={"Content-Type": "application/json", "X-Roles": roles},
         )
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as exc:
             return exc.code

@@ -244,7 +244,7 @@ def test_pyparsing_is_imported_only_when_an_expression_is_compiled():
         "import sys, blockstore.scheduler.expressions as e; assert 'pyparsing' not in sys.modules; "
         "e.evaluate('1', {}); assert 'pyparsing' in sys.modules"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
 
 
 # --- properties --------------------------------------------------------------------------------------------

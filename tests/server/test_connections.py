@@ -64,8 +64,9 @@ def callers(listener: socket.socket) -> Iterator[Callers]:
 
 
 def test_what_is_over_the_bound_of_an_address_is_closed_those_that_never_asked_first(
-    listener: socket.socket, callers: Callers
+    listener: socket.socket, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connections, "JUST_S", 600)
     held = Connections(listener, limit=100, per_address=3)
     silent = [callers.come() for _ in range(4)]
     asking, asked, other = callers.come(), callers.come(), callers.come("127.0.0.2")

@@ -39,13 +39,13 @@ def test_https_from_start_to_stop(tmp_path: Path) -> None:
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         said = []
         for context in (trusting, old):
-            with urllib.request.urlopen(well, context=context, timeout=10) as answer:
+            with urllib.request.urlopen(well, context=context, timeout=60) as answer:
                 said.append(answer.read())
         with pytest.raises(OSError, match="certificate"):
-            urllib.request.urlopen(well, timeout=10)
+            urllib.request.urlopen(well, timeout=60)
         openrc = subprocess.run(blockstore("openrc", *where), capture_output=True, text=True)
         process.terminate()
-        status = process.wait(30)
+        status = process.wait(60)
     assert "serves https://127.0.0.1:" in first
     assert (said, status) == ([b"OK", b"OK"], 0)
     assert f"export OS_CACERT={cert};" in openrc.stdout

@@ -18,6 +18,7 @@ import pytest
 from blockstore.server import bodies, wsgi
 from blockstore.server.budget import Replies
 from blockstore.server.http import HttpServer, listening_socket
+from blockstore.server.threads import Threads
 
 PIECE = 64 << 10
 MIB = 1 << 20
@@ -45,7 +46,7 @@ class Application:
             return (bytes(PIECE) for _ in range(int(environ["QUERY_STRING"] or 1)))
         if path == "/wait":
             self.begun.set()
-            assert self.go.wait(20)
+            assert self.go.wait(120)
         if path == "/long":
             body = bytes(int(environ["QUERY_STRING"]))
             start_response("200 OK", [("Content-Length", str(len(body)))])
@@ -85,7 +86,7 @@ def serving(application: Application, **options: Any) -> Iterator[int]:
         yield server.address[1]
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -97,7 +98,7 @@ def port(application: Application) -> Iterator[int]:
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=20)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def ask(port: int, raw: bytes) -> tuple[int, str, bytes]:
@@ -236,7 +237,7 @@ def test_a_body_of_tiny_pieces_is_given_up(port: int, application: Application) 
         one.sendall(b"PUT /stream HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(OSError):
             one.sendall(b"1\r\nx\r\n" * 100_000)
-        assert application.slow.wait(20)
+        assert application.slow.wait(60)
         assert isinstance(application.failed[0], OSError)
 
 
@@ -276,7 +277,7 @@ def test_a_body_that_drips_is_408_however_fast_it_began(
         ended.set()
         thread.join()
         assert status == 408
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60  # a byte for each 50 ms: the whole body would take minutes
 
 
 def test_long_bodies_have_a_share_for_each_caller_and_short_ones_are_always_received(
@@ -296,7 +297,7 @@ def test_long_bodies_have_a_share_for_each_caller_and_short_ones_are_always_rece
             return one
 
         first = start(b"192.0.2.1")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\n" + long + bytes(60000))[0] != 503:
             assert time.monotonic() < deadline
         assert ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\n" + short)[0] == 200
@@ -315,7 +316,7 @@ def test_bodies_of_strangers_leave_those_of_tokens_their_part(
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n"
     with serving(application, line_of=lambda headers: headers.get("x-auth-token", "")) as port, connect(port) as slow:
         slow.sendall(head + b"\r\n" + bytes(59000))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while ask(port, head + b"\r\n" + bytes(60000))[0] != 503:
             assert time.monotonic() < deadline
         assert ask(port, head + b"X-Auth-Token: good\r\n\r\n" + bytes(60000))[0] == 200
@@ -330,7 +331,15 @@ def test_a_bounded_number_of_bodies_of_strangers_is_received_at_once(
 ) -> None:
     """Short ones, too: a request that is being received holds the place of a connection after its caller has gone."""
     monkeypatch.setattr(wsgi, "RECEIVED", (3, 2))
-    monkeypatch.setattr(bodies.Places, "QUICK_S", 60)
+    monkeypatch.setattr(bodies.Places, "QUICK_S", 600)
+    take, taken = bodies.Places.take, list[str]()
+
+    def noted(self: bodies.Places, caller: str) -> bodies.BodyPlace:
+        place = take(self, caller)
+        taken.append(caller)
+        return place
+
+    monkeypatch.setattr(bodies.Places, "take", noted)
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
 
     def asked(caller: int) -> bytes:
@@ -339,14 +348,14 @@ def test_a_bounded_number_of_bodies_of_strangers_is_received_at_once(
     of = {"client_of": lambda _peer, said: said, "line_of": lambda headers: headers.get("x-auth-token", "")}
     with serving(application, **of) as port, contextlib.ExitStack() as stack:
         halves = [stack.enter_context(connect(port)) for _ in range(3)]
-        for half, caller in zip(halves, (1, 1, 2), strict=True):
+        deadline = time.monotonic() + 60
+        for number, (half, caller) in enumerate(zip(halves, (1, 1, 2), strict=True)):
             half.sendall(asked(caller) + b"half")
-            time.sleep(0.05)  # so that they come in this order
-        deadline = time.monotonic() + 20
-        while ask(port, asked(1) + bytes(10))[0] != 503:
-            assert time.monotonic() < deadline
-        while ask(port, asked(3) + bytes(10))[0] != 503:
-            assert time.monotonic() < deadline
+            while len(taken) <= number:  # so that they come in this order
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        assert ask(port, asked(1) + bytes(10))[0] == 503
+        assert ask(port, asked(3) + bytes(10))[0] == 503
         assert ask(port, head + b"X-Forwarded-For: 192.0.2.1\r\nX-Auth-Token: good\r\n\r\n" + bytes(10))[0] == 200
         monkeypatch.setattr(bodies.Places, "QUICK_S", 0)
         assert ask(port, asked(3) + bytes(10))[0] == 200, "who takes long makes room: of the address with the most"
@@ -369,7 +378,7 @@ def test_a_request_that_has_ended_is_gone_without_a_search_for_cycles(port: int,
                 gone.sendall(head + bytes(100_000))
         with connect(port) as first, contextlib.ExitStack() as stack:
             first.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert application.begun.wait(20)
+            assert application.begun.wait(60)
             waiting = [stack.enter_context(connect(port)) for _ in range(10)]
             for one in waiting:
                 one.sendall(head + bytes(100_000))
@@ -377,7 +386,7 @@ def test_a_request_that_has_ended_is_gone_without_a_search_for_cycles(port: int,
             application.go.set()
             assert {reply_of(one)[0] for one in (first, *waiting)} == {200}
             del one
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (left := sum(type(one) is wsgi.Request for one in gc.get_objects())) > 2:
             assert time.monotonic() < deadline, left
             time.sleep(0.05)
@@ -395,7 +404,7 @@ def test_replies_that_nobody_takes_are_bounded_and_the_slowest_is_cut(
         def start() -> socket.socket:
             one = stack.enter_context(socket.socket())
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            one.settimeout(20)
+            one.settimeout(60)
             one.connect(("127.0.0.1", port))
             one.sendall(b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % (10 * MIB))
             assert one.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
@@ -452,15 +461,19 @@ def test_replies_to_one_project_are_bounded_over_all_its_addresses(
 
 @pytest.mark.timed
 def test_long_replies_on_new_connections_are_whole_and_quick_while_many_are_open(port: int) -> None:
-    with contextlib.ExitStack() as stack:
-        for _ in range(100):
-            stack.enter_context(connect(port))
+    def median_s(count: int) -> float:
         took = []
-        for _ in range(30):
+        for _ in range(count):
             began = time.monotonic()
             assert len(ask(port, b"GET /long?%d HTTP/1.1\r\nHost: a\r\n\r\n" % MIB)[2]) == MIB
             took.append(time.monotonic() - began)
-    assert sorted(took)[len(took) // 2] < 0.2, took
+        return sorted(took)[len(took) // 2]
+
+    alone_s = median_s(10)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(connect(port))
+        assert median_s(30) < max(0.2, 5 * alone_s), alone_s
 
 
 def test_a_long_reply_is_whole_and_has_a_length(port: int) -> None:
@@ -475,20 +488,30 @@ def test_a_caller_who_leaves_in_mid_body_leaves_nothing(port: int, application: 
     assert len(application.called) == 1
 
 
-def test_who_asks_and_leaves_does_not_stay_in_line(port: int, application: Application) -> None:
+def test_who_asks_and_leaves_does_not_stay_in_line(
+    port: int, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw, left = Threads.withdraw, list[bool]()
+
+    def noted(*arguments: Any) -> bool:
+        left.append(withdraw(*arguments))
+        return left[-1]
+
+    monkeypatch.setattr(Threads, "withdraw", noted)
     with connect(port) as first:
         first.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert application.begun.wait(20)
+        assert application.begun.wait(60)
         for _ in range(50):
             with connect(port) as one:
                 one.sendall(b"GET /left HTTP/1.1\r\nHost: a\r\n\r\n")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         with connect(port) as last:
             last.sendall(b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n")
-            time.sleep(0.5)  # so long it takes to notice that they have left
+            while left.count(True) < 41:  # it takes some time to notice that they have left
+                assert time.monotonic() < deadline, left
+                time.sleep(0.01)
             application.go.set()
             assert reply_of(last)[0] == 200
-        assert time.monotonic() < deadline
     assert [environ["PATH_INFO"] for environ in application.called].count("/left") < 10
 
 
@@ -497,7 +520,7 @@ def test_a_stop_before_the_start_is_not_lost(application: Application) -> None:
     server.stop()
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -511,11 +534,11 @@ def test_an_upload_that_is_cut_off_is_not_taken_for_a_whole_one(port: int, appli
         application.slow.clear()
         with connect(port) as one:
             one.sendall(f"PUT /stream HTTP/1.1\r\nHost: a\r\n{head}".encode())
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not application.threads or not application.threads[-1].startswith("transfer"):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-        assert application.slow.wait(20)
+        assert application.slow.wait(60)
     assert len(application.failed) == 2
 
 
@@ -552,7 +575,7 @@ def test_an_upload_that_stops_holds_no_thread_that_answers(
     with connect(port) as one:
         one.sendall(b"PUT /stream HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
         assert told(port, "GET / HTTP/1.1\r\nHost: a")["REQUEST_METHOD"] == "GET"
-        assert application.slow.wait(20)
+        assert application.slow.wait(60)
         (failure,) = application.failed
         assert isinstance(failure, OSError)
 

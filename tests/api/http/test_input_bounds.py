@@ -15,6 +15,7 @@ import pytest
 from tests.api.conftest import SharedService, unknown_id
 from tests.api.test_isolation import ENDPOINTS, place
 from tests.conftest import Answer
+from tests.processor import slowness
 
 MOST_S = 0.020
 AT_THE_DOOR = ("deep", "unknown keys", "pairs", "empty objects", "empty arrays", "numbers")
@@ -35,6 +36,10 @@ def cost_s(ask: Callable[[], Answer]) -> tuple[float, Answer]:
         if best <= MOST_S:
             break
     return best, answer
+
+
+def is_slow(spent_s: float) -> bool:
+    return spent_s > MOST_S and spent_s > MOST_S * slowness()
 
 
 @functools.cache
@@ -85,7 +90,7 @@ def test_bodies(sqlite_service: SharedService, method: str, path: str, name: str
         spent, answer = cost_s(lambda raw=raw: admin(method, place(path), raw=raw))  # type: ignore[misc]
         assert answer.status < 500 or answer.status == 501, (kind, answer.body)
         assert len(answer.body) < 2000, kind
-        if spent > MOST_S:
+        if is_slow(spent):
             slow[kind] = round(spent * 1000, 1)
     assert slow == {}
 
@@ -135,7 +140,7 @@ def test_queries(sqlite_service: SharedService, kind: str, query: str) -> None:
             spent, answer = cost_s(lambda path=path, client=client: client("GET", f"{path}?{query}"))
             assert answer.status < 500, answer.body
             assert answer.status == 200 or len(answer.body) < 2000
-            if spent > MOST_S:
+            if is_slow(spent):
                 slow[path] = round(spent * 1000, 1)
     assert slow == {}
 

@@ -21,7 +21,7 @@ from blockstore.config import KeystoneConfig
 # Of webob, which the middleware needs.
 pytestmark = pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")
 
-WAIT_S = 10
+WAIT_S = 60
 PROXY = "192.0.2.1"
 
 

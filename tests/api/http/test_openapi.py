@@ -93,7 +93,7 @@ def test_generated_requests_are_answered_as_the_document_says(served: Service, t
             BaseExceptionGroup,
         ) as exc:  # every operation is tried, and all that is wrong is told at once
             failures.append(f"{operation.method.upper()} {operation.path}: {exc}")
-        served.bus.wait_idle(30)
+        served.bus.wait_idle(60)
     assert failures == [], "\n\n".join(failures)
     print(f"{sent.total()} requests")
     assert sent.total() >= LEAST

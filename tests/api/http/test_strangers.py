@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from blockstore.api.http.strangers import MOST_ASKED, MOST_WAITING, Strangers
+from blockstore.api.http.strangers import MOST_ASKED, MOST_WAITING, Place, Strangers
 from blockstore.api.http.waiting import ThreadReserve
+from blockstore.turns import FairQueue
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 class Crowd:
@@ -23,20 +24,36 @@ class Crowd:
         self._strangers, self._pool = strangers, pool
         self.served: list[str] = []
         self._may_end = threading.Semaphore(0)
+        self._entered: list[tuple[Place, Future[bool]]] = []
+        self._of_thread = threading.local()
+        enter = strangers._enter
+
+        def entered(address: str) -> tuple[Place, FairQueue[Place]]:
+            place, line = enter(address)
+            self._of_thread.place.set_result(place)
+            return place, line
+
+        strangers._enter = entered  # type: ignore[method-assign]
 
     def __len__(self) -> int:
         return len(self._strangers._line) + len(self._strangers._failed_line)
 
     def ask(self, address: str) -> Future[bool]:
         """Let a request come from an address, and return when it has a turn, waits, or is refused."""
-        before, length = len(self.served), len(self)
-        asked = self._pool.submit(self._ask, address)
+        entered = Future[Place]()
+        asked = self._pool.submit(self._ask, address, entered)
+        self._entered.append((entered.result(WAIT_S), asked))
         until = time.monotonic() + WAIT_S
-        while not asked.done() and len(self.served) == before and len(self) == length < MOST_WAITING:
+        while not self._is_settled():
             assert time.monotonic() < until
             time.sleep(0.001)
-        time.sleep(0.01 if length >= MOST_WAITING else 0)
         return asked
+
+    def _is_settled(self) -> bool:
+        """Say whether all who were given a turn have begun, and all who were refused have ended."""
+        told = [(place.result(), asked) for place, asked in self._entered if place.done()]
+        turns = sum(turn for turn, _ in told)
+        return len(self.served) == turns and all(asked.done() for turn, asked in told if not turn)
 
     def end(self, count: int) -> None:
         """Let so many requests end their turns."""
@@ -48,7 +65,8 @@ class Crowd:
                 assert time.monotonic() < until
                 time.sleep(0.001)
 
-    def _ask(self, address: str) -> bool:
+    def _ask(self, address: str, entered: Future[Place]) -> bool:
+        self._of_thread.place = entered
         with self._strangers.waiting_place(address) as has_turn:
             if has_turn:
                 self.served.append(address)

@@ -438,8 +438,8 @@ def test_bodies_over_a_socket(serve: Callable[..., Served]) -> None:
     before = peak_kib(served.process.pid)
 
     def connect() -> socket.socket:
-        connection = socket.create_connection((address.hostname, address.port), timeout=20)
-        connection.settimeout(20)
+        connection = socket.create_connection((address.hostname, address.port), timeout=60)
+        connection.settimeout(60)
         return connection
 
     # A hundred million bytes, announced.
@@ -460,7 +460,7 @@ def test_bodies_over_a_socket(serve: Callable[..., Served]) -> None:
             for _ in range(1500):
                 connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
     # Between what the API takes and what the server reads.
-    plain = http.client.HTTPConnection(str(address.hostname), address.port, timeout=20)
+    plain = http.client.HTTPConnection(str(address.hostname), address.port, timeout=60)
     plain.request("POST", "/v3/volumes", b" " * 200_000, {"Content-Type": "application/json"})
     answer = plain.getresponse()
     assert (answer.status, b"114688" in answer.read()) == (413, True)
@@ -481,7 +481,7 @@ def test_bodies_over_a_socket(serve: Callable[..., Served]) -> None:
             connection.sendall(torn)
             assert b" 50" not in connection.recv(32)
     assert peak_kib(served.process.pid) - before < 30_000
-    plain = http.client.HTTPConnection(str(address.hostname), address.port, timeout=20)
+    plain = http.client.HTTPConnection(str(address.hostname), address.port, timeout=60)
     plain.request("GET", "/v3/volumes")
     assert json.loads(plain.getresponse().read()) == {"volumes": []}
     plain.close()

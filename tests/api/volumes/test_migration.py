@@ -541,7 +541,7 @@ def test_nothing_waits_for_moves(
     api, gate, prove = Client(start_service(config)), threading.Event(), copying._prove
 
     def wait(*args: Any) -> None:
-        assert gate.wait(30)
+        assert gate.wait(120)
         prove(*args)
 
     monkeypatch.setattr(copying, "_prove", wait)
