@@ -283,8 +283,10 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
     done = new_storage.accept(service.db, name, backend, service.context.installation, 30)
     assert {volume, snapshotted, snapshot} == set(done.lost)
     service.report()
+    (report,) = service.pool_reports.reports().values()
+    assert report.up, report.reason
     assert api.action(f"volumes/{volume}", "os-force_delete", {}).status == 202
-    api.wait_idle()
-    assert api("GET", f"/volumes/{volume}").status == 404
+    left = api("GET", f"/volumes/{volume}")
+    assert left.status == 404, (left.body, reason(api, volume), api.get("/messages"))
     assert api.volume()["status"] == "available"
     ceph.run("ceph", "osd", "pool", "rm", "anew", "anew", "--yes-i-really-really-mean-it")
