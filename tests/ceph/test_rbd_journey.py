@@ -55,7 +55,7 @@ def read_by_qemu(ceph: Ceph, told: Any, tmp_path: Path) -> bytes:
     url += "\\;".join(f"{host}\\:{port}" for host, port in zip(data["hosts"], data["ports"], strict=True))
     out = tmp_path / "read"
     argv = ["qemu-img", "dd", "-f", "raw", "-O", "raw", "bs=512", "count=1", f"if={url}", f"of={out}"]
-    subprocess.run(argv, check=True, timeout=60)
+    subprocess.run(argv, check=True, timeout=600)
     return out.read_bytes()
 
 
