@@ -20,6 +20,7 @@ from blockstore.errors import NoSpace
 from tests.api.volumes.test_migration import bound, fill, holds, idle, move, shown, whole
 from tests.ceph.conftest import Ceph, down, looked_at
 from tests.conftest import Client, backend_section
+from tests.held_calls import holding
 
 pytestmark = [pytest.mark.ceph, pytest.mark.slow]
 
@@ -164,17 +165,20 @@ def test_stuck_in_the_middle_of_a_move(api: Client, hurt: Ceph, source: str, mon
     assert trash(hurt) == ""
 
 
-def test_stuck_while_volumes_are_made_and_deleted(api: Client, hurt: Ceph) -> None:
+def test_stuck_while_volumes_are_made_and_deleted(api: Client, hurt: Ceph, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked settles with its reason; what failed can be deleted, and all works without a restart."""
     kept, gone = on(api, RBD), on(api, RBD)
     for one in (kept, gone):
         settled(api, one, "available")
     fill(api, kept)
+    backend = next(one for host, one in api.service.backends.items() if host.startswith(RBD))
     with stuck(hurt):
-        made = on(api, RBD)
-        assert api("DELETE", f"/volumes/{gone}").status == 202
-        shot = api("POST", "/snapshots", {"snapshot": {"volume_id": kept}}).json["snapshot"]["id"]
-        works(api, DISK)
+        with holding(monkeypatch, backend, "create_volume", "delete_volume", "create_snapshot"):
+            made = on(api, RBD)
+            assert api("DELETE", f"/volumes/{gone}").status == 202
+            shot = api("POST", "/snapshots", {"snapshot": {"volume_id": kept}}).json["snapshot"]["id"]
+            works(api, DISK)
+            assert [shown(api, one)["status"] for one in (made, gone)] == ["creating", "deleting"]
         assert pool(api)["backend_state"] == "down"
         settled(api, gone, "error_deleting")
         until(lambda: api("GET", f"/snapshots/{shot}").json["snapshot"]["status"] == "error")

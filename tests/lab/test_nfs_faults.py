@@ -19,6 +19,7 @@ from blockstore.manager import copying
 from blockstore.manager.context import volume_name
 from tests.api.volumes.test_migration import move, row, shown, whole
 from tests.conftest import Client, backend_section
+from tests.held_calls import held, holding
 
 from .conftest import SERVED, run
 
@@ -180,18 +181,6 @@ def is_up_again(api: Client) -> None:
     whole(api)
 
 
-def until(over: threading.Event, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a call that does not end before ``over`` is set: who waits for it waits until then."""
-
-    def do(*arguments: Any, **named: Any) -> Any:
-        try:
-            return call(*arguments, **named)
-        finally:
-            assert over.wait(ENDS_S)
-
-    return do
-
-
 @contextmanager
 def in_the_middle(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[[], None]) -> Iterator[threading.Event]:
     """Let a fault happen when a third of a copy is done, and the copy end after the block; give what tells of it."""
@@ -202,7 +191,7 @@ def in_the_middle(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[
         if next(count) == 5:
             fault()
             struck.set()
-        return (until(over, real) if struck.is_set() else real)(side, *arguments)
+        return (held(real, over) if struck.is_set() else real)(side, *arguments)
 
     monkeypatch.setattr(copying._Side, method, with_fault)
     try:
@@ -297,18 +286,13 @@ def test_a_move_from_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fau
 
 def test_work_begun_while_the_server_is_dead(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = volume(api, "nas")
-    share, over = api.service.backends[NAS], threading.Event()
-    for method in ("create_volume", "clone_volume", "create_snapshot"):
-        monkeypatch.setattr(share, method, until(over, getattr(share, method)))
     stop_server()
-    try:
+    with holding(monkeypatch, api.service.backends[NAS], "create_volume", "clone_volume", "create_snapshot"):
         asked = {"create": {"size": 1, "volume_type": "nas"}, "clone": {"size": 1, "source_volid": made}}
         begun = {what: api("POST", "/volumes", {"volume": body}).json["volume"]["id"] for what, body in asked.items()}
         shot = api("POST", "/snapshots", {"snapshot": {"volume_id": made}}).json["snapshot"]["id"]
         others_go_on(api)
         assert {shown(api, volume_id)["status"] for volume_id in begun.values()} == {"creating"}
-    finally:
-        over.set()
     for what, volume_id in begun.items():
         ended(api, volume_id)
         assert shown(api, volume_id)["status"] == "error", what
