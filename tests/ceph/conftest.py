@@ -59,7 +59,7 @@ class Ceph:
 
     def options(self, **more: Any) -> RbdOptions:
         """Return the options of a backend on this cluster."""
-        given = {"ceph_conf": self.conf, "user": "cinder", "keyring": self.keyring, "timeout_s": 60, **more}
+        given = {"ceph_conf": self.conf, "user": "cinder", "keyring": self.keyring, "timeout_s": 120, **more}
         return RbdOptions(**given)
 
     def backend(self, state_dir: Path, **more: Any) -> RbdBackend:
