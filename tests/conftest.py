@@ -160,11 +160,17 @@ UNLIMITED = QuotaConfig(volumes=-1, snapshots=-1, gigabytes=-1)
 
 
 def make_config(state_dir: Path, database_url: str = "", **parts: Any) -> Config:
-    """A configuration with one memory backend, no quota and no authentication, unless told otherwise."""
+    """A configuration with one memory backend, no quota and no authentication, unless told otherwise.
+
+    Nor are there periodic health checks: one that began before a test broke or mended something tells what was. And a
+    request waits for a slow tool.
+    """
     parts.setdefault("quota", UNLIMITED)
     parts.setdefault("backends", (backend_section("memory", "memory"),))
     service = dataclasses.replace(
-        parts.pop("service", ServiceConfig()), state_dir=state_dir, auth=parts.pop("auth", "none")
+        parts.pop("service", ServiceConfig(report_interval_s=3600, attach_timeout_s=600)),
+        state_dir=state_dir,
+        auth=parts.pop("auth", "none"),
     )
     return Config(service=service, database=DatabaseConfig(url=database_url), source="test", **parts)
 
@@ -251,8 +257,9 @@ class Client:
 
 
 @pytest.fixture
-def start_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Service]]:
     """Start services in this process; they are stopped at the end."""
+    monkeypatch.setattr("blockstore.app.service.FIRST_REPORT_S", 120)  # without a report a pool takes no volume
     with contextlib.ExitStack() as stack:
 
         def start(config: Config | None = None, **parts: Any) -> Service:

@@ -86,6 +86,11 @@ class Tgtd:
                 found.append(str(link.readlink()))
         return found
 
+    def waits_for_storage(self) -> bool:
+        """Say whether one of its threads is in a call of the kernel that nothing interrupts."""
+        stats = [path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob("*/stat")]
+        return any(stat.rpartition(")")[2].split()[0] == "D" for stat in stats)
+
     def __enter__(self) -> Tgtd:
         return self
 

@@ -132,6 +132,14 @@ class PoolReports:
         with self._lock:
             self._reports[report.name] = report
 
+    def exchange(self, former: PoolReport, report: PoolReport) -> bool:
+        """Replace a pool's report unless another one has replaced ``former`` meanwhile; return True if replaced."""
+        with self._lock:
+            if self._reports.get(report.name) is not former:
+                return False
+            self._reports[report.name] = report
+            return True
+
     def reports(self) -> Mapping[str, PoolReport]:
         """Return all reports by pool name."""
         with self._lock:

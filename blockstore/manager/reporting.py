@@ -34,6 +34,8 @@ class Reporter:
         self._context = context
         self._threads = ThreadPoolExecutor(max_workers=len(context.backends) + 1, thread_name_prefix="report")
         self._checks: dict[str, Future[None]] = {}
+        self._former: dict[str, PoolReport | None] = {}
+        """The report of each pool before its last health check began."""
 
     def check_all(self, *, wait_s: float) -> None:
         """Check every backend, and reconcile exports with attachments.
@@ -46,6 +48,7 @@ class Reporter:
             if before is not None and not before.done():
                 self._note_silence(pool)
             else:
+                self._former[pool] = self._context.pool_reports.get(pool)
                 self._checks[pool] = self._threads.submit(report, self._context, pool)
         exports = self._checks.get(EXPORTS)
         if exports is None or exports.done():
@@ -65,11 +68,12 @@ class Reporter:
         return all(check.done() for check in self._checks.values())
 
     def _note_silence(self, pool: str) -> None:
-        report = self._context.pool_reports.get(pool)
-        if report is not None and report.up:
+        former = self._former[pool]
+        if former is not None and former.up:
             reason = "It has not answered since the last health check."
-            self._context.pool_reports.update(replace(report, up=False, reason=reason, at=now()))
-            log.error("backend %s is down: %s", pool, reason)
+            silent = replace(former, up=False, reason=reason, at=now())
+            if self._context.pool_reports.exchange(former, silent):  # else it has just answered
+                log.error("backend %s is down: %s", pool, reason)
 
 
 def report(context: ManagerContext, pool: str) -> None:

@@ -39,10 +39,17 @@ def mounted(export: str, at: Path, options: str, timeout_s: int) -> int:
     try:
         device = at.stat().st_dev
     except OSError as exc:
-        raise Unreachable(f"The NFS server of {export} does not answer: {exc.strerror}.") from exc
+        raise no_answer(export, exc) from exc
     if source_of(at) != export:
         raise Unreachable(f"{export} could not be mounted at {at}.")
     return device
+
+
+def no_answer(export: str, exc: OSError) -> Unreachable:
+    """Return the error for a server that answers nothing, or errors that it should not have."""
+    return Unreachable(
+        f"The NFS server of {export} does not answer correctly: {exc.strerror or exc}. Check the server."
+    )
 
 
 def unmount(at: Path, timeout_s: int) -> None:

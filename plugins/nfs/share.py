@@ -116,10 +116,7 @@ class ShareStore(FileStore):
 
     def explain(self, exc: OSError) -> BackendError:
         if exc.errno in (errno.ETIMEDOUT, errno.EIO, errno.ESTALE, errno.EHOSTDOWN, errno.EHOSTUNREACH):
-            cause = exc.strerror or str(exc)
-            return Unreachable(
-                f"The NFS server of {self._export} does not answer correctly: {cause}. Check the server."
-            )
+            return mounts.no_answer(self._export, exc)
         if exc.errno == errno.EROFS:
             return rights.read_only(self._export, self.path)
         if exc.errno in (errno.EACCES, errno.EPERM) and mounts.source_of(self.path) == self._export:

@@ -44,7 +44,7 @@ class Ceph:
     def keyring(self) -> Path:
         return self.folder / "cinder.keyring"
 
-    def run(self, *words: str, check: bool = True, timeout_s: float = 60) -> str:
+    def run(self, *words: str, check: bool = True, timeout_s: float = 600) -> str:
         """Run one of Ceph's programs as the cluster's administrator."""
         done = subprocess.run(
             words,
@@ -59,7 +59,7 @@ class Ceph:
 
     def options(self, **more: Any) -> RbdOptions:
         """Return the options of a backend on this cluster."""
-        given = {"ceph_conf": self.conf, "user": "cinder", "keyring": self.keyring, "timeout_s": 20, **more}
+        given = {"ceph_conf": self.conf, "user": "cinder", "keyring": self.keyring, "timeout_s": 120, **more}
         return RbdOptions(**given)
 
     def backend(self, state_dir: Path, **more: Any) -> RbdBackend:
@@ -83,13 +83,13 @@ def looked_at(service: Service) -> Service:
 def up(folder: Path, *options: str) -> Ceph:
     """Start a cluster."""
     pools = [word for pool in POOLS for word in ("--pool", pool)]
-    subprocess.run([HERE / "ceph-up", *pools, *options, folder], check=True, stdout=subprocess.PIPE, timeout=120)
+    subprocess.run([HERE / "ceph-up", *pools, *options, folder], check=True, stdout=subprocess.PIPE, timeout=600)
     return Ceph(folder)
 
 
 def down(cluster: Ceph) -> None:
     """Stop a cluster, and remove it."""
-    subprocess.run([HERE / "ceph-down", "--rm", cluster.folder], check=True, timeout=120)
+    subprocess.run([HERE / "ceph-down", "--rm", cluster.folder], check=True, timeout=600)
 
 
 @pytest.fixture(scope="session")

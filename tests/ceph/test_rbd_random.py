@@ -160,10 +160,10 @@ def test_random_actions_leave_neither_parents_nor_wrong_bytes(ceph: Ceph, way: s
         action = walk.step()
         done[action] = done.get(action, 0) + 1
         if number % 25 == 24:
-            assert walk.backend._trash.wait_idle(180)
+            assert walk.backend._trash.wait_idle(600)
             walk.backend = start()
     assert len(done) == 9, done
-    assert walk.backend._trash.wait_idle(180)
+    assert walk.backend._trash.wait_idle(600)
     walk.compare()
     parents = walk.backend._cluster.parents()
     assert max(map(len, (_chain(name, parents) for name in walk.model.volumes)), default=0) <= MAX_DEPTH
@@ -173,7 +173,7 @@ def test_random_actions_leave_neither_parents_nor_wrong_bytes(ceph: Ceph, way: s
     walk.chance.shuffle(volumes)
     for name in volumes:
         walk.backend.delete_volume(name)
-    assert walk.backend._trash.wait_idle(180)
+    assert walk.backend._trash.wait_idle(600)
     assert ceph.run("rbd", "ls", f"volumes/{place}") == ""
     assert ceph.run("rbd", "trash", "ls", "--all", f"volumes/{place}") == ""
     ceph.run("rbd", "namespace", "remove", f"volumes/{place}")  # which refuses while anything is in it

@@ -154,7 +154,7 @@ def udev() -> Iterator[None]:
         yield
     finally:
         daemon.terminate()
-        daemon.wait(10)
+        daemon.wait(120)
         Path("/run/udev/control").unlink(missing_ok=True)
 
 

@@ -52,7 +52,7 @@ class Session:
         *,
         user: str | None = None,
         portal: str = "",
-        timeout_s: int = 10,
+        timeout_s: int = 60,
     ):
         self._lib = _library()
         self._context = ctypes.c_void_p(self._lib.iscsi_create_context(initiator.encode()))

@@ -188,5 +188,5 @@ def test_nothing_is_left_after_many_attachments(api: Client, disk: Disk) -> None
     assert [name for name in disk.names() if "volume-" in name] == [f"volume-{volume['id']}"]
     check(api.service.db, api.service.backends)
     assert api("DELETE", f"/volumes/{volume['id']}").status == 202
-    api.wait_idle()
+    api.wait_idle(600)
     assert [name for name in disk.names() if "volume-" in name] == []

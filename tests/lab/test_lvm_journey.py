@@ -92,11 +92,11 @@ def test_volumes_live_and_die_on_lvm(api: Client) -> None:
     check(api.service.db, {POOL: api.service.backends[POOL]})
 
     assert api("DELETE", f"/volumes/{volume['id']}?cascade=true").status == 202
-    api.wait_idle()
+    api.wait_idle(600)
     assert reads(api, copy["id"], PATTERN)  # what was made from the snapshot lives on
     for left in (copy, clone):
         assert api("DELETE", f"/volumes/{left['id']}").status == 202
-    api.wait_idle()
+    api.wait_idle(600)
     assert dict(api.service.backends[POOL].list_volumes()) == {}
     assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 0
 
@@ -123,7 +123,7 @@ def test_what_was_accepted_before_a_stop_is_done_after_it(
     ]
     api.service.stop()
     again = Client(start_service(make_config(tmp_path / "state", backends=backends)))
-    again.wait_idle(120)
+    again.wait_idle(600)
     assert [status(again, volume_id) for volume_id in wanted] == ["available", "available"]
     assert reads(again, wanted[1], PATTERN)
     check(again.service.db, {POOL: again.service.backends[POOL]})
@@ -145,7 +145,7 @@ def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: 
         third = api.volume(volume_type="disks")
         assert third["status"] == "available"
         assert api("DELETE", f"/volumes/{third['id']}").status == 202
-        api.wait_idle()
+        api.wait_idle(600)
         # Our disk goes, and theirs is all that is left of the name: nothing is deleted by that.
         run("vgchange", "--devices", disk.device, "-an", disk.vg)
         run("losetup", "-d", disk.device)
@@ -154,7 +154,7 @@ def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: 
         assert ours in reason
         assert guest in reason
         assert api("DELETE", f"/volumes/{first['id']}").status == 202
-        api.wait_idle()
+        api.wait_idle(600)
         assert status(api, first["id"]) == "available"
         assert api.get("/limits")["limits"]["absolute"]["totalGigabytesUsed"] == 2
         run("losetup", disk.device, str(disk.image))
@@ -173,7 +173,7 @@ def test_a_tenant_names_a_group_as_ours_and_a_disk_goes_away(api: Client, disk: 
         assert reads(api, second["id"], bytes(4096))
         for volume in (first, second):
             assert api.action(f"volumes/{volume['id']}", "os-force_delete", {}).status == 202
-        api.wait_idle()
+        api.wait_idle(600)
         assert dict(api.service.backends[POOL].list_volumes()) == {}
 
 
@@ -223,7 +223,7 @@ def test_group_of_the_same_name_on_another_disk_is_not_ours(api: Client, disk: D
     reason = api.service.pool_reports.reports()[POOL].reason or ""
     assert f"{recorded} is recorded, and {found} was found" in reason, reason
     assert api("DELETE", f"/volumes/{volume}").status == 202
-    api.wait_idle(120)
+    api.wait_idle(600)
     assert status(api, volume) == "available"
     assert api.volume(volume_type="disks")["status"] == "error"
     assert run("lvs", "--noheadings", "-o", "lv_name", disk.vg) == ""

@@ -52,7 +52,7 @@ def there(kind: str) -> list[str]:
 
 
 def tended(nas: NfsBackend) -> None:
-    assert nas._background_tasks.wait_idle(120)
+    assert nas._background_tasks.wait_idle(600)
 
 
 @pytest.mark.parametrize(

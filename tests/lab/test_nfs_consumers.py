@@ -84,7 +84,7 @@ def attach(api: Client, volume_id: str, connector: Any, **fields: Any) -> tuple[
 def detach(api: Client, attachment_id: str) -> None:
     answer = api("DELETE", f"/attachments/{attachment_id}")
     assert answer.status == 200, answer.body
-    api.wait_idle()
+    api.wait_idle(600)
 
 
 def held(api: Client, place: str, volume_id: str, at: int, length: int) -> bytes:
@@ -258,4 +258,4 @@ def test_a_revert_that_is_refused_changes_nothing(api: Client, place: str) -> No
     assert api.action(f"volumes/{made}", "revert", {"snapshot_id": shot}).status == 202
     assert api.get(f"/volumes/{made}")["volume"]["status"] == "available"
     assert api("DELETE", f"/volumes/{made}?cascade=true").status == 202
-    api.wait_idle()
+    api.wait_idle(600)

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from blockstore.manager import copying
 from blockstore.manager.context import volume_name
 from tests.api.volumes.test_migration import move, row, shown, whole
 from tests.conftest import Client, backend_section
+from tests.held_calls import held, holding
 
 from .conftest import SERVED, run
 
@@ -27,11 +28,11 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 MIB = 2**20
 BYTES = os.urandom(48 * MIB)
 SPACE_MIB = 160
-TIMEOUT_S = 4
-SOON_S = 2.0
-"""How long a request may take that has nothing to do with the share; the lab's kernel is slow."""
-ENDS_S = 40.0
-"""How long an operation on a dead server may take to be given up."""
+TIMEOUT_S = 8
+SOON_S = 5.0
+"""Less than a call to the dead server takes: its client gives up after three quarters of ``TIMEOUT_S``."""
+ENDS_S = 600.0
+"""When a test gives up what must happen: a busy machine may need long for it."""
 SMALL = SERVED / "small"
 NAS, DISK, OTHER = "blockstore@nas#nas", "blockstore@disk#disk", "blockstore@other#other"
 
@@ -131,30 +132,30 @@ def said(api: Client, volume_id: str) -> str:
     return str(text)
 
 
-def ended(api: Client, volume_id: str) -> float:
-    """Wait until nothing goes on with a volume; return for how many seconds."""
-    began = time.monotonic()
+def ended(api: Client, volume_id: str) -> None:
+    """Wait until nothing goes on with a volume."""
+    deadline = time.monotonic() + ENDS_S
     while shown(api, volume_id)["status"] in ("maintenance", "creating", "downloading", "deleting"):
-        assert time.monotonic() - began < ENDS_S, api.service.bus.running()
+        assert time.monotonic() < deadline, api.service.bus.running()
         time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def others_go_on(api: Client) -> None:
-    """Whoever has nothing to do with the share does not notice."""
-    began = time.monotonic()
-    made = api("POST", "/volumes", {"volume": {"size": 1, "volume_type": "other"}}).json["volume"]["id"]
-    ended(api, made)
-    assert shown(api, made)["status"] == "available"
-    api.get("/volumes/detail")
-    assert time.monotonic() - began < SOON_S
+    """Whoever has nothing to do with the share does not wait for it: who did would at no time be quick."""
+    deadline, took = time.monotonic() + ENDS_S, SOON_S
+    while took >= SOON_S:  # the machine may be busy
+        assert time.monotonic() < deadline
+        began = time.monotonic()
+        made = api("POST", "/volumes", {"volume": {"size": 1, "volume_type": "other"}}).json["volume"]["id"]
+        ended(api, made)
+        assert shown(api, made)["status"] == "available"
+        api.get("/volumes/detail")
+        took = time.monotonic() - began
 
 
 def is_down(api: Client) -> str:
     """Look at the pools; return why the share is down, as it is shown to people."""
-    began = time.monotonic()
     api.service.report()
-    assert time.monotonic() - began < ENDS_S
     (pool,) = (p for p in api.get("/scheduler-stats/explain?size=1")["explanation"]["pools"] if p["name"] == NAS)
     (service,) = (s for s in api.get("/os-services")["services"] if s["host"] == "blockstore@nas")
     assert service["backend_state"] == "down"
@@ -163,35 +164,40 @@ def is_down(api: Client) -> str:
 
 def is_up_again(api: Client) -> None:
     """Wait until the pool is up, everything left over is gone, and a volume can be made and removed there."""
-    began = time.monotonic()
+    deadline = time.monotonic() + ENDS_S
     while True:
         api.service.report()
         report = api.service.pool_reports.get(NAS)
         if report is not None and report.up:
             break
-        assert time.monotonic() - began < ENDS_S, report
+        assert time.monotonic() < deadline, report
         time.sleep(0.2)
     api.wait_idle(ENDS_S)
     whole(api)
     made = api.volume(volume_type="nas")
     assert made["status"] == "available"
     api("DELETE", f"/volumes/{made['id']}")
-    api.wait_idle()
+    api.wait_idle(ENDS_S)
     whole(api)
 
 
-def in_the_middle(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[[], None]) -> threading.Event:
-    """Let a fault happen when a third of a copy is done; return what tells that it has."""
-    count, real, struck = itertools.count(1), getattr(copying._Side, method), threading.Event()
+@contextmanager
+def in_the_middle(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[[], None]) -> Iterator[threading.Event]:
+    """Let a fault happen when a third of a copy is done, and the copy end after the block; give what tells of it."""
+    count, real = itertools.count(1), getattr(copying._Side, method)
+    struck, over = threading.Event(), threading.Event()
 
     def with_fault(side: Any, *arguments: Any) -> Any:
         if next(count) == 5:
             fault()
             struck.set()
-        return real(side, *arguments)
+        return (held(real, over) if struck.is_set() else real)(side, *arguments)
 
     monkeypatch.setattr(copying._Side, method, with_fault)
-    return struck
+    try:
+        yield struck
+    finally:
+        over.set()
 
 
 def test_server_whose_disk_is_not_mounted(api: Client) -> None:
@@ -231,10 +237,11 @@ def test_server_whose_disk_is_not_mounted(api: Client) -> None:
 @pytest.mark.parametrize("fault", [stop_server, fill_up, turn_read_only])
 def test_a_move_to_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None]) -> None:
     made = volume(api, "disk")
-    struck = in_the_middle(monkeypatch, "write", fault)
-    assert move(api, made, "blockstore@nas").status == 202
-    assert struck.wait(ENDS_S)
-    others_go_on(api)
+    with in_the_middle(monkeypatch, "write", fault) as struck:
+        assert move(api, made, "blockstore@nas").status == 202
+        assert struck.wait(ENDS_S)
+        others_go_on(api)
+        assert shown(api, made)["status"] == "maintenance"
     ended(api, made)
     found = shown(api, made)
     assert (found["status"], found["migration_status"]) == ("available", "error")
@@ -248,7 +255,7 @@ def test_a_move_to_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fault
     is_up_again(api)
     monkeypatch.undo()
     assert move(api, made, "blockstore@nas").status == 202
-    api.wait_idle()
+    api.wait_idle(ENDS_S)
     assert shown(api, made)["os-vol-host-attr:host"] == NAS
     assert holds(api, made)
 
@@ -257,10 +264,11 @@ def test_a_move_to_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fault
 def test_a_move_from_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None]) -> None:
     made = volume(api, "nas")
     Path("/proc/sys/vm/drop_caches").write_text("3")  # what was just written would be read from memory
-    struck = in_the_middle(monkeypatch, "read", fault)
-    assert move(api, made, "blockstore@disk").status == 202
-    assert struck.wait(ENDS_S)
-    others_go_on(api)
+    with in_the_middle(monkeypatch, "read", fault) as struck:
+        assert move(api, made, "blockstore@disk").status == 202
+        assert struck.wait(ENDS_S)
+        others_go_on(api)
+        assert shown(api, made)["status"] == "maintenance"
     ended(api, made)
     found = shown(api, made)
     assert found["status"] == "available"
@@ -276,13 +284,15 @@ def test_a_move_from_the_share(api: Client, monkeypatch: pytest.MonkeyPatch, fau
     assert holds(api, made)
 
 
-def test_work_begun_while_the_server_is_dead(api: Client) -> None:
+def test_work_begun_while_the_server_is_dead(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = volume(api, "nas")
     stop_server()
-    asked = {"create": {"size": 1, "volume_type": "nas"}, "clone": {"size": 1, "source_volid": made}}
-    begun = {what: api("POST", "/volumes", {"volume": body}).json["volume"]["id"] for what, body in asked.items()}
-    shot = api("POST", "/snapshots", {"snapshot": {"volume_id": made}}).json["snapshot"]["id"]
-    others_go_on(api)
+    with holding(monkeypatch, api.service.backends[NAS], "create_volume", "clone_volume", "create_snapshot"):
+        asked = {"create": {"size": 1, "volume_type": "nas"}, "clone": {"size": 1, "source_volid": made}}
+        begun = {what: api("POST", "/volumes", {"volume": body}).json["volume"]["id"] for what, body in asked.items()}
+        shot = api("POST", "/snapshots", {"snapshot": {"volume_id": made}}).json["snapshot"]["id"]
+        others_go_on(api)
+        assert {shown(api, volume_id)["status"] for volume_id in begun.values()} == {"creating"}
     for what, volume_id in begun.items():
         ended(api, volume_id)
         assert shown(api, volume_id)["status"] == "error", what
@@ -295,9 +305,9 @@ def test_work_begun_while_the_server_is_dead(api: Client) -> None:
     is_up_again(api)
     for volume_id in begun.values():
         assert api("DELETE", f"/volumes/{volume_id}").status == 202
-        api.wait_idle()
+        api.wait_idle(ENDS_S)
     assert api("DELETE", f"/snapshots/{shot}").status == 202
-    api.wait_idle()
+    api.wait_idle(ENDS_S)
     left = {one["id"] for one in api.get("/volumes")["volumes"]}
     assert made in left
     assert not left & set(begun.values())

@@ -10,6 +10,8 @@ import pytest
 from blockstore.accounting.pool_reports import NO_USAGE
 from blockstore.app.service import Service
 from blockstore.backends.contract import Capacity
+from blockstore.manager import reporting
+from blockstore.manager.context import ManagerContext
 from tests.conftest import backend_section
 
 
@@ -42,6 +44,29 @@ def test_a_backend_that_does_not_answer_is_down_until_it_does(
     service.reporter.check_all(wait_s=60)
     service.reporter.check_all(wait_s=60)
     assert up() == {slow: True, quick: True}
+
+
+def test_a_backend_that_answers_just_now_stays_up(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report is there, while its health check has not quite ended when the next one is due."""
+    service = start_service(backends=(backend_section("slow", "memory"),))
+    (pool,) = service.backends
+    reported, end = threading.Event(), threading.Event()
+    report = reporting.report
+
+    def end_late(context: ManagerContext, name: str) -> None:
+        report(context, name)
+        reported.set()
+        assert end.wait(60)
+
+    monkeypatch.setattr(reporting, "report", end_late)
+    service.reporter.check_all(wait_s=0)
+    assert reported.wait(60)
+    service.reporter.check_all(wait_s=0)
+    up = service.pool_reports.reports()[pool].up
+    end.set()
+    assert up
 
 
 def test_a_pool_that_takes_nothing_new_is_up_and_says_why(

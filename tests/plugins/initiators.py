@@ -40,7 +40,7 @@ class Login:
         return f"iscsi://{self.portal}/{self.iqn}/1"
 
 
-def tool(login: Login, name: str, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def tool(login: Login, name: str, *arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     """Run one of libiscsi's tools on the LUN."""
     _need(name)
     argv = [name, "-i", login.initiator, *arguments, login.url]
@@ -57,7 +57,7 @@ def qemu_image(login: Login) -> str:
 def qemu_io(login: Login, *commands: str, read_only: bool = False) -> subprocess.CompletedProcess[str]:
     """Run commands of qemu-io on the LUN; the output says 'failed' of each that fails."""
     with start_qemu_io(login, read_only=read_only) as process:
-        out, err = process.communicate("".join(f"{command}\n" for command in commands) + "quit\n", timeout=120)
+        out, err = process.communicate("".join(f"{command}\n" for command in commands) + "quit\n", timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -112,7 +112,7 @@ class CommandFailed(Exception):
 class Raw:
     """One iSCSI connection, one command at a time."""
 
-    def __init__(self, login: Login, *, timeout_s: float = 10, receive_buffer: int = 0):
+    def __init__(self, login: Login, *, timeout_s: float = 60, receive_buffer: int = 0):
         self.login_data = login
         host, _, port = login.portal.rpartition(":")
         host = host.strip("[]")

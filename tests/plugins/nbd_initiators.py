@@ -131,7 +131,7 @@ def qemu_io_says(connection: Connection, keys: Path, *commands: str, **how: Any)
     """Run commands of qemu-io, whatever comes of it."""
     words = [word for command in commands for word in ("-c", command)]
     argv = ["qemu-io", *_mode(connection), *words, *qemu_words(connection, keys, **how)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
 
 
 class Session:
@@ -192,7 +192,7 @@ def uri(connection: Connection, keys: Path, secret: str = SECRET) -> str:
 def nbdinfo(connection: Connection, keys: Path) -> Mapping[str, Any]:
     """What the server says of the export."""
     done = subprocess.run(
-        ["nbdinfo", "--json", uri(connection, keys)], capture_output=True, text=True, timeout=60, check=False
+        ["nbdinfo", "--json", uri(connection, keys)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

@@ -294,7 +294,7 @@ def test_ones_own_open_file_is_no_holder(target: LocalTarget, volume: Path) -> N
 def test_a_holder_that_lets_go_within_a_moment_does_not_matter(
     target: LocalTarget, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "PATIENCE_S", 10)
+    monkeypatch.setattr(local, "PATIENCE_S", 600)
     export = export_of(volume)
     target.export(export)
     code = "import sys, time; file = open(sys.argv[1]); print('open', flush=True); time.sleep(0.3)"

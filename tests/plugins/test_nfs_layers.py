@@ -69,7 +69,7 @@ def write(nas: NfsBackend, volume: str, text: bytes, at: int = 0) -> None:
 
 
 def tended(nas: NfsBackend) -> None:
-    assert nas._background_tasks.wait_idle(60)
+    assert nas._background_tasks.wait_idle(600)
 
 
 def hidden(nas: NfsBackend, kind: str) -> list[str]:
@@ -256,7 +256,7 @@ def test_who_opened_it_in_the_last_instant_keeps_what_they_have(nas: NfsBackend)
 
 def test_who_takes_a_new_layer_for_the_volume_cannot_write(nas: NfsBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that has the volume's name cached opens the file that is a layer now."""
-    monkeypatch.setattr(layers, "GUARDED_S", 60)
+    monkeypatch.setattr(layers, "GUARDED_S", 3600)
     nas.create_volume("v", 1)
     nas.create_snapshot("v", "s")
     (layer,) = hidden(nas, LAYER)
@@ -270,7 +270,7 @@ def test_who_takes_a_new_layer_for_the_volume_cannot_write(nas: NfsBackend, monk
     tended(nas)
     assert hidden(nas, LAYER) == [layer]  # it waits until it is nobody's any more
     clock = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + 61)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 3601)
     nas.check()
     tended(nas)
     assert hidden(nas, LAYER) == []

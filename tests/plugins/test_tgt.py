@@ -214,7 +214,7 @@ def test_a_living_session_sees_the_new_size(rig: Rig) -> None:
         os.truncate(path, 20 * MIB)
         rig.target.resize(export.id)
         assert "Total size:20971520" in tool(login, "iscsi-readcapacity16").stdout
-        out, _ = process.communicate("read -P 1 0 512\nquit\n", timeout=60)
+        out, _ = process.communicate("read -P 1 0 512\nquit\n", timeout=600)
     assert out.count("read 512/512") == 2, out
     assert rig.target.export(export).data["target_iqn"] == login.iqn
     assert "[" in page(login, 0x80)
@@ -241,7 +241,7 @@ def test_no_write_is_lost_and_none_fails_while_the_volume_grows(rig: Rig) -> Non
                 rig.target.resize(export.id)
         process.stdin.write("aio_flush\nflush\nquit\n")
         process.stdin.close()
-        reader.join(60)
+        reader.join(600)
     assert sum("wrote" in line for line in lines) == count
     assert not [line for line in lines if "fail" in line or "rror" in line]
     data = path.read_bytes()

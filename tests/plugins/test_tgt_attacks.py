@@ -79,7 +79,7 @@ def test_an_initiator_discovers_only_what_admits_it(rig: Rig) -> None:
     login = rig.login_of(rig.export_of(rig.volume()))
     for initiator, there in ((INITIATOR, True), (OTHER, False)):
         argv = ["iscsi-ls", "-i", initiator, f"iscsi://{rig.tgtd.portal}"]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, env={"PATH": os.environ["PATH"]})
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=600, env={"PATH": os.environ["PATH"]})
         assert (login.iqn in done.stdout) == there
 
 
@@ -259,16 +259,17 @@ def test_an_initiator_that_does_not_read_its_answers_cannot_keep_its_export(rig:
                 raw.send_command(struct.pack(">BBIBHB", 0x28, 0, 0, 0, 512, 0), expect=512 * 512)
         began = time.monotonic()
         rig.target.withdraw(export.id)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < rig.session_timeout_s / 2  # it is not waited for
     assert rig.is_empty()
     assert not rig.holds(path)
 
 
 def test_an_initiator_that_is_gone_without_a_word_is_not_connected_for_ever(rig: Rig) -> None:
+    rig.be_impatient(10.0)
     export = rig.export_of(rig.volume())
     with Raw(rig.login_of(export)).login():  # and answers no ping
         assert export.id in rig.target.sessions()
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 600
         while export.id in rig.target.sessions():
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -279,13 +280,15 @@ def test_a_command_that_does_not_end_keeps_the_export_in_quarantine(rig: Rig, tm
     with mounted(tmp_path, "ext4", "64M") as point:
         path = point / "volume"
         path.write_bytes(bytes(MIB))
+        rig.be_impatient()
         export = rig.export_of(path)
         login = rig.login_of(export)
         subprocess.run(["fsfreeze", "--freeze", point], check=True)
         try:
             with Raw(login).login().ready() as raw:
                 raw.send_command(struct.pack(">BBIBHB", 0x2A, 0, 0, 0, 1, 0), out=b"x" * 512)
-                time.sleep(0.2)
+                while not rig.tgtd.waits_for_storage():
+                    time.sleep(0.01)
                 with pytest.raises(SessionAlive, match=INITIATOR):
                     rig.target.withdraw(export.id)
             assert rig.holds(path)
@@ -301,7 +304,7 @@ def test_a_command_that_does_not_end_keeps_the_export_in_quarantine(rig: Rig, tm
                 rig.new_target().export(replace(export, connector={"initiator": OTHER}))
         finally:
             subprocess.run(["fsfreeze", "--unfreeze", point], check=True)
-        rig.target.withdraw(export.id)
+        rig.new_target(session_timeout_s=60.0).withdraw(export.id)
         assert rig.is_empty()
         assert not rig.holds(path)
 

@@ -28,6 +28,7 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.tgtd = Tgtd()
+        self.session_timeout_s = 60.0  # an initiator that a busy machine keeps from answering is not cut off
         self.target = self.new_target()
         self._counter = itertools.count()
 
@@ -36,10 +37,15 @@ class Rig:
         options = {
             "portals": self.tgtd.portal,
             "control_socket": str(self.tgtd.socket),
-            "session_timeout_s": 5.0,
+            "session_timeout_s": self.session_timeout_s,
             **options,
         }
         return TgtTarget("t", TgtOptions(**options), self.directory / "state", owner)
+
+    def be_impatient(self, session_timeout_s: float = 5.0) -> None:
+        """From now on, wait less long for an initiator; five seconds are the least that is allowed."""
+        self.session_timeout_s = session_timeout_s
+        self.target = self.new_target()
 
     def volume(self, fill: bytes = b"", size: int = 16 * MIB) -> Path:
         """Return a new file, full of a pattern."""

@@ -41,7 +41,7 @@ def api(start_service: Callable[..., Service], database_url: str) -> Client:
 
 
 def idle(api: Client) -> None:
-    assert api.service.bus.wait_idle(60)
+    assert api.service.bus.wait_idle(600)
 
 
 def volume(api: Client, backend: str = "a", size: int = 1) -> dict[str, Any]:
