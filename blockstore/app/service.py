@@ -161,7 +161,7 @@ class Service:
         self.db.dispose()
         return clean
 
-    def _register(self, password: bootstrap.FirstPassword | None) -> None:
+    def _register(self, password: bootstrap.FirstPassword | None = None) -> None:
         with self.db.write() as session:
             ensure_default_type(session, self.config.service.default_volume_type)
             if self.login is not None and bootstrap.ensure_admin(session, self.state_dir, password):
