@@ -95,12 +95,12 @@ class Initiator:
             return _qemu("qemu-io", *options, *_mode(write), *words, disk)
 
     @contextmanager
-    def session(self, connection_info: ConnectionInfo, *, write: bool = False) -> Iterator[Session]:
+    def session(self, connection_info: ConnectionInfo, *, write: bool = False) -> Iterator[InitiatorSession]:
         """Have qemu-io open the disk, and keep it open until a command is given or the block ends."""
         with self._disk(connection_info) as (options, disk):
             tool = process.Waiting(("qemu-io", *options, *_mode(write), disk), package=PACKAGE)
             try:
-                yield Session(tool)
+                yield InitiatorSession(tool)
             finally:
                 tool.stop()
 
@@ -111,7 +111,7 @@ class Initiator:
             yield options, "json:" + json.dumps({"driver": "raw", "file": node})
 
 
-class Session:
+class InitiatorSession:
     """A disk that an initiator keeps open."""
 
     def __init__(self, tool: process.Waiting):
