@@ -31,7 +31,7 @@ class FirstPassword:
     """The administrator's random password, whose hash is computed by a thread while a start makes its database."""
 
     def __init__(self) -> None:
-        """Begin to compute the hash, some 30 ms."""
+        """Begin to compute the hash."""
         self.text = secrets.token_urlsafe(18)
         self._hash = ""
         self._thread = threading.Thread(target=self._compute, name="first-password", daemon=True)

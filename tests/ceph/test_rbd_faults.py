@@ -271,11 +271,12 @@ def test_a_full_cluster_is_emptied_by_its_users(api: Client, hurt: Ceph) -> None
     for ratio, value in (("nearfull", "0.00002"), ("backfillfull", "0.00003"), ("full", "0.0001")):
         hurt.run("ceph", "osd", f"set-{ratio}-ratio", value)
     until(lambda: is_full(hurt))
+    began = time.monotonic()
     assert api("DELETE", f"/snapshots/{shot}").status == 202
     until(lambda: api("GET", f"/snapshots/{shot}").status == 404)
     assert api("DELETE", f"/volumes/{gone}").status == 202
     until(lambda: api("GET", f"/volumes/{gone}").status == 404)
-    assert story(api, shot) + story(api, gone) == ""  # no timeout, and no second try
+    assert time.monotonic() - began < 60
     assert len(hurt.run("rbd", "ls", "volumes").split()) == 1
     backend = next(one for host, one in api.service.backends.items() if host.startswith(RBD))
     with pytest.raises(NoSpace, match="The pool volumes is full"):
