@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -256,7 +257,16 @@ def test_pool_made_anew_is_not_taken_for_the_one_that_held_the_volumes(
         ceph.run("ceph", "osd", "pool", "create", "anew", "1", "1")
         ceph.run("rbd", "pool", "init", "anew")
         pools = json.loads(ceph.run("ceph", "osd", "dump", "--format", "json"))
-        return f"{pools['fsid']}:" + next(str(one["pool"]) for one in pools["pools"] if one["pool_name"] == "anew")
+        number = next(one["pool"] for one in pools["pools"] if one["pool_name"] == "anew")
+        deadline = time.monotonic() + 300
+        while ("anew", number) not in counted():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return f"{pools['fsid']}:{number}"
+
+    def counted() -> list[tuple[str, int]]:
+        """Return name and number of the pools whose space the cluster knows: of a new one, after some seconds."""
+        return [(one["name"], one["id"]) for one in json.loads(ceph.run("ceph", "df", "--format", "json"))["pools"]]
 
     recorded, keyring = pool(), str(tmp_path / "keyring")
     caps = ("mon", "profile rbd", "mgr", "profile rbd", "osd", "profile rbd pool=anew")
